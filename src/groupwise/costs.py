@@ -1,0 +1,165 @@
+"""What a convolution costs: parameters, multiply-accumulates (MACs), bytes, and its dense equivalent.
+
+Counted by formula from a `ConvSpec`; nothing is timed. Conventions:
+
+- One MAC is one multiplication and one addition, so 2 FLOP. The bias is not counted.
+- Every tap of the kernel counts at every position, also where it reads padding; those that do are given apart.
+- A transposed convolution is counted from its input positions, each of which is spread over the whole kernel.
+- Bytes are the least that any implementation moves: input and weight read once, output written once. The two
+  backward passes move as much: grad_input reads grad_output and the weight, grad_weight reads both activations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from groupwise.errors import check_choice, check_integer
+from groupwise.spec import ConvSpec, Extent
+
+DTYPE_BYTES = {
+    "float64": 8,
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "int8": 1,
+    "uint8": 1,
+    "complex64": 8,
+    "complex128": 16,
+}
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of the three passes."""
+
+    forward: int
+    grad_input: int
+    grad_weight: int
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(
+            self.forward + other.forward,
+            self.grad_input + other.grad_input,
+            self.grad_weight + other.grad_weight,
+        )
+
+    @property
+    def total(self) -> int:
+        """All three passes: one training step."""
+        return self.forward + self.grad_input + self.grad_weight
+
+    def to_dict(self) -> dict[str, int]:
+        """The three counts by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that have to move at least once, by tensor."""
+
+    input: int
+    weight: int
+    output: int
+
+    @property
+    def total(self) -> int:
+        """All three tensors."""
+        return self.input + self.weight + self.output
+
+    def to_dict(self) -> dict[str, int]:
+        """The three sizes by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of `spec` on an input of (batch, in_channels, *input_size) of `dtype`."""
+
+    spec: ConvSpec
+    input_size: tuple[int, ...]
+    output_size: tuple[int, ...]
+    batch: int
+    dtype: str
+    macs: Macs
+    macs_on_padding: int
+    traffic: Traffic
+
+    @property
+    def bytes(self) -> int:
+        """Bytes a pass moves at least: input and weight read once, output written once."""
+        return self.traffic.total
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity of the forward pass, in FLOP per byte (2 FLOP a MAC)."""
+        return 2 * self.macs.forward / self.bytes if self.bytes else 0.0
+
+    def with_groups(self, groups: int) -> Cost:
+        """The cost with another number of groups, all else equal."""
+        return cost(self.spec.with_groups(groups), self.input_size, self.batch, self.dtype)
+
+    def dense(self) -> Cost:
+        """The cost of the dense equivalent (groups=1)."""
+        return self.with_groups(1)
+
+
+def cost(spec: ConvSpec, size: Extent, batch: int = 1, dtype: str = "float32") -> Cost:
+    """Count one convolution on an input of spatial `size`.
+
+    `size` is an int (all dimensions) or one int per dimension; `dtype` a name such as `"float32"`, or a
+    torch.dtype. Raises `GroupwiseError` for a size that gives no output, or an unknown dtype.
+
+    >>> cost(ConvSpec(128, 128, 3, padding=1, groups=32), 56).macs.forward
+    14450688
+    """
+    size = spec.check_size(size)
+    out_size = spec.output_size(size)
+    batch = check_integer("batch", batch, 0)
+    dtype = check_dtype(dtype)
+    positions = math.prod(size if spec.transposed else out_size)
+    per_tap = batch * spec.in_channels * spec.outputs_per_group
+    macs = per_tap * positions * math.prod(spec.kernel_size)
+    real = per_tap * math.prod(_real_taps(spec, axis, size[axis], out_size[axis]) for axis in range(spec.dims))
+    item = DTYPE_BYTES[dtype]
+    return Cost(
+        spec=spec,
+        input_size=size,
+        output_size=out_size,
+        batch=batch,
+        dtype=dtype,
+        macs=Macs(macs, macs, macs),
+        macs_on_padding=macs - real,
+        traffic=Traffic(
+            input=item * batch * spec.in_channels * math.prod(size),
+            weight=item * spec.weights,
+            output=item * batch * spec.out_channels * math.prod(out_size),
+        ),
+    )
+
+
+def check_dtype(dtype: object) -> str:
+    """The plain name of a dtype (`"float32"`), from a name or a torch.dtype."""
+    return check_choice("dtype", str(dtype).removeprefix("torch."), DTYPE_BYTES)
+
+
+def _real_taps(spec: ConvSpec, axis: int, size: int, out_size: int) -> int:
+    """Pairs (position, tap) along one dimension that touch a real value.
+
+    A plain convolution at position o reads o*stride - pad + tap*dilation, real when that lies in the input. A
+    transposed one at input position i writes the same expression, real when it lies in the (cropped) output.
+    Padding that copies the input (reflect, replicate, circular) is made of real values.
+    """
+    if spec.padding_mode != "zeros":
+        return out_size * spec.kernel_size[axis]
+    positions, limit = (size, out_size) if spec.transposed else (out_size, size)
+    stride, pad = spec.stride[axis], spec.pads[axis][0]
+    count = 0
+    for tap in range(spec.kernel_size[axis]):
+        offset = pad - tap * spec.dilation[axis]
+        first = max(0, -(-offset // stride))
+        last = min(positions - 1, (limit - 1 + offset) // stride)
+        count += max(0, last - first + 1)
+    return count

@@ -1,0 +1,1 @@
+"""The networks that made groups famous."""

@@ -1,0 +1,1 @@
+"""Grouped convolution layers: `torch.nn` ones that can explain themselves."""
