@@ -1,6 +1,6 @@
 """groupwise: the `groups` parameter of PyTorch's convolutions, seen and counted.
 
-Names load on first use, so `import groupwise` costs nothing and `groupwise explain IN OUT` never imports torch.
+Names load on first use: `import groupwise` costs nothing, and `groupwise explain IN OUT` never imports torch.
 """
 
 from __future__ import annotations
@@ -11,24 +11,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from groupwise import models as models
     from groupwise import nn as nn
+    from groupwise.arguments import valid_groups as valid_groups
     from groupwise.costs import Cost as Cost
     from groupwise.costs import cost as cost
+    from groupwise.counting import ConvCall as ConvCall
+    from groupwise.counting import count as count
     from groupwise.errors import GroupwiseError as GroupwiseError
+    from groupwise.explanation import Explanation as Explanation
+    from groupwise.explanation import explain as explain
+    from groupwise.reporting import Report as Report
+    from groupwise.reporting import report as report
     from groupwise.spec import ConvSpec as ConvSpec
-    from groupwise.spec import valid_groups as valid_groups
     from groupwise.wiring import Path as Path
     from groupwise.wiring import Wiring as Wiring
 
 __version__ = "0.1.0"
 
+# Functions are verbs and the modules that hold them nouns, so that neither hides the other here.
 _HOME = {
+    "ConvCall": "counting",
     "ConvSpec": "spec",
     "Cost": "costs",
+    "Explanation": "explanation",
     "GroupwiseError": "errors",
     "Path": "wiring",
+    "Report": "reporting",
     "Wiring": "wiring",
     "cost": "costs",
-    "valid_groups": "spec",
+    "count": "counting",
+    "explain": "explanation",
+    "report": "reporting",
+    "valid_groups": "arguments",
 }
 _MODULES = ("models", "nn")
 

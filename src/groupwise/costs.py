@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from groupwise.arguments import Extent
 from groupwise.errors import check_choice, check_integer
-from groupwise.spec import ConvSpec, Extent
+from groupwise.spec import ConvSpec
 
 DTYPE_BYTES = {
     "float64": 8,
@@ -97,6 +99,20 @@ class Cost:
         """Arithmetic intensity of the forward pass, in FLOP per byte (2 FLOP a MAC)."""
         return 2 * self.macs.forward / self.bytes if self.bytes else 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Sizes, MACs and bytes as plain JSON types."""
+        return {
+            "input_size": list(self.input_size),
+            "output_size": list(self.output_size),
+            "batch": self.batch,
+            "dtype": self.dtype,
+            "macs": self.macs.to_dict(),
+            "macs_on_padding": self.macs_on_padding,
+            "bytes": self.bytes,
+            "traffic": self.traffic.to_dict(),
+            "intensity": self.intensity,
+        }
+
     def with_groups(self, groups: int) -> Cost:
         """The cost with another number of groups, all else equal."""
         return cost(self.spec.with_groups(groups), self.input_size, self.batch, self.dtype)
@@ -155,11 +171,30 @@ def _real_taps(spec: ConvSpec, axis: int, size: int, out_size: int) -> int:
     if spec.padding_mode != "zeros":
         return out_size * spec.kernel_size[axis]
     positions, limit = (size, out_size) if spec.transposed else (out_size, size)
-    stride, pad = spec.stride[axis], spec.pads[axis][0]
-    count = 0
-    for tap in range(spec.kernel_size[axis]):
-        offset = pad - tap * spec.dilation[axis]
-        first = max(0, -(-offset // stride))
-        last = min(positions - 1, (limit - 1 + offset) // stride)
-        count += max(0, last - first + 1)
-    return count
+    taps, stride, dilation = spec.kernel_size[axis], spec.stride[axis], spec.dilation[axis]
+    pad = spec.pads[axis][0]
+    return _pairs(limit - 1 + pad, positions, taps, stride, dilation) - _pairs(
+        pad - 1, positions, taps, stride, dilation
+    )
+
+
+def _pairs(reach: int, positions: int, taps: int, stride: int, dilation: int) -> int:
+    """Pairs (position, tap) with position*stride + tap*dilation <= reach, in closed form: kernels may be huge."""
+    if reach < 0:
+        return 0
+    # A tap up to `full` has all positions; from there to `last` it has floor((reach - tap*dilation) / stride) + 1.
+    last = min(taps - 1, reach // dilation)
+    full = min(taps, max(0, (reach - (positions - 1) * stride) // dilation + 1))
+    rest = max(0, last - full + 1)
+    return positions * full + rest + _floor_sum(rest, stride, dilation, reach - last * dilation)
+
+
+def _floor_sum(n: int, m: int, a: int, b: int) -> int:
+    """Sum of floor((a*i + b) / m) for i in 0 .. n-1 (a, b not negative), by Euclid's algorithm."""
+    total = 0
+    while n:
+        total += n * (n - 1) // 2 * (a // m) + n * (b // m)
+        a, b = a % m, b % m
+        n, b = divmod(a * n + b, m)
+        m, a = a, m
+    return total

@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from groupwise.errors import MAX_CHANNELS, GroupwiseError, check_choice, check_integer, list_some
+from groupwise.arguments import (
+    Extent,
+    check_groups,
+    dims_of,
+    expand,
+    padding_of,
+    per_dimension,
+    shape_of,
+)
+from groupwise.arguments import valid_groups as valid_groups_of
+from groupwise.errors import MAX_CHANNELS, GroupwiseError, check_choice, check_integer
 
-Extent = int | Sequence[int]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-
-
-def valid_groups(in_channels: int, out_channels: int) -> tuple[int, ...]:
-    """Every legal `groups`, ascending: the divisors that both channel counts share.
-
-    >>> valid_groups(8, 4)
-    (1, 2, 4)
-    """
-    common = math.gcd(
-        check_integer("in_channels", in_channels, 1, MAX_CHANNELS),
-        check_integer("out_channels", out_channels, 1, MAX_CHANNELS),
-    )
-    low = [d for d in range(1, math.isqrt(common) + 1) if common % d == 0]
-    return tuple(low + [common // d for d in reversed(low) if d * d != common])
-
-
-def check_groups(in_channels: int, out_channels: int, groups: object) -> int:
-    """Return `groups` as an int, or raise `GroupwiseError` with the valid values and the nearest channels."""
-    valid = list(valid_groups(in_channels, out_channels))
-    try:
-        number = check_integer("groups", groups, 1, MAX_CHANNELS)
-    except GroupwiseError as error:
-        raise GroupwiseError(f"{error}; valid groups: {list_some(valid)}") from None
-    if in_channels % number or out_channels % number:
-        keep = [
-            f"{name} {' or '.join(str(m) for m in (n // number * number, (n // number + 1) * number) if m)}"
-            for name, n in (("in_channels", in_channels), ("out_channels", out_channels))
-            if n % number
-        ]
-        raise GroupwiseError(
-            f"groups={number} must divide in_channels={in_channels} and out_channels={out_channels}; "
-            f"valid groups: {list_some(valid, near=number)}; to keep groups={number} use {' and '.join(keep)}"
-        )
-    return number
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -100,7 +75,7 @@ class ConvSpec:
         in_channels = check_integer("in_channels", in_channels, 1, MAX_CHANNELS)
         out_channels = check_integer("out_channels", out_channels, 1, MAX_CHANNELS)
         groups = check_groups(in_channels, out_channels, groups)
-        dims = _dims(kernel_size, dims)
+        dims = dims_of(kernel_size, dims)
         if not isinstance(bias, bool):
             raise GroupwiseError(f"bias={bias!r} is a {type(bias).__name__}; bias must be True or False")
         if not isinstance(transposed, bool):
@@ -110,7 +85,7 @@ class ConvSpec:
             "out_channels": out_channels,
             "kernel_size": per_dimension("kernel_size", kernel_size, dims, 1),
             "stride": per_dimension("stride", stride, dims, 1),
-            "padding": _padding(padding, dims, transposed),
+            "padding": padding_of(padding, dims, transposed),
             "dilation": per_dimension("dilation", dilation, dims, 1),
             "groups": groups,
             "bias": bias,
@@ -173,7 +148,7 @@ class ConvSpec:
         `input` (N, in_channels, *size), `weight` and `bias` are tensors or shapes; `input` may be None, and
         `bias` a bool. Raises `GroupwiseError` when the shapes contradict each other.
         """
-        shape = _shape("weight", weight)
+        shape = shape_of("weight", weight)
         if not 3 <= len(shape) <= 5:
             raise GroupwiseError(
                 f"weight of shape {shape} has {len(shape)} dimensions; a 1-D, 2-D or 3-D convolution's has 3, 4 or 5"
@@ -186,18 +161,18 @@ class ConvSpec:
             in_channels,
             out_channels,
             shape[2:],
-            _expand(stride, len(shape) - 2),
-            _expand(padding, len(shape) - 2),
-            _expand(dilation, len(shape) - 2),
+            expand(stride, len(shape) - 2),
+            expand(padding, len(shape) - 2),
+            expand(dilation, len(shape) - 2),
             groups,
             has_bias,
             transposed=transposed,
-            output_padding=_expand(output_padding, len(shape) - 2),
+            output_padding=expand(output_padding, len(shape) - 2),
         )
-        if has_bias and not isinstance(bias, bool) and _shape("bias", bias) != (out_channels,):
-            raise GroupwiseError(f"bias of shape {_shape('bias', bias)} must have out_channels={out_channels} values")
+        if has_bias and not isinstance(bias, bool) and shape_of("bias", bias) != (out_channels,):
+            raise GroupwiseError(f"bias of shape {shape_of('bias', bias)} must have out_channels={out_channels} values")
         if input is not None:
-            spec.check_input(_shape("input", input))
+            spec.check_input(shape_of("input", input))
         return spec
 
     @property
@@ -257,7 +232,7 @@ class ConvSpec:
     @property
     def valid_groups(self) -> tuple[int, ...]:
         """Every `groups` these channel counts allow, ascending."""
-        return valid_groups(self.in_channels, self.out_channels)
+        return valid_groups_of(self.in_channels, self.out_channels)
 
     @property
     def pads(self) -> tuple[tuple[int, int], ...]:
@@ -276,6 +251,21 @@ class ConvSpec:
     def dense(self) -> ConvSpec:
         """The equivalent with groups=1, in which every input reaches every output."""
         return self.with_groups(1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Arguments and what follows from them, as plain JSON types; tuples become lists."""
+        facts = {"op": self.op, "kind": self.kind, **dataclasses.asdict(self)}
+        del facts["bias"]
+        facts |= {
+            "weight_shape": self.weight_shape,
+            "bias_shape": self.bias_shape,
+            "weights": self.weights,
+            "parameters": self.parameters,
+            "inputs_per_filter": self.inputs_per_filter,
+            "filters": self.out_channels,
+            "channel_multiplier": self.channel_multiplier,
+        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
     def check_size(self, size: Extent) -> tuple[int, ...]:
         """Spatial input size as a tuple of `dims` positive ints; an int stands for all dimensions."""
@@ -325,49 +315,3 @@ class ConvSpec:
                 f"padding={pad} with padding_mode={self.padding_mode!r} must be at most {most} "
                 f"for size={length} in dimension {axis}"
             )
-
-
-def per_dimension(name: str, value: object, dims: int, minimum: int) -> tuple[int, ...]:
-    """`value`, an int or a sequence of `dims` ints, as a tuple of checked ints."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        return (check_integer(name, value, minimum),) * dims
-    entries = tuple(value)
-    if len(entries) != dims:
-        raise GroupwiseError(
-            f"{name}={entries} has {len(entries)} values; a {dims}-D convolution takes one int or {dims} of them"
-        )
-    return tuple(check_integer(name, entry, minimum) for entry in entries)
-
-
-def _dims(kernel_size: object, dims: int | None) -> int:
-    given = None if isinstance(kernel_size, str) or not isinstance(kernel_size, Iterable) else tuple(kernel_size)
-    if given is None:
-        return check_integer("dims", 2 if dims is None else dims, 1, 3)
-    if not 1 <= len(given) <= 3 or dims not in (None, len(given)):
-        wanted = "1, 2 or 3" if dims is None else str(dims)
-        raise GroupwiseError(f"kernel_size={given} has {len(given)} values; it must have {wanted}")
-    return len(given)
-
-
-def _padding(padding: object, dims: int, transposed: bool) -> tuple[int, ...] | str:
-    if not isinstance(padding, str):
-        return per_dimension("padding", padding, dims, 0)
-    if transposed:
-        raise GroupwiseError(f"padding={padding!r}: a transposed convolution takes its padding as numbers")
-    if padding not in ("same", "valid"):
-        raise GroupwiseError(f"padding={padding!r} must be 'same', 'valid', an int or {dims} of them")
-    return padding
-
-
-def _shape(name: str, value: Any) -> tuple[int, ...]:
-    shape = getattr(value, "shape", value)
-    if isinstance(shape, str) or not isinstance(shape, Iterable):
-        raise GroupwiseError(f"{name}={value!r} is neither a tensor nor a shape")
-    return tuple(shape)
-
-
-def _expand(value: Extent, dims: int) -> Extent:
-    """aten::convolution takes a list of one value for all dimensions."""
-    if isinstance(value, Sequence) and len(value) == 1:
-        return tuple(value) * dims
-    return value

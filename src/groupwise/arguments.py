@@ -1,0 +1,94 @@
+"""The arguments of a convolution, each checked by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from groupwise.errors import MAX_CHANNELS, GroupwiseError, check_integer, list_some
+
+Extent = int | Sequence[int]
+
+
+def valid_groups(in_channels: int, out_channels: int) -> tuple[int, ...]:
+    """Every legal `groups`, ascending: the divisors that both channel counts share.
+
+    >>> valid_groups(8, 4)
+    (1, 2, 4)
+    """
+    common = math.gcd(
+        check_integer("in_channels", in_channels, 1, MAX_CHANNELS),
+        check_integer("out_channels", out_channels, 1, MAX_CHANNELS),
+    )
+    low = [d for d in range(1, math.isqrt(common) + 1) if common % d == 0]
+    return tuple(low + [common // d for d in reversed(low) if d * d != common])
+
+
+def check_groups(in_channels: int, out_channels: int, groups: object) -> int:
+    """Return `groups` as an int, or raise `GroupwiseError` with the valid values and the nearest channels."""
+    valid = list(valid_groups(in_channels, out_channels))
+    try:
+        number = check_integer("groups", groups, 1, MAX_CHANNELS)
+    except GroupwiseError as error:
+        raise GroupwiseError(f"{error}; valid groups: {list_some(valid)}") from None
+    if in_channels % number or out_channels % number:
+        keep = [
+            f"{name} {' or '.join(str(m) for m in (n // number * number, (n // number + 1) * number) if m)}"
+            for name, n in (("in_channels", in_channels), ("out_channels", out_channels))
+            if n % number
+        ]
+        raise GroupwiseError(
+            f"groups={number} must divide in_channels={in_channels} and out_channels={out_channels}; "
+            f"valid groups: {list_some(valid, near=number)}; to keep groups={number} use {' and '.join(keep)}"
+        )
+    return number
+
+
+def per_dimension(name: str, value: object, dims: int, minimum: int) -> tuple[int, ...]:
+    """`value`, an int or a sequence of `dims` ints, as a tuple of checked ints."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return (check_integer(name, value, minimum),) * dims
+    entries = tuple(value)
+    if len(entries) != dims:
+        raise GroupwiseError(
+            f"{name}={entries} has {len(entries)} values; a {dims}-D convolution takes one int or {dims} of them"
+        )
+    return tuple(check_integer(name, entry, minimum) for entry in entries)
+
+
+def dims_of(kernel_size: object, dims: int | None) -> int:
+    """The number of spatial dimensions: the length of `kernel_size`, or for an int `dims` (2 if None)."""
+    given = None if isinstance(kernel_size, str) or not isinstance(kernel_size, Iterable) else tuple(kernel_size)
+    if given is None:
+        return check_integer("dims", 2 if dims is None else dims, 1, 3)
+    if not 1 <= len(given) <= 3 or dims not in (None, len(given)):
+        wanted = "1, 2 or 3" if dims is None else str(dims)
+        raise GroupwiseError(f"kernel_size={given} has {len(given)} values; it must have {wanted}")
+    return len(given)
+
+
+def padding_of(padding: object, dims: int, transposed: bool) -> tuple[int, ...] | str:
+    """`padding` as a tuple of checked ints, or "same" or "valid"."""
+    if not isinstance(padding, str):
+        return per_dimension("padding", padding, dims, 0)
+    if transposed:
+        raise GroupwiseError(f"padding={padding!r}: a transposed convolution takes its padding as numbers")
+    if padding not in ("same", "valid"):
+        raise GroupwiseError(f"padding={padding!r} must be 'same', 'valid', an int or {dims} of them")
+    return padding
+
+
+def shape_of(name: str, value: Any) -> tuple[int, ...]:
+    """The shape of a tensor, or a shape as it is."""
+    shape = getattr(value, "shape", value)
+    if isinstance(shape, str) or not isinstance(shape, Iterable):
+        raise GroupwiseError(f"{name}={value!r} is neither a tensor nor a shape")
+    return tuple(shape)
+
+
+def expand(value: Extent, dims: int) -> Extent:
+    """aten::convolution takes a list of one value for all dimensions."""
+    if isinstance(value, Sequence) and len(value) == 1:
+        return tuple(value) * dims
+    return value

@@ -1,0 +1,62 @@
+"""Where a model's convolutions spend MACs, bytes and time: one bar each, in order of execution, by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from groupwise.draw import numbers
+from groupwise.draw.svg import LABEL_SIZE, MARGIN, Picture, box_path, colour
+
+# Dense work recedes, the two kinds that groups make stand out; their order in the legend and the labels says it too.
+_KINDS = {"dense": None, "grouped": 0, "depthwise": 1}
+_BAR, _LEFT, _WIDTH = 26, 84, 620
+
+
+def strip_svg(report: dict[str, Any]) -> str:
+    """Bars of MACs, bytes and (where measured) time, one segment for each convolution executed."""
+    layers = report["layers"]
+    picture = Picture("Where the work is", "Each segment is one convolution, in order of execution.")
+    picture.right = MARGIN + _LEFT + _WIDTH
+    told = []
+    for label, values in _bars(layers).items():
+        told.append(_bar(picture, label, values, [layer["kind"] for layer in layers]))
+    return picture.render(told)
+
+
+def _bars(layers: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    bars = {
+        "parameters": [layer["parameters"] for layer in layers],
+        "MACs": [layer["macs"]["forward"] for layer in layers],
+        "bytes": [layer["bytes"] for layer in layers],
+    }
+    if all(layer["pytorch_ms"] is not None for layer in layers):
+        bars["time"] = [layer["pytorch_ms"] for layer in layers]
+    return bars
+
+
+def _bar(picture: Picture, label: str, values: Sequence[float], kinds: Sequence[str]) -> str:
+    total = sum(values) or 1
+    picture.label(MARGIN, picture.y + _BAR / 2, label)
+    start: float = MARGIN + _LEFT
+    paths: dict[str, list[str]] = {kind: [] for kind in _KINDS}
+    for value, kind in zip(values, kinds, strict=True):
+        width = _WIDTH * value / total
+        # A gap between neighbours, as long as the segment is wide enough to spare it.
+        paths[kind].append(box_path(start, picture.y, max(width - 0.6, width * 0.7), _BAR))
+        start += width
+    facts = []
+    for kind, hue in _KINDS.items():
+        if paths[kind]:
+            paint = 'class="gw-soft"' if hue is None else f'fill="{colour(hue)}"'
+            picture.curve("".join(paths[kind]), paint)
+            part = sum(v for v, k in zip(values, kinds, strict=True) if k == kind)
+            facts.append((kind, hue, numbers.share(part, total)))
+    x: float = MARGIN + _LEFT
+    for kind, hue, share in facts:
+        paint = 'class="gw-soft"' if hue is None else f'fill="{colour(hue)}"'
+        picture.box(x, picture.y + _BAR + 6, 10, 10, paint)
+        picture.text(x + 15, picture.y + _BAR + 6 + LABEL_SIZE - 2, f"{kind} {share}", ink="soft")
+        x += 150
+    picture.y += _BAR + 34
+    return f"{label}: {', '.join(f'{kind} {share}' for kind, _, share in facts)}."

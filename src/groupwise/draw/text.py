@@ -1,0 +1,174 @@
+"""The same facts as the pictures, as plain Unicode text of at most 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+
+from groupwise.costs import Cost
+from groupwise.draw import numbers
+from groupwise.errors import list_some
+from groupwise.spec import ConvSpec
+from groupwise.wiring import Path, Wiring
+
+WIDTH = 80
+MOST_PATHS = 8
+# A grid cell takes two columns, so 32 inputs are the most that fit beside the row labels.
+MOST_CELLS = 32
+KINDS = {
+    "dense": "dense: every input reaches every output",
+    "grouped": "grouped: each group joins its own inputs to its own outputs",
+    "depthwise": "depthwise: each filter reads one input channel",
+}
+
+
+def heading(spec: ConvSpec, name: str | None = None) -> str:
+    """One line that names the convolution, its options off their defaults, and its kind."""
+    facts = [f"{spec.in_channels} → {spec.out_channels}", f"kernel {numbers.product(spec.kernel_size)}"]
+    if max(spec.stride) > 1:
+        facts.append(f"stride {numbers.product(spec.stride)}")
+    if isinstance(spec.padding, str):
+        facts.append(f"padding {spec.padding}")
+    elif any(spec.padding):
+        facts.append(f"padding {numbers.product(spec.padding)}")
+    if max(spec.dilation) > 1:
+        facts.append(f"dilation {numbers.product(spec.dilation)}")
+    if any(spec.output_padding):
+        facts.append(f"output_padding {numbers.product(spec.output_padding)}")
+    if spec.padding_mode != "zeros":
+        facts.append(spec.padding_mode)
+    facts.append(f"groups {spec.groups}")
+    title = f"{spec.op}  {', '.join(facts)}"
+    return "\n".join([*_wrap(f"{name}: {title}" if name else title), KINDS[spec.kind]])
+
+
+def wiring(spec: ConvSpec) -> str:
+    """The paths, one line a group (the first ones, a fold and the last one above 8)."""
+    wires = Wiring(spec)
+    pairs = f"{wires.connected_pairs:,} of {wires.all_pairs:,} channel pairs (1/{spec.groups})"
+    if spec.groups == 1:
+        pairs = f"all {wires.all_pairs:,} channel pairs"
+    shown: list[Path | None] = list(wires) if spec.groups <= MOST_PATHS else [wires.path(g) for g in range(5)]
+    if spec.groups > MOST_PATHS:
+        shown += [None, wires.path(spec.groups - 1)]
+    width = max(len(f"in {numbers.channels(path.inputs)}") for path in shown if path)
+    digits = max(1, len(str(spec.groups - 1)))
+    lines = [f"Wiring   {pairs}"]
+    for path in shown:
+        if path is None:
+            lines.append(f"  …      {' ' * digits} {spec.groups - 6:,} more groups of the same shape")
+        else:
+            left = f"in {numbers.channels(path.inputs)}"
+            lines.append(f"  group {path.group:<{digits}}  {left:<{width}} → out {numbers.channels(path.outputs)}")
+    return "\n".join([*lines, *_wrap(_reading(spec), indent=9)])
+
+
+def _reading(spec: ConvSpec) -> str:
+    """What the numbers mean, in one sentence."""
+    filters = f"{spec.out_channels:,} filter{'s' * (spec.out_channels > 1)}"
+    each = "each filter reads" if spec.out_channels > 1 else "it reads"
+    inputs = f"{spec.inputs_per_filter:,} of {spec.in_channels:,} input{'s' * (spec.in_channels > 1)}"
+    if spec.channel_multiplier and spec.channel_multiplier > 1:
+        m = spec.channel_multiplier
+        return f"{filters}; {each} {inputs}; channel multiplier {m}: output o reads input o // {m}."
+    per_group = f", {spec.outputs_per_group:,} to a group" if spec.groups > 1 else ""
+    return f"{filters}{per_group}; {each} {inputs}."
+
+
+def weight(spec: ConvSpec) -> str:
+    """Weight and bias shapes; up to 32 channels, which of the dense weight's kernels exist."""
+    axes = "(in, out/groups, *kernel)" if spec.transposed else "(out, in/groups, *kernel)"
+    lines = _wrap(f"{spec.weight_shape} = {spec.weights:,} weights, stored as {axes}", "Weight   ", 9)
+    if spec.groups > 1:
+        blocks = f"{spec.groups:,} blocks of {spec.outputs_per_group:,} × {spec.inputs_per_filter:,} kernels (out × in)"
+        lines += _wrap(f"dense {spec.dense().weight_shape} = {spec.dense().weights:,} weights; {blocks}", indent=9)
+    lines.append(f"Bias     {spec.bias_shape or 'none'}")
+    lines += _wrap(f"valid: {list_some(list(spec.valid_groups), near=spec.groups)}", "Groups   ", 9)
+    if max(spec.in_channels, spec.out_channels) <= MOST_CELLS and spec.groups > 1:
+        lines += ["", "         in " + " ".join(_digit(i) for i in range(spec.in_channels))]
+        for path in Wiring(spec):
+            for out in path.outputs:
+                cells = (_digit(path.group) if i in path.inputs else "·" for i in range(spec.in_channels))
+                lines.append(f"  out {out:>3}   {' '.join(cells)}")
+        lines.append("         (digit: a kernel of that group, modulo 10; ·: no such weight)")
+    return "\n".join(lines)
+
+
+def cost(spec: ConvSpec, at: Cost | None) -> str:
+    """Parameters and, with a size, MACs and bytes, beside the dense equivalent."""
+    dense = spec.dense()
+    head = "Cost     give a size for MACs and bytes"
+    if at:
+        where = f"{numbers.product(at.input_size)} → {numbers.product(at.output_size)}"
+        head = f"Cost     {where}, batch {at.batch}, {at.dtype}"
+    table: list[tuple[str, ...]] = [("", f"groups={spec.groups}", "dense", "saves")]
+    table.append(_versus("parameters", spec.parameters, dense.parameters, f"{spec.parameters:,}"))
+    if at:
+        full = at.dense()
+        macs, traffic = at.macs, at.traffic
+        table.append(_versus("MACs, each pass", macs.forward, full.macs.forward))
+        if at.macs_on_padding:
+            table.append(_versus("  of them on padding", at.macs_on_padding, full.macs_on_padding))
+        table.append(_versus("MACs, training step", macs.total, full.macs.total))
+        table.append(_versus("bytes, each pass", at.bytes, full.bytes, numbers.data(at.bytes), numbers.data))
+        table.append(("FLOP per byte", f"{at.intensity:.3g}", f"{full.intensity:.3g}", ""))
+    lines = [head, *rows(table, indent=9)]
+    if at:
+        moved = f"input {numbers.data(traffic.input)}, weight {numbers.data(traffic.weight)}, "
+        lines += _wrap(f"(bytes at least: {moved}output {numbers.data(traffic.output)}, each moved once)", indent=9)
+    return "\n".join(lines)
+
+
+def _versus(
+    what: str, part: int, whole: int, shown: str | None = None, form: Callable[[float], str] = numbers.count
+) -> tuple[str, ...]:
+    factor = numbers.times(part, whole) if part else "-"
+    return (what, shown or form(part), form(whole), factor if part != whole else "-")
+
+
+def groups_table(spec: ConvSpec, values: Iterable[int], at: Cost | None, most: int = 24) -> str:
+    """One line for each groups value: what a filter reads, parameters, MACs, bytes, and the savings."""
+    chosen = list(values)
+    folded = len(chosen) > most
+    shown = chosen if not folded else chosen[: most - 4] + chosen[-4:]
+    head = ["groups", "kind", "inputs/filter", "weight", "parameters", "saves"]
+    table = [(*head, "MACs", "bytes", "FLOP/B") if at else tuple(head)]
+    for groups in shown:
+        one = spec.with_groups(groups)
+        row = [
+            str(groups),
+            one.kind,
+            str(one.inputs_per_filter),
+            numbers.product(one.weight_shape),
+            numbers.count(one.parameters),
+            numbers.share(spec.dense().parameters - one.parameters, spec.dense().parameters),
+        ]
+        if at:
+            here = at.with_groups(groups)
+            row += [numbers.count(here.macs.forward), numbers.data(here.bytes), f"{here.intensity:.3g}"]
+        table.append(tuple(row))
+    lines = rows(table)
+    if folded:
+        lines.insert(most - 3, f"…  ({len(chosen) - most} more)")
+    return "\n".join(lines)
+
+
+def rows(table: Sequence[Sequence[str]], indent: int = 0, left: Sequence[int] = (0,)) -> list[str]:
+    """Lines of a table; columns in `left` align left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        cells = [
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append((" " * indent + "  ".join(cells)).rstrip())
+    return lines
+
+
+def _wrap(text: str, start: str = "", indent: int = 0) -> list[str]:
+    first = start or " " * indent
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def _digit(value: int) -> str:
+    return str(value % 10)

@@ -1,0 +1,183 @@
+"""`explain`: one convolution, from whatever describes it, as text, dict, SVG, PNG or HTML."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from groupwise.arguments import Extent
+from groupwise.costs import Cost, check_dtype, cost
+from groupwise.draw import html, text
+from groupwise.draw.cost import cost_svg
+from groupwise.draw.stacking import stack
+from groupwise.draw.weight import weight_svg
+from groupwise.draw.wiring import wiring_svg
+from groupwise.errors import GroupwiseError, check_choice
+from groupwise.spec import ConvSpec
+from groupwise.wiring import Wiring
+
+VIEWS = ("wiring", "weight", "cost", "all")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a convolution connects and costs. `print()` it, or let a notebook show its pictures.
+
+    - `spec`: the convolution
+    - `input_size`: spatial input size, or None: then MACs and bytes are left out
+    - `batch`, `dtype`: of the input
+    - `name`: the layer's name in its model, if known
+    """
+
+    spec: ConvSpec
+    input_size: tuple[int, ...] | None = None
+    batch: int = 1
+    dtype: str = "float32"
+    name: str | None = None
+    cost: Cost | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        at = None if self.input_size is None else cost(self.spec, self.input_size, self.batch, self.dtype)
+        object.__setattr__(self, "cost", at)
+
+    @property
+    def wiring(self) -> Wiring:
+        """Its paths."""
+        return Wiring(self.spec)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return html.figure(self.to_svg())
+
+    def to_text(self, view: str = "all") -> str:
+        """Plain Unicode of at most 80 columns; `view` is wiring, weight, cost or all."""
+        views = {
+            "wiring": lambda: text.wiring(self.spec),
+            "weight": lambda: text.weight(self.spec),
+            "cost": lambda: text.cost(self.spec, self.cost),
+        }
+        chosen = _chosen(view)
+        return "\n\n".join([text.heading(self.spec, self.name), *(views[name]() for name in chosen)])
+
+    def to_svg(self, view: str = "all") -> str:
+        """A picture; `view` is wiring, weight, cost or all (the three, one below the other)."""
+        views = {
+            "wiring": lambda: wiring_svg(self.spec),
+            "weight": lambda: weight_svg(self.spec),
+            "cost": lambda: cost_svg(self.spec, self.input_size, self.batch, self.dtype),
+        }
+        pictures = [views[name]() for name in _chosen(view)]
+        return pictures[0] if len(pictures) == 1 else stack(pictures)
+
+    def to_png(self, path: str | pathlib.Path, view: str = "all", scale: float = 2.0) -> pathlib.Path:
+        """Write the picture as PNG, `scale` pixels to a unit. Needs the extra `groupwise[png]`."""
+        from groupwise.draw.png import png_bytes
+
+        target = pathlib.Path(path)
+        target.write_bytes(png_bytes(self.to_svg(view), scale))
+        return target
+
+    def to_html(self, path: str | pathlib.Path | None = None, view: str = "all") -> str:
+        """One self-contained page with the pictures and the text; written to `path` if given. Returns it."""
+        title = text.heading(self.spec, self.name).split("\n")[0]
+        pictures = [html.figure(self.to_svg(name)) for name in _chosen(view)]
+        body = "\n".join([html.element("h1", title), *pictures, html.element("pre", self.to_text(view))])
+        document = html.page(title, body)
+        if path is not None:
+            pathlib.Path(path).write_text(document, encoding="utf-8")
+        return document
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every fact as plain JSON types; sizes, MACs and bytes only when the input size is known.
+
+        `paths` lists every group with half-open channel ranges. `bytes` is what one pass moves at least (input and
+        weight read once, output written once) and `traffic` splits it. `macs_on_padding` are of one pass.
+        """
+        spec, dense = self.spec, self.spec.dense()
+        facts: dict[str, Any] = {} if self.name is None else {"name": self.name}
+        facts |= spec.to_dict()
+        facts |= {
+            "valid_groups": list(spec.valid_groups),
+            "paths": [path.to_dict() for path in self.wiring],
+            "connected_pairs": self.wiring.connected_pairs,
+            "all_pairs": self.wiring.all_pairs,
+            "dense": {"weights": dense.weights, "parameters": dense.parameters},
+        }
+        if self.cost is not None:
+            full = self.cost.dense().to_dict()
+            facts |= self.cost.to_dict()
+            facts["dense"] |= {key: full[key] for key in ("macs", "macs_on_padding", "bytes", "traffic", "intensity")}
+        return facts
+
+
+def explain(
+    x: Any,
+    out_channels: int | None = None,
+    kernel_size: Extent | None = None,
+    *,
+    size: Extent | None = None,
+    batch: int = 1,
+    dtype: Any = None,
+    name: str | None = None,
+    **options: Any,
+) -> Explanation:
+    """Explain a convolution: what it connects, the shapes it stores, what it costs.
+
+    `x` is one of
+
+    - a `ConvSpec`, or a layer (`torch.nn.Conv2d`, ...): nothing else is needed
+    - a weight (tensor or shape) with the keywords of `torch.nn.functional.conv2d`: `groups`, `stride`, `padding`,
+      `dilation`, and `bias`, `transposed`, `output_padding`
+    - `in_channels`, followed by `out_channels`, `kernel_size` (3 if left out) and the keywords of `ConvSpec`
+
+    `size` is the spatial input size (an int for all dimensions) and brings MACs and bytes; `dtype` defaults to the
+    layer's own, else float32. Raises `GroupwiseError` for anything that is no convolution.
+
+    >>> explain(8, 4, 5, groups=4).spec.weight_shape
+    (4, 2, 5, 5)
+    """
+    spec, own_dtype = _spec_of(x, out_channels, kernel_size, options)
+    return Explanation(
+        spec=spec,
+        input_size=None if size is None else spec.check_size(size),
+        batch=batch,
+        dtype=check_dtype(own_dtype if dtype is None else dtype),
+        name=name,
+    )
+
+
+def _spec_of(
+    x: Any, out_channels: int | None, kernel_size: Extent | None, options: dict[str, Any]
+) -> tuple[ConvSpec, Any]:
+    if hasattr(x, "__index__") and not hasattr(x, "shape"):
+        if out_channels is None:
+            raise GroupwiseError(f"explain({x}) needs out_channels too, as in explain({x}, {x}, groups={x})")
+        return ConvSpec(x, out_channels, 3 if kernel_size is None else kernel_size, **options), "float32"
+    given = {"out_channels": out_channels, "kernel_size": kernel_size}
+    extra = [key for key, value in given.items() if value is not None]
+    if isinstance(x, ConvSpec) or hasattr(x, "in_channels"):
+        if extra or options:
+            raise GroupwiseError(
+                f"{', '.join([*extra, *options])} cannot be given beside a {type(x).__name__}, which has its own"
+            )
+        if isinstance(x, ConvSpec):
+            return x, "float32"
+        weight = getattr(x, "weight", None)
+        return ConvSpec.from_module(x), getattr(weight, "dtype", "float32")
+    if hasattr(x, "shape") or isinstance(x, (tuple, list)):
+        if extra:
+            raise GroupwiseError(f"{', '.join(extra)} cannot be given beside a weight, whose shape says it")
+        return ConvSpec.from_operator(None, x, **options), getattr(x, "dtype", "float32")
+    raise GroupwiseError(
+        f"{type(x).__name__} is not a convolution; give a ConvSpec, a torch.nn.Conv layer, a weight with keywords, or "
+        "in_channels and out_channels (for a whole model: groupwise.report)"
+    )
+
+
+def _chosen(view: str) -> tuple[str, ...]:
+    check_choice("view", view, VIEWS)
+    return VIEWS[:-1] if view == "all" else (view,)

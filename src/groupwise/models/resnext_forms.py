@@ -1,0 +1,118 @@
+"""The two other forms of ResNeXt's bottleneck (figure 3 of Xie et al., CVPR 2017), equal to its grouped one.
+
+A grouped convolution is a set of branches that never meet, so each of them can be drawn on its own: form (a) adds
+the branches up after their last convolution, form (b) concatenates them before it. The 1×1 convolution of a
+concatenation is the sum of 1×1 convolutions of its pieces, which is why (a) and (b) agree. Batch norm works on
+each channel by itself; that of the last convolution follows the sum.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+
+from groupwise.arguments import check_groups
+from groupwise.errors import GroupwiseError
+from groupwise.models import parts
+from groupwise.models.resnext import Bottleneck, conv, shortcut_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Layers cut into branches, by the dimension of the cut.
+CUT = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0}
+
+
+class Branch(torch.nn.Module):
+    """One path of `width` channels: 1×1, 3×3, and with `out_channels` the last 1×1 as well."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, out_channels: int | None = None) -> None:
+        super().__init__()
+        self.conv1 = conv(in_channels, width, 1)
+        self.bn1 = torch.nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3, stride)
+        self.bn2 = torch.nn.BatchNorm2d(width)
+        self.relu = torch.nn.ReLU(inplace=True)
+        self.conv3 = torch.nn.Identity() if out_channels is None else conv(width, out_channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, in_channels, H, W) to (N, width or out_channels, H / stride, W / stride)."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        out: torch.Tensor = self.conv3(x)
+        return out
+
+
+class _Form(torch.nn.Module):
+    """What the two forms share: the branches, the last batch norm and the shortcut."""
+
+    cut = CUT
+
+    def __init__(self, in_channels: int, out_channels: int, width: int, groups: int = 32, stride: int = 1) -> None:
+        super().__init__()
+        groups = check_groups(width, width, groups)
+        ends = out_channels if "conv3" in self.cut else None
+        self.branches = torch.nn.ModuleList(Branch(in_channels, width // groups, stride, ends) for _ in range(groups))
+        self.conv3 = torch.nn.Identity() if ends else conv(width, out_channels, 1)
+        self.bn3 = torch.nn.BatchNorm2d(out_channels)
+        self.relu = torch.nn.ReLU(inplace=True)
+        self.downsample = shortcut_of(in_channels, out_channels, stride)
+
+    def merge(self, outputs: list[torch.Tensor]) -> torch.Tensor:
+        """The branches' outputs as one."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        merged = self.merge([branch(x) for branch in self.branches])
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out: torch.Tensor = self.relu(self.bn3(self.conv3(merged)) + shortcut)
+        return out
+
+    @classmethod
+    def from_grouped(cls, block: Bottleneck) -> Self:
+        """The form of `block`, with copies of its parameters and of its batch norms' statistics."""
+        spec = block.conv2.spec
+        with torch.device("meta"):
+            form = cls(
+                block.conv1.in_channels, block.conv3.out_channels, spec.out_channels, spec.groups, spec.stride[0]
+            )
+        form.load_state_dict(parts.split(block.state_dict(), cls.cut, spec.groups, "branches"), assign=True)
+        for name, layer in form.named_modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                source = block.get_submodule(parts.grouped_name(name, "branches"))
+                layer.eps, layer.momentum = source.eps, source.momentum  # type: ignore[assignment]
+        return form.train(block.training)
+
+    def to_grouped_state_dict(self) -> dict[str, torch.Tensor]:
+        """Parameters and statistics as a state_dict of `Bottleneck`."""
+        return parts.join(self.state_dict(), self.cut, "branches")
+
+    def to_grouped_gradients(self) -> dict[str, torch.Tensor]:
+        """The gradients as those of a `Bottleneck`: {name of its parameter: gradient}."""
+        gradients = {}
+        for name, parameter in self.named_parameters():
+            if parameter.grad is None:
+                raise GroupwiseError(f"{name} has no gradient; call backward() on a result of this block first")
+            gradients[name] = parameter.grad
+        return parts.join(gradients, self.cut, "branches")
+
+
+class BranchBottleneck(_Form):
+    """Form (a): separate branches of three convolutions each, summed. Arguments and shapes of `Bottleneck`."""
+
+    cut = CUT | {"conv3": 1}
+
+    def merge(self, outputs: list[torch.Tensor]) -> torch.Tensor:
+        """The sum of (N, out_channels, H', W') each."""
+        return functools.reduce(torch.add, outputs)
+
+
+class ConcatBottleneck(_Form):
+    """Form (b): branches of two convolutions, concatenated for the third. Arguments and shapes of `Bottleneck`."""
+
+    def merge(self, outputs: list[torch.Tensor]) -> torch.Tensor:
+        """The concatenation to (N, width, H', W')."""
+        return torch.cat(outputs, 1)

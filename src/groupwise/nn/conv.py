@@ -1,0 +1,224 @@
+"""The six convolution layers: `torch.nn`'s, with their groups in view."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.modules.conv import _ConvNd
+
+from groupwise.arguments import Extent
+from groupwise.errors import check_choice
+from groupwise.nn.init import MODES, kaiming_normal_
+from groupwise.spec import ConvSpec
+from groupwise.wiring import Path, Wiring
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from groupwise.explanation import Explanation
+
+Device = torch.device | str | int | None
+
+
+class _Grouped(_ConvNd):
+    """What the six layers add; it precedes `torch.nn`'s class among their bases."""
+
+    __jit_unused_properties__ = ("spec", "paths")
+    _dims: int
+
+    def _construct(self, spec: ConvSpec, init: str | None, device: Device, dtype: torch.dtype | None) -> None:
+        if init is not None:
+            check_choice("init", init, MODES)
+        # First, because torch's constructor ends by calling reset_parameters.
+        self.init: str | None = init
+        super().__init__(**_arguments(spec), device=device, dtype=dtype)
+
+    @property
+    def spec(self) -> ConvSpec:
+        """This layer as numbers."""
+        return ConvSpec.from_module(self)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """One `Path` per group: its input channels, its output channels and its slice of the weight."""
+        return tuple(Wiring(self.spec))
+
+    def weight_of(self, group: int) -> torch.Tensor:
+        """The weight of one group, a view of (out/groups, in/groups, *kernel).
+
+        Of a transposed convolution it is (in/groups, out/groups, *kernel). Writing into it changes the layer, and
+        gradients flow through it.
+        """
+        rows = Wiring(self.spec).path(group).weight
+        return self.weight[rows.start : rows.stop]
+
+    def explain(self, size: int | Sequence[int] | None = None, **options: Any) -> Explanation:
+        """What this layer connects and costs, on an input of spatial `size`: see `groupwise.explanation.explain`."""
+        from groupwise.explanation import explain
+
+        return explain(self, size=size, **options)
+
+    def to_dense(self) -> Self:
+        """The equal layer with groups=1: this weight on the blocks of the diagonal, zeros elsewhere, the same bias.
+
+        Its weight is (out, in, *kernel), transposed (in, out, *kernel). A subclass gives the layer of this module
+        that it derives from. Equal for finite inputs: the dense layer multiplies every input by its zeros.
+        """
+        spec = self.spec
+        layer = next(cls for cls in type(self).__mro__ if cls.__module__ == __name__)
+        # On the meta device no random number is drawn for a weight that is then replaced.
+        dense: Self = layer(**_arguments(spec.dense()), init=self.init, device="meta", dtype=self.weight.dtype)
+        with torch.no_grad():
+            blocks = self.weight.reshape(spec.groups, -1, *self.weight.shape[1:])
+            groups, rows, columns, *kernel = blocks.shape
+            weight = blocks.new_zeros(groups, rows, groups, columns, *kernel)
+            diagonal = torch.arange(groups, device=weight.device)
+            weight[diagonal, :, diagonal] = blocks
+            dense.weight = _parameter(weight.flatten(0, 1).flatten(1, 2), self.weight.requires_grad)
+            if self.bias is not None:
+                dense.bias = _parameter(self.bias.clone(), self.bias.requires_grad)
+        return dense.train(self.training)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters again, the way `init` says."""
+        if self.init is None:
+            super().reset_parameters()
+            return
+        kaiming_normal_(self, mode=self.init)
+        if self.bias is not None:
+            torch.nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        """`torch.nn`'s, and `init` where it is not PyTorch's."""
+        text: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return text if self.init is None else f"{text}, init={self.init!r}"
+
+
+class _Plain(_Grouped):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Extent,
+        stride: Extent = 1,
+        padding: Extent | str = 0,
+        dilation: Extent = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        init: str | None = None,
+    ) -> None:
+        spec = ConvSpec(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            dims=self._dims,
+        )
+        self._construct(spec, init, device, dtype)
+
+
+class _Transposed(_Grouped):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Extent,
+        stride: Extent = 1,
+        padding: Extent = 0,
+        output_padding: Extent = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Extent = 1,
+        padding_mode: str = "zeros",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        init: str | None = None,
+    ) -> None:
+        spec = ConvSpec(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            transposed=True,
+            output_padding=output_padding,
+            dims=self._dims,
+        )
+        self._construct(spec, init, device, dtype)
+
+
+class Conv1d(_Plain, torch.nn.Conv1d):
+    """`torch.nn.Conv1d` with its groups in view: (N, in, L) to (N, out, L').
+
+    Same arguments, state_dict and numbers, and one more argument: `init="fan_in"` or `"fan_out"` draws the weight
+    from Kaiming's normal distribution with the true fans of the groups (bias 0); None leaves it to PyTorch. Bad
+    arguments raise `GroupwiseError`, a `ValueError` that lists the valid ones.
+    """
+
+    _dims = 1
+
+
+class Conv2d(_Plain, torch.nn.Conv2d):
+    """`torch.nn.Conv2d` with its groups in view: (N, in, H, W) to (N, out, H', W'). See `Conv1d`.
+
+    >>> layer = Conv2d(8, 4, 5, groups=4)
+    >>> layer.weight_of(1).shape
+    torch.Size([1, 2, 5, 5])
+    >>> layer.paths[1].inputs
+    range(2, 4)
+    """
+
+    _dims = 2
+
+
+class Conv3d(_Plain, torch.nn.Conv3d):
+    """`torch.nn.Conv3d` with its groups in view: (N, in, D, H, W) to (N, out, D', H', W'). See `Conv1d`."""
+
+    _dims = 3
+
+
+class ConvTranspose1d(_Transposed, torch.nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d` with its groups in view: (N, in, L) to (N, out, L'). See `Conv1d`."""
+
+    _dims = 1
+
+
+class ConvTranspose2d(_Transposed, torch.nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` with its groups in view: (N, in, H, W) to (N, out, H', W'). See `Conv1d`."""
+
+    _dims = 2
+
+
+class ConvTranspose3d(_Transposed, torch.nn.ConvTranspose3d):
+    """`torch.nn.ConvTranspose3d` with its groups in view: (N, in, D, H, W) to (N, out, D', H', W'). See `Conv1d`."""
+
+    _dims = 3
+
+
+def _arguments(spec: ConvSpec) -> dict[str, Any]:
+    """`spec` as the keyword arguments of its layer."""
+    arguments = dataclasses.asdict(spec)
+    if not arguments.pop("transposed"):
+        del arguments["output_padding"]
+    return arguments
+
+
+def _parameter(values: torch.Tensor, requires_grad: bool) -> torch.nn.Parameter:
+    return torch.nn.Parameter(values, requires_grad=requires_grad)

@@ -1,0 +1,241 @@
+"""`report`: every convolution a model executes, counted and measured, as table, JSON or HTML."""
+
+from __future__ import annotations
+
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import groupwise
+from groupwise import counting
+from groupwise.costs import Macs
+from groupwise.counting import ConvCall
+from groupwise.draw import report_html, report_text
+from groupwise.errors import GroupwiseError, check_integer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One convolution executed: what it is, what it costs, the median time it took.
+
+    `forward_ms` and `backward_ms` are None where nothing was measured.
+    """
+
+    call: ConvCall
+    forward_ms: float | None = None
+    backward_ms: float | None = None
+
+    @property
+    def pytorch_ms(self) -> float | None:
+        """Forward and, if it ran, backward."""
+        if self.forward_ms is None:
+            return None
+        return self.forward_ms + (self.backward_ms or 0.0)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it has more than one group (depthwise included)."""
+        return self.call.spec.groups > 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types. `macs` is what each pass costs; `passes` says which ran."""
+        return {
+            "name": self.call.name,
+            **self.call.spec.to_dict(),
+            **self.call.cost.to_dict(),
+            "passes": list(self.call.passes),
+            "pytorch_ms": self.pytorch_ms,
+            "forward_ms": self.forward_ms,
+            "backward_ms": self.backward_ms,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every convolution that one call of a model executed, in order. `print()` it for the table.
+
+    - `title`: the model; `rows`: one `Row` for each execution
+    - `model_parameters`: of the whole model
+    - `model_ms`: median time of the whole model (forward, and backward if it ran), without any recording; None on
+      a model that computes nothing (meta tensors)
+    - `backward`: whether the gradients ran; `repeats`: how many runs the medians are of
+    - `machine`: where it was measured
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    model_parameters: int
+    model_ms: float | None
+    backward: bool
+    repeats: int
+    machine: dict[str, Any]
+
+    def __str__(self) -> str:
+        return report_text.table(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        return report_html.fragment(self.to_dict(), [row.call.cost for row in self.rows])
+
+    def to_html(self, path: str | pathlib.Path | None = None, photo: bytes | None = None) -> str:
+        """One self-contained page: table that sorts, and pictures of the grouped layers. Written to `path` if given.
+
+        `photo`, a JPEG, is shown on it as the input.
+        """
+        document = report_html.page(self.to_dict(), [row.call.cost for row in self.rows], photo)
+        if path is not None:
+            pathlib.Path(path).write_text(document, encoding="utf-8")
+        return document
+
+    def to_dict(self) -> dict[str, Any]:
+        """`layers` (one dict for each convolution executed, in order), `total`, and how it was measured."""
+        return {
+            "title": self.title,
+            "backward": self.backward,
+            "layers": [row.to_dict() for row in self.rows],
+            "total": self.total(),
+            "repeats": self.repeats,
+            "machine": self.machine,
+        }
+
+    def total(self) -> dict[str, Any]:
+        """Sums over all rows, over the grouped ones, and the share of the latter.
+
+        A weight that several rows share counts once in `parameters`. `macs` sums what each pass costs; `macs_run` what
+        ran (the first layer needs no grad_input). `of_model` are shares of the whole model's parameters and time.
+        """
+        everything, grouped = _sums(self.rows), _sums(row for row in self.rows if row.grouped)
+        grouped["share"] = {
+            key: _ratio(part, whole)
+            for key, part, whole in (
+                ("convolutions", grouped["convolutions"], everything["convolutions"]),
+                ("parameters", grouped["parameters"], everything["parameters"]),
+                ("macs", grouped["macs"]["forward"], everything["macs"]["forward"]),
+                ("time", grouped["pytorch_ms"], everything["pytorch_ms"]),
+            )
+        }
+        grouped["share"]["parameters_of_model"] = _ratio(grouped["parameters"], self.model_parameters)
+        grouped["share"]["time_of_model"] = _ratio(grouped["pytorch_ms"], self.model_ms)
+        return {
+            **everything,
+            "model_parameters": self.model_parameters,
+            "model_ms": self.model_ms,
+            "grouped": grouped,
+        }
+
+
+def report(
+    model: Callable[..., Any],
+    *inputs: Any,
+    backward: bool = False,
+    repeats: int = 10,
+    title: str | None = None,
+    progress: bool = False,
+) -> Report:
+    """Count and time every convolution that `model(*inputs)` executes.
+
+    The model runs as it is: in its mode (`train()` or `eval()`), on the device and dtype of its tensors, and nothing of
+    it changes (buffers, `.grad`, random state). With `backward`, the gradients of all that asks for one run too. Times
+    are medians of `repeats` runs after 2 that are not counted; each convolution is timed inside the running model,
+    which adds about 10 us a call. On meta tensors nothing is timed.
+
+    - `model`: a `torch.nn.Module` or any callable; `inputs`: its arguments
+    - `repeats`: 1 or more
+    - `progress`: show a bar (needs the extra `groupwise[report]`)
+
+    Raises `GroupwiseError` for bad arguments, or a `backward` with nothing to differentiate; what the model itself
+    raises comes through.
+    """
+    repeats = check_integer("repeats", repeats, 1)
+    if not callable(model):
+        raise GroupwiseError(f"{model!r} is not a model; give a torch.nn.Module or a callable, then its inputs")
+    if title is None:
+        title = type(model).__name__ if isinstance(model, torch.nn.Module) else str(getattr(model, "__name__", "model"))
+    parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
+    rows, model_ms = _measure(model, inputs, backward, repeats, progress)
+    return Report(title, rows, parameters, model_ms, backward, repeats, machine())
+
+
+def _measure(
+    model: Callable[..., Any],
+    inputs: Sequence[Any],
+    backward: bool,
+    repeats: int,
+    progress: bool,
+) -> tuple[tuple[Row, ...], float | None]:
+    if counting.on_meta(model, inputs):
+        return tuple(Row(call) for call in counting.count(model, *inputs, backward=backward)), None
+    runs: list[list[ConvCall]] = []
+    whole: list[float] = []
+    for number in _bar(range(-2, repeats), progress):
+        recorded = counting.run(model, inputs, backward)
+        seconds = counting.time_run(model, inputs, backward)
+        if number >= 0:
+            runs.append(recorded)
+            whole.append(seconds)
+    if any([call.cost for call in recorded] != [call.cost for call in runs[0]] for recorded in runs):
+        raise GroupwiseError("the model executes other convolutions from one run to the next, so it has no one report")
+    rows = []
+    for call, *same in zip(runs[0], *runs, strict=True):
+        forward = statistics.median(one.seconds["forward"] for one in same) * 1e3
+        back = statistics.median(one.seconds["backward"] for one in same) * 1e3 if backward else None
+        rows.append(Row(call, forward, back))
+    return tuple(rows), statistics.median(whole) * 1e3
+
+
+def _bar(numbers: Iterable[int], progress: bool) -> Iterable[int]:
+    if not progress:
+        return numbers
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return numbers
+    return tqdm(numbers, desc="measuring", unit="run", leave=False)
+
+
+def _sums(rows: Iterable[Row]) -> dict[str, Any]:
+    chosen = list(rows)
+    weights = {row.call.weight_id: row.call.spec.parameters for row in chosen}
+    times = [row.pytorch_ms for row in chosen if row.pytorch_ms is not None]
+    ran = {name: sum(r.call.cost.macs.forward for r in chosen if name in r.call.passes) for name in _PASSES}
+    return {
+        "convolutions": len(chosen),
+        "parameters": sum(weights.values()),
+        "macs": sum((row.call.cost.macs for row in chosen), Macs(0, 0, 0)).to_dict(),
+        "macs_run": ran,
+        "macs_on_padding": sum(row.call.cost.macs_on_padding for row in chosen),
+        "bytes": sum(row.call.cost.bytes for row in chosen),
+        "pytorch_ms": sum(times) if len(times) == len(chosen) else None,
+    }
+
+
+_PASSES = ("forward", "grad_input", "grad_weight")
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def machine() -> dict[str, Any]:
+    """Where this is measured: processor, threads, versions, date."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "groupwise": groupwise.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

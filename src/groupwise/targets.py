@@ -1,0 +1,155 @@
+"""Models by name, as the command line takes them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pathlib
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from groupwise.errors import GroupwiseError
+from groupwise.models import MODELS
+
+FORMS = "a model of ours, torchvision:NAME, timm:NAME, package.module:attribute or file.py:Name"
+
+
+def load_model(target: str, say: Callable[[str], None] = lambda message: None) -> torch.nn.Module:
+    """Build the model that `target` names, with random weights; nothing is downloaded.
+
+    - one of ours: `alexnet`, `resnext50_32x4d`, ...
+    - `torchvision:NAME`, `timm:NAME`
+    - `package.module:attribute` or `file.py:Name`: a module instance, or something that makes one without arguments.
+      Both run the code they name; for a file, `say` is told so first.
+
+    Raises `GroupwiseError` for a name that is not found (with the nearest ones) or that makes no `torch.nn.Module`.
+    """
+    source, colon, name = target.rpartition(":")
+    if not colon:
+        if target not in MODELS:
+            raise GroupwiseError(f"{_unknown('model', target, list(MODELS))}; or give {FORMS.split(', ', 1)[1]}")
+        return MODELS[target]()
+    if source == "torchvision":
+        return _from_torchvision(name)
+    if source == "timm":
+        return _from_timm(name)
+    return _from_code(source, name, target, say)
+
+
+def input_shape(model: torch.nn.Module) -> tuple[int, ...]:
+    """The input that a model says it expects, as timm's do, with a batch of one; else (1, 3, 224, 224)."""
+    config = getattr(model, "default_cfg", None)
+    size = config.get("input_size") if isinstance(config, dict) else None
+    return (1, *size) if size else (1, 3, 224, 224)
+
+
+def _from_torchvision(name: str) -> torch.nn.Module:
+    models = import_torchvision()
+    if name not in models.list_models():
+        raise GroupwiseError(_unknown("torchvision model", name, models.list_models()))
+    options: dict[str, Any] = {"weights": None}
+    # Some builders fetch a trained backbone unless told not to.
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        options["weights_backbone"] = None
+    return _checked(models.get_model(name, **options), f"torchvision:{name}")
+
+
+def import_torchvision() -> ModuleType:
+    """`torchvision.models`, also beside a torch that torchvision's own compiled operators do not fit."""
+    _need("torchvision")
+    try:
+        return importlib.import_module("torchvision.models")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    # A torchvision built for another torch lacks its own operators and stops at their first mention. The networks
+    # do without them, so declaring the two it mentions is enough.
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    for name in ("nms", "qnms"):
+        schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        _torchvision_library.define(schema)  # type: ignore[no-untyped-call]
+    return importlib.import_module("torchvision.models")
+
+
+# A library lives as long as its object.
+_torchvision_library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def _from_timm(name: str) -> torch.nn.Module:
+    _need("timm")
+    if importlib.util.find_spec("torchvision"):
+        import_torchvision()
+    timm: Any = importlib.import_module("timm")
+    if not timm.is_model(name):
+        raise GroupwiseError(_unknown("timm model", name, timm.list_models()))
+    return _checked(timm.create_model(name, pretrained=False), f"timm:{name}")
+
+
+def _from_code(source: str, name: str, target: str, say: Callable[[str], None]) -> torch.nn.Module:
+    if source.endswith(".py"):
+        module = _run_file(pathlib.Path(source), say)
+    else:
+        try:
+            module = importlib.import_module(source)
+        except ModuleNotFoundError as error:
+            raise GroupwiseError(f"{target!r}: no module named {error.name!r}; TARGET is {FORMS}") from None
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            known = [key for key in vars(found) if not key.startswith("_")]
+            raise GroupwiseError(_unknown(f"attribute of {source}", part, known))
+        found = getattr(found, part)
+    if isinstance(found, torch.nn.Module):
+        return found
+    if not callable(found):
+        raise GroupwiseError(f"{target} is a {type(found).__name__}; it must be a torch.nn.Module or make one")
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise GroupwiseError(
+            f"{target} cannot be called without arguments ({error}); name a function that can"
+        ) from None
+    return _checked(found(), target)
+
+
+def _run_file(path: pathlib.Path, say: Callable[[str], None]) -> ModuleType:
+    if not path.is_file():
+        raise GroupwiseError(f"{path} does not exist; give the path of a Python file, as in file.py:Name")
+    say(f"running the code in {path}")
+    # A name of its own, so that a file called like an installed package does not take its place.
+    spec = importlib.util.spec_from_file_location(f"groupwise_target_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise GroupwiseError(f"{path} cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    # Registered as an import would be: dataclasses and pickle look a class's module up by name.
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _checked(made: object, target: str) -> torch.nn.Module:
+    if not isinstance(made, torch.nn.Module):
+        raise GroupwiseError(f"{target} made a {type(made).__name__}; it must make a torch.nn.Module")
+    return made
+
+
+def _need(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise GroupwiseError(f"{package} is not installed; install it with: pip install {package}")
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    begin = sorted(candidate for candidate in known if name and candidate.startswith(name))
+    near = [*begin[:4], *difflib.get_close_matches(name, known, n=4, cutoff=0.4)] or sorted(known)
+    return f"no {what} named {name!r}; nearest: {', '.join(list(dict.fromkeys(near))[:6])}"

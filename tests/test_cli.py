@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+from PIL import Image
+
+from groupwise import __version__, explain
+from groupwise.cli import main
+
+
+def run(capsys, *arguments):
+    """Exit status, stdout and stderr."""
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+def test_explain_prints_what_explain_says(capsys):
+    status, out, err = run(capsys, "explain", "8", "4", "--groups", "4", "--kernel", "5", "--size", "56")
+    assert (status, out, err) == (0, str(explain(8, 4, 5, groups=4, size=56)) + "\n", "")
+
+
+def test_explain_json_takes_every_option(capsys):
+    options = (
+        "--groups 2 --kernel 3x5 --size 9x8 --stride 2,1 --padding 1 --dilation 1x2 --transposed --output-padding 1,0 "
+        "--no-bias --batch 3 --dtype bfloat16 --format json"
+    )
+    status, out, _ = run(capsys, "explain", "8", "4", *options.split())
+    expected = explain(
+        8, 4, (3, 5), groups=2, size=(9, 8), stride=(2, 1), padding=1, dilation=(1, 2), transposed=True,
+        output_padding=(1, 0), bias=False, batch=3, dtype="bfloat16",
+    )  # fmt: skip
+    assert status == 0
+    assert json.loads(out) == expected.to_dict()
+
+
+def test_dims_and_named_padding(capsys):
+    _, out, _ = run(capsys, *"explain 4 4 -g 4 -k 3 --dims 3 --padding same --size 5 -f json".split())
+    facts = json.loads(out)
+    assert (facts["op"], facts["padding"], facts["output_size"]) == ("conv3d", "same", [5, 5, 5])
+
+
+@pytest.mark.parametrize("view", ["wiring", "weight", "cost", "all"])
+def test_views(capsys, view):
+    shown = explain(8, 4, groups=4)
+    assert run(capsys, "explain", "8", "4", "-g", "4", "--view", view)[1] == shown.to_text(view) + "\n"
+    assert run(capsys, "explain", "8", "4", "-g", "4", "--view", view, "-f", "svg")[1] == shown.to_svg(view)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "json", "svg", "png", "html"])
+def test_the_file_name_picks_the_format(capsys, tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    assert run(capsys, "explain", "8", "4", "-g", "4", "-o", str(path)) == (0, "", "")
+    content = path.read_bytes()
+    if suffix == "svg":
+        assert ET.fromstring(content).tag.endswith("svg")
+    begin = {"txt": b"conv2d", "json": b"{", "svg": b"<svg", "png": b"\x89PNG", "html": b"<!doctype html>"}
+    assert content.startswith(begin[suffix])
+
+
+def test_png_to_a_pipe():
+    command = [sys.executable, "-m", "groupwise", "explain", "8", "4", "--format", "png"]
+    assert subprocess.run(command, capture_output=True, check=True).stdout.startswith(b"\x89PNG")
+
+
+def test_groups_lists_every_valid_value(capsys):
+    status, out, _ = run(capsys, "groups", "96", "64")
+    assert status == 0
+    assert [line.split()[0] for line in out.split("\n")[3:-1]] == ["1", "2", "4", "8", "16", "32"]
+    facts = json.loads(run(capsys, "groups", "8", "4", "--format", "json", "--size", "9")[1])
+    assert facts["valid_groups"] == [1, 2, 4]
+    assert [row["weights"] for row in facts["rows"]] == [288, 144, 72]
+
+
+def test_compare_shows_the_chosen_ones(capsys):
+    status, out, _ = run(capsys, *"compare 128 128 --groups 1,2,32 --size 56 --padding 1".split())
+    assert status == 0
+    assert [line.split()[0] for line in out.split("\n")[3:-1]] == ["1", "2", "32"]
+    assert "462 M" in out
+    assert "3.23 MB" in out
+
+
+def test_a_layer_of_a_model(capsys):
+    status, out, _ = run(capsys, *"explain alexnet --layer conv2 -f json".split())
+    assert status == 0
+    facts = json.loads(out)
+    assert (facts["groups"], facts["weight_shape"], facts["input_size"]) == (2, [256, 48, 5, 5], [27, 27])
+
+
+@pytest.fixture
+def net(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(3, 8, 3), nn.Dropout(), nn.Conv2d(8, 8, 3, groups=4))\n"
+    )
+    return path
+
+
+def test_report_table_and_page(capsys, tmp_path, net):
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (40, 30), "green").save(photo)
+    page = tmp_path / "r.html"
+    arguments = ["report", f"{net}:Net", "--image", str(photo), "--repeats", "1", "-o", str(page)]
+    status, out, err = run(capsys, *arguments)
+    assert status == 0
+    assert "▌  2" in out
+    assert f"running the code in {net}" in err
+    assert f"wrote {page}" in err
+    assert "data:image/jpeg;base64," in page.read_text(encoding="utf-8")
+
+
+def test_report_json(capsys, net):
+    arguments = ["report", f"{net}:Net", "--input", "2,3,9,9", "--backward", "--repeats", "1", "--json"]
+    status, out, _ = run(capsys, *arguments)
+    facts = json.loads(out)
+    assert status == 0
+    assert [row["batch"] for row in facts["layers"]] == [2, 2]
+    assert facts["layers"][1]["passes"] == ["forward", "grad_input", "grad_weight"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("explain 8 4 --groups 3", "valid groups: 1, 2, 4"),
+        ("explain 8 4 --groups two", "invalid int value: 'two'"),
+        ("explain 8 4 --kernel five", "'five' is not a number or numbers such as 3, 3x5 or 3,5"),
+        ("explain 8 4 --kernel 3x3x3x3", "it must have 1, 2 or 3"),
+        ("explain 8 4 --kernel 5 --size 3", "the kernel reaches over 5 positions"),
+        ("explain 8 4 --dtype float31", "invalid choice: 'float31' (choose from"),
+        ("explain 8", "neither IN OUT"),
+        ("explain 8 4 2", "neither IN OUT"),
+        ("explain 8 2.0", "neither IN OUT"),
+        ("explain 1099511627776 4", "in_channels=1099511627776 is too large"),
+        ("explain 8 4 --layer conv1", "--layer goes with a MODEL"),
+        ("explain 8 4 -o a.bmp", "no format ends in 'bmp'"),
+        ("explain 8 4 -o {tmp}/none/a.svg", "No such file or directory"),
+        ("explain alexnet", "--layer NAME is needed with alexnet; its convolutions: "),
+        ("explain alexnet --layer conv9", "no convolution named 'conv9' in alexnet; its convolutions: "),
+        ("explain alexnet --layer conv9 --kernel 5", "--kernel goes with IN OUT"),
+        ("explain alexnot --layer conv1", "no model named 'alexnot'; nearest: alexnet"),
+        ("groups 8 0", "out_channels=0 is too small"),
+        ("compare 8 4 --groups 1,3", "valid groups: 1, 2, 4"),
+        ("compare 8 4", "the following arguments are required: --groups"),
+        ("report alexnet --image {tmp}/none.jpg", "none.jpg does not exist"),
+        ("report alexnet --image {tmp}/none.jpg --input 1,3,9,9", "not allowed with argument"),
+        ("report alexnet -o a.txt", "the report is written as HTML"),
+        ("report alexnet --repeats 0", "repeats=0 is too small"),
+        ("report nothing:Net", "no module named 'nothing'"),
+        ("", "the following arguments are required: COMMAND"),
+        ("explode 8 4", "invalid choice: 'explode'"),
+    ],
+)
+def test_a_bad_request_ends_with_status_2_and_one_line(capsys, tmp_path, arguments, message):
+    status, out, err = run(capsys, *arguments.format(tmp=tmp_path).split())
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_closed_pipe_is_no_error():
+    code = "import sys; from groupwise.cli import main; sys.exit(main(['groups', '720720', '720720']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+def test_version_and_entry_points(capsys):
+    assert run(capsys, "--version")[1] == f"groupwise {__version__}\n"
+    script = pathlib.Path(sys.executable).parent / "groupwise"
+    if script.exists():
+        shown = subprocess.run([script, "explain", "8", "4", "-g", "4"], capture_output=True, text=True, check=True)
+        assert shown.stdout.startswith("conv2d  8 → 4")

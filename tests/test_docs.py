@@ -1,0 +1,70 @@
+"""What the docs say runs, and the pictures they show are the ones the code draws."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from groupwise.cli import main
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(code, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
+]
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_code_in_the_docs_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs", "exec"), {})
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(script, tmp_path):
+    subprocess.run([sys.executable, script], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+
+
+COMMANDS = re.findall(
+    r"^(?:\$ )?groupwise ((?:explain|groups|compare) [^\n]*)$",
+    "\n".join(p.read_text(encoding="utf-8") for p in PAGES),
+    re.M,
+)
+
+
+@pytest.mark.parametrize("line", sorted(set(COMMANDS)))
+def test_commands_in_the_docs_work(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(re.split(r"\s{2,}", line, maxsplit=1)[0], comments=True)
+    if "--groups 3" in line:
+        assert main(words) == 2
+        assert capsys.readouterr().err.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+    else:
+        assert main(words) == 0
+
+
+def test_links_lead_somewhere():
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_pictures_are_those_the_code_draws():
+    spec = importlib.util.spec_from_file_location("docs_draw", ROOT / "docs" / "draw.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, svg in module.pictures().items():
+        path = ROOT / "docs" / "pictures" / name
+        if os.environ.get("GROUPWISE_UPDATE_GOLDEN"):
+            path.write_text(svg, encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == svg, f"{name} is out of date; run: make docs"

@@ -1,0 +1,153 @@
+"""How the pictures look: colours that can be told apart, PNGs with all their text, widths that are the font's."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+from PIL import Image, ImageChops
+
+from groupwise import ConvSpec, GroupwiseError
+from groupwise.draw import svg
+from groupwise.draw.cost import cost_svg
+from groupwise.draw.png import png_bytes
+from groupwise.draw.strip import strip_svg
+from groupwise.draw.weight import weight_svg
+from groupwise.draw.wiring import wiring_svg
+from legible import NS, check_legible, font, texts, words
+from test_draw import family, views
+
+
+def luminance(colour: str) -> float:
+    channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def mixed(over: str, under: str, alpha: float) -> str:
+    pairs = ((int(over[i : i + 2], 16), int(under[i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(alpha * a + (1 - alpha) * b):02x}" for a, b in pairs)
+
+
+def themes() -> list[dict[str, str]]:
+    """Class colours in light and in dark, as the style sheet has them."""
+    sheet = ET.fromstring(wiring_svg(ConvSpec(1, 1, 1))).find(f"{NS}style").text
+    light, dark = sheet.split("@media(prefers-color-scheme:dark)")
+    rule = r"\.gw-(\w+)\{(?:fill|stroke):(#\w{6})\}"
+    assert dark.startswith("{")
+    assert dark.endswith("}}")
+    return [dict(re.findall(rule, light)), dict(re.findall(rule, dark))]
+
+
+@pytest.mark.parametrize("theme", themes(), ids=["light", "dark"])
+def test_contrast(theme):
+    assert set(theme) == {"bg", "ink", "soft", "void", "line", "gap"}
+    assert contrast(theme["ink"], theme["bg"]) >= 4.5
+    assert contrast(theme["soft"], theme["bg"]) >= 4.5
+    assert contrast(theme["line"], theme["bg"]) >= 3
+    for colour in svg.COLOURS:
+        assert contrast(colour, theme["bg"]) >= 3, colour
+        assert contrast(colour, theme["void"]) >= 3, colour
+        assert contrast(theme["ink"], mixed(colour, theme["bg"], 0.16)) >= 4.5, "text on a ribbon"
+
+
+def test_only_tested_colours_are_used():
+    for spec in (ConvSpec(64, 64, 3, groups=32), ConvSpec(8, 4, 5, groups=4), ConvSpec(2048, 2048, 3, groups=2048)):
+        for picture in views(spec).values():
+            body = picture[picture.index("</style>") :]
+            assert set(re.findall(r"#\w{6}", body)) <= set(svg.COLOURS)
+            assert set(re.findall(r'opacity="([^"]*)"', body)) <= {"0.16"}
+            used = {name for names in re.findall(r'class="([^"]*)"', picture) for name in names.split()}
+            assert used <= {f"gw-{name}" for name in ("text", "wire", "bg", "ink", "soft", "void", "line", "gap")}
+
+
+def render(picture: str) -> Image.Image:
+    return Image.open(io.BytesIO(png_bytes(picture, 2))).convert("RGBA")
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [wiring_svg(ConvSpec(8, 4, 5, groups=4)), weight_svg(ConvSpec(64, 64, 3)), cost_svg(ConvSpec(64, 64, 3), 7)],
+    ids=["wiring", "weight", "cost"],
+)
+def test_png_has_ink_where_each_text_is(picture):
+    pytest.importorskip("resvg_py")
+    root, full = ET.fromstring(picture), render(picture)
+    assert full.size == (
+        pytest.approx(2 * float(root.get("width")), abs=2),
+        pytest.approx(2 * float(root.get("height")), abs=2),
+    )
+    changed = ImageChops.difference(full.convert("L"), render(re.sub("<text.*?</text>", "", picture)).convert("L"))
+    for text, box in texts(root):
+        crop = changed.crop([round(2 * value) for value in box])
+        assert crop.getextrema()[1] > 100, f"{text!r} is not in the PNG"
+        # Nothing of it outside the box either: the widths measured are those that resvg draws.
+        changed.paste(0, [round(2 * value) + grow for value, grow in zip(box, (-2, -2, 2, 2), strict=True)])
+    assert changed.getextrema()[1] < 100
+
+
+def test_png_is_light():
+    pytest.importorskip("resvg_py")
+    picture = wiring_svg(ConvSpec(8, 4, 5, groups=4))
+    without = re.sub(r"@media.*\}\}", "", picture)
+    assert len(without) < len(picture)
+    assert png_bytes(picture) == png_bytes(without)
+    assert render(picture).getpixel((40, 8)) == (255, 255, 255, 255)
+
+
+def test_png_without_resvg_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(
+        GroupwiseError, match=re.escape('PNG needs resvg_py; install it with: pip install "groupwise[png]"')
+    ):
+        png_bytes(wiring_svg(ConvSpec(1, 1, 1)))
+
+
+@pytest.mark.parametrize("scale", [0, -1, float("nan"), 1000.0, True, "2"])
+def test_png_refuses_scales_out_of_range(scale):
+    with pytest.raises(GroupwiseError, match="scale"):
+        png_bytes(wiring_svg(ConvSpec(1, 1, 1)), scale)
+
+
+def test_text_width_is_the_fonts():
+    every = "".join(svg._WIDTHS)
+    for character in every:
+        assert svg.text_width(character, 1000) == pytest.approx(font().getlength(character), abs=2), character
+    for spec in family():
+        for picture in views(spec).values():
+            assert set("".join(words(ET.fromstring(picture)))) <= set(every)
+        if spec.in_channels > 8:
+            break
+
+
+def test_wrap_breaks_at_spaces_and_keeps_every_word():
+    lines = svg.wrap("one two three four", 10, svg.text_width("one two", 10))
+    assert lines == ["one two", "three", "four"]
+
+
+def test_pictures_of_one_page_have_ids_of_their_own():
+    pictures = [picture for spec in list(family())[::40] for picture in views(spec).values()]
+    ids = [name for picture in pictures for name in re.findall(r'\bid="([^"]+)"', picture)]
+    assert len(ids) == 2 * len(pictures)
+    assert len(set(ids)) == 2 * len(set(pictures))
+
+
+@pytest.mark.parametrize("kinds", [["dense"], ["grouped"], ["dense", "grouped", "depthwise"] * 60])
+def test_the_bars_of_a_report_are_legible(kinds):
+    layers = [
+        {"kind": kind, "parameters": i, "macs": {"forward": i * i}, "bytes": 5, "pytorch_ms": i % 7 + 0.1}
+        for i, kind in enumerate(kinds, 1)
+    ]
+    root = check_legible(strip_svg({"layers": layers}))
+    said = words(root)
+    assert {"parameters", "MACs", "bytes", "time"} <= set(said)
+    for kind in set(kinds):
+        assert sum(text.startswith(kind) for text in said) == 4

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import groupwise
+from groupwise import GroupwiseError, report
+from groupwise.draw.folding import fold
+from groupwise.targets import load_model
+
+
+def by_hooks(model, source):
+    """An independent count of models whose convolutions are all layers: hooks and the textbook formula."""
+    rows = []
+
+    def hook(layer, inputs, output):
+        positions = (inputs[0] if layer.transposed else output)[0, 0].numel()
+        macs = inputs[0].shape[0] * positions * layer.weight.numel() // layer.weight.shape[0]
+        macs *= layer.in_channels if layer.transposed else layer.out_channels
+        rows.append((tuple(layer.weight.shape), layer.groups, macs))
+
+    handles = [m.register_forward_hook(hook) for m in model.modules() if hasattr(m, "in_channels")]
+    with torch.no_grad():
+        model(source)
+    for handle in handles:
+        handle.remove()
+    return rows
+
+
+MODELS = [
+    ("alexnet", 224, 3),
+    ("resnext50_32x4d", 64, 16),
+    ("torchvision:resnext50_32x4d", 64, 16),
+    ("torchvision:regnet_x_400mf", 64, 22),
+    ("torchvision:mobilenet_v2", 64, 17),
+    ("torchvision:convnext_tiny", 64, 18),
+    ("timm:resnet18", 64, 0),
+]
+
+
+@pytest.mark.parametrize(("target", "size", "grouped"), MODELS)
+def test_models_against_an_independent_count(target, size, grouped):
+    package = target.rpartition(":")[0]
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    model = load_model(target).eval()
+    source = torch.randn(1, 3, size, size)
+    made = report(model, source, repeats=1).to_dict()
+    counted = by_hooks(model, source)
+    assert [(tuple(r["weight_shape"]), r["groups"], r["macs"]["forward"]) for r in made["layers"]] == counted
+    assert made["total"]["grouped"]["convolutions"] == grouped == sum(groups > 1 for _, groups, _ in counted)
+    assert made["total"]["macs"]["forward"] == sum(macs for _, _, macs in counted)
+    layers = dict(model.named_modules())
+    assert all(isinstance(layers[row["name"]], nn.Conv2d) for row in made["layers"])
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert made["total"]["parameters"] == sum(p.numel() for m in convolutions for p in m.parameters())
+    assert made["total"]["model_parameters"] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    block = lambda: nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.BatchNorm2d(16), nn.ReLU())  # noqa: E731
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), block(), block(), nn.ConvTranspose2d(16, 16, 2, 2, groups=16))
+
+
+def test_rows_total_and_shares(small):
+    made = report(small, torch.randn(2, 3, 8, 8), repeats=3)
+    facts = made.to_dict()
+    assert json.loads(json.dumps(facts)) == facts
+    assert [(row["name"], row["op"], row["groups"], row["kind"]) for row in facts["layers"]] == [
+        ("0", "conv2d", 1, "dense"),
+        ("1.0", "conv2d", 4, "grouped"),
+        ("2.0", "conv2d", 4, "grouped"),
+        ("3", "conv_transpose2d", 16, "depthwise"),
+    ]
+    first = facts["layers"][0]
+    assert first["macs"] == dict.fromkeys(("forward", "grad_input", "grad_weight"), 2 * 64 * 16 * 27)
+    assert first["bytes"] == 4 * (2 * 3 * 64 + 16 * 27 + 2 * 16 * 64)
+    assert first["passes"] == ["forward"]
+    assert all(row["pytorch_ms"] > 0 for row in facts["layers"])
+    total, grouped = facts["total"], facts["total"]["grouped"]
+    assert total["pytorch_ms"] == pytest.approx(sum(row["pytorch_ms"] for row in facts["layers"]))
+    assert total["macs_run"] == {"forward": total["macs"]["forward"], "grad_input": 0, "grad_weight": 0}
+    assert grouped["share"]["macs"] == pytest.approx(1 - first["macs"]["forward"] / total["macs"]["forward"])
+    assert grouped["share"]["convolutions"] == 0.75
+    assert 0 < grouped["share"]["time"] < 1
+    assert grouped["share"]["time_of_model"] == pytest.approx(grouped["pytorch_ms"] / total["model_ms"])
+    assert grouped["parameters"] == total["parameters"] - 16 * 27 - 16
+
+
+def test_backward(small):
+    facts = report(small.train(), torch.randn(2, 3, 8, 8), backward=True, repeats=2).to_dict()
+    assert facts["layers"][0]["passes"] == ["forward", "grad_weight"]
+    assert facts["layers"][1]["passes"] == ["forward", "grad_input", "grad_weight"]
+    macs = [row["macs"]["forward"] for row in facts["layers"]]
+    assert facts["total"]["macs_run"] == {"forward": sum(macs), "grad_input": sum(macs[1:]), "grad_weight": sum(macs)}
+    for row in facts["layers"]:
+        assert row["backward_ms"] > 0
+        assert row["pytorch_ms"] == pytest.approx(row["forward_ms"] + row["backward_ms"])
+    assert all(parameter.grad is None for parameter in small.parameters())
+
+
+def test_meta_counts_without_times():
+    with torch.device("meta"):
+        made = report(groupwise.models.resnext101_64x4d(), torch.empty(1, 3, 224, 224))
+    assert made.to_dict()["layers"][0]["pytorch_ms"] is None
+    assert made.to_dict()["total"]["pytorch_ms"] is None
+    assert "ms" in str(made)
+    assert "<table" in made.to_html()
+
+
+def test_a_shared_weight_is_counted_once():
+    layer = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+    total = report(nn.Sequential(layer, layer), torch.randn(1, 4, 5, 5), repeats=1).to_dict()["total"]
+    assert (total["convolutions"], total["parameters"]) == (2, 4 * 2 * 9 + 4)
+
+
+def test_folding_joins_names_and_sums():
+    row = {
+        "op": "conv2d", "in_channels": 4, "weight_shape": [4, 2, 3, 3], "bias_shape": None, "stride": [1, 1],
+        "padding": [0, 0], "dilation": [1, 1], "output_padding": [0, 0], "groups": 2, "input_size": [5, 5], "batch": 1,
+        "dtype": "float32", "passes": ["forward"], "parameters": 72, "bytes": 10, "pytorch_ms": 0.5,
+        "macs": {"forward": 7, "grad_input": 7, "grad_weight": 7},
+    }  # fmt: skip
+    names = ["layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2", "layer1.5.conv2", "layer1.0.conv3"]
+    folded = fold([row | {"name": name} for name in names[:4]] + [row | {"name": "layer1.6.conv2", "groups": 1}])
+    assert [(f["name"], f["count"]) for f in folded] == [("layer1.0-2,5.conv2", 4), ("layer1.6.conv2", 1)]
+    assert fold([row | {"name": name} for name in names])[0]["name"] == "layer1.0.conv2 … layer1.0.conv3"
+    assert (folded[0]["parameters"], folded[0]["macs"]["forward"], folded[0]["pytorch_ms"]) == (288, 28, 2.0)
+
+
+def test_table_and_page(small, tmp_path):
+    made = report(small, torch.randn(1, 3, 8, 8), repeats=1, title="small & <fast>")
+    lines = str(made).split("\n")
+    assert [line[:1] for line in lines[4:7]] == [" ", "▌", "▌"]
+    assert max(map(len, lines)) <= 110
+    page = made.to_html(tmp_path / "r.html", photo=b"jpeg")
+    assert (tmp_path / "r.html").read_text(encoding="utf-8") == page
+    assert "small &amp; &lt;fast&gt;" in page
+    assert not re.findall(r'(?:src|href)="http|url\(http|@import', page)
+    # Three views of each grouped layer that differs from the others, and the bars.
+    assert page.count("<svg") == 3 * 2 + 1
+    assert "data:image/jpeg;base64,anBlZw==" in page
+
+
+def test_a_model_without_convolutions():
+    made = report(nn.Linear(3, 3), torch.randn(1, 3), repeats=1)
+    assert made.to_dict()["layers"] == []
+    assert "<table" in made.to_html()
+    assert str(made)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: report("resnet", torch.zeros(1)), "'resnet' is not a model"),
+        (lambda: report(nn.ReLU(), torch.zeros(1), repeats=0), "repeats=0 is too small"),
+        (lambda: report(nn.ReLU(), torch.zeros(1), backward=True), "no output of the model depends on"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(GroupwiseError) as caught:
+        call()
+    assert message in str(caught.value)
+
+
+def test_a_model_that_changes_its_mind():
+    layers = [nn.Conv2d(4, 4, 3, padding=1, groups=g) for g in (1, 2, 4)]
+    turn = iter(range(100))
+
+    def model(x):
+        return layers[next(turn) % 3](x)
+
+    with pytest.raises(GroupwiseError, match="other convolutions from one run to the next"):
+        report(model, torch.zeros(1, 4, 5, 5))
