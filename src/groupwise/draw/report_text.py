@@ -35,12 +35,12 @@ def table(report: dict[str, Any]) -> str:
     lines.append(("▌", "grouped", f"×{grouped['convolutions']}", "", "", "", *_figures(grouped)))
     rows = text.rows(lines, left=_LEFT)
     rule = "─" * max(map(len, rows))
-    below = [line for note in notes(report) for line in textwrap.wrap(note, max(len(rule), text.WIDTH))]
+    below = [line for note in notes(report, " (▌)") for line in textwrap.wrap(note, max(len(rule), text.WIDTH))]
     return "\n".join([report["title"], "", rows[0], rule, *rows[1:-2], rule, *rows[-2:], "", *below])
 
 
-def notes(report: dict[str, Any]) -> list[str]:
-    """Sentences that say what the figures are and what share the grouped layers have."""
+def notes(report: dict[str, Any], mark: str = "") -> list[str]:
+    """Sentences that say what the figures are and what share the grouped layers have; `mark` follows these words."""
     total, machine = report["total"], report["machine"]
     share = total["grouped"]["share"]
     parts = [f"{_percent(share['macs'])} of the MACs", f"{_percent(share['parameters'])} of the parameters"]
@@ -48,7 +48,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         parts.append(f"{_percent(share['time'])} of the time in convolutions")
         parts.append(f"{_percent(share['time_of_model'])} of the whole model's {total['model_ms']:.3g} ms")
     passes = "forward and backward" if report["backward"] else "forward"
-    lines = [f"Grouped layers (▌) have {', '.join(parts)}."]
+    lines = [f"Grouped layers{mark} have {', '.join(parts)}."]
     lines.append("MACs and bytes (each tensor moved once) are of one forward pass; folded rows (×) are sums.")
     if total["pytorch_ms"] is not None:
         lines.append(

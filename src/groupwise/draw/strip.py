@@ -8,7 +8,7 @@ from typing import Any
 from groupwise.draw import numbers
 from groupwise.draw.svg import LABEL_SIZE, MARGIN, Picture, box_path, colour
 
-# Dense work recedes, the two kinds that groups make stand out; their order in the legend and the labels says it too.
+# Dense work is hollow and grouped work solid, so that they differ without colour.
 _KINDS = {"dense": None, "grouped": 0, "depthwise": 1}
 _BAR, _LEFT, _WIDTH = 26, 84, 620
 
@@ -21,6 +21,7 @@ def strip_svg(report: dict[str, Any]) -> str:
     told = []
     for label, values in _bars(layers).items():
         told.append(_bar(picture, label, values, [layer["kind"] for layer in layers]))
+    picture.y -= 12
     return picture.render(told)
 
 
@@ -48,15 +49,17 @@ def _bar(picture: Picture, label: str, values: Sequence[float], kinds: Sequence[
     facts = []
     for kind, hue in _KINDS.items():
         if paths[kind]:
-            paint = 'class="gw-soft"' if hue is None else f'fill="{colour(hue)}"'
-            picture.curve("".join(paths[kind]), paint)
+            picture.curve("".join(paths[kind]), _paint(hue))
             part = sum(v for v, k in zip(values, kinds, strict=True) if k == kind)
             facts.append((kind, hue, numbers.share(part, total)))
     x: float = MARGIN + _LEFT
     for kind, hue, share in facts:
-        paint = 'class="gw-soft"' if hue is None else f'fill="{colour(hue)}"'
-        picture.box(x, picture.y + _BAR + 6, 10, 10, paint)
+        picture.box(x, picture.y + _BAR + 6, 10, 10, _paint(hue))
         picture.text(x + 15, picture.y + _BAR + 6 + LABEL_SIZE - 2, f"{kind} {share}", ink="soft")
         x += 150
-    picture.y += _BAR + 34
+    picture.y += _BAR + 32
     return f"{label}: {', '.join(f'{kind} {share}' for kind, _, share in facts)}."
+
+
+def _paint(hue: int | None) -> str:
+    return 'class="gw-bg gw-line" stroke-width="0.8"' if hue is None else f'fill="{colour(hue)}"'
