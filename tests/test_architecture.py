@@ -24,6 +24,7 @@ ORDER = [
     "reporting",
     "photo",
     "targets",
+    "web",
     "cli",
     "__main__",
 ]

@@ -42,7 +42,7 @@ _CONVOLUTION: dict[str, Any] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for a bad request, with the reason on stderr."""
+    """Run the command line; returns the exit status: 0, 2 for a bad request (the reason is on stderr), 130 if interrupted."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (head, less) has seen enough; what Python still flushes at exit goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
     except (GroupwiseError, OSError) as error:
         print(f"groupwise {options.command}: {error}", file=sys.stderr)
         return 2
@@ -159,6 +161,13 @@ def _random_input(shape: tuple[int, ...]) -> torch.Tensor:
     import torch
 
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from groupwise.web.server import serve
+
+    _say(f"open http://{options.host}:{options.port} in a browser; stop with Ctrl-C")
+    serve(options.host, options.port)
 
 
 def _emit(explanation: Explanation, options: argparse.Namespace) -> None:
@@ -274,6 +283,11 @@ def _parser() -> argparse.ArgumentParser:
     whole.add_argument("--json", action="store_true", help="print JSON instead of the table")
     _add_output(whole)
     whole.set_defaults(run=_report)
+
+    page = commands.add_parser("serve", help="an interactive page, with a slider for groups")
+    page.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine only")
+    page.add_argument("--port", type=int, default=8000, help="default 8000")
+    page.set_defaults(run=_serve)
     return parser
 
 

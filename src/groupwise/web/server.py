@@ -1,0 +1,81 @@
+"""`groupwise serve`: one page, and one address that answers it with the pictures. Python draws, the page only asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from groupwise.arguments import valid_groups
+from groupwise.errors import GroupwiseError, check_integer
+from groupwise.explanation import Explanation, explain
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+MISSING = 'the page needs starlette and uvicorn; install them with: pip install "groupwise[web]"'
+# What the page may ask for: whole numbers, each the same in every dimension.
+_NUMBERS = ("kernel_size", "groups", "stride", "padding", "dilation", "size", "dims")
+
+
+def app() -> Starlette:
+    """The application: `/` is the page, `/explain?in_channels=8&out_channels=4&groups=4` its pictures as JSON.
+
+    The answer has `pictures` (SVG by view), `text`, and `valid_groups`. A bad request gets status 400 and `error`, and
+    still `valid_groups` where the channels are right. Needs the extra `groupwise[web]`.
+    """
+    try:
+        from starlette.applications import Starlette
+        from starlette.responses import HTMLResponse, JSONResponse
+        from starlette.routing import Route
+    except ImportError:
+        raise GroupwiseError(MISSING) from None
+    page = resources.files("groupwise.web").joinpath("page.html").read_text(encoding="utf-8")
+
+    def show_page(request: Request) -> Response:
+        return HTMLResponse(page)
+
+    def show_convolution(request: Request) -> Response:
+        status, answer = respond(request.query_params)
+        return JSONResponse(answer, status)
+
+    return Starlette(routes=[Route("/", show_page), Route("/explain", show_convolution)])
+
+
+def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve the page until interrupted. Needs the extra `groupwise[web]`."""
+    port = check_integer("port", port, 1, 65535)
+    try:
+        import uvicorn
+    except ImportError:
+        raise GroupwiseError(MISSING) from None
+    uvicorn.run(app(), host=host, port=port, log_level="warning")
+
+
+def respond(query: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
+    """HTTP status and JSON for the fields of the page's form."""
+    answer: dict[str, Any] = {}
+    try:
+        in_channels, out_channels = (_number(query, name) for name in ("in_channels", "out_channels"))
+        answer["valid_groups"] = list(valid_groups(in_channels, out_channels))
+        shown = _explanation(in_channels, out_channels, query)
+        answer["pictures"] = {view: shown.to_svg(view) for view in ("wiring", "weight", "cost")}
+        answer["text"] = str(shown)
+    except GroupwiseError as error:
+        return 400, {**answer, "error": str(error)}
+    return 200, answer
+
+
+def _explanation(in_channels: int, out_channels: int, query: Mapping[str, str]) -> Explanation:
+    options: dict[str, Any] = {name: _number(query, name) for name in _NUMBERS if query.get(name)}
+    return explain(in_channels, out_channels, transposed=query.get("transposed") == "on", **options)
+
+
+def _number(query: Mapping[str, str], name: str) -> int:
+    text = query.get(name, "")
+    try:
+        return int(text)
+    except ValueError:
+        raise GroupwiseError(f"{name}={text!r} must be a whole number") from None
