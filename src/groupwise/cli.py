@@ -42,7 +42,7 @@ _CONVOLUTION: dict[str, Any] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for a bad request (the reason is on stderr), 130 if interrupted."""
+    """Run the command line; the exit status is 0, 2 for a bad request (reason on stderr), or 130 if interrupted."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
