@@ -1,7 +1,8 @@
 # Every target makes .venv and installs what it needs; a second run finds it there.
 #   make demo    report on ResNeXt-50 with a photograph      make test    lint, types, tests
 #   make bench   time the package's own work                 make docs    pictures and site
-# PYTHON picks the interpreter, PIP_FLAGS adds to every pip install.
+#   make clean   remove .venv and what was made
+# PYTHON picks the interpreter of a new .venv, PIP_FLAGS adds to every pip install (an index with CPU builds of torch, say).
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -35,9 +36,14 @@ docs: $(VENV)/docs.stamp
 clean:
 	rm -rf $(VENV) site $(REPORT)
 
+# Made whole or not at all: a venv left half-made by an error would fail for ever after.
+$(VENV)/venv.stamp:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
 # torch goes first and by name, so that no other package's wish decides which build comes.
-$(VENV)/base.stamp: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/base.stamp: $(VENV)/venv.stamp pyproject.toml constraints.txt
 	$(PIP) torch
 	$(PIP) --editable .
 	touch $@

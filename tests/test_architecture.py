@@ -20,6 +20,7 @@ ORDER = [
     "explanation",
     "nn",
     "models",
+    "recording",
     "counting",
     "reporting",
     "photo",

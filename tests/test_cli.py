@@ -133,7 +133,29 @@ def test_report_json(capsys, net):
     ("arguments", "message"),
     [
         ("explain 8 4 --groups 3", "valid groups: 1, 2, 4"),
-        ("explain 8 4 --groups two", "invalid int value: 'two'"),
+        (
+            "explain 8 4 --groups two",
+            "groups='two' is a str; groups must be an integer from 1 to 16777216; valid groups",
+        ),
+        ("explain 8 4 --groups 2.0", "valid groups: 1, 2, 4"),
+        ("explain 8 4 --groups True", "valid groups: 1, 2, 4"),
+        ("explain 8 4 --padding SAME", "'SAME' is not same, valid, a number or numbers"),
+        ("explain 8 4 --batch -1", "batch=-1 is too small"),
+        ("explain 8 4 --grops 2", "--grops 2 is not understood; see groupwise explain --help"),
+        ("explain 8 4 --input 1,3,9,9", "--input goes with a MODEL"),
+        ("explain ² 4", "neither IN OUT"),
+        ("explain +-5 4", "neither IN OUT"),
+        ("explain 8 4 -f svg -o a.png", "asks for png and --format for svg"),
+        ("groups 8 4 -o a.svg", "name a file that ends in one of .txt, .json"),
+        ("compare 8 4 --groups 1,x", "groups='x' is a str"),
+        ("explain alexnet --layer conv2 -g 5", "--groups goes with IN OUT"),
+        ("explain alexnet --layer conv2 --input 1,3", "alexnet failed on one input of shape (1, 3)"),
+        ("report alexnet --input 1,3,-9,9", "is not a shape of positive numbers such as 1,3,224,224"),
+        ("report alexnet --input 1,3,32,32 --repeats 1", "give another shape with --input"),
+        ("report alexnet -o {tmp}/none/r.html", "there is no folder"),
+        ("report net.py", "'net.py' says no name; give net.py:NAME"),
+        ("serve --port 0", "port=0 is too small"),
+        ("serve --host 203.0.113.7", "assign"),
         ("explain 8 4 --kernel five", "'five' is not a number or numbers such as 3, 3x5 or 3,5"),
         ("explain 8 4 --kernel 3x3x3x3", "it must have 1, 2 or 3"),
         ("explain 8 4 --kernel 5 --size 3", "the kernel reaches over 5 positions"),
@@ -143,8 +165,8 @@ def test_report_json(capsys, net):
         ("explain 8 2.0", "neither IN OUT"),
         ("explain 1099511627776 4", "in_channels=1099511627776 is too large"),
         ("explain 8 4 --layer conv1", "--layer goes with a MODEL"),
-        ("explain 8 4 -o a.bmp", "no format ends in 'bmp'"),
-        ("explain 8 4 -o {tmp}/none/a.svg", "No such file or directory"),
+        ("explain 8 4 -o a.bmp", "name a file that ends in one of .txt, .json, .svg, .png, .html"),
+        ("explain 8 4 -o {tmp}/none/a.svg", "there is no folder"),
         ("explain alexnet", "--layer NAME is needed with alexnet; its convolutions: "),
         ("explain alexnet --layer conv9", "no convolution named 'conv9' in alexnet; its convolutions: "),
         ("explain alexnet --layer conv9 --kernel 5", "--kernel goes with IN OUT"),
@@ -154,7 +176,7 @@ def test_report_json(capsys, net):
         ("compare 8 4", "the following arguments are required: --groups"),
         ("report alexnet --image {tmp}/none.jpg", "none.jpg does not exist"),
         ("report alexnet --image {tmp}/none.jpg --input 1,3,9,9", "not allowed with argument"),
-        ("report alexnet -o a.txt", "the report is written as HTML"),
+        ("report alexnet -o a.svg", "name a file that ends in one of .txt, .json, .html"),
         ("report alexnet --repeats 0", "repeats=0 is too small"),
         ("report nothing:Net", "no module named 'nothing'"),
         ("", "the following arguments are required: COMMAND"),
@@ -182,4 +204,4 @@ def test_version_and_entry_points(capsys):
     script = pathlib.Path(sys.executable).parent / "groupwise"
     if script.exists():
         shown = subprocess.run([script, "explain", "8", "4", "-g", "4"], capture_output=True, text=True, check=True)
-        assert shown.stdout.startswith("conv2d  8 → 4")
+        assert shown.stdout.startswith("conv2d 8 → 4")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cases import SCENARIOS, layer_of, specs
@@ -126,7 +128,10 @@ GOOD = {"in_channels": 8, "out_channels": 4, "kernel_size": 5}
         ({"padding_mode": "reflect", "transposed": True}, "transposed ones take 'zeros'"),
         ({"output_padding": 1}, "output_padding=(1, 1) is for transposed convolutions"),
         ({"output_padding": 1, "transposed": True}, "the largest valid value is 0"),
-        ({"bias": 1}, "bias=1 is a int; bias must be True or False"),
+        ({"bias": 2}, "bias=2 is a int; bias must be True or False"),
+        ({"in_channels": 10**5000}, "in_channels=2**16609 is too large"),
+        ({"kernel_size": {5}}, "kernel_size={5} is a set"),
+        ({"kernel_size": {"a": 5}}, "is a dict"),
         ({"dims": 4}, "dims=4 is too large"),
     ],
 )
@@ -162,15 +167,54 @@ def test_a_size_that_gives_no_output(spec, size, message):
     assert message in str(caught.value)
 
 
-@given(specs(), st.integers(1, 4))
-def test_the_advice_of_a_refused_size_works(spec, size):
+ADVICE = {
+    "use size >= ": lambda spec, value: (spec, value),
+    ", padding >= ": lambda spec, value: (dataclasses.replace(spec, padding=value), None),
+    "use padding of at most ": lambda spec, value: (dataclasses.replace(spec, padding=value), None),
+}
+
+
+def refused(spec, size):
     try:
         spec.output_size(size)
     except GroupwiseError as error:
-        if "use size >= " in str(error):
-            advised = int(str(error).split("use size >= ")[1].split(",")[0])
-            # The advice is for the first dimension in the way; every other one may need more.
-            assert advised > size
+        return str(error)
+    return None
+
+
+@settings(max_examples=400)
+@given(specs(), st.integers(1, 4))
+def test_the_advice_of_a_refused_size_works(spec, size):
+    """Each value advised is accepted, and the next smaller (or larger) one is not."""
+    # One dimension, so that no other one is in the way.
+    several = ("kernel_size", "stride", "padding", "dilation", "output_padding")
+    first = {name: value[:1] for name in several if not isinstance(value := getattr(spec, name), str)}
+    spec = dataclasses.replace(spec, **first)
+    message = refused(spec, size) or ""
+    for words, apply in ADVICE.items():
+        if words in message:
+            value = int(re.split(r"[^-\d]", message.split(words)[1])[0])
+            changed, new_size = apply(spec, value)
+            assert refused(changed, new_size or size) is None, message
+            beyond, new_size = apply(spec, value + (1 if "at most" in words else -1))
+            assert refused(beyond, size if new_size is None else new_size), message
+
+
+def test_numbers_of_other_libraries_count():
+    assert ConvSpec(8, 4, torch.tensor(3)).kernel_size == (3, 3)
+    assert ConvSpec(8, 4, np.array([3, 5]), bias=np.False_).weight_shape == (4, 8, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "pads"),
+    [
+        (ConvSpec(1, 1, (4, 3), padding="same"), ((1, 2), (1, 1))),
+        (ConvSpec(1, 1, 4, padding="valid"), ((0, 0), (0, 0))),
+        (ConvSpec(1, 1, (2,), dilation=3, padding="same"), ((1, 2),)),
+    ],
+)
+def test_same_padding_has_its_odd_position_after(spec, pads):
+    assert spec.pads == pads
 
 
 @pytest.mark.parametrize(
@@ -181,6 +225,8 @@ def test_the_advice_of_a_refused_size_works(spec, size):
         (lambda: ConvSpec.from_operator((1, 9, 4, 4), (8, 2, 3, 3), groups=4), "it must be (batch, 8, height, width)"),
         (lambda: ConvSpec.from_operator(None, (8, 2, 3, 3), (4,), groups=4), "must have out_channels=8 values"),
         (lambda: ConvSpec.from_operator(None, 3), "neither a tensor nor a shape"),
+        (lambda: ConvSpec.from_operator(None, (8, 2, 3, 3), groups=3), "dim 0 of the weight; valid groups: 1, 2, 4, 8"),
+        (lambda: ConvSpec.from_operator(None, (8, 2, 3, 3), groups=True), "valid groups: 1, 2, 4, 8"),
     ],
 )
 def test_refusals_of_other_doors(call, message):

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from groupwise.arguments import valid_groups as valid_groups
     from groupwise.costs import Cost as Cost
     from groupwise.costs import cost as cost
-    from groupwise.counting import ConvCall as ConvCall
     from groupwise.counting import count as count
     from groupwise.errors import GroupwiseError as GroupwiseError
     from groupwise.explanation import Explanation as Explanation
     from groupwise.explanation import explain as explain
+    from groupwise.recording import ConvCall as ConvCall
     from groupwise.reporting import Report as Report
     from groupwise.reporting import report as report
     from groupwise.spec import ConvSpec as ConvSpec
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 
 # Functions are verbs and the modules that hold them nouns, so that neither hides the other here.
 _HOME = {
-    "ConvCall": "counting",
+    "ConvCall": "recording",
     "ConvSpec": "spec",
     "Cost": "costs",
     "Explanation": "explanation",

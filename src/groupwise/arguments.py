@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from groupwise.errors import MAX_CHANNELS, GroupwiseError, check_integer, list_some
@@ -47,9 +47,9 @@ def check_groups(in_channels: int, out_channels: int, groups: object) -> int:
 
 def per_dimension(name: str, value: object, dims: int, minimum: int) -> tuple[int, ...]:
     """`value`, an int or a sequence of `dims` ints, as a tuple of checked ints."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    entries = _entries(value)
+    if entries is None:
         return (check_integer(name, value, minimum),) * dims
-    entries = tuple(value)
     if len(entries) != dims:
         raise GroupwiseError(
             f"{name}={entries} has {len(entries)} values; a {dims}-D convolution takes one int or {dims} of them"
@@ -59,7 +59,7 @@ def per_dimension(name: str, value: object, dims: int, minimum: int) -> tuple[in
 
 def dims_of(kernel_size: object, dims: int | None) -> int:
     """The number of spatial dimensions: the length of `kernel_size`, or for an int `dims` (2 if None)."""
-    given = None if isinstance(kernel_size, str) or not isinstance(kernel_size, Iterable) else tuple(kernel_size)
+    given = _entries(kernel_size)
     if given is None:
         return check_integer("dims", 2 if dims is None else dims, 1, 3)
     if not 1 <= len(given) <= 3 or dims not in (None, len(given)):
@@ -92,3 +92,13 @@ def expand(value: Extent, dims: int) -> Extent:
     if isinstance(value, Sequence) and len(value) == 1:
         return tuple(value) * dims
     return value
+
+
+def _entries(value: Any) -> tuple[object, ...] | None:
+    """What a sequence (tuple, list, array) holds; None for anything that is none."""
+    if isinstance(value, str | Mapping) or not hasattr(value, "__getitem__"):
+        return None
+    try:
+        return tuple(value)
+    except TypeError:  # an array of no dimensions is a number
+        return None

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from groupwise.arguments import Extent
-from groupwise.errors import check_choice, check_integer
+from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.spec import ConvSpec
 
 DTYPE_BYTES = {
@@ -28,6 +28,9 @@ DTYPE_BYTES = {
     "float8_e5m2": 1,
     "int8": 1,
     "uint8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
     "complex64": 8,
     "complex128": 16,
 }
@@ -113,6 +116,17 @@ class Cost:
             "intensity": self.intensity,
         }
 
+    @property
+    def ratio(self) -> dict[str, float | None]:
+        """The dense equivalent over this one: what the groups save in parameters, MACs and bytes; None of nothing."""
+        dense = self.dense()
+        pairs = {
+            "parameters": (dense.spec.parameters, self.spec.parameters),
+            "macs": (dense.macs.forward, self.macs.forward),
+            "bytes": (dense.bytes, self.bytes),
+        }
+        return {name: whole / part if part else None for name, (whole, part) in pairs.items()}
+
     def with_groups(self, groups: int) -> Cost:
         """The cost with another number of groups, all else equal."""
         return cost(self.spec.with_groups(groups), self.input_size, self.batch, self.dtype)
@@ -131,6 +145,10 @@ def cost(spec: ConvSpec, size: Extent, batch: int = 1, dtype: str = "float32") -
     >>> cost(ConvSpec(128, 128, 3, padding=1, groups=32), 56).macs.forward
     14450688
     """
+    if not isinstance(spec, ConvSpec):
+        raise GroupwiseError(
+            f"cost takes a ConvSpec, not a {type(spec).__name__}; for a layer: ConvSpec.from_module(x)"
+        )
     size = spec.check_size(size)
     out_size = spec.output_size(size)
     batch = check_integer("batch", batch, 0)

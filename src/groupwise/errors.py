@@ -35,10 +35,17 @@ def check_integer(name: str, value: object, minimum: int, maximum: int = MAX_EXT
             fix = f"; write {name}={int(value)}"
         raise GroupwiseError(f"{name}={value!r} is a {type(value).__name__}; {rule}{fix}") from None
     if number < minimum:
-        raise GroupwiseError(f"{name}={number} is too small; {rule}; the nearest is {minimum}")
+        raise GroupwiseError(f"{name}={_show(number)} is too small; {rule}; the nearest is {minimum}")
     if number > maximum:
-        raise GroupwiseError(f"{name}={number} is too large; {rule}; the nearest is {maximum}")
+        raise GroupwiseError(f"{name}={_show(number)} is too large; {rule}; the nearest is {maximum}")
     return number
+
+
+def _show(number: int) -> str:
+    """The number, or its size: Python prints no int of thousands of digits."""
+    if abs(number) < 10**30:
+        return str(number)
+    return f"{'-' * (number < 0)}2**{abs(number).bit_length() - 1}"
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from groupwise.draw.cost import cost_svg
 from groupwise.draw.stacking import stack
 from groupwise.draw.weight import weight_svg
 from groupwise.draw.wiring import wiring_svg
-from groupwise.errors import GroupwiseError, check_choice
+from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.spec import ConvSpec
 from groupwise.wiring import Wiring
 
@@ -39,6 +39,7 @@ class Explanation:
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
+        check_integer("batch", self.batch, 0)
         at = None if self.input_size is None else cost(self.spec, self.input_size, self.batch, self.dtype)
         object.__setattr__(self, "cost", at)
 
@@ -111,6 +112,7 @@ class Explanation:
             full = self.cost.dense().to_dict()
             facts |= self.cost.to_dict()
             facts["dense"] |= {key: full[key] for key in ("macs", "macs_on_padding", "bytes", "traffic", "intensity")}
+            facts["dense"]["ratio"] = self.cost.ratio
         return facts
 
 
@@ -153,7 +155,7 @@ def explain(
 def _spec_of(
     x: Any, out_channels: int | None, kernel_size: Extent | None, options: dict[str, Any]
 ) -> tuple[ConvSpec, Any]:
-    if hasattr(x, "__index__") and not hasattr(x, "shape"):
+    if hasattr(x, "__index__") and not getattr(x, "shape", ()):
         if out_channels is None:
             raise GroupwiseError(f"explain({x}) needs out_channels too, as in explain({x}, {x}, groups={x})")
         return ConvSpec(x, out_channels, 3 if kernel_size is None else kernel_size, **options), "float32"
@@ -172,8 +174,9 @@ def _spec_of(
         if extra:
             raise GroupwiseError(f"{', '.join(extra)} cannot be given beside a weight, whose shape says it")
         return ConvSpec.from_operator(None, x, **options), getattr(x, "dtype", "float32")
+    shown = repr(x) if isinstance(x, str | float) else type(x).__name__
     raise GroupwiseError(
-        f"{type(x).__name__} is not a convolution; give a ConvSpec, a torch.nn.Conv layer, a weight with keywords, or "
+        f"{shown} is not a convolution; give a ConvSpec, a torch.nn.Conv layer, a weight with keywords, or "
         "in_channels and out_channels (for a whole model: groupwise.report)"
     )
 

@@ -96,7 +96,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     from PIL import Image, ImageCms
 
     if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_8_bits(np.asarray(image, dtype=np.float64)))
+        most = 65535.0 if image.mode.startswith("I;16") else None
+        image = Image.fromarray(_to_8_bits(np.asarray(image, dtype=np.float64), most))
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
@@ -107,8 +108,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bits(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Greys of 16 bits or of floats, which Pillow would clip at 255, by their usual range: 1, 255 or 65535."""
+def _to_8_bits(values: npt.NDArray[np.float64], top: float | None) -> npt.NDArray[np.uint8]:
+    """Greys that Pillow would clip at 255. Where the mode does not say where white is, by the usual ranges."""
     values = np.nan_to_num(values)
-    top = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), values.max())
+    top = top or next((usual for usual in (1.0, 255.0, 65535.0) if values.max() <= usual), float(values.max()))
     return np.asarray((np.clip(values / top, 0, 1) * 255).round(), dtype=np.uint8)

@@ -6,7 +6,7 @@ import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ import torch
 import groupwise
 from groupwise import counting
 from groupwise.costs import Macs
-from groupwise.counting import ConvCall
 from groupwise.draw import report_html, report_text
 from groupwise.errors import GroupwiseError, check_integer
+from groupwise.recording import ConvCall
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ class Report:
 
     - `title`: the model; `rows`: one `Row` for each execution
     - `model_parameters`: of the whole model
-    - `model_ms`: median time of the whole model (forward, and backward if it ran), without any recording; None on
+    - `model_ms`: median time of the whole model (forward, and backward if it ran), with nothing recorded; None on
       a model that computes nothing (meta tensors)
+    - `recorded_ms`: the same while each convolution is recorded, which takes longer; shares of time are of this one
     - `backward`: whether the gradients ran; `repeats`: how many runs the medians are of
     - `machine`: where it was measured
     """
@@ -72,6 +73,7 @@ class Report:
     rows: tuple[Row, ...]
     model_parameters: int
     model_ms: float | None
+    recorded_ms: float | None
     backward: bool
     repeats: int
     machine: dict[str, Any]
@@ -106,8 +108,9 @@ class Report:
     def total(self) -> dict[str, Any]:
         """Sums over all rows, over the grouped ones, and the share of the latter.
 
-        A weight that several rows share counts once in `parameters`. `macs` sums what each pass costs; `macs_run` what
-        ran (the first layer needs no grad_input). `of_model` are shares of the whole model's parameters and time.
+        `parameters` are those of the model: a weight that several rows share counts once, one computed on the fly not
+        at all. `macs` sums what each pass costs; `macs_run` what ran (the first layer needs no grad_input). The shares
+        `parameters_of_model` and `time_of_model` are of the whole model.
         """
         everything, grouped = _sums(self.rows), _sums(row for row in self.rows if row.grouped)
         grouped["share"] = {
@@ -120,11 +123,12 @@ class Report:
             )
         }
         grouped["share"]["parameters_of_model"] = _ratio(grouped["parameters"], self.model_parameters)
-        grouped["share"]["time_of_model"] = _ratio(grouped["pytorch_ms"], self.model_ms)
+        grouped["share"]["time_of_model"] = _ratio(grouped["pytorch_ms"], self.recorded_ms)
         return {
             **everything,
             "model_parameters": self.model_parameters,
             "model_ms": self.model_ms,
+            "recorded_ms": self.recorded_ms,
             "grouped": grouped,
         }
 
@@ -132,60 +136,70 @@ class Report:
 def report(
     model: Callable[..., Any],
     *inputs: Any,
+    kwargs: counting.Keywords = None,
     backward: bool = False,
     repeats: int = 10,
     title: str | None = None,
     progress: bool = False,
 ) -> Report:
-    """Count and time every convolution that `model(*inputs)` executes.
+    """Count and time every convolution that `model(*inputs, **kwargs)` executes.
 
-    The model runs as it is: in its mode (`train()` or `eval()`), on the device and dtype of its tensors, and nothing of
-    it changes (buffers, `.grad`, random state). With `backward`, the gradients of all that asks for one run too. Times
-    are medians of `repeats` runs after 2 that are not counted; each convolution is timed inside the running model,
-    which adds about 10 us a call. On meta tensors nothing is timed.
+    The model runs as it is: in its mode (`train()` or `eval()`), on the device and dtype of its tensors. Its buffers,
+    its `.grad` fields, the inputs and the random state stay as they were; what else its code changes when it runs, it
+    does. With `backward`, the gradients of all that asks for one run too. Times are medians of `repeats` runs after 2
+    that are not counted; each convolution is timed inside the running model, which adds about 10 us a call. On meta
+    tensors nothing is timed. Convolutions that a model runs in threads of its own are not seen.
 
-    - `model`: a `torch.nn.Module` or any callable; `inputs`: its arguments
+    - `model`: a `torch.nn.Module` or any callable; `inputs`, `kwargs`: its arguments
     - `repeats`: 1 or more
     - `progress`: show a bar (needs the extra `groupwise[report]`)
 
-    Raises `GroupwiseError` for bad arguments, or a `backward` with nothing to differentiate; what the model itself
-    raises comes through.
+    Raises `GroupwiseError` for bad arguments, lazy parameters, or a `backward` with nothing to differentiate; what the
+    model itself raises comes through.
     """
     repeats = check_integer("repeats", repeats, 1)
-    if not callable(model):
-        raise GroupwiseError(f"{model!r} is not a model; give a torch.nn.Module or a callable, then its inputs")
+    counting.check_model(model)
     if title is None:
         title = type(model).__name__ if isinstance(model, torch.nn.Module) else str(getattr(model, "__name__", "model"))
+    keywords = dict(kwargs or {})
+    tensors = list(counting.tensors_of(model, inputs, keywords))
     parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
-    rows, model_ms = _measure(model, inputs, backward, repeats, progress)
-    return Report(title, rows, parameters, model_ms, backward, repeats, machine())
+    about = {**machine(), "devices": sorted({_device_name(tensor.device) for tensor in tensors})}
+    if counting.on_meta(model, inputs, keywords):
+        calls = counting.count(model, *inputs, kwargs=keywords, backward=backward)
+        return Report(title, tuple(map(Row, calls)), parameters, None, None, backward, 0, about)
+    runs, whole = _measure(model, inputs, keywords, backward, repeats, progress)
+    rows = tuple(_row(calls, backward) for calls in zip(*(one.calls for one in runs), strict=True))
+    recorded = statistics.median(one.seconds for one in runs) * 1e3
+    return Report(title, rows, parameters, statistics.median(whole) * 1e3, recorded, backward, repeats, about)
 
 
 def _measure(
     model: Callable[..., Any],
     inputs: Sequence[Any],
+    keywords: Mapping[str, Any],
     backward: bool,
     repeats: int,
     progress: bool,
-) -> tuple[tuple[Row, ...], float | None]:
-    if counting.on_meta(model, inputs):
-        return tuple(Row(call) for call in counting.count(model, *inputs, backward=backward)), None
-    runs: list[list[ConvCall]] = []
-    whole: list[float] = []
+) -> tuple[list[counting.Run], list[float]]:
+    """Recorded runs, and the seconds of as many that are not, in turn."""
+    runs, whole = [], []
     for number in _bar(range(-2, repeats), progress):
-        recorded = counting.run(model, inputs, backward)
-        seconds = counting.time_run(model, inputs, backward)
+        recorded = counting.run(model, inputs, keywords, backward)
+        seconds = counting.time_run(model, inputs, keywords, backward)
         if number >= 0:
             runs.append(recorded)
             whole.append(seconds)
-    if any([call.cost for call in recorded] != [call.cost for call in runs[0]] for recorded in runs):
+    if any([call.cost for call in one.calls] != [call.cost for call in runs[0].calls] for one in runs):
         raise GroupwiseError("the model executes other convolutions from one run to the next, so it has no one report")
-    rows = []
-    for call, *same in zip(runs[0], *runs, strict=True):
-        forward = statistics.median(one.seconds["forward"] for one in same) * 1e3
-        back = statistics.median(one.seconds["backward"] for one in same) * 1e3 if backward else None
-        rows.append(Row(call, forward, back))
-    return tuple(rows), statistics.median(whole) * 1e3
+    return runs, whole
+
+
+def _row(calls: Sequence[ConvCall], backward: bool) -> Row:
+    """The same call in every run."""
+    forward = statistics.median(call.seconds["forward"] for call in calls) * 1e3
+    back = statistics.median(call.seconds["backward"] for call in calls) * 1e3 if backward else None
+    return Row(calls[0], forward, back)
 
 
 def _bar(numbers: Iterable[int], progress: bool) -> Iterable[int]:
@@ -195,12 +209,13 @@ def _bar(numbers: Iterable[int], progress: bool) -> Iterable[int]:
         from tqdm import tqdm
     except ImportError:
         return numbers
-    return tqdm(numbers, desc="measuring", unit="run", leave=False)
+    # disable=None: no bar where stderr is no terminal.
+    return tqdm(numbers, desc="measuring", unit="run", leave=False, disable=None)
 
 
 def _sums(rows: Iterable[Row]) -> dict[str, Any]:
     chosen = list(rows)
-    weights = {row.call.weight_id: row.call.spec.parameters for row in chosen}
+    weights = {row.call.parameter: row.call.spec.parameters for row in chosen if row.call.parameter is not None}
     times = [row.pytorch_ms for row in chosen if row.pytorch_ms is not None]
     ran = {name: sum(r.call.cost.macs.forward for r in chosen if name in r.call.passes) for name in _PASSES}
     return {
@@ -230,6 +245,10 @@ def machine() -> dict[str, Any]:
         "groupwise": groupwise.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _processor() -> str:

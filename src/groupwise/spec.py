@@ -17,7 +17,7 @@ from groupwise.arguments import (
     shape_of,
 )
 from groupwise.arguments import valid_groups as valid_groups_of
-from groupwise.errors import MAX_CHANNELS, GroupwiseError, check_choice, check_integer
+from groupwise.errors import MAX_CHANNELS, GroupwiseError, check_choice, check_integer, list_some
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -76,10 +76,9 @@ class ConvSpec:
         out_channels = check_integer("out_channels", out_channels, 1, MAX_CHANNELS)
         groups = check_groups(in_channels, out_channels, groups)
         dims = dims_of(kernel_size, dims)
-        if not isinstance(bias, bool):
-            raise GroupwiseError(f"bias={bias!r} is a {type(bias).__name__}; bias must be True or False")
-        if not isinstance(transposed, bool):
-            raise GroupwiseError(f"transposed={transposed!r} must be True or False")
+        for name, flag in (("bias", bias), ("transposed", transposed)):
+            if flag not in (True, False):
+                raise GroupwiseError(f"{name}={flag!r} is a {type(flag).__name__}; {name} must be True or False")
         values = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -88,9 +87,9 @@ class ConvSpec:
             "padding": padding_of(padding, dims, transposed),
             "dilation": per_dimension("dilation", dilation, dims, 1),
             "groups": groups,
-            "bias": bias,
+            "bias": bool(bias),
             "padding_mode": check_choice("padding_mode", padding_mode, PADDING_MODES),
-            "transposed": transposed,
+            "transposed": bool(transposed),
             "output_padding": per_dimension("output_padding", output_padding, dims, 0),
         }
         for name, value in values.items():
@@ -153,7 +152,7 @@ class ConvSpec:
             raise GroupwiseError(
                 f"weight of shape {shape} has {len(shape)} dimensions; a 1-D, 2-D or 3-D convolution's has 3, 4 or 5"
             )
-        groups = check_integer("groups", groups, 1, MAX_CHANNELS)
+        groups = _groups_of_weight(groups, shape[0], transposed)
         first, second = shape[0], shape[1] * groups
         in_channels, out_channels = (first, second) if transposed else (second, first)
         has_bias = bias if isinstance(bias, bool) else bias is not None
@@ -283,35 +282,46 @@ class ConvSpec:
 
     def output_size(self, size: Extent) -> tuple[int, ...]:
         """Spatial output size for the input `size`; raises `GroupwiseError` when no output fits."""
-        out = []
-        for axis, length in enumerate(self.check_size(size)):
-            before, after = self.pads[axis]
-            self._check_padded(axis, length, max(before, after))
-            reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-            stride = self.stride[axis]
-            if self.transposed:
-                result = (length - 1) * stride - before - after + reach + self.output_padding[axis]
-                rule = (
-                    f"padding {before} cuts away all of it; use padding of at most {max(before + (result - 1) // 2, 0)}"
-                )
-            else:
-                padded = length + before + after
-                result = (padded - reach) // stride + 1
-                rule = (
-                    f"the kernel reaches over {reach} positions (kernel_size {self.kernel_size[axis]}, dilation "
-                    f"{self.dilation[axis]}), more than the padded input of {length} + {before} + {after}; use size "
-                    f">= {reach - before - after}, padding >= {-(-(reach - length) // 2)} or a smaller kernel"
-                )
-            if result < 1:
-                raise GroupwiseError(f"size={length} gives no output in dimension {axis}: {rule}")
-            out.append(result)
-        return tuple(out)
+        return tuple(self._output_length(axis, length) for axis, length in enumerate(self.check_size(size)))
 
-    def _check_padded(self, axis: int, length: int, pad: int) -> None:
-        """PyTorch's own limits on copying padding out of the input."""
-        most = {"reflect": length - 1, "circular": length}.get(self.padding_mode, pad)
-        if pad > most:
+    def _output_length(self, axis: int, length: int) -> int:
+        before, after = self.pads[axis]
+        # PyTorch copies padding out of the input only as far as that reaches.
+        spare = {"reflect": 1, "circular": 0}.get(self.padding_mode)
+        pad = max(before, after)
+        if spare is not None and pad > length - spare:
             raise GroupwiseError(
-                f"padding={pad} with padding_mode={self.padding_mode!r} must be at most {most} "
-                f"for size={length} in dimension {axis}"
+                f"padding={pad} with padding_mode={self.padding_mode!r} must be at most {length - spare} "
+                f"for size={length} in dimension {axis}; use size >= {pad + spare} or less padding"
             )
+        stride, kernel, dilation = self.stride[axis], self.kernel_size[axis], self.dilation[axis]
+        reach = dilation * (kernel - 1) + 1
+        if self.transposed:
+            result = (length - 1) * stride - before - after + reach + self.output_padding[axis]
+            # Half of what is missing, rounded up: padding comes off on both sides.
+            fix = f"padding {before} cuts away all of it; use padding of at most {before - (2 - result) // 2}"
+        else:
+            result = (length + before + after - reach) // stride + 1
+            fix = (
+                f"the kernel reaches over {reach} positions (kernel_size {kernel}, dilation {dilation}), more than the "
+                f"padded input of {length} + {before} + {after}; use size >= {reach - before - after}"
+            )
+            if self.padding_mode in ("zeros", "replicate"):
+                fix += f", padding >= {-(-(reach - length) // 2)}"
+            fix += " or a smaller kernel"
+        if result < 1:
+            raise GroupwiseError(f"size={length} gives no output in dimension {axis}: {fix}")
+        return result
+
+
+def _groups_of_weight(groups: object, rows: int, transposed: bool) -> int:
+    """A weight fixes one channel count; the other is groups times dim 1, so any divisor of the first is valid."""
+    name = "in_channels" if transposed else "out_channels"
+    valid = list_some(list(valid_groups_of(rows, rows)))
+    try:
+        number = check_integer("groups", groups, 1, MAX_CHANNELS)
+    except GroupwiseError as error:
+        raise GroupwiseError(f"{error}; valid groups: {valid}") from None
+    if rows % number:
+        raise GroupwiseError(f"groups={number} must divide {name}={rows}, dim 0 of the weight; valid groups: {valid}")
+    return number

@@ -8,7 +8,8 @@ import importlib.util
 import inspect
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,8 @@ def load_model(target: str, say: Callable[[str], None] = lambda message: None) -
     Raises `GroupwiseError` for a name that is not found (with the nearest ones) or that makes no `torch.nn.Module`.
     """
     source, colon, name = target.rpartition(":")
+    if not colon and target.endswith(".py"):
+        raise GroupwiseError(f"{target!r} says no name; give {target}:NAME, a module or what makes one")
     if not colon:
         if target not in MODELS:
             raise GroupwiseError(f"{_unknown('model', target, list(MODELS))}; or give {FORMS.split(', ', 1)[1]}")
@@ -97,7 +100,9 @@ def _from_code(source: str, name: str, target: str, say: Callable[[str], None]) 
         module = _run_file(pathlib.Path(source), say)
     else:
         try:
-            module = importlib.import_module(source)
+            # As `python -m` does, so that a module in the current folder is found.
+            with _importing_from(pathlib.Path.cwd()):
+                module = importlib.import_module(source)
         except ModuleNotFoundError as error:
             raise GroupwiseError(f"{target!r}: no module named {error.name!r}; TARGET is {FORMS}") from None
     found: Any = module
@@ -130,12 +135,18 @@ def _run_file(path: pathlib.Path, say: Callable[[str], None]) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Registered as an import would be: dataclasses and pickle look a class's module up by name.
     sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
+    with _importing_from(path.parent.resolve()):
         spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
     return module
+
+
+@contextmanager
+def _importing_from(folder: pathlib.Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def _checked(made: object, target: str) -> torch.nn.Module:
@@ -146,10 +157,13 @@ def _checked(made: object, target: str) -> torch.nn.Module:
 
 def _need(package: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise GroupwiseError(f"{package} is not installed; install it with: pip install {package}")
+        fix = f"install it with: pip install --no-deps {package} (without --no-deps it may replace torch)"
+        raise GroupwiseError(f"{package} is not installed; {fix}")
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:
     begin = sorted(candidate for candidate in known if name and candidate.startswith(name))
-    near = [*begin[:4], *difflib.get_close_matches(name, known, n=4, cutoff=0.4)] or sorted(known)
-    return f"no {what} named {name!r}; nearest: {', '.join(list(dict.fromkeys(near))[:6])}"
+    near = [*begin[:4], *difflib.get_close_matches(name, known, n=4, cutoff=0.4)]
+    word = "nearest" if near else "there are"
+    shown = list(dict.fromkeys(near or sorted(known)))
+    return f"no {what} named {name!r}; {word}: {', '.join(shown[:6])}{', ...' * (len(shown) > 6)}"

@@ -25,7 +25,9 @@ def fold(layers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _joined(same: list[dict[str, Any]]) -> dict[str, Any]:
-    sums = {key: sum(layer[key] for layer in same) for key in ("parameters", "bytes")}
+    # A layer that runs several times has its parameters once.
+    parameters = {layer["name"]: layer["parameters"] for layer in same}
+    sums = {"parameters": sum(parameters.values()), "bytes": sum(layer["bytes"] for layer in same)}
     times = [layer["pytorch_ms"] for layer in same]
     return {
         **same[0],
@@ -39,6 +41,8 @@ def _joined(same: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _join_names(names: Sequence[str]) -> str:
     """`a.0.x`, `a.1.x`, `a.2.x` become `a.0-2.x`; with gaps `a.0,3.x`; what no such name says, `a.0.x … a.2.y`."""
+    if len(set(names)) == 1:
+        return names[0]
     pieces = [re.split(r"(\d+)", name) for name in names]
     columns = [sorted({int(n) for n in column}) for column in list(zip(*pieces, strict=True))[1::2]]
     if math.prod(map(len, columns)) != len(names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 _STYLE = """
@@ -20,7 +21,9 @@ th, td { padding: .25rem .6rem; border: 1px solid var(--line); text-align: right
 th.name, td.name { text-align: left; }
 tr.grouped td { background: var(--mark); }
 th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline: 2px solid; }
+th button::after { content: " ↕"; color: var(--soft); }
 th[aria-sort=ascending] button::after { content: " ▲"; } th[aria-sort=descending] button::after { content: " ▼"; }
+figcaption { color: var(--soft); font-size: 13px; }
 figure { margin: 1rem 0; } figure svg, figure img { max-width: 100%; height: auto; }
 pre { background: var(--card); border: 1px solid var(--line); padding: .75rem; overflow-x: auto; font-size: 13px; }
 details { margin: .5rem 0; } summary { cursor: pointer; }
@@ -58,8 +61,10 @@ def element(tag: str, text: str, css: str = "") -> str:
     return f"<{tag}{attribute}>{html.escape(text)}</{tag}>"
 
 
-def figure(svg: str) -> str:
-    """An inline picture."""
+def figure(svg: str, number: int | None = None) -> str:
+    """An inline picture. `number` keeps its ids apart from those of the same picture elsewhere on the page."""
+    if number is not None:
+        svg = re.sub(r"\b(gw-[0-9a-f]{8})(?=-[td]\b)", rf"\1-{number}", svg)
     return f"<figure>{svg}</figure>"
 
 

@@ -14,9 +14,21 @@ T = TypeVar("T")
 
 
 def title(spec: ConvSpec) -> str:
-    """`conv2d 8 → 4, kernel 5×5, groups=4`."""
-    kernel = numbers.product(spec.kernel_size)
-    return f"{spec.op} {spec.in_channels:,} → {spec.out_channels:,}, kernel {kernel}, groups={spec.groups}"
+    """`conv2d 8 → 4, kernel 5×5, stride 2×2, groups=4`: the options that are not their defaults."""
+    facts = [f"{spec.op} {spec.in_channels:,} → {spec.out_channels:,}", f"kernel {numbers.product(spec.kernel_size)}"]
+    for name, value, default in (
+        ("stride", spec.stride, 1),
+        ("padding", spec.padding, 0),
+        ("dilation", spec.dilation, 1),
+        ("output_padding", spec.output_padding, 0),
+    ):
+        if isinstance(value, str):
+            facts.append(f"{name} {value}")
+        elif set(value) != {default}:
+            facts.append(f"{name} {numbers.product(value)}")
+    if spec.padding_mode != "zeros":
+        facts.append(spec.padding_mode)
+    return ", ".join([*facts, f"groups={spec.groups}"])
 
 
 def plural(number: int, noun: str) -> str:

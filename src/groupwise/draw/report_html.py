@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from groupwise.draw.strip import strip_svg
 from groupwise.draw.weight import weight_svg
 from groupwise.draw.wiring import wiring_svg
 
-_HEAD = ("layer", "×", "kind", "groups", "weight", "parameters", "MACs", "bytes", "FLOP/B", "ms")
+_HEAD = ("layer", "#", "×", "kind", "groups", "weight", "parameters", "MACs", "bytes", "FLOP/B", "ms")
 
 
 def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = None) -> str:
@@ -24,8 +25,13 @@ def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = No
     body += [html.element("p", line, "soft") for line in notes(report)]
     if photo:
         data = base64.b64encode(photo).decode()
-        body.append(f'<figure><img alt="the photograph given as input" src="data:image/jpeg;base64,{data}"></figure>')
-    body += [html.figure(strip_svg(report)), html.element("h2", "Layers"), _table(report)]
+        image = f'<img alt="the photograph given as input" src="data:image/jpeg;base64,{data}">'
+        body.append(
+            f"<figure>{image}<figcaption>The input; the middle of it is what the model gets.</figcaption></figure>"
+        )
+    if report["layers"]:
+        body.append(html.figure(strip_svg(report)))
+    body += [html.element("h2", "Layers"), _table(report)]
     body.append(html.element("h2", "The grouped layers, drawn"))
     body += _pictures(report, costs)
     return html.page(f"groupwise: {report['title']}", "\n".join(body), sortable=True)
@@ -38,20 +44,21 @@ def fragment(report: dict[str, Any], costs: Sequence[Cost]) -> str:
 
 def _table(report: dict[str, Any]) -> str:
     body = []
-    for row in fold(report["layers"]):
+    for number, row in enumerate(fold(report["layers"]), 1):
         figures = (row["parameters"], row["macs"]["forward"], row["bytes"], row["intensity"], row["pytorch_ms"])
         cells: list[tuple[str, float | None]] = [
             (row["name"], None),
+            (str(number), number),
             (str(row["count"]), row["count"]),
             (kind(row), None),
             (str(row["groups"]), row["groups"]),
-            (numbers.product(row["weight_shape"]), None),
+            (numbers.product(row["weight_shape"]), math.prod(row["weight_shape"])),
             *zip(_shown(*figures), figures, strict=True),
         ]
         body.append(("grouped" if row["groups"] > 1 else "dense", cells))
     total = report["total"]
     sums = _shown(total["parameters"], total["macs"]["forward"], total["bytes"], None, total["pytorch_ms"])
-    return html.table(_HEAD, body, ("all", str(total["convolutions"]), "", "", "", *sums))
+    return html.table(_HEAD, body, ("all", "", str(total["convolutions"]), "", "", "", *sums))
 
 
 def _shown(parameters: int, macs: int, data: int, intensity: float | None, ms: float | None) -> tuple[str, ...]:
@@ -78,6 +85,6 @@ def _pictures(report: dict[str, Any], costs: Sequence[Cost]) -> list[str]:
         where = f"{spec.in_channels} → {spec.out_channels}, groups={spec.groups}, {numbers.product(at.input_size)}"
         pictures = (wiring_svg(spec), weight_svg(spec), cost_svg(spec, at.input_size, at.batch, at.dtype))
         summary = html.element("summary", f"{layers[0]}{more}: {where}")
-        figures = "".join(map(html.figure, pictures))
+        figures = "".join(html.figure(picture, number) for picture in pictures)
         drawn.append(f"<details{'' if number else ' open'}>{summary}{figures}</details>")
     return drawn

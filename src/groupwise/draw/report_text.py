@@ -6,7 +6,7 @@ import math
 import textwrap
 from typing import Any
 
-from groupwise.draw import numbers, text
+from groupwise.draw import numbers, phrases, text
 from groupwise.draw.folding import fold
 
 _HEAD = ("", "layer", "", "kind", "groups", "weight", "params", "MACs", "bytes", "ms")
@@ -42,19 +42,26 @@ def table(report: dict[str, Any]) -> str:
 def notes(report: dict[str, Any], mark: str = "") -> list[str]:
     """Sentences that say what the figures are and what share the grouped layers have; `mark` follows these words."""
     total, machine = report["total"], report["machine"]
+    devices = [device for device in machine["devices"] if device != "cpu"]
+    where = ", ".join([machine["processor"], *devices])
+    count = phrases.plural
     share = total["grouped"]["share"]
     parts = [f"{_percent(share['macs'])} of the MACs", f"{_percent(share['parameters'])} of the parameters"]
     if share["time"] is not None:
         parts.append(f"{_percent(share['time'])} of the time in convolutions")
-        parts.append(f"{_percent(share['time_of_model'])} of the whole model's {total['model_ms']:.3g} ms")
+        parts.append(f"{_percent(share['time_of_model'])} of the whole model's time")
     passes = "forward and backward" if report["backward"] else "forward"
     lines = [f"Grouped layers{mark} have {', '.join(parts)}."]
+    if not total["grouped"]["convolutions"]:
+        lines = ["No convolution has groups above 1." if total["convolutions"] else "No convolution ran."]
     lines.append("MACs and bytes (each tensor moved once) are of one forward pass; folded rows (×) are sums.")
     if total["pytorch_ms"] is not None:
         lines.append(
-            f"ms: {passes}, median of {report['repeats']} runs; torch {machine['torch']}, "
-            f"{machine['threads']} threads, {machine['processor']}."
+            f"ms: {passes}, median of {count(report['repeats'], 'run')}; the whole model takes "
+            f"{milliseconds(total['model_ms'])} ms, or {milliseconds(total['recorded_ms'])} ms while each convolution "
+            "is timed, which is what the shares are of."
         )
+        lines.append(f"Measured on {where}, {count(machine['threads'], 'thread')}, torch {machine['torch']}.")
     return lines
 
 
@@ -69,7 +76,7 @@ def milliseconds(value: float | None) -> str:
     if value is None:
         return "-"
     decimals = 3 if value < 1 else max(0, 2 - math.floor(math.log10(value)))
-    return f"{value:.{decimals}f}"
+    return f"{value:,.{decimals}f}"
 
 
 def shorten(name: str) -> str:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 from groupwise.costs import Cost
-from groupwise.draw import numbers
+from groupwise.draw import numbers, phrases
 from groupwise.errors import list_some
 from groupwise.spec import ConvSpec
 from groupwise.wiring import Path, Wiring
@@ -24,36 +24,19 @@ KINDS = {
 
 def heading(spec: ConvSpec, name: str | None = None) -> str:
     """One line that names the convolution, its options off their defaults, and its kind."""
-    facts = [f"{spec.in_channels} → {spec.out_channels}", f"kernel {numbers.product(spec.kernel_size)}"]
-    if max(spec.stride) > 1:
-        facts.append(f"stride {numbers.product(spec.stride)}")
-    if isinstance(spec.padding, str):
-        facts.append(f"padding {spec.padding}")
-    elif any(spec.padding):
-        facts.append(f"padding {numbers.product(spec.padding)}")
-    if max(spec.dilation) > 1:
-        facts.append(f"dilation {numbers.product(spec.dilation)}")
-    if any(spec.output_padding):
-        facts.append(f"output_padding {numbers.product(spec.output_padding)}")
-    if spec.padding_mode != "zeros":
-        facts.append(spec.padding_mode)
-    facts.append(f"groups {spec.groups}")
-    title = f"{spec.op}  {', '.join(facts)}"
+    title = phrases.title(spec)
     return "\n".join([*_wrap(f"{name}: {title}" if name else title), KINDS[spec.kind]])
 
 
 def wiring(spec: ConvSpec) -> str:
     """The paths, one line a group (the first ones, a fold and the last one above 8)."""
     wires = Wiring(spec)
-    pairs = f"{wires.connected_pairs:,} of {wires.all_pairs:,} channel pairs (1/{spec.groups})"
-    if spec.groups == 1:
-        pairs = f"all {wires.all_pairs:,} channel pairs"
     shown: list[Path | None] = list(wires) if spec.groups <= MOST_PATHS else [wires.path(g) for g in range(5)]
     if spec.groups > MOST_PATHS:
         shown += [None, wires.path(spec.groups - 1)]
     width = max(len(f"in {numbers.channels(path.inputs)}") for path in shown if path)
     digits = max(1, len(str(spec.groups - 1)))
-    lines = [f"Wiring   {pairs}"]
+    lines = [f"Wiring   {phrases.pairs(spec)}"]
     for path in shown:
         if path is None:
             lines.append(f"  …      {' ' * digits} {spec.groups - 6:,} more groups of the same shape")
@@ -80,7 +63,10 @@ def weight(spec: ConvSpec) -> str:
     axes = "(in, out/groups, *kernel)" if spec.transposed else "(out, in/groups, *kernel)"
     lines = _wrap(f"{spec.weight_shape} = {spec.weights:,} weights, stored as {axes}", "Weight   ", 9)
     if spec.groups > 1:
-        blocks = f"{spec.groups:,} blocks of {spec.outputs_per_group:,} × {spec.inputs_per_filter:,} kernels (out × in)"
+        block, order = (spec.outputs_per_group, spec.inputs_per_filter), "out × in"
+        if spec.transposed:
+            block, order = block[::-1], "in × out"
+        blocks = f"{spec.groups:,} blocks of {block[0]:,} × {block[1]:,} kernels ({order})"
         lines += _wrap(f"dense {spec.dense().weight_shape} = {spec.dense().weights:,} weights; {blocks}", indent=9)
     lines.append(f"Bias     {spec.bias_shape or 'none'}")
     lines += _wrap(f"valid: {list_some(list(spec.valid_groups), near=spec.groups)}", "Groups   ", 9)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 MISSING = 'the page needs starlette and uvicorn; install them with: pip install "groupwise[web]"'
 # What the page may ask for: whole numbers, each the same in every dimension.
-_NUMBERS = ("kernel_size", "groups", "stride", "padding", "dilation", "size", "dims")
+_NUMBERS = ("batch", "kernel_size", "groups", "stride", "padding", "dilation", "size", "dims")
 
 
 def app() -> Starlette:
@@ -44,14 +45,20 @@ def app() -> Starlette:
     return Starlette(routes=[Route("/", show_page), Route("/explain", show_convolution)])
 
 
-def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serve the page until interrupted. Needs the extra `groupwise[web]`."""
+def serve(host: str = "127.0.0.1", port: int = 8000, say: Callable[[str], None] = lambda message: None) -> None:
+    """Serve the page until interrupted, and `say` where it is. Needs the extra `groupwise[web]`.
+
+    Raises `GroupwiseError` for a port that is none, `OSError` for an address that cannot be had.
+    """
     port = check_integer("port", port, 1, 65535)
     try:
         import uvicorn
     except ImportError:
         raise GroupwiseError(MISSING) from None
-    uvicorn.run(app(), host=host, port=port, log_level="warning")
+    server = uvicorn.Server(uvicorn.Config(app(), log_level="warning"))
+    with socket.create_server((host, port)) as listening:
+        say(f"open http://{host}:{port} in a browser; stop with Ctrl-C")
+        server.run(sockets=[listening])
 
 
 def respond(query: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
@@ -70,7 +77,14 @@ def respond(query: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
 
 def _explanation(in_channels: int, out_channels: int, query: Mapping[str, str]) -> Explanation:
     options: dict[str, Any] = {name: _number(query, name) for name in _NUMBERS if query.get(name)}
-    return explain(in_channels, out_channels, transposed=query.get("transposed") == "on", **options)
+    return explain(
+        in_channels,
+        out_channels,
+        dtype=query.get("dtype") or None,
+        transposed=query.get("transposed") == "on",
+        bias=query.get("bias", "on") == "on",
+        **options,
+    )
 
 
 def _number(query: Mapping[str, str], name: str) -> int:

@@ -1,0 +1,183 @@
+"""What each command does with its options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from groupwise.arguments import valid_groups
+from groupwise.cli.output import FORMATS, emit, format_of, say, write
+from groupwise.draw import numbers, phrases, text
+from groupwise.errors import GroupwiseError, check_integer
+from groupwise.explanation import Explanation, explain
+
+if TYPE_CHECKING:
+    import torch
+
+# Options that describe a convolution, and their defaults.
+CONVOLUTION: dict[str, Any] = {
+    "groups": 1,
+    "kernel": 3,
+    "size": None,
+    "stride": 1,
+    "padding": 0,
+    "dilation": 1,
+    "output_padding": 0,
+    "dims": None,
+    "transposed": False,
+    "no_bias": False,
+    "batch": 1,
+    "dtype": "float32",
+}
+
+
+def run_explain(options: argparse.Namespace) -> None:
+    """Explain one convolution, from numbers or from a model's layer."""
+    format_of(options, FORMATS)
+    emit(_explanation(options), options)
+
+
+def _explanation(options: argparse.Namespace) -> Explanation:
+    if len(options.what) == 2 and all(is_integer(word) for word in options.what):
+        for name in ("layer", "input"):
+            if getattr(options, name):
+                raise GroupwiseError(
+                    f"--{name} goes with a MODEL, as in: groupwise explain resnext50_32x4d --layer NAME"
+                )
+        in_channels, out_channels = map(int, options.what)
+        return _from_numbers(in_channels, out_channels, options, groups=options.groups)
+    if len(options.what) != 1 or is_integer(options.what[0]):
+        raise GroupwiseError(f"{' '.join(options.what)!r} is neither IN OUT (two integers) nor MODEL with --layer NAME")
+    return _from_model(options)
+
+
+def _from_numbers(in_channels: int, out_channels: int, options: argparse.Namespace, groups: Any) -> Explanation:
+    return explain(
+        in_channels,
+        out_channels,
+        options.kernel,
+        size=options.size,
+        batch=options.batch,
+        dtype=options.dtype,
+        groups=groups,
+        stride=options.stride,
+        padding=options.padding,
+        dilation=options.dilation,
+        output_padding=options.output_padding,
+        transposed=options.transposed,
+        bias=not options.no_bias,
+        dims=options.dims,
+    )
+
+
+def _from_model(options: argparse.Namespace) -> Explanation:
+    own = [name for name, default in CONVOLUTION.items() if getattr(options, name) != default]
+    if own:
+        raise GroupwiseError(f"--{own[0].replace('_', '-')} goes with IN OUT; a layer of a MODEL has its own")
+    from groupwise.counting import count
+    from groupwise.targets import input_shape, load_model
+
+    model = load_model(options.what[0], say).eval()
+    shape = options.input or input_shape(model)
+    with _explaining_failure(options.what[0], shape):
+        calls = count(model, _random_input(shape))
+    named = {call.name: call for call in calls}
+    if options.layer not in named:
+        wrong = f"no convolution named {options.layer!r} in" if options.layer else "--layer NAME is needed with"
+        raise GroupwiseError(f"{wrong} {options.what[0]}; its convolutions: {', '.join(named) or 'none ran'}")
+    at = named[options.layer].cost
+    return explain(at.spec, size=at.input_size, batch=at.batch, dtype=at.dtype, name=options.layer)
+
+
+def run_groups(options: argparse.Namespace) -> None:
+    """Compare every valid groups value."""
+    options.groups = list(valid_groups(options.in_channels, options.out_channels))
+    run_compare(options)
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    """One line, or one JSON object, for each groups value asked for."""
+    kind = format_of(options, ("text", "json"))
+    spec = _from_numbers(options.in_channels, options.out_channels, options, groups=1).spec
+    groups = list(dict.fromkeys(options.groups))
+    shown = [_from_numbers(options.in_channels, options.out_channels, options, groups=g) for g in groups]
+    if kind == "json":
+        facts = [explanation.to_dict() for explanation in shown]
+        write(json.dumps({"valid_groups": list(spec.valid_groups), "rows": facts}, indent=2), options.output)
+        return
+    at = shown[0].cost
+    title = phrases.title(spec).rsplit(", ", 1)[0]
+    if at:
+        title += f"; {numbers.product(at.input_size)}, batch {at.batch}, {at.dtype}"
+    write(f"{title}\n\n{text.groups_table(spec, groups, at, most=len(groups))}", options.output)
+
+
+def run_report(options: argparse.Namespace) -> None:
+    """Report on a model: the table or JSON on stdout, and FILE."""
+    from groupwise.photo import as_input, read_photo, thumbnail
+    from groupwise.reporting import report
+    from groupwise.targets import input_shape, load_model
+
+    # What can be refused is refused before the model is built.
+    kind = format_of(options, ("text", "json", "html"))
+    check_integer("repeats", options.repeats, 1)
+    photo = None if options.image is None else read_photo(options.image)
+    model = load_model(options.target, say)
+    model.train(options.backward)
+    shape = options.input or input_shape(model)
+    batch = _random_input(shape) if photo is None else as_input(photo, (shape[-2], shape[-1]))
+    with _explaining_failure(options.target, tuple(batch.shape)):
+        made = report(
+            model,
+            batch,
+            backward=options.backward,
+            repeats=options.repeats,
+            title=options.target,
+            progress=True,
+        )
+    facts = json.dumps(made.to_dict(), indent=2)
+    print(facts if options.json else made)
+    if options.output:
+        page = made.to_html(photo=None if photo is None else thumbnail(photo)) if kind == "html" else ""
+        write({"html": page, "json": facts, "text": str(made)}[kind], options.output)
+        say(f"wrote {options.output}")
+
+
+@contextmanager
+def _explaining_failure(target: str, shape: tuple[int, ...]) -> Iterator[None]:
+    """A model that fails most often got an input it cannot take."""
+    try:
+        yield
+    except (GroupwiseError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise GroupwiseError(
+            f"{target} failed on one input of shape {shape}: {reason}; give another shape with --input, or call "
+            "groupwise.report from Python for other arguments"
+        ) from error
+
+
+def _random_input(shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def run_serve(options: argparse.Namespace) -> None:
+    """Serve the interactive page."""
+    from groupwise.web.server import serve
+
+    serve(options.host, options.port, say)
+
+
+def is_integer(word: str) -> bool:
+    """Whether Python reads the word as an int."""
+    try:
+        int(word)
+    except ValueError:
+        return False
+    return True
