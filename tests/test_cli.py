@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from groupwise import __version__, explain
+from groupwise import GroupwiseError, __version__, explain, photo, reporting, targets
 from groupwise.cli import main
+from groupwise.cli.parser import parser
 
 
 def run(capsys, *arguments):
@@ -84,8 +90,9 @@ def test_compare_shows_the_chosen_ones(capsys):
     status, out, _ = run(capsys, *"compare 128 128 --groups 1,2,32 --size 56 --padding 1".split())
     assert status == 0
     assert [line.split()[0] for line in out.split("\n")[3:-1]] == ["1", "2", "32"]
-    assert "462 M" in out
-    assert "3.23 MB" in out
+    dense, _, grouped = (re.split(r"\s{2,}", line) for line in out.split("\n")[3:-1])
+    assert dense == ["1", "dense", "128", "128×128×3×3", "148 k", "0.0 %", "462 M", "3.80 MB", "243"]
+    assert grouped == ["32", "grouped", "4", "128×4×3×3", "4.74 k", "96.8 %", "14.5 M", "3.23 MB", "8.95"]
 
 
 def test_a_layer_of_a_model(capsys):
@@ -118,6 +125,56 @@ def test_report_table_and_page(capsys, tmp_path, net):
     assert f"running the code in {net}" in err
     assert f"wrote {page}" in err
     assert "data:image/jpeg;base64," in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_report_runs_the_photograph_in_the_right_mode(capsys, tmp_path, monkeypatch, net, backward):
+    seen = {}
+
+    def spy(model, batch, **options):
+        seen.update(model=model, batch=batch, **options)
+        raise GroupwiseError("seen enough")
+
+    monkeypatch.setattr(reporting, "report", spy)
+    monkeypatch.setattr(targets, "input_shape", lambda model: (1, 3, 32, 64))
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 90, 3), np.uint8)).save(picture)
+    arguments = ["report", f"{net}:Net", "--image", str(picture), "--repeats", "7", *["--backward"] * backward]
+    assert run(capsys, *arguments)[0] == 2
+    assert torch.equal(seen["batch"], photo.as_input(photo.read_photo(picture), (32, 64)))
+    assert seen["model"].training == seen["backward"] == backward
+    assert (seen["repeats"], seen["title"]) == (7, f"{net}:Net")
+
+
+def test_a_layer_keeps_its_batch_and_name(capsys, net):
+    arguments = ["explain", f"{net}:Net", "--layer", "2", "--input", "5,3,9,8", "-f", "json"]
+    facts = json.loads(run(capsys, *arguments)[1])
+    assert (facts["name"], facts["batch"], facts["dtype"], facts["input_size"]) == ("2", 5, "float32", [7, 6])
+    assert run(capsys, "explain", f"{net}:Net", "--layer", "2")[1].startswith("2: conv2d 8 → 8")
+
+
+def test_report_files_of_every_kind(capsys, tmp_path, net):
+    for suffix, begin in (("json", "{"), ("txt", f"{net}:Net"), ("html", "<!doctype html>")):
+        path = tmp_path / f"r.{suffix}"
+        arguments = ["report", f"{net}:Net", "--input", "1,3,9,9", "--repeats", "1", "-o", str(path)]
+        assert run(capsys, *arguments)[0] == 0
+        assert path.read_text(encoding="utf-8").startswith(begin)
+
+
+def test_where_arrows_cannot_be_written(net):
+    command = [sys.executable, "-m", "groupwise", "explain", "8", "4"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(command, capture_output=True, check=True, env=environment).stdout
+    assert shown.startswith(b"conv2d 8 ? 4")
+
+
+def test_commands_in_the_docs_are_understood():
+    root = pathlib.Path(__file__).parent.parent
+    pages = "\n".join(page.read_text() for page in [root / "README.md", *(root / "docs").glob("*.md")])
+    lines = re.findall(r"^groupwise ((?:report|serve)(?: [^\n\[]*)?)(?=\[|$)", pages, re.M)
+    assert len(lines) > 6
+    for line in lines:
+        parser().parse_args(shlex.split(re.split(r"\s{2,}", line.strip(), maxsplit=1)[0], comments=True))
 
 
 def test_report_json(capsys, net):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cases import layer_of, specs
 from groupwise import ConvSpec, GroupwiseError, cost
+from groupwise.costs import DTYPE_BYTES
 
 
 def loops(spec: ConvSpec, size: tuple[int, ...], batch: int) -> int:
@@ -91,6 +92,16 @@ def test_early_layers_save_macs_late_ones_bytes_too(channels, size, groups, mmac
 def test_bytes_by_dtype(dtype, item):
     counted = cost(ConvSpec(8, 4, 3, groups=2), (6, 5), 3, dtype)
     assert counted.bytes == item * (3 * 8 * 6 * 5 + 4 * 4 * 9 + 3 * 4 * 4 * 3)
+
+
+def test_every_dtype_has_the_bytes_torch_gives_it():
+    for name, item in DTYPE_BYTES.items():
+        assert getattr(torch, name).itemsize == item
+
+
+def test_a_layer_is_not_a_spec():
+    with pytest.raises(GroupwiseError, match="cost takes a ConvSpec, not a Conv2d"):
+        cost(torch.nn.Conv2d(1, 1, 1), 5)
 
 
 def test_batch_of_none():

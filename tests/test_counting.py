@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from groupwise import ConvSpec, GroupwiseError, count
+from groupwise import ConvSpec, GroupwiseError, cost, count
 from groupwise.counting import run
 
 
@@ -23,6 +27,7 @@ class Everything(nn.Module):
         self.weight = nn.Parameter(torch.randn(8, 1, 3, 3))
         self.up = nn.ConvTranspose2d(8, 4, 2, stride=2, groups=4)
         self.norm = nn.BatchNorm2d(4)
+        self.dropout = nn.Dropout(0.1)
 
     def forward(self, x):
         x = self.own(self.first(x))
@@ -31,7 +36,7 @@ class Everything(nn.Module):
         per_sample = torch.ones(x.shape[0] * 4, 8, 1, 1, dtype=x.dtype) * x.mean()
         mixed = F.conv2d(x.reshape(1, -1, *x.shape[2:]), per_sample, groups=x.shape[0])
         x = x + mixed.reshape(x.shape[0], 4, *x.shape[2:]).repeat(1, 2, 1, 1)
-        return {"out": self.norm(self.up(x))}
+        return {"out": self.dropout(self.norm(self.up(x)))}
 
 
 # name, weight shape, groups, forward MACs for a (2, 3, 16, 16) input, by hand
@@ -136,6 +141,186 @@ def test_frozen_weights_have_no_gradient():
         ["forward"],
         ["forward", "grad_weight"],
     ]
+
+
+class Caching(nn.Module):
+    """Keeps tensors of its own between calls, as masks and moving averages are kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, groups=2)
+        self.mask = None
+        self.history = []
+
+    def forward(self, x):
+        if self.mask is None:
+            self.mask = torch.ones(4, 1, 1)
+        self.history.append(x.mean())
+        return self.conv(x) * self.mask
+
+
+def test_no_fake_tensor_stays_in_the_model():
+    model, source = Caching(), torch.randn(1, 4, 5, 5)
+    count(model, source, backward=True)
+    assert model.mask is None
+    assert model.history == []
+    assert type(model(source)) is torch.Tensor
+
+
+def test_inputs_changed_in_place_are_copies():
+    source = torch.ones(1, 4, 5, 5)
+    run(nn.Sequential(nn.Hardtanh(0, 0.5, inplace=True), nn.Conv2d(4, 4, 1)), (source,), {}, False)
+    assert torch.equal(source, torch.ones(1, 4, 5, 5))
+
+
+@pytest.mark.parametrize("how", [count, lambda m, x: run(m, (x,), {}, False).calls], ids=["fake", "real"])
+def test_hooks_of_the_users_that_raise(how):
+    """Ours leaves no trace of a module that was never entered, and later names are right."""
+    model = nn.ModuleDict({"a": nn.Conv2d(4, 4, 1), "b": nn.Conv2d(4, 4, 1)})
+
+    class Tries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = model
+
+        def forward(self, x):
+            try:
+                x = self.parts["a"](x)
+            except ZeroDivisionError:
+                x = x + 1
+            return self.parts["b"](x)
+
+    model["a"].register_forward_pre_hook(lambda *_: 1 / 0)
+    assert [call.name for call in how(Tries(), torch.zeros(1, 4, 5, 5))] == ["parts.b"]
+
+
+def test_an_error_leaves_no_hook():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(RuntimeError):
+        run(model, (torch.zeros(1, 9, 9, 9),), {}, False)
+    assert not model._forward_hooks
+    assert not model[0]._forward_pre_hooks
+
+
+def test_a_backward_of_other_shapes_is_a_row_of_its_own():
+    """vmap folds the samples into the batch of the forward and into the groups of the backward."""
+    weight = torch.randn(4, 2, 3, 3)
+
+    def per_sample(x):
+        loss = lambda w, one: F.conv2d(one[None], w, groups=2).sum()  # noqa: E731
+        return torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, x)
+
+    calls = count(per_sample, torch.randn(3, 4, 5, 5))
+    ran = [name for call in calls for name in call.passes]
+    assert ran.count("forward") == 1
+    assert "grad_weight" in ran
+
+
+def test_two_gradients_over_one_graph():
+    layer = nn.Conv2d(4, 4, 3, groups=2)
+
+    def twice(x):
+        x = x.requires_grad_()
+        with torch.enable_grad():
+            out = layer(x)
+            torch.autograd.grad(out.sum(), x, retain_graph=True)
+            return torch.autograd.grad(out.sum(), x)[0]
+
+    (call,) = count(twice, torch.randn(1, 4, 5, 5))
+    assert call.passes == ["forward", "grad_input", "grad_input"]
+
+
+def test_the_backward_goes_to_the_call_that_read_the_same_tensors():
+    """Two branches of equal shapes, of which only the first asks for gradients."""
+    first, second = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3).requires_grad_(False)
+    model = nn.ModuleDict({"first": first, "second": second})
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = model
+
+        def forward(self, x):
+            return self.parts["first"](x) + self.parts["second"](x)
+
+    for calls in (count(Both(), torch.zeros(1, 4, 5, 5), backward=True),
+                  run(Both(), (torch.zeros(1, 4, 5, 5),), {}, True).calls):  # fmt: skip
+        assert {call.name: call.passes for call in calls} == {
+            "parts.first": ["forward", "grad_weight"],
+            "parts.second": ["forward"],
+        }
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 4, (2, 4), padding="same", groups=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular", groups=4),
+        nn.Conv1d(4, 8, 5, padding=2, padding_mode="reflect", groups=4),
+    ],
+)
+def test_a_layer_is_counted_as_it_states_itself(layer):
+    """Padding that is copied or lopsided is done before the operator, which sees a larger input and none."""
+    size = (9, 7)[: layer.weight.ndim - 2]
+    (call,) = count(layer, torch.zeros(2, 4, *size))
+    assert call.spec == ConvSpec.from_module(layer)
+    assert call.cost == cost(call.spec, size, 2)
+
+
+def test_a_layer_that_does_something_else_is_counted_as_it_does():
+    class Padded(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(F.pad(x, (1, 1, 1, 1)))
+
+    (call,) = count(Padded(4, 4, 3), torch.zeros(1, 4, 5, 5))
+    assert call.cost.input_size == (7, 7)
+    assert call.cost.output_size == (5, 5)
+
+
+def test_parameters_by_where_the_weight_comes_from():
+    model = nn.Sequential(
+        torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1)), nn.Conv2d(4, 4, 3, bias=False)
+    )
+    calls = count(model, torch.zeros(1, 4, 5, 5))
+    assert [call.parameter for call in calls] == ["0.weight", "1.weight"]
+
+
+def test_keywords_dataclasses_and_inference_mode():
+    @dataclasses.dataclass
+    class Output:
+        image: torch.Tensor
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, groups=2)
+
+        def forward(self, x, *, scale):
+            return Output(self.conv(x) * scale)
+
+    model = Model()
+    with torch.inference_mode():
+        (call,) = run(model, (torch.ones(1, 4, 5, 5),), {"scale": torch.ones(1)}, True).calls
+    assert call.passes == ["forward", "grad_weight"]
+    assert count(Model(), torch.ones(1, 4, 5, 5), kwargs={"scale": 2}, backward=True)[0].passes == call.passes
+
+
+def test_integers_scripts_and_lazy_layers():
+    assert count(lambda x: F.conv2d(x, x), torch.ones(1, 1, 5, 5, dtype=torch.int64))[0].cost.dtype == "int64"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, source = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), torch.zeros(1, 4, 5, 5)
+        for compiled in (torch.jit.trace(model, source), torch.jit.script(model)):
+            assert [call.spec.groups for call in count(compiled, source)] == [2]
+    with pytest.raises(GroupwiseError, match=r"0.weight is a lazy parameter without a shape; run the model once"):
+        count(nn.Sequential(nn.LazyConv2d(4, 3)), torch.zeros(1, 4, 5, 5))
+
+
+def test_one_model_in_several_threads():
+    model, source = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), torch.zeros(1, 4, 9, 9)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: [c.name for c in run(model, (source,), {}, False).calls], range(12)))
+    assert found == [["0", "1"]] * 12
 
 
 def test_nothing_to_differentiate():

@@ -6,6 +6,7 @@ import pathlib
 import re
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -79,6 +80,19 @@ def test_the_json_of_the_scenarios(n_in, n_out, kernel, groups, shape, weights, 
     ]
 
 
+def test_the_dense_equivalent_has_every_figure_and_the_ratio():
+    facts = explain(128, 64, 3, groups=32, padding=1, size=(8, 7), batch=2, dtype="float16").to_dict()
+    dense = explain(128, 64, 3, groups=1, padding=1, size=(8, 7), batch=2, dtype="float16").to_dict()
+    shared = ("weights", "parameters", "macs", "macs_on_padding", "bytes", "traffic", "intensity")
+    assert {key: facts["dense"][key] for key in shared} == {key: dense[key] for key in shared}
+    assert facts["dense"]["ratio"] == {
+        "parameters": (128 * 64 * 9 + 64) / (4 * 64 * 9 + 64),
+        "macs": 32,
+        "bytes": dense["bytes"] / facts["bytes"],
+    }
+    assert explain(8, 4, 3, size=5, batch=0).cost.ratio["macs"] is None
+
+
 def test_without_size_and_bias():
     facts = explain(4, 8, 3, groups=4, bias=False, transposed=True, dims=1).to_dict()
     assert (facts["op"], facts["bias_shape"], facts["weight_shape"]) == ("conv_transpose1d", None, [4, 2, 3])
@@ -94,6 +108,7 @@ def test_every_door_gives_the_same():
     assert explain((4, 2, 5, 5), groups=4, padding=2, bias=layer.bias) == expected
     assert explain(8, out_channels=4, kernel_size=5, groups=4, padding=2) == expected
     assert explain(8, 4, groups=4).spec.kernel_size == (3, 3)
+    assert explain(np.int64(8), np.int32(4), 5, groups=torch.tensor(4), padding=2) == expected
     assert explain(layer.half(), size=9).dtype == "float16"
     assert groupwise.nn.Conv2d(8, 4, 5, groups=4, padding=2).explain() == expected
 
@@ -102,12 +117,15 @@ def test_every_door_gives_the_same():
     ("call", "message"),
     [
         (lambda: explain(8), "explain(8) needs out_channels too"),
-        (lambda: explain("8", "4"), "str is not a convolution; give a ConvSpec"),
-        (lambda: explain(8.0, 4, 3), "float is not a convolution"),
+        (lambda: explain("8", "4"), "'8' is not a convolution; give a ConvSpec"),
+        (lambda: explain(8.0, 4, 3), "8.0 is not a convolution"),
         (lambda: explain(torch.nn.ReLU()), "ReLU is not a convolution"),
         (lambda: explain(torch.nn.Conv2d(1, 1, 1), groups=1), "groups cannot be given beside a Conv2d"),
         (lambda: explain((4, 2, 5, 5), 4), "out_channels cannot be given beside a weight"),
         (lambda: explain(8, 4, 5, groups=3), "valid groups: 1, 2, 4"),
+        (lambda: explain(8, 4, 5, batch=-1), "batch=-1 is too small"),
+        (lambda: explain(8, 4, 5, batch=1.5), "batch=1.5 is a float"),
+        (lambda: explain(torch.zeros(8, 2, 3, 3), groups=3), "dim 0 of the weight; valid groups: 1, 2, 4, 8"),
         (lambda: explain(8, 4, 5, size=3), "the kernel reaches over 5 positions"),
         (lambda: explain(8, 4, 5, dtype="int4"), "dtype='int4' is not known"),
         (lambda: explain(8, 4, 5).to_text("wires"), "view='wires' is not known; choose one of: wiring, weight, cost"),

@@ -105,6 +105,28 @@ def test_lab():
     assert corners(photo.as_input(photo._to_rgb(lab))) == [RED, GREEN, BLUE, WHITE]
 
 
+def test_dark_16_bit_stays_dark(tmp_path):
+    path = saved(Image.fromarray(np.full((9, 9), 514, np.uint16)), tmp_path / "a.png")
+    assert colours(photo.as_input(photo.read_photo(path))).numpy() == pytest.approx(2 / 255, abs=1e-3)
+
+
+@pytest.mark.parametrize(("white", "grey"), [(1.0, 0.5), (255.0, 127.5), (65535.0, 32767.5), (1e6, 5e5)])
+def test_float_greys_by_their_range(white, grey):
+    values = np.full((9, 9), grey, np.float32)
+    values[0, 0] = white
+    assert photo._to_rgb(Image.fromarray(values)).getpixel((5, 5)) == pytest.approx((127.5,) * 3, abs=1)
+
+
+def test_the_middle_seven_eighths_are_kept_smoothly():
+    """A ramp over 256 columns: the crop takes 16 off each side, and bicubic scaling by 1 keeps each value."""
+    ramp = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None], 256, 0)).convert("RGB")
+    shown = colours(photo.as_input(ramp)) * 255
+    assert shown[0, 100].numpy() == pytest.approx(np.arange(16, 240), abs=0.01)
+    small = colours(photo.as_input(ramp, (112, 112))) * 255
+    # Half the size: each value lies between two of the ramp, as it does not when the nearest one is taken.
+    assert small[1, 50, 5:-5].numpy() == pytest.approx(np.arange(16.5, 240, 2)[5:-5], abs=0.6)
+
+
 def test_transparency_is_white(tmp_path):
     path = saved(Image.new("RGBA", (9, 9), (255, 0, 0, 0)), tmp_path / "a.png")
     assert colours(photo.as_input(photo.read_photo(path))).numpy() == pytest.approx(1.0, abs=0.01)

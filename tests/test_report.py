@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import pathlib
 import re
 
 import pytest
@@ -9,9 +11,11 @@ import torch
 from torch import nn
 
 import groupwise
-from groupwise import GroupwiseError, report
+from groupwise import GroupwiseError, counting, report, reporting
 from groupwise.draw.folding import fold
 from groupwise.targets import load_model
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 def by_hooks(model, source):
@@ -90,7 +94,6 @@ def test_rows_total_and_shares(small):
     assert grouped["share"]["macs"] == pytest.approx(1 - first["macs"]["forward"] / total["macs"]["forward"])
     assert grouped["share"]["convolutions"] == 0.75
     assert 0 < grouped["share"]["time"] < 1
-    assert grouped["share"]["time_of_model"] == pytest.approx(grouped["pytorch_ms"] / total["model_ms"])
     assert grouped["parameters"] == total["parameters"] - 16 * 27 - 16
 
 
@@ -131,22 +134,112 @@ def test_folding_joins_names_and_sums():
     names = ["layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2", "layer1.5.conv2", "layer1.0.conv3"]
     folded = fold([row | {"name": name} for name in names[:4]] + [row | {"name": "layer1.6.conv2", "groups": 1}])
     assert [(f["name"], f["count"]) for f in folded] == [("layer1.0-2,5.conv2", 4), ("layer1.6.conv2", 1)]
+    repeated = fold([row | {"name": "shared.3"}] * 2)[0]
+    assert (repeated["name"], repeated["count"], repeated["parameters"]) == ("shared.3", 2, 72)
     assert fold([row | {"name": name} for name in names])[0]["name"] == "layer1.0.conv2 … layer1.0.conv3"
     assert (folded[0]["parameters"], folded[0]["macs"]["forward"], folded[0]["pytorch_ms"]) == (288, 28, 2.0)
 
 
-def test_table_and_page(small, tmp_path):
-    made = report(small, torch.randn(1, 3, 8, 8), repeats=1, title="small & <fast>")
-    lines = str(made).split("\n")
-    assert [line[:1] for line in lines[4:7]] == [" ", "▌", "▌"]
-    assert max(map(len, lines)) <= 110
+def canned(monkeypatch, seconds):
+    """Let every recorded run take times that are known: `seconds` for each forward, ten times that for the backward."""
+    turn = iter(seconds)
+    real = counting.run
+
+    def timed(*arguments):
+        one, now = real(*arguments), next(turn)
+        for place, call in enumerate(one.calls, 1):
+            call.seconds = {"forward": now * place, "backward": 10 * now * place}
+        return counting.Run(one.calls, 100 * now)
+
+    monkeypatch.setattr(counting, "run", timed)
+    monkeypatch.setattr(counting, "time_run", lambda *_: 0.5)
+
+
+def test_times_are_medians_without_the_warm_up(small, monkeypatch):
+    canned(monkeypatch, [9, 9, 0.001, 0.007, 0.002])
+    made = report(small, torch.randn(1, 3, 8, 8), repeats=3)
+    facts = made.to_dict()
+    assert [row["pytorch_ms"] for row in facts["layers"]] == pytest.approx([2, 4, 6, 8])
+    total, share = facts["total"], facts["total"]["grouped"]["share"]
+    assert (total["pytorch_ms"], total["recorded_ms"], total["model_ms"]) == pytest.approx((20, 200, 500))
+    assert (share["time"], share["time_of_model"]) == pytest.approx((0.9, 0.09))
+
+
+def test_golden_report(small, monkeypatch):
+    """The table and the page, with times that are known and a machine that is nowhere."""
+    canned(monkeypatch, [0.001] * 3)
+    here = {"processor": "a processor", "threads": 2, "torch": "2.0", "groupwise": "0", "date": "2000-01-01"}
+    monkeypatch.setattr(reporting, "machine", lambda: here)
+    made = report(small.train(), torch.randn(2, 3, 8, 8), backward=True, repeats=1, title="a small model")
+    page = re.sub(r"<svg.*?</svg>", "<svg/>", made.to_html(), flags=re.S)
+    for name, shown in (("report.txt", f"{made}\n"), ("report.html", page)):
+        golden = GOLDEN / name
+        if os.environ.get("GROUPWISE_UPDATE_GOLDEN"):
+            golden.write_text(shown, encoding="utf-8")
+        assert shown == golden.read_text(encoding="utf-8")
+
+
+def test_totals_of_everything_and_of_the_grouped_ones(small):
+    facts = report(small, torch.randn(2, 3, 8, 8), repeats=1).to_dict()
+    for key, rows in (("all", facts["layers"]), ("grouped", [r for r in facts["layers"] if r["groups"] > 1])):
+        sums = facts["total"] if key == "all" else facts["total"]["grouped"]
+        for field in ("macs_on_padding", "bytes", "parameters"):
+            assert sums[field] == sum(row[field] for row in rows) > 0
+        assert sums["convolutions"] == len(rows)
+    whole = sum(p.numel() for p in small.parameters())
+    assert facts["total"]["grouped"]["share"]["parameters_of_model"] == facts["total"]["grouped"]["parameters"] / whole
+
+
+def test_computed_weights_are_no_parameters():
+    class Hyper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.make = nn.Linear(4, 4 * 2 * 9)
+            self.conv = nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            weights = self.make(x.mean((2, 3))).reshape(-1, 2, 3, 3)
+            folded = self.conv(x).reshape(1, -1, 3, 3)
+            return nn.functional.conv2d(folded, weights, groups=2 * x.shape[0])
+
+    total = report(Hyper(), torch.randn(3, 4, 5, 5), repeats=1).to_dict()["total"]
+    assert (total["convolutions"], total["parameters"]) == (2, 4 * 4 * 9 + 4)
+    assert total["grouped"]["parameters"] == 0
+
+
+def test_page(small, tmp_path):
+    layer = nn.ModuleDict({"<b>bold</b>": small})
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer["<b>bold</b>"](x)
+
+    made = report(Named(), torch.randn(1, 3, 8, 8), repeats=1, title="small & <fast>")
     page = made.to_html(tmp_path / "r.html", photo=b"jpeg")
     assert (tmp_path / "r.html").read_text(encoding="utf-8") == page
     assert "small &amp; &lt;fast&gt;" in page
+    assert "<b>" not in page
+    assert "&lt;b&gt;bold" in page
     assert not re.findall(r'(?:src|href)="http|url\(http|@import', page)
     # Three views of each grouped layer that differs from the others, and the bars.
     assert page.count("<svg") == 3 * 2 + 1
     assert "data:image/jpeg;base64,anBlZw==" in page
+
+
+def test_ids_of_a_page_are_its_own():
+    """The same layer at two sizes: the same wiring twice on one page."""
+    layer = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+    page = report(nn.Sequential(layer, nn.MaxPool2d(2), layer), torch.randn(1, 8, 8, 8), repeats=1).to_html()
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) == 2 * (3 * 2 + 1)
+    for svg in re.findall(r"<svg.*?</svg>", page, re.S):
+        named = re.search(r'aria-labelledby="(\S+) (\S+)"', svg)
+        assert f'<title id="{named[1]}"' in svg
+        assert f'<desc id="{named[2]}"' in svg
 
 
 def test_a_model_without_convolutions():

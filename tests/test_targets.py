@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from groupwise import GroupwiseError
-from groupwise.targets import input_shape, load_model
+from groupwise.targets import import_torchvision, input_shape, load_model
 
 MODEL = """
 import helper_beside_it
@@ -86,6 +86,26 @@ def test_refusals(file, target, message):
     with pytest.raises(GroupwiseError) as caught:
         load_model(target.format(file=file))
     assert message in str(caught.value)
+
+
+def test_a_module_of_the_current_folder(file, monkeypatch):
+    (file.parent / "my_own_net.py").write_text(MODEL)
+    monkeypatch.chdir(file.parent)
+    before = list(sys.path)
+    assert type(load_model("my_own_net:Net")).__name__ == "Net"
+    load_model(f"{file}:Net")
+    assert sys.path == before
+
+
+def test_nothing_is_downloaded(monkeypatch):
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("a download"))
+    models = import_torchvision()
+    seen = {}
+    monkeypatch.setattr(models, "get_model", lambda name, **options: seen.update(options) or torch.nn.Identity())
+    load_model("torchvision:deeplabv3_resnet50")
+    assert seen == {"weights": None, "weights_backbone": None}
 
 
 def test_expected_input():

@@ -16,7 +16,8 @@ from groupwise.costs import Cost, cost
 from groupwise.errors import GroupwiseError
 from groupwise.spec import ConvSpec
 
-_FORWARD = torch.ops.aten.convolution.default
+# The second is what traced modules call; its first nine arguments are the same.
+_FORWARD = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
 _BACKWARD = torch.ops.aten.convolution_backward.default
 
 
@@ -79,12 +80,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
     ) -> Any:
         """Pass the operator on; look at convolutions."""
         kwargs = kwargs or {}
-        if func is _FORWARD or func is _BACKWARD:
+        if func in _FORWARD:
             result, seconds = _timed(func, args, kwargs)
-            if func is _FORWARD:
-                self._forward(args, result, seconds)
-            else:
-                self._backward(args, seconds)
+            self._forward(args, result, seconds)
+            return result
+        if func is _BACKWARD:
+            result, seconds = _timed(func, args, kwargs)
+            self._backward(args, seconds)
             return result
         # Under inference_mode composite operators (conv2d, ...) arrive whole; open them to see the convolution.
         # (prim::device and its like are no dispatcher operators, and asking about one throws.)
