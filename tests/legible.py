@@ -54,7 +54,7 @@ def check_legible(picture: str) -> ET.Element:
     width, height = float(root.get("width")), float(root.get("height"))
     assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}"
     assert width < 1800
-    assert height < 950
+    assert height < 1100
 
     placed = texts(root)
     for text, (left, top, right, bottom) in placed:

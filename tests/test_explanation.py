@@ -106,6 +106,7 @@ def test_every_door_gives_the_same():
     assert explain(expected.spec) == expected
     assert explain(layer.weight, groups=4, padding=2, bias=True) == expected
     assert explain((4, 2, 5, 5), groups=4, padding=2, bias=layer.bias) == expected
+    assert explain(in_channels=8, out_channels=4, kernel_size=5, groups=4, padding=2) == expected
     assert explain(8, out_channels=4, kernel_size=5, groups=4, padding=2) == expected
     assert explain(8, 4, groups=4).spec.kernel_size == (3, 3)
     assert explain(np.int64(8), np.int32(4), 5, groups=torch.tensor(4), padding=2) == expected
@@ -116,6 +117,8 @@ def test_every_door_gives_the_same():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (explain, "NoneType is not a convolution"),
+        (lambda: explain(8, in_channels=8), "in_channels=8 cannot be given beside int, which says it"),
         (lambda: explain(8), "explain(8) needs out_channels too"),
         (lambda: explain("8", "4"), "'8' is not a convolution; give a ConvSpec"),
         (lambda: explain(8.0, 4, 3), "8.0 is not a convolution"),
@@ -187,8 +190,9 @@ def test_pictures_and_page(tmp_path):
     assert shown.to_svg("wiring") != shown.to_svg("weight")
     assert shown._repr_html_().count("<svg") == 4
     assert shown.to_png(tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    page = shown.to_html(tmp_path / "a.html")
-    assert (tmp_path / "a.html").read_text(encoding="utf-8") == page
+    page = shown.to_html()
+    assert shown.to_html(tmp_path / "a.html").read_text(encoding="utf-8") == page
+    assert repr(shown) == str(shown)
     assert not re.findall(r'(?:src|href)="http|url\(http|@import', page)
     assert len(re.findall(r'id="([^"]+)"', page)) == len(set(re.findall(r'id="([^"]+)"', page)))
 

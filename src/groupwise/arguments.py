@@ -14,8 +14,9 @@ Extent = int | Sequence[int]
 def valid_groups(in_channels: int, out_channels: int) -> tuple[int, ...]:
     """Every legal `groups`, ascending: the divisors that both channel counts share.
 
-    >>> valid_groups(8, 4)
-    (1, 2, 4)
+    Examples:
+        >>> valid_groups(8, 4)
+        (1, 2, 4)
     """
     common = math.gcd(
         check_integer("in_channels", in_channels, 1, MAX_CHANNELS),

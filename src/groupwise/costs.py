@@ -142,8 +142,9 @@ def cost(spec: ConvSpec, size: Extent, batch: int = 1, dtype: str = "float32") -
     `size` is an int (all dimensions) or one int per dimension; `dtype` a name such as `"float32"`, or a
     torch.dtype. Raises `GroupwiseError` for a size that gives no output, or an unknown dtype.
 
-    >>> cost(ConvSpec(128, 128, 3, padding=1, groups=32), 56).macs.forward
-    14450688
+    Examples:
+        >>> cost(ConvSpec(128, 128, 3, padding=1, groups=32), 56).macs.forward
+        14450688
     """
     if not isinstance(spec, ConvSpec):
         raise GroupwiseError(

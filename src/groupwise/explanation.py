@@ -20,7 +20,7 @@ from groupwise.wiring import Wiring
 VIEWS = ("wiring", "weight", "cost", "all")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """What a convolution connects and costs. `print()` it, or let a notebook show its pictures.
 
@@ -35,7 +35,7 @@ class Explanation:
     batch: int = 1
     dtype: str = "float32"
     name: str | None = None
-    cost: Cost | None = field(init=False, repr=False)
+    cost: Cost | None = field(init=False)
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
@@ -50,6 +50,9 @@ class Explanation:
 
     def __str__(self) -> str:
         return self.to_text()
+
+    # So that a prompt shows what a notebook does.
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return html.figure(self.to_svg())
@@ -82,15 +85,12 @@ class Explanation:
         target.write_bytes(png_bytes(self.to_svg(view), scale))
         return target
 
-    def to_html(self, path: str | pathlib.Path | None = None, view: str = "all") -> str:
-        """One self-contained page with the pictures and the text; written to `path` if given. Returns it."""
+    def to_html(self, path: str | pathlib.Path | None = None, view: str = "all") -> str | pathlib.Path:
+        """One self-contained page with pictures and text: as a string, or written to `path`, which it returns."""
         title = text.heading(self.spec, self.name).split("\n")[0]
         pictures = [html.figure(self.to_svg(name)) for name in _chosen(view)]
         body = "\n".join([html.element("h1", title), *pictures, html.element("pre", self.to_text(view))])
-        document = html.page(title, body)
-        if path is not None:
-            pathlib.Path(path).write_text(document, encoding="utf-8")
-        return document
+        return html.deliver(html.page(title, body), path)
 
     def to_dict(self) -> dict[str, Any]:
         """Every fact as plain JSON types; sizes, MACs and bytes only when the input size is known.
@@ -117,10 +117,11 @@ class Explanation:
 
 
 def explain(
-    x: Any,
+    x: Any = None,
     out_channels: int | None = None,
     kernel_size: Extent | None = None,
     *,
+    in_channels: int | None = None,
     size: Extent | None = None,
     batch: int = 1,
     dtype: Any = None,
@@ -134,14 +135,20 @@ def explain(
     - a `ConvSpec`, or a layer (`torch.nn.Conv2d`, ...): nothing else is needed
     - a weight (tensor or shape) with the keywords of `torch.nn.functional.conv2d`: `groups`, `stride`, `padding`,
       `dilation`, and `bias`, `transposed`, `output_padding`
-    - `in_channels`, followed by `out_channels`, `kernel_size` (3 if left out) and the keywords of `ConvSpec`
+    - in_channels (here or by that keyword), then `out_channels`, `kernel_size` (3 if left out) and the keywords of
+      `ConvSpec`
 
     `size` is the spatial input size (an int for all dimensions) and brings MACs and bytes; `dtype` defaults to the
     layer's own, else float32. Raises `GroupwiseError` for anything that is no convolution.
 
-    >>> explain(8, 4, 5, groups=4).spec.weight_shape
-    (4, 2, 5, 5)
+    Examples:
+        >>> explain(8, 4, 5, groups=4).spec.weight_shape
+        (4, 2, 5, 5)
     """
+    if x is None:
+        x = in_channels
+    elif in_channels is not None:
+        raise GroupwiseError(f"in_channels={in_channels} cannot be given beside {type(x).__name__}, which says it")
     spec, own_dtype = _spec_of(x, out_channels, kernel_size, options)
     return Explanation(
         spec=spec,

@@ -15,7 +15,7 @@ import torch
 import groupwise
 from groupwise import counting
 from groupwise.costs import Macs
-from groupwise.draw import report_html, report_text
+from groupwise.draw import html, report_html, report_text
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.recording import ConvCall
 
@@ -56,7 +56,7 @@ class Row:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """Every convolution that one call of a model executed, in order. `print()` it for the table.
 
@@ -81,18 +81,19 @@ class Report:
     def __str__(self) -> str:
         return report_text.table(self.to_dict())
 
+    # So that a prompt shows what a notebook does.
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         return report_html.fragment(self.to_dict(), [row.call.cost for row in self.rows])
 
-    def to_html(self, path: str | pathlib.Path | None = None, photo: bytes | None = None) -> str:
-        """One self-contained page: table that sorts, and pictures of the grouped layers. Written to `path` if given.
+    def to_html(self, path: str | pathlib.Path | None = None, photo: bytes | None = None) -> str | pathlib.Path:
+        """One self-contained page: table that sorts, and pictures of the grouped layers.
 
-        `photo`, a JPEG, is shown on it as the input.
+        As a string, or written to `path`, which it returns. `photo`, a JPEG, is shown on it as the input.
         """
         document = report_html.page(self.to_dict(), [row.call.cost for row in self.rows], photo)
-        if path is not None:
-            pathlib.Path(path).write_text(document, encoding="utf-8")
-        return document
+        return html.deliver(document, path)
 
     def to_dict(self) -> dict[str, Any]:
         """`layers` (one dict for each convolution executed, in order), `total`, and how it was measured."""

@@ -40,8 +40,9 @@ class ConvSpec:
 
     Raises `GroupwiseError` (a `ValueError`) that names the value, the rule and the nearest valid values.
 
-    >>> ConvSpec(8, 4, 5, groups=4).weight_shape
-    (4, 2, 5, 5)
+    Examples:
+        >>> ConvSpec(8, 4, 5, groups=4).weight_shape
+        (4, 2, 5, 5)
     """
 
     in_channels: int
@@ -286,16 +287,17 @@ class ConvSpec:
 
     def _output_length(self, axis: int, length: int) -> int:
         before, after = self.pads[axis]
+        stride, kernel, dilation = self.stride[axis], self.kernel_size[axis], self.dilation[axis]
+        reach = dilation * (kernel - 1) + 1
         # PyTorch copies padding out of the input only as far as that reaches.
         spare = {"reflect": 1, "circular": 0}.get(self.padding_mode)
         pad = max(before, after)
         if spare is not None and pad > length - spare:
             raise GroupwiseError(
                 f"padding={pad} with padding_mode={self.padding_mode!r} must be at most {length - spare} "
-                f"for size={length} in dimension {axis}; use size >= {pad + spare} or less padding"
+                f"for size={length} in dimension {axis}; use size >= {max(pad + spare, reach - before - after)} "
+                "or less padding"
             )
-        stride, kernel, dilation = self.stride[axis], self.kernel_size[axis], self.dilation[axis]
-        reach = dilation * (kernel - 1) + 1
         if self.transposed:
             result = (length - 1) * stride - before - after + reach + self.output_padding[axis]
             # Half of what is missing, rounded up: padding comes off on both sides.

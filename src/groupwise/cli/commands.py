@@ -141,8 +141,10 @@ def run_report(options: argparse.Namespace) -> None:
     facts = json.dumps(made.to_dict(), indent=2)
     print(facts if options.json else made)
     if options.output:
-        page = made.to_html(photo=None if photo is None else thumbnail(photo)) if kind == "html" else ""
-        write({"html": page, "json": facts, "text": str(made)}[kind], options.output)
+        if kind == "html":
+            made.to_html(options.output, None if photo is None else thumbnail(photo))
+        else:
+            write({"json": facts, "text": str(made)}[kind], options.output)
         say(f"wrote {options.output}")
 
 

@@ -52,7 +52,7 @@ def emit(explanation: Explanation, options: argparse.Namespace) -> None:
     elif kind == "svg":
         write(explanation.to_svg(options.view), options.output)
     elif kind == "html":
-        write(explanation.to_html(view=options.view), options.output)
+        write(str(explanation.to_html(view=options.view)), options.output)
     else:
         write(explanation.to_text(options.view), options.output)
 

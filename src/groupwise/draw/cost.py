@@ -11,8 +11,9 @@ from groupwise.draw import numbers, phrases
 from groupwise.draw.svg import CAPTION_SIZE, LABEL_SIZE, MARGIN, Picture, colour, path, text_width
 from groupwise.spec import ConvSpec
 
-# Above this many valid values, only the first, those about the current one and the last are drawn.
-MOST_VALUES, FIRST, LAST = 12, 4, 2
+# Widths of published networks have up to 30 valid values (720 does), which take 26 kB. Of more, the first, those about
+# the current one and the last are drawn.
+MOST_VALUES, FIRST, LAST = 30, 8, 4
 ROW, THICK, BAR, SPACE = 26, 11, 112, 34
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
@@ -53,6 +54,15 @@ def page(title: str, body: str, sortable: bool = False) -> str:
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n{script}</body>\n</html>\n"
     )
+
+
+def deliver(document: str, path: str | pathlib.Path | None) -> str | pathlib.Path:
+    """The document, or where it was written to."""
+    if path is None:
+        return document
+    target = pathlib.Path(path)
+    target.write_text(document, encoding="utf-8")
+    return target
 
 
 def element(tag: str, text: str, css: str = "") -> str:

@@ -178,11 +178,12 @@ class Conv1d(_Plain, torch.nn.Conv1d):
 class Conv2d(_Plain, torch.nn.Conv2d):
     """`torch.nn.Conv2d` with its groups in view: (N, in, H, W) to (N, out, H', W'). See `Conv1d`.
 
-    >>> layer = Conv2d(8, 4, 5, groups=4)
-    >>> layer.weight_of(1).shape
-    torch.Size([1, 2, 5, 5])
-    >>> layer.paths[1].inputs
-    range(2, 4)
+    Examples:
+        >>> layer = Conv2d(8, 4, 5, groups=4)
+        >>> layer.weight_of(1).shape
+        torch.Size([1, 2, 5, 5])
+        >>> layer.paths[1].inputs
+        range(2, 4)
     """
 
     _dims = 2

@@ -25,8 +25,9 @@ def fans(conv: _ConvNd) -> tuple[int, int]:
     fan_in = in/groups · prod(kernel), fan_out = out/groups · prod(kernel): the taps that make one output, and
     those that read one input, at stride 1.
 
-    >>> fans(torch.nn.Conv2d(4, 4, 3, groups=4))
-    (9, 9)
+    Examples:
+        >>> fans(torch.nn.Conv2d(4, 4, 3, groups=4))
+        (9, 9)
     """
     spec = ConvSpec.from_module(conv)
     taps = math.prod(spec.kernel_size)
