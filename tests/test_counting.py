@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -192,6 +193,55 @@ def test_hooks_of_the_users_that_raise(how):
 
     model["a"].register_forward_pre_hook(lambda *_: 1 / 0)
     assert [call.name for call in how(Tries(), torch.zeros(1, 4, 5, 5))] == ["parts.b"]
+
+
+def test_a_layer_that_raises_and_is_caught_is_left():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise ZeroDivisionError
+
+    class Tries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.broken = Broken()
+
+        def forward(self, x):
+            with contextlib.suppress(ZeroDivisionError):
+                self.broken(x)
+            return F.conv2d(x, x)
+
+    assert [call.name for call in count(Tries(), torch.zeros(1, 1, 5, 5))] == ["conv2d"]
+
+
+def test_saved_tensors_that_come_back_as_others():
+    """As offloading does. Layers of equal shapes are then told apart by the order of the backward, last one first."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+
+    class Offloads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
+                return self.model(x)
+
+    first, second = run(Offloads(), (torch.zeros(1, 4, 5, 5),), {}, True).calls
+    assert first.passes == ["forward", "grad_weight"]
+    assert second.passes == ["forward", "grad_input", "grad_weight"]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_gradients_are_recorded_only_when_asked_for(backward):
+    seen = []
+
+    def model(x):
+        seen.append(torch.is_grad_enabled())
+        return F.conv2d(x, x)
+
+    with torch.set_grad_enabled(not backward):
+        count(model, torch.zeros(1, 1, 5, 5, requires_grad=True), backward=backward)
+    assert seen == [backward]
 
 
 def test_an_error_leaves_no_hook():
