@@ -112,7 +112,7 @@ def run_compare(options: argparse.Namespace) -> None:
     title = phrases.title(spec).rsplit(", ", 1)[0]
     if at:
         title += f"; {numbers.product(at.input_size)}, batch {at.batch}, {at.dtype}"
-    write(f"{title}\n\n{text.groups_table(spec, groups, at, most=len(groups))}", options.output)
+    write(f"{title}\n\n{text.groups_table(spec, groups, at)}", options.output)
 
 
 def run_report(options: argparse.Namespace) -> None:
@@ -153,7 +153,7 @@ def _explaining_failure(target: str, shape: tuple[int, ...]) -> Iterator[None]:
     """A model that fails most often got an input it cannot take."""
     try:
         yield
-    except (GroupwiseError, KeyboardInterrupt):
+    except GroupwiseError:
         raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__

@@ -112,14 +112,11 @@ def _versus(
     return (what, shown or form(part), form(whole), factor if part != whole else "-")
 
 
-def groups_table(spec: ConvSpec, values: Iterable[int], at: Cost | None, most: int = 24) -> str:
+def groups_table(spec: ConvSpec, values: Iterable[int], at: Cost | None) -> str:
     """One line for each groups value: what a filter reads, parameters, MACs, bytes, and the savings."""
-    chosen = list(values)
-    folded = len(chosen) > most
-    shown = chosen if not folded else chosen[: most - 4] + chosen[-4:]
     head = ["groups", "kind", "inputs/filter", "weight", "parameters", "saves"]
     table = [(*head, "MACs", "bytes", "FLOP/B") if at else tuple(head)]
-    for groups in shown:
+    for groups in values:
         one = spec.with_groups(groups)
         row = [
             str(groups),
@@ -133,10 +130,7 @@ def groups_table(spec: ConvSpec, values: Iterable[int], at: Cost | None, most: i
             here = at.with_groups(groups)
             row += [numbers.count(here.macs.forward), numbers.data(here.bytes), f"{here.intensity:.3g}"]
         table.append(tuple(row))
-    lines = rows(table)
-    if folded:
-        lines.insert(most - 3, f"…  ({len(chosen) - most} more)")
-    return "\n".join(lines)
+    return "\n".join(rows(table))
 
 
 def rows(table: Sequence[Sequence[str]], indent: int = 0, left: Sequence[int] = (0,)) -> list[str]:
