@@ -38,6 +38,8 @@ def test_empty_fields_take_their_defaults():
         ({"size": "3"}, "the kernel reaches over 5 positions", [1, 2, 4]),
         ({"in_channels": ""}, "in_channels='' must be a whole number", None),
         ({"out_channels": "-4"}, "out_channels=-4 is too small", None),
+        ({"group": "4"}, "field='group' is not known; choose one of: in_channels", None),
+        ({"transposed": "maybe"}, "transposed='maybe' is not known; choose one of: on, off", [1, 2, 4]),
         ({"dims": "4"}, "dims=4 is too large", [1, 2, 4]),
     ],
 )
@@ -88,6 +90,11 @@ def test_without_the_extra(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(GroupwiseError, match=r'pip install "groupwise\[web\]"'):
         serve()
+
+
+def test_an_empty_host_is_not_every_network():
+    with pytest.raises(GroupwiseError, match="host is empty"):
+        serve("")
 
 
 def test_a_port_that_is_none():

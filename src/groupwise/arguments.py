@@ -88,9 +88,9 @@ def shape_of(name: str, value: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def expand(value: Extent, dims: int) -> Extent:
+def expand(value: Any, dims: int) -> Any:
     """aten::convolution takes a list of one value for all dimensions."""
-    if isinstance(value, Sequence) and len(value) == 1:
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
         return tuple(value) * dims
     return value
 

@@ -31,6 +31,7 @@ DTYPE_BYTES = {
     "int16": 2,
     "int32": 4,
     "int64": 8,
+    "complex32": 4,
     "complex64": 8,
     "complex128": 16,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,22 +46,20 @@ def count(model: Callable[..., Any], *inputs: Any, kwargs: Keywords = None, back
     """
     check_model(model)
     keywords = dict(kwargs or {})
-    if not on_meta(model, inputs, keywords):
-        if not isinstance(model, torch.nn.Module):
-            return run(model, inputs, keywords, backward).calls
-        try:
-            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-                with FakeCopyMode(mode):
-                    twin = copy.deepcopy(model)
-                fakes, fake_keywords = tree_map_only(torch.Tensor, mode.from_tensor, (tuple(inputs), keywords))
-                return _record(twin, fakes, fake_keywords, backward)[0]
-        except GroupwiseError:
-            raise
-        except Exception:
-            # Fake tensors refuse what depends on values (`if x.sum() > 0`, `.item()`), each kernel in its own words,
-            # and so do copies. The real run decides: it counts the same, or raises the model's own error.
-            return run(model, inputs, keywords, backward).calls
-    return _record(model, inputs, keywords, backward)[0]
+    if not _is_traceable(model) or on_meta(model, inputs, keywords):
+        return run(model, inputs, keywords, backward).calls
+    try:
+        with torch.inference_mode(False), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            with FakeCopyMode(mode):
+                twin = copy.deepcopy(model)
+            fakes, fake_keywords = tree_map_only(torch.Tensor, mode.from_tensor, (tuple(inputs), keywords))
+            return _record(twin, fakes, fake_keywords, backward)[0]
+    except GroupwiseError:
+        raise
+    except Exception:
+        # Fake tensors refuse what depends on values (`if x.sum() > 0`, `.item()`), each kernel in its own words,
+        # and so do copies. The real run decides: it counts the same, or raises the model's own error.
+        return run(model, inputs, keywords, backward).calls
 
 
 def run(model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping[str, Any], backward: bool) -> Run:
@@ -83,14 +82,21 @@ def check_model(model: object) -> None:
     if not callable(model):
         raise GroupwiseError(f"{model!r} is not a model; give a torch.nn.Module or a callable, then its inputs")
     if isinstance(model, torch.nn.Module):
-        lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+        tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+        lazy = [name for name, tensor in tensors if is_lazy(tensor)]
         if lazy:
             raise GroupwiseError(f"{lazy[0]} is a lazy parameter without a shape; run the model once, then count it")
 
 
 def on_meta(model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
-    """Whether any of the tensors has a shape only (device meta), so that nothing can be timed."""
-    return any(tensor.is_meta for tensor in tensors_of(model, inputs, keywords))
+    """Whether the tensors have shapes only (device meta), so that a run computes nothing and takes no time."""
+    tensors = list(tensors_of(model, inputs, keywords))
+    return bool(tensors) and all(tensor.is_meta for tensor in tensors)
+
+
+def _is_traceable(model: Callable[..., Any]) -> bool:
+    """Whether a copy stands for the model: not where a function, or a `forward` put on an instance, may hold others."""
+    return isinstance(model, torch.nn.Module) and not any("forward" in vars(module) for module in model.modules())
 
 
 def tensors_of(*things: Any) -> Iterator[torch.Tensor]:
@@ -112,6 +118,8 @@ def _unchanged(
     model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping[str, Any]
 ) -> Iterator[tuple[Any, Any]]:
     """Copies of the inputs for one run; after it the buffers and the random state are what they were."""
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    held = [(module, dict(module._buffers)) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
     buffers = list(model.buffers()) if isinstance(model, torch.nn.Module) else []
     # Also where the caller is in inference mode, whose tensors no gradient can be taken of.
     with torch.inference_mode(False), torch.random.fork_rng():
@@ -119,10 +127,18 @@ def _unchanged(
         try:
             yield tree_map_only(torch.Tensor, _copy, (tuple(inputs), dict(keywords)))
         finally:
-            with torch.no_grad():
-                for buffer, value in zip(buffers, saved, strict=True):
-                    if buffer.shape == value.shape and not torch.equal(buffer, value):
-                        buffer.copy_(value)
+            for module, own in held:
+                module._buffers.update(own)
+            # All of them: batch norm writes to its statistics without autograd's version counters telling.
+            for buffer, value in zip(buffers, saved, strict=True):
+                _restore(buffer, value)
+
+
+def _restore(buffer: torch.Tensor, value: torch.Tensor) -> None:
+    with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
+        if buffer.shape != value.shape:
+            buffer.resize_(value.shape)
+        buffer.copy_(value)
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -156,9 +172,12 @@ def _backward(model: Callable[..., Any], inputs: Sequence[Any], keywords: Mappin
     wanted = [tensor for tensor in tensors_of(model, inputs, keywords) if tensor.requires_grad]
     outputs = [tensor for tensor in tensors_of(output) if tensor.requires_grad]
     if not wanted or not outputs:
+        fix = "unfreeze some parameters"
+        if not isinstance(model, torch.nn.Module):
+            fix = "give the module itself, whose parameters a function hides, or an input with requires_grad"
         raise GroupwiseError(
             "backward=True, but no output of the model depends on a parameter or input with requires_grad; "
-            "unfreeze some parameters or leave backward out"
+            f"{fix}, or leave backward out"
         )
     torch.autograd.grad(outputs, wanted, [torch.ones_like(tensor) for tensor in outputs], allow_unused=True)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import pathlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,6 +167,7 @@ def _spec_of(
     if hasattr(x, "__index__") and not getattr(x, "shape", ()):
         if out_channels is None:
             raise GroupwiseError(f"explain({x}) needs out_channels too, as in explain({x}, {x}, groups={x})")
+        _check_options(ConvSpec, options)
         return ConvSpec(x, out_channels, 3 if kernel_size is None else kernel_size, **options), "float32"
     given = {"out_channels": out_channels, "kernel_size": kernel_size}
     extra = [key for key, value in given.items() if value is not None]
@@ -180,12 +183,21 @@ def _spec_of(
     if hasattr(x, "shape") or isinstance(x, (tuple, list)):
         if extra:
             raise GroupwiseError(f"{', '.join(extra)} cannot be given beside a weight, whose shape says it")
+        _check_options(ConvSpec.from_operator, options)
         return ConvSpec.from_operator(None, x, **options), getattr(x, "dtype", "float32")
     shown = repr(x) if isinstance(x, str | float) else type(x).__name__
     raise GroupwiseError(
         f"{shown} is not a convolution; give a ConvSpec, a torch.nn.Conv layer, a weight with keywords, or "
         "in_channels and out_channels (for a whole model: groupwise.report)"
     )
+
+
+def _check_options(door: Callable[..., Any], options: dict[str, Any]) -> None:
+    given_elsewhere = {"in_channels", "out_channels", "kernel_size", "input", "weight"}
+    known = [name for name in inspect.signature(door).parameters if name not in given_elsewhere]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise GroupwiseError(f"{', '.join(unknown)} is no option here; there are: {', '.join(known)}")
 
 
 def _chosen(view: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from groupwise.spec import ConvSpec
 # The second is what traced modules call; its first nine arguments are the same.
 _FORWARD = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
 _BACKWARD = torch.ops.aten.convolution_backward.default
+_CAST = torch.ops.aten._to_copy.default
 
 
 @dataclass
@@ -88,6 +89,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
             result, seconds = _timed(func, args, kwargs)
             self._backward(args, seconds)
             return result
+        if func is _CAST:
+            return self._cast(args[0], func(*args, **kwargs))
         # Under inference_mode composite operators (conv2d, ...) arrive whole; open them to see the convolution.
         # (prim::device and its like are no dispatcher operators, and asking about one throws.)
         composite = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -98,6 +101,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
                 return result
         return func(*args, **kwargs)
 
+    def _cast(self, source: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """A parameter in another dtype, as autocast makes it, is still that parameter."""
+        name = self._parameters.get(_identity(source))
+        if name is not None:
+            self._parameters[_identity(result)] = name
+            self._weights.append(result)
+        return result
+
     @contextmanager
     def naming(self) -> Iterator[None]:
         """Know which module is running, by hooks that leave with the context."""
@@ -107,7 +118,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
             for name, module in self._model.named_modules():
                 # Scripted modules take no such hooks; what they run is named after the module around them.
                 if not isinstance(module, torch.jit.ScriptModule):
-                    handles.append(module.register_forward_pre_hook(self._enter(name)))
+                    handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
                     handles.append(module.register_forward_hook(self._leave, always_call=True))
         try:
             yield
@@ -116,10 +127,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
                 handle.remove()
 
     def _enter(self, name: str) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        def hook(module: torch.nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             # The same model may be running in another thread.
             if threading.get_ident() == self._thread:
-                shape = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], torch.Tensor) else ()
+                first = next(iter((*inputs, *keywords.values())), None)
+                shape = tuple(first.shape) if isinstance(first, torch.Tensor) else ()
                 self._frames.append(_Frame(name, module, shape))
 
         return hook
@@ -154,11 +166,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         # Held so that no later tensor takes its address, and with it its identity.
         self._weights.append(weight)
         dtype = str(source.dtype)
+        parameter = self._parameters.get(_identity(weight))
         at = self._layer_cost(source, weight, out_shape)
         if at is None:
             spec = ConvSpec.from_operator(source, weight, bias, *options)
             at = cost(spec, tuple(source.shape[2:]), source.shape[0], dtype)
-        call = ConvCall(self._name(at.spec), at, self._parameter(weight))
+        elif parameter is None:
+            # A layer whose weight is made of others (weight_norm): the layer's all the same.
+            parameter = f"{self._frames[-1].name}.weight"
+        call = ConvCall(self._name(at.spec), at, parameter)
         self.calls.append(call)
         return call
 
@@ -175,13 +191,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
             return None
         agrees = spec.weight_shape == tuple(weight.shape) and at.output_size == out_shape[2:]
         return at if agrees and spec.out_channels == out_shape[1] else None
-
-    def _parameter(self, weight: torch.Tensor) -> Hashable:
-        known = self._parameters.get(_identity(weight))
-        if known is None and self._frames and self._frames[-1].is_conv:
-            # A layer's weight in another dtype or form (autocast, parametrizations): still that layer's.
-            return f"{self._frames[-1].name}.weight"
-        return known
 
     def _backward(self, args: tuple[Any, ...], seconds: float) -> None:
         grad_output, source, weight, bias_sizes, mask = args[0], args[1], args[2], args[3], args[10]

@@ -78,7 +78,7 @@ class ConvSpec:
         groups = check_groups(in_channels, out_channels, groups)
         dims = dims_of(kernel_size, dims)
         for name, flag in (("bias", bias), ("transposed", transposed)):
-            if flag not in (True, False):
+            if getattr(flag, "shape", ()) or flag not in (True, False):
                 raise GroupwiseError(f"{name}={flag!r} is a {type(flag).__name__}; {name} must be True or False")
         values = {
             "in_channels": in_channels,
@@ -127,6 +127,8 @@ class ConvSpec:
                 "give a torch.nn.Conv1d, Conv2d, Conv3d or ConvTranspose1d, 2d, 3d"
             )
         values = {f.name: getattr(module, f.name) for f in dataclasses.fields(cls)}
+        if values["in_channels"] == 0:
+            raise GroupwiseError(f"{type(module).__name__} does not know its in_channels yet; run it on an input first")
         values["bias"] = values["bias"] is not None
         return cls(**values)
 

@@ -32,6 +32,8 @@ def load_model(target: str, say: Callable[[str], None] = lambda message: None) -
     Raises `GroupwiseError` for a name that is not found (with the nearest ones) or that makes no `torch.nn.Module`.
     """
     source, colon, name = target.rpartition(":")
+    if colon and (not source or not name or (source.startswith(".") and not source.endswith(".py"))):
+        raise GroupwiseError(f"{target!r} is no TARGET; give {FORMS}")
     if not colon and target.endswith(".py"):
         raise GroupwiseError(f"{target!r} says no name; give {target}:NAME, a module or what makes one")
     if not colon:

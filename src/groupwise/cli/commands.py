@@ -128,8 +128,8 @@ def run_report(options: argparse.Namespace) -> None:
     model = load_model(options.target, say)
     model.train(options.backward)
     shape = options.input or input_shape(model)
-    batch = _random_input(shape) if photo is None else as_input(photo, (shape[-2], shape[-1]))
-    with _explaining_failure(options.target, tuple(batch.shape)):
+    with _explaining_failure(options.target, shape):
+        batch = _random_input(shape) if photo is None else as_input(photo, (shape[-2], shape[-1]))
         made = report(
             model,
             batch,

@@ -28,6 +28,8 @@ def format_of(options: argparse.Namespace, known: Sequence[str]) -> str:
         raise GroupwiseError(f"-o {options.output!r}: name a file that ends in one of {endings}")
     if wanted and named and named != wanted:
         raise GroupwiseError(f"-o {options.output} asks for {named} and --format for {wanted}; leave one of them out")
+    if path.is_dir():
+        raise GroupwiseError(f"-o {options.output} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise GroupwiseError(f"-o {options.output}: there is no folder {path.parent}; make it first")
     return wanted or str(named)

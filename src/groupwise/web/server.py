@@ -8,7 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from groupwise.arguments import valid_groups
-from groupwise.errors import GroupwiseError, check_integer
+from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.explanation import Explanation, explain
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MISSING = 'the page needs starlette and uvicorn; install them with: pip install "groupwise[web]"'
 # What the page may ask for: whole numbers, each the same in every dimension.
 _NUMBERS = ("batch", "kernel_size", "groups", "stride", "padding", "dilation", "size", "dims")
+_FIELDS = ("in_channels", "out_channels", *_NUMBERS, "dtype", "bias", "transposed")
 
 
 def app() -> Starlette:
@@ -55,9 +56,13 @@ def serve(host: str = "127.0.0.1", port: int = 8000, say: Callable[[str], None] 
         import uvicorn
     except ImportError:
         raise GroupwiseError(MISSING) from None
+    if not host:
+        raise GroupwiseError("host is empty; give 127.0.0.1 for this machine only, or 0.0.0.0 for every network")
     server = uvicorn.Server(uvicorn.Config(app(), log_level="warning"))
-    with socket.create_server((host, port)) as listening:
-        say(f"open http://{host}:{port} in a browser; stop with Ctrl-C")
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.create_server(address[:2], family=family) as listening:
+        shown = f"[{host}]" if family == socket.AF_INET6 else host
+        say(f"open http://{shown}:{port} in a browser; stop with Ctrl-C")
         server.run(sockets=[listening])
 
 
@@ -65,6 +70,8 @@ def respond(query: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
     """HTTP status and JSON for the fields of the page's form."""
     answer: dict[str, Any] = {}
     try:
+        for name in query:
+            check_choice("field", name, _FIELDS)
         in_channels, out_channels = (_number(query, name) for name in ("in_channels", "out_channels"))
         answer["valid_groups"] = list(valid_groups(in_channels, out_channels))
         shown = _explanation(in_channels, out_channels, query)
@@ -81,10 +88,14 @@ def _explanation(in_channels: int, out_channels: int, query: Mapping[str, str]) 
         in_channels,
         out_channels,
         dtype=query.get("dtype") or None,
-        transposed=query.get("transposed") == "on",
-        bias=query.get("bias", "on") == "on",
+        transposed=_flag(query, "transposed", "off"),
+        bias=_flag(query, "bias", "on"),
         **options,
     )
+
+
+def _flag(query: Mapping[str, str], name: str, default: str) -> bool:
+    return check_choice(name, query.get(name) or default, ("on", "off")) == "on"
 
 
 def _number(query: Mapping[str, str], name: str) -> int:
