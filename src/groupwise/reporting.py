@@ -149,7 +149,8 @@ def report(
     its `.grad` fields, the inputs and the random state stay as they were; what else its code changes when it runs, it
     does. With `backward`, the gradients of all that asks for one run too. Times are medians of `repeats` runs after 2
     that are not counted, each convolution timed inside the running model; recording takes time between them, so the
-    whole model is timed without it as well. On meta tensors nothing is timed. Convolutions that a model runs in threads of its own are not seen.
+    whole model is timed without it as well. On meta tensors nothing is timed. Convolutions that a model runs in threads
+    of its own are not seen.
 
     - `model`: a `torch.nn.Module` or any callable; `inputs`, `kwargs`: its arguments
     - `repeats`: 1 or more
