@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from groupwise.errors import GroupwiseError
-from groupwise.recording import ConvCall, Recorder
+from groupwise.recording import ConvCall, Recorder, synchronize
 
 Keywords = Mapping[str, Any] | None
 
@@ -158,12 +158,14 @@ def _execute(model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping
     # Not the caller's grad mode: what is counted must not depend on where that happens.
     with torch.enable_grad() if backward else torch.no_grad():
         devices = {tensor.device for tensor in tensors_of(model, inputs, keywords)}
-        _synchronize(devices)
+        for device in devices:
+            synchronize(device)
         start = time.perf_counter()
         output = model(*inputs, **keywords)
         if backward:
             _backward(model, inputs, keywords, output)
-        _synchronize(devices)
+        for device in devices:
+            synchronize(device)
         return time.perf_counter() - start
 
 
@@ -180,10 +182,3 @@ def _backward(model: Callable[..., Any], inputs: Sequence[Any], keywords: Mappin
             f"{fix}, or leave backward out"
         )
     torch.autograd.grad(outputs, wanted, [torch.ones_like(tensor) for tensor in outputs], allow_unused=True)
-
-
-def _synchronize(devices: set[torch.device]) -> None:
-    """Wait for what the devices have queued; the CPU queues nothing."""
-    for device in devices:
-        if device.type not in ("cpu", "meta"):
-            torch.accelerator.synchronize(device)

@@ -40,8 +40,8 @@ class Explanation:
     cost: Cost | None = field(init=False)
 
     def __post_init__(self) -> None:
-        check_dtype(self.dtype)
-        check_integer("batch", self.batch, 0)
+        object.__setattr__(self, "dtype", check_dtype(self.dtype))
+        object.__setattr__(self, "batch", check_integer("batch", self.batch, 0))
         at = None if self.input_size is None else cost(self.spec, self.input_size, self.batch, self.dtype)
         object.__setattr__(self, "cost", at)
 
@@ -156,7 +156,7 @@ def explain(
         spec=spec,
         input_size=None if size is None else spec.check_size(size),
         batch=batch,
-        dtype=check_dtype(own_dtype if dtype is None else dtype),
+        dtype=own_dtype if dtype is None else dtype,
         name=name,
     )
 

@@ -52,13 +52,16 @@ class _Frame:
     """A module that is running, and the shape of its first input."""
 
     name: str
-    module: torch.nn.Module
+    module: torch.nn.Module | None
     shape: tuple[int, ...]
 
     @property
     def is_conv(self) -> bool:
         """Duck-typed like `ConvSpec.from_module`: a layer of its own kind still is that layer."""
         return hasattr(self.module, "in_channels") and hasattr(self.module, "kernel_size")
+
+
+_OUTSIDE = _Frame("", None, ())
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, without types
@@ -72,7 +75,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         self._frames: list[_Frame] = []
         self._unnamed: dict[str, int] = {}
         self._parameters: dict[int, str] = {}
-        self._weights: list[torch.Tensor] = []
+        # Held so that no later tensor takes their addresses, and with them their identities.
+        self._held: list[torch.Tensor] = []
         # Calls by the tensors they read, and by the shapes of those.
         self._read: list[tuple[tuple[int, int], tuple[Any, ...], ConvCall]] = []
 
@@ -106,7 +110,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         name = self._parameters.get(_identity(source))
         if name is not None:
             self._parameters[_identity(result)] = name
-            self._weights.append(result)
+            self._held.append(result)
         return result
 
     @contextmanager
@@ -141,11 +145,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         if threading.get_ident() == self._thread and self._frames and self._frames[-1].module is module:
             self._frames.pop()
 
+    @property
+    def _frame(self) -> _Frame:
+        """What is running: a module, or code outside of any."""
+        return self._frames[-1] if self._frames else _OUTSIDE
+
     def _name(self, spec: ConvSpec) -> str:
-        frame = self._frames[-1] if self._frames else None
-        if frame is not None and frame.is_conv and frame.name:
+        frame = self._frame
+        if frame.is_conv and frame.name:
             return frame.name
-        name = f"{frame.name}.{spec.op}" if frame is not None and frame.name else spec.op
+        name = f"{frame.name}.{spec.op}" if frame.name else spec.op
         number = self._unnamed[name] = self._unnamed.get(name, 0) + 1
         return f"{name}_{number}" if number > 1 else name
 
@@ -163,17 +172,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         options: tuple[Any, ...],
         out_shape: tuple[int, ...],
     ) -> ConvCall:
-        # Held so that no later tensor takes its address, and with it its identity.
-        self._weights.append(weight)
-        dtype = str(source.dtype)
+        self._held.append(weight)
         parameter = self._parameters.get(_identity(weight))
         at = self._layer_cost(source, weight, out_shape)
         if at is None:
             spec = ConvSpec.from_operator(source, weight, bias, *options)
-            at = cost(spec, tuple(source.shape[2:]), source.shape[0], dtype)
+            at = cost(spec, tuple(source.shape[2:]), source.shape[0], str(source.dtype))
         elif parameter is None:
             # A layer whose weight is made of others (weight_norm): the layer's all the same.
-            parameter = f"{self._frames[-1].name}.weight"
+            parameter = f"{self._frame.name}.weight"
         call = ConvCall(self._name(at.spec), at, parameter)
         self.calls.append(call)
         return call
@@ -181,8 +188,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
     def _layer_cost(self, source: torch.Tensor, weight: torch.Tensor, out_shape: tuple[int, ...]) -> Cost | None:
         """The cost as the running layer states it: padding that is copied, or longer on one side, never reaches the
         operator. None where no layer runs, or it computes something else than it states."""
-        frame = self._frames[-1] if self._frames else None
-        if frame is None or not frame.is_conv:
+        frame = self._frame
+        if not frame.is_conv:
             return None
         try:
             spec = ConvSpec.from_module(frame.module)
@@ -217,15 +224,17 @@ def _read_by(source: torch.Tensor, weight: torch.Tensor) -> tuple[tuple[int, int
 
 def _timed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
     """The operator's result and the wall time it took."""
-    device = args[0].device
-    queued = device.type not in ("cpu", "meta")
-    if queued:
-        torch.accelerator.synchronize(device)
+    synchronize(args[0].device)
     start = time.perf_counter()
     result = func(*args, **kwargs)
-    if queued:
-        torch.accelerator.synchronize(device)
+    synchronize(args[0].device)
     return result, time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what the device has queued; the CPU queues nothing."""
+    if device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)
 
 
 def _identity(tensor: torch.Tensor) -> int:

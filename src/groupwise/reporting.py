@@ -19,6 +19,8 @@ from groupwise.draw import html, report_html, report_text
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.recording import ConvCall
 
+_PASSES = ("forward", "grad_input", "grad_weight")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -168,7 +170,7 @@ def report(
     parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
     about = {**machine(), "devices": sorted({_device_name(tensor.device) for tensor in tensors})}
     if counting.on_meta(model, inputs, keywords):
-        calls = counting.count(model, *inputs, kwargs=keywords, backward=backward)
+        calls = counting.run(model, inputs, keywords, backward).calls
         return Report(title, tuple(map(Row, calls)), parameters, None, None, backward, 0, about)
     runs, whole = _measure(model, inputs, keywords, backward, repeats, progress)
     rows = tuple(_row(calls, backward) for calls in zip(*(one.calls for one in runs), strict=True))
@@ -229,9 +231,6 @@ def _sums(rows: Iterable[Row]) -> dict[str, Any]:
         "bytes": sum(row.call.cost.bytes for row in chosen),
         "pytorch_ms": sum(times) if len(times) == len(chosen) else None,
     }
-
-
-_PASSES = ("forward", "grad_input", "grad_weight")
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

@@ -36,8 +36,9 @@ CONVOLUTION: dict[str, Any] = {
 
 def run_explain(options: argparse.Namespace) -> None:
     """Explain one convolution, from numbers or from a model's layer."""
-    format_of(options, FORMATS)
-    emit(_explanation(options), options)
+    # The format first: a file that cannot be written is refused before any work.
+    kind = format_of(options, FORMATS)
+    emit(_explanation(options), kind, options.view, options.output)
 
 
 def _explanation(options: argparse.Namespace) -> Explanation:

@@ -44,30 +44,29 @@ def write(document: str, output: str | None) -> None:
         pathlib.Path(output).write_text(document, encoding="utf-8")
 
 
-def emit(explanation: Explanation, options: argparse.Namespace) -> None:
-    """Write an explanation in the format and view that the options ask for."""
-    kind = format_of(options, FORMATS)
+def emit(explanation: Explanation, kind: str, view: str, output: str | None) -> None:
+    """Write a view of an explanation to the file `output`, or to stdout, in the format `kind`."""
     if kind == "png":
-        _emit_png(explanation, options)
+        _emit_png(explanation, view, output)
     elif kind == "json":
-        write(json.dumps(explanation.to_dict(), indent=2), options.output)
+        write(json.dumps(explanation.to_dict(), indent=2), output)
     elif kind == "svg":
-        write(explanation.to_svg(options.view), options.output)
+        write(explanation.to_svg(view), output)
     elif kind == "html":
-        write(str(explanation.to_html(view=options.view)), options.output)
+        write(str(explanation.to_html(view=view)), output)
     else:
-        write(explanation.to_text(options.view), options.output)
+        write(explanation.to_text(view), output)
 
 
-def _emit_png(explanation: Explanation, options: argparse.Namespace) -> None:
+def _emit_png(explanation: Explanation, view: str, output: str | None) -> None:
     from groupwise.draw.png import png_bytes
 
-    if options.output:
-        explanation.to_png(options.output, options.view)
+    if output:
+        explanation.to_png(output, view)
     elif sys.stdout.isatty():
         raise GroupwiseError("a PNG is not for the terminal; name a file with -o FILE.png or redirect")
     else:
-        sys.stdout.buffer.write(png_bytes(explanation.to_svg(options.view)))
+        sys.stdout.buffer.write(png_bytes(explanation.to_svg(view)))
 
 
 def say(message: str) -> None:

@@ -11,7 +11,7 @@ from groupwise.costs import Cost
 from groupwise.draw import html, numbers
 from groupwise.draw.cost import cost_svg
 from groupwise.draw.folding import fold
-from groupwise.draw.report_text import kind, milliseconds, notes
+from groupwise.draw.report_text import figures, kind, notes
 from groupwise.draw.strip import strip_svg
 from groupwise.draw.weight import weight_svg
 from groupwise.draw.wiring import wiring_svg
@@ -45,7 +45,7 @@ def fragment(report: dict[str, Any], costs: Sequence[Cost]) -> str:
 def _table(report: dict[str, Any]) -> str:
     body = []
     for number, row in enumerate(fold(report["layers"]), 1):
-        figures = (row["parameters"], row["macs"]["forward"], row["bytes"], row["intensity"], row["pytorch_ms"])
+        values = (row["parameters"], row["macs"]["forward"], row["bytes"], row["intensity"], row["pytorch_ms"])
         cells: list[tuple[str, float | None]] = [
             (row["name"], None),
             (str(number), number),
@@ -53,22 +53,16 @@ def _table(report: dict[str, Any]) -> str:
             (kind(row), None),
             (str(row["groups"]), row["groups"]),
             (numbers.product(row["weight_shape"]), math.prod(row["weight_shape"])),
-            *zip(_shown(*figures), figures, strict=True),
+            *zip(_shown(row), values, strict=True),
         ]
         body.append(("grouped" if row["groups"] > 1 else "dense", cells))
     total = report["total"]
-    sums = _shown(total["parameters"], total["macs"]["forward"], total["bytes"], None, total["pytorch_ms"])
-    return html.table(_HEAD, body, ("all", "", str(total["convolutions"]), "", "", "", *sums))
+    return html.table(_HEAD, body, ("all", "", str(total["convolutions"]), "", "", "", *_shown(total)))
 
 
-def _shown(parameters: int, macs: int, data: int, intensity: float | None, ms: float | None) -> tuple[str, ...]:
-    return (
-        numbers.count(parameters),
-        numbers.count(macs),
-        numbers.data(data),
-        "" if intensity is None else f"{intensity:.3g}",
-        milliseconds(ms),
-    )
+def _shown(row: dict[str, Any]) -> tuple[str, ...]:
+    parameters, macs, data, ms = figures(row)
+    return parameters, macs, data, f"{row['intensity']:.3g}" if "intensity" in row else "", ms
 
 
 def _pictures(report: dict[str, Any], costs: Sequence[Cost]) -> list[str]:
@@ -85,6 +79,6 @@ def _pictures(report: dict[str, Any], costs: Sequence[Cost]) -> list[str]:
         where = f"{spec.in_channels} → {spec.out_channels}, groups={spec.groups}, {numbers.product(at.input_size)}"
         pictures = (wiring_svg(spec), weight_svg(spec), cost_svg(spec, at.input_size, at.batch, at.dtype))
         summary = html.element("summary", f"{layers[0]}{more}: {where}")
-        figures = "".join(html.figure(picture, number) for picture in pictures)
-        drawn.append(f"<details{'' if number else ' open'}>{summary}{figures}</details>")
+        shown = "".join(html.figure(picture, number) for picture in pictures)
+        drawn.append(f"<details{'' if number else ' open'}>{summary}{shown}</details>")
     return drawn

@@ -27,12 +27,12 @@ def table(report: dict[str, Any]) -> str:
                 kind(row),
                 str(row["groups"]),
                 numbers.product(row["weight_shape"]),
-                *_figures(row),
+                *figures(row),
             )
         )
-    lines.append(("", "all convolutions", f"×{total['convolutions']}", "", "", "", *_figures(total)))
+    lines.append(("", "all convolutions", f"×{total['convolutions']}", "", "", "", *figures(total)))
     grouped = total["grouped"]
-    lines.append(("▌", "grouped", f"×{grouped['convolutions']}", "", "", "", *_figures(grouped)))
+    lines.append(("▌", "grouped", f"×{grouped['convolutions']}", "", "", "", *figures(grouped)))
     rows = text.rows(lines, left=_LEFT)
     rule = "─" * max(map(len, rows))
     below = [line for note in notes(report, " (▌)") for line in textwrap.wrap(note, max(len(rule), text.WIDTH))]
@@ -85,7 +85,8 @@ def shorten(name: str) -> str:
     return name if len(name) <= _MOST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
-def _figures(row: dict[str, Any]) -> tuple[str, ...]:
+def figures(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Parameters, MACs, bytes and milliseconds of a row or a total."""
     return (
         numbers.count(row["parameters"]),
         numbers.count(row["macs"]["forward"]),
