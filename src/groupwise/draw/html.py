@@ -17,8 +17,8 @@ body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; background: var(--page
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .soft { color: var(--soft); }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; background: var(--card); font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border: 1px solid var(--line); text-align: right; white-space: nowrap; }
+table { font-size: 13.5px; border-collapse: collapse; background: var(--card); font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .4rem; border: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th.name, td.name { text-align: left; }
 tr.grouped td { background: var(--mark); }
 th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline: 2px solid; }
