@@ -1,7 +1,7 @@
 # Every target makes .venv and installs what it needs; a second run finds it there.
 #   make demo    report on ResNeXt-50 with a photograph      make test    lint, types, tests
 #   make bench   time the package's own work                 make docs    pictures and site
-#   make clean   remove .venv and what was made
+#   make core    the native core's own tests, sanitized      make clean   remove .venv and what was made
 # PYTHON picks the interpreter of a new .venv, PIP_FLAGS adds to every pip install (an index with CPU builds of torch, say).
 
 PYTHON ?= python3
@@ -9,9 +9,14 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
+# Built without isolation, and so from what the last build left: only what changed is compiled.
+EDITABLE := $(PIP) --no-build-isolation --editable
+# Where there is a compiler, a core that does not compile is an error; without one groupwise explains and measures.
+COMPILER := $(shell command -v "$${CXX:-c++}")
+CORE_TESTS := $(wildcard tests/native/*.cpp)
 REPORT := groupwise-report.html
 
-.PHONY: demo test bench docs clean
+.PHONY: demo test core bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -23,7 +28,14 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(if $(and $(COMPILER),$(CORE_TESTS)),$(MAKE) core)
 	$(BIN)/pytest
+
+core: $(VENV)/base.stamp
+	$(BIN)/cmake --log-level=WARNING -S . -B build/core -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DGROUPWISE_NATIVE_TESTS=ON -DGROUPWISE_SANITIZE=ON
+	$(BIN)/cmake --build build/core
+	build/core/groupwise_core_test
 
 bench: $(VENV)/base.stamp
 	$(BIN)/python benchmarks/run.py
@@ -34,7 +46,7 @@ docs: $(VENV)/docs.stamp
 	@echo "Open site/index.html in a browser."
 
 clean:
-	rm -rf $(VENV) site $(REPORT)
+	rm -rf $(VENV) build site $(REPORT)
 
 # Made whole or not at all: a venv left half-made by an error would fail for ever after.
 $(VENV)/venv.stamp:
@@ -42,22 +54,25 @@ $(VENV)/venv.stamp:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# torch goes first and by name, so that no other package's wish decides which build comes.
-$(VENV)/base.stamp: $(VENV)/venv.stamp pyproject.toml constraints.txt
+# torch goes first and by name, so that no other package's wish decides which build comes, and the core is built for it.
+$(VENV)/base.stamp: $(VENV)/venv.stamp pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	$(PIP) torch
-	$(PIP) --editable .
+	$(PIP) scikit-build-core cmake ninja
+	$(if $(COMPILER),GROUPWISE_REQUIRE_NATIVE=1 )$(EDITABLE) .
+	@$(BIN)/groupwise doctor > $(VENV)/doctor.txt || cat $(VENV)/doctor.txt
 	touch $@
 
-$(VENV)/demo.stamp: $(VENV)/base.stamp
-	$(PIP) --editable ".[demo]"
+# A changed core builds groupwise anew (base) and leaves the extras as they are, hence the bar.
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/base.stamp
+	$(EDITABLE) ".[demo]"
 	touch $@
 
 # torchvision and timm ask for a torch of their own, which --no-deps keeps them from bringing.
-$(VENV)/test.stamp: $(VENV)/base.stamp
-	$(PIP) --editable ".[test]"
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(VENV)/base.stamp
+	$(EDITABLE) ".[test]"
 	$(PIP) --no-deps torchvision timm
 	touch $@
 
-$(VENV)/docs.stamp: $(VENV)/base.stamp
-	$(PIP) --editable ".[docs]"
+$(VENV)/docs.stamp: pyproject.toml constraints.txt | $(VENV)/base.stamp
+	$(EDITABLE) ".[docs]"
 	touch $@

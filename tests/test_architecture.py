@@ -18,6 +18,9 @@ ORDER = [
     "costs",
     "draw",
     "explanation",
+    "native",
+    "routing",
+    "planning",
     "nn",
     "models",
     "recording",
@@ -25,13 +28,14 @@ ORDER = [
     "reporting",
     "photo",
     "targets",
+    "diagnosis",
     "web",
     "cli",
     "__main__",
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
-# Nothing of these may load when numbers are explained.
-LIGHT = ["errors", "arguments", "spec", "wiring", "costs", "draw", "explanation", "cli"]
+# Nothing of these may load when numbers are explained, or when it is asked what the native core lacks.
+LIGHT = ["errors", "arguments", "spec", "wiring", "costs", "draw", "explanation", "native", "diagnosis", "cli"]
 
 
 def step(path: pathlib.Path) -> str:

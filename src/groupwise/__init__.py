@@ -1,4 +1,4 @@
-"""groupwise: the `groups` parameter of PyTorch's convolutions, seen and counted.
+"""groupwise: the `groups` parameter of PyTorch's convolutions: seen, counted and computed fast.
 
 Names load on first use: `import groupwise` costs nothing, and `groupwise explain IN OUT` never imports torch.
 """
@@ -6,6 +6,7 @@ Names load on first use: `import groupwise` costs nothing, and `groupwise explai
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,9 +19,15 @@ if TYPE_CHECKING:
     from groupwise.errors import GroupwiseError as GroupwiseError
     from groupwise.explanation import Explanation as Explanation
     from groupwise.explanation import explain as explain
+    from groupwise.planning import Plan as Plan
+    from groupwise.planning import last_plans as last_plans
+    from groupwise.planning import plan as plan
     from groupwise.recording import ConvCall as ConvCall
     from groupwise.reporting import Report as Report
     from groupwise.reporting import report as report
+    from groupwise.routing import disable as disable
+    from groupwise.routing import enable as enable
+    from groupwise.routing import enabled as enabled
     from groupwise.spec import ConvSpec as ConvSpec
     from groupwise.wiring import Path as Path
     from groupwise.wiring import Wiring as Wiring
@@ -35,11 +42,17 @@ _HOME = {
     "Explanation": "explanation",
     "GroupwiseError": "errors",
     "Path": "wiring",
+    "Plan": "planning",
     "Report": "reporting",
     "Wiring": "wiring",
     "cost": "costs",
     "count": "counting",
+    "disable": "routing",
+    "enable": "routing",
+    "enabled": "routing",
     "explain": "explanation",
+    "last_plans": "planning",
+    "plan": "planning",
     "report": "reporting",
     "valid_groups": "arguments",
 }
@@ -58,3 +71,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if os.environ.get("GROUPWISE_ENABLE"):
+    importlib.import_module("groupwise.routing").enable_from_environment()

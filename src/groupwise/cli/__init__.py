@@ -12,15 +12,20 @@ from groupwise.errors import GroupwiseError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is 0, 2 for a bad request (reason on stderr), or 130 if interrupted."""
+    """Run the command line.
+
+    The exit status is 0, 1 if `doctor` finds that the kernels cannot run, 2 for a bad request (reason on stderr), or
+    130 if interrupted.
+    """
     options, unknown = parser().parse_known_args(arguments)
+    status = 0
     try:
         if unknown:
             raise GroupwiseError(f"{' '.join(unknown)} is not understood; see groupwise {options.command} --help")
         if isinstance(sys.stdout, io.TextIOWrapper):
             # Arrows and crosses become question marks where the terminal or the pipe has no room for them.
             sys.stdout.reconfigure(errors="replace")
-        options.run(options)
+        status = options.run(options) or 0
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (head, less) has seen enough; what Python still flushes at exit goes nowhere.
@@ -30,4 +35,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (GroupwiseError, OSError) as error:
         print(f"groupwise {options.command}: {error}", file=sys.stderr)
         return 2
-    return 0
+    return status

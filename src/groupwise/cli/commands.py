@@ -177,6 +177,16 @@ def run_serve(options: argparse.Namespace) -> None:
     serve(options.host, options.port, say)
 
 
+def run_doctor(options: argparse.Namespace) -> int:
+    """Say whether the native kernels can run here; the exit status is 1 if they cannot."""
+    from groupwise.diagnosis import diagnose
+
+    kind = format_of(options, ("text", "json"))
+    found = diagnose()
+    write(json.dumps(found.to_dict(), indent=2) if kind == "json" else str(found), options.output)
+    return 0 if found.ok else 1
+
+
 def is_integer(word: str) -> bool:
     """Whether Python reads the word as an int."""
     try:

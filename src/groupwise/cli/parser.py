@@ -106,6 +106,11 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine only")
     page.add_argument("--port", type=int, default=8000, help="default 8000")
     page.set_defaults(run=commands.run_serve)
+
+    doctor = kinds.add_parser("doctor", help="whether the native kernels can run here, and what they lack")
+    doctor.add_argument("--format", "-f", choices=FORMATS[:2], help="default text, or what FILE ends in")
+    _add_output(doctor)
+    doctor.set_defaults(run=commands.run_doctor)
     return root
 
 

@@ -1,0 +1,180 @@
+// The gradient of a weight. Each accumulator is one weight of the tile, kLanes partial sums wide, that stays in its
+// register while the tile sweeps the positions of a block.
+//
+// planar: lanes are neighbours along the width, summed at the end of a block; 4 output channels x 3 (input channel, tap)
+// pairs, or, of one output channel, 3 x 4 taps with grad_output's rows kept while the input's move past them.
+// channels: lanes are input channels, so nothing is left to sum; grad_output is broadcast (groups) or a vector (depthwise).
+#pragma once
+#include "layout.h"
+#include "pack-inl.h"
+#include "simd.h"
+
+namespace groupwise::GW_TARGET {
+
+// One block of scratch as a tile sees it.
+struct Sweeping {
+  const float* x;
+  const float* go;
+  int64_t rows, vectors;             // of grad_output
+  int64_t x_row, go_row, go_channel;  // x_row: between the inputs of neighbouring output rows
+};
+
+// sums[o][slot] += over all positions of go[o] * x[slot], OC channels by N slots.
+template <int OC, int N>
+GW_INLINE void slot_tile(const Sweeping& s, const int32_t* slot, float* sums, int64_t per_output) {
+  Vec sum[OC][N];
+  unroll<OC>([&](auto o) GW_LAMBDA { unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] = Vec{}; }); });
+  for (int64_t r = 0; r < s.rows; r++) {
+    const float* x = s.x + r * s.x_row;
+    const float* go = s.go + r * s.go_row;
+    for (int64_t v = 0; v < s.vectors; v++, x += kLanes, go += kLanes) {
+      Vec in[N];
+      unroll<N>([&](auto n) GW_LAMBDA {
+        in[n] = load(x + slot[n]);
+        pin(in[n]);
+      });
+      unroll<OC>([&](auto o) GW_LAMBDA {
+        Vec out = load(go + o * s.go_channel);
+        pin(out);
+        unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] += in[n] * out; });
+      });
+    }
+  }
+  unroll<OC>([&](auto o) GW_LAMBDA {
+    unroll<N>([&](auto n) GW_LAMBDA { sums[o * per_output + n] += sum_lanes(sum[o][n]); });
+  });
+}
+
+// KH x KW taps of one output channel; grad_output's last KH rows are in registers. `pitch` is between input rows that
+// follow each other, `go_row` between rows of grad_output `apart` from each other.
+template <int KH, int KW>
+GW_INLINE void tap_tile(const Sweeping& s, int64_t pitch, const int32_t* column, float* sums, int64_t w_row) {
+  Vec sum[KH][KW];
+  unroll<KH>([&](auto i) GW_LAMBDA { unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] = Vec{}; }); });
+  for (int64_t v = 0; v < s.vectors; v++) {
+    const float* x = s.x + v * kLanes;
+    const float* go = s.go + v * kLanes;
+    Vec out[KH];
+    unroll<KH>([&](auto i) GW_LAMBDA { out[i] = Vec{}; });
+    for (int64_t r = 0; r < s.rows + KH - 1; r++, x += pitch) {
+      unroll<KH - 1>([&](auto i) GW_LAMBDA { out[KH - 1 - i] = out[KH - 2 - i]; });
+      out[0] = r < s.rows ? load(go + r * s.go_row) : Vec{};
+      unroll<KW>([&](auto j) GW_LAMBDA {
+        Vec in = load(x + column[j]);
+        pin(in);
+        unroll<KH>([&](auto i) GW_LAMBDA { sum[i][j] += in * out[i]; });
+      });
+    }
+  }
+  unroll<KH>([&](auto i) GW_LAMBDA {
+    unroll<KW>([&](auto j) GW_LAMBDA { sums[i * w_row + j] += sum_lanes(sum[i][j]); });
+  });
+}
+
+template <int KH>
+GW_INLINE void tap_columns(const Sweeping& s, int64_t pitch, const int32_t* column, int64_t taps, float* sums,
+                           int64_t w_row) {
+  for (int64_t kw = 0, take; kw < taps; kw += take) {
+    take = ceil_div(taps - kw, ceil_div(taps - kw, 4));
+    switch (take) {
+      case 4: tap_tile<KH, 4>(s, pitch, column + kw, sums + kw, w_row); break;
+      case 3: tap_tile<KH, 3>(s, pitch, column + kw, sums + kw, w_row); break;
+      case 2: tap_tile<KH, 2>(s, pitch, column + kw, sums + kw, w_row); break;
+      default: tap_tile<KH, 1>(s, pitch, column + kw, sums + kw, w_row);
+    }
+  }
+}
+
+// All taps of one pair of channels. Rows of grad_output a dilation apart meet the same input rows under taps that follow
+// each other; a strided convolution has no such rows, and takes its taps one row at a time.
+inline void run_taps(const Problem& p, const GradWeightLayout& l, const Sweeping& block, int64_t rows, float* sums) {
+  const int64_t apart = p.h.stride == 1 ? p.h.dilation : 1, most = p.h.stride == 1 ? 3 : 1;
+  for (int64_t start = 0; start < std::min(apart, rows); start++) {
+    for (int64_t kh = 0, take; kh < p.h.kernel; kh += take) {
+      take = ceil_div(p.h.kernel - kh, ceil_div(p.h.kernel - kh, most));
+      Sweeping s = block;
+      s.x += (start * p.h.stride + kh * p.h.dilation) * l.input.row;
+      s.go += start * block.go_row;
+      s.go_row = apart * block.go_row;
+      s.rows = (rows - start - 1) / apart + 1;
+      const int64_t pitch = apart * p.h.stride * l.input.row;
+      float* to = sums + kh * p.w.kernel;
+      switch (take) {
+        case 3: tap_columns<3>(s, pitch, l.columns.data(), p.w.kernel, to, p.w.kernel); break;
+        case 2: tap_columns<2>(s, pitch, l.columns.data(), p.w.kernel, to, p.w.kernel); break;
+        default: tap_columns<1>(s, pitch, l.columns.data(), p.w.kernel, to, p.w.kernel);
+      }
+    }
+  }
+}
+
+// Tasks [begin, end): a block of groups and output channels, over one part of the samples and positions. Its sums go to
+// grad_weight, or to its part of `parts` where there are several.
+inline void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64_t begin, int64_t end, float* scratch,
+                        float* parts) {
+  const Problem& p = work.problem;
+  const int64_t taps = p.h.kernel * p.w.kernel, slots = p.in_channels * taps;
+  const int64_t by_o = ceil_div(p.out_channels, l.outputs), by_g = ceil_div(p.groups, l.block.groups);
+  const int64_t by_w = ceil_div(p.w.out, l.block.columns), by_h = ceil_div(p.h.out, l.block.rows);
+  const int64_t pieces = p.batch * by_h * by_w;
+  const bool whole = l.input.whole;
+  float* go = scratch + l.input_floats;
+  float* sums = go + l.output_floats;
+  if (whole) zero(scratch, l.input_floats + l.output_floats);
+  // Columns beyond the last that an output reads would meet the zeros that fill a vector of grad_output: Inf * 0.
+  const int64_t in_w = std::min(p.w.in, (p.w.out - 1) * p.w.stride - p.w.pad + (p.w.kernel - 1) * p.w.dilation + 1);
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t part = task % l.parts, o = task / l.parts % by_o * l.outputs;
+    const int64_t group = task / (l.parts * by_o) % by_g * l.block.groups;
+    const int64_t groups = std::min(l.block.groups, p.groups - group), outputs = std::min(l.outputs, p.out_channels - o);
+    const int64_t fours = outputs / 4 * 4;
+    zero(sums, groups * outputs * slots);
+    for (int64_t piece = part * pieces / l.parts; piece < (part + 1) * pieces / l.parts; piece++) {
+      const int64_t column = piece % by_w * l.block.columns, row = piece / by_w % by_h * l.block.rows;
+      const int64_t n = piece / (by_w * by_h);
+      const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
+      pack(l.input, work.input_strides, p.h.in, in_w,
+           work.input + n * work.input_strides.n + group * p.in_channels * work.input_strides.c, groups * p.in_channels,
+           row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad, scratch);
+      // Several groups come with all of their outputs, which are neighbours then.
+      pack(l.output, work.grad_output_strides, p.h.out, p.w.out,
+           work.grad_output + n * work.grad_output_strides.n + (group * p.out_channels + o) * work.grad_output_strides.c,
+           groups * outputs, row, column, go);
+      for (int64_t g = 0; g < groups; g++) {
+        Sweeping s{scratch + g * p.in_channels * l.input.channel, go + g * l.outputs * l.output.channel, rows,
+                   ceil_div(columns, kLanes), p.h.stride * l.input.row, l.output.row, l.output.channel};
+        float* to = sums + g * outputs * slots;
+        for (int64_t i = 0; i < fours; i += 4, s.go += 4 * s.go_channel) {
+          int64_t n3 = 0;
+          for (; n3 + 3 <= slots; n3 += 3) slot_tile<4, 3>(s, l.slots.data() + n3, to + i * slots + n3, slots);
+          for (; n3 < slots; n3++) slot_tile<4, 1>(s, l.slots.data() + n3, to + i * slots + n3, slots);
+        }
+        for (int64_t i = fours; i < outputs; i++, s.go += s.go_channel) {
+          for (int64_t c = 0; c < p.in_channels; c++) {
+            Sweeping one = s;
+            one.x += c * l.input.channel;
+            run_taps(p, l, one, rows, to + i * slots + c * taps);
+          }
+        }
+      }
+    }
+    const bool last = l.parts == 1;
+    const WeightStrides& ws = work.weight_strides;
+    for (int64_t g = 0; g < groups; g++) {
+      for (int64_t i = 0; i < outputs; i++) {
+        const float* from = sums + (g * outputs + i) * slots;
+        const int64_t at = (group + g) * p.out_channels + o + i;
+        if (!last) {
+          copy(parts + (part * p.groups * p.out_channels + at) * slots, from, slots);
+          continue;
+        }
+        float* to = work.grad_weight + (group + g) * ws.group + (o + i) * ws.o;
+        for (int64_t c = 0; c < p.in_channels; c++)
+          for (int64_t kh = 0; kh < p.h.kernel; kh++)
+            for (int64_t kw = 0; kw < p.w.kernel; kw++) to[c * ws.c + kh * ws.h + kw * ws.w] = *from++;
+      }
+    }
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

@@ -1,0 +1,225 @@
+// The gradient of a weight with lanes along the input channels: nothing is left to sum at the end of a block, and no lane
+// is idle for the sake of a narrow image.
+#pragma once
+#include "channels-inl.h"
+#include "grad_weight-inl.h"
+
+namespace groupwise::GW_TARGET {
+
+// Positions that are summed in one accumulator without a break: longer runs round more than PyTorch's blocked sums do
+// (70 x 70 positions: six times its error in one run, less than it in runs of 256).
+constexpr int64_t kRun = 256;
+
+// What a tile sweeps: `pixels` outputs in each of `rows` rows. Steps are in floats.
+struct PixelSweep {
+  const float* x;
+  const float* go;
+  int64_t rows, pixels;
+  int64_t x_row, x_pixel, go_row, go_pixel, go_channel;
+};
+
+// KH x KW taps of one vector of channels of a depthwise convolution, of which `lanes` exist.
+template <int KH, int KW>
+GW_INLINE void depthwise_tile(const PixelSweep& s, int64_t tap_row, int64_t tap_column, int64_t lanes, float* sums,
+                              int64_t w_row) {
+  Vec sum[KH][KW];
+  unroll<KH>([&](auto i) GW_LAMBDA { unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] = Vec{}; }); });
+  for (int64_t r = 0; r < s.rows; r++) {
+    const float* x = s.x + r * s.x_row;
+    const float* go = s.go + r * s.go_row;
+    for (int64_t p = 0; p < s.pixels; p++, x += s.x_pixel, go += s.go_pixel) {
+      Vec out = lanes == kLanes ? load(go) : load_some(go, lanes);
+      pin(out);
+      unroll<KH>([&](auto i) GW_LAMBDA {
+        unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] += load(x + i * tap_row + j * tap_column) * out; });
+      });
+    }
+  }
+  unroll<KH>([&](auto i) GW_LAMBDA {
+    unroll<KW>([&](auto j) GW_LAMBDA {
+      float* to = sums + i * w_row + j * kChannelBlock;
+      store(to, load(to) + sum[i][j]);
+    });
+  });
+}
+
+template <int KH>
+GW_INLINE void depthwise_columns(const PixelSweep& s, int64_t tap_row, int64_t tap_column, int64_t lanes, int64_t taps,
+                                 float* sums, int64_t w_row) {
+  for (int64_t kw = 0, take; kw < taps; kw += take) {
+    take = ceil_div(taps - kw, ceil_div(taps - kw, 4));
+    PixelSweep at = s;
+    at.x += kw * tap_column;
+    float* to = sums + kw * kChannelBlock;
+    switch (take) {
+      case 4: depthwise_tile<KH, 4>(at, tap_row, tap_column, lanes, to, w_row); break;
+      case 3: depthwise_tile<KH, 3>(at, tap_row, tap_column, lanes, to, w_row); break;
+      case 2: depthwise_tile<KH, 2>(at, tap_row, tap_column, lanes, to, w_row); break;
+      default: depthwise_tile<KH, 1>(at, tap_row, tap_column, lanes, to, w_row);
+    }
+  }
+}
+
+inline void depthwise_taps(const PixelSweep& s, int64_t tap_row, int64_t tap_column, int64_t lanes, int64_t rows,
+                           int64_t columns, float* sums) {
+  const int64_t w_row = columns * kChannelBlock;
+  for (int64_t kh = 0, take; kh < rows; kh += take) {
+    take = ceil_div(rows - kh, ceil_div(rows - kh, 3));
+    PixelSweep at = s;
+    at.x += kh * tap_row;
+    float* to = sums + kh * w_row;
+    switch (take) {
+      case 3: depthwise_columns<3>(at, tap_row, tap_column, lanes, columns, to, w_row); break;
+      case 2: depthwise_columns<2>(at, tap_row, tap_column, lanes, columns, to, w_row); break;
+      default: depthwise_columns<1>(at, tap_row, tap_column, lanes, columns, to, w_row);
+    }
+  }
+}
+
+// OC output channels by N slots, a slot being a tap of one vector of input channels.
+template <int OC, int N>
+GW_INLINE void outer_tile(const PixelSweep& s, const int32_t* slot, float* sums, int64_t per_output) {
+  Vec sum[OC][N];
+  unroll<OC>([&](auto o) GW_LAMBDA { unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] = Vec{}; }); });
+  for (int64_t r = 0; r < s.rows; r++) {
+    const float* x = s.x + r * s.x_row;
+    const float* go = s.go + r * s.go_row;
+    for (int64_t p = 0; p < s.pixels; p++, x += s.x_pixel, go += s.go_pixel) {
+      Vec in[N];
+      unroll<N>([&](auto n) GW_LAMBDA {
+        in[n] = load(x + slot[n]);
+        pin(in[n]);
+      });
+      unroll<OC>([&](auto o) GW_LAMBDA {
+        const Vec out = broadcast(go[o * s.go_channel]);
+        unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] += in[n] * out; });
+      });
+    }
+  }
+  unroll<OC>([&](auto o) GW_LAMBDA {
+    unroll<N>([&](auto n) GW_LAMBDA {
+      float* to = sums + o * per_output + n * kLanes;
+      store(to, load(to) + sum[o][n]);
+    });
+  });
+}
+
+template <int OC>
+GW_INLINE void outer_slots(const PixelSweep& s, const std::vector<int32_t>& slots, float* sums, int64_t per_output) {
+  const int64_t count = static_cast<int64_t>(slots.size());
+  int64_t n = 0;
+  for (; n + 3 <= count; n += 3) outer_tile<OC, 3>(s, slots.data() + n, sums + n * kLanes, per_output);
+  if (count - n == 2) outer_tile<OC, 2>(s, slots.data() + n, sums + n * kLanes, per_output);
+  if (count - n == 1) outer_tile<OC, 1>(s, slots.data() + n, sums + n * kLanes, per_output);
+}
+
+// Input rows and columns of `channels` channels to [row][column][l.width], zero-padded on all sides.
+inline void pack_group(const GradWeightChannelsLayout& l, const Strides& s, int64_t in_h, int64_t in_w,
+                       const float* input, int64_t channels, int64_t row, int64_t column, float* scratch) {
+  const Span in = inside(column, in_w, 1, l.columns);
+  for (int64_t r = 0; r < l.rows; r++) {
+    float* to = scratch + r * l.columns * l.width;
+    if (row + r < 0 || row + r >= in_h) {
+      zero(to, l.columns * l.width);
+      continue;
+    }
+    zero(to, in.first * l.width);
+    zero(to + in.last * l.width, (l.columns - in.last) * l.width);
+    const float* from = input + (row + r) * s.h + (column + in.first) * s.w;
+    to += in.first * l.width;
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const int64_t lanes = std::min<int64_t>(kLanes, channels - c);
+      if (s.c == 1 || s.w != 1) {
+        for (int64_t x = 0; x < in.last - in.first; x++) {
+          const float* pixel = from + x * s.w + c * s.c;
+          if (s.c == 1) {
+            store(to + x * l.width + c, load_some(pixel, lanes));
+          } else {
+            for (int64_t i = 0; i < kLanes; i++) to[x * l.width + c + i] = i < lanes ? pixel[i * s.c] : 0.0f;
+          }
+        }
+        continue;
+      }
+      for (int64_t x = 0; x < in.last - in.first; x += kLanes) {
+        const int64_t n = std::min<int64_t>(kLanes, in.last - in.first - x);
+        Vec block[kLanes];
+        unroll<kLanes>([&](auto j) GW_LAMBDA {
+          block[j] = j < lanes ? load_some(from + (c + j) * s.c + x, n) : Vec{};
+        });
+        transpose(block);
+        unroll<kLanes>([&](auto j) GW_LAMBDA {
+          if (j < n) store(to + (x + j) * l.width + c, block[j]);
+        });
+      }
+    }
+  }
+}
+
+// Tasks [begin, end): the blocks of 16 channels of a depthwise convolution, or groups with blocks of their output
+// channels, over one part of the samples and positions.
+inline void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t begin, int64_t end,
+                          float* scratch, float* parts) {
+  const Problem& p = work.problem;
+  const Strides& gs = work.grad_output_strides;
+  const WeightStrides& ws = work.weight_strides;
+  const int64_t taps = p.h.kernel * p.w.kernel, per_output = taps * l.width;
+  const int64_t by_o = l.depthwise ? 1 : ceil_div(p.out_channels, l.outputs);
+  const int64_t by_g = l.depthwise ? ceil_div(p.groups, kChannelBlock) : p.groups;
+  const int64_t by_w = ceil_div(p.w.out, l.block.columns), by_h = ceil_div(p.h.out, l.block.rows);
+  const int64_t pieces = p.batch * by_h * by_w;
+  float* sums = scratch + l.input_floats;
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t part = task % l.parts, o = task / l.parts % by_o * l.outputs;
+    const int64_t group = task / (l.parts * by_o) % by_g * (l.depthwise ? kChannelBlock : 1);
+    const int64_t outputs = l.depthwise ? 1 : std::min(l.outputs, p.out_channels - o);
+    const int64_t channels = l.depthwise ? std::min<int64_t>(kChannelBlock, p.groups - group) : p.in_channels;
+    zero(sums, outputs * per_output);
+    for (int64_t piece = part * pieces / l.parts; piece < (part + 1) * pieces / l.parts; piece++) {
+      const int64_t column = piece % by_w * l.block.columns, row = piece / by_w % by_h * l.block.rows;
+      const int64_t n = piece / (by_w * by_h);
+      pack_group(l, work.input_strides, p.h.in, p.w.in,
+                 work.input + n * work.input_strides.n + group * p.in_channels * work.input_strides.c, channels,
+                 row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad, scratch);
+      const PixelSweep s{scratch, work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c + row * gs.h + column * gs.w,
+                   std::min(l.block.rows, p.h.out - row), std::min(l.block.columns, p.w.out - column),
+                   p.h.stride * l.columns * l.width, p.w.stride * l.width, gs.h, gs.w, gs.c};
+      // An accumulator takes one sum after the other; every kRun of them it is added to the block's, and starts again.
+      const int64_t rows = s.rows, step = std::max<int64_t>(1, kRun / s.pixels);
+      for (int64_t r = 0; r < rows; r += step) {
+        PixelSweep at = s;
+        at.x += r * s.x_row;
+        at.go += r * s.go_row;
+        at.rows = std::min(step, rows - r);
+        if (l.depthwise) {
+          for (int64_t v = 0; v < channels; v += kLanes, at.x += kLanes, at.go += kLanes)
+            depthwise_taps(at, p.h.dilation * l.columns * l.width, p.w.dilation * l.width,
+                           std::min<int64_t>(kLanes, channels - v), p.h.kernel, p.w.kernel, sums + v);
+          continue;
+        }
+        int64_t i = 0;
+        for (; i + 4 <= outputs; i += 4, at.go += 4 * gs.c)
+          outer_slots<4>(at, l.slots, sums + i * per_output, per_output);
+        for (; i < outputs; i++, at.go += gs.c) outer_slots<1>(at, l.slots, sums + i * per_output, per_output);
+      }
+    }
+    for (int64_t i = 0; i < outputs; i++) {
+      const int64_t at = group * p.out_channels + o + i;
+      const bool last = l.parts == 1;
+      float* to = last ? work.grad_weight + group * ws.group + (o + i) * ws.o
+                       : parts + (part * p.groups * p.out_channels + at) * p.in_channels * taps;
+      // From [tap][channel] to [channel][tap]; the channels of a depthwise weight are its groups.
+      const int64_t channel = !last ? taps : l.depthwise ? ws.group : ws.c;
+      const float* from = sums + i * per_output;
+      if (!last || (ws.w == 1 && ws.h == p.w.kernel)) {
+        for (int64_t c = 0; c < channels; c += kLanes)
+          split_pixels(to + c * channel, channel, from + c, l.width, std::min<int64_t>(kLanes, channels - c), taps);
+        continue;
+      }
+      for (int64_t t = 0; t < taps; t++)
+        for (int64_t c = 0; c < channels; c++)
+          to[c * channel + t / p.w.kernel * ws.h + t % p.w.kernel * ws.w] = from[t * l.width + c];
+    }
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

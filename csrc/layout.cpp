@@ -1,0 +1,200 @@
+#include "layout.h"
+
+#include <numeric>
+
+namespace groupwise {
+namespace {
+
+// A channel whose planes start a multiple of 4 KiB apart would share its cache sets with all others.
+int64_t channel_floats(int64_t floats) { return floats % 1024 == 0 ? floats + 16 : floats; }
+
+// The sweeps' reach: the lowest position that an output's taps read, and how far beyond it others read.
+int64_t lowest(const std::vector<Sweep>& sweeps) {
+  int64_t low = sweeps.front().low;
+  for (const Sweep& s : sweeps)
+    if (s.taps > 0) low = std::min(low, s.low);
+  return low;
+}
+int64_t reach(const std::vector<Sweep>& sweeps) {
+  int64_t high = lowest(sweeps);
+  for (const Sweep& s : sweeps)
+    if (s.taps > 0) high = std::max(high, s.low + s.span());
+  return high - lowest(sweeps);
+}
+
+void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
+  const int64_t stride = c.w.front().stride, columns = round_up(l->block.columns, lanes);
+  Plane& p = l->plane;
+  p.low_h = c.h.low;
+  p.low_w = lowest(c.w);
+  p.rows = (l->block.rows - 1) * c.h.stride + c.h.span() + 1;
+  p.stride = stride;
+  p.phase = columns + reach(c.w) / stride;
+  p.row = round_up(p.phase * stride, lanes);
+  p.channel = channel_floats(p.rows * p.row);
+  p.whole = l->block.rows == c.h.out && l->block.columns == c.w.front().out;
+  l->stage.sweep = columns;
+  l->stage.row = columns * static_cast<int64_t>(c.w.size());
+  l->stage.channel = channel_floats(l->stage.row * l->block.rows);
+  // A tile of rows may read, and not use, one row of outputs more than there is.
+  const int64_t beyond = l->sharing.apart * c.h.stride * p.row;
+  l->input_floats = round_up(l->block.groups * c.in_channels * p.channel + beyond, 16);
+  l->output_floats = l->staged ? l->block.groups * c.out_channels * l->stage.channel : 0;
+}
+
+}  // namespace
+
+bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLayout* l) {
+  // Most of the L2 cache may hold a block; an image that fits a quarter of the scratch is not cut for its sake.
+  constexpr int64_t kTarget = kScratchFloats / 4;
+  l->staged = c.w.size() > 1 || c.output_strides.w != 1;
+  const int64_t common = std::gcd(c.h.stride, c.h.spacing);
+  l->sharing = {c.h.spacing / common, c.h.stride / common, c.h.spacing * c.h.stride / common};
+  int64_t out_w = 0;
+  for (const Sweep& s : c.w) out_w = std::max(out_w, s.out);
+  const bool channels_last = c.input_strides.w != 1 || c.output_strides.w != 1;
+  Block& b = l->block;
+  b.columns = std::max<int64_t>(1, out_w);
+  b.rows = std::max<int64_t>(1, c.h.out);
+  b.groups = 1;
+  // Neighbouring channels share a cache line of a channels-last tensor: 16 floats.
+  if (channels_last) b.groups = std::min(c.groups, std::max<int64_t>(1, 16 / std::max(c.in_channels, c.out_channels)));
+  const auto floats = [&] {
+    measure(c, lanes, l);
+    return l->input_floats + l->output_floats;
+  };
+  // A block of fewer rows than the kernel copies most of its input again.
+  while (floats() > kTarget && b.rows * c.h.stride > 2 * c.h.span() + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats && b.columns > 4 * lanes) b.columns = round_up(ceil_div(b.columns, 2), lanes);
+  while (floats() > kScratchFloats && b.groups > 1) b.groups = ceil_div(b.groups, 2);
+  if (floats() > kScratchFloats) return false;
+  // At least four tasks a thread.
+  while (l->tasks(c) < 4 * threads && threads > 1 && b.rows * c.h.stride > 2 * c.h.span() + 1 && b.rows > 1)
+    b.rows = ceil_div(b.rows, 2);
+  b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
+  floats();
+  for (const Sweep& s : c.w) {
+    std::vector<int32_t> at;
+    for (int64_t t = 0; t < s.taps; t++) {
+      const int64_t x = s.low - l->plane.low_w + t * s.spacing;
+      at.push_back(static_cast<int32_t>(x % l->plane.stride * l->plane.phase + x / l->plane.stride));
+    }
+    l->columns.push_back(at);
+  }
+  return true;
+}
+
+bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t threads, ChannelsLayout* l) {
+  constexpr int64_t kTarget = 12 * 1024;
+  int64_t out_w = 1, apart = 1;
+  for (const Sweep& s : c.w) out_w = std::max(out_w, s.out), apart = std::max(apart, s.stride == 1 ? s.spacing : 1);
+  const int64_t stride = c.w.front().stride, weights = round_up(kernel_h * kernel_w, 8) * kChannelBlock;
+  l->kernel_h = kernel_h;
+  l->kernel_w = kernel_w;
+  l->low_w = lowest(c.w);
+  Block& b = l->block;
+  b = {std::max<int64_t>(1, c.h.out), out_w, kChannelBlock};
+  const auto floats = [&] {
+    l->rows = (b.rows - 1) * c.h.stride + c.h.span() + 1;
+    l->columns = (b.columns - 1) * stride + reach(c.w) + 1;
+    l->input_floats = (l->rows * l->columns + kPixelTile * apart * stride) * kChannelBlock;
+    return l->input_floats + weights;
+  };
+  // A block of fewer rows than the kernel copies most of its input again.
+  while (floats() > kTarget && b.rows * c.h.stride > 2 * c.h.span() + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats && b.columns > kPixelTile) b.columns = ceil_div(b.columns, 2);
+  if (floats() > kScratchFloats) return false;
+  while (l->tasks(c) < 4 * threads && threads > 1 && b.rows * c.h.stride > 2 * c.h.span() + 1 && b.rows > 1)
+    b.rows = ceil_div(b.rows, 2);
+  b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
+  floats();
+  return true;
+}
+
+// With too few tasks for the threads, each sums a part of the samples and positions.
+template <class Layout>
+void share_out(const Problem& p, int64_t threads, Layout* l) {
+  l->parts = 1;
+  const int64_t tasks = l->tasks(p);
+  if (threads <= 1 || tasks >= 2 * threads) return;
+  const int64_t pieces = p.batch * ceil_div(p.h.out, l->block.rows) * ceil_div(p.w.out, l->block.columns);
+  l->parts = std::max<int64_t>(1, std::min(pieces, ceil_div(2 * threads, tasks)));
+}
+
+bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightLayout* l) {
+  constexpr int64_t kTarget = kScratchFloats / 8;
+  const Problem& p = work.problem;
+  const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel;
+  const bool channels_last = work.input_strides.w != 1 || work.grad_output_strides.w != 1;
+  const int64_t span = (p.h.kernel - 1) * p.h.dilation, wide = (p.w.kernel - 1) * p.w.dilation;
+  Block& b = l->block;
+  b = {p.h.out, p.w.out, 1};
+  if (channels_last) b.groups = std::min(p.groups, std::max<int64_t>(1, 16 / std::max(p.in_channels, p.out_channels)));
+  l->outputs = p.out_channels;
+  const auto floats = [&] {
+    const int64_t columns = round_up(b.columns, lanes);
+    const bool whole = b.rows == p.h.out && b.columns == p.w.out;
+    Plane& in = l->input;
+    in = {-p.h.pad, -p.w.pad, (b.rows - 1) * p.h.stride + span + 1, p.w.stride, columns + wide / p.w.stride, 0, 0, whole};
+    in.row = round_up(in.phase * in.stride, lanes);
+    in.channel = channel_floats(in.rows * in.row);
+    l->output = {0, 0, b.rows, 1, columns, columns, channel_floats(b.rows * columns), whole};
+    l->input_floats = round_up(b.groups * p.in_channels * in.channel + 2 * p.h.dilation * p.h.stride * in.row, 16);
+    l->output_floats = round_up(b.groups * l->outputs * l->output.channel, 16);
+    return l->input_floats + l->output_floats + b.groups * l->outputs * slots;
+  };
+  while (floats() > kTarget && b.rows * p.h.stride > 2 * span + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats && b.groups > 1) b.groups = ceil_div(b.groups, 2);
+  while (floats() > kScratchFloats && l->outputs > 4) l->outputs = round_up(ceil_div(l->outputs, 2), 4);
+  while (floats() > kScratchFloats && b.columns > 4 * lanes) b.columns = round_up(ceil_div(b.columns, 2), lanes);
+  if (floats() > kScratchFloats) return false;
+  b.rows = ceil_div(p.h.out, ceil_div(p.h.out, b.rows));
+  share_out(p, threads, l);
+  floats();
+  for (int64_t t = 0; t < p.w.kernel; t++) {
+    const int64_t x = t * p.w.dilation;
+    l->columns.push_back(static_cast<int32_t>(x % p.w.stride * l->input.phase + x / p.w.stride));
+  }
+  for (int64_t c = 0; c < p.in_channels; c++)
+    for (int64_t kh = 0; kh < p.h.kernel; kh++)
+      for (const int32_t column : l->columns)
+        l->slots.push_back(static_cast<int32_t>(c * l->input.channel + kh * p.h.dilation * l->input.row + column));
+  return true;
+}
+
+bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightChannelsLayout* l) {
+  constexpr int64_t kTarget = 12 * 1024;
+  const Problem& p = work.problem;
+  const int64_t taps = p.h.kernel * p.w.kernel, span = (p.h.kernel - 1) * p.h.dilation;
+  l->depthwise = p.in_channels == 1 && p.out_channels == 1;
+  l->width = l->depthwise ? kChannelBlock : round_up(p.in_channels, lanes);
+  l->outputs = l->depthwise ? 1 : p.out_channels;
+  Block& b = l->block;
+  b = {p.h.out, p.w.out, 1};
+  const auto floats = [&] {
+    l->rows = (b.rows - 1) * p.h.stride + span + 1;
+    l->columns = (b.columns - 1) * p.w.stride + (p.w.kernel - 1) * p.w.dilation + 1;
+    l->input_floats = l->rows * l->columns * l->width;
+    return l->input_floats + l->outputs * taps * l->width;
+  };
+  while (l->outputs > 16 && l->outputs * taps * l->width > kTarget) l->outputs = round_up(ceil_div(l->outputs, 2), 4);
+  while (floats() > 2 * kTarget && b.rows * p.h.stride > 2 * span + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats && l->outputs > 4) l->outputs = round_up(ceil_div(l->outputs, 2), 4);
+  while (floats() > kScratchFloats && b.columns > 1) b.columns = ceil_div(b.columns, 2);
+  if (floats() > kScratchFloats) return false;
+  b.rows = ceil_div(p.h.out, ceil_div(p.h.out, b.rows));
+  share_out(p, threads, l);
+  floats();
+  for (int64_t kh = 0; kh < p.h.kernel; kh++)
+    for (int64_t kw = 0; kw < p.w.kernel; kw++)
+      for (int64_t c = 0; c < l->width; c += lanes)
+        l->slots.push_back(
+            static_cast<int32_t>((kh * p.h.dilation * l->columns + kw * p.w.dilation) * l->width + c));
+  return true;
+}
+
+}  // namespace groupwise

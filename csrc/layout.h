@@ -1,0 +1,107 @@
+// Where a kernel keeps its piece of the input and the output in scratch, and how work is cut into pieces that fit.
+#pragma once
+
+#include <algorithm>
+
+#include "problem.h"
+
+namespace groupwise {
+
+inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+inline int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }
+
+// One task makes `rows` x `columns` outputs (of each sweep) of `groups` groups of one sample.
+struct Block {
+  int64_t rows, columns, groups;
+};
+
+// Zero-padded input rows in scratch, [channel][row][phase][column]: padded column x of the block lies in phase
+// x % stride at x / stride, so that a tap of any stride reads neighbours.
+struct Plane {
+  int64_t low_h, low_w, rows, stride, phase, row, channel;
+  bool whole;  // the block is the image: its padding is the same in every task, and zeroed once
+};
+
+// Output rows in scratch, [channel][row][sweep][column], where the output is not written at once: it interleaves several
+// sweeps, or its channels are next to each other.
+struct Stage {
+  int64_t sweep, row, channel;
+};
+
+// Output rows and taps that read the same input rows: output j (`apart` rows from the next) and tap t meet row j + t of a
+// sequence `pitch` rows apart, when taps are taken in `residues` turns. All are 1 but for strided or dilated convolutions.
+struct RowSharing {
+  int64_t apart, residues, pitch;
+};
+
+// Output rows that a tile makes together where channels are few.
+constexpr int kRowTile = 4;
+
+struct CorrelationLayout {
+  Block block;
+  RowSharing sharing;
+  Plane plane;
+  bool staged;
+  Stage stage;
+  int64_t input_floats, output_floats;
+  std::vector<std::vector<int32_t>> columns;  // of each sweep of the width: where tap t reads, from the row's start
+  int64_t tasks(const Correlation& c) const {
+    return c.batch * ceil_div(c.groups, block.groups) * ceil_div(c.h.out, block.rows) *
+           ceil_div(c.w.front().out, block.columns);
+  }
+};
+
+// False where even the smallest block exceeds the scratch.
+bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLayout* layout);
+
+// Channels of a channels-last tensor that a task takes: a cache line.
+constexpr int64_t kChannelBlock = 16;
+// Outputs that a tile makes together; it reads, and does not use, the inputs of as many.
+constexpr int64_t kPixelTile = 8;
+
+// Input of a task in scratch, [row][column][kChannelBlock], and behind it the weight, [tap][kChannelBlock].
+struct ChannelsLayout {
+  Block block;
+  int64_t low_w, rows, columns;
+  int64_t kernel_h, kernel_w;
+  int64_t input_floats;
+  int64_t tasks(const Correlation& c) const {
+    return c.batch * ceil_div(c.groups, kChannelBlock) * ceil_div(c.h.out, block.rows) *
+           ceil_div(c.w.front().out, block.columns);
+  }
+};
+
+bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t threads, ChannelsLayout* layout);
+
+// A task sums `outputs` output channels of `block.groups` groups over one of `parts` parts of the samples and positions.
+struct GradWeightLayout {
+  Block block;
+  int64_t outputs, parts;
+  Plane input, output;  // of the input, and of grad_output
+  int64_t input_floats, output_floats;
+  std::vector<int32_t> columns;  // where tap t of a row reads
+  std::vector<int32_t> slots;    // where each (input channel, tap) reads
+  int64_t tasks(const Problem& p) const {
+    return parts * ceil_div(p.out_channels, outputs) * ceil_div(p.groups, block.groups);
+  }
+};
+
+bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightLayout* layout);
+
+// The same with lanes along the channels: input in scratch as [row][column][width].
+struct GradWeightChannelsLayout {
+  Block block;
+  bool depthwise;
+  int64_t outputs, parts;
+  int64_t rows, columns, width;
+  int64_t input_floats;
+  std::vector<int32_t> slots;  // where each (tap, vector of input channels) reads
+  int64_t tasks(const Problem& p) const {
+    return parts *
+           (depthwise ? ceil_div(p.groups, kChannelBlock) : p.groups * ceil_div(p.out_channels, outputs));
+  }
+};
+
+bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightChannelsLayout* layout);
+
+}  // namespace groupwise

@@ -1,0 +1,151 @@
+#pragma once
+// Between tensors and scratch: all that knows of layout, stride and padding.
+#include "layout.h"
+#include "simd.h"
+
+namespace groupwise::GW_TARGET {
+
+GW_INLINE void zero(float* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, Vec{});
+  for (; i < n; i++) to[i] = 0.0f;
+}
+
+// to[i] = from[i * step]; a step of 2 is the common stride.
+GW_INLINE void copy_every(float* to, const float* from, int64_t step, int64_t n) {
+  if (step == 1) return copy(to, from, n);
+  int64_t i = 0;
+  if (step == 2) {
+    // The last pair of vectors would read one float beyond the last that is wanted.
+    for (; i + kLanes < n; i += kLanes) store(to + i, even(load(from + 2 * i), load(from + 2 * i + kLanes)));
+  }
+  for (; i < n; i++) to[i] = from[i * step];
+}
+
+// n pixels of `channels` neighbouring channels (at most kLanes), `pixel` floats apart, to one row of each channel.
+GW_INLINE void split_pixels(float* to, int64_t channel, const float* from, int64_t pixel, int64_t channels, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    Vec block[kLanes];
+    if (channels == kLanes && n - i >= kLanes) {
+      unroll<kLanes>([&](auto j) GW_LAMBDA { block[j] = load(from + (i + j) * pixel); });
+      transpose(block);
+      unroll<kLanes>([&](auto j) GW_LAMBDA { store(to + j * channel + i, block[j]); });
+    } else {
+      unroll<kLanes>([&](auto j) GW_LAMBDA {
+        block[j] = i + j < n ? load_some(from + (i + j) * pixel, channels) : Vec{};
+      });
+      transpose(block);
+      unroll<kLanes>([&](auto j) GW_LAMBDA {
+        if (j < channels) store_some(to + j * channel + i, block[j], n - i);
+      });
+    }
+  }
+}
+
+// The way back.
+GW_INLINE void join_pixels(float* to, int64_t pixel, const float* from, int64_t channel, int64_t channels, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    Vec block[kLanes];
+    // Rows of scratch are a whole number of vectors long.
+    unroll<kLanes>([&](auto j) GW_LAMBDA { block[j] = j < channels ? load(from + j * channel + i) : Vec{}; });
+    transpose(block);
+    unroll<kLanes>([&](auto j) GW_LAMBDA {
+      if (i + j < n) store_some(to + (i + j) * pixel, block[j], channels);
+    });
+  }
+}
+
+// The part [first, last) of a row of scratch that holds input, for padded columns phase, phase + stride, ... from x on.
+struct Span {
+  int64_t first, last;
+};
+GW_INLINE Span inside(int64_t x, int64_t in, int64_t stride, int64_t length) {
+  const int64_t first = x >= 0 ? 0 : ceil_div(-x, stride);
+  const int64_t last = x >= in ? 0 : std::min(length, ceil_div(in - x, stride));
+  return {std::min(first, length), std::max(std::min(first, length), last)};
+}
+
+// Input rows from `row` and columns from `column` on (both may lie in the padding) of `channels` channels. `whole`
+// planes were zeroed before.
+inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input, int64_t channels,
+                 int64_t row, int64_t column, float* scratch) {
+  const bool split = s.w != 1 && s.c == 1;
+  for (int64_t r = 0; r < p.rows; r++) {
+    const int64_t from_row = row + r;
+    if (from_row < 0 || from_row >= in_h) {
+      if (!p.whole)
+        for (int64_t c = 0; c < channels; c++) zero(scratch + c * p.channel + r * p.row, p.row);
+      continue;
+    }
+    for (int64_t phase = 0; phase < p.stride; phase++) {
+      const int64_t x = column + phase;
+      const Span in = inside(x, in_w, p.stride, p.phase);
+      const int64_t n = in.last - in.first;
+      const float* from = input + from_row * s.h + (x + in.first * p.stride) * s.w;
+      float* to = scratch + r * p.row + phase * p.phase;
+      if (!p.whole) {
+        for (int64_t c = 0; c < channels; c++) {
+          zero(to + c * p.channel, in.first);
+          zero(to + c * p.channel + in.last, p.phase - in.last);
+        }
+      }
+      if (n <= 0) continue;
+      to += in.first;
+      if (split) {
+        for (int64_t c = 0; c < channels; c += kLanes)
+          split_pixels(to + c * p.channel, p.channel, from + c, p.stride * s.w, std::min<int64_t>(kLanes, channels - c),
+                       n);
+      } else {
+        for (int64_t c = 0; c < channels; c++) copy_every(to + c * p.channel, from + c * s.c, p.stride * s.w, n);
+      }
+    }
+  }
+}
+
+// Two rows become one, a0 b0 a1 b1 ...
+GW_INLINE void interleave(float* to, const float* a, const float* b, int64_t of_a, int64_t of_b) {
+  int64_t i = 0;
+  for (; i + kLanes <= std::min(of_a, of_b); i += kLanes) {
+    const Vec x = load(a + i), y = load(b + i);
+    store(to + 2 * i, interleave_low(x, y));
+    store(to + 2 * i + kLanes, interleave_high(x, y));
+  }
+  for (; i < of_a; i++) {
+    to[2 * i] = a[i];
+    if (i < of_b) to[2 * i + 1] = b[i];
+  }
+}
+
+// Staged outputs of `channels` channels to their places: rows from `row`, columns from `column` on.
+inline void unpack(const Correlation& c, const CorrelationLayout& l, const float* stage, int64_t channels, int64_t row,
+                   int64_t column, int64_t rows, float* output) {
+  const Strides& s = c.output_strides;
+  const bool join = s.w != 1 && s.c == 1;
+  const int64_t step = c.w.front().step;
+  for (int64_t r = 0; r < rows; r++) {
+    float* to_row = output + (c.h.first + (row + r) * c.h.step) * s.h;
+    const auto count = [&](size_t i) { return std::min(l.block.columns, c.w[i].out - column); };
+    if (!join && c.w.size() == 2 && s.w == 1 && step == 2) {
+      for (int64_t o = 0; o < channels; o++) {
+        const float* from = stage + o * l.stage.channel + r * l.stage.row;
+        interleave(to_row + o * s.c + 2 * column, from, from + l.stage.sweep, count(0), count(1));
+      }
+      continue;
+    }
+    for (size_t i = 0; i < c.w.size(); i++) {
+      const int64_t n = count(i);
+      const float* from = stage + r * l.stage.row + static_cast<int64_t>(i) * l.stage.sweep;
+      float* to = to_row + (c.w[i].first + column * step) * s.w;
+      if (join) {
+        for (int64_t o = 0; o < channels; o += kLanes)
+          join_pixels(to + o, step * s.w, from + o * l.stage.channel, l.stage.channel,
+                      std::min<int64_t>(kLanes, channels - o), n);
+      } else {
+        for (int64_t o = 0; o < channels; o++)
+          for (int64_t x = 0; x < n; x++) to[o * s.c + x * step * s.w] = from[o * l.stage.channel + x];
+      }
+    }
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

@@ -1,0 +1,203 @@
+#include "plan.h"
+
+#include <cstring>
+
+#include "isa.h"
+
+namespace groupwise {
+namespace {
+
+Strides strides_of(int64_t channels, int64_t h, int64_t w, bool channels_last) {
+  if (channels_last && channels > 1) return {channels * h * w, 1, w * channels, channels};
+  return {channels * h * w, h * w, w, 1};
+}
+
+bool depthwise(const Problem& p) { return p.in_channels == 1 && p.out_channels == 1; }
+
+std::vector<Sweep> sweeps(const Request& r, const Axis& axis) {
+  if (r.direction == Direction::grad_input) return grad_input_sweeps(axis);
+  return {forward_sweep(axis)};
+}
+
+bool fits(const Request& r, Kernel kernel) {
+  const int64_t lanes = kernels().lanes;
+  if (r.direction == Direction::grad_weight) {
+    const GradWeight work = grad_weight_of(r);
+    GradWeightLayout planar;
+    GradWeightChannelsLayout channels;
+    return kernel == Kernel::planar ? lay_out(work, lanes, r.threads, &planar)
+                                    : lay_out(work, lanes, r.threads, &channels);
+  }
+  CorrelationLayout planar;
+  ChannelsLayout channels;
+  const Correlation c = correlation_of(r, sweeps(r, r.problem.h).front());
+  return kernel == Kernel::planar
+             ? lay_out(c, lanes, r.threads, &planar)
+             : lay_out_channels(c, r.problem.h.kernel, r.problem.w.kernel, r.threads, &channels);
+}
+
+Refusal refusal(const Request& r, Kernel kernel) {
+  const Problem& p = r.problem;
+  if (r.dimensions > 2) return Refusal::dimensions;
+  if (!r.float32) return Refusal::dtype;
+  if (p.batch < 1 || p.h.out < 1 || p.w.out < 1 || p.h.in < 1 || p.w.in < 1 || p.in_channels < 1 || p.out_channels < 1)
+    return Refusal::empty;
+  if (kernel == Kernel::channels) {
+    const bool lanes_filled = r.direction == Direction::grad_weight && p.in_channels >= 8;
+    if (!lanes_filled && !depthwise(p)) return Refusal::width;
+    if (!lanes_filled && !r.channels_last) return Refusal::format;
+  }
+  return fits(r, kernel) ? Refusal::none : Refusal::scratch;
+}
+
+// Where PyTorch's kernels were measured faster than ours, or as fast.
+bool slower(const Request& r) {
+  const Problem& p = r.problem;
+  return p.in_channels >= 64 || p.out_channels >= 64;
+}
+
+const char* text(Refusal refusal, Kernel kernel) {
+  switch (refusal) {
+    case Refusal::none: return "";
+    case Refusal::dimensions: return "computes 1-D and 2-D convolutions only";
+    case Refusal::dtype: return "computes in float32 only";
+    case Refusal::empty: return "nothing to compute";
+    case Refusal::format: return "its vectors along the channels need channels_last tensors";
+    case Refusal::width:
+      return "its vectors along the channels need a depthwise convolution, or for grad_weight 8 input channels a group";
+    case Refusal::scratch: return "its smallest block exceeds 512 KiB of scratch";
+    case Refusal::slower: return "measured slower here than PyTorch's own";
+    case Refusal::not_first: return kernel == Kernel::planar ? "slower than vectors along the channels here" : "not first";
+    case Refusal::forced: return "another kernel was asked for";
+  }
+  return "";
+}
+
+std::string number(const char* key, int64_t value) { return std::string("\"") + key + "\": " + std::to_string(value); }
+std::string quoted(const char* key, const std::string& value) {
+  return std::string("\"") + key + "\": \"" + value + "\"";
+}
+
+std::string tile(const Request& r, Kernel kernel) {
+  const std::string lanes = std::to_string(kernels().lanes);
+  const Problem& p = r.problem;
+  const bool weight = r.direction == Direction::grad_weight;
+  if (kernel == Kernel::channels) {
+    if (!weight) return "8 pixels x " + lanes + " channels";
+    return depthwise(p) ? "3 x 4 taps x " + lanes + " channels" : "4 output channels x 3 vectors of " + lanes + " channels";
+  }
+  const int64_t outputs = r.direction == Direction::grad_input ? p.in_channels : p.out_channels;
+  if (outputs >= 4) return (weight ? "4 output channels x 3 taps x " : "4 output channels x 3 vectors of ") + lanes + " columns";
+  return (weight ? "3 x 4 taps x " : "4 rows x 3 vectors of ") + lanes + " columns";
+}
+
+template <class Layout>
+std::string block(const Layout& l, int64_t tasks, int64_t floats) {
+  return "\"block\": {" + number("rows", l.block.rows) + ", " + number("columns", l.block.columns) + ", " +
+         number("groups", l.block.groups) + "}, " + number("tasks", tasks) + ", " + number("scratch_bytes", floats * 4);
+}
+
+std::string cut(const Request& r, Kernel kernel) {
+  const int64_t lanes = kernels().lanes;
+  if (r.direction == Direction::grad_weight) {
+    const GradWeight work = grad_weight_of(r);
+    const int64_t taps = r.problem.h.kernel * r.problem.w.kernel;
+    if (kernel == Kernel::planar) {
+      GradWeightLayout l;
+      lay_out(work, lanes, r.threads, &l);
+      return block(l, l.tasks(r.problem),
+                   l.input_floats + l.output_floats + l.block.groups * l.outputs * r.problem.in_channels * taps);
+    }
+    GradWeightChannelsLayout l;
+    lay_out(work, lanes, r.threads, &l);
+    return block(l, l.tasks(r.problem), l.input_floats + l.outputs * taps * l.width);
+  }
+  const Correlation c = correlation_of(r, sweeps(r, r.problem.h).front());
+  if (kernel == Kernel::planar) {
+    CorrelationLayout l;
+    lay_out(c, lanes, r.threads, &l);
+    return block(l, l.tasks(c), l.input_floats + l.output_floats);
+  }
+  ChannelsLayout l;
+  lay_out_channels(c, r.problem.h.kernel, r.problem.w.kernel, r.threads, &l);
+  return block(l, l.tasks(c), l.input_floats + round_up(l.kernel_h * l.kernel_w, 8) * kChannelBlock);
+}
+
+}  // namespace
+
+Correlation correlation_of(const Request& r, const Sweep& h) {
+  const Problem& p = r.problem;
+  const bool forward = r.direction == Direction::forward;
+  Correlation c{};
+  c.batch = p.batch;
+  c.groups = p.groups;
+  c.in_channels = forward ? p.in_channels : p.out_channels;
+  c.out_channels = forward ? p.out_channels : p.in_channels;
+  c.h = h;
+  c.w = sweeps(r, p.w);
+  const Strides in = strides_of(p.groups * p.in_channels, p.h.in, p.w.in, r.channels_last);
+  const Strides out = strides_of(p.groups * p.out_channels, p.h.out, p.w.out, r.channels_last);
+  c.input_strides = forward ? in : out;
+  c.output_strides = forward ? out : in;
+  return c;
+}
+
+GradWeight grad_weight_of(const Request& r) {
+  const Problem& p = r.problem;
+  GradWeight work{};
+  work.problem = p;
+  work.input_strides = strides_of(p.groups * p.in_channels, p.h.in, p.w.in, r.channels_last);
+  work.grad_output_strides = strides_of(p.groups * p.out_channels, p.h.out, p.w.out, r.channels_last);
+  return work;
+}
+
+Choice choose(const Request& r, const char* forced) {
+  Choice choice{Kernel::pytorch, {Refusal::none, Refusal::none}};
+  Refusal& planar = choice.refusals[0];
+  Refusal& channels = choice.refusals[1];
+  planar = refusal(r, Kernel::planar);
+  channels = refusal(r, Kernel::channels);
+  if (forced && *forced) {
+    if (planar == Refusal::none && std::strcmp(forced, "planar") != 0) planar = Refusal::forced;
+    if (channels == Refusal::none && std::strcmp(forced, "channels") != 0) channels = Refusal::forced;
+  } else if (slower(r)) {
+    if (planar == Refusal::none) planar = Refusal::slower;
+    if (channels == Refusal::none) channels = Refusal::slower;
+  } else if (channels == Refusal::none && planar == Refusal::none) {
+    planar = Refusal::not_first;
+  }
+  if (channels == Refusal::none) {
+    choice.kernel = Kernel::channels;
+  } else if (planar == Refusal::none) {
+    choice.kernel = Kernel::planar;
+  }
+  return choice;
+}
+
+std::string describe(const Request& r, const Choice& choice) {
+  const Kernel kernel = choice.kernel;
+  const Problem& p = r.problem;
+  std::string json = "{" + quoted("kernel", kKernelNames[static_cast<int>(kernel)]) + ", " +
+                     quoted("direction", kDirectionNames[static_cast<int>(r.direction)]) + ", " +
+                     quoted("isa", kernels().isa) + ", " + number("threads", r.threads) + ", " +
+                     quoted("memory_format", r.channels_last ? "channels_last" : "contiguous") + ", ";
+  json += number("batch", p.batch) + ", " + number("groups", p.groups) + ", " +
+          number("in_channels", p.groups * p.in_channels) + ", " + number("out_channels", p.groups * p.out_channels);
+  const auto pair = [](const char* key, int64_t h, int64_t w) {
+    return std::string(", \"") + key + "\": [" + std::to_string(h) + ", " + std::to_string(w) + "]";
+  };
+  json += pair("input_size", p.h.in, p.w.in) + pair("output_size", p.h.out, p.w.out) +
+          pair("kernel_size", p.h.kernel, p.w.kernel) + pair("stride", p.h.stride, p.w.stride) +
+          pair("padding", p.h.pad, p.w.pad) + pair("dilation", p.h.dilation, p.w.dilation);
+  if (kernel != Kernel::pytorch) json += ", " + quoted("tile", tile(r, kernel)) + ", " + cut(r, kernel);
+  json += ", \"refused\": {";
+  bool first = true;
+  for (int k = 0; k < 2; k++) {
+    if (choice.refusals[k] == Refusal::none) continue;
+    json += (first ? "" : ", ") + quoted(kKernelNames[k], text(choice.refusals[k], static_cast<Kernel>(k)));
+    first = false;
+  }
+  return json + "}}";
+}
+
+}  // namespace groupwise

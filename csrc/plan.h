@@ -1,0 +1,42 @@
+// Which kernel a convolution takes, and why the others do not: the one decision there is, for running and for telling.
+#pragma once
+
+#include <string>
+
+#include "kernels.h"
+
+namespace groupwise {
+
+// In the order of KERNELS: `planar` has vectors along the width, `channels` along the channels, `pytorch` is not ours.
+enum class Kernel { planar, channels, pytorch };
+constexpr const char* kKernelNames[] = {"planar", "channels", "pytorch"};
+constexpr const char* kDirectionNames[] = {"forward", "grad_input", "grad_weight"};
+
+struct Request {
+  Direction direction;
+  Problem problem;
+  bool channels_last;
+  bool float32;
+  int64_t threads;
+  int64_t dimensions;
+};
+
+// Why a kernel is not taken.
+enum class Refusal { none, dimensions, dtype, empty, format, width, scratch, slower, not_first, forced };
+
+struct Choice {
+  Kernel kernel;
+  Refusal refusals[2];  // of planar and channels
+};
+
+// Of the instruction set in use. `forced` is the one kernel that may run, or null.
+Choice choose(const Request& request, const char* forced);
+
+// The plan as JSON text.
+std::string describe(const Request& request, const Choice& choice);
+
+// A Correlation or GradWeight without its tensors but with the strides of the format, to be laid out.
+Correlation correlation_of(const Request& request, const Sweep& h);
+GradWeight grad_weight_of(const Request& request);
+
+}  // namespace groupwise

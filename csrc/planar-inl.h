@@ -1,0 +1,254 @@
+// Correlation with vectors along the width. An input vector is loaded once and feeds every accumulator it can: several
+// output channels of a group, or, where a group has few, several output rows. On AVX2, 4 x 3 accumulators, 3 inputs and a
+// broadcast weight fill the 16 registers, and 3 unaligned loads + 4 broadcasts for 12 FMAs stay under the two loads a cycle.
+#pragma once
+#include "layout.h"
+#include "pack-inl.h"
+#include "simd.h"
+
+namespace groupwise::GW_TARGET {
+
+// What one tile sums over. x points at the first tap of the first output, w at the first tap's weight of its channel.
+struct Taps {
+  int64_t channels, rows, columns;
+  const int32_t* column;                 // where the taps of a row read, from its start
+  int64_t x_channel, x_row;              // floats between channels, and between taps of neighbouring kernel rows
+  int64_t w_channel, w_row, w_column, w_output;
+};
+
+// Where a tile writes: vector v at v * vector, its first `columns - v * narrower` floats.
+struct Target {
+  float* y;
+  int64_t output, vector, columns, narrower;
+};
+
+// OC output channels by NV vectors, which lie `vector` floats apart: neighbours in a row, or rows of one column.
+// KW is the number of taps in a row where that is known, or 0.
+template <int OC, int NV, int KW>
+GW_INLINE void channel_tile(const Taps& t, const float* x, int64_t vector, const float* w, const float* bias,
+                            const Target& to) {
+  Vec sum[OC][NV];
+  unroll<OC>([&](auto o) GW_LAMBDA {
+    const Vec start = bias ? broadcast(bias[o]) : Vec{};
+    unroll<NV>([&](auto v) GW_LAMBDA { sum[o][v] = start; });
+  });
+  for (int64_t c = 0; c < t.channels; c++) {
+    for (int64_t kh = 0; kh < t.rows; kh++) {
+      const float* row = x + c * t.x_channel + kh * t.x_row;
+      const float* weight = w + c * t.w_channel + kh * t.w_row;
+      each<KW>(t.columns, [&](int64_t kw) GW_LAMBDA {
+        const float* at = row + t.column[kw];
+        Vec in[NV];
+        unroll<NV>([&](auto v) GW_LAMBDA {
+          in[v] = load(at + v * vector);
+          pin(in[v]);
+        });
+        unroll<OC>([&](auto o) GW_LAMBDA {
+          const Vec factor = broadcast(weight[o * t.w_output]);
+          unroll<NV>([&](auto v) GW_LAMBDA { sum[o][v] += in[v] * factor; });
+        });
+        weight += t.w_column;
+      });
+    }
+  }
+  unroll<OC>([&](auto o) GW_LAMBDA {
+    unroll<NV>([&](auto v) GW_LAMBDA {
+      store_some(to.y + o * to.output + v * to.vector, sum[o][v], to.columns - v * to.narrower);
+    });
+  });
+}
+
+// R output rows by NV neighbouring vectors of one channel; only the first `stored` are kept.
+template <int R, int NV, int KW>
+GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int64_t row_floats, const float* x,
+                        const float* w, const float* bias, const Target& to, int64_t stored) {
+  Vec sum[R][NV];
+  const Vec start = bias ? broadcast(*bias) : Vec{};
+  unroll<R>([&](auto r) GW_LAMBDA { unroll<NV>([&](auto v) GW_LAMBDA { sum[r][v] = start; }); });
+  for (int64_t c = 0; c < t.channels; c++) {
+    for (int64_t residue = 0; residue < s.residues; residue++) {
+      const float* first = x + c * t.x_channel + residue * spacing * row_floats;
+      const float* weights = w + c * t.w_channel + residue * t.w_row;
+      const int64_t rows = residue < t.rows ? (t.rows - residue - 1) / s.residues + 1 : 0;
+      const int64_t w_row = s.residues * t.w_row;
+      // Input row i and the outputs r of [LO, HI), for which i - r is one of the taps.
+      const auto input_row = [&]<int LO, int HI>(int64_t i) GW_LAMBDA {
+        const float* row = first + i * s.pitch * row_floats;
+        const float* weight = weights + i * w_row;
+        each<KW>(t.columns, [&](int64_t kw) GW_LAMBDA {
+          const float* at = row + t.column[kw];
+          Vec in[NV];
+          unroll<NV>([&](auto v) GW_LAMBDA {
+            in[v] = load(at + v * kLanes);
+            pin(in[v]);
+          });
+          unroll<HI - LO>([&](auto n) GW_LAMBDA {
+            constexpr int r = LO + n;
+            const Vec factor = broadcast(weight[-r * w_row]);
+            unroll<NV>([&](auto v) GW_LAMBDA { sum[r][v] += in[v] * factor; });
+          });
+          weight += t.w_column;
+        });
+      };
+      if (rows >= R) {
+        unroll<R - 1>([&](auto i) GW_LAMBDA { input_row.template operator()<0, i + 1>(i); });
+        for (int64_t i = R - 1; i < rows; i++) input_row.template operator()<0, R>(i);
+        unroll<R - 1>([&](auto i) GW_LAMBDA { input_row.template operator()<i + 1, R>(rows + i); });
+      } else if (rows == R - 1) {
+        unroll<R - 1>([&](auto i) GW_LAMBDA { input_row.template operator()<0, i + 1>(i); });
+        unroll<R - 1>([&](auto i) GW_LAMBDA { input_row.template operator()<i + 1, R>(rows + i); });
+      } else {
+        for (int64_t tap = 0; tap < rows; tap++)
+          unroll<R>([&](auto r) GW_LAMBDA { input_row.template operator()<r, r + 1>(tap + r); });
+      }
+    }
+  }
+  unroll<R>([&](auto r) GW_LAMBDA {
+    if (r >= stored) return;
+    unroll<NV>([&](auto v) GW_LAMBDA {
+      store_some(to.y + r * to.output + v * to.vector, sum[r][v], to.columns - v * to.narrower);
+    });
+  });
+}
+
+// One piece of work: the outputs of one block, group and sweep.
+struct Piece {
+  Taps taps;
+  const float* x;
+  const float* w;
+  const float* bias;
+  float* y;
+  int64_t y_channel, y_row;
+  int64_t outputs, rows, columns;
+  int64_t row_floats, stride, spacing;  // of the input plane; of the height
+  RowSharing sharing;
+};
+
+template <int NV>
+GW_INLINE void channel_rows(const Piece& p, int64_t o, int64_t first_row, int64_t x, int64_t vector,
+                            const Target& shape) {
+  const float* in = p.x + first_row * p.stride * p.row_floats + x;
+  const float* w = p.w + o * p.taps.w_output;
+  const float* bias = p.bias ? p.bias + o : nullptr;
+  Target to = shape;
+  to.y = p.y + o * p.y_channel + first_row * p.y_row + x;
+  if (p.taps.columns == 3) return channel_tile<4, NV, 3>(p.taps, in, vector, w, bias, to);
+  channel_tile<4, NV, 0>(p.taps, in, vector, w, bias, to);
+}
+
+// How many of `left` vectors or rows a tile takes: threes, but four are two pairs, as a single one starves the FMA units.
+GW_INLINE int64_t next(int64_t left) { return left >= 3 && left != 4 ? 3 : left >= 2 ? 2 : 1; }
+
+// `outputs` channels in fours: vectors of one row, or of neighbouring rows, whichever fills threes.
+inline void run_channels(const Piece& p, int64_t outputs) {
+  const int64_t vectors = ceil_div(p.columns, kLanes);
+  const bool along_rows = vectors % 3 == 0 || vectors > 8 || p.rows < 3;
+  const int64_t vector = along_rows ? kLanes : p.stride * p.row_floats;
+  for (int64_t o = 0; o < outputs; o += 4) {
+    for (int64_t r = 0, rows; r < p.rows; r += rows) {
+      rows = along_rows ? 1 : next(p.rows - r);
+      for (int64_t v = 0, taken; v < vectors; v += taken) {
+        taken = along_rows ? next(vectors - v) : 1;
+        const int64_t x = v * kLanes;
+        const Target to{nullptr, p.y_channel, along_rows ? kLanes : p.y_row, p.columns - x, along_rows ? kLanes : 0};
+        switch (rows * taken) {
+          case 3: channel_rows<3>(p, o, r, x, vector, to); break;
+          case 2: channel_rows<2>(p, o, r, x, vector, to); break;
+          default: channel_rows<1>(p, o, r, x, vector, to);
+        }
+      }
+    }
+  }
+}
+
+template <int R, int NV>
+GW_INLINE void row_vectors(const Piece& p, int64_t o, int64_t row, int64_t x, int64_t stored) {
+  const float* in = p.x + row * p.stride * p.row_floats + x;
+  const float* w = p.w + o * p.taps.w_output;
+  const float* bias = p.bias ? p.bias + o : nullptr;
+  const Target to{p.y + o * p.y_channel + row * p.y_row + x, p.sharing.apart * p.y_row, kLanes, p.columns - x, kLanes};
+  if (p.taps.columns == 3)
+    return row_tile<R, NV, 3>(p.taps, p.sharing, p.spacing, p.row_floats, in, w, bias, to, stored);
+  row_tile<R, NV, 0>(p.taps, p.sharing, p.spacing, p.row_floats, in, w, bias, to, stored);
+}
+
+template <int R>
+void some_rows(const Piece& p, int64_t o, int64_t row, int64_t stored) {
+  const int64_t vectors = ceil_div(p.columns, kLanes);
+  for (int64_t v = 0, taken; v < vectors; v += taken) {
+    taken = next(vectors - v);
+    switch (taken) {
+      case 3: row_vectors<R, 3>(p, o, row, v * kLanes, stored); break;
+      case 2: row_vectors<R, 2>(p, o, row, v * kLanes, stored); break;
+      default: row_vectors<R, 1>(p, o, row, v * kLanes, stored);
+    }
+  }
+}
+
+// Output channels [from, outputs) one at a time. Three rows are made as four, for which the scratch has room.
+inline void run_rows(const Piece& p, int64_t from) {
+  const int64_t apart = p.sharing.apart;
+  for (int64_t o = from; o < p.outputs; o++) {
+    for (int64_t start = 0; start < std::min(apart, p.rows); start++) {
+      const int64_t count = (p.rows - start - 1) / apart + 1;
+      for (int64_t j = 0; j < count; j += kRowTile) {
+        const int64_t left = count - j, row = start + j * apart;
+        if (left > 2) {
+          some_rows<kRowTile>(p, o, row, left);
+        } else if (left == 2) {
+          some_rows<2>(p, o, row, left);
+        } else {
+          some_rows<1>(p, o, row, left);
+        }
+      }
+    }
+  }
+}
+
+// Tasks [begin, end) of a correlation: pack, run every group and sweep of the block, unpack.
+inline void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t begin, int64_t end, float* scratch) {
+  const Block& b = l.block;
+  const Plane& plane = l.plane;
+  const WeightStrides& ws = c.weight_strides;
+  float* stage = scratch + l.input_floats;
+  if (plane.whole) zero(scratch, l.input_floats);
+  const int64_t by_w = ceil_div(c.w.front().out, b.columns), by_h = ceil_div(c.h.out, b.rows);
+  const int64_t by_g = ceil_div(c.groups, b.groups), fours = c.out_channels / 4 * 4;
+  Piece p;
+  p.outputs = c.out_channels;
+  p.row_floats = plane.row;
+  p.stride = c.h.stride;
+  p.spacing = c.h.spacing;
+  p.sharing = l.sharing;
+  p.y_channel = l.staged ? l.stage.channel : c.output_strides.c;
+  p.y_row = l.staged ? l.stage.row : c.output_strides.h * c.h.step;
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t column = task % by_w * b.columns, row = task / by_w % by_h * b.rows;
+    const int64_t group = task / (by_w * by_h) % by_g * b.groups, n = task / (by_w * by_h * by_g);
+    const int64_t groups = std::min(b.groups, c.groups - group);
+    p.rows = std::min(b.rows, c.h.out - row);
+    pack(plane, c.input_strides, c.h.in, c.w.front().in,
+         c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c, groups * c.in_channels,
+         row * c.h.stride + c.h.low, column * plane.stride + plane.low_w, scratch);
+    float* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c;
+    for (size_t i = 0; i < c.w.size(); i++) {
+      const Sweep& w = c.w[i];
+      p.taps = {c.in_channels, c.h.taps, w.taps, l.columns[i].data(), plane.channel, c.h.spacing * plane.row,
+                ws.c, c.h.index_step * ws.h, w.index_step * ws.w, ws.o};
+      p.columns = std::min(b.columns, w.out - column);
+      if (p.columns <= 0) continue;
+      for (int64_t g = 0; g < groups; g++) {
+        p.x = scratch + g * c.in_channels * plane.channel;
+        p.w = c.weight + (group + g) * ws.group + c.h.index * ws.h + w.index * ws.w;
+        p.bias = c.bias ? c.bias + (group + g) * c.out_channels : nullptr;
+        p.y = l.staged ? stage + static_cast<int64_t>(i) * l.stage.sweep : output + c.h.first * c.output_strides.h + row * p.y_row + column;
+        p.y += g * c.out_channels * p.y_channel;
+        if (fours) run_channels(p, fours);
+        run_rows(p, fours);
+      }
+    }
+    if (l.staged) unpack(c, l, stage, groups * c.out_channels, row, column, p.rows, output);
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

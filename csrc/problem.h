@@ -1,0 +1,77 @@
+// A convolution as numbers, and the work that kernels do on it. No torch, no allocation, no threads of our own.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace groupwise {
+
+// Output position o of one spatial dimension reads input positions o * stride + k * dilation - pad, k in [0, kernel).
+// Padding after the input is whatever `out` implies.
+struct Axis {
+  int64_t in, out, kernel, stride, pad, dilation;
+};
+
+// Channels are those of one group. A 1-D convolution has a height of 1.
+struct Problem {
+  int64_t batch, groups, in_channels, out_channels;
+  Axis h, w;
+};
+
+enum class Direction { forward, grad_input, grad_weight };
+
+// Strides of a tensor (n, c, h, w), in elements.
+struct Strides {
+  int64_t n, c, h, w;
+};
+
+// Strides of a weight: from group to group, and by output channel, input channel, row and column within one.
+struct WeightStrides {
+  int64_t group, o, c, h, w;
+};
+
+// What one axis of a correlation does: output first + i * step, for i in [0, out), sums over t in [0, taps) the input at
+// i * stride + low + t * spacing times the weight at index + t * index_step.
+struct Sweep {
+  int64_t in, out, stride, low, taps, spacing, index, index_step, first, step;
+  int64_t span() const { return taps > 0 ? (taps - 1) * spacing : 0; }
+};
+
+// The one sweep of a forward convolution, and the `stride` sweeps that make its grad_input: the inputs that leave
+// remainder r when divided by the stride meet the same taps, whose reach into grad_output is then a plain correlation.
+Sweep forward_sweep(const Axis& axis);
+std::vector<Sweep> grad_input_sweeps(const Axis& axis);
+
+// output[o] = bias[o] + sum over input channels and taps; channels are those of one group. All sweeps of the width are
+// done together, as they interleave in one output row.
+struct Correlation {
+  int64_t batch, groups, in_channels, out_channels;
+  Sweep h;
+  std::vector<Sweep> w;
+  const float* input;
+  Strides input_strides;
+  const float* weight;
+  WeightStrides weight_strides;
+  const float* bias;  // of all groups, or null
+  float* output;
+  Strides output_strides;
+};
+
+// grad_weight[o][c][kh][kw] = sum over samples and positions of grad_output[o] * input[c].
+struct GradWeight {
+  Problem problem;
+  const float* input;
+  Strides input_strides;
+  const float* grad_output;
+  Strides grad_output_strides;
+  float* grad_weight;
+  WeightStrides weight_strides;
+};
+
+// Runs fn(begin, end, context) over pieces of [0, count) on the caller's threads.
+using ParallelFor = void (*)(int64_t count, void (*fn)(int64_t begin, int64_t end, void* context), void* context);
+
+// What a thread may hold beside the tensors: half of a 1 MiB L2, all of a 512 KiB one.
+constexpr int64_t kScratchFloats = 512 * 1024 / 4;
+
+}  // namespace groupwise

@@ -1,0 +1,125 @@
+#include "run.h"
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "isa.h"
+
+namespace groupwise {
+namespace {
+
+// Below this many multiply-accumulates a second thread costs more than it brings: waking one takes 5-10 us here.
+constexpr int64_t kWorthAThread = 400'000;
+
+struct Freed {
+  void operator()(float* p) const { std::free(p); }
+};
+
+// A thread's scratch lives as long as the thread: pages touched once stay.
+float* scratch() {
+  thread_local std::unique_ptr<float, Freed> memory;
+  if (!memory) {
+    void* p = nullptr;
+    // A vector beyond the end, for loads that read and do not use it.
+    if (posix_memalign(&p, 64, kScratchFloats * sizeof(float) + 64) != 0) throw std::bad_alloc();
+    memory.reset(static_cast<float*>(p));
+  }
+  return memory.get();
+}
+
+template <class F>
+void share(int64_t tasks, bool worth, ParallelFor parallel_for, F&& f) {
+  if (!worth || tasks < 2) {
+    if (tasks > 0) f(int64_t{0}, tasks);
+    return;
+  }
+  parallel_for(
+      tasks, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); }, &f);
+}
+
+int64_t macs(const Problem& p) {
+  return p.batch * p.groups * p.in_channels * p.out_channels * p.h.kernel * p.w.kernel * p.h.out * p.w.out;
+}
+
+void correlate(const Request& r, Kernel kernel, const Tensors& t, ParallelFor parallel_for) {
+  const Problem& p = r.problem;
+  const bool forward = r.direction == Direction::forward;
+  const std::vector<Sweep> rows = forward ? std::vector<Sweep>{forward_sweep(p.h)} : grad_input_sweeps(p.h);
+  const bool worth = macs(p) >= kWorthAThread && r.threads > 1;
+  for (const Sweep& h : rows) {
+    Correlation c = correlation_of(r, h);
+    c.input = forward ? t.x : t.y;
+    c.input_strides = forward ? t.x_strides : t.y_strides;
+    c.output = forward ? t.y : t.x;
+    c.output_strides = forward ? t.y_strides : t.x_strides;
+    c.weight = t.w;
+    c.weight_strides = t.w_strides;
+    if (!forward) std::swap(c.weight_strides.o, c.weight_strides.c);
+    c.bias = t.bias;
+    if (kernel == Kernel::planar) {
+      CorrelationLayout l;
+      lay_out(c, kernels().lanes, worth ? r.threads : 1, &l);
+      share(l.tasks(c), worth, parallel_for,
+            [&](int64_t begin, int64_t end) { kernels().correlate_planar(c, l, begin, end, scratch()); });
+    } else {
+      ChannelsLayout l;
+      lay_out_channels(c, p.h.kernel, p.w.kernel, worth ? r.threads : 1, &l);
+      share(l.tasks(c), worth, parallel_for,
+            [&](int64_t begin, int64_t end) { kernels().correlate_channels(c, l, begin, end, scratch()); });
+    }
+  }
+}
+
+// grad_weight = the sum of the parts, in their order: the same bits on every run.
+void add_parts(const GradWeight& work, const float* parts, int64_t count) {
+  const Problem& p = work.problem;
+  const WeightStrides& s = work.weight_strides;
+  const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
+  for (int64_t g = 0; g < p.groups; g++)
+    for (int64_t o = 0; o < p.out_channels; o++)
+      for (int64_t c = 0; c < p.in_channels; c++)
+        for (int64_t kh = 0; kh < p.h.kernel; kh++)
+          for (int64_t kw = 0; kw < p.w.kernel; kw++, parts++) {
+            float sum = 0.0f;
+            for (int64_t part = 0; part < count; part++) sum += parts[part * floats];
+            work.grad_weight[g * s.group + o * s.o + c * s.c + kh * s.h + kw * s.w] = sum;
+          }
+}
+
+void grad_weight(const Request& r, Kernel kernel, const Tensors& t, ParallelFor parallel_for) {
+  const Problem& p = r.problem;
+  const bool worth = macs(p) >= kWorthAThread && r.threads > 1;
+  const int64_t threads = worth ? r.threads : 1;
+  const GradWeight work{p, t.x, t.x_strides, t.y, t.y_strides, t.w, t.w_strides};
+  const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
+  const auto with = [&](auto layout, auto kernel_of) {
+    lay_out(work, kernels().lanes, threads, &layout);
+    std::vector<float> parts(layout.parts > 1 ? layout.parts * floats : 0);
+    share(layout.tasks(p), worth, parallel_for,
+          [&](int64_t begin, int64_t end) { kernel_of(work, layout, begin, end, scratch(), parts.data()); });
+    if (layout.parts > 1) add_parts(work, parts.data(), layout.parts);
+  };
+  if (kernel == Kernel::planar) {
+    with(GradWeightLayout{}, kernels().grad_weight_planar);
+  } else {
+    with(GradWeightChannelsLayout{}, kernels().grad_weight_channels);
+  }
+}
+
+}  // namespace
+
+void run(const Request& r, Kernel kernel, const Tensors& t, ParallelFor parallel_for) {
+  if (r.direction == Direction::grad_weight) return grad_weight(r, kernel, t, parallel_for);
+  correlate(r, kernel, t, parallel_for);
+}
+
+void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& s,
+                  float* sums, ParallelFor parallel_for) {
+  const int64_t tasks = ceil_div(channels, kChannelBlock);
+  share(tasks, batch * channels * h * w >= kWorthAThread / 4, parallel_for, [&](int64_t begin, int64_t end) {
+    kernels().sum_channels(batch, channels, h, w, tensor, s, sums, begin, end);
+  });
+}
+
+}  // namespace groupwise

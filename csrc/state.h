@@ -1,0 +1,24 @@
+// What the process and its threads asked for, and what ran since.
+#pragma once
+
+#include <string>
+
+#include "plan.h"
+
+namespace groupwise {
+
+// Whether this thread's convolutions take the route.
+bool routed();
+void route(bool on);
+int route_thread(int state);  // 1 yes, -1 no, 0 as the process; returns what was
+
+// The one kernel that this thread may run, or "".
+const std::string& forced();
+void force(const char* kernel);
+
+// Keeps a plan that ran; the newest kMostPlans are kept.
+constexpr size_t kMostPlans = 1024;
+void remember(const Request& request, const Choice& choice);
+std::string remembered(bool clear);
+
+}  // namespace groupwise

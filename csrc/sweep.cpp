@@ -1,0 +1,31 @@
+#include <numeric>
+
+#include "problem.h"
+
+namespace groupwise {
+
+Sweep forward_sweep(const Axis& a) {
+  return {a.in, a.out, a.stride, -a.pad, a.kernel, a.dilation, 0, 1, 0, 1};
+}
+
+std::vector<Sweep> grad_input_sweeps(const Axis& a) {
+  std::vector<Sweep> sweeps;
+  const int64_t common = std::gcd(a.stride, a.dilation), step = a.stride / common;
+  for (int64_t remainder = 0; remainder < a.stride && remainder < a.in; remainder++) {
+    // Taps k with (remainder + pad - k * dilation) divisible by the stride: every `step`-th from the first on.
+    int64_t first = 0;
+    while (first < step && (remainder + a.pad - first * a.dilation) % a.stride != 0) first++;
+    Sweep s{a.out, (a.in - remainder + a.stride - 1) / a.stride, 1, 0, 0, 1, 0, 0, remainder, a.stride};
+    if (first < step && first < a.kernel) {
+      s.taps = (a.kernel - 1 - first) / step + 1;
+      s.index = first + (s.taps - 1) * step;  // the last tap reaches furthest back
+      s.index_step = -step;
+      s.spacing = a.dilation / common;
+      s.low = (remainder + a.pad - s.index * a.dilation) / a.stride;
+    }
+    sweeps.push_back(s);
+  }
+  return sweeps;
+}
+
+}  // namespace groupwise

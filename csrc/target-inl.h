@@ -1,0 +1,16 @@
+// All kernels, compiled once for each instruction set by the target_*.cpp that includes this.
+#include "channels-inl.h"
+#include "grad_weight-inl.h"
+#include "grad_weight_channels-inl.h"
+#include "kernels.h"
+#include "planar-inl.h"
+#include "sum-inl.h"
+
+namespace groupwise::GW_TARGET {
+
+constexpr Kernels table(const char* isa) {
+  return {isa,           kLanes,          correlate_planar, correlate_channels, grad_weight_planar, grad_weight_channels,
+          sum_channels};
+}
+
+}  // namespace groupwise::GW_TARGET

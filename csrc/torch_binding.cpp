@@ -1,0 +1,273 @@
+// Routes aten::convolution and aten::convolution_backward of CPU tensors: what a kernel takes runs here, all else goes on
+// to what PyTorch would have run. Autograd, double backward, vmap, autocast and torch.compile all arrive here.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/convolution_backward_compositeexplicitautograd_dispatch.h>
+#include <ATen/ops/convolution_compositeexplicitautograd_dispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/library.h>
+
+#include <optional>
+
+#include "c_api.h"
+#include "run.h"
+#include "state.h"
+
+namespace groupwise {
+namespace {
+
+using at::Tensor;
+using Ints = c10::SymIntArrayRef;
+
+// torch's own pool, by a function of libtorch: `at::parallel_for` is serial in a library built without OpenMP.
+void parallel_for(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) {
+  const int64_t threads = at::get_num_threads();
+  TORCH_CHECK(torch_parallel_for(0, count, (count + threads - 1) / threads, fn, context) == 0,
+              "groupwise: a convolution kernel failed");
+}
+
+// The arguments of aten::convolution as a Problem. Of a transposed convolution, x is the output and y the input.
+struct Call {
+  Problem problem;
+  int64_t dimensions;
+  bool transposed, channels_last;
+  int64_t x_channels, y_channels;
+  int64_t groups() const { return problem.groups; }
+};
+
+// One value a dimension; a single value stands for all.
+bool read(Ints values, int64_t dimensions, int64_t least, int64_t* out) {
+  if (static_cast<int64_t>(values.size()) != dimensions && values.size() != 1) return false;
+  for (int64_t i = 0; i < dimensions; i++) {
+    const std::optional<int64_t> value = values[values.size() == 1 ? 0 : i].maybe_as_int();
+    if (!value || *value < least) return false;
+    out[i] = *value;
+  }
+  return true;
+}
+
+bool plain(const Tensor& t) {
+  return t.defined() && t.scalar_type() == at::kFloat && t.layout() == at::kStrided && t.device().is_cpu() &&
+         t.numel() > 0;
+}
+
+// Whether these arguments are a convolution that kernels may take. What is wrong with others is PyTorch's to say.
+bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints padding, Ints dilation, bool transposed,
+                Ints output_padding, const c10::SymInt& groups, Call* call) {
+  const int64_t dimensions = input.dim() - 2;
+  if (dimensions < 1 || dimensions > 2 || weight.dim() != input.dim() || !plain(input) || !plain(weight)) return false;
+  int64_t s[2], p[2], d[2], extra[2] = {0, 0};
+  if (!read(stride, dimensions, 1, s) || !read(padding, dimensions, 0, p) || !read(dilation, dimensions, 1, d))
+    return false;
+  if (transposed && !read(output_padding, dimensions, 0, extra)) return false;
+  const int64_t g = groups.maybe_as_int().value_or(0), channels = input.size(1);
+  if (g < 1 || channels % g != 0 || weight.size(0) % g != 0) return false;
+  if (transposed ? weight.size(0) != channels : weight.size(1) * g != channels) return false;
+  Problem& problem = call->problem;
+  problem.batch = input.size(0);
+  problem.groups = g;
+  problem.out_channels = weight.size(0) / g;
+  problem.in_channels = weight.size(1);
+  Axis* axes[2] = {&problem.h, &problem.w};
+  problem.h = {1, 1, 1, 1, 0, 1};
+  for (int64_t i = 0; i < dimensions; i++) {
+    const int64_t size = input.size(2 + i), kernel = weight.size(2 + i), reach = d[i] * (kernel - 1) + 1;
+    int64_t other;
+    if (transposed) {
+      if (extra[i] >= std::max(s[i], d[i])) return false;
+      other = (size - 1) * s[i] - 2 * p[i] + reach + extra[i];
+    } else {
+      if (size + 2 * p[i] < reach) return false;
+      other = (size + 2 * p[i] - reach) / s[i] + 1;
+    }
+    if (other < 1) return false;
+    *axes[2 - dimensions + i] = {transposed ? other : size, transposed ? size : other, kernel, s[i], p[i], d[i]};
+  }
+  call->dimensions = dimensions;
+  call->transposed = transposed;
+  // PyTorch's rule: either tensor asks for it.
+  call->channels_last = dimensions == 2 && (input.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
+                                            weight.suggest_memory_format() == at::MemoryFormat::ChannelsLast);
+  call->x_channels = g * problem.in_channels;
+  call->y_channels = g * problem.out_channels;
+  return true;
+}
+
+at::MemoryFormat format(const Call& call) {
+  return call.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+Strides strides_of(const Tensor& t) {
+  const bool flat = t.dim() == 3;
+  Strides s{t.stride(0), t.stride(1), flat ? 0 : t.stride(2), t.stride(flat ? 2 : 3)};
+  const int64_t channels = t.size(1), width = t.size(flat ? 2 : 3);
+  if (channels == 1) s.c = 1;
+  // The stride of a single column says nothing; 1 means planar to a kernel.
+  if (width == 1) s.w = s.c == 1 && channels > 1 ? channels : 1;
+  return s;
+}
+
+// The tensor itself where the kernel reads it as it lies, else a copy in the call's format.
+Tensor readable(const Tensor& t, const Call& call, bool along_channels) {
+  const Strides s = strides_of(t);
+  return (along_channels ? s.c == 1 : s.w == 1 || s.c == 1) ? t : t.contiguous(format(call));
+}
+
+WeightStrides weight_strides(const Tensor& w, const Call& call) {
+  const bool flat = w.dim() == 3;
+  return {call.problem.out_channels * w.stride(0), w.stride(0), w.stride(1), flat ? 0 : w.stride(2),
+          w.stride(flat ? 2 : 3)};
+}
+
+Tensor empty_x(const Call& call, const at::TensorOptions& options) {
+  const Problem& p = call.problem;
+  if (call.dimensions == 1) return at::empty({p.batch, call.x_channels, p.w.in}, options);
+  return at::empty({p.batch, call.x_channels, p.h.in, p.w.in}, options.memory_format(format(call)));
+}
+Tensor empty_y(const Call& call, const at::TensorOptions& options) {
+  const Problem& p = call.problem;
+  if (call.dimensions == 1) return at::empty({p.batch, call.y_channels, p.w.out}, options);
+  return at::empty({p.batch, call.y_channels, p.h.out, p.w.out}, options.memory_format(format(call)));
+}
+
+Request request_of(const Call& call, Direction direction) {
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  return {direction, call.problem, call.channels_last, true, threads, call.dimensions};
+}
+
+// `read` is x of a forward and y of a grad_input; the result is the other.
+Tensor correlate(const Call& call, const Request& request, Kernel kernel, const Tensor& read, const Tensor& weight,
+                 const Tensor& bias) {
+  const bool forward = request.direction == Direction::forward;
+  const Tensor from = readable(read, call, kernel == Kernel::channels);
+  const bool depthwise = call.problem.in_channels == 1 && call.problem.out_channels == 1;
+  const Tensor w = kernel == Kernel::channels && depthwise ? weight.contiguous() : weight;
+  const Tensor b = bias.defined() ? bias.contiguous() : bias;
+  const Tensor to = forward ? empty_y(call, read.options()) : empty_x(call, read.options());
+  Tensors t{};
+  const Tensor& x = forward ? from : to;
+  const Tensor& y = forward ? to : from;
+  t.x = const_cast<float*>(x.const_data_ptr<float>());
+  t.x_strides = strides_of(x);
+  t.y = const_cast<float*>(y.const_data_ptr<float>());
+  t.y_strides = strides_of(y);
+  t.w = const_cast<float*>(w.const_data_ptr<float>());
+  t.w_strides = weight_strides(w, call);
+  if (depthwise && kernel == Kernel::channels) {
+    const int64_t taps = call.problem.h.kernel * call.problem.w.kernel;
+    t.w_strides = {taps, taps, taps, call.problem.w.kernel, 1};
+  }
+  t.bias = b.defined() ? b.const_data_ptr<float>() : nullptr;
+  run(request, kernel, t, parallel_for);
+  return to;
+}
+
+Tensor grad_weight(const Call& call, const Request& request, Kernel kernel, const Tensor& x, const Tensor& y,
+                   const Tensor& weight) {
+  const bool depthwise = call.problem.in_channels == 1 && call.problem.out_channels == 1;
+  const bool along = kernel == Kernel::channels && depthwise;
+  const Tensor from = readable(x, call, along), grad = readable(y, call, along);
+  const Tensor to = call.dimensions == 1 ? at::empty(weight.sizes(), weight.options())
+                                         : at::empty(weight.sizes(), weight.options().memory_format(format(call)));
+  Tensors t{};
+  t.x = const_cast<float*>(from.const_data_ptr<float>());
+  t.x_strides = strides_of(from);
+  t.y = const_cast<float*>(grad.const_data_ptr<float>());
+  t.y_strides = strides_of(grad);
+  t.w = to.mutable_data_ptr<float>();
+  t.w_strides = weight_strides(to, call);
+  run(request, kernel, t, parallel_for);
+  return to;
+}
+
+Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Ints stride,
+                   Ints padding, Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups) {
+  Call call;
+  const auto bias_fits = [&] {
+    return !bias || !bias->defined() ||
+           (plain(*bias) && bias->dim() == 1 && bias->size(0) == (transposed ? call.x_channels : call.y_channels));
+  };
+  if (routed() &&
+      understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && bias_fits()) {
+    const Request request = request_of(call, transposed ? Direction::grad_input : Direction::forward);
+    const Choice choice = choose(request, forced().c_str());
+    remember(request, choice);
+    if (choice.kernel != Kernel::pytorch)
+      return correlate(call, request, choice.kernel, input, weight, bias.value_or(Tensor()));
+  }
+  return at::compositeexplicitautograd::convolution_symint(input, weight, bias, stride, padding, dilation, transposed,
+                                                           output_padding, groups);
+}
+
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_output, const Tensor& input,
+                                                        const Tensor& weight, at::OptionalSymIntArrayRef bias_sizes,
+                                                        Ints stride, Ints padding, Ints dilation, bool transposed,
+                                                        Ints output_padding, c10::SymInt groups,
+                                                        std::array<bool, 3> mask) {
+  Call call;
+  Tensor grads[3];
+  std::array<bool, 3> left = mask;
+  const auto matches = [&] {
+    const Problem& p = call.problem;
+    const Axis &h = p.h, &w = p.w;
+    if (!plain(grad_output) || grad_output.dim() != input.dim() || grad_output.size(0) != p.batch) return false;
+    if (grad_output.size(1) != (transposed ? call.x_channels : call.y_channels)) return false;
+    const int64_t last = grad_output.dim() - 1;
+    if (grad_output.size(last) != (transposed ? w.in : w.out)) return false;
+    return call.dimensions == 1 || grad_output.size(2) == (transposed ? h.in : h.out);
+  };
+  if (routed() && understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) &&
+      matches()) {
+    if (mask[0]) {
+      const Request request = request_of(call, transposed ? Direction::forward : Direction::grad_input);
+      const Choice choice = choose(request, forced().c_str());
+      remember(request, choice);
+      if (choice.kernel != Kernel::pytorch) {
+        grads[0] = correlate(call, request, choice.kernel, grad_output, weight, Tensor());
+        left[0] = false;
+      }
+    }
+    if (mask[1]) {
+      const Request request = request_of(call, Direction::grad_weight);
+      const Choice choice = choose(request, forced().c_str());
+      remember(request, choice);
+      if (choice.kernel != Kernel::pytorch) {
+        grads[1] = transposed ? grad_weight(call, request, choice.kernel, grad_output, input, weight)
+                              : grad_weight(call, request, choice.kernel, input, grad_output, weight);
+        left[1] = false;
+      }
+    }
+    // PyTorch sums the bias in the same pass as a gradient that is left to it.
+    if (mask[2] && !left[0] && !left[1]) {
+      const Tensor from = readable(grad_output, call, false);
+      const int64_t height = call.dimensions == 1 ? 1 : from.size(2);
+      grads[2] = at::empty({from.size(1)}, weight.options());
+      sum_channels(from.size(0), from.size(1), height, from.size(from.dim() - 1), from.const_data_ptr<float>(),
+                   strides_of(from), grads[2].mutable_data_ptr<float>(), parallel_for);
+      left[2] = false;
+    }
+  }
+  if (left[0] || left[1] || left[2]) {
+    auto [x, w, b] = at::compositeexplicitautograd::convolution_backward_symint(
+        grad_output, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, left);
+    if (left[0]) grads[0] = x;
+    if (left[1]) grads[1] = w;
+    if (left[2]) grads[2] = b;
+  }
+  return {grads[0], grads[1], grads[2]};
+}
+
+}  // namespace
+}  // namespace groupwise
+
+void groupwise_register() {
+  // For good: to take a kernel out while another thread dispatches to it is not safe. What is not routed passes through.
+  static torch::Library* library = [] {
+    auto* made = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);
+    made->impl("convolution", &groupwise::convolution);
+    made->impl("convolution_backward", &groupwise::convolution_backward);
+    return made;
+  }();
+  (void)library;
+}

@@ -1,0 +1,115 @@
+"""`enable`, `disable` and `enabled`: which convolutions take this package's kernels.
+
+The kernels stand behind `aten::convolution` and `aten::convolution_backward`, PyTorch's own operators on the CPU, so
+that layers, functions, autograd, vmap and compiled graphs reach them as they are. What no kernel takes goes on to
+PyTorch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+
+from groupwise import native
+from groupwise.errors import GroupwiseError
+
+VARIABLE = "GROUPWISE_ENABLE"
+
+
+class _Wishes:
+    """Who wants the route: `enable()` and the open blocks of `with enabled()`, of all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._switch = False
+        self._blocks = 0
+
+    def set(self, switch: bool) -> None:
+        with self._lock:
+            if self._switch != switch:
+                self._switch = switch
+                self._apply()
+
+    def add(self, blocks: int) -> None:
+        with self._lock:
+            self._blocks += blocks
+            self._apply()
+
+    def _apply(self) -> None:
+        native.library().groupwise_route(int(self._switch or self._blocks > 0))
+
+
+_wishes = _Wishes()
+
+
+def enable() -> None:
+    """Route the convolutions of this process, in every thread, to the fastest kernel that its plan finds.
+
+    No model changes: the kernels stand behind PyTorch's operator. What they do not take (other dtypes and devices, 3-D,
+    wide groups) PyTorch computes as before. Raises `GroupwiseError` where the kernels cannot run, and says why.
+    """
+    _register()
+    _wishes.set(True)
+
+
+def disable() -> None:
+    """Undo `enable()`. Blocks of `with enabled()` stay routed until they end."""
+    _wishes.set(False)
+
+
+@contextlib.contextmanager
+def enabled() -> Iterator[None]:
+    """Route the convolutions of this process, in every thread, within a block. Blocks nest, in one thread or several.
+
+    Raises `GroupwiseError` where the kernels cannot run.
+
+    Examples:
+        >>> import torch
+        >>> conv = torch.nn.Conv2d(8, 8, 3, groups=8)
+        >>> with enabled():
+        ...     conv(torch.randn(1, 8, 16, 16)).shape
+        torch.Size([1, 8, 14, 14])
+    """
+    _register()
+    _wishes.add(1)
+    try:
+        yield
+    finally:
+        _wishes.add(-1)
+
+
+@contextlib.contextmanager
+def forced(route: bool | None = None, kernel: str = "") -> Iterator[None]:
+    """Within a block and in this thread alone: take the route (or not), and the one kernel of that name."""
+    library = _register()
+    before = library.groupwise_route_thread({None: 0, True: 1, False: -1}[route])
+    library.groupwise_force(kernel.encode())
+    try:
+        yield
+    finally:
+        library.groupwise_force(b"")
+        library.groupwise_route_thread(before)
+
+
+def enable_from_environment() -> None:
+    """`enable()` if GROUPWISE_ENABLE=1; where that cannot be had this warns, as a variable must not stop a program."""
+    value = os.environ.get(VARIABLE, "")
+    if value in ("", "0"):
+        return
+    if value != "1":
+        warnings.warn(f"{VARIABLE}={value} is not known; use 1 or 0", RuntimeWarning, stacklevel=2)
+        return
+    try:
+        enable()
+    except GroupwiseError as error:
+        warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+
+
+def _register() -> ctypes.CDLL:
+    library = native.library()
+    library.groupwise_register()
+    return library

@@ -1,0 +1,185 @@
+// The core without torch: random convolutions in every kernel, direction and format, against plain loops in double.
+// Tensors lie between guard bands, and outputs and weights' gradients start as NaN. Built with sanitizers by `make core`.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "isa.h"
+#include "run.h"
+
+using namespace groupwise;
+
+namespace {
+
+std::mt19937 generator(20261122);
+
+int64_t pick(std::initializer_list<int64_t> values) {
+  return values.begin()[std::uniform_int_distribution<size_t>(0, values.size() - 1)(generator)];
+}
+float random_float() { return std::uniform_real_distribution<float>(-1, 1)(generator); }
+
+// Floats between two guard bands of a value that no computation gives.
+class Guarded {
+ public:
+  explicit Guarded(int64_t size, bool random) : size_(size), all_(size + 2 * kGuard, kMark) {
+    for (int64_t i = 0; i < size; i++)
+      data()[i] = random ? random_float() : std::numeric_limits<float>::quiet_NaN();
+  }
+  float* data() { return all_.data() + kGuard; }
+  int64_t size() const { return size_; }
+  bool intact() const {
+    for (int64_t i = 0; i < kGuard; i++)
+      if (all_[i] != kMark || all_[all_.size() - 1 - i] != kMark) return false;
+    return true;
+  }
+
+ private:
+  // Odd, so that the tensor is aligned to no more than a float.
+  static constexpr int64_t kGuard = 67;
+  static constexpr float kMark = 1.2345678e30f;
+  int64_t size_;
+  std::vector<float> all_;
+};
+
+void serial(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) { fn(0, count, context); }
+void in_two(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) {
+  const int64_t half = (count + 1) / 2;
+  std::thread other(fn, half, count, context);
+  fn(0, half, context);
+  other.join();
+}
+
+Axis random_axis() {
+  Axis a{pick({1, 2, 3, 5, 7, 8, 9, 14, 17, 25, 33}), 0, pick({1, 1, 2, 3, 3, 4, 5, 7, 11}), pick({1, 1, 1, 2, 2, 3, 5}),
+         pick({0, 0, 1, 2, 3, 6}), pick({1, 1, 1, 2, 3})};
+  const int64_t after = pick({0, a.pad, a.pad, 1});
+  a.out = (a.in + a.pad + after - a.dilation * (a.kernel - 1) - 1) / a.stride + 1;
+  if (a.in + a.pad + after < a.dilation * (a.kernel - 1) + 1) a.out = 0;
+  return a;
+}
+
+Strides strides(int64_t channels, const Axis& h, const Axis& w, bool in, bool channels_last) {
+  const int64_t height = in ? h.in : h.out, width = in ? w.in : w.out;
+  if (channels_last && channels > 1) return {channels * height * width, 1, width * channels, channels};
+  return {channels * height * width, height * width, width, 1};
+}
+
+// visit(x offset, weight offset, y offset) for every multiplication of the convolution.
+template <class F>
+void each_product(const Problem& p, const Strides& xs, const WeightStrides& ws, const Strides& ys, F&& visit) {
+  for (int64_t n = 0; n < p.batch; n++)
+    for (int64_t g = 0; g < p.groups; g++)
+      for (int64_t o = 0; o < p.out_channels; o++)
+        for (int64_t c = 0; c < p.in_channels; c++)
+          for (int64_t oh = 0; oh < p.h.out; oh++)
+            for (int64_t ow = 0; ow < p.w.out; ow++)
+              for (int64_t kh = 0; kh < p.h.kernel; kh++)
+                for (int64_t kw = 0; kw < p.w.kernel; kw++) {
+                  const int64_t ih = oh * p.h.stride + kh * p.h.dilation - p.h.pad;
+                  const int64_t iw = ow * p.w.stride + kw * p.w.dilation - p.w.pad;
+                  if (ih < 0 || ih >= p.h.in || iw < 0 || iw >= p.w.in) continue;
+                  visit(n * xs.n + (g * p.in_channels + c) * xs.c + ih * xs.h + iw * xs.w,
+                        g * ws.group + o * ws.o + c * ws.c + kh * ws.h + kw * ws.w,
+                        n * ys.n + (g * p.out_channels + o) * ys.c + oh * ys.h + ow * ys.w);
+                }
+}
+
+std::string shown(const Request& r, Kernel kernel) { return describe(r, {kernel, {Refusal::none, Refusal::none}}); }
+
+// True where the result lies within rounding of the sums of doubles; `weight` has their absolute values.
+bool close(const float* got, const std::vector<double>& sums, const std::vector<double>& weight) {
+  for (size_t i = 0; i < sums.size(); i++)
+    if (!(std::abs(got[i] - sums[i]) <= 1e-6 * weight[i] + 1e-7)) return false;
+  return true;
+}
+
+bool test_one(int64_t* ran) {
+  Problem p{pick({1, 1, 2, 3}), pick({1, 2, 3, 5, 16, 19}), pick({1, 1, 2, 3, 4, 8, 9}), pick({1, 1, 2, 3, 4, 5, 8, 9}),
+            random_axis(), random_axis()};
+  if (pick({0, 0, 0, 1})) p.h = {1, 1, 1, 1, 0, 1};
+  if (pick({0, 1})) p.in_channels = p.out_channels = 1;
+  if (p.h.out < 1 || p.w.out < 1) return true;
+  const bool channels_last = pick({0, 1}), two = pick({0, 1});
+  const int64_t taps = p.h.kernel * p.w.kernel;
+  const WeightStrides ws{p.out_channels * p.in_channels * taps, p.in_channels * taps, taps, p.w.kernel, 1};
+  const Strides xs = strides(p.groups * p.in_channels, p.h, p.w, true, channels_last);
+  const Strides ys = strides(p.groups * p.out_channels, p.h, p.w, false, channels_last);
+  const int64_t sizes[3] = {p.batch * p.groups * p.in_channels * p.h.in * p.w.in, p.groups * ws.group,
+                            p.batch * p.groups * p.out_channels * p.h.out * p.w.out};
+  for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
+    Request r{direction, p, channels_last, true, two ? 2 : 1, 2};
+    for (const Kernel kernel : {Kernel::planar, Kernel::channels}) {
+      const Choice choice = choose(r, kKernelNames[static_cast<int>(kernel)]);
+      if (choice.kernel != kernel) continue;
+      ++*ran;
+      const int written = direction == Direction::forward ? 2 : direction == Direction::grad_input ? 0 : 1;
+      Guarded x(sizes[0], written != 0), w(sizes[1], written != 1), y(sizes[2], written != 2);
+      const int64_t outputs = p.groups * (direction == Direction::grad_input ? p.in_channels : p.out_channels);
+      Guarded bias(outputs, true);
+      const bool with_bias = direction != Direction::grad_weight && pick({0, 1});
+      const Tensors t{x.data(), xs, w.data(), ws, y.data(), ys, with_bias ? bias.data() : nullptr};
+      run(r, kernel, t, two ? in_two : serial);
+      Guarded& result = written == 0 ? x : written == 1 ? w : y;
+      std::vector<double> sums(result.size()), weight(result.size());
+      if (with_bias) {
+        const Strides& s = written == 0 ? xs : ys;
+        const int64_t height = written == 0 ? p.h.in : p.h.out, width = written == 0 ? p.w.in : p.w.out;
+        for (int64_t n = 0; n < p.batch; n++)
+          for (int64_t c = 0; c < outputs; c++)
+            for (int64_t h = 0; h < height; h++)
+              for (int64_t v = 0; v < width; v++) {
+                const int64_t at = n * s.n + c * s.c + h * s.h + v * s.w;
+                sums[at] = bias.data()[c];
+                weight[at] = std::abs(sums[at]);
+              }
+      }
+      each_product(p, xs, ws, ys, [&](int64_t i, int64_t j, int64_t k) {
+        const double product = written == 0   ? double(w.data()[j]) * y.data()[k]
+                               : written == 1 ? double(x.data()[i]) * y.data()[k]
+                                              : double(x.data()[i]) * w.data()[j];
+        const int64_t at = written == 0 ? i : written == 1 ? j : k;
+        sums[at] += product;
+        weight[at] += std::abs(product);
+      });
+      if (!close(result.data(), sums, weight)) {
+        std::printf("wrong: %s\n", shown(r, kernel).c_str());
+        return false;
+      }
+      if (!x.intact() || !w.intact() || !y.intact()) {
+        std::printf("wrote outside a tensor: %s\n", shown(r, kernel).c_str());
+        return false;
+      }
+    }
+  }
+  std::vector<float> bias(p.groups * p.out_channels);
+  Guarded y(sizes[2], true);
+  sum_channels(p.batch, p.groups * p.out_channels, p.h.out, p.w.out, y.data(), ys, bias.data(), two ? in_two : serial);
+  for (int64_t c = 0; c < p.groups * p.out_channels; c++) {
+    double sum = 0;
+    for (int64_t n = 0; n < p.batch; n++)
+      for (int64_t h = 0; h < p.h.out; h++)
+        for (int64_t v = 0; v < p.w.out; v++) sum += y.data()[n * ys.n + c * ys.c + h * ys.h + v * ys.w];
+    if (!(std::abs(bias[c] - sum) <= 1e-5 * p.batch * p.h.out * p.w.out)) {
+      std::printf("wrong sum of channel %ld\n", static_cast<long>(c));
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+// core_test [cases]
+int main(int count, char** arguments) {
+  const int64_t cases = count > 1 ? std::atoll(arguments[1]) : 400;
+  int64_t ran = 0;
+  for (int64_t i = 0; i < cases; i++)
+    if (!test_one(&ran)) return 1;
+  std::printf("%ld kernel runs agree with plain loops (%s)\n", static_cast<long>(ran), kernels().isa);
+  return 0;
+}

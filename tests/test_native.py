@@ -1,0 +1,353 @@
+"""The library is a stand-in written in C here, or text that no loader takes: nothing needs csrc to be built."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+
+import groupwise
+from groupwise import GroupwiseError, native
+
+ROOT = pathlib.Path(__file__).parent.parent
+RECORD = {"torch": str(torch.__version__), "compiler": "GNU 12.2.0", "isas": ["baseline", "avx2"], "api": 1}
+STUB = r"""
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+static int64_t fill(const char* from, char* text, int64_t size) {
+  int64_t needed = (int64_t)strlen(from) + 1;
+  if (needed <= size) memcpy(text, from, (size_t)needed);
+  return needed;
+}
+#ifndef API
+#define API 1
+#endif
+int32_t groupwise_api_version(void) { return API; }
+int64_t groupwise_build(char* text, int64_t size) { return fill("{\"torch\": \"2.13.0\"}", text, size); }
+int64_t groupwise_isa(char* text, int64_t size) {
+  const char* asked = getenv("GROUPWISE_ISA");
+  if (asked && strcmp(asked, "avx512") == 0) asked = "!GROUPWISE_ISA=avx512 cannot be had here; valid: avx2";
+  return fill(asked ? asked : "avx2", text, size);
+}
+void groupwise_register(void) {}
+void groupwise_route(int32_t on) { (void)on; }
+int32_t groupwise_route_thread(int32_t state) { return -state; }
+void groupwise_force(const char* kernel) { (void)kernel; }
+int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size) {
+  return fill(numbers[2] == -3 && strcmp(dtype, "float32") == 0 ? "é" : "wrong", text, size);
+}
+#ifndef NO_PLANS
+int64_t groupwise_last_plans(int32_t clear, char* text, int64_t size) {
+  char plans[5000];
+  memset(plans, clear ? 'c' : 'k', sizeof plans - 1);
+  plans[sizeof plans - 1] = 0;
+  return fill(plans, text, size);
+}
+#endif
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """What groupwise takes for its own folder; empty, and nothing remembered."""
+    monkeypatch.setattr(groupwise, "__path__", [str(tmp_path / "sources"), str(tmp_path)])
+    monkeypatch.setattr(native, "rebuild_command", lambda: "REBUILD")
+    monkeypatch.delenv("GROUPWISE_ISA", raising=False)
+    native._load.cache_clear()
+    native._warn.cache_clear()
+    yield tmp_path
+    native._load.cache_clear()
+    native._warn.cache_clear()
+
+
+def record(folder, **changes):
+    (folder / "_native.json").write_text(json.dumps({**RECORD, **changes}))
+
+
+@pytest.fixture(scope="session")
+def stub(tmp_path_factory):
+    """A function that compiles the stand-in, with C definitions."""
+    compiler = next(filter(None, map(shutil.which, ["cc", "gcc", "clang"])), None)
+    if compiler is None:
+        pytest.skip("no C compiler")
+
+    def build(folder, *definitions):
+        source = folder / "stub.c"
+        source.write_text(STUB)
+        flags = ["-shared", "-fPIC", *(f"-D{definition}" for definition in definitions)]
+        subprocess.run([compiler, *flags, source, "-o", folder / "_native.so"], check=True)
+        record(folder)
+
+    return build
+
+
+def refused(match):
+    """Every door says the same, in one line."""
+    status = native.status()
+    with pytest.raises(GroupwiseError, match=match) as caught:
+        native.library()
+    assert str(caught.value) == f"groupwise's kernels cannot run: {status.problem}; {status.fix}"
+    assert "\n" not in str(caught.value)
+    return status
+
+
+def test_the_signatures_are_those_of_the_header():
+    types = {
+        "void": None,
+        "int32_t": ctypes.c_int32,
+        "int64_t": ctypes.c_int64,
+        "char*": ctypes.c_char_p,
+        "const char*": ctypes.c_char_p,
+        "const int64_t*": ctypes.POINTER(ctypes.c_int64),
+    }
+    header = (ROOT / "csrc" / "c_api.h").read_text()
+    declared = {
+        name: (types[result], [types[re.sub(r" ?\w+$", "", word.strip())] for word in words.split(",") if word])
+        for result, name, words in re.findall(r"^GROUPWISE_API (\w+) (\w+)\((.*)\);", header, re.M)
+    }
+    assert len(declared) == header.count("\nGROUPWISE_API ")
+    assert declared == native.SIGNATURES
+    assert int(re.search(r"API_VERSION (\d+)", header)[1]) == native.API_VERSION
+
+
+def test_importing_it_does_not_import_torch():
+    code = "import sys, groupwise.native, groupwise.diagnosis; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_library(folder, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not native.available()
+    status = refused("the library was not built when groupwise was installed; build it: REBUILD")
+    assert (status.path, status.isa, status.cause) == (None, None, "library")
+
+
+def test_a_system_it_is_not_built_on(folder, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert refused("built on Linux only").cause == "platform"
+
+
+def test_what_the_build_recorded(folder):
+    (folder / "_native.json").write_text('{"problem": "no working C++ compiler was found"}')
+    refused("when groupwise was installed, no working C[+][+] compiler was found; mend that and build it: REBUILD")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"torch": "2.13.0"}', json.dumps({**RECORD, "api": "one"})])
+def test_a_record_that_cannot_be_read(folder, text):
+    (folder / "_native.json").write_text(text)
+    refused(r"_native\.json cannot be read .*; rebuild it: REBUILD")
+
+
+def test_a_record_without_its_library(folder):
+    record(folder)
+    refused(r"_native\.so is missing; rebuild it: REBUILD")
+
+
+def test_a_library_for_another_torch_is_never_opened(folder):
+    record(folder, torch="2.12.1+cpu")
+    (folder / "_native.so").write_text("whoever opens this fails otherwise")
+    status = refused(f"for torch 2.12.1[+]cpu and this is torch {re.escape(RECORD['torch'])}; rebuild it: REBUILD")
+    assert (status.torch_built, status.torch_here) == ("2.12.1+cpu", RECORD["torch"])
+    with pytest.warns(RuntimeWarning, match="built for torch 2.12.1.*rebuild it: REBUILD") as caught:
+        found = [native.available(), native.available()]
+    assert found == [False, False]
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert str(groupwise.explain(8, 4, groups=4)).startswith("conv2d 8 → 4")
+
+
+def test_a_library_of_another_interface_is_never_opened(folder):
+    record(folder, api=2)
+    (folder / "_native.so").write_text("whoever opens this fails otherwise")
+    refused("of another version of groupwise .interface 2, and this one has 1.; rebuild it: REBUILD")
+
+
+def test_a_library_that_does_not_load(folder):
+    record(folder)
+    (folder / "_native.so").write_text("no library")
+    refused("the library cannot be loaded: .*; rebuild it: REBUILD")
+
+
+def test_a_torch_that_does_not_load(folder, monkeypatch):
+    record(folder)
+    (folder / "_native.so").touch()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    status = refused("torch cannot be imported: import of torch halted.*; install torch again")
+    assert status.cause == "torch"
+
+
+def test_a_missing_torch(folder, monkeypatch):
+    record(folder)
+    (folder / "_native.so").touch()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(native, "_torch_version", lambda: None)
+    refused('torch cannot be imported: .*; install it: .*install "torch>=2.10"')
+
+
+def test_a_library_that_loads(folder, stub):
+    stub(folder)
+    library, status = native.library(), native.status()
+    assert native.available()
+    assert status == native.Status(
+        path=str(folder / "_native.so"),
+        torch_built=RECORD["torch"],
+        torch_here=RECORD["torch"],
+        compiler="GNU 12.2.0",
+        isas=("baseline", "avx2"),
+        isa="avx2",
+    )
+    numbers = (ctypes.c_int64 * 3)(1, 2, -3)
+    assert native.read_text(library.groupwise_plan, numbers, b"float32") == "é"
+    assert library.groupwise_route_thread(-1) == 1
+    with pytest.raises(ctypes.ArgumentError):
+        library.groupwise_route("on")
+
+
+def test_a_text_longer_than_the_buffer(folder, stub):
+    stub(folder)
+    assert native.read_text(native.library().groupwise_last_plans, 0) == "k" * 4999
+    assert native.read_text(native.library().groupwise_last_plans, 1) == "c" * 4999
+
+
+def test_a_text_that_grows_between_two_calls():
+    def grows(buffer, size):
+        calls.append(size)
+        text = b"x" * (1500 if len(calls) == 1 else 4000)
+        if size > len(text):
+            buffer.value = text
+        return len(text) + 1
+
+    calls = []
+    assert native.read_text(grows) == "x" * 4000
+    assert calls == [1024, 1501, 4001]
+
+
+def test_threads_get_the_one_library(folder, stub):
+    stub(folder)
+    got = []
+    threads = [threading.Thread(target=lambda: got.append(native.library())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 8
+    assert len(set(map(id, got))) == 1
+
+
+def test_the_instruction_set_asked_for(folder, stub, monkeypatch):
+    stub(folder)
+    monkeypatch.setenv("GROUPWISE_ISA", "baseline")
+    assert native.status().isa == "baseline"
+
+
+def test_an_instruction_set_that_cannot_be_had(folder, stub, monkeypatch):
+    stub(folder)
+    monkeypatch.setenv("GROUPWISE_ISA", "avx512")
+    status = refused(
+        "run: GROUPWISE_ISA=avx512 cannot be had here; valid: avx2; set one of them, or unset GROUPWISE_ISA"
+    )
+    assert (status.isa, status.cause) == (None, "setting")
+    with pytest.warns(RuntimeWarning, match="GROUPWISE_ISA=avx512 cannot be had"):
+        assert not native.available()
+
+
+@pytest.mark.parametrize(
+    ("definition", "message"),
+    [("API=7", "interface 7, and this one has 1"), ("NO_PLANS", "cannot be loaded: .*groupwise_last_plans")],
+)
+def test_a_library_that_is_not_what_its_record_says(folder, stub, definition, message):
+    stub(folder, definition)
+    refused(f"{message}.*; rebuild it: REBUILD")
+
+
+LOUD = "GROUPWISE_REQUIRE_NATIVE=1"
+OPTIONS = "--force-reinstall --no-deps --no-cache-dir"
+
+
+@pytest.mark.parametrize(
+    ("origin", "installer", "command"),
+    [
+        (None, "pip", f"{LOUD} pip install {OPTIONS} groupwise"),
+        ({"url": "file:///a/b.whl", "archive_info": {}}, "pip", f"{LOUD} pip install {OPTIONS} groupwise"),
+        ({"url": "file:///a/b.tar.gz", "archive_info": {}}, "pip", f"{LOUD} pip install {OPTIONS} /a/b.tar.gz"),
+        ({"url": "file:///my%20code", "dir_info": {}}, "pip", f"{LOUD} pip install {OPTIONS} '/my code'"),
+        (
+            {"url": "file:///code", "dir_info": {"editable": True}},
+            "pip",
+            f"{LOUD} pip install {OPTIONS} --editable /code",
+        ),
+        (
+            {"url": "https://a.org/g", "vcs_info": {"vcs": "git", "commit_id": "f00"}},
+            "pip",
+            f"{LOUD} pip install {OPTIONS} git+https://a.org/g@f00",
+        ),
+        (
+            {"url": "file:///code", "dir_info": {}},
+            "uv",
+            f"{LOUD} GROUPWISE_TORCH={pathlib.Path(torch.__file__).parent} "
+            "uv pip install --reinstall-package groupwise --no-deps --no-cache /code",
+        ),
+    ],
+)
+def test_the_command_that_builds_it(monkeypatch, origin, installer, command):
+    class Distribution:
+        def read_text(self, name):
+            return {"INSTALLER": f"{installer}\n", "direct_url.json": origin and json.dumps(origin)}[name]
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution())
+    monkeypatch.setenv("PATH", str(pathlib.Path(sys.executable).parent))
+    monkeypatch.setattr(shutil, "which", lambda name: str(pathlib.Path(sys.executable).parent / name))
+    assert native.rebuild_command() == command
+
+
+def test_the_command_names_the_python_whose_pip_is_not_first(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/elsewhere/{name}")
+    monkeypatch.setattr(sys, "executable", "/my python")
+    assert native.torch_command() == "'/my python' -m pip install \"torch>=2.10\""
+
+
+def test_the_command_where_nothing_is_installed(monkeypatch):
+    def nothing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", nothing)
+    assert native.rebuild_command().endswith(f"{OPTIONS} {ROOT}")
+
+
+def test_the_library_that_was_built():
+    status = native.status()
+    if status.path is None:
+        pytest.skip(f"{status.problem}; {status.fix}")
+    assert status.problem is None
+    built = json.loads(native.read_text(native.library().groupwise_build))
+    assert (built["torch"], built["compiler"]) == (status.torch_built, status.compiler)
+    assert tuple(built["isas"]) == status.isas
+    assert status.isa in status.isas
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "shown"),
+    [("baseline", 0, "; baseline in use"), ("abacus", 1, "GROUPWISE_ISA=abacus cannot be had here; valid: baseline")],
+)
+def test_the_library_that_was_built_obeys(asked, status, shown):
+    if native.status().path is None:
+        pytest.skip("no library")
+    command = [sys.executable, "-m", "groupwise", "doctor"]
+    environment = {**os.environ, "GROUPWISE_ISA": asked}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (ended.returncode, ended.stderr) == (status, "")
+    assert shown in ended.stdout
