@@ -1,5 +1,6 @@
 # Every target makes .venv and installs what it needs; a second run finds it there.
-#   make demo    report on ResNeXt-50 with a photograph      make test    lint, types, tests
+#   make demo    ResNeXt-50 with a photograph, timed with and without the kernels, outputs compared
+#   make test    lint, types, tests
 #   make bench   time the package's own work                 make docs    pictures and site
 #   make core    the native core's own tests, sanitized      make clean   remove .venv and what was made
 # PYTHON picks the interpreter of a new .venv, PIP_FLAGS adds to every pip install (an index with CPU builds of torch, say).
@@ -20,7 +21,7 @@ REPORT := groupwise-report.html
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/groupwise report resnext50_32x4d -o $(REPORT) --image \
+	$(BIN)/groupwise report resnext50_32x4d --check -o $(REPORT) --image \
 	  "$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("sklearn").submodule_search_locations[0])')/datasets/images/china.jpg"
 	@echo "Open $(REPORT) in a browser for the pictures."
 

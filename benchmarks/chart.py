@@ -1,31 +1,39 @@
-"""Draw the record of `run.py` as the README's chart.
+"""Draw the records as the README's charts: what groups give back in PyTorch, and how much faster this package is.
 
-python benchmarks/chart.py [RECORD.jsonl] [-o docs/pictures/payoff.svg]
+python benchmarks/chart.py [--records DIR] [--pictures DIR]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import pathlib
 from typing import Any
 
+from measuring import RECORDS, ROOT, read_record
+from shapes import read
+from summary import Times, collect
+
 from groupwise.draw.svg import LABEL_SIZE, MARGIN, Picture, colour, path
 
-ROOT = pathlib.Path(__file__).parent.parent
 WIDTH, HEIGHT, GAP = 250, 170, 78
 LINES = {"contiguous": (1, "contiguous (NCHW)"), "channels_last": (0, "channels_last (NHWC)")}
+# Of the chart of speedups: the height of a layer's row, where its axis begins, and how long that is.
+ROW, AXIS, LENGTH = 16, 200, 500
+MOST_LINES = 9
+PASSES = {"forward": (0, "forward"), "training": (1, "training step")}
 
 
 def main() -> None:
-    """Read the record, write the SVG."""
-    parser = argparse.ArgumentParser(description="Draw what groups give back.")
-    parser.add_argument("record", type=pathlib.Path, nargs="?", default=ROOT / "benchmarks/records/groups.jsonl")
-    parser.add_argument("-o", "--output", type=pathlib.Path, default=ROOT / "docs/pictures/payoff.svg")
+    """Read the records that are there, write the SVGs."""
+    parser = argparse.ArgumentParser(description="Draw the records.")
+    parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
+    parser.add_argument("--pictures", type=pathlib.Path, default=ROOT / "docs/pictures")
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.record.read_text(encoding="utf-8").splitlines()]
-    options.output.write_text(chart([row for row in rows if row["benchmark"] == "groups"]), encoding="utf-8")
+    if rows := [row for row in read_record(options.records / "groups.jsonl") if row["benchmark"] == "groups"]:
+        (options.pictures / "payoff.svg").write_text(chart(rows), encoding="utf-8")
+    if layers := chosen(read_record(options.records / "layers.jsonl")):
+        (options.pictures / "speedup.svg").write_text(speedup_chart(layers), encoding="utf-8")
 
 
 def chart(rows: list[dict[str, Any]]) -> str:
@@ -44,11 +52,69 @@ def chart(rows: list[dict[str, Any]]) -> str:
     picture.right = max(picture.right, MARGIN + 44 + 2 * WIDTH + GAP + 10)
     picture.y = top + 26 + math.ceil(len(shapes) / 2) * (HEIGHT + GAP) - 22
     _legend(picture)
-    threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
-    machine = f"{first['processor']}, {threads}, {first['dtype']}, batch {first['batch']}"
-    versions = f"torch {first['torch']}, commit {first['commit']}, {first['date']}"
-    picture.caption([("machine", machine), ("measured", f"median of {first['repeats']}, interleaved; {versions}")])
+    _caption(picture, first, str(first["repeats"]))
     return picture.render([_told(shape, rows) for shape in shapes])
+
+
+def chosen(rows: list[dict[str, Any]]) -> list[Times]:
+    """The listed layers at batch 1 with the most threads."""
+    rows = [row for row in rows if row.get("set") == "listed" and row["batch"] == 1]
+    most = max((row["threads"] for row in rows), default=0)
+    return collect([row for row in rows if row["threads"] == most], "layer", ("layer", "pass"))
+
+
+def speedup_chart(layers: list[Times]) -> str:
+    """One row a layer: how many times as long PyTorch takes, forward and training step, on a logarithmic axis."""
+    picture = Picture(
+        "How many times as fast as PyTorch",
+        "PyTorch's time over groupwise's, each in its better memory format, layer by layer.",
+    )
+    speedups: dict[str, dict[str, float]] = {}
+    for times in layers:
+        speedups.setdefault(times.facts["layer"], {})[times.facts["pass"]] = times.speedup()
+    names = [layer.name for layer in read("listed") if layer.name in speedups]
+    every = [value for found in speedups.values() for value in found.values()]
+    low, high = (edge(math.log2(limit(1.0, *every))) for edge, limit in ((math.floor, min), (math.ceil, max)))
+    high = max(high, low + 1)
+
+    def at(speedup: float) -> float:
+        return AXIS + LENGTH * (math.log2(speedup) - low) / (high - low)
+
+    _passes_legend(picture)
+    top = picture.y + 36
+    bottom = top + ROW * len(names)
+    every_so_many = -(-(high - low) // MOST_LINES)
+    for power in (power for power in range(low, high + 1) if power % every_so_many == 0):
+        width = 1.5 if power == 0 else 0.4
+        picture.curve(path("M", at(2.0**power), top, "V", bottom), f'class="gw-line" stroke-width="{width}"')
+        for height in (top - 8, bottom + 16):
+            picture.text(at(2.0**power), height, f"{2.0**power:g}×", "middle", "soft")
+    for number, name in enumerate(names):
+        height = top + ROW * (number + 0.5)
+        picture.label(AXIS - 10, height, name, "end")
+        ends = [at(1.0), *(at(value) for value in speedups[name].values())]
+        picture.curve(path("M", min(ends), height, "H", max(ends)), 'class="gw-line" stroke-width="1"')
+        for which, value in speedups[name].items():
+            _mark(picture, (at(value), height), PASSES[which][0])
+    picture.y = bottom + 16
+    picture.right = max(picture.right, AXIS + LENGTH + 24)
+    _caption(picture, layers[0].facts, f"{min(times.facts['repeats'] for times in layers)} or more")
+    return picture.render([_told_speedup(which, speedups) for which in PASSES])
+
+
+def _caption(picture: Picture, facts: dict[str, Any], repeats: str) -> None:
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}"
+    machine = f"{facts['processor']}, {threads}, {facts['dtype']}, batch {facts['batch']}"
+    versions = f"torch {facts['torch']}, commit {facts['commit']}, {facts['date']}"
+    picture.caption([("machine", machine), ("measured", f"median of {repeats}, interleaved; {versions}")])
+
+
+def _passes_legend(picture: Picture) -> None:
+    x: float = AXIS
+    for hue, label in PASSES.values():
+        _mark(picture, (x, picture.y), hue)
+        picture.label(x + 12, picture.y, label)
+        x += 120
 
 
 def _panel(picture: Picture, x: float, y: float, shape: tuple[int, int], rows: list[dict[str, Any]]) -> None:
@@ -76,23 +142,22 @@ def _panel(picture: Picture, x: float, y: float, shape: tuple[int, int], rows: l
         points = [at(row["groups"], row["of_dense"]) for row in rows if row["memory_format"] == name]
         picture.curve(_line(points), f'fill="none" stroke="{colour(hue)}" stroke-width="2"')
         for spot in points:
-            _mark(picture, spot, name)
+            _mark(picture, spot, hue)
 
 
-def _mark(picture: Picture, spot: tuple[float, float], name: str) -> None:
-    """Round for one memory format, square for the other: colour is not the only difference."""
-    hue = colour(LINES[name][0])
-    if name == "contiguous":
-        picture.box(spot[0] - 3, spot[1] - 3, 6, 6, f'fill="{hue}"')
+def _mark(picture: Picture, spot: tuple[float, float], hue: int) -> None:
+    """Round for the first colour, square for the second: colour is not the only difference."""
+    if hue:
+        picture.box(spot[0] - 3, spot[1] - 3, 6, 6, f'fill="{colour(hue)}"')
     else:
-        picture.add(f'<circle cx="{spot[0]:.2f}" cy="{spot[1]:.2f}" r="3.4" fill="{hue}"/>')
+        picture.add(f'<circle cx="{spot[0]:.2f}" cy="{spot[1]:.2f}" r="3.4" fill="{colour(hue)}"/>')
 
 
 def _legend(picture: Picture) -> None:
     x: float = MARGIN + 44
-    for name, (hue, label) in LINES.items():
+    for hue, label in LINES.values():
         picture.curve(path("M", x, picture.y, "h", 26), f'stroke="{colour(hue)}" stroke-width="2"')
-        _mark(picture, (x + 13, picture.y), name)
+        _mark(picture, (x + 13, picture.y), hue)
         picture.text(x + 34, picture.y + 0.36 * LABEL_SIZE, label)
         x += 200
     picture.curve(path("M", x, picture.y, "h", 26), 'class="gw-line" stroke-width="1.5" stroke-dasharray="4 3"')
@@ -108,6 +173,12 @@ def _told(shape: tuple[int, int], rows: list[dict[str, Any]]) -> str:
     here = [row for row in rows if (row["channels"], row["size"]) == shape and row["groups"] == 32]
     shares = ", ".join(f"{LINES[row['memory_format']][1]} {100 * row['of_dense']:.0f} %" for row in here)
     return f"{shape[0]} channels at {shape[1]}×{shape[1]}, groups=32 takes, of dense: {shares}; the promise is 3 %."
+
+
+def _told_speedup(which: str, speedups: dict[str, dict[str, float]]) -> str:
+    found = sorted((value[which], name) for name, value in speedups.items() if which in value)
+    ends = " to ".join(f"{value:.2g} times ({name})" for value, name in (found[0], found[-1]))
+    return f"{PASSES[which][1].capitalize()} of {len(found)} layers: groupwise is as fast as PyTorch, {ends}."
 
 
 if __name__ == "__main__":

@@ -1,37 +1,13 @@
-// Depthwise correlation of channels-last tensors, vectors along the channels: a block of 16 channels, one cache line a
-// pixel, is copied zero-padded to scratch, as pixels a power of two apart in the tensor would share few sets of the L1
-// cache (measured at 128 channels: 50-64 % of peak in place, 74-88 % in scratch).
+// Depthwise correlation with vectors along the channels: a block of 16 channels, one cache line a pixel, is copied
+// zero-padded to scratch, as pixels a power of two apart in a channels-last tensor would share few sets of the L1 cache
+// (measured at 128 channels: 50-64 % of peak in place, 74-88 % in scratch). Planar tensors are transposed on the way in
+// and out, which pays where rows are short or strided.
 #pragma once
 #include "layout.h"
 #include "pack-inl.h"
 #include "simd.h"
 
 namespace groupwise::GW_TARGET {
-
-// Pixels `row`.. and `column`.. of kChannelBlock channels, of which `channels` exist, to [row][column][channel].
-inline void pack_pixels(const ChannelsLayout& l, const Strides& s, int64_t in_h, int64_t in_w, const float* input,
-                        int64_t channels, int64_t row, int64_t column, float* scratch) {
-  const Span in = inside(column, in_w, 1, l.columns);
-  for (int64_t r = 0; r < l.rows; r++) {
-    float* to = scratch + r * l.columns * kChannelBlock;
-    if (row + r < 0 || row + r >= in_h) {
-      zero(to, l.columns * kChannelBlock);
-      continue;
-    }
-    zero(to, in.first * kChannelBlock);
-    const float* from = input + (row + r) * s.h + (column + in.first) * s.w;
-    float* pixel = to + in.first * kChannelBlock;
-    if (channels == kChannelBlock) {
-      for (int64_t x = in.first; x < in.last; x++, from += s.w, pixel += kChannelBlock)
-        unroll<kChannelBlock / kLanes>([&](auto v) GW_LAMBDA { store(pixel + v * kLanes, load(from + v * kLanes)); });
-    } else {
-      for (int64_t x = in.first; x < in.last; x++, from += s.w, pixel += kChannelBlock)
-        for (int64_t v = 0; v < kChannelBlock; v += kLanes)
-          store(pixel + v, load_some(from + v, std::clamp<int64_t>(channels - v, 0, kLanes)));
-    }
-    zero(to + in.last * kChannelBlock, (l.columns - in.last) * kChannelBlock);
-  }
-}
 
 // Taps of kChannelBlock channels side by side: [tap][channel].
 inline void pack_taps(const float* weight, int64_t channel, int64_t taps, int64_t channels, float* to) {
@@ -67,7 +43,7 @@ GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, Vec (&sum
 
 // PX outputs of one vector of channels; the first `stored` are kept.
 template <int PX>
-GW_INLINE void pixel_tile(const Walk& k, const float* x, const float* w, const Vec& bias, float* y, int64_t y_pixel,
+GW_NOINLINE void pixel_tile(const Walk& k, const float* x, const float* w, const Vec& bias, float* y, int64_t y_pixel,
                           int64_t stored, int64_t channels) {
   Vec sum[PX];
   unroll<PX>([&](auto p) GW_LAMBDA { sum[p] = bias; });
@@ -92,7 +68,7 @@ GW_INLINE void pixel_tile(const Walk& k, const float* x, const float* w, const V
         const float* at = x + kh * k.x_row + kw * k.x_column;
         Vec factor = load(w + kh * k.w_row + kw * k.w_column);
         pin(factor);
-        unroll<PX>([&](auto p) GW_LAMBDA { sum[p] += load(at + p * k.x_pixel) * factor; });
+        unroll<PX>([&](auto p) GW_LAMBDA { add_product(sum[p], load(at + p * k.x_pixel), factor); });
       }
     }
   }
@@ -114,12 +90,15 @@ inline void run_pixels(const Walk& k, const float* x, const float* w, const Vec&
   }
 }
 
-// Tasks [begin, end) of a depthwise correlation of channels-last tensors.
+// Tasks [begin, end) of a depthwise correlation.
 inline void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
   const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
   const int64_t by_c = ceil_div(c.groups, kChannelBlock);
   const int64_t taps = l.kernel_h * l.kernel_w;
   float* weights = scratch + l.input_floats;
+  float* stage = weights + l.weight_floats;
+  int64_t out_w = 0;
+  for (const Sweep& w : c.w) out_w += w.out;
   int64_t packed = -1;
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
@@ -129,32 +108,42 @@ inline void correlate_channels(const Correlation& c, const ChannelsLayout& l, in
     if (packed != channel)
       pack_taps(c.weight + channel * c.weight_strides.group, c.weight_strides.group, taps, channels, weights);
     packed = channel;
-    pack_pixels(l, c.input_strides, c.h.in, c.w.front().in, c.input + n * c.input_strides.n + channel, channels,
+    pack_pixels(l.input, c.input_strides, c.h.in, c.w.front().in,
+                c.input + n * c.input_strides.n + channel * c.input_strides.c, channels,
                 row * c.h.stride + c.h.low, column * c.w.front().stride + l.low_w, scratch);
+    const int64_t step = c.w.front().step;
+    float* output = c.output + n * c.output_strides.n + channel * c.output_strides.c +
+                    (c.h.first + row * c.h.step) * c.output_strides.h + column * step * c.output_strides.w;
+    const int64_t y_row = l.staged ? l.output.columns * kChannelBlock : c.h.step * c.output_strides.h;
+    const int64_t pixel = l.staged ? kChannelBlock : c.output_strides.w;
     for (const Sweep& w : c.w) {
       const int64_t columns = std::min(l.block.columns, w.out - column);
       if (columns <= 0) continue;
       // Outputs a tap apart share inputs; a dilation makes as many turns of them.
       const int64_t apart = w.stride == 1 ? w.spacing : 1;
-      const Walk k{c.h.taps, w.taps, c.h.spacing * l.columns * kChannelBlock, w.spacing * kChannelBlock,
+      const Walk k{c.h.taps, w.taps, c.h.spacing * l.input.columns * kChannelBlock, w.spacing * kChannelBlock,
                    apart * w.stride * kChannelBlock, c.h.index_step * l.kernel_w * kChannelBlock,
                    w.index_step * kChannelBlock};
-      const int64_t y_pixel = w.step * c.output_strides.w;
+      const int64_t y_pixel = step * pixel;
       for (int64_t v = 0; v < channels; v += kLanes) {
         const int64_t lanes = std::min<int64_t>(kLanes, channels - v);
         const Vec bias = c.bias ? load_some(c.bias + channel + v, lanes) : Vec{};
         const float* first_tap = weights + (c.h.index * l.kernel_w + w.index) * kChannelBlock + v;
         for (int64_t r = 0; r < rows; r++) {
-          const float* x = scratch + (r * c.h.stride * l.columns + w.low - l.low_w) * kChannelBlock + v;
-          float* y = c.output + n * c.output_strides.n + channel + v +
-                     (c.h.first + (row + r) * c.h.step) * c.output_strides.h +
-                     (w.first + column * w.step) * c.output_strides.w;
+          const float* x = scratch + (r * c.h.stride * l.input.columns + w.low - l.low_w) * kChannelBlock + v;
+          float* y = (l.staged ? stage : output) + v + r * y_row + w.first * pixel;
           for (int64_t start = 0; start < std::min(apart, columns); start++)
             run_pixels(k, x + start * kChannelBlock, first_tap, bias, y + start * y_pixel, apart * y_pixel,
                        (columns - start - 1) / apart + 1, lanes);
         }
       }
     }
+    if (!l.staged) continue;
+    const int64_t columns = std::min(l.block.columns * step, out_w - column * step);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t v = 0; v < channels; v += kLanes)
+        split_pixels(output + v * c.output_strides.c + r * c.h.step * c.output_strides.h, c.output_strides.c,
+                     stage + r * y_row + v, kChannelBlock, std::min<int64_t>(kLanes, channels - v), columns);
   }
 }
 

@@ -9,36 +9,41 @@
 #include "pack-inl.h"
 #include "simd.h"
 
+#include <type_traits>
+
 namespace groupwise::GW_TARGET {
 
 // One block of scratch as a tile sees it.
 struct Sweeping {
   const float* x;
   const float* go;
-  int64_t rows, vectors;             // of grad_output
+  int64_t rows, vectors, rest;       // of grad_output: whole vectors of a row, and floats after them
   int64_t x_row, go_row, go_channel;  // x_row: between the inputs of neighbouring output rows
 };
 
 // sums[o][slot] += over all positions of go[o] * x[slot], OC channels by N slots.
 template <int OC, int N>
-GW_INLINE void slot_tile(const Sweeping& s, const int32_t* slot, float* sums, int64_t per_output) {
+GW_NOINLINE void slot_tile(const Sweeping& s, const int32_t* slot, float* sums, int64_t per_output) {
   Vec sum[OC][N];
   unroll<OC>([&](auto o) GW_LAMBDA { unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] = Vec{}; }); });
   for (int64_t r = 0; r < s.rows; r++) {
     const float* x = s.x + r * s.x_row;
     const float* go = s.go + r * s.go_row;
-    for (int64_t v = 0; v < s.vectors; v++, x += kLanes, go += kLanes) {
+    const auto vector = [&](auto whole) GW_LAMBDA {
       Vec in[N];
       unroll<N>([&](auto n) GW_LAMBDA {
         in[n] = load(x + slot[n]);
+        if constexpr (!whole) in[n] = keep(in[n], s.rest);
         pin(in[n]);
       });
       unroll<OC>([&](auto o) GW_LAMBDA {
         Vec out = load(go + o * s.go_channel);
         pin(out);
-        unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] += in[n] * out; });
+        unroll<N>([&](auto n) GW_LAMBDA { add_product(sum[o][n], in[n], out); });
       });
-    }
+    };
+    for (int64_t v = 0; v < s.vectors; v++, x += kLanes, go += kLanes) vector(std::true_type{});
+    if (s.rest) vector(std::false_type{});
   }
   unroll<OC>([&](auto o) GW_LAMBDA {
     unroll<N>([&](auto n) GW_LAMBDA { sums[o * per_output + n] += sum_lanes(sum[o][n]); });
@@ -48,24 +53,28 @@ GW_INLINE void slot_tile(const Sweeping& s, const int32_t* slot, float* sums, in
 // KH x KW taps of one output channel; grad_output's last KH rows are in registers. `pitch` is between input rows that
 // follow each other, `go_row` between rows of grad_output `apart` from each other.
 template <int KH, int KW>
-GW_INLINE void tap_tile(const Sweeping& s, int64_t pitch, const int32_t* column, float* sums, int64_t w_row) {
+GW_NOINLINE void tap_tile(const Sweeping& s, int64_t pitch, const int32_t* column, float* sums, int64_t w_row) {
   Vec sum[KH][KW];
   unroll<KH>([&](auto i) GW_LAMBDA { unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] = Vec{}; }); });
-  for (int64_t v = 0; v < s.vectors; v++) {
-    const float* x = s.x + v * kLanes;
-    const float* go = s.go + v * kLanes;
+  const auto sweep = [&](const float* x, const float* go, auto whole) GW_LAMBDA {
     Vec out[KH];
-    unroll<KH>([&](auto i) GW_LAMBDA { out[i] = Vec{}; });
-    for (int64_t r = 0; r < s.rows + KH - 1; r++, x += pitch) {
+    // Input row r meets grad_output's rows r - i, for the taps i of [LO, HI); the newest is loaded while there is one.
+    const auto row = [&]<int LO, int HI>(int64_t r) GW_LAMBDA {
       unroll<KH - 1>([&](auto i) GW_LAMBDA { out[KH - 1 - i] = out[KH - 2 - i]; });
-      out[0] = r < s.rows ? load(go + r * s.go_row) : Vec{};
+      if constexpr (LO == 0) out[0] = load(go + r * s.go_row);
       unroll<KW>([&](auto j) GW_LAMBDA {
-        Vec in = load(x + column[j]);
+        Vec in = load(x + r * pitch + column[j]);
+        if constexpr (!whole) in = keep(in, s.rest);
         pin(in);
-        unroll<KH>([&](auto i) GW_LAMBDA { sum[i][j] += in * out[i]; });
+        unroll<HI - LO>([&](auto n) GW_LAMBDA { add_product(sum[LO + n][j], in, out[LO + n]); });
       });
-    }
-  }
+    };
+    unroll<KH - 1>([&](auto r) GW_LAMBDA { row.template operator()<0, r + 1>(r); });
+    for (int64_t r = KH - 1; r < s.rows; r++) row.template operator()<0, KH>(r);
+    unroll<KH - 1>([&](auto r) GW_LAMBDA { row.template operator()<r + 1, KH>(s.rows + r); });
+  };
+  for (int64_t v = 0; v < s.vectors; v++) sweep(s.x + v * kLanes, s.go + v * kLanes, std::true_type{});
+  if (s.rest) sweep(s.x + s.vectors * kLanes, s.go + s.vectors * kLanes, std::false_type{});
   unroll<KH>([&](auto i) GW_LAMBDA {
     unroll<KW>([&](auto j) GW_LAMBDA { sums[i * w_row + j] += sum_lanes(sum[i][j]); });
   });
@@ -88,15 +97,16 @@ GW_INLINE void tap_columns(const Sweeping& s, int64_t pitch, const int32_t* colu
 // All taps of one pair of channels. Rows of grad_output a dilation apart meet the same input rows under taps that follow
 // each other; a strided convolution has no such rows, and takes its taps one row at a time.
 inline void run_taps(const Problem& p, const GradWeightLayout& l, const Sweeping& block, int64_t rows, float* sums) {
-  const int64_t apart = p.h.stride == 1 ? p.h.dilation : 1, most = p.h.stride == 1 ? 3 : 1;
+  const int64_t apart = p.h.stride == 1 ? p.h.dilation : 1;
   for (int64_t start = 0; start < std::min(apart, rows); start++) {
+    const int64_t count = (rows - start - 1) / apart + 1, most = p.h.stride == 1 && count >= 3 ? 3 : 1;
     for (int64_t kh = 0, take; kh < p.h.kernel; kh += take) {
       take = ceil_div(p.h.kernel - kh, ceil_div(p.h.kernel - kh, most));
       Sweeping s = block;
       s.x += (start * p.h.stride + kh * p.h.dilation) * l.input.row;
       s.go += start * block.go_row;
       s.go_row = apart * block.go_row;
-      s.rows = (rows - start - 1) / apart + 1;
+      s.rows = count;
       const int64_t pitch = apart * p.h.stride * l.input.row;
       float* to = sums + kh * p.w.kernel;
       switch (take) {
@@ -121,8 +131,6 @@ inline void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l
   float* go = scratch + l.input_floats;
   float* sums = go + l.output_floats;
   if (whole) zero(scratch, l.input_floats + l.output_floats);
-  // Columns beyond the last that an output reads would meet the zeros that fill a vector of grad_output: Inf * 0.
-  const int64_t in_w = std::min(p.w.in, (p.w.out - 1) * p.w.stride - p.w.pad + (p.w.kernel - 1) * p.w.dilation + 1);
   for (int64_t task = begin; task < end; task++) {
     const int64_t part = task % l.parts, o = task / l.parts % by_o * l.outputs;
     const int64_t group = task / (l.parts * by_o) % by_g * l.block.groups;
@@ -133,7 +141,7 @@ inline void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l
       const int64_t column = piece % by_w * l.block.columns, row = piece / by_w % by_h * l.block.rows;
       const int64_t n = piece / (by_w * by_h);
       const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
-      pack(l.input, work.input_strides, p.h.in, in_w,
+      pack(l.input, work.input_strides, p.h.in, p.w.in,
            work.input + n * work.input_strides.n + group * p.in_channels * work.input_strides.c, groups * p.in_channels,
            row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad, scratch);
       // Several groups come with all of their outputs, which are neighbours then.
@@ -142,7 +150,7 @@ inline void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l
            groups * outputs, row, column, go);
       for (int64_t g = 0; g < groups; g++) {
         Sweeping s{scratch + g * p.in_channels * l.input.channel, go + g * l.outputs * l.output.channel, rows,
-                   ceil_div(columns, kLanes), p.h.stride * l.input.row, l.output.row, l.output.channel};
+                   columns / kLanes, columns % kLanes, p.h.stride * l.input.row, l.output.row, l.output.channel};
         float* to = sums + g * outputs * slots;
         for (int64_t i = 0; i < fours; i += 4, s.go += 4 * s.go_channel) {
           int64_t n3 = 0;

@@ -6,10 +6,6 @@
 
 namespace groupwise::GW_TARGET {
 
-// Positions that are summed in one accumulator without a break: longer runs round more than PyTorch's blocked sums do
-// (70 x 70 positions: six times its error in one run, less than it in runs of 256).
-constexpr int64_t kRun = 256;
-
 // What a tile sweeps: `pixels` outputs in each of `rows` rows. Steps are in floats.
 struct PixelSweep {
   const float* x;
@@ -20,7 +16,7 @@ struct PixelSweep {
 
 // KH x KW taps of one vector of channels of a depthwise convolution, of which `lanes` exist.
 template <int KH, int KW>
-GW_INLINE void depthwise_tile(const PixelSweep& s, int64_t tap_row, int64_t tap_column, int64_t lanes, float* sums,
+GW_NOINLINE void depthwise_tile(const PixelSweep& s, int64_t tap_row, int64_t tap_column, int64_t lanes, float* sums,
                               int64_t w_row) {
   Vec sum[KH][KW];
   unroll<KH>([&](auto i) GW_LAMBDA { unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] = Vec{}; }); });
@@ -31,7 +27,7 @@ GW_INLINE void depthwise_tile(const PixelSweep& s, int64_t tap_row, int64_t tap_
       Vec out = lanes == kLanes ? load(go) : load_some(go, lanes);
       pin(out);
       unroll<KH>([&](auto i) GW_LAMBDA {
-        unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] += load(x + i * tap_row + j * tap_column) * out; });
+        unroll<KW>([&](auto j) GW_LAMBDA { add_product(sum[i][j], load(x + i * tap_row + j * tap_column), out); });
       });
     }
   }
@@ -78,7 +74,7 @@ inline void depthwise_taps(const PixelSweep& s, int64_t tap_row, int64_t tap_col
 
 // OC output channels by N slots, a slot being a tap of one vector of input channels.
 template <int OC, int N>
-GW_INLINE void outer_tile(const PixelSweep& s, const int32_t* slot, float* sums, int64_t per_output) {
+GW_NOINLINE void outer_tile(const PixelSweep& s, const int32_t* slot, float* sums, int64_t per_output) {
   Vec sum[OC][N];
   unroll<OC>([&](auto o) GW_LAMBDA { unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] = Vec{}; }); });
   for (int64_t r = 0; r < s.rows; r++) {
@@ -92,7 +88,7 @@ GW_INLINE void outer_tile(const PixelSweep& s, const int32_t* slot, float* sums,
       });
       unroll<OC>([&](auto o) GW_LAMBDA {
         const Vec out = broadcast(go[o * s.go_channel]);
-        unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] += in[n] * out; });
+        unroll<N>([&](auto n) GW_LAMBDA { add_product(sum[o][n], in[n], out); });
       });
     }
   }
@@ -113,48 +109,6 @@ GW_INLINE void outer_slots(const PixelSweep& s, const std::vector<int32_t>& slot
   if (count - n == 1) outer_tile<OC, 1>(s, slots.data() + n, sums + n * kLanes, per_output);
 }
 
-// Input rows and columns of `channels` channels to [row][column][l.width], zero-padded on all sides.
-inline void pack_group(const GradWeightChannelsLayout& l, const Strides& s, int64_t in_h, int64_t in_w,
-                       const float* input, int64_t channels, int64_t row, int64_t column, float* scratch) {
-  const Span in = inside(column, in_w, 1, l.columns);
-  for (int64_t r = 0; r < l.rows; r++) {
-    float* to = scratch + r * l.columns * l.width;
-    if (row + r < 0 || row + r >= in_h) {
-      zero(to, l.columns * l.width);
-      continue;
-    }
-    zero(to, in.first * l.width);
-    zero(to + in.last * l.width, (l.columns - in.last) * l.width);
-    const float* from = input + (row + r) * s.h + (column + in.first) * s.w;
-    to += in.first * l.width;
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      const int64_t lanes = std::min<int64_t>(kLanes, channels - c);
-      if (s.c == 1 || s.w != 1) {
-        for (int64_t x = 0; x < in.last - in.first; x++) {
-          const float* pixel = from + x * s.w + c * s.c;
-          if (s.c == 1) {
-            store(to + x * l.width + c, load_some(pixel, lanes));
-          } else {
-            for (int64_t i = 0; i < kLanes; i++) to[x * l.width + c + i] = i < lanes ? pixel[i * s.c] : 0.0f;
-          }
-        }
-        continue;
-      }
-      for (int64_t x = 0; x < in.last - in.first; x += kLanes) {
-        const int64_t n = std::min<int64_t>(kLanes, in.last - in.first - x);
-        Vec block[kLanes];
-        unroll<kLanes>([&](auto j) GW_LAMBDA {
-          block[j] = j < lanes ? load_some(from + (c + j) * s.c + x, n) : Vec{};
-        });
-        transpose(block);
-        unroll<kLanes>([&](auto j) GW_LAMBDA {
-          if (j < n) store(to + (x + j) * l.width + c, block[j]);
-        });
-      }
-    }
-  }
-}
-
 // Tasks [begin, end): the blocks of 16 channels of a depthwise convolution, or groups with blocks of their output
 // channels, over one part of the samples and positions.
 inline void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t begin, int64_t end,
@@ -162,12 +116,13 @@ inline void grad_weight_channels(const GradWeight& work, const GradWeightChannel
   const Problem& p = work.problem;
   const Strides& gs = work.grad_output_strides;
   const WeightStrides& ws = work.weight_strides;
-  const int64_t taps = p.h.kernel * p.w.kernel, per_output = taps * l.width;
+  const int64_t taps = p.h.kernel * p.w.kernel, per_output = taps * l.input.width;
   const int64_t by_o = l.depthwise ? 1 : ceil_div(p.out_channels, l.outputs);
   const int64_t by_g = l.depthwise ? ceil_div(p.groups, kChannelBlock) : p.groups;
   const int64_t by_w = ceil_div(p.w.out, l.block.columns), by_h = ceil_div(p.h.out, l.block.rows);
   const int64_t pieces = p.batch * by_h * by_w;
-  float* sums = scratch + l.input_floats;
+  float* stage = scratch + l.input_floats;
+  float* sums = stage + l.output_floats;
   for (int64_t task = begin; task < end; task++) {
     const int64_t part = task % l.parts, o = task / l.parts % by_o * l.outputs;
     const int64_t group = task / (l.parts * by_o) % by_g * (l.depthwise ? kChannelBlock : 1);
@@ -177,23 +132,32 @@ inline void grad_weight_channels(const GradWeight& work, const GradWeightChannel
     for (int64_t piece = part * pieces / l.parts; piece < (part + 1) * pieces / l.parts; piece++) {
       const int64_t column = piece % by_w * l.block.columns, row = piece / by_w % by_h * l.block.rows;
       const int64_t n = piece / (by_w * by_h);
-      pack_group(l, work.input_strides, p.h.in, p.w.in,
+      pack_pixels(l.input, work.input_strides, p.h.in, p.w.in,
                  work.input + n * work.input_strides.n + group * p.in_channels * work.input_strides.c, channels,
                  row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad, scratch);
-      const PixelSweep s{scratch, work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c + row * gs.h + column * gs.w,
-                   std::min(l.block.rows, p.h.out - row), std::min(l.block.columns, p.w.out - column),
-                   p.h.stride * l.columns * l.width, p.w.stride * l.width, gs.h, gs.w, gs.c};
+      const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
+      PixelSweep s{scratch, work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c + row * gs.h + column * gs.w,
+                   rows, columns, p.h.stride * l.input.columns * l.input.width, p.w.stride * l.input.width, gs.h, gs.w,
+                   gs.c};
+      if (l.staged) {
+        pack_pixels({rows, columns, kChannelBlock}, gs, rows, columns, s.go, channels, 0, 0, stage);
+        s.go = stage;
+        s.go_row = columns * kChannelBlock;
+        s.go_pixel = kChannelBlock;
+      }
       // An accumulator takes one sum after the other; every kRun of them it is added to the block's, and starts again.
-      const int64_t rows = s.rows, step = std::max<int64_t>(1, kRun / s.pixels);
-      for (int64_t r = 0; r < rows; r += step) {
+      const int64_t step = std::max<int64_t>(1, kRun / columns), wide = std::min(columns, kRun);
+      for (int64_t piece = 0; piece < ceil_div(rows, step) * ceil_div(columns, wide); piece++) {
+        const int64_t r = piece / ceil_div(columns, wide) * step, x = piece % ceil_div(columns, wide) * wide;
         PixelSweep at = s;
-        at.x += r * s.x_row;
-        at.go += r * s.go_row;
+        at.x += r * s.x_row + x * s.x_pixel;
+        at.go += r * s.go_row + x * s.go_pixel;
         at.rows = std::min(step, rows - r);
+        at.pixels = std::min(wide, columns - x);
         if (l.depthwise) {
           for (int64_t v = 0; v < channels; v += kLanes, at.x += kLanes, at.go += kLanes)
-            depthwise_taps(at, p.h.dilation * l.columns * l.width, p.w.dilation * l.width,
-                           std::min<int64_t>(kLanes, channels - v), p.h.kernel, p.w.kernel, sums + v);
+            depthwise_taps(at, p.h.dilation * l.input.columns * l.input.width, p.w.dilation * l.input.width,
+                           l.staged ? kLanes : std::min<int64_t>(kLanes, channels - v), p.h.kernel, p.w.kernel, sums + v);
           continue;
         }
         int64_t i = 0;
@@ -212,12 +176,12 @@ inline void grad_weight_channels(const GradWeight& work, const GradWeightChannel
       const float* from = sums + i * per_output;
       if (!last || (ws.w == 1 && ws.h == p.w.kernel)) {
         for (int64_t c = 0; c < channels; c += kLanes)
-          split_pixels(to + c * channel, channel, from + c, l.width, std::min<int64_t>(kLanes, channels - c), taps);
+          split_pixels(to + c * channel, channel, from + c, l.input.width, std::min<int64_t>(kLanes, channels - c), taps);
         continue;
       }
       for (int64_t t = 0; t < taps; t++)
         for (int64_t c = 0; c < channels; c++)
-          to[c * channel + t / p.w.kernel * ws.h + t % p.w.kernel * ws.w] = from[t * l.width + c];
+          to[c * channel + t / p.w.kernel * ws.h + t % p.w.kernel * ws.w] = from[t * l.input.width + c];
     }
   }
 }

@@ -30,6 +30,7 @@ void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
   p.rows = (l->block.rows - 1) * c.h.stride + c.h.span() + 1;
   p.stride = stride;
   p.phase = columns + reach(c.w) / stride;
+  p.padded = l->block.columns + reach(c.w) / stride;
   p.row = round_up(p.phase * stride, lanes);
   p.channel = channel_floats(p.rows * p.row);
   p.whole = l->block.rows == c.h.out && l->block.columns == c.w.front().out;
@@ -89,17 +90,20 @@ bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, 
   constexpr int64_t kTarget = 12 * 1024;
   int64_t out_w = 1, apart = 1;
   for (const Sweep& s : c.w) out_w = std::max(out_w, s.out), apart = std::max(apart, s.stride == 1 ? s.spacing : 1);
-  const int64_t stride = c.w.front().stride, weights = round_up(kernel_h * kernel_w, 8) * kChannelBlock;
+  const int64_t stride = c.w.front().stride;
+  l->weight_floats = round_up(kernel_h * kernel_w, 8) * kChannelBlock;
+  l->staged = c.output_strides.c != 1;
   l->kernel_h = kernel_h;
   l->kernel_w = kernel_w;
   l->low_w = lowest(c.w);
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, kChannelBlock};
   const auto floats = [&] {
-    l->rows = (b.rows - 1) * c.h.stride + c.h.span() + 1;
-    l->columns = (b.columns - 1) * stride + reach(c.w) + 1;
-    l->input_floats = (l->rows * l->columns + kPixelTile * apart * stride) * kChannelBlock;
-    return l->input_floats + weights;
+    l->input = {(b.rows - 1) * c.h.stride + c.h.span() + 1, (b.columns - 1) * stride + reach(c.w) + 1, kChannelBlock};
+    l->output = {b.rows, b.columns * c.w.front().step, kChannelBlock};
+    l->input_floats = (l->input.rows * l->input.columns + kPixelTile * apart * stride) * kChannelBlock;
+    const int64_t output = l->staged ? l->output.rows * l->output.columns * kChannelBlock : 0;
+    return l->floats = l->input_floats + l->weight_floats + output;
   };
   // A block of fewer rows than the kernel copies most of its input again.
   while (floats() > kTarget && b.rows * c.h.stride > 2 * c.h.span() + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
@@ -107,6 +111,36 @@ bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, 
   while (floats() > kScratchFloats && b.columns > kPixelTile) b.columns = ceil_div(b.columns, 2);
   if (floats() > kScratchFloats) return false;
   while (l->tasks(c) < 4 * threads && threads > 1 && b.rows * c.h.stride > 2 * c.h.span() + 1 && b.rows > 1)
+    b.rows = ceil_div(b.rows, 2);
+  b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
+  floats();
+  return true;
+}
+
+bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
+                    GroupLayout* l) {
+  int64_t out_w = 1;
+  for (const Sweep& s : c.w) out_w = std::max(out_w, s.out);
+  l->kernel_h = kernel_h;
+  l->kernel_w = kernel_w;
+  l->low_w = lowest(c.w);
+  l->staged = c.output_strides.c != 1;
+  l->weight_floats = round_up(kernel_h * kernel_w, lanes) * c.in_channels * kGroupBlock;
+  Block& b = l->block;
+  b = {std::max<int64_t>(1, c.h.out), out_w, 1};
+  const auto floats = [&] {
+    l->input = {(b.rows - 1) * c.h.stride + c.h.span() + 1, (b.columns - 1) * c.w.front().stride + reach(c.w) + 1,
+                round_up(c.in_channels, lanes)};
+    l->output = {b.rows, b.columns * c.w.front().step, round_up(c.out_channels, lanes)};
+    l->input_floats = l->input.rows * l->input.columns * l->input.width;
+    const int64_t output = l->staged ? l->output.rows * l->output.columns * l->output.width : 0;
+    return l->floats = l->input_floats + l->weight_floats + output;
+  };
+  // Every block packs the weights again.
+  while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats && b.columns > 6) b.columns = ceil_div(b.columns, 2);
+  if (floats() > kScratchFloats) return false;
+  while (l->tasks(c) < 2 * threads && threads > 1 && b.rows * c.h.stride > c.h.span() + 1 && b.rows > 1)
     b.rows = ceil_div(b.rows, 2);
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();
@@ -137,15 +171,19 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
     const int64_t columns = round_up(b.columns, lanes);
     const bool whole = b.rows == p.h.out && b.columns == p.w.out;
     Plane& in = l->input;
-    in = {-p.h.pad, -p.w.pad, (b.rows - 1) * p.h.stride + span + 1, p.w.stride, columns + wide / p.w.stride, 0, 0, whole};
+    in = {-p.h.pad, -p.w.pad, (b.rows - 1) * p.h.stride + span + 1, p.w.stride, columns + wide / p.w.stride, 0, 0, 0, whole};
+    in.padded = in.phase;
     in.row = round_up(in.phase * in.stride, lanes);
     in.channel = channel_floats(in.rows * in.row);
-    l->output = {0, 0, b.rows, 1, columns, columns, channel_floats(b.rows * columns), whole};
+    l->output = {0, 0, b.rows, 1, columns, columns, channel_floats(b.rows * columns), columns, whole};
     l->input_floats = round_up(b.groups * p.in_channels * in.channel + 2 * p.h.dilation * p.h.stride * in.row, 16);
     l->output_floats = round_up(b.groups * l->outputs * l->output.channel, 16);
     return l->input_floats + l->output_floats + b.groups * l->outputs * slots;
   };
   while (floats() > kTarget && b.rows * p.h.stride > 2 * span + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  // Sums of a lane end with the block.
+  while (b.rows * b.columns > kRun * lanes && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  if (b.columns > kRun * lanes) b.columns = kRun * lanes;
   while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && b.groups > 1) b.groups = ceil_div(b.groups, 2);
   while (floats() > kScratchFloats && l->outputs > 4) l->outputs = round_up(ceil_div(l->outputs, 2), 4);
@@ -170,17 +208,20 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightC
   const Problem& p = work.problem;
   const int64_t taps = p.h.kernel * p.w.kernel, span = (p.h.kernel - 1) * p.h.dilation;
   l->depthwise = p.in_channels == 1 && p.out_channels == 1;
-  l->width = l->depthwise ? kChannelBlock : round_up(p.in_channels, lanes);
+  l->staged = l->depthwise && work.grad_output_strides.c != 1;
+  l->input.width = l->depthwise ? kChannelBlock : round_up(p.in_channels, lanes);
   l->outputs = l->depthwise ? 1 : p.out_channels;
   Block& b = l->block;
   b = {p.h.out, p.w.out, 1};
   const auto floats = [&] {
-    l->rows = (b.rows - 1) * p.h.stride + span + 1;
-    l->columns = (b.columns - 1) * p.w.stride + (p.w.kernel - 1) * p.w.dilation + 1;
-    l->input_floats = l->rows * l->columns * l->width;
-    return l->input_floats + l->outputs * taps * l->width;
+    l->input.rows = (b.rows - 1) * p.h.stride + span + 1;
+    l->input.columns = (b.columns - 1) * p.w.stride + (p.w.kernel - 1) * p.w.dilation + 1;
+    l->output = {b.rows, b.columns, kChannelBlock};
+    l->input_floats = l->input.rows * l->input.columns * l->input.width;
+    l->output_floats = l->staged ? b.rows * b.columns * kChannelBlock : 0;
+    return l->input_floats + l->output_floats + l->outputs * taps * l->input.width;
   };
-  while (l->outputs > 16 && l->outputs * taps * l->width > kTarget) l->outputs = round_up(ceil_div(l->outputs, 2), 4);
+  while (l->outputs > 16 && l->outputs * taps * l->input.width > kTarget) l->outputs = round_up(ceil_div(l->outputs, 2), 4);
   while (floats() > 2 * kTarget && b.rows * p.h.stride > 2 * span + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && l->outputs > 4) l->outputs = round_up(ceil_div(l->outputs, 2), 4);
@@ -191,9 +232,9 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightC
   floats();
   for (int64_t kh = 0; kh < p.h.kernel; kh++)
     for (int64_t kw = 0; kw < p.w.kernel; kw++)
-      for (int64_t c = 0; c < l->width; c += lanes)
+      for (int64_t c = 0; c < l->input.width; c += lanes)
         l->slots.push_back(
-            static_cast<int32_t>((kh * p.h.dilation * l->columns + kw * p.w.dilation) * l->width + c));
+            static_cast<int32_t>((kh * p.h.dilation * l->input.columns + kw * p.w.dilation) * l->input.width + c));
   return true;
 }
 

@@ -6,24 +6,31 @@
 namespace groupwise::GW_TARGET {
 
 GW_INLINE void zero(float* to, int64_t n) {
+  Vec none{};
+  pin(none);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, Vec{});
-  for (; i < n; i++) to[i] = 0.0f;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, none);
+  for (; i < n; i++) {
+    to[i] = 0.0f;
+    // Or GCC makes a call of memset of this, for the few floats that most rows are padded by.
+    asm volatile("" ::: "memory");
+  }
 }
 
 // to[i] = from[i * step]; a step of 2 is the common stride.
-GW_INLINE void copy_every(float* to, const float* from, int64_t step, int64_t n) {
+GW_NOINLINE void copy_every(float* to, const float* from, int64_t step, int64_t n) {
   if (step == 1) return copy(to, from, n);
   int64_t i = 0;
-  if (step == 2) {
-    // The last pair of vectors would read one float beyond the last that is wanted.
-    for (; i + kLanes < n; i += kLanes) store(to + i, even(load(from + 2 * i), load(from + 2 * i + kLanes)));
+  if (step == 2 && n >= kLanes) {
+    for (; i + kLanes <= n; i += kLanes) store(to + i, load_even(from + 2 * i));
+    if (i < n) store(to + n - kLanes, load_even(from + 2 * (n - kLanes)));
+    return;
   }
   for (; i < n; i++) to[i] = from[i * step];
 }
 
 // n pixels of `channels` neighbouring channels (at most kLanes), `pixel` floats apart, to one row of each channel.
-GW_INLINE void split_pixels(float* to, int64_t channel, const float* from, int64_t pixel, int64_t channels, int64_t n) {
+GW_NOINLINE void split_pixels(float* to, int64_t channel, const float* from, int64_t pixel, int64_t channels, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     Vec block[kLanes];
     if (channels == kLanes && n - i >= kLanes) {
@@ -43,7 +50,7 @@ GW_INLINE void split_pixels(float* to, int64_t channel, const float* from, int64
 }
 
 // The way back.
-GW_INLINE void join_pixels(float* to, int64_t pixel, const float* from, int64_t channel, int64_t channels, int64_t n) {
+GW_NOINLINE void join_pixels(float* to, int64_t pixel, const float* from, int64_t channel, int64_t channels, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     Vec block[kLanes];
     // Rows of scratch are a whole number of vectors long.
@@ -86,7 +93,7 @@ inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, c
       if (!p.whole) {
         for (int64_t c = 0; c < channels; c++) {
           zero(to + c * p.channel, in.first);
-          zero(to + c * p.channel + in.last, p.phase - in.last);
+          if (in.last < p.padded) zero(to + c * p.channel + in.last, p.padded - in.last);
         }
       }
       if (n <= 0) continue;
@@ -102,8 +109,49 @@ inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, c
   }
 }
 
+// Rows from `row` and columns from `column` on, of `channels` channels, to [row][column][p.width]; zero where there is no
+// input, and in the channels that fill the width.
+inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input,
+                        int64_t channels, int64_t row, int64_t column, float* scratch) {
+  const Span in = inside(column, in_w, 1, p.columns);
+  for (int64_t r = 0; r < p.rows; r++) {
+    float* to = scratch + r * p.columns * p.width;
+    if (row + r < 0 || row + r >= in_h) {
+      zero(to, p.columns * p.width);
+      continue;
+    }
+    zero(to, in.first * p.width);
+    zero(to + in.last * p.width, (p.columns - in.last) * p.width);
+    const float* from = input + (row + r) * s.h + (column + in.first) * s.w;
+    to += in.first * p.width;
+    if (s.c == 1 && s.w != 1) {
+      const int64_t whole = channels / kLanes * kLanes;
+      for (int64_t x = in.first; x < in.last; x++, from += s.w, to += p.width) {
+        for (int64_t c = 0; c < whole; c += kLanes) store(to + c, load(from + c));
+        for (int64_t c = whole; c < p.width; c += kLanes)
+          store(to + c, load_some(from + c, std::clamp<int64_t>(channels - c, 0, kLanes)));
+      }
+      continue;
+    }
+    for (int64_t c = 0; c < p.width; c += kLanes) {
+      const int64_t lanes = std::clamp<int64_t>(channels - c, 0, kLanes);
+      for (int64_t x = 0; x < in.last - in.first; x += kLanes) {
+        const int64_t n = std::min<int64_t>(kLanes, in.last - in.first - x);
+        Vec block[kLanes];
+        unroll<kLanes>([&](auto j) GW_LAMBDA {
+          block[j] = j < lanes ? load_some(from + (c + j) * s.c + x, n) : Vec{};
+        });
+        transpose(block);
+        unroll<kLanes>([&](auto j) GW_LAMBDA {
+          if (j < n) store(to + (x + j) * p.width + c, block[j]);
+        });
+      }
+    }
+  }
+}
+
 // Two rows become one, a0 b0 a1 b1 ...
-GW_INLINE void interleave(float* to, const float* a, const float* b, int64_t of_a, int64_t of_b) {
+GW_NOINLINE void interleave(float* to, const float* a, const float* b, int64_t of_a, int64_t of_b) {
   int64_t i = 0;
   for (; i + kLanes <= std::min(of_a, of_b); i += kLanes) {
     const Vec x = load(a + i), y = load(b + i);

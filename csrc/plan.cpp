@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "isa.h"
@@ -11,8 +12,6 @@ Strides strides_of(int64_t channels, int64_t h, int64_t w, bool channels_last) {
   if (channels_last && channels > 1) return {channels * h * w, 1, w * channels, channels};
   return {channels * h * w, h * w, w, 1};
 }
-
-bool depthwise(const Problem& p) { return p.in_channels == 1 && p.out_channels == 1; }
 
 std::vector<Sweep> sweeps(const Request& r, const Axis& axis) {
   if (r.direction == Direction::grad_input) return grad_input_sweeps(axis);
@@ -30,10 +29,23 @@ bool fits(const Request& r, Kernel kernel) {
   }
   CorrelationLayout planar;
   ChannelsLayout channels;
+  GroupLayout groups;
   const Correlation c = correlation_of(r, sweeps(r, r.problem.h).front());
+  if (kernel == Kernel::channels && !depthwise(r.problem))
+    return lay_out_groups(c, r.problem.h.kernel, r.problem.w.kernel, lanes, r.threads, &groups);
   return kernel == Kernel::planar
              ? lay_out(c, lanes, r.threads, &planar)
              : lay_out_channels(c, r.problem.h.kernel, r.problem.w.kernel, r.threads, &channels);
+}
+
+// Beyond all networks, and small enough that no product of them overflows.
+constexpr int64_t kMostExtent = 1024, kMostSize = int64_t{1} << 24;
+
+// The channels that vectors along the channels run over.
+int64_t lane_channels(const Request& r) {
+  const Problem& p = r.problem;
+  if (depthwise(p)) return p.groups;
+  return r.direction == Direction::forward ? p.out_channels : p.in_channels;
 }
 
 Refusal refusal(const Request& r, Kernel kernel) {
@@ -42,18 +54,30 @@ Refusal refusal(const Request& r, Kernel kernel) {
   if (!r.float32) return Refusal::dtype;
   if (p.batch < 1 || p.h.out < 1 || p.w.out < 1 || p.h.in < 1 || p.w.in < 1 || p.in_channels < 1 || p.out_channels < 1)
     return Refusal::empty;
-  if (kernel == Kernel::channels) {
-    const bool lanes_filled = r.direction == Direction::grad_weight && p.in_channels >= 8;
-    if (!lanes_filled && !depthwise(p)) return Refusal::width;
-    if (!lanes_filled && !r.channels_last) return Refusal::format;
-  }
+  for (const Axis& a : {p.h, p.w})
+    if (std::max({a.stride, a.pad, a.dilation, a.kernel}) > kMostExtent || std::max(a.in, a.out) > kMostSize)
+      return Refusal::extent;
+  // Fewer channels leave most lanes of a vector, or of a block of 16, empty.
+  if (kernel == Kernel::channels && lane_channels(r) < 8) return Refusal::channels;
   return fits(r, kernel) ? Refusal::none : Refusal::scratch;
 }
 
 // Where PyTorch's kernels were measured faster than ours, or as fast.
 bool slower(const Request& r) {
   const Problem& p = r.problem;
-  return p.in_channels >= 64 || p.out_channels >= 64;
+  return p.groups == 1 && p.in_channels * p.out_channels >= 1024;
+}
+
+// Which of our two forms was measured faster, where both run (one core, ms, planar | channels).
+bool channels_first(const Request& r) {
+  const Problem& p = r.problem;
+  const bool weight = r.direction == Direction::grad_weight;
+  // Contiguous: 3x3 14x14 x 576 0.178 | 0.150, 3x3/2 56x56 x 144 0.289 | 0.162, 5x5 14x14 x 672 0.281 | 0.236, 7x7 56x56 x
+  // 96 0.503 | 0.513, 31x31 8.4 | 14.1; channels_last 31x31 8.9 | 13.9. grad_weight: 7x7 0.621 | 0.598, 31x31 9.3 | 12.6.
+  if (depthwise(p)) return p.h.kernel * p.w.kernel <= (r.channels_last ? 225 : weight ? 81 : 36);
+  // Contiguous, 8 channels a group 0.452 | 0.547, 16 0.435 | 0.473, 48 6.7 | 5.3, 112 8.9 | 7.2; channels_last 8 channels
+  // 0.571 | 0.483, 16 0.492 | 0.392, 48 7.0 | 4.8.
+  return weight || r.channels_last || p.in_channels >= 48;
 }
 
 const char* text(Refusal refusal, Kernel kernel) {
@@ -62,12 +86,14 @@ const char* text(Refusal refusal, Kernel kernel) {
     case Refusal::dimensions: return "computes 1-D and 2-D convolutions only";
     case Refusal::dtype: return "computes in float32 only";
     case Refusal::empty: return "nothing to compute";
-    case Refusal::format: return "its vectors along the channels need channels_last tensors";
-    case Refusal::width:
-      return "its vectors along the channels need a depthwise convolution, or for grad_weight 8 input channels a group";
+    case Refusal::extent: return "takes strides, paddings, dilations and kernels to 1024 and sizes to 2**24";
+    case Refusal::channels:
+      return "its vectors along the channels need 8 of them: the groups of a depthwise convolution, or in a group the output "
+             "channels (for gradients the input channels)";
     case Refusal::scratch: return "its smallest block exceeds 512 KiB of scratch";
     case Refusal::slower: return "measured slower here than PyTorch's own";
-    case Refusal::not_first: return kernel == Kernel::planar ? "slower than vectors along the channels here" : "not first";
+    case Refusal::not_first: return kernel == Kernel::planar ? "measured slower here than vectors along the channels"
+                                                                   : "measured slower here than vectors along the width";
     case Refusal::forced: return "another kernel was asked for";
   }
   return "";
@@ -83,8 +109,9 @@ std::string tile(const Request& r, Kernel kernel) {
   const Problem& p = r.problem;
   const bool weight = r.direction == Direction::grad_weight;
   if (kernel == Kernel::channels) {
-    if (!weight) return "8 pixels x " + lanes + " channels";
-    return depthwise(p) ? "3 x 4 taps x " + lanes + " channels" : "4 output channels x 3 vectors of " + lanes + " channels";
+    if (depthwise(p)) return (weight ? "3 x 4 taps x " : "8 pixels x ") + lanes + " channels";
+    return weight ? "4 output channels x 3 vectors of " + lanes + " input channels"
+                  : std::to_string(12 * kernels().lanes / 16) + " pixels x 16 channels";
   }
   const int64_t outputs = r.direction == Direction::grad_input ? p.in_channels : p.out_channels;
   if (outputs >= 4) return (weight ? "4 output channels x 3 taps x " : "4 output channels x 3 vectors of ") + lanes + " columns";
@@ -110,7 +137,7 @@ std::string cut(const Request& r, Kernel kernel) {
     }
     GradWeightChannelsLayout l;
     lay_out(work, lanes, r.threads, &l);
-    return block(l, l.tasks(r.problem), l.input_floats + l.outputs * taps * l.width);
+    return block(l, l.tasks(r.problem), l.input_floats + l.output_floats + l.outputs * taps * l.input.width);
   }
   const Correlation c = correlation_of(r, sweeps(r, r.problem.h).front());
   if (kernel == Kernel::planar) {
@@ -118,9 +145,14 @@ std::string cut(const Request& r, Kernel kernel) {
     lay_out(c, lanes, r.threads, &l);
     return block(l, l.tasks(c), l.input_floats + l.output_floats);
   }
+  if (!depthwise(r.problem)) {
+    GroupLayout l;
+    lay_out_groups(c, r.problem.h.kernel, r.problem.w.kernel, lanes, r.threads, &l);
+    return block(l, l.tasks(c), l.floats);
+  }
   ChannelsLayout l;
   lay_out_channels(c, r.problem.h.kernel, r.problem.w.kernel, r.threads, &l);
-  return block(l, l.tasks(c), l.input_floats + round_up(l.kernel_h * l.kernel_w, 8) * kChannelBlock);
+  return block(l, l.tasks(c), l.floats);
 }
 
 }  // namespace
@@ -164,7 +196,7 @@ Choice choose(const Request& r, const char* forced) {
     if (planar == Refusal::none) planar = Refusal::slower;
     if (channels == Refusal::none) channels = Refusal::slower;
   } else if (channels == Refusal::none && planar == Refusal::none) {
-    planar = Refusal::not_first;
+    (channels_first(r) ? planar : channels) = Refusal::not_first;
   }
   if (channels == Refusal::none) {
     choice.kernel = Kernel::channels;

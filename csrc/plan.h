@@ -22,7 +22,7 @@ struct Request {
 };
 
 // Why a kernel is not taken.
-enum class Refusal { none, dimensions, dtype, empty, format, width, scratch, slower, not_first, forced };
+enum class Refusal { none, dimensions, dtype, empty, extent, channels, scratch, slower, not_first, forced };
 
 struct Choice {
   Kernel kernel;

@@ -16,51 +16,64 @@ struct Taps {
   int64_t w_channel, w_row, w_column, w_output;
 };
 
-// Where a tile writes: vector v at v * vector, its first `columns - v * narrower` floats.
+// Where a tile writes, or adds: vector v at v * vector, its first `columns - v * narrower` floats.
 struct Target {
   float* y;
   int64_t output, vector, columns, narrower;
+  bool add;
 };
 
 // OC output channels by NV vectors, which lie `vector` floats apart: neighbours in a row, or rows of one column.
 // KW is the number of taps in a row where that is known, or 0.
 template <int OC, int NV, int KW>
-GW_INLINE void channel_tile(const Taps& t, const float* x, int64_t vector, const float* w, const float* bias,
+GW_NOINLINE void channel_tile(const Taps& t, const float* x, int64_t vector, const float* w, const float* bias,
                             const Target& to) {
   Vec sum[OC][NV];
   unroll<OC>([&](auto o) GW_LAMBDA {
     const Vec start = bias ? broadcast(bias[o]) : Vec{};
     unroll<NV>([&](auto v) GW_LAMBDA { sum[o][v] = start; });
   });
-  for (int64_t c = 0; c < t.channels; c++) {
-    for (int64_t kh = 0; kh < t.rows; kh++) {
-      const float* row = x + c * t.x_channel + kh * t.x_row;
-      const float* weight = w + c * t.w_channel + kh * t.w_row;
-      each<KW>(t.columns, [&](int64_t kw) GW_LAMBDA {
-        const float* at = row + t.column[kw];
+  // What a tap reads, in variables of its own where the number of taps is known: a load and an addition less a vector.
+  int64_t column[KW > 0 ? KW : 1];
+  if constexpr (KW > 0) unroll<KW>([&](auto kw) GW_LAMBDA { column[kw] = t.column[kw]; });
+  const int64_t x_row = t.x_row, w_row = t.w_row, w_column = t.w_column, w_output = t.w_output;
+  const float* x_channel = x;
+  const float* w_channel = w;
+  for (int64_t c = t.channels; c > 0; c--, x_channel += t.x_channel, w_channel += t.w_channel) {
+    const float* row = x_channel;
+    const float* w_first = w_channel;
+    for (int64_t kh = t.rows; kh > 0; kh--, row += x_row, w_first += w_row) {
+      const float* weight = w_first;
+      each<KW>(t.columns, [&](auto kw) GW_LAMBDA {
+        const float* at;
+        if constexpr (KW > 0) {
+          at = row + column[kw];
+        } else {
+          at = row + t.column[kw];
+        }
         Vec in[NV];
         unroll<NV>([&](auto v) GW_LAMBDA {
           in[v] = load(at + v * vector);
           pin(in[v]);
         });
         unroll<OC>([&](auto o) GW_LAMBDA {
-          const Vec factor = broadcast(weight[o * t.w_output]);
-          unroll<NV>([&](auto v) GW_LAMBDA { sum[o][v] += in[v] * factor; });
+          const Vec factor = broadcast(weight[o * w_output]);
+          unroll<NV>([&](auto v) GW_LAMBDA { add_product(sum[o][v], in[v], factor); });
         });
-        weight += t.w_column;
+        weight += w_column;
       });
     }
   }
   unroll<OC>([&](auto o) GW_LAMBDA {
     unroll<NV>([&](auto v) GW_LAMBDA {
-      store_some(to.y + o * to.output + v * to.vector, sum[o][v], to.columns - v * to.narrower);
+      put(to.y + o * to.output + v * to.vector, sum[o][v], to.columns - v * to.narrower, to.add);
     });
   });
 }
 
 // R output rows by NV neighbouring vectors of one channel; only the first `stored` are kept.
 template <int R, int NV, int KW>
-GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int64_t row_floats, const float* x,
+GW_NOINLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int64_t row_floats, const float* x,
                         const float* w, const float* bias, const Target& to, int64_t stored) {
   Vec sum[R][NV];
   const Vec start = bias ? broadcast(*bias) : Vec{};
@@ -85,7 +98,7 @@ GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int
           unroll<HI - LO>([&](auto n) GW_LAMBDA {
             constexpr int r = LO + n;
             const Vec factor = broadcast(weight[-r * w_row]);
-            unroll<NV>([&](auto v) GW_LAMBDA { sum[r][v] += in[v] * factor; });
+            unroll<NV>([&](auto v) GW_LAMBDA { add_product(sum[r][v], in[v], factor); });
           });
           weight += t.w_column;
         });
@@ -106,7 +119,7 @@ GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int
   unroll<R>([&](auto r) GW_LAMBDA {
     if (r >= stored) return;
     unroll<NV>([&](auto v) GW_LAMBDA {
-      store_some(to.y + r * to.output + v * to.vector, sum[r][v], to.columns - v * to.narrower);
+      put(to.y + r * to.output + v * to.vector, sum[r][v], to.columns - v * to.narrower, to.add);
     });
   });
 }
@@ -122,6 +135,7 @@ struct Piece {
   int64_t outputs, rows, columns;
   int64_t row_floats, stride, spacing;  // of the input plane; of the height
   RowSharing sharing;
+  bool add;  // to what earlier channels left in y
 };
 
 template <int NV>
@@ -133,6 +147,15 @@ GW_INLINE void channel_rows(const Piece& p, int64_t o, int64_t first_row, int64_
   Target to = shape;
   to.y = p.y + o * p.y_channel + first_row * p.y_row + x;
   if (p.taps.columns == 3) return channel_tile<4, NV, 3>(p.taps, in, vector, w, bias, to);
+  if (p.taps.columns == 1 && p.taps.rows == 1) {
+    // The channels of a 1x1 kernel are its rows: one loop less.
+    Taps t = p.taps;
+    t.rows = t.channels;
+    t.x_row = t.x_channel;
+    t.w_row = t.w_channel;
+    t.channels = 1;
+    return channel_tile<4, NV, 1>(t, in, vector, w, bias, to);
+  }
   channel_tile<4, NV, 0>(p.taps, in, vector, w, bias, to);
 }
 
@@ -150,7 +173,7 @@ inline void run_channels(const Piece& p, int64_t outputs) {
       for (int64_t v = 0, taken; v < vectors; v += taken) {
         taken = along_rows ? next(vectors - v) : 1;
         const int64_t x = v * kLanes;
-        const Target to{nullptr, p.y_channel, along_rows ? kLanes : p.y_row, p.columns - x, along_rows ? kLanes : 0};
+        const Target to{nullptr, p.y_channel, along_rows ? kLanes : p.y_row, p.columns - x, along_rows ? kLanes : 0, p.add};
         switch (rows * taken) {
           case 3: channel_rows<3>(p, o, r, x, vector, to); break;
           case 2: channel_rows<2>(p, o, r, x, vector, to); break;
@@ -166,7 +189,7 @@ GW_INLINE void row_vectors(const Piece& p, int64_t o, int64_t row, int64_t x, in
   const float* in = p.x + row * p.stride * p.row_floats + x;
   const float* w = p.w + o * p.taps.w_output;
   const float* bias = p.bias ? p.bias + o : nullptr;
-  const Target to{p.y + o * p.y_channel + row * p.y_row + x, p.sharing.apart * p.y_row, kLanes, p.columns - x, kLanes};
+  const Target to{p.y + o * p.y_channel + row * p.y_row + x, p.sharing.apart * p.y_row, kLanes, p.columns - x, kLanes, p.add};
   if (p.taps.columns == 3)
     return row_tile<R, NV, 3>(p.taps, p.sharing, p.spacing, p.row_floats, in, w, bias, to, stored);
   row_tile<R, NV, 0>(p.taps, p.sharing, p.spacing, p.row_floats, in, w, bias, to, stored);
@@ -237,14 +260,19 @@ inline void correlate_planar(const Correlation& c, const CorrelationLayout& l, i
                 ws.c, c.h.index_step * ws.h, w.index_step * ws.w, ws.o};
       p.columns = std::min(b.columns, w.out - column);
       if (p.columns <= 0) continue;
+      const int64_t run = run_of_channels(c.h.taps * w.taps);
       for (int64_t g = 0; g < groups; g++) {
-        p.x = scratch + g * c.in_channels * plane.channel;
-        p.w = c.weight + (group + g) * ws.group + c.h.index * ws.h + w.index * ws.w;
         p.bias = c.bias ? c.bias + (group + g) * c.out_channels : nullptr;
         p.y = l.staged ? stage + static_cast<int64_t>(i) * l.stage.sweep : output + c.h.first * c.output_strides.h + row * p.y_row + column;
         p.y += g * c.out_channels * p.y_channel;
-        if (fours) run_channels(p, fours);
-        run_rows(p, fours);
+        for (int64_t i = 0; i < c.in_channels; i += run, p.bias = nullptr) {
+          p.taps.channels = std::min(run, c.in_channels - i);
+          p.x = scratch + (g * c.in_channels + i) * plane.channel;
+          p.w = c.weight + (group + g) * ws.group + i * ws.c + c.h.index * ws.h + w.index * ws.w;
+          p.add = i > 0;
+          if (fours) run_channels(p, fours);
+          run_rows(p, fours);
+        }
       }
     }
     if (l.staged) unpack(c, l, stage, groups * c.out_channels, row, column, p.rows, output);

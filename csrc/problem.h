@@ -18,6 +18,8 @@ struct Problem {
   Axis h, w;
 };
 
+inline bool depthwise(const Problem& p) { return p.in_channels == 1 && p.out_channels == 1; }
+
 enum class Direction { forward, grad_input, grad_weight };
 
 // Strides of a tensor (n, c, h, w), in elements.

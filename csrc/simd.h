@@ -7,6 +7,8 @@
 
 #define GW_INLINE __attribute__((always_inline)) inline
 #define GW_LAMBDA __attribute__((always_inline))
+// Of code that runs seldom or long: inlined wherever it is called it would take minutes to compile.
+#define GW_NOINLINE __attribute__((noinline)) inline
 
 namespace groupwise::GW_TARGET {
 
@@ -24,6 +26,16 @@ GW_INLINE Vec broadcast(float x) { return x - Vec{}; }
 // Keeps a loaded vector in its register: GCC 12 otherwise folds the load into every FMA that uses it and so repeats it,
 // which cost half of the peak where one vector feeds four FMAs (31x31 depthwise: 30-35 % of peak, 96 % with it).
 GW_INLINE void pin(Vec& v) { asm volatile("" : "+x"(v)); }
+
+// sum += a * b. As an instruction of its own, GCC 12 keeps every sum in its register; left to choose among the three forms
+// of FMA it overwrote factors instead and spilled sums (resnext50 stage 3, one core: 62 % of peak so, PERCENT with it).
+GW_INLINE void add_product(Vec& sum, Vec a, Vec b) {
+#ifdef __FMA__
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#else
+  sum += a * b;
+#endif
+}
 
 // f(0), ..., f(N-1) with constant arguments: arrays of vectors indexed in an ordinary loop stay on the stack.
 template <int N, class F>
@@ -43,9 +55,7 @@ GW_INLINE void each(int64_t n, F&& f) {
   }
 }
 
-// The first `count` lanes, count <= kLanes; no byte beyond them is touched.
-GW_INLINE void store_some(float* p, Vec v, int64_t count) {
-  if (count >= kLanes) return store(p, v);
+GW_NOINLINE void store_part(float* p, Vec v, int64_t count) {
   alignas(kLanes * 4) float lanes[kLanes];
   store(lanes, v);
   const float* from = lanes;
@@ -53,14 +63,43 @@ GW_INLINE void store_some(float* p, Vec v, int64_t count) {
   if (count & 2) std::memcpy(p, from, 8), p += 2, from += 2;
   if (count & 1) *p = *from;
 }
-GW_INLINE Vec load_some(const float* p, int64_t count) {
-  if (count >= kLanes) return load(p);
+GW_NOINLINE Vec load_part(const float* p, int64_t count) {
   alignas(kLanes * 4) float lanes[kLanes] = {};
   float* to = lanes;
   if (kLanes > 4 && count & 4) std::memcpy(to, p, 16), p += 4, to += 4;
   if (count & 2) std::memcpy(to, p, 8), p += 2, to += 2;
   if (count & 1) *to = *p;
   return load(lanes);
+}
+
+// The first `count` lanes, count <= kLanes; no byte beyond them is touched.
+GW_INLINE void store_some(float* p, Vec v, int64_t count) {
+  if (count >= kLanes) return store(p, v);
+  store_part(p, v, count);
+}
+GW_INLINE Vec load_some(const float* p, int64_t count) { return count >= kLanes ? load(p) : load_part(p, count); }
+
+// The first `count` lanes, added to what is there or in its place.
+GW_INLINE void put(float* p, Vec v, int64_t count, bool add) {
+  if (add) v += load_some(p, count < kLanes ? count : kLanes);
+  store_some(p, v, count);
+}
+
+// The first `count` lanes, zeros after them, whatever was there: 0 * NaN would not do.
+GW_INLINE Vec keep(Vec v, int64_t count) {
+  typedef int32_t Bits __attribute__((vector_size(kLanes * 4)));
+  alignas(64) static constexpr int32_t kOnes[2 * kLanes] = {
+      -1, -1, -1, -1,
+#if GW_LANES == 8
+      -1, -1, -1, -1,
+#endif
+  };
+  Bits bits, ones;
+  std::memcpy(&bits, &v, sizeof v);
+  std::memcpy(&ones, kOnes + kLanes - count, sizeof ones);
+  bits &= ones;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
 }
 
 GW_INLINE float sum_lanes(Vec v) {
@@ -100,21 +139,19 @@ GW_INLINE void transpose(Vec (&r)[kLanes]) {
 #endif
 }
 
-// Every second float of two neighbouring vectors, from the first or the second on; and the way back.
-GW_INLINE Vec even(Vec a, Vec b) {
+// p[0], p[2], ... p[2 * kLanes - 2], and not a float beyond.
+GW_INLINE Vec load_even(const float* p) {
+  const Vec a = load(p), b = load(p + kLanes - 1);
 #if GW_LANES == 8
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+  // Within the halves first, then between them: two instructions, where one step would take three and a table.
+  const Vec t = __builtin_shufflevector(a, b, 0, 2, 9, 11, 4, 6, 13, 15);
+  return __builtin_shufflevector(t, t, 0, 1, 4, 5, 2, 3, 6, 7);
 #else
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+  return __builtin_shufflevector(a, b, 0, 2, 5, 7);
 #endif
 }
-GW_INLINE Vec odd(Vec a, Vec b) {
-#if GW_LANES == 8
-  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-#else
-  return __builtin_shufflevector(a, b, 1, 3, 5, 7);
-#endif
-}
+
+// Floats of two vectors in turn, a0 b0 a1 b1 ...: the first half and the second.
 GW_INLINE Vec interleave_low(Vec a, Vec b) {
 #if GW_LANES == 8
   return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);

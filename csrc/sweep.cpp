@@ -14,7 +14,7 @@ std::vector<Sweep> grad_input_sweeps(const Axis& a) {
   for (int64_t remainder = 0; remainder < a.stride && remainder < a.in; remainder++) {
     // Taps k with (remainder + pad - k * dilation) divisible by the stride: every `step`-th from the first on.
     int64_t first = 0;
-    while (first < step && (remainder + a.pad - first * a.dilation) % a.stride != 0) first++;
+    while (first < step && first < a.kernel && (remainder + a.pad - first * a.dilation) % a.stride != 0) first++;
     Sweep s{a.out, (a.in - remainder + a.stride - 1) / a.stride, 1, 0, 0, 1, 0, 0, remainder, a.stride};
     if (first < step && first < a.kernel) {
       s.taps = (a.kernel - 1 - first) / step + 1;

@@ -1,5 +1,6 @@
 // All kernels, compiled once for each instruction set by the target_*.cpp that includes this.
 #include "channels-inl.h"
+#include "channels_group-inl.h"
 #include "grad_weight-inl.h"
 #include "grad_weight_channels-inl.h"
 #include "kernels.h"
@@ -9,7 +10,13 @@
 namespace groupwise::GW_TARGET {
 
 constexpr Kernels table(const char* isa) {
-  return {isa,           kLanes,          correlate_planar, correlate_channels, grad_weight_planar, grad_weight_channels,
+  return {isa,
+          kLanes,
+          correlate_planar,
+          correlate_channels,
+          correlate_groups,
+          grad_weight_planar,
+          grad_weight_channels,
           sum_channels};
 }
 

@@ -109,9 +109,9 @@ Strides strides_of(const Tensor& t) {
 }
 
 // The tensor itself where the kernel reads it as it lies, else a copy in the call's format.
-Tensor readable(const Tensor& t, const Call& call, bool along_channels) {
+Tensor readable(const Tensor& t, const Call& call) {
   const Strides s = strides_of(t);
-  return (along_channels ? s.c == 1 : s.w == 1 || s.c == 1) ? t : t.contiguous(format(call));
+  return s.w == 1 || s.c == 1 ? t : t.contiguous(format(call));
 }
 
 WeightStrides weight_strides(const Tensor& w, const Call& call) {
@@ -140,7 +140,7 @@ Request request_of(const Call& call, Direction direction) {
 Tensor correlate(const Call& call, const Request& request, Kernel kernel, const Tensor& read, const Tensor& weight,
                  const Tensor& bias) {
   const bool forward = request.direction == Direction::forward;
-  const Tensor from = readable(read, call, kernel == Kernel::channels);
+  const Tensor from = readable(read, call);
   const bool depthwise = call.problem.in_channels == 1 && call.problem.out_channels == 1;
   const Tensor w = kernel == Kernel::channels && depthwise ? weight.contiguous() : weight;
   const Tensor b = bias.defined() ? bias.contiguous() : bias;
@@ -165,9 +165,7 @@ Tensor correlate(const Call& call, const Request& request, Kernel kernel, const 
 
 Tensor grad_weight(const Call& call, const Request& request, Kernel kernel, const Tensor& x, const Tensor& y,
                    const Tensor& weight) {
-  const bool depthwise = call.problem.in_channels == 1 && call.problem.out_channels == 1;
-  const bool along = kernel == Kernel::channels && depthwise;
-  const Tensor from = readable(x, call, along), grad = readable(y, call, along);
+  const Tensor from = readable(x, call), grad = readable(y, call);
   const Tensor to = call.dimensions == 1 ? at::empty(weight.sizes(), weight.options())
                                          : at::empty(weight.sizes(), weight.options().memory_format(format(call)));
   Tensors t{};
@@ -240,7 +238,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
     }
     // PyTorch sums the bias in the same pass as a gradient that is left to it.
     if (mask[2] && !left[0] && !left[1]) {
-      const Tensor from = readable(grad_output, call, false);
+      const Tensor from = readable(grad_output, call);
       const int64_t height = call.dimensions == 1 ? 1 : from.size(2);
       grads[2] = at::empty({from.size(1)}, weight.options());
       sum_channels(from.size(0), from.size(1), height, from.size(from.dim() - 1), from.const_data_ptr<float>(),

@@ -16,16 +16,20 @@ ORDER = [
     "spec",
     "wiring",
     "costs",
-    "draw",
-    "explanation",
     "native",
     "routing",
     "planning",
+    "draw",
+    "explanation",
     "nn",
     "models",
     "recording",
     "counting",
+    "roofline",
+    "checking",
+    "measuring",
     "reporting",
+    "benching",
     "photo",
     "targets",
     "diagnosis",
@@ -35,7 +39,8 @@ ORDER = [
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
 # Nothing of these may load when numbers are explained, or when it is asked what the native core lacks.
-LIGHT = ["errors", "arguments", "spec", "wiring", "costs", "draw", "explanation", "native", "diagnosis", "cli"]
+LIGHT = ["errors", "arguments", "spec", "wiring", "costs", "native", "routing", "planning", "draw", "explanation"]
+LIGHT += ["diagnosis", "cli"]
 
 
 def step(path: pathlib.Path) -> str:

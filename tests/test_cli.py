@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from groupwise import GroupwiseError, __version__, explain, photo, reporting, targets
+from groupwise import ConvSpec, GroupwiseError, __version__, explain, photo, plan, reporting, targets
+from groupwise.checking import Agreement
 from groupwise.cli import main
 from groupwise.cli.parser import parser
+from kernels import needs_kernels, stand_in, without_kernels
 
 
 def run(capsys, *arguments):
@@ -153,6 +155,87 @@ def test_a_layer_keeps_its_batch_and_name(capsys, net):
     assert run(capsys, "explain", f"{net}:Net", "--layer", "2")[1].startswith("2: conv2d 8 → 8")
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_report_checks_the_outputs(capsys, monkeypatch, net, right):
+    stand_in(monkeypatch)
+    real = reporting.check
+    monkeypatch.setattr(reporting, "check", lambda *of: (real(*of)[0], Agreement(0.0 if right else 0.1, 1.0, right)))
+    arguments = ["report", f"{net}:Net", "--input", "1,3,9,9", "--repeats", "1"]
+    status, out, err = run(capsys, *arguments, "--check")
+    assert status == (0 if right else 1)
+    assert ("within rounding." if right else "MORE THAN ROUNDING.") in out
+    assert ("the outputs with groupwise's kernels are not those without" in err) != right
+    assert run(capsys, *arguments)[0] == 0
+
+
+def test_report_without_kernels_has_nothing_to_check(capsys, monkeypatch, net):
+    without_kernels(monkeypatch)
+    status, out, _ = run(capsys, "report", f"{net}:Net", "--input", "1,3,9,9", "--repeats", "1", "--check")
+    assert status == 0
+    assert "groupwise's kernels were not measured: there is none" in " ".join(out.split())
+
+
+NUMBERS = "8 16 -g 4 -k 3x5 --size 9x8 --stride 2,1 --padding 1 --dilation 1x2 --batch 3 --threads 3"
+SPEC = ConvSpec(8, 16, (3, 5), (2, 1), 1, (1, 2), groups=4)
+
+
+@needs_kernels
+def test_plan_prints_what_plan_says(capsys):
+    for options, more in (
+        ("", {}),
+        (
+            " --memory-format channels_last --direction grad_weight",
+            {"memory_format": "channels_last", "direction": "grad_weight"},
+        ),
+        (" --dtype float64", {"dtype": "float64"}),
+    ):
+        made = plan(SPEC, (3, 8, 9, 8), threads=3, **more)
+        assert run(capsys, *f"plan {NUMBERS}{options}".split()) == (0, f"{made}\n", "")
+        assert json.loads(run(capsys, *f"plan {NUMBERS}{options} -f json".split())[1]) == made.to_dict()
+    transposed = plan(ConvSpec(8, 8, 3, transposed=True), (1, 8, 5, 5))
+    assert run(capsys, *"plan 8 8 --size 5 --transposed".split())[1] == f"{transposed}\n"
+
+
+def test_plan_without_kernels_says_how_to_have_them():
+    """In a process of its own, where nothing is loaded yet."""
+    code = (
+        "import sys, groupwise, groupwise.cli; groupwise.__path__[:] = ['nowhere'];"
+        "sys.exit(groupwise.cli.main(['plan', '8', '8', '--size', '9']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("groupwise plan: groupwise's kernels cannot run: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_bench_times_one_layer(capsys, tmp_path):
+    path = tmp_path / "a.json"
+    assert run(capsys, *f"bench {NUMBERS} --repeats 2 -o {path}".split()) == (0, "", "")
+    facts = json.loads(path.read_text())
+    at = explain(SPEC, size=(9, 8), batch=3).to_dict()
+    assert {key: facts[key] for key in ("weight_shape", "macs", "bytes", "batch")} == {
+        key: at[key] for key in ("weight_shape", "macs", "bytes", "batch")
+    }
+    assert (facts["repeats"], facts["machine"]["threads"]) == (2, 3)
+    status, out, _ = run(capsys, *f"bench {NUMBERS} --repeats 1".split())
+    assert status == 0
+    assert out.startswith("conv2d 8 → 16, kernel 3×5, stride 2×1, padding 1×1, dilation 1×2, groups=4; 9×8, batch 3")
+    assert out.count("\ntraining step  ") == len(facts["timings"]) / 2
+
+
+def test_explaining_numbers_takes_no_torch(capsys):
+    """Nor the planner; with torch at hand in the process, the plans are there too."""
+    arguments = ["explain", "8", "8", "-g", "8", "--size", "9", "-f", "json"]
+    code = (
+        f"import sys, groupwise.cli; status = groupwise.cli.main({arguments});"
+        "sys.exit(status or 'torch' in sys.modules or 'groupwise.native' in sys.modules)"
+    )
+    alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    here = json.loads(run(capsys, *arguments)[1])
+    here.pop("plans", None)
+    assert json.loads(alone) == here
+
+
 def test_report_files_of_every_kind(capsys, tmp_path, net):
     for suffix, begin in (("json", "{"), ("txt", f"{net}:Net"), ("html", "<!doctype html>")):
         path = tmp_path / f"r.{suffix}"
@@ -171,8 +254,8 @@ def test_where_arrows_cannot_be_written(net):
 def test_commands_in_the_docs_are_understood():
     root = pathlib.Path(__file__).parent.parent
     pages = "\n".join(page.read_text() for page in [root / "README.md", *(root / "docs").glob("*.md")])
-    lines = re.findall(r"^groupwise ((?:report|serve)(?: [^\n\[]*)?)(?=\[|$)", pages, re.M)
-    assert len(lines) > 6
+    lines = re.findall(r"^groupwise ((?:report|serve|plan|bench)(?: [^\n\[]*)?)(?=\[|$)", pages, re.M)
+    assert {line.split()[0] for line in lines} == {"report", "serve", "plan", "bench"}
     for line in lines:
         parser().parse_args(shlex.split(re.split(r"\s{2,}", line.strip(), maxsplit=1)[0], comments=True))
 
@@ -235,6 +318,19 @@ def test_report_json(capsys, net):
         ("explain alexnot --layer conv1", "no model named 'alexnot'; nearest: alexnet"),
         ("groups 8 0", "out_channels=0 is too small"),
         ("compare 8 4 --groups 1,3", "valid groups: 1, 2, 4"),
+        ("plan 8 4", "the following arguments are required: --size"),
+        ("plan 8 4 --size 9 --groups 3", "valid groups: 1, 2, 4"),
+        ("plan 8 4 --size 9 --direction back", "direction='back' is not known; choose one of: forward, grad_input"),
+        ("plan 8 4 --size 9 --memory-format NHWC", "choose one of: contiguous, channels_last"),
+        ("plan 8 4 --size 9x9x9", "a 2-D convolution takes one int or 2 of them"),
+        ("plan 8 4 --size 2", "the kernel reaches over 3 positions"),
+        ("plan 8 4 --size 9 -o a.svg", "name a file that ends in one of .txt, .json"),
+        ("bench 8 4", "the following arguments are required: --size"),
+        ("bench 8 4 --size 9 --groups 3", "valid groups: 1, 2, 4"),
+        ("bench 8 4 --size 9 --repeats 0", "repeats=0 is too small"),
+        ("bench 8 4 --size 9 --threads 0", "threads=0 is too small"),
+        ("bench 8 4 --size 9 --batch 0", "batch=0 is too small"),
+        ("bench 8 4 --size 9 --dtype int8", "dtype='int8' is not known; choose one of: float32, float64, bfloat16"),
         ("compare 8 4", "the following arguments are required: --groups"),
         ("report alexnet --image {tmp}/none.jpg", "none.jpg does not exist"),
         ("report alexnet --image {tmp}/none.jpg --input 1,3,9,9", "not allowed with argument"),

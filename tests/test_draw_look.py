@@ -140,14 +140,16 @@ def test_pictures_of_one_page_have_ids_of_their_own():
     assert len(set(ids)) == 2 * len(set(pictures))
 
 
+@pytest.mark.parametrize("after", [None, 0.5])
 @pytest.mark.parametrize("kinds", [["dense"], ["grouped"], ["dense", "grouped", "depthwise"] * 60])
-def test_the_bars_of_a_report_are_legible(kinds):
+def test_the_bars_of_a_report_are_legible(kinds, after):
     layers = [
         {"kind": kind, "parameters": i, "macs": {"forward": i * i}, "bytes": 5, "pytorch_ms": i % 7 + 0.1}
         for i, kind in enumerate(kinds, 1)
     ]
-    root = check_legible(strip_svg({"layers": layers}))
+    root = check_legible(strip_svg({"layers": [layer | {"groupwise_ms": after} for layer in layers]}))
     said = words(root)
-    assert {"parameters", "MACs", "bytes", "time"} <= set(said)
+    bars = {"parameters", "MACs", "bytes", *(["time before", "time after"] if after else ["time"])}
+    assert {text for text in said if text in bars or text.startswith("time")} == bars
     for kind in set(kinds):
-        assert sum(text.startswith(kind) for text in said) == 4
+        assert sum(text.startswith(kind) for text in said) == len(bars)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 
 import groupwise
 from cases import SCENARIOS, layer_of, specs
-from groupwise import ConvSpec, GroupwiseError, explain
+from groupwise import ConvSpec, GroupwiseError, Plan, explain, native, plan
+from groupwise.draw import text
+from kernels import needs_kernels, without_kernels
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # name: arguments and options of explain
@@ -31,7 +34,9 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_golden_text(name):
+def test_golden_text(name, monkeypatch):
+    """Without the plans, which are of the machine."""
+    without_kernels(monkeypatch)
     arguments, options = TEXTS[name]
     shown = str(explain(*arguments, **options)) + "\n"
     golden = GOLDEN / f"{name}.txt"
@@ -203,6 +208,86 @@ def test_pictures_and_page(tmp_path):
     assert repr(shown) == str(shown)
     assert not re.findall(r'(?:src|href)="http|url\(http|@import', page)
     assert len(re.findall(r'id="([^"]+)"', page)) == len(set(re.findall(r'id="([^"]+)"', page)))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("spec", "size", "formats"),
+    [
+        (ConvSpec(128, 128, 3, padding=1, groups=32), (56, 48), ["contiguous", "channels_last"]),
+        (ConvSpec(16, 32, 3, groups=16, transposed=True, stride=2), (7, 9), ["contiguous", "channels_last"]),
+        (ConvSpec(64, 64, 5, groups=1, dims=1), (99,), ["contiguous"]),
+    ],
+)
+def test_the_plans_are_the_planners(spec, size, formats):
+    shown = explain(spec, size=size, batch=2)
+    shape = (2, spec.in_channels, *size)
+    expected = {
+        layout: {
+            name: plan(spec, shape, memory_format=layout, direction=name)
+            for name in ("forward", "grad_input", "grad_weight")
+        }
+        for layout in formats
+    }
+    assert shown.plans == expected
+    facts = shown.to_dict()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["plans"] == {
+        layout: {name: one.to_dict() for name, one in passes.items()} for layout, passes in expected.items()
+    }
+    section = shown.to_text().partition("\nPlan ")[2]
+    lines = iter(section.split("\n"))
+    for layout, passes in expected.items():
+        assert layout in next(line for line in lines if line.strip() in formats)
+        for name, one in passes.items():
+            assert next(lines).split(maxsplit=2) == [name, one.kernel, one.tile or "PyTorch's own"]
+    for why in {why for passes in expected.values() for one in passes.values() for why in one.refused.values()}:
+        assert why in " ".join(section.split())
+    assert "\nPlan " in shown.to_html()
+
+
+def test_where_there_are_no_plans(monkeypatch):
+    asked = []
+    monkeypatch.setattr(native, "status", lambda: asked.append(1) or native.Status())
+    grouped = ConvSpec(8, 8, 3, groups=8)
+    for shown in (
+        explain(grouped),
+        explain(ConvSpec(8, 8, 3, groups=8, dims=3), size=9),
+        explain(grouped, size=9, dtype="float64"),
+    ):
+        assert (shown.plans, "plans" in shown.to_dict(), "\nPlan " in str(shown)) == ({}, False, False)
+    monkeypatch.delitem(sys.modules, "torch")
+    assert explain(grouped, size=9).plans == {}
+    assert asked == []
+    monkeypatch.undo()
+    without_kernels(monkeypatch)
+    assert explain(grouped, size=9).plans == {}
+
+
+def a_plan(kernel, tile=None, **refused):
+    return Plan(kernel, "forward", "contiguous", "avx2", 2, {}, refused, tile)
+
+
+def test_a_reason_is_said_once_with_its_places():
+    some, other = a_plan("planar", "4 rows", channels="it is narrow"), a_plan("pytorch", planar="slow", channels="slow")
+    passes = {"forward": some, "grad_input": some, "grad_weight": other}
+    lines = text.plans({"contiguous": passes, "channels_last": dict.fromkeys(passes, some)}).split("\n")
+    assert lines == [
+        "Plan     kernel and tile of each pass (avx2, 2 threads)",
+        "         contiguous",
+        "           forward      planar    4 rows",
+        "           grad_input   planar    4 rows",
+        "           grad_weight  pytorch   PyTorch's own",
+        "         channels_last",
+        "           forward      planar    4 rows",
+        "           grad_input   planar    4 rows",
+        "           grad_weight  planar    4 rows",
+        "         not channels: it is narrow (contiguous forward, grad_input;",
+        "         channels_last)",
+        "         not planar: slow (contiguous grad_weight)",
+        "         not channels: slow (contiguous grad_weight)",
+    ]
+    assert "(" not in text.plans({"contiguous": dict.fromkeys(passes, some)}).split("\n")[-1]
 
 
 def test_a_million_groups_are_quick():

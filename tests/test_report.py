@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 import groupwise
-from groupwise import GroupwiseError, counting, report, reporting
+from groupwise import GroupwiseError, counting, measuring, report, reporting
+from groupwise.checking import Agreement, Checked
+from groupwise.draw import report_text
 from groupwise.draw.folding import fold
 from groupwise.targets import load_model
+from kernels import stand_in, without_kernels
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -64,6 +67,7 @@ def test_models_against_an_independent_count(target, size, grouped):
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert made["total"]["parameters"] == sum(p.numel() for m in convolutions for p in m.parameters())
     assert made["total"]["model_parameters"] == sum(p.numel() for p in model.parameters())
+    assert made["not_measured"] or made["outputs"]["within_rounding"]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +135,8 @@ def test_folding_joins_names_and_sums():
         "op": "conv2d", "in_channels": 4, "weight_shape": [4, 2, 3, 3], "bias_shape": None, "stride": [1, 1],
         "padding": [0, 0], "dilation": [1, 1], "output_padding": [0, 0], "groups": 2, "input_size": [5, 5], "batch": 1,
         "dtype": "float32", "passes": ["forward"], "parameters": 72, "bytes": 10, "pytorch_ms": 0.5,
-        "macs": {"forward": 7, "grad_input": 7, "grad_weight": 7},
+        "macs": {"forward": 7, "grad_input": 7, "grad_weight": 7}, "groupwise_ms": None, "speedup": None,
+        "kernel": None, "kernels": {}, "max_error": None, "roofline": None,
     }  # fmt: skip
     names = ["layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2", "layer1.5.conv2", "layer1.0.conv3"]
     folded = fold([row | {"name": name} for name in names[:4]] + [row | {"name": "layer1.6.conv2", "groups": 1}])
@@ -140,21 +145,39 @@ def test_folding_joins_names_and_sums():
     assert (repeated["name"], repeated["count"], repeated["parameters"]) == ("shared.3", 2, 72)
     assert fold([row | {"name": name} for name in names])[0]["name"] == "layer1.0.conv2 … layer1.0.conv3"
     assert (folded[0]["parameters"], folded[0]["macs"]["forward"], folded[0]["pytorch_ms"]) == (288, 28, 2.0)
+    assert (folded[0]["groupwise_ms"], folded[0]["speedup"], folded[0]["roofline"]) == (None, None, None)
+    speeds = [(0.25, 0.4, 1e-7), (0.5, 0.1, 3e-7)]
+    faster = [
+        row | {"name": f"a.{n}", "groupwise_ms": ms, "roofline": share, "max_error": error, "kernel": "planar"}
+        for n, (ms, share, error) in enumerate(speeds)
+    ]
+    both = fold(faster)[0]
+    assert (both["groupwise_ms"], both["speedup"], both["max_error"]) == (0.75, pytest.approx(1 / 0.75), 3e-7)
+    assert both["roofline"] == pytest.approx((0.25 * 0.4 + 0.5 * 0.1) / 0.75)
+    assert len(fold([faster[0] | {"kernels": {"forward": "planar"}}, faster[1]])) == 2
 
 
-def canned(monkeypatch, seconds):
-    """Let every recorded run take times that are known: `seconds` for each forward, ten times that for the backward."""
-    turn = iter(seconds)
+def canned(monkeypatch, seconds, routed=()):
+    """Let every recorded run take times that are known: `seconds` for each forward, ten times that for the backward.
+
+    `routed` has those of the runs with groupwise's kernels, which are stood in for; without any there are none.
+    """
+    if routed:
+        asked = stand_in(monkeypatch)
+    else:
+        asked = [False]
+        without_kernels(monkeypatch)
+    turn = {False: iter(seconds), True: iter(routed)}
     real = counting.run
 
     def timed(*arguments):
-        one, now = real(*arguments), next(turn)
+        one, now = real(*arguments), next(turn[asked[-1]])
         for place, call in enumerate(one.calls, 1):
             call.seconds = {"forward": now * place, "backward": 10 * now * place}
         return counting.Run(one.calls, 100 * now)
 
     monkeypatch.setattr(counting, "run", timed)
-    monkeypatch.setattr(counting, "time_run", lambda *_: 0.5)
+    monkeypatch.setattr(counting, "time_run", lambda *_: 0.25 if asked[-1] else 0.5)
 
 
 def test_times_are_medians_without_the_warm_up(small, monkeypatch):
@@ -167,19 +190,105 @@ def test_times_are_medians_without_the_warm_up(small, monkeypatch):
     assert (share["time"], share["time_of_model"]) == pytest.approx((0.9, 0.09))
 
 
+def test_before_and_after(small, monkeypatch):
+    """By hand: the rows' forwards take 2, 4, 6 and 8 ms by PyTorch's kernels and a quarter of that by groupwise's."""
+    canned(monkeypatch, [9, 9, 0.001, 0.007, 0.002], [8, 8, 0.0005, 0.0001, 0.008])
+    facts = report(small.eval(), torch.randn(1, 3, 8, 8), repeats=3).to_dict()
+    rows, total = facts["layers"], facts["total"]
+    assert [row["pytorch_ms"] for row in rows] == pytest.approx([2, 4, 6, 8])
+    assert [row["groupwise_ms"] for row in rows] == pytest.approx([0.5, 1, 1.5, 2])
+    assert [row["speedup"] for row in rows] == pytest.approx([4] * 4)
+    # The roofline that stands in does a FLOP and a byte a nanosecond.
+    bounds = [max(2 * row["macs"]["forward"], row["bytes"]) / 1e6 for row in rows]
+    assert [row["roofline"] * row["groupwise_ms"] for row in rows] == pytest.approx(bounds)
+    assert (total["groupwise_ms"], total["speedup"], total["roofline"]) == pytest.approx((5, 4, sum(bounds) / 5))
+    assert (total["model_ms"], total["groupwise_model_ms"], total["model_speedup"]) == pytest.approx((500, 250, 2))
+    assert (total["grouped"]["groupwise_ms"], total["grouped"]["roofline"]) == pytest.approx(
+        (4.5, sum(bounds[1:]) / 4.5)
+    )
+    assert total["max_error"] == max(row["max_error"] for row in rows) < 1e-5
+    assert (total["kernels"], total["grouped"]["kernels"]) == ({"pytorch": 4}, {"pytorch": 3})
+    assert facts["outputs"] == {"max_difference": 0.0, "top1": None, "within_rounding": True}
+    assert facts["not_measured"] is None
+    assert facts["machine"]["roofline"] == {"flop_per_second": 1e9, "bytes_per_second": 1e9}
+
+
+def test_without_the_kernels(small, monkeypatch):
+    without_kernels(monkeypatch)
+    made = report(small, torch.randn(1, 3, 8, 8), repeats=1)
+    facts = made.to_dict()
+    for row in (*facts["layers"], facts["total"], facts["total"]["grouped"]):
+        assert row["pytorch_ms"] > 0
+        assert {row[key] for key in ("groupwise_ms", "speedup", "max_error", "roofline")} == {None}
+    assert {row["kernel"] for row in facts["layers"]} == {None}
+    assert facts["outputs"] is facts["total"]["model_speedup"] is None
+    assert facts["not_measured"] == "there is none; `groupwise doctor` says how to have them"
+    for shown in (str(made), made.to_html()):
+        assert shown.count("kernels were not measured: there is none; `groupwise doctor` says how") == 1
+    assert made.to_html().count("<table") == 1
+
+
+def test_a_model_beyond_the_cpu_is_not_measured():
+    reason = "they compute on the CPU, and the model has tensors on cuda"
+    assert measuring.not_measured({"cuda", "cpu"}) == reason
+
+
+def golden(name, shown):
+    path = GOLDEN / name
+    if os.environ.get("GROUPWISE_UPDATE_GOLDEN"):
+        path.write_text(shown, encoding="utf-8")
+    assert shown == path.read_text(encoding="utf-8")
+
+
+HERE = {"processor": "a processor", "threads": 2, "torch": "2.0", "groupwise": "0", "date": "2000-01-01"}
+
+
+def test_golden_report_without_the_kernels(small, monkeypatch):
+    canned(monkeypatch, [0.001] * 3)
+    monkeypatch.setattr(reporting, "machine", lambda: HERE)
+    made = report(small.train(), torch.randn(2, 3, 8, 8), backward=True, repeats=1, title="a small model")
+    golden("report-without-kernels.txt", f"{made}\n")
+
+
 def test_golden_report(small, monkeypatch):
     """The table and the page, with times that are known and a machine that is nowhere."""
-    canned(monkeypatch, [0.001] * 3)
-    here = {"processor": "a processor", "threads": 2, "torch": "2.0", "groupwise": "0", "date": "2000-01-01"}
-    monkeypatch.setattr(reporting, "machine", lambda: here)
+    # One run more, to find the calls that the kernels and errors below belong to.
+    canned(monkeypatch, [0.001] * 4, [0.0004] * 3)
+    monkeypatch.setattr(reporting, "machine", lambda: HERE)
+    kernels = [("pytorch",) * 2, ("planar",) * 3, ("planar",) * 3, ("channels", "channels", "pytorch")]
+
+    def found(model, inputs, keywords, backward):
+        calls = counting.run(model, inputs, keywords, backward).calls
+        checked = [
+            Checked(call, dict(zip(call.passes, used, strict=True)), 1e-7 * number)
+            for number, (call, used) in enumerate(zip(calls, kernels, strict=True), 1)
+        ]
+        return checked, Agreement(2e-7, 0.5, True)
+
+    monkeypatch.setattr(reporting, "check", found)
     made = report(small.train(), torch.randn(2, 3, 8, 8), backward=True, repeats=1, title="a small model")
     page = re.sub(r"<svg.*?</svg>", "<svg/>", made.to_html(), flags=re.S)
     page = page[page.index("<body>") :]
-    for name, shown in (("report.txt", f"{made}\n"), ("report.html", page)):
-        golden = GOLDEN / name
-        if os.environ.get("GROUPWISE_UPDATE_GOLDEN"):
-            golden.write_text(shown, encoding="utf-8")
-        assert shown == golden.read_text(encoding="utf-8")
+    golden("report.txt", f"{made}\n")
+    golden("report.html", page)
+
+
+def test_the_tables_keep_to_their_width(small, monkeypatch):
+    """The second one with the longest of everything: no wider than the first is with names as long."""
+    canned(monkeypatch, [0.001] * 3, [0.0004] * 3)
+    facts = report(small.train(), torch.randn(2, 3, 8, 8), backward=True, repeats=1).to_dict()
+    kernels = dict(zip(("forward", "grad_input", "grad_weight"), ("channels", "pytorch", "channels"), strict=True))
+    most = {
+        "pytorch_ms": 99_999.0,
+        "groupwise_ms": 99_999.0,
+        "speedup": 999.0,
+        "kernels": kernels,
+        "max_error": 1.8e308,
+    }
+    for number, row in enumerate(facts["layers"]):
+        row |= {**most, "name": f"{'a' * 40}.{number}", "roofline": 12.0}
+    second = report_text.table(facts).split("\n\n")[2]
+    assert max(map(len, second.split("\n"))) <= 122
 
 
 def test_totals_of_everything_and_of_the_grouped_ones(small):

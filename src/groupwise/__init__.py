@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from groupwise import models as models
     from groupwise import nn as nn
     from groupwise.arguments import valid_groups as valid_groups
+    from groupwise.benching import Bench as Bench
+    from groupwise.benching import bench as bench
     from groupwise.costs import Cost as Cost
     from groupwise.costs import cost as cost
     from groupwise.counting import count as count
@@ -36,6 +38,7 @@ __version__ = "0.1.0"
 
 # Functions are verbs and the modules that hold them nouns, so that neither hides the other here.
 _HOME = {
+    "Bench": "benching",
     "ConvCall": "recording",
     "ConvSpec": "spec",
     "Cost": "costs",
@@ -45,6 +48,7 @@ _HOME = {
     "Plan": "planning",
     "Report": "reporting",
     "Wiring": "wiring",
+    "bench": "benching",
     "cost": "costs",
     "count": "counting",
     "disable": "routing",

@@ -74,7 +74,20 @@ def run(model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping[str,
 def time_run(model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping[str, Any], backward: bool) -> float:
     """Seconds that the same run takes with nothing recorded."""
     with _unchanged(model, inputs, keywords) as (copies, copied_keywords):
-        return _execute(model, copies, copied_keywords, backward)
+        return _execute(model, copies, copied_keywords, backward)[1]
+
+
+def outputs_of(
+    model: Callable[..., Any],
+    inputs: Sequence[Any],
+    keywords: Mapping[str, Any],
+    backward: bool,
+    recorder: Recorder,
+) -> list[torch.Tensor]:
+    """The tensors of the model's output, from a run like the others that `recorder` looks at."""
+    with _unchanged(model, inputs, keywords) as (copies, copied_keywords), recorder.naming(), recorder:
+        output, _ = _execute(model, copies, copied_keywords, backward)
+        return [tensor.detach().clone() for tensor in tensors_of(output)]
 
 
 def check_model(model: object) -> None:
@@ -150,11 +163,14 @@ def _record(
 ) -> tuple[list[ConvCall], float]:
     recorder = Recorder(model)
     with recorder.naming(), recorder:
-        seconds = _execute(model, inputs, keywords, backward)
+        _, seconds = _execute(model, inputs, keywords, backward)
     return recorder.calls, seconds
 
 
-def _execute(model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping[str, Any], backward: bool) -> float:
+def _execute(
+    model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping[str, Any], backward: bool
+) -> tuple[Any, float]:
+    """The model's output, and the seconds that it and its gradients took."""
     # Not the caller's grad mode: what is counted must not depend on where that happens.
     with torch.enable_grad() if backward else torch.no_grad():
         devices = {tensor.device for tensor in tensors_of(model, inputs, keywords)}
@@ -166,7 +182,7 @@ def _execute(model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping
             _backward(model, inputs, keywords, output)
         for device in devices:
             synchronize(device)
-        return time.perf_counter() - start
+        return output, time.perf_counter() - start
 
 
 def _backward(model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping[str, Any], output: Any) -> None:

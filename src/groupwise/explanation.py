@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import pathlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groupwise.arguments import Extent
 from groupwise.costs import Cost, check_dtype, cost
@@ -19,12 +20,15 @@ from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.spec import ConvSpec
 from groupwise.wiring import Wiring
 
+if TYPE_CHECKING:
+    from groupwise.planning import Plan
+
 VIEWS = ("wiring", "weight", "cost", "all")
 
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """What a convolution connects and costs. `print()` it, or let a notebook show its pictures.
+    """What a convolution connects and costs, and how it is planned. `print()` it, or let a notebook show its pictures.
 
     - `spec`: the convolution
     - `input_size`: spatial input size, or None: then MACs and bytes are left out
@@ -50,6 +54,27 @@ class Explanation:
         """Its paths."""
         return Wiring(self.spec)
 
+    @property
+    def plans(self) -> dict[str, dict[str, Plan]]:
+        """The plan of each pass (`forward`, `grad_input`, `grad_weight`) by memory format.
+
+        Empty without a size, for 3-D and for other dtypes than float32, where the kernels cannot run, and as long as
+        nothing else has imported torch, which an explanation does not wait for.
+        """
+        if self.input_size is None or self.spec.dims == 3 or self.dtype != "float32" or not sys.modules.get("torch"):
+            return {}
+        from groupwise import native
+        from groupwise.planning import DIRECTIONS, MEMORY_FORMATS, plan
+
+        if native.status().problem:
+            return {}
+        shape = (self.batch, self.spec.in_channels, *self.input_size)
+        formats = MEMORY_FORMATS if self.spec.dims == 2 else MEMORY_FORMATS[:1]
+        return {
+            layout: {name: plan(self.spec, shape, memory_format=layout, direction=name) for name in DIRECTIONS}
+            for layout in formats
+        }
+
     def __str__(self) -> str:
         return self.to_text()
 
@@ -60,14 +85,17 @@ class Explanation:
         return html.figure(self.to_svg())
 
     def to_text(self, view: str = "all") -> str:
-        """Plain Unicode of at most 80 columns; `view` is wiring, weight, cost or all."""
+        """Plain Unicode of at most 80 columns; `view` is wiring, weight, cost or all (the three, and the plans)."""
         views = {
             "wiring": lambda: text.wiring(self.spec),
             "weight": lambda: text.weight(self.spec),
             "cost": lambda: text.cost(self.spec, self.cost),
         }
         chosen = _chosen(view)
-        return "\n\n".join([text.heading(self.spec, self.name), *(views[name]() for name in chosen)])
+        parts = [text.heading(self.spec, self.name), *(views[name]() for name in chosen)]
+        if view == "all" and (plans := self.plans):
+            parts.append(text.plans(plans))
+        return "\n\n".join(parts)
 
     def to_svg(self, view: str = "all") -> str:
         """A picture; `view` is wiring, weight, cost or all (the three, one below the other)."""
@@ -98,7 +126,8 @@ class Explanation:
         """Every fact as plain JSON types; sizes, MACs and bytes only when the input size is known.
 
         `paths` lists every group with half-open channel ranges. `bytes` is what one pass moves at least (input and
-        weight read once, output written once) and `traffic` splits it. `macs_on_padding` are of one pass.
+        weight read once, output written once) and `traffic` splits it. `macs_on_padding` are of one pass. `plans` has
+        the plan of each pass by memory format, where there are any: see `plans`.
         """
         spec, dense = self.spec, self.spec.dense()
         facts: dict[str, Any] = {} if self.name is None else {"name": self.name}
@@ -115,6 +144,10 @@ class Explanation:
             facts |= self.cost.to_dict()
             facts["dense"] |= {key: full[key] for key in ("macs", "macs_on_padding", "bytes", "traffic", "intensity")}
             facts["dense"]["ratio"] = self.cost.ratio
+        if plans := self.plans:
+            facts["plans"] = {
+                layout: {name: plan.to_dict() for name, plan in passes.items()} for layout, passes in plans.items()
+            }
         return facts
 
 

@@ -56,15 +56,20 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"{self.direction} in {self.memory_format}: {self.kernel} ({self.isa}, {_threads(self.threads)})"]
         if self.tile is not None and self.block is not None and self.scratch_bytes is not None:
-            lines.append(f"  tile {self.tile}")
+            tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
             cut = " x ".join(f"{count} {name if count != 1 else name[:-1]}" for name, count in self.block.items())
-            lines.append(f"  {self.tasks} tasks of {cut}; {-(-self.scratch_bytes // 1024)} KiB of scratch a thread")
+            lines.append(f"  tile {self.tile}")
+            lines.append(f"  {tasks} of {cut}; {-(-self.scratch_bytes // 1024)} KiB of scratch a thread")
         lines += [f"  not {name}: {why}" for name, why in self.refused.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Every fact as plain JSON types."""
-        facts = {"kernel": self.kernel, "direction": self.direction, "memory_format": self.memory_format}
+        facts: dict[str, Any] = {
+            "kernel": self.kernel,
+            "direction": self.direction,
+            "memory_format": self.memory_format,
+        }
         facts |= {"isa": self.isa, "threads": self.threads, **self.shape, "refused": dict(self.refused)}
         if self.block is not None:
             facts |= {"tile": self.tile, "block": dict(self.block)}
@@ -142,7 +147,7 @@ def _axes(spec: ConvSpec, size: Sequence[int]) -> list[tuple[int, ...]]:
     before the operator runs, and belongs to its input then.
     """
     out = spec.output_size(size)
-    axes = []
+    axes: list[tuple[int, ...]] = []
     for axis in range(spec.dims):
         before, after = spec.pads[axis]
         given, length = size[axis], out[axis]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,7 +91,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
             return result
         if func is _BACKWARD:
             result, seconds = _timed(func, args, kwargs)
-            self._backward(args, seconds)
+            self._backward(args, result, seconds)
             return result
         if func is _CAST:
             return self._cast(args[0], func(*args, **kwargs))
@@ -163,6 +163,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         call.passes.append("forward")
         call.seconds["forward"] = seconds
         self._read.append((*_read_by(args[0], args[1]), call))
+        self.examine(call, ("forward",), args, (result,))
+
+    def examine(
+        self, call: ConvCall, passes: Sequence[str], args: tuple[Any, ...], results: Sequence[torch.Tensor | None]
+    ) -> None:
+        """For a recorder that looks at the tensors too: what an operator was given, and what came of it."""
 
     def _call(
         self,
@@ -199,14 +205,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         agrees = spec.weight_shape == tuple(weight.shape) and at.output_size == out_shape[2:]
         return at if agrees and spec.out_channels == out_shape[1] else None
 
-    def _backward(self, args: tuple[Any, ...], seconds: float) -> None:
+    def _backward(self, args: tuple[Any, ...], results: Sequence[torch.Tensor | None], seconds: float) -> None:
         grad_output, source, weight, bias_sizes, mask = args[0], args[1], args[2], args[3], args[10]
         call = self._claim(source, weight)
         if call is None:
             # Its forward had other shapes: vmap folds a batch into the channels of one, not of the other.
             call = self._call(source, weight, bias_sizes, args[4:10], tuple(grad_output.shape))
-        call.passes += [name for name, asked in zip(("grad_input", "grad_weight"), mask, strict=False) if asked]
+        passes = [name for name, asked in zip(("grad_input", "grad_weight"), mask, strict=False) if asked]
+        call.passes += passes
         call.seconds["backward"] += seconds
+        self.examine(call, passes, args, results)
 
     def _claim(self, source: torch.Tensor, weight: torch.Tensor) -> ConvCall | None:
         """The call that this is the backward of: of those that read the same tensors, or else (checkpoints and saved

@@ -6,32 +6,45 @@ import pathlib
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 import groupwise
 from groupwise import counting
+from groupwise.checking import Agreement, Checked, check
 from groupwise.costs import Macs
 from groupwise.draw import html, report_html, report_text
-from groupwise.errors import GroupwiseError, check_integer
+from groupwise.errors import check_integer
+from groupwise.measuring import check_same, measure, not_measured
 from groupwise.recording import ConvCall
+from groupwise.roofline import Roofline, measure_roofline
 
 _PASSES = ("forward", "grad_input", "grad_weight")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One convolution executed: what it is, what it costs, the median time it took.
+    """One convolution executed: what it is, what it costs, the median times it took.
 
-    `forward_ms` and `backward_ms` are None where nothing was measured.
+    - `forward_ms`, `backward_ms`: by PyTorch's own kernels; None where nothing was measured
+    - `groupwise_ms`: by groupwise's, forward and, if it ran, backward; None where they were not measured, as the rest
+    - `kernels`: the kernel that each pass took then
+    - `max_error`: the largest absolute difference of the output (and of the gradients of input and weight, if they ran)
+      from the same convolution in float64, relative to the largest absolute value of that
+    - `bound_ms`: the least time that the machine allows: see `groupwise.roofline`
     """
 
     call: ConvCall
     forward_ms: float | None = None
     backward_ms: float | None = None
+    groupwise_ms: float | None = None
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    max_error: float | None = None
+    bound_ms: float | None = None
 
     @property
     def pytorch_ms(self) -> float | None:
@@ -39,6 +52,21 @@ class Row:
         if self.forward_ms is None:
             return None
         return self.forward_ms + (self.backward_ms or 0.0)
+
+    @property
+    def speedup(self) -> float | None:
+        """PyTorch's time over groupwise's."""
+        return _ratio(self.pytorch_ms, self.groupwise_ms)
+
+    @property
+    def kernel(self) -> str | None:
+        """The kernel of the forward, or of the first pass that ran."""
+        return next(iter(self.kernels.values()), None)
+
+    @property
+    def roofline(self) -> float | None:
+        """The share of the bound that groupwise's time reaches."""
+        return _ratio(self.bound_ms, self.groupwise_ms)
 
     @property
     def grouped(self) -> bool:
@@ -55,6 +83,12 @@ class Row:
             "pytorch_ms": self.pytorch_ms,
             "forward_ms": self.forward_ms,
             "backward_ms": self.backward_ms,
+            "groupwise_ms": self.groupwise_ms,
+            "speedup": self.speedup,
+            "kernel": self.kernel,
+            "kernels": dict(self.kernels),
+            "max_error": self.max_error,
+            "roofline": self.roofline,
         }
 
 
@@ -69,6 +103,8 @@ class Report:
     - `recorded_ms`: the same while each convolution is recorded, which takes longer; shares of time are of this one
     - `backward`: whether the gradients ran; `repeats`: how many runs the medians are of
     - `machine`: where it was measured
+    - `groupwise_model_ms`: as `model_ms`, by groupwise's kernels; `agreement`: whether the outputs are the same then
+    - `not_measured`: why groupwise's kernels were not measured; None if they were
     """
 
     title: str
@@ -79,6 +115,9 @@ class Report:
     backward: bool
     repeats: int
     machine: dict[str, Any]
+    groupwise_model_ms: float | None = None
+    agreement: Agreement | None = None
+    not_measured: str | None = None
 
     def __str__(self) -> str:
         return report_text.table(self.to_dict())
@@ -104,6 +143,8 @@ class Report:
             "backward": self.backward,
             "layers": [row.to_dict() for row in self.rows],
             "total": self.total(),
+            "outputs": None if self.agreement is None else self.agreement.to_dict(),
+            "not_measured": self.not_measured,
             "repeats": self.repeats,
             "machine": self.machine,
         }
@@ -112,8 +153,9 @@ class Report:
         """Sums over all rows, over the grouped ones, and the share of the latter.
 
         `parameters` are those of the model: a weight that several rows share counts once, one computed on the fly not
-        at all. `macs` sums what each pass costs; `macs_run` what ran (the first layer needs no grad_input). The shares
-        `parameters_of_model` and `time_of_model` are of the whole model.
+        at all. `macs` sums what each pass costs; `macs_run` what ran (the first layer needs no grad_input). `kernels`
+        counts the convolutions by the kernel of their forward, and `max_error` is the largest. The shares
+        `parameters_of_model` and `time_of_model` are of the whole model, and of PyTorch's times.
         """
         everything, grouped = _sums(self.rows), _sums(row for row in self.rows if row.grouped)
         grouped["share"] = {
@@ -132,6 +174,8 @@ class Report:
             "model_parameters": self.model_parameters,
             "model_ms": self.model_ms,
             "recorded_ms": self.recorded_ms,
+            "groupwise_model_ms": self.groupwise_model_ms,
+            "model_speedup": _ratio(self.model_ms, self.groupwise_model_ms),
             "grouped": grouped,
         }
 
@@ -154,6 +198,10 @@ def report(
     whole model is timed without it as well. On meta tensors nothing is timed. Convolutions that a model runs in threads
     of its own are not seen.
 
+    It is measured by PyTorch's own kernels and, in turn, by groupwise's, whether these are enabled or not. Then their
+    results are compared, for which every convolution is computed in float64, once. Where groupwise's kernels cannot
+    run, and for a model with tensors beyond the CPU, their fields are None, and the report says why.
+
     - `model`: a `torch.nn.Module` or any callable; `inputs`, `kwargs`: its arguments
     - `repeats`: 1 or more
     - `progress`: show a bar (needs the extra `groupwise[report]`)
@@ -171,32 +219,37 @@ def report(
     about = {**machine(), "devices": sorted({_device_name(tensor.device) for tensor in tensors})}
     if counting.on_meta(model, inputs, keywords):
         calls = counting.run(model, inputs, keywords, backward).calls
-        return Report(title, tuple(map(Row, calls)), parameters, None, None, backward, 0, about)
-    runs, whole = _measure(model, inputs, keywords, backward, repeats, progress)
-    rows = tuple(_row(calls, backward) for calls in zip(*(one.calls for one in runs), strict=True))
-    recorded = statistics.median(one.seconds for one in runs) * 1e3
-    return Report(title, rows, parameters, statistics.median(whole) * 1e3, recorded, backward, repeats, about)
-
-
-def _measure(
-    model: Callable[..., Any],
-    inputs: Sequence[Any],
-    keywords: Mapping[str, Any],
-    backward: bool,
-    repeats: int,
-    progress: bool,
-) -> tuple[list[counting.Run], list[float]]:
-    """Recorded runs, and the seconds of as many that are not, in turn."""
-    runs, whole = [], []
-    for number in _bar(range(-2, repeats), progress):
-        recorded = counting.run(model, inputs, keywords, backward)
-        seconds = counting.time_run(model, inputs, keywords, backward)
-        if number >= 0:
-            runs.append(recorded)
-            whole.append(seconds)
-    if any([call.cost for call in one.calls] != [call.cost for call in runs[0].calls] for one in runs):
-        raise GroupwiseError("the model executes other convolutions from one run to the next, so it has no one report")
-    return runs, whole
+        nothing = "nothing is computed on meta tensors"
+        return Report(title, tuple(map(Row, calls)), parameters, None, None, backward, 0, about, not_measured=nothing)
+    reason = not_measured({tensor.device.type for tensor in tensors})
+    timed = measure(model, inputs, keywords, backward, repeats, (False,) if reason else (False, True), progress)
+    ran = [calls for one in timed.values() for calls in one.calls]
+    check_same(ran)
+    rows = tuple(_row(calls, backward) for calls in zip(*timed[False].calls, strict=True))
+    made = Report(
+        title,
+        rows,
+        parameters,
+        timed[False].model_ms,
+        timed[False].recorded_ms,
+        backward,
+        repeats,
+        about,
+        not_measured=reason,
+    )
+    if reason:
+        return made
+    roofline = measure_roofline(torch.get_num_threads())
+    checked, agreement = check(model, inputs, keywords, backward)
+    check_same([ran[0], [one.call for one in checked]])
+    routed = zip(*timed[True].calls, strict=True)
+    return replace(
+        made,
+        rows=tuple(_routed(*facts, roofline, backward) for facts in zip(rows, routed, checked, strict=True)),
+        machine={**about, "roofline": roofline.to_dict()},
+        groupwise_model_ms=timed[True].model_ms,
+        agreement=agreement,
+    )
 
 
 def _row(calls: Sequence[ConvCall], backward: bool) -> Row:
@@ -206,22 +259,24 @@ def _row(calls: Sequence[ConvCall], backward: bool) -> Row:
     return Row(calls[0], forward, back)
 
 
-def _bar(numbers: Iterable[int], progress: bool) -> Iterable[int]:
-    if not progress:
-        return numbers
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return numbers
-    # disable=None: no bar where stderr is no terminal.
-    return tqdm(numbers, desc="measuring", unit="run", leave=False, disable=None)
+def _routed(row: Row, calls: Sequence[ConvCall], checked: Checked, roofline: Roofline, backward: bool) -> Row:
+    """The row, and the same call in every run with groupwise's kernels."""
+    return replace(
+        row,
+        groupwise_ms=_row(calls, backward).pytorch_ms,
+        kernels=checked.kernels,
+        max_error=checked.max_error,
+        bound_ms=roofline.bound_ms(row.call.cost, len(row.call.passes)),
+    )
 
 
 def _sums(rows: Iterable[Row]) -> dict[str, Any]:
     chosen = list(rows)
     weights = {row.call.parameter: row.call.spec.parameters for row in chosen if row.call.parameter is not None}
-    times = [row.pytorch_ms for row in chosen if row.pytorch_ms is not None]
     ran = {name: sum(r.call.cost.macs.forward for r in chosen if name in r.call.passes) for name in _PASSES}
+    pytorch = _sum(row.pytorch_ms for row in chosen)
+    routed = _sum(row.groupwise_ms for row in chosen)
+    bounded = [row for row in chosen if row.bound_ms is not None]
     return {
         "convolutions": len(chosen),
         "parameters": sum(weights.values()),
@@ -229,8 +284,20 @@ def _sums(rows: Iterable[Row]) -> dict[str, Any]:
         "macs_run": ran,
         "macs_on_padding": sum(row.call.cost.macs_on_padding for row in chosen),
         "bytes": sum(row.call.cost.bytes for row in chosen),
-        "pytorch_ms": sum(times) if len(times) == len(chosen) else None,
+        "pytorch_ms": pytorch,
+        "groupwise_ms": routed,
+        "speedup": _ratio(pytorch, routed),
+        "kernels": dict(Counter(row.kernel for row in chosen if row.kernel is not None)),
+        "max_error": max((row.max_error for row in chosen if row.max_error is not None), default=None),
+        "roofline": _ratio(_sum(row.bound_ms for row in bounded), _sum(row.groupwise_ms for row in bounded)),
     }
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum, or None where one of them is not known."""
+    given = list(values)
+    known = [value for value in given if value is not None]
+    return sum(known) if len(known) == len(given) else None
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

@@ -12,10 +12,15 @@ import ctypes
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from groupwise import native
 from groupwise.errors import GroupwiseError
+
+if TYPE_CHECKING:
+    import torch
 
 VARIABLE = "GROUPWISE_ENABLE"
 
@@ -80,6 +85,57 @@ def enabled() -> Iterator[None]:
         yield
     finally:
         _wishes.add(-1)
+
+
+class LayerRoute:
+    """The route of one layer's forward, in this thread, and of the backward that its output leads to.
+
+    For the layers of `groupwise.nn`, which take the route without `enable()`. A compiled or exported graph is PyTorch's
+    plain operator, and takes the route where the process does.
+    """
+
+    def __enter__(self) -> LayerRoute:
+        self._route = _thread_route()
+        self._before = self._route(1) if self._route else 0
+        # What forbids the route within a block forbids it to layers too.
+        if self._route and self._before < 0:
+            self._route(self._before)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._route:
+            self._route(self._before)
+
+    def follow(self, output: torch.Tensor) -> None:
+        """Route the convolution's node of `output`'s graph."""
+        if self._route is None or self._before < 0 or output.grad_fn is None:
+            return
+        node: Any = output.grad_fn
+        # The view that takes the batch dimension off an unbatched output again.
+        if node.name().startswith("Squeeze"):
+            node = node.next_functions[0][0]
+        if not node.name().startswith("ConvolutionBackward"):
+            return
+        route = self._route
+        before: list[int] = []
+
+        def start(*_: object) -> None:
+            before.append(route(1))
+
+        def end(*_: object) -> None:
+            route(before.pop())
+
+        node.register_prehook(start)
+        node.register_hook(end)
+
+
+@cache
+def _thread_route() -> Callable[[int], int] | None:
+    """The native switch of this thread's route, or None where there are no kernels."""
+    if not native.available():
+        return None
+    switch: Callable[[int], int] = _register().groupwise_route_thread
+    return switch
 
 
 @contextlib.contextmanager

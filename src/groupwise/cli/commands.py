@@ -13,6 +13,7 @@ from groupwise.cli.output import FORMATS, emit, format_of, say, write
 from groupwise.draw import numbers, phrases, text
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.explanation import Explanation, explain
+from groupwise.spec import ConvSpec
 
 if TYPE_CHECKING:
     import torch
@@ -116,8 +117,38 @@ def run_compare(options: argparse.Namespace) -> None:
     write(f"{title}\n\n{text.groups_table(spec, groups, at)}", options.output)
 
 
-def run_report(options: argparse.Namespace) -> None:
-    """Report on a model: the table or JSON on stdout, and FILE."""
+def run_plan(options: argparse.Namespace) -> None:
+    """Say which kernel computes a convolution, and why not the others."""
+    from groupwise.planning import plan
+
+    kind = format_of(options, ("text", "json"))
+    spec, shape = _layer(options)
+    made = plan(spec, shape, options.dtype, options.memory_format, options.threads, options.direction)
+    write(json.dumps(made.to_dict(), indent=2) if kind == "json" else str(made), options.output)
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    """Time one layer by PyTorch's kernels and by groupwise's."""
+    kind = format_of(options, ("text", "json"))
+    check_integer("repeats", options.repeats, 1)
+    spec, shape = _layer(options)
+    from groupwise.benching import bench
+
+    made = bench(spec, shape, options.dtype, options.threads, options.repeats)
+    write(json.dumps(made.to_dict(), indent=2) if kind == "json" else str(made), options.output)
+
+
+def _layer(options: argparse.Namespace) -> tuple[ConvSpec, tuple[int, ...]]:
+    """The convolution, and the shape of its input."""
+    shown = _from_numbers(options.in_channels, options.out_channels, options, groups=options.groups)
+    return shown.spec, (shown.batch, shown.spec.in_channels, *(shown.input_size or ()))
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Report on a model: the table or JSON on stdout, and FILE.
+
+    The exit status is 1 if --check finds that the outputs change by more than rounding.
+    """
     from groupwise.photo import as_input, read_photo, thumbnail
     from groupwise.reporting import report
     from groupwise.targets import input_shape, load_model
@@ -147,6 +178,10 @@ def run_report(options: argparse.Namespace) -> None:
         else:
             write({"json": facts, "text": str(made)}[kind], options.output)
         say(f"wrote {options.output}")
+    wrong = made.agreement is not None and not made.agreement.within_rounding
+    if options.check and wrong:
+        say("the outputs with groupwise's kernels are not those without, or a convolution is too far from float64")
+    return int(options.check and wrong)
 
 
 @contextmanager

@@ -83,13 +83,21 @@ def parser() -> argparse.ArgumentParser:
     every = kinds.add_parser("groups", help="every valid groups value and what each saves")
     some = kinds.add_parser("compare", help="chosen groups values side by side")
     for command, run in ((every, commands.run_groups), (some, commands.run_compare)):
-        command.add_argument("in_channels", type=int, metavar="IN")
-        command.add_argument("out_channels", type=int, metavar="OUT")
-        _add_convolution(command)
-        command.add_argument("--format", "-f", choices=FORMATS[:2], help="default text, or what FILE ends in")
-        _add_output(command)
+        _add_numbers(command)
         command.set_defaults(run=run)
     some.add_argument("--groups", "-g", type=_groups_values, required=True, metavar="1,2,32")
+
+    planned = kinds.add_parser("plan", help="the kernel that computes a convolution, its tile, and why not the others")
+    timed = kinds.add_parser("bench", help="one layer timed, by PyTorch's kernels and by groupwise's")
+    for command, run in ((planned, commands.run_plan), (timed, commands.run_bench)):
+        _add_numbers(command, size_required=True)
+        command.add_argument("--groups", "-g", type=_groups_value, default=1, help="default 1")
+        command.add_argument("--threads", type=int, help="default: those of torch")
+        command.set_defaults(run=run)
+    # What these two may be is the planner's to say: its module takes longer to load than an explanation.
+    planned.add_argument("--memory-format", default="contiguous", help="contiguous (default) or channels_last")
+    planned.add_argument("--direction", default="forward", help="forward (default), grad_input or grad_weight")
+    timed.add_argument("--repeats", type=int, default=20, help="samples that the medians are of; default 20")
 
     whole = kinds.add_parser("report", help="every convolution of a model, counted and timed")
     whole.add_argument("target", metavar="TARGET", help=TARGET)
@@ -99,6 +107,9 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--backward", action="store_true", help="the gradients too, in training mode")
     whole.add_argument("--repeats", type=int, default=10, help="runs that the median is of; default 10")
     whole.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    whole.add_argument(
+        "--check", action="store_true", help="end with status 1 if groupwise's kernels change the outputs"
+    )
     _add_output(whole)
     whole.set_defaults(run=commands.run_report)
 
@@ -114,9 +125,19 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _add_convolution(command: argparse.ArgumentParser) -> None:
+def _add_numbers(command: argparse.ArgumentParser, size_required: bool = False) -> None:
+    """What a command takes that is about a convolution given by its numbers alone."""
+    command.add_argument("in_channels", type=int, metavar="IN")
+    command.add_argument("out_channels", type=int, metavar="OUT")
+    _add_convolution(command, size_required)
+    command.add_argument("--format", "-f", choices=FORMATS[:2], help="default text, or what FILE ends in")
+    _add_output(command)
+
+
+def _add_convolution(command: argparse.ArgumentParser, size_required: bool = False) -> None:
     command.add_argument("--kernel", "--kernel-size", "-k", type=_extent, help="3 (default), 3x5 or 3,5")
-    command.add_argument("--size", type=_extent, metavar="56", help="input size, for MACs and bytes: 56 or 56x48")
+    size = "input size: 56 or 56x48" if size_required else "input size, for MACs and bytes: 56 or 56x48"
+    command.add_argument("--size", type=_extent, metavar="56", required=size_required, help=size)
     command.add_argument("--stride", type=_extent)
     command.add_argument("--padding", type=_padding, help="a number, same or valid")
     command.add_argument("--dilation", type=_extent)

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 _SAME = ("op", "in_channels", "weight_shape", "bias_shape", "stride", "padding", "dilation", "output_padding", "groups")
-_SHAPES = ("input_size", "batch", "dtype", "passes")
+_SHAPES = ("input_size", "batch", "dtype", "passes", "kernels")
 
 
 def fold(layers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with equal shapes whose names differ in numbers only, as one at the place of the first.
+    """Rows with equal shapes and kernels whose names differ in numbers only, as one at the place of the first.
 
-    A folded row has the first one's fields, a `name` with the numbers joined (`layer1.0-2.conv2`), `count`, and sums
-    of `parameters`, `macs`, `bytes` and times.
+    A folded row has the first one's fields, a `name` with the numbers joined (`layer1.0-2.conv2`), `count`, sums of
+    `parameters`, `macs`, `bytes` and times, the `speedup` and `roofline` of these, and the largest `max_error`.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for layer in layers:
@@ -28,15 +28,27 @@ def _joined(same: list[dict[str, Any]]) -> dict[str, Any]:
     # A layer that runs several times has its parameters once.
     parameters = {layer["name"]: layer["parameters"] for layer in same}
     sums = {"parameters": sum(parameters.values()), "bytes": sum(layer["bytes"] for layer in same)}
-    times = [layer["pytorch_ms"] for layer in same]
+    before, after = (_sum([layer[key] for layer in same]) for key in ("pytorch_ms", "groupwise_ms"))
+    # A share of the bound times its time is the bound.
+    bound = _sum([layer["roofline"] and layer["roofline"] * layer["groupwise_ms"] for layer in same])
+    errors = [layer["max_error"] for layer in same if layer["max_error"] is not None]
     return {
         **same[0],
         **sums,
         "name": _join_names([layer["name"] for layer in same]),
         "count": len(same),
         "macs": {key: sum(layer["macs"][key] for layer in same) for key in same[0]["macs"]},
-        "pytorch_ms": None if None in times else sum(times),
+        "pytorch_ms": before,
+        "groupwise_ms": after,
+        "speedup": before / after if before is not None and after else None,
+        "max_error": max(errors, default=None),
+        "roofline": bound / after if bound is not None and after else None,
     }
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _join_names(names: Sequence[str]) -> str:

@@ -11,12 +11,16 @@ from groupwise.costs import Cost
 from groupwise.draw import html, numbers
 from groupwise.draw.cost import cost_svg
 from groupwise.draw.folding import fold
-from groupwise.draw.report_text import figures, kind, notes
+from groupwise.draw.report_text import SPEED, figures, is_measured, kind, milliseconds, notes, speed
 from groupwise.draw.strip import strip_svg
 from groupwise.draw.weight import weight_svg
 from groupwise.draw.wiring import wiring_svg
 
-_HEAD = ("layer", "#", "×", "kind", "groups", "weight", "parameters", "MACs", "bytes", "FLOP/B", "ms")
+_ROW = ("layer", "#", "×")
+_HEAD = (*_ROW, "kind", "groups", "weight", "parameters", "MACs", "bytes", "FLOP/B")
+
+# What a cell shows, and the number that it sorts by.
+_Cell = tuple[str, float | None]
 
 
 def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = None) -> str:
@@ -31,7 +35,7 @@ def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = No
         )
     if report["layers"]:
         body.append(html.figure(strip_svg(report)))
-    body += [html.element("h2", "Layers"), _table(report)]
+    body.append(_tables(report))
     body.append(html.element("h2", "The grouped layers, drawn"))
     body += _pictures(report, costs)
     return html.page(f"groupwise: {report['title']}", "\n".join(body), sortable=True)
@@ -39,30 +43,46 @@ def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = No
 
 def fragment(report: dict[str, Any], costs: Sequence[Cost]) -> str:
     """What a notebook shows: the bars and the table."""
-    return html.figure(strip_svg(report)) + _table(report)
+    return html.figure(strip_svg(report)) + _tables(report)
 
 
-def _table(report: dict[str, Any]) -> str:
+def _tables(report: dict[str, Any]) -> str:
+    rows, total = fold(report["layers"]), report["total"]
+    facts, sums = [_facts(row) for row in rows], ("", "", "", *figures(total), "")
+    shown = [html.element("h2", "Layers")]
+    if is_measured(report):
+        shown.append(_table(report, _HEAD, facts, sums))
+        shown.append(html.element("h2", "Before and after: PyTorch's kernels and groupwise's"))
+        shown.append(_table(report, (*_ROW, *SPEED), [_speed(row) for row in rows], speed(total)))
+    else:
+        times = [(milliseconds(row["pytorch_ms"]), row["pytorch_ms"]) for row in (*rows, total)]
+        timed = [[*fact, time] for fact, time in zip(facts, times[:-1], strict=True)]
+        shown.append(_table(report, (*_HEAD, "ms"), timed, (*sums, times[-1][0])))
+    return "\n".join(shown)
+
+
+def _table(report: dict[str, Any], head: Sequence[str], facts: Sequence[Sequence[_Cell]], sums: Sequence[str]) -> str:
     body = []
-    for number, row in enumerate(fold(report["layers"]), 1):
-        values = (row["parameters"], row["macs"]["forward"], row["bytes"], row["intensity"], row["pytorch_ms"])
-        cells: list[tuple[str, float | None]] = [
-            (row["name"], None),
-            (str(number), number),
-            (str(row["count"]), row["count"]),
-            (kind(row), None),
-            (str(row["groups"]), row["groups"]),
-            (numbers.product(row["weight_shape"]), math.prod(row["weight_shape"])),
-            *zip(_shown(row), values, strict=True),
-        ]
+    for number, (row, fact) in enumerate(zip(fold(report["layers"]), facts, strict=True), 1):
+        cells = [(row["name"], None), (str(number), number), (str(row["count"]), row["count"]), *fact]
         body.append(("grouped" if row["groups"] > 1 else "dense", cells))
-    total = report["total"]
-    return html.table(_HEAD, body, ("all", "", str(total["convolutions"]), "", "", "", *_shown(total)))
+    return html.table(head, body, ("all", "", str(report["total"]["convolutions"]), *sums))
 
 
-def _shown(row: dict[str, Any]) -> tuple[str, ...]:
-    parameters, macs, data, ms = figures(row)
-    return parameters, macs, data, f"{row['intensity']:.3g}" if "intensity" in row else "", ms
+def _facts(row: dict[str, Any]) -> list[_Cell]:
+    counted = (row["parameters"], row["macs"]["forward"], row["bytes"])
+    return [
+        (kind(row), None),
+        (str(row["groups"]), row["groups"]),
+        (numbers.product(row["weight_shape"]), math.prod(row["weight_shape"])),
+        *zip(figures(row), counted, strict=True),
+        (f"{row['intensity']:.3g}", row["intensity"]),
+    ]
+
+
+def _speed(row: dict[str, Any]) -> list[_Cell]:
+    values = (None, row["pytorch_ms"], row["groupwise_ms"], row["speedup"], row["roofline"], row["max_error"])
+    return list(zip(speed(row), values, strict=True))
 
 
 def _pictures(report: dict[str, Any], costs: Sequence[Cost]) -> list[str]:

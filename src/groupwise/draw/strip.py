@@ -14,7 +14,7 @@ _BAR, _LEFT, _WIDTH = 26, 84, 620
 
 
 def strip_svg(report: dict[str, Any]) -> str:
-    """Bars of MACs, bytes and (where measured) time, one segment for each convolution executed."""
+    """Bars of parameters, MACs, bytes and (where measured) times, one segment for each convolution executed."""
     layers = report["layers"]
     picture = Picture("Where the work is", "Each segment is one convolution, in order of execution.")
     picture.right = MARGIN + _LEFT + _WIDTH
@@ -31,8 +31,11 @@ def _bars(layers: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
         "MACs": [layer["macs"]["forward"] for layer in layers],
         "bytes": [layer["bytes"] for layer in layers],
     }
-    if all(layer["pytorch_ms"] is not None for layer in layers):
-        bars["time"] = [layer["pytorch_ms"] for layer in layers]
+    times = {key: [layer[key] for layer in layers] for key in ("pytorch_ms", "groupwise_ms")}
+    if None not in times["groupwise_ms"]:
+        bars |= {"time before": times["pytorch_ms"], "time after": times["groupwise_ms"]}
+    elif None not in times["pytorch_ms"]:
+        bars["time"] = times["pytorch_ms"]
     return bars
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from groupwise.costs import Cost
 from groupwise.draw import numbers, phrases
 from groupwise.errors import list_some
 from groupwise.spec import ConvSpec
 from groupwise.wiring import Path, Wiring
+
+if TYPE_CHECKING:
+    from groupwise.planning import Plan
 
 WIDTH = 80
 MOST_PATHS = 8
@@ -110,6 +114,30 @@ def _versus(
 ) -> tuple[str, ...]:
     factor = numbers.times(part, whole) if part else "-"
     return (what, shown or form(part), form(whole), factor if part != whole else "-")
+
+
+def plans(by_format: Mapping[str, Mapping[str, Plan]]) -> str:
+    """Kernel and tile of each pass by memory format, and why not the other kernels, each reason once."""
+    every = [(layout, name, plan) for layout, passes in by_format.items() for name, plan in passes.items()]
+    first = every[0][2]
+    lines = [f"Plan     kernel and tile of each pass ({first.isa}, {phrases.plural(first.threads, 'thread')})"]
+    for layout, passes in by_format.items():
+        lines.append(f"         {layout}")
+        for name, plan in passes.items():
+            start = f"           {name:<11}  {plan.kernel:<8}  "
+            lines += _wrap(plan.tile or "PyTorch's own", start, len(start))
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for layout, name, plan in every:
+        for kernel, why in plan.refused.items():
+            reasons.setdefault(f"not {kernel}: {why}", {}).setdefault(layout, []).append(name)
+    for reason, places in reasons.items():
+        where = "; ".join(
+            layout if len(names) == len(by_format[layout]) else f"{layout} {', '.join(names)}"
+            for layout, names in places.items()
+        )
+        everywhere = sum(map(len, places.values())) == len(every)
+        lines += _wrap(reason if everywhere else f"{reason} ({where})", indent=9)
+    return "\n".join(lines)
 
 
 def groups_table(spec: ConvSpec, values: Iterable[int], at: Cost | None) -> str:

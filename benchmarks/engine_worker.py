@@ -1,0 +1,242 @@
+"""One inference engine in a process and an environment of its own: `engines.py` asks, this answers, a JSON line each.
+
+    {"load": "layer.npz", "threads": 2}  ->  {"output": "output.npy", "variant": "NHWC", "version": "..."}
+    {"run": 5}                           ->  {"seconds": [...]}
+
+or `{"problem": "..."}`. Runs without torch and without groupwise. A layer has constant weights, which an engine may
+rearrange when it loads them; of an engine's variants the fastest is kept. A 1-D layer is a 2-D one of height 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+# A name, a call that infers once, and one that gives the output as (N, C, H, W).
+Variant = tuple[str, Callable[[], object], Callable[[], np.ndarray]]
+
+
+class Unsupported(Exception):
+    """What an engine does not take."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A 2-D convolution and its arrays, in PyTorch's order."""
+
+    input: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    transposed: bool
+    output_shape: tuple[int, ...]
+
+    @classmethod
+    def read(cls, path: str) -> Layer:
+        """From a file of `numpy.savez`."""
+        with np.load(path) as arrays:
+            pair = {name: tuple(map(int, arrays[name])) for name in ("stride", "padding", "dilation", "output_shape")}
+            tensors = {name: np.ascontiguousarray(arrays[name]) for name in ("input", "weight", "bias")}
+            return cls(**tensors, **pair, groups=int(arrays["groups"]), transposed=bool(arrays["transposed"]))
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Height and width."""
+        return self.weight.shape[2:]
+
+
+def onnx_model(layer: Layer) -> bytes:
+    """A model of this one layer, its weights constants."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    node = helper.make_node(
+        "ConvTranspose" if layer.transposed else "Conv",
+        ["x", "w", "b"],
+        ["y"],
+        kernel_shape=layer.kernel,
+        strides=layer.stride,
+        pads=[*layer.padding, *layer.padding],
+        dilations=layer.dilation,
+        group=layer.groups,
+    )
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, layer.input.shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, layer.output_shape)
+    constants = [numpy_helper.from_array(layer.weight, "w"), numpy_helper.from_array(layer.bias, "b")]
+    graph = helper.make_graph([node], "layer", [x], [y], constants)
+    # An older version of the format than the package's own: the engines lag behind it.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return model.SerializeToString()
+
+
+def onnxruntime(layer: Layer, threads: int) -> Iterator[Variant]:
+    """ONNX Runtime, with its blocked layout (ALL) and without (EXTENDED)."""
+    import onnxruntime as ort
+
+    for level in ("ALL", "EXTENDED"):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+        session = ort.InferenceSession(onnx_model(layer), options, providers=["CPUExecutionProvider"])
+        output = ort.OrtValue.ortvalue_from_numpy(np.zeros(layer.output_shape, np.float32))
+        binding = session.io_binding()
+        binding.bind_ortvalue_input("x", ort.OrtValue.ortvalue_from_numpy(layer.input))
+        binding.bind_ortvalue_output("y", output)
+        yield level, lambda session=session, binding=binding: session.run_with_iobinding(binding), output.numpy
+
+
+def openvino(layer: Layer, threads: int) -> Iterator[Variant]:
+    """OpenVINO, with tensors in NCHW and in NHWC."""
+    import io
+
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor
+
+    core = ov.Core()
+    for layout in ("NCHW", "NHWC"):
+        model, given = core.read_model(io.BytesIO(onnx_model(layer))), layer.input
+        if layout == "NHWC":
+            change = PrePostProcessor(model)
+            for side in (change.input(), change.output()):
+                side.tensor().set_layout(ov.Layout("NHWC"))
+                side.model().set_layout(ov.Layout("NCHW"))
+            model, given = change.build(), np.ascontiguousarray(given.transpose(0, 2, 3, 1))
+        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+        request.set_input_tensor(ov.Tensor(given, shared_memory=True))
+
+        # The array is held here, as the engine only points at it.
+        def result(request: Any = request, layout: str = layout, given: np.ndarray = given) -> np.ndarray:
+            data = request.get_output_tensor().data
+            return data.transpose(0, 3, 1, 2) if layout == "NHWC" else data
+
+        yield layout, request.infer, result
+
+
+def ncnn(layer: Layer, threads: int) -> Iterator[Variant]:
+    """Of ncnn: its text and binary formats, written here."""
+    import ncnn as engine
+
+    if layer.transposed or len(layer.input) > 1:
+        raise Unsupported("ncnn is given plain convolutions of one sample")
+    name = "ConvolutionDepthWise" if layer.groups > 1 else "Convolution"
+    height, width = layer.kernel
+    facts = {0: layer.weight.shape[0], 1: width, 11: height, 5: 1, 6: layer.weight.size, 7: layer.groups}
+    for first, pair in ((2, layer.dilation), (3, layer.stride), (4, layer.padding)):
+        facts |= {first: pair[1], first + 10: pair[0]}
+    text = f"7767517\n2 2\nInput x 0 1 x\n{name} y 1 1 x y {' '.join(f'{k}={v}' for k, v in sorted(facts.items()))}\n"
+    net = engine.Net()
+    net.opt.num_threads = threads
+    for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        setattr(net.opt, f"use_{option}", False)
+    with tempfile.TemporaryDirectory() as folder:
+        param, binary = pathlib.Path(folder) / "layer.param", pathlib.Path(folder) / "layer.bin"
+        param.write_text(text)
+        # Four zeros say that the weight follows as float32.
+        binary.write_bytes(bytes(4) + layer.weight.tobytes() + layer.bias.tobytes())
+        net.load_param(str(param))
+        net.load_model(str(binary))
+    given = engine.Mat(layer.input[0]).clone()
+    found: list[Any] = [None]
+
+    def infer() -> None:
+        extractor = net.create_extractor()
+        extractor.input("x", given)
+        found[0] = extractor.extract("y")[1]
+
+    yield "", infer, lambda: np.array(found[0])[None]
+
+
+def mnn(layer: Layer, threads: int) -> Iterator[Variant]:
+    """Of MNN: its own format, converted from ONNX."""
+    # The converter itself, not MNN.tools: that sends what is converted to a log service, for which it calls pip.
+    import _tools
+    import MNN.expr as expr
+    from MNN import nn
+
+    with tempfile.TemporaryDirectory() as folder:
+        model, converted = f"{folder}/layer.onnx", f"{folder}/layer.mnn"
+        pathlib.Path(model).write_bytes(onnx_model(layer))
+        _tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--modelFile", model, "--MNNModel", converted])
+        settings = {"backend": "CPU", "numThread": threads, "precision": "high"}
+        manager = nn.create_runtime_manager((settings,))
+        # A module leaves its input as it is; a session may overwrite it.
+        net = nn.load_module_from_file(converted, ["x"], ["y"], runtime_manager=manager)
+    given = expr.const(layer.input, list(layer.input.shape), expr.NCHW, expr.float)
+    found: list[Any] = [None]
+
+    def infer() -> None:
+        found[0] = net.forward([given])[0]
+
+    def result() -> np.ndarray:
+        return np.array(expr.convert(found[0], expr.NCHW).read()).reshape(layer.output_shape)
+
+    yield "", infer, result
+
+
+def litert(layer: Layer, threads: int) -> Iterator[Variant]:
+    """LiteRT (TensorFlow Lite) with XNNPACK, in its one layout, NHWC."""
+    from ai_edge_litert.interpreter import Interpreter
+    from engine_tflite import tflite_model
+
+    if layer.transposed:
+        raise Unsupported("LiteRT's transposed convolution has no groups")
+    interpreter = Interpreter(model_content=tflite_model(layer), num_threads=threads)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], layer.input.transpose(0, 2, 3, 1))
+    output = interpreter.get_output_details()[0]["index"]
+    yield "", interpreter.invoke, lambda: interpreter.get_tensor(output).transpose(0, 3, 1, 2)
+
+
+ENGINES = {"onnxruntime": onnxruntime, "openvino": openvino, "ncnn": ncnn, "mnn": mnn, "litert": litert}
+PACKAGES = {"litert": "ai-edge-litert"}
+
+
+def seconds(run: Callable[[], object], times: int) -> list[float]:
+    """How long each of some calls takes."""
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def serve(engine: str, answers: Any) -> None:
+    """Answer until there is no more to read."""
+    run: Callable[[], object]
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            if "load" in asked:
+                variants = list(ENGINES[engine](Layer.read(asked["load"]), asked["threads"]))
+                times = [statistics.median(seconds(variant[1], 7)[2:]) for variant in variants]
+                name, run, result = variants[times.index(min(times))]
+                path = pathlib.Path(asked["load"]).with_name(f"{engine}.npy")
+                np.save(path, result())
+                said = {"output": str(path), "variant": name, "version": metadata.version(PACKAGES.get(engine, engine))}
+            else:
+                said = {"seconds": seconds(run, asked["run"])}
+        except Exception as error:
+            said = {"problem": f"{type(error).__name__}: {error}".split("\n")[0]}
+        print(json.dumps(said), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    # Engines print to stdout as they please; the answers keep it to themselves.
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+        serve(sys.argv[1], answers)

@@ -1,0 +1,228 @@
+"""Time inference engines, which rearrange constant weights beforehand, against PyTorch and this package.
+
+Each engine lives in an environment of its own and answers in a process of its own; a turn is a few calls of one of
+them, and the turns alternate. An engine's answer is compared with float64 before its time counts.
+
+    python benchmarks/engines.py --make-envs DIR
+    python benchmarks/engines.py --envs DIR [--threads 1 2] [--only resnext] [--repeats 15]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import checking
+import layers
+import numpy as np
+import shapes
+import torch
+from measuring import RECORDS, Case, about, busy, figures, forget, write_record
+from shapes import Layer
+
+from groupwise import GroupwiseError
+
+WORKER = pathlib.Path(__file__).with_name("engine_worker.py")
+UNIT = ("benchmark", "set", "layer", "threads")
+# What each environment holds, as last tried.
+PACKAGES = {
+    "onnxruntime": ["onnxruntime==1.32.0", "onnx==1.23.2"],
+    "openvino": ["openvino==2026.4.1", "onnx==1.23.2"],
+    "ncnn": ["ncnn==1.0.20261020", "numpy"],
+    "mnn": ["MNN==3.6.1", "onnx==1.23.2"],
+    "litert": ["ai-edge-litert==2.3.0", "numpy", "flatbuffers"],
+}
+# A turn is so many calls that it takes about this many seconds; the pause after it lets threads that spin go to sleep.
+TURN, MOST_CALLS, PAUSE = 0.01, 20, 0.02
+
+
+def main() -> None:
+    """Make the environments, or measure layer by layer."""
+    parser = argparse.ArgumentParser(description="Time inference engines against groupwise.")
+    parser.add_argument("--make-envs", type=pathlib.Path, metavar="DIR", help="make the environments there and stop")
+    parser.add_argument("--envs", type=pathlib.Path, metavar="DIR", help="where they are")
+    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
+    parser.add_argument("--repeats", type=int, default=15, help="turns of each")
+    parser.add_argument("--only", default="", help="layers whose name or network contains this")
+    parser.add_argument("--output", type=pathlib.Path, default=RECORDS / "engines.jsonl")
+    options = parser.parse_args()
+    if options.make_envs:
+        make_envs(options.make_envs)
+        return
+    names = [name for name in PACKAGES if options.envs and interpreter(options.envs, name).exists()]
+    if not names:
+        parser.error("no engine is there; make the environments with --make-envs DIR and give --envs DIR")
+    refused = []
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        with contextlib.ExitStack() as stack:
+            workers = {name: stack.enter_context(Worker(options.envs, name)) for name in names}
+            for layer in shapes.chosen("listed", options.only):
+                facts = {"benchmark": "engine", "set": "listed", "layer": layer.name}
+                load = busy()
+                try:
+                    rows = [
+                        {**facts, "busy": load, **row, **about()} for row in measure(layer, workers, options.repeats)
+                    ]
+                except checking.WrongResult as error:
+                    forget(options.output, {**facts, "threads": threads})
+                    refused.append(str(error))
+                    continue
+                except GroupwiseError as error:
+                    raise SystemExit(str(error)) from None
+                write_record(options.output, rows, UNIT)
+                problems = ", ".join(f"not {row['implementation']}" for row in rows if "problem" in row)
+                print(f"{layer.name}, threads {threads}: {problems or 'done'}", file=sys.stderr)
+    print(f"wrote {options.output}; read it with: python benchmarks/summary.py")
+    if refused:
+        raise SystemExit("not timed, as their results are wrong:\n" + "\n".join(refused))
+
+
+def make_envs(folder: pathlib.Path) -> None:
+    """An environment for each engine; one that cannot be had is left out."""
+    for name, packages in PACKAGES.items():
+        venv.create(folder / name, with_pip=True, clear=True)
+        command = [
+            interpreter(folder, name),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            *packages,
+        ]
+        if subprocess.run(command, check=False).returncode:
+            interpreter(folder, name).unlink()
+            print(f"{name} cannot be installed here, and is left out", file=sys.stderr)
+        else:
+            print(f"{name}: {', '.join(packages)}")
+
+
+def interpreter(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The Python of an engine's environment."""
+    return folder / name / "bin" / "python"
+
+
+class Worker:
+    """An engine's process."""
+
+    def __init__(self, envs: pathlib.Path, name: str) -> None:
+        self.command = [interpreter(envs, name), WORKER, name]
+
+    def __enter__(self) -> Worker:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(self.command, text=True, **pipes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        """Its answer; a process that has ended gives a problem."""
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(question), file=self.process.stdin, flush=True)
+            if answer := self.process.stdout.readline():
+                return json.loads(answer)
+        status = self.process.wait()
+        self.__enter__()
+        return {"problem": f"its process ended with status {status}"}
+
+
+def measure(layer: Layer, workers: dict[str, Worker], repeats: int) -> list[dict[str, Any]]:
+    """The rows of one layer: PyTorch, this package and every engine that takes it, or why it does not."""
+    given = layer.tensors(1)
+    exact = given.to(torch.Tensor.double).forward()
+    layers.check(layer, given, {"output": exact})
+    rows, turns = [], {}
+    for key, case in layers.ways(layer, given, "forward").items():
+        rows.append({"implementation": key[0], "memory_format": key[1]})
+        turns[len(rows) - 1] = turn_of(case)
+    with tempfile.TemporaryDirectory() as folder:
+        path = save(layer, given, exact, pathlib.Path(folder))
+        for name, worker in workers.items():
+            row, answer = {"implementation": name}, worker.ask(load=str(path), threads=torch.get_num_threads())
+            rows.append(row)
+            try:
+                if "problem" in answer:
+                    raise checking.WrongResult(answer["problem"])
+                output = torch.from_numpy(np.load(answer["output"])).reshape(exact.shape)
+                row["error"] = float(f"{checking.check_engine(f'{layer.name} by {name}', output, exact):.3g}")
+            except checking.WrongResult as error:
+                row["problem"] = str(error)
+                continue
+            row |= {"variant": answer["variant"], "version": answer["version"]}
+            turns[len(rows) - 1] = lambda calls, worker=worker: worker.ask(run=calls)["seconds"]
+    for number, seconds in alternate(turns, repeats).items():
+        rows[number] |= figures(seconds)
+    return [{**row, "batch": 1, "samples": layer.samples(1)} for row in rows]
+
+
+def turn_of(case: Case) -> Callable[[int], list[float]]:
+    """So many calls of a case one after the other, as a worker makes them."""
+
+    def turn(calls: int) -> list[float]:
+        found = []
+        with torch.inference_mode(), case.route():
+            for _ in range(calls):
+                start = time.perf_counter()
+                case.call()
+                found.append(time.perf_counter() - start)
+        return found
+
+    return turn
+
+
+def save(layer: Layer, given: shapes.Tensors, output: torch.Tensor, folder: pathlib.Path) -> pathlib.Path:
+    """The layer as a worker reads it: 2-D, a 1-D one with height 1."""
+    spec, path = layer.spec, folder / "layer.npz"
+
+    def flat(tensor: torch.Tensor) -> np.ndarray:
+        return (tensor if spec.dims == 2 else tensor.unsqueeze(2)).detach().numpy()
+
+    def pair(values: tuple[int, ...], first: int) -> list[int]:
+        return list(values) if spec.dims == 2 else [first, *values]
+
+    np.savez(
+        path,
+        input=flat(given.input),
+        weight=flat(given.weight),
+        bias=given.bias.detach().numpy(),
+        stride=pair(layer.stride, 1),
+        padding=pair(layer.padding, 0),
+        dilation=pair(layer.dilation, 1),
+        groups=layer.groups,
+        transposed=spec.transposed,
+        output_shape=flat(output).shape,
+    )
+    return path
+
+
+def alternate(turns: dict[int, Callable[[int], list[float]]], repeats: int) -> dict[int, list[float]]:
+    """For each, the median of every turn's calls, the first of which is not counted: others have had the caches."""
+    once = {key: statistics.median(turn(3)) for key, turn in turns.items()}
+    times: dict[int, list[float]] = {key: [] for key in turns}
+    for _ in range(repeats):
+        for key, seconds in _round(turns, once):
+            times[key].append(statistics.median(seconds[1:]))
+    return times
+
+
+def _round(turns: dict[int, Callable[[int], list[float]]], once: dict[int, float]) -> Iterator[tuple[int, list[float]]]:
+    for key, turn in turns.items():
+        time.sleep(PAUSE)
+        yield key, turn(1 + min(MOST_CALLS, max(2, round(TURN / once[key]))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The least time that this machine could take for a layer: its arithmetic at peak, or its bytes once at a cache's rate.
+
+    floor = max(FLOP / peak, bytes once / copy rate)        a training step has three such passes
+
+The peak is that of a loop of fused multiply-adds on registers, which the C++ compiler makes of the lines below; without
+one, that of torch's matrix product, which is some 15 % less. The copy rate is that of `tensor.copy_` between tensors of
+1 to 4 MiB, in L3 on most machines, bytes read and written. A method with less arithmetic (Winograd) may go below the
+floor, and so may a small layer whose tensors stay in L2.
+
+    python benchmarks/floor.py [--threads 1 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from groupwise import Cost
+
+LOOP = r"""
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+typedef float vector __attribute__((vector_size(BYTES)));
+// As many sums as two fused multiply-adds a cycle need in flight. Returns the FLOP that it did.
+extern "C" double burn(long rounds) {
+  vector sums[12], factor = {}, term = {};
+  for (int i = 0; i < 12; i++) sums[i] = term + float(i);
+  factor += 0.999f;
+  term += 0.001f;
+  for (long round = 0; round < rounds; round++)
+    for (int i = 0; i < 12; i++) sums[i] = sums[i] * factor + term;
+  for (int i = 1; i < 12; i++) sums[0] += sums[i];
+  // Not zero, and read: so that the loop stays.
+  return sums[0][0] < -1 ? 0 : 2.0 * 12 * (BYTES / 4) * rounds;
+}
+"""
+FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-funroll-loops", "-shared", "-fPIC", "-x", "c++"]
+COPIED_MIB = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the machine does at best with a number of threads, a second."""
+
+    threads: int
+    flop: float
+    copied_bytes: float
+    flop_by: str
+
+    def floor_ms(self, cost: Cost, training: bool = False) -> float:
+        """The floor of a layer's forward, or of its training step."""
+        passes = 3 if training else 1
+        return passes * 1e3 * max(2 * cost.macs.forward / self.flop, cost.bytes / self.copied_bytes)
+
+
+def measure(threads: int) -> Peaks:
+    """The peaks with that many threads; torch keeps its own number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        flop, by = _flop(threads)
+        return Peaks(threads, flop, _copy_rate(), by)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _best(call: Callable[[], object], runs: int) -> float:
+    best = float("inf")
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _flop(threads: int) -> tuple[float, str]:
+    burn = _compiled()
+    if burn is None:
+        size = 1024
+        left, right, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
+        seconds = _best(lambda: torch.mm(left, right, out=out), 20)
+        return 2 * size**3 / seconds, "torch.mm"
+    rounds = 1_000_000
+    # ctypes lets go of the interpreter's lock, so Python's threads do.
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = _best(lambda: list(pool.map(burn, [rounds] * threads)), 100)
+    return threads * burn(rounds) / seconds, "multiply-add loop"
+
+
+@cache
+def _compiled() -> Callable[[int], float] | None:
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "burn.so"
+        made = subprocess.run([compiler, *FLAGS, "-", "-o", str(path)], input=LOOP, text=True, check=False)
+        if made.returncode:
+            return None
+        burn = ctypes.CDLL(str(path)).burn
+    burn.restype, burn.argtypes = ctypes.c_double, [ctypes.c_long]
+    return burn
+
+
+def _copy_rate() -> float:
+    """Bytes a second, read and written, at the best of the sizes."""
+    rates = []
+    for mib in COPIED_MIB:
+        source = torch.ones(mib << 18)
+        target = torch.empty_like(source)
+        rates.append(2 * source.nbytes / _best(lambda target=target, source=source: target.copy_(source), 200))
+    return max(rates)
+
+
+def main() -> None:
+    """Print the peaks."""
+    parser = argparse.ArgumentParser(description="Measure what the floor of a layer is reckoned from.")
+    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
+    for threads in parser.parse_args().threads:
+        peaks = measure(threads)
+        print(
+            f"{threads} thread{'s' * (threads > 1)}: {peaks.flop / 1e9:.1f} GFLOP/s ({peaks.flop_by}), "
+            f"copy {peaks.copied_bytes / 1e9:.1f} GB/s"
+        )
+
+
+if __name__ == "__main__":
+    main()

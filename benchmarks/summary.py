@@ -1,0 +1,263 @@
+"""Print what the records say: geometric means, the worst layer of each comparison, and every layer that got slower.
+
+    python benchmarks/summary.py [--markdown] [--records DIR]
+
+A ratio above 1 is in favour of this package, but for those to the floor, which are how many times the floor it takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import pathlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from measuring import RECORDS, read_record
+
+Row = dict[str, Any]
+# Less than this and it is called slower; closer to 1 is what two runs of the same code differ by.
+SLOWER = 0.97
+# The share of the processors that others may take before it is said.
+BUSY = 0.1
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is printed as text or as Markdown."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def text(self) -> str:
+        """Columns side by side."""
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in self]
+        return "\n".join([self.title, "=" * len(self.title), *([self.note] if self.note else []), *lines])
+
+    def markdown(self) -> str:
+        """A heading and a table."""
+        head, *rows = (f"| {' | '.join(row)} |".replace("<", "&lt;") for row in self)
+        note = [self.note, ""] if self.note else []
+        return "\n".join([f"### {self.title}", "", *note, head, "|---" * len(self.head) + "|", *rows])
+
+    def __iter__(self) -> Iterator[Sequence[str]]:
+        return itertools.chain([self.head], self.rows)
+
+
+@dataclass
+class Times:
+    """The medians of one layer or network, in ms, of one interleaved run."""
+
+    facts: Row
+    ms: dict[tuple[str, str | None], float] = field(default_factory=dict)
+    kernels: dict[str | None, Any] = field(default_factory=dict)
+
+    def better(self, implementation: str) -> float:
+        """In its better memory format."""
+        return min(ms for (name, _), ms in self.ms.items() if name == implementation)
+
+    def speedup(self, other: str = "pytorch") -> float:
+        """How many times as long another takes, each in its better memory format."""
+        return self.better(other) / self.better("groupwise")
+
+    def of_floor(self, implementation: str) -> float:
+        """How many times the floor."""
+        return self.better(implementation) / self.facts["floor_ms"]
+
+    def has(self, *implementations: str) -> bool:
+        """Whether all of them were timed."""
+        return set(implementations) <= {name for name, _ in self.ms}
+
+
+def collect(rows: Iterable[Row], benchmark: str, key: Sequence[str]) -> list[Times]:
+    """The rows of a benchmark that were timed in turn, together."""
+    found: dict[tuple[Any, ...], Times] = {}
+    for row in rows:
+        if row["benchmark"] == benchmark and "ms" in row:
+            times = found.setdefault(tuple(row.get(name) for name in key), Times(row))
+            times.ms[row["implementation"], row.get("memory_format")] = row["ms"]
+            times.kernels[row.get("memory_format")] = row.get("kernels")
+    return [times for times in found.values() if times.has("pytorch", "groupwise")]
+
+
+def summarise(layers: list[Row], networks: list[Row], engines: list[Row]) -> list[Table]:
+    """Every table that there are records for."""
+    of_layers = collect(layers, "layer", ("set", "layer", "pass", "batch", "threads"))
+    payoffs = collect(layers, "payoff", ("layer", "pass", "batch", "threads"))
+    of_networks = collect(networks, "network", ("network", "pass", "batch", "threads"))
+    of_engines = collect(engines, "engine", ("set", "layer", "threads"))
+    tables = [
+        where([*layers, *networks, *engines]),
+        layer_table(of_layers),
+        slower_table(of_layers),
+        payoff_table(payoffs),
+        network_table(of_networks),
+        engine_table(of_engines),
+        problem_table(engines),
+        pass_through_table(layers),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def where(rows: list[Row]) -> Table:
+    """The machines, versions and commits of the records, and what else ran there."""
+    names = ("processor", "torch", "groupwise", "commit", "date", "dtype")
+    found = sorted({tuple(str(row[name]) for name in names) for row in rows})
+    disturbed = sorted({row.get("layer") or row["network"] for row in rows if (row.get("busy") or 0) > BUSY})
+    note = (
+        f"Others took more than {BUSY:.0%} of the processors just before: {', '.join(disturbed)}." if disturbed else ""
+    )
+    return Table("Measured", names, found, note)
+
+
+def layer_table(layers: list[Times]) -> Table:
+    """One row for each set, number of threads, batch and pass."""
+    rows = []
+    for key, some in grouped(layers, "set", "threads", "batch", "pass"):
+        worst = min(some, key=Times.speedup)
+        farthest = max(some, key=lambda times: times.of_floor("groupwise"))
+        rows.append(
+            [
+                *key,
+                str(len(some)),
+                ratio(geometric_mean(map(Times.speedup, some))),
+                f"{ratio(worst.speedup())} {worst.facts['layer']}",
+                ratio(geometric_mean(times.of_floor("pytorch") for times in some)),
+                ratio(geometric_mean(times.of_floor("groupwise") for times in some)),
+                f"{ratio(farthest.of_floor('groupwise'))} {farthest.facts['layer']}",
+            ]
+        )
+    head = "set threads batch pass layers".split()
+    head += ["PyTorch / ours", "worst", "PyTorch / floor", "ours / floor", "farthest"]
+    note = "Geometric means, each side in its better memory format; `worst` and `farthest` are single layers."
+    return Table("Layers", head, rows, note)
+
+
+def slower_table(layers: list[Times]) -> Table:
+    """Every layer and memory format in which ours is slower."""
+    slower = []
+    for times in layers:
+        for memory_format in sorted({name for _, name in times.ms}):
+            pytorch, ours = times.ms["pytorch", memory_format], times.ms["groupwise", memory_format]
+            if pytorch / ours < SLOWER:
+                facts = [str(times.facts[name]) for name in ("layer", "threads", "batch", "pass")]
+                ran = ", ".join(times.kernels[memory_format])
+                cells = [*facts, memory_format, ratio(pytorch / ours), time(pytorch), time(ours), ran]
+                slower.append((pytorch / ours, cells))
+    rows = [cells for _, cells in sorted(slower)]
+    if layers and not rows:
+        rows = [["none", *[""] * 8]]
+    head = ["layer", "threads", "batch", "pass", "format", "PyTorch / ours", "PyTorch ms", "ours ms", "kernels"]
+    return Table("Slower than PyTorch in the same memory format", head, rows, f"All below {SLOWER}.")
+
+
+def payoff_table(payoffs: list[Times]) -> Table:
+    """What groups give back of what they promise, with PyTorch and with this package."""
+    rows = []
+    for times in payoffs:
+        if times.has("dense"):
+            saved = times.facts["groups"]
+            facts = [str(times.facts[name]) for name in ("layer", "threads", "batch", "pass")]
+            gained = [times.better("dense") / times.better(name) for name in ("pytorch", "groupwise")]
+            rows.append([*facts, str(saved), *map(ratio, gained), *(ratio(gain / saved) for gain in gained)])
+    head = ["layer", "threads", "batch", "pass", "MACs saved", "PyTorch faster", "ours faster"]
+    head += ["PyTorch's payoff", "our payoff"]
+    note = "Than the dense layer in PyTorch's better memory format; a payoff of 1 is the whole promise of groups kept."
+    return Table("Payoff", head, rows, note)
+
+
+def network_table(networks: list[Times]) -> Table:
+    """Whole networks."""
+    rows = []
+    for times in networks:
+        facts = [str(times.facts[name]) for name in ("network", "threads", "batch", "pass")]
+        names = [(who, name) for who in ("pytorch", "groupwise") for name in ("contiguous", "channels_last")]
+        rows.append([*facts, *(time(times.ms[name]) for name in names), ratio(times.speedup())])
+    head = ["network", "threads", "batch", "pass", "PyTorch NCHW", "NHWC", "ours NCHW", "NHWC", "PyTorch / ours"]
+    return Table("Networks", head, rows, "In ms; the ratio is of each one's better memory format.")
+
+
+def engine_table(layers: list[Times]) -> Table:
+    """This package against each engine, the best of them, and PyTorch."""
+    rows = []
+    for (threads,), some in grouped(layers, "threads"):
+        for times in some:
+            engines = [ms for (name, _), ms in times.ms.items() if name not in ("pytorch", "groupwise")]
+            if engines:
+                times.ms["best engine", None] = min(engines)
+        names = sorted({name for times in some for name, _ in times.ms} - {"groupwise", "best engine"})
+        for name in (*names, "best engine"):
+            timed = sorted((times.speedup(name), times.facts["layer"]) for times in some if times.has(name))
+            if timed:
+                mean = ratio(geometric_mean(speedup for speedup, _ in timed))
+                ends = (f"{ratio(speedup)} {layer}" for speedup, layer in (timed[0], timed[-1]))
+                rows.append([threads, name, str(len(timed)), mean, *ends])
+    head = ["threads", "engine", "layers", "engine / ours", "worst", "best"]
+    note = "Forward, batch as listed, each in its best variant; the engines have rearranged the weights beforehand."
+    return Table("Inference engines", head, rows, note)
+
+
+def problem_table(engines: list[Row]) -> Table:
+    """What an engine did not compute, or not rightly."""
+    reasons = defaultdict(set)
+    for row in engines:
+        if "problem" in row:
+            reasons[row["implementation"], row["problem"]].add(row["layer"])
+    rows = [[name, problem, ", ".join(sorted(layers))] for (name, problem), layers in sorted(reasons.items())]
+    return Table("Not timed", ["engine", "why", "layers"], rows)
+
+
+def pass_through_table(layers: list[Row]) -> Table:
+    """What PyTorch's convolutions pay for this package while it is off."""
+    rows = [
+        [str(row["threads"]), f"{row['without_us']:.2f}", f"{row['registered_us']:.2f}"]
+        for row in layers
+        if row["benchmark"] == "pass through"
+    ]
+    return Table("A convolution of one pixel by PyTorch, µs", ["threads", "without groupwise", "groupwise off"], rows)
+
+
+def grouped(some: Iterable[Times], *names: str) -> list[tuple[list[str], list[Times]]]:
+    """By these facts, in their order, but the listed layers first."""
+    found = defaultdict(list)
+    for times in some:
+        found[tuple(str(times.facts[name]) for name in names)].append(times)
+    return [(list(key), found[key]) for key in sorted(found, key=lambda key: (key[0] != "listed", key))]
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The one mean for which the mean of ratios is the ratio of means."""
+    logarithms = [math.log(value) for value in values]
+    return math.exp(sum(logarithms) / len(logarithms))
+
+
+def ratio(value: float) -> str:
+    """Three digits are what such times are good for."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def time(ms: float) -> str:
+    """Likewise, in ms."""
+    return f"{ms:.3g}" if ms < 100 else f"{ms:.0f}"
+
+
+def main() -> None:
+    """Read the records, print the tables."""
+    parser = argparse.ArgumentParser(description="Summarise the records.")
+    parser.add_argument("--markdown", action="store_true", help="for the docs")
+    parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
+    options = parser.parse_args()
+    tables = summarise(*(read_record(options.records / f"{name}.jsonl") for name in ("layers", "networks", "engines")))
+    if not tables:
+        raise SystemExit(f"no layers.jsonl, networks.jsonl or engines.jsonl in {options.records}; measure first")
+    print("\n\n".join(table.markdown() if options.markdown else table.text() for table in tables))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The times of one layer as plain text."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from groupwise.costs import Cost
+from groupwise.draw import numbers, phrases, text
+from groupwise.draw.report_text import kernels, measured_on, milliseconds, percent, roofline_of, times
+
+_HEAD = ("", "kernels of", "memory format", "kernel", "ms", "speedup", "roofline")
+
+
+def table(bench: dict[str, Any], at: Cost) -> str:
+    """A line for each way to compute the layer, and what the figures are."""
+    lines = [_HEAD]
+    for row in bench["timings"]:
+        last = (milliseconds(row["ms"]), times(row["speedup"]), percent(row["roofline"]))
+        lines.append((row["work"], row["library"], row["memory_format"], kernels(row["kernels"]), *last))
+    rows = text.rows(lines, left=(0, 1, 2, 3))
+    notes = [
+        f"ms: medians of {phrases.plural(bench['repeats'], 'sample')}, all in turn. A training step is the forward and "
+        "the gradients of input, weight and bias. speedup: against PyTorch in the same memory format.",
+        roofline_of(bench["machine"]["roofline"]),
+        measured_on(bench["machine"]),
+    ]
+    if bench["not_measured"]:
+        notes.append(f"groupwise's kernels were not measured: {bench['not_measured']}.")
+    where = f"{numbers.product(at.input_size)}, batch {at.batch}, {at.dtype}"
+    below = [line for note in notes for line in textwrap.wrap(note, text.WIDTH)]
+    return "\n".join(
+        [f"{phrases.title(at.spec)}; {where}", "", rows[0], "─" * max(map(len, rows)), *rows[1:], "", *below]
+    )

@@ -1,0 +1,54 @@
+"""Tests with groupwise's kernels, without them, and with ones that are wrong."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from groupwise import checking, native, reporting, routing
+
+needs_kernels = pytest.mark.skipif(native.status().problem is not None, reason=str(native.status().problem))
+
+
+def without_kernels(monkeypatch):
+    """As on a machine without a compiler."""
+    monkeypatch.setattr(native, "status", lambda: native.Status(problem="there is none", fix="build it"))
+
+
+class Stand(TorchDispatchMode):
+    """A kernel behind the operator: PyTorch's in float32, and what a function makes of each of its results."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.convolution.default and result.dtype == torch.float32:
+            return self.change("forward", result)
+        if func is torch.ops.aten.convolution_backward.default and result[1].dtype == torch.float32:
+            return tuple(g if g is None else self.change(name, g) for name, g in zip("xwb", result, strict=True))
+        return result
+
+
+def stand_in(monkeypatch, change=lambda name, result: result):
+    """Let results that `change` makes stand for groupwise's kernels, which are not needed then.
+
+    Returns the routes that were asked for, in order.
+    """
+    asked = []
+
+    @contextlib.contextmanager
+    def forced(route):
+        asked.append(route)
+        with Stand(change) if route else contextlib.nullcontext():
+            yield
+
+    monkeypatch.setattr(native, "status", native.Status)
+    monkeypatch.setattr(routing, "forced", forced)
+    monkeypatch.setattr(checking, "last_plans", list)
+    monkeypatch.setattr(reporting, "measure_roofline", lambda threads: reporting.Roofline(1e9, 1e9))
+    return asked

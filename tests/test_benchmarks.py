@@ -1,0 +1,370 @@
+"""The benchmarks' own code: layers that are what they say, no figure from a wrong result, ratios the right way up."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import math
+import pathlib
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import groupwise
+from groupwise import ConvSpec, cost, routing
+from legible import check_legible
+
+BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
+ABOUT = {
+    "processor": "AMD EPYC",
+    "threads": 2,
+    "torch": "2.13.0",
+    "groupwise": "0.1.0",
+    "commit": "abc1234",
+    "date": "2026-11-22",
+    "dtype": "float32",
+    "batch": 1,
+    "repeats": 15,
+}
+
+
+def load(name: str) -> ModuleType:
+    """A script of benchmarks/, which is no package: its scripts import each other as they do when they run."""
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.insert(0, str(BENCHMARKS))
+    return importlib.import_module(name)
+
+
+shapes, checking, measuring, floor = map(load, ("shapes", "checking", "measuring", "floor"))
+layers, networks, engines, worker = map(load, ("layers", "networks", "engines", "engine_worker"))
+summary, chart, run = map(load, ("summary", "chart", "run"))
+LAYERS = [(which, layer) for which in shapes.FILES for layer in shapes.read(which)]
+SMALL = next(layer for _, layer in LAYERS if layer.name == "odd-width6")
+
+
+@pytest.mark.parametrize(("which", "layer"), LAYERS, ids=[f"{which}-{layer.name}" for which, layer in LAYERS])
+def test_a_layer_is_what_pytorch_makes_of_it(which, layer):
+    spec, samples = layer.spec, layer.samples(1)
+    assert spec.op == layer.op
+    assert spec.dims in (1, 2)
+    assert layer.source
+    with torch.device("meta"):
+        tensors = shapes.Tensors(
+            spec,
+            torch.empty(samples, spec.in_channels, *layer.size),
+            torch.empty(spec.weight_shape),
+            torch.empty(spec.out_channels),
+            torch.empty(samples, spec.out_channels, *spec.output_size(layer.size)),
+        )
+        results = tensors.step()
+    sizes = [t.shape for t in (tensors.grad_output, tensors.input, tensors.weight, tensors.bias)]
+    assert [t.shape for t in results] == sizes
+    assert layer.cost(1).output_size == results[0].shape[2:]
+
+
+def test_no_layer_is_there_twice():
+    assert {which: sum(w == which for w, _ in LAYERS) for which in shapes.FILES} == {"listed": 46, "held_out": 33}
+    names = [layer.name for _, layer in LAYERS]
+    assert len(set(names)) == len(names)
+    assert set(shapes.PAYOFF) <= {layer.name for layer in shapes.read("listed")}
+    numbers = [(layer.spec, layer.size) for _, layer in LAYERS]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_the_values_of_a_layer():
+    tensors = SMALL.tensors(8)
+    assert tensors.input.shape == (8, 24, 13, 19)
+    assert torch.equal(tensors.input, SMALL.tensors(8).input)
+    conv = nn.Conv2d(24, 24, 3, padding=1, groups=4)
+    conv.weight.data, conv.bias.data = tensors.weight.clone(), tensors.bias.clone()
+    given = tensors.input.clone().requires_grad_()
+    output = conv(given)
+    output.backward(tensors.grad_output)
+    results = tensors.in_format("channels_last").step()
+    assert results[0].is_contiguous(memory_format=torch.channels_last)
+    for one, other in zip(results, (output, given.grad, conv.weight.grad, conv.bias.grad), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert output.std().item() == pytest.approx(1.4, abs=0.2), "1 of the weights, 1 of the bias"
+    assert SMALL.tensors(1, groups=1).weight.shape == (24, 24, 3, 3)
+
+
+def test_the_floor():
+    peaks = floor.Peaks(threads=1, flop=1e9, copied_bytes=1e9, flop_by="hand")
+    heavy = cost(ConvSpec(64, 64, 3, padding=1), 10)
+    assert peaks.floor_ms(heavy) == pytest.approx(2 * 64 * 64 * 9 * 100 / 1e6)
+    light = cost(ConvSpec(64, 64, 1, groups=64), 10)
+    assert peaks.floor_ms(light) == pytest.approx(4 * (64 * 100 * 2 + 64) / 1e6)
+    assert peaks.floor_ms(light, training=True) == pytest.approx(3 * peaks.floor_ms(light))
+
+
+def test_errors():
+    exact = torch.tensor([1.0, -4.0], dtype=torch.float64)
+    assert checking.largest_error(torch.tensor([1.5, -4.0]), exact) == pytest.approx(0.125)
+    assert checking.mean_error(torch.tensor([1.0, -3.0]), exact) == pytest.approx(1 / math.sqrt(17))
+    for error in (checking.largest_error, checking.mean_error):
+        assert error(torch.tensor([math.nan, -4.0]), exact) == math.inf
+        assert error(torch.tensor([1.0]), exact) == math.inf
+        assert error(torch.tensor([1.0, -4.0]), exact) == 0
+    checking.check_error("it", ours=2e-6, pytorch=1e-6)
+    with pytest.raises(checking.WrongResult, match=r"it is 2\.20e-06 from float64, and PyTorch's 1\.00e-06"):
+        checking.check_error("it", ours=2.2e-6, pytorch=1e-6)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """A stand-in for this package's kernels, PyTorch's own with an error, and a floor that costs nothing."""
+    state = {"on": False, "output": 0.0, "gradient": 0.0}
+
+    @contextlib.contextmanager
+    def switch(on):
+        before, state["on"] = state["on"], on
+        yield
+        state["on"] = before
+
+    class Kernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, output):
+            ctx.error = state["gradient"] * state["on"]
+            return output + state["output"] * state["on"]
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * (1 + ctx.error)
+
+    real = shapes.Tensors.forward
+    monkeypatch.setattr(groupwise, "enabled", lambda: switch(True))
+    monkeypatch.setattr(routing, "forced", lambda route=None: switch(bool(route)))
+    monkeypatch.setattr(shapes.Tensors, "forward", lambda self: Kernel.apply(real(self)))
+    monkeypatch.setattr(floor, "measure", lambda threads: floor.Peaks(threads, 1e9, 1e9, "hand"))
+    return state
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """Time one small layer into a record; gives the rows."""
+    threads, path = torch.get_num_threads(), tmp_path / "layers.jsonl"
+
+    def measure():
+        words = "--held-out --only odd-width6 --repeats 2 --budget 0 --threads 1".split()
+        monkeypatch.setattr(sys, "argv", ["layers.py", *words, "--output", str(path)])
+        try:
+            layers.main()
+        finally:
+            torch.set_num_threads(threads)
+        return measuring.read_record(path)
+
+    measure.path = path
+    return measure
+
+
+def test_right_kernels_are_timed(kernel, measure):
+    rows = measure()
+    ways = {(who, name) for who in ("pytorch", "groupwise") for name in shapes.FORMATS}
+    assert [row["pass"] for row in rows] == ["forward"] * 4 + ["training"] * 4
+    assert {(row["implementation"], row["memory_format"]) for row in rows[:4]} == ways
+    for row in rows:
+        assert row["ms_20_percent"] <= row["ms"] <= row["ms_80_percent"]
+        assert row["repeats"] == 2
+        assert {"processor", "threads", "torch", "commit", "dtype"} <= set(row)
+        assert row["busy"] is None or 0 <= row["busy"] <= 1
+    assert measure() != rows
+    assert len(measuring.read_record(measure.path)) == len(rows), "a second run replaces the first"
+
+
+@pytest.mark.parametrize("part", ["output", "gradient"])
+def test_wrong_kernels_are_refused(kernel, measure, part):
+    other = {"benchmark": "layer", "set": "listed", "layer": "odd-width6"}
+    measure()
+    measuring.write_record(measure.path, [other], layers.UNIT)
+    kernel[part] = 1e-5
+    with pytest.raises(SystemExit, match=f"odd-width6: {'output' if part == 'output' else 'grad_input'} is .* from"):
+        measure()
+    assert measuring.read_record(measure.path) == [other], "what the record had of it is gone, and nothing else"
+
+
+def test_a_network_whose_one_gradient_is_wrong_is_refused(monkeypatch):
+    def build(name):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3, stride=32), nn.Flatten(), nn.Linear(196, 1000))
+
+    monkeypatch.setattr(networks, "build", build)
+    monkeypatch.setattr(groupwise, "enabled", contextlib.nullcontext)
+    monkeypatch.setattr(routing, "forced", lambda route=None: contextlib.nullcontext())
+    networks.exact.cache_clear()
+    for training in (False, True):
+        ours, pytorch = networks.check("small", 2, training)
+        assert ours == pytorch < 1e-5
+    real, switched = networks.results, []
+
+    def wrong(model, images, labels):
+        found = real(model, images, labels)
+        found["0.bias"] *= 1.1 if switched else 1
+        return found
+
+    @contextlib.contextmanager
+    def enabled():
+        switched.append(True)
+        yield
+        switched.clear()
+
+    monkeypatch.setattr(networks, "results", wrong)
+    monkeypatch.setattr(groupwise, "enabled", enabled)
+    with pytest.raises(checking.WrongResult, match=r"small: 0\.bias is 1\.00e-01 from"):
+        networks.check("small", 2, training=True)
+    networks.exact.cache_clear()
+
+
+class Engine:
+    """Stands in for an engine's process: PyTorch, off by an error."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def ask(self, load=None, threads=None, run=None):
+        if run:
+            return {"seconds": [1.0, *[0.002] * (run - 1)]}
+        layer = worker.Layer.read(load)
+        options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+        arrays = map(torch.from_numpy, (layer.input, layer.weight, layer.bias))
+        output = nn.functional.conv2d(*arrays, **options) + self.error
+        assert output.shape == layer.output_shape
+        path = pathlib.Path(load).with_name("output.npy")
+        np.save(path, output.numpy())
+        return {"output": str(path), "variant": "", "version": "1"}
+
+
+@pytest.mark.parametrize("name", ["odd-width6", "conformer-s-dw31"])
+def test_an_engine_is_timed_if_it_is_right(kernel, monkeypatch, name):
+    monkeypatch.setattr(engines, "PAUSE", 0)
+    layer = next(layer for _, layer in LAYERS if layer.name == name)
+    rows = engines.measure(layer, {"right": Engine(1e-5), "wrong": Engine(0.1)}, repeats=2)
+    *ours, right, wrong = rows
+    assert len(ours) == 2 * len(layer.memory_formats)
+    assert all(row["ms"] > 0 for row in ours)
+    assert right["ms"] == 2, "the first call of a turn is not counted"
+    assert "ms" not in wrong
+    assert "by wrong is" in wrong["problem"]
+
+
+def test_a_worker_answers(tmp_path, monkeypatch):
+    """The protocol, with an engine that is PyTorch in two variants."""
+    made = engines.save(SMALL, SMALL.tensors(1), SMALL.tensors(1).forward(), tmp_path)
+
+    def engine(layer, threads):
+        assert (layer.kernel, layer.padding, layer.groups, threads) == ((3, 3), (1, 1), 4, 2)
+        yield "slow", lambda: sum(range(200_000)), lambda: None
+        yield "quick", lambda: None, lambda: layer.input + 1
+
+    monkeypatch.setattr(worker, "ENGINES", {"numpy": engine, "none": lambda layer, threads: 1 / 0})
+    asked = "".join(f"{json.dumps(q)}\n" for q in ({"load": str(made), "threads": 2}, {"run": 3}))
+    answers = io.StringIO()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(asked))
+    worker.serve("numpy", answers)
+    loaded, ran = map(json.loads, answers.getvalue().splitlines())
+    assert (loaded["variant"], loaded["version"]) == ("quick", np.__version__)
+    np.testing.assert_array_equal(np.load(loaded["output"]), SMALL.tensors(1).input.numpy() + 1)
+    assert len(ran["seconds"]) == 3
+    monkeypatch.setattr(sys, "stdin", io.StringIO(asked.split("\n", 1)[0]))
+    worker.serve("none", answers := io.StringIO())
+    assert json.loads(answers.getvalue()) == {"problem": "ZeroDivisionError: division by zero"}
+
+
+def row(layer="a<b", which="forward", who="pytorch", ms=1.0, **facts):
+    facts = {"benchmark": "layer", "memory_format": "contiguous", "floor_ms": 0.5, **facts}
+    return {**ABOUT, "set": "listed", "layer": layer, "pass": which, "implementation": who, "ms": ms, **facts}
+
+
+def made_up():
+    found = [row(ms=8.0), row(ms=4.0, memory_format="channels_last")]
+    found += [row(who="groupwise", ms=2.0, kernels=["forward planar"])]
+    found += [row(who="groupwise", ms=5.0, memory_format="channels_last", kernels=["forward channels"])]
+    found += [row("c", ms=8.0), row("c", who="groupwise", ms=1.0, kernels=["forward planar"])]
+    found += [row("d", ms=8.0)]
+    facts = {"benchmark": "payoff", "groups": 32}
+    found += [row(ms=4.0, **facts), row(who="groupwise", ms=1.0, **facts)]
+    return [*found, row(who="dense", ms=16.0, benchmark="payoff", groups=1)]
+
+
+def table(tables, title):
+    (found,) = [table for table in tables if table.title.startswith(title)]
+    return [dict(zip(found.head, cells, strict=True)) for cells in found.rows]
+
+
+def test_the_summary_of_layers():
+    tables = summary.summarise([row("e", busy=0.2), row("f", busy=0.05), *made_up()], [], [])
+    assert tables[0].note == "Others took more than 10% of the processors just before: e."
+    (facts,) = table(tables, "Layers")
+    assert facts["layers"] == "2", "d was not timed with our kernels"
+    assert facts["PyTorch / ours"] == "4", "the mean of 4 / 2 and 8 / 1"
+    assert facts["worst"] == "2 a<b"
+    assert (facts["PyTorch / floor"], facts["ours / floor"], facts["farthest"]) == ("11.3", "2.83", "4 a<b")
+    (slower,) = table(tables, "Slower")
+    assert (slower["layer"], slower["format"], slower["PyTorch / ours"]) == ("a<b", "channels_last", "0.8")
+    assert slower["kernels"] == "forward channels"
+    (payoff,) = table(tables, "Payoff")
+    assert (payoff["PyTorch faster"], payoff["ours faster"]) == ("4", "16")
+    assert (payoff["PyTorch's payoff"], payoff["our payoff"]) == ("0.125", "0.5")
+    assert "| a&lt;b |" in "\n".join(table.markdown() for table in tables)
+    assert "4 a<b" in "\n".join(table.text() for table in tables)
+
+
+def test_the_summary_of_engines_and_networks():
+    found = [row(who=who, ms=ms, benchmark="engine") for who, ms in (("pytorch", 4.0), ("groupwise", 1.0))]
+    found += [row(who="x", ms=0.5, benchmark="engine"), row(who="y", ms=2.0, benchmark="engine")]
+    broken = row(who="z", benchmark="engine", problem="no groups")
+    del broken["ms"]
+    formats = ("contiguous", "channels_last")
+    nets = [
+        row(who=who, ms=ms, benchmark="network", network="net", memory_format=name)
+        for who, ms in (("pytorch", 30.0), ("groupwise", 20.0))
+        for name in formats
+    ]
+    tables = summary.summarise([], nets, [*found, broken])
+    speedups = {facts["engine"]: facts["engine / ours"] for facts in table(tables, "Inference")}
+    assert speedups == {"pytorch": "4", "x": "0.5", "y": "2", "best engine": "0.5"}
+    assert table(tables, "Not timed") == [{"engine": "z", "why": "no groups", "layers": "a<b"}]
+    assert table(tables, "Networks")[0]["PyTorch / ours"] == "1.5"
+
+
+def test_without_records_there_is_no_summary(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["summary.py", "--records", str(tmp_path)])
+    with pytest.raises(SystemExit, match="measure first"):
+        summary.main()
+
+
+def test_the_charts_are_legible(tmp_path, monkeypatch):
+    rows = []
+    for number, layer in enumerate(shapes.read("listed")):
+        for which, share in (("forward", 0.8), ("training", 1.3)):
+            rows += [row(layer.name, which, "pytorch", 1.0), row(layer.name, which, "groupwise", share ** (number / 3))]
+    facts = {"benchmark": "groups", "channels": 32, "size": 9}
+    groups = [row(memory_format=f, groups=2**i, of_dense=0.7**i, **facts) for f in shapes.FORMATS for i in range(6)]
+    measuring.write_record(tmp_path / "layers.jsonl", rows, ())
+    measuring.write_record(tmp_path / "groups.jsonl", groups, ())
+    monkeypatch.setattr(sys, "argv", ["chart.py", "--records", str(tmp_path), "--pictures", str(tmp_path)])
+    chart.main()
+    root = check_legible((tmp_path / "speedup.svg").read_text(encoding="utf-8"))
+    assert float(root.get("width")) <= 800
+    check_legible((tmp_path / "payoff.svg").read_text(encoding="utf-8"))
+    check_legible(chart.speedup_chart(chart.chosen(rows[:4])))
+
+
+def test_what_run_takes(monkeypatch, capsys):
+    done = []
+    monkeypatch.setattr(run, "run", lambda words: done.append(words) or words[0] == "networks.py")
+    monkeypatch.setattr(sys, "argv", ["run.py", "--threads", "1", "2"])
+    with pytest.raises(SystemExit, match="failed, as said above: networks"):
+        run.main()
+    assert done[0] == ["groups.py", "--threads", "2"]
+    assert done[2] == ["layers.py", "--held-out", "--threads", "1", "2"]
+    assert [words[0] for words in done] == "groups.py layers.py layers.py networks.py chart.py summary.py".split()
+    monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "speed is no benchmark; valid: groups, layers, held-out, networks, engines" in capsys.readouterr().err

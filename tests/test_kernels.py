@@ -1,0 +1,284 @@
+"""Every kernel, forced in turn, against PyTorch in float64: at most twice the error of PyTorch's own float32."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cases import layer_of, specs
+from groupwise import ConvSpec, last_plans, native, plan
+from groupwise.planning import DIRECTIONS, KERNELS
+from groupwise.routing import forced
+from kernels import needs_kernels
+
+pytestmark = needs_kernels
+OURS = [name for name in KERNELS if name != "pytorch"]
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# Where a result is exact, PyTorch's error is 0 and twice it too: a few roundings of the largest value are allowed.
+ROUNDINGS = 8 * torch.finfo(torch.float32).eps
+
+
+@contextlib.contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def poisoned():
+    """Memory that a kernel gets is NaN: what it does not write is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def step(layer, source, grad):
+    """Output and all gradients, of copies, so that nothing of one step is in the next."""
+    source = source.detach().requires_grad_()
+    parameters = list(layer.parameters())
+    output = layer(source)
+    gradients = torch.autograd.grad(output, [source, *parameters], grad)
+    return {
+        "output": output.detach(),
+        "grad_input": gradients[0],
+        "grad_weight": gradients[1],
+        **({"grad_bias": gradients[2]} if len(gradients) > 2 else {}),
+    }
+
+
+def check(layer, source, grad, kernel=""):
+    """Run a step by a kernel and by PyTorch and compare both with float64; the plans that ran."""
+    exact = step(layer.double(), source.double(), grad.double())
+    layer.float()
+    with forced(False):
+        theirs = step(layer, source, grad)
+    last_plans()
+    with forced(True, kernel), poisoned():
+        ours = step(layer, source, grad)
+    for name, value in ours.items():
+        error = (value.double() - exact[name]).abs().max().item()
+        allowed = 2 * (theirs[name].double() - exact[name]).abs().max().item()
+        assert error <= allowed + ROUNDINGS * exact[name].abs().max().item() + 1e-30, (name, error, allowed)
+        assert strides(value) == strides(theirs[name]), name
+    return last_plans()
+
+
+def strides(tensor):
+    """Strides that mean something."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+@st.composite
+def cases(draw):
+    spec = draw(specs(24).filter(lambda spec: spec.dims < 3))
+    if draw(st.booleans()):
+        # Depthwise, as half of all kernels are for these.
+        channels = draw(st.integers(1, 40))
+        multiplier = draw(st.sampled_from([1, 1, 1, 2, 3]))
+        kernel = tuple(draw(st.sampled_from([1, 2, 3, 5, 7, 9])) for _ in range(spec.dims))
+        spec = ConvSpec(
+            channels,
+            channels if spec.transposed else channels * multiplier,
+            kernel,
+            spec.stride,
+            tuple(draw(st.integers(0, 4)) for _ in range(spec.dims)),
+            spec.dilation,
+            channels,
+            spec.bias,
+            transposed=spec.transposed,
+            output_padding=spec.output_padding,
+        )
+    size = tuple(draw(st.sampled_from([1, 2, 5, 7, 8, 9, 14, 17, 26, 33])) for _ in range(spec.dims))
+    return spec, size, draw(st.integers(1, 3))
+
+
+def fitting(spec, size):
+    """The size, or the least above it that the convolution takes."""
+    for extra in range(64):
+        with contextlib.suppress(ValueError):
+            spec.output_size(tuple(n + extra for n in size))
+            return tuple(n + extra for n in size)
+    pytest.fail(f"{spec} takes no size")
+
+
+def tensor(shape, memory_format, layout, generator):
+    """Random numbers, laid out as users' tensors are."""
+    if layout == "sliced":
+        wide = torch.randn(*shape[:-1], 2 * shape[-1], generator=generator)
+        return wide[..., ::2]
+    if layout == "unaligned":
+        flat = torch.randn(torch.Size(shape).numel() + 1, generator=generator)
+        return flat[1:].view(shape)
+    if layout == "cropped":
+        return torch.randn(*shape[:-1], shape[-1] + 3, generator=generator)[..., 2:-1]
+    values = torch.randn(shape, generator=generator)
+    return values.contiguous(memory_format=memory_format) if len(shape) == 4 else values
+
+
+@pytest.mark.parametrize("kernel", ["", *OURS])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(
+    case=cases(),
+    memory_format=st.sampled_from(list(FORMATS)),
+    layout=st.sampled_from(["plain", "plain", "sliced", "unaligned", "cropped"]),
+    expanded=st.sampled_from([False, False, True]),
+    workers=st.sampled_from([1, 2]),
+    seed=st.integers(0, 2**16),
+)
+def test_every_kernel_is_as_exact_as_pytorch(kernel, case, memory_format, layout, expanded, workers, seed):
+    spec, size, batch = case
+    size = fitting(spec, size)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    layer = layer_of(spec, torch.float32)
+    source = tensor((batch, spec.in_channels, *size), FORMATS[memory_format], layout, generator)
+    shape = (batch, spec.out_channels, *spec.output_size(size))
+    grad = torch.randn((), generator=generator).expand(shape) if expanded else torch.randn(shape, generator=generator)
+    with threads(workers):
+        check(layer, source, grad, kernel)
+
+
+LAYERS = [
+    ("groups of 4", ConvSpec(128, 128, 3, padding=1, groups=32), (20, 22)),
+    ("groups of 16", ConvSpec(64, 64, 3, padding=1, groups=4), (14, 14)),
+    ("depthwise", ConvSpec(37, 37, 3, padding=1, groups=37), (30, 31)),
+    ("depthwise, stride", ConvSpec(32, 32, 5, stride=2, padding=2, groups=32), (29, 28)),
+    ("large kernel", ConvSpec(8, 8, 31, padding=15, groups=8), (40, 41)),
+    ("63x63", ConvSpec(4, 4, 63, padding=31, groups=4), (20, 70)),
+    ("51x5", ConvSpec(6, 6, (51, 5), padding=(25, 2), groups=6), (33, 60)),
+    ("1x11", ConvSpec(8, 16, (1, 11), padding=(0, 5), groups=8), (1, 97)),
+    ("1-D", ConvSpec(48, 48, 31, padding=15, groups=48, dims=1), (300,)),
+    ("long 1-D", ConvSpec(6, 6, 5, padding=4, groups=3, dims=1), (40_000,)),
+    ("wide image", ConvSpec(24, 8, 3, padding=1, groups=8), (3, 6_000)),
+    ("transposed", ConvSpec(16, 24, 4, stride=2, padding=1, groups=8, transposed=True), (15, 17)),
+]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("memory_format", list(FORMATS))
+@pytest.mark.parametrize(("spec", "size"), [row[1:] for row in LAYERS], ids=[row[0] for row in LAYERS])
+def test_layers_of_every_kind(spec, size, memory_format, workers):
+    torch.manual_seed(0)
+    source = torch.randn(2, spec.in_channels, *size)
+    if spec.dims == 2:
+        source = source.contiguous(memory_format=FORMATS[memory_format])
+    layer = layer_of(spec, torch.float32)
+    with threads(workers):
+        plans = check(layer, source, torch.randn(2, spec.out_channels, *spec.output_size(size)))
+        # What prints is what ran.
+        told = [plan(layer, source.shape, memory_format=memory_format, direction=d) for d in DIRECTIONS]
+    assert told == plans
+    assert {p.kernel for p in plans} <= set(OURS)
+    assert max(p.scratch_bytes for p in plans) <= 512 * 1024
+
+
+def test_every_kernel_runs_in_every_direction():
+    seen = set()
+    for kernel in OURS:
+        for memory_format in FORMATS.values():
+            layer = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+            source = torch.randn(1, 16, 9, 9).contiguous(memory_format=memory_format)
+            for p in check(layer, source, torch.randn(1, 16, 9, 9), kernel):
+                seen.add((p.kernel, p.direction, p.memory_format))
+    assert seen == {(kernel, d, memory_format) for kernel in OURS for d in DIRECTIONS for memory_format in FORMATS}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("memory_format", list(FORMATS))
+@pytest.mark.parametrize("kernel", OURS)
+def test_nan_and_inf_reach_the_outputs_that_they_reach_in_pytorch(kernel, memory_format, value):
+    layer = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+    source = torch.randn(1, 16, 9, 11).contiguous(memory_format=FORMATS[memory_format])
+    source[0, 3, 4, 5] = source[0, 7, 0, 0] = source[0, 8, 8, 10] = value
+    grad = torch.randn(1, 16, 9, 11)
+    with forced(False):
+        theirs = step(layer, source, grad)
+    with forced(True, kernel):
+        ours = step(layer, source, grad)
+    for name in ("output", "grad_input", "grad_weight"):
+        assert torch.equal(ours[name].isfinite(), theirs[name].isfinite()), name
+
+
+@pytest.mark.parametrize("memory_format", list(FORMATS))
+def test_the_same_bits_on_every_run(memory_format):
+    layer = torch.nn.Conv2d(6, 6, 3, padding=1, groups=3)
+    source = torch.randn(3, 6, 40, 40).contiguous(memory_format=FORMATS[memory_format])
+    grad = torch.randn(3, 6, 40, 40)
+    with forced(True), threads(2):
+        runs = [step(layer, source, grad) for _ in range(5)]
+    for run in runs[1:]:
+        assert all(torch.equal(run[name], runs[0][name]) for name in run)
+
+
+@pytest.mark.parametrize(
+    "name", ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_pytorchs_own_samples(name):
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    (op,) = [op for op in op_db if op.name == f"nn.functional.{name}"]
+    count = 0
+    for sample in op.sample_inputs("cpu", torch.float32, requires_grad=True):
+        tensors = [sample.input, *(value for value in sample.args if isinstance(value, torch.Tensor))]
+        with forced(False):
+            theirs = op(sample.input, *sample.args, **sample.kwargs)
+            grads = torch.autograd.grad(theirs.sum(), tensors, allow_unused=True)
+        with forced(True):
+            ours = op(sample.input, *sample.args, **sample.kwargs)
+            our_grads = torch.autograd.grad(ours.sum(), tensors, allow_unused=True)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+        for ours, theirs in zip(our_grads, grads, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-3)
+        count += 1
+    assert count >= 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pytorchs_own_modules():
+    from torch.testing._internal.common_modules import module_db
+
+    count = 0
+    for info in module_db:
+        if not info.name.startswith("nn.Conv"):
+            continue
+        for sample in info.module_inputs_func(info, "cpu", torch.float32, requires_grad=True, training=True):
+            torch.manual_seed(0)
+            layer = info.module_cls(*sample.constructor_input.args, **sample.constructor_input.kwargs)
+            source = sample.forward_input.args[0]
+            with forced(False):
+                theirs = layer(source)
+            with forced(True):
+                ours = layer(source)
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+            count += 1
+    assert count > 10
+
+
+@pytest.mark.skipif("GROUPWISE_ISA" in os.environ, reason="this is such a run")
+@pytest.mark.parametrize("isa", [isa for isa in native.status().isas if isa != native.status().isa])
+def test_every_other_instruction_set(isa):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(pathlib.Path(__file__))]
+    run = subprocess.run(command, env={**os.environ, "GROUPWISE_ISA": isa}, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_the_instruction_set_in_use_is_the_one_asked_for():
+    wanted = os.environ.get("GROUPWISE_ISA")
+    assert wanted in (None, native.status().isa)
+    assert plan(ConvSpec(8, 8, 3, groups=8), (1, 8, 9, 9)).isa == native.status().isa

@@ -1,0 +1,367 @@
+"""The route: who takes it, and that everything around PyTorch's operator works on it as before."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import groupwise
+from groupwise import GroupwiseError, last_plans, native, nn, routing
+from kernels import needs_kernels
+
+pytestmark = needs_kernels
+
+
+@pytest.fixture(autouse=True)
+def nothing_routed():
+    groupwise.disable()
+    last_plans()
+    yield
+    groupwise.disable()
+
+
+def layer(**options):
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(16, 16, 3, padding=1, groups=4, **options)
+
+
+def source(**options):
+    return torch.randn(2, 16, 12, 12, **options)
+
+
+def kernels():
+    return [plan.kernel for plan in last_plans()]
+
+
+def routed():
+    """Whether a convolution takes the route now."""
+    last_plans()
+    with torch.no_grad():
+        layer()(source())
+    return bool(last_plans())
+
+
+def test_enable_and_disable():
+    assert not routed()
+    groupwise.enable()
+    groupwise.enable()
+    assert routed()
+    groupwise.disable()
+    assert not routed()
+
+
+def test_blocks_nest_and_end_with_an_error():
+    with groupwise.enabled():
+        with pytest.raises(RuntimeError, match="mine"), groupwise.enabled():
+            raise RuntimeError("mine")
+        assert routed()
+        groupwise.disable()
+        assert routed()
+    assert not routed()
+    groupwise.enable()
+    with groupwise.enabled():
+        pass
+    assert routed()
+
+
+def test_a_block_of_one_thread_ends_without_another_s():
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with groupwise.enabled():
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    entered.wait(10)
+    with groupwise.enabled():
+        pass
+    assert routed()
+    leave.set()
+    thread.join()
+    assert not routed()
+
+
+def test_a_thread_can_be_kept_off():
+    groupwise.enable()
+    with routing.forced(False):
+        assert not routed()
+    assert routed()
+
+
+@pytest.mark.parametrize(("value", "on"), [("1", True), ("0", False), ("", False)])
+def test_the_environment_enables(value, on):
+    code = (
+        "import groupwise, torch; torch.nn.Conv2d(8, 8, 3, groups=8)(torch.randn(1, 8, 9, 9));"
+        "print(len(groupwise.last_plans()))"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    run = subprocess.run(
+        command, env={**os.environ, "GROUPWISE_ENABLE": value}, capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout) == on
+
+
+def test_an_unknown_value_of_the_environment_is_told(monkeypatch):
+    monkeypatch.setenv("GROUPWISE_ENABLE", "yes")
+    with pytest.warns(RuntimeWarning, match="GROUPWISE_ENABLE=yes is not known; use 1 or 0"):
+        routing.enable_from_environment()
+
+
+def test_without_kernels_enable_says_why_and_the_environment_warns(monkeypatch):
+    def missing():
+        raise GroupwiseError("groupwise's kernels cannot run: there are none; build them")
+
+    monkeypatch.setattr(native, "library", missing)
+    with pytest.raises(GroupwiseError, match="there are none; build them"):
+        groupwise.enable()
+    with pytest.raises(GroupwiseError, match="build them"), groupwise.enabled():
+        pass
+    groupwise.disable()
+    monkeypatch.setenv("GROUPWISE_ENABLE", "1")
+    with pytest.warns(RuntimeWarning, match="build them"):
+        routing.enable_from_environment()
+
+
+CALLS = {
+    "float64": lambda: layer(dtype=torch.float64)(source(dtype=torch.float64)),
+    "bfloat16": lambda: layer(dtype=torch.bfloat16)(source(dtype=torch.bfloat16)),
+    "3-D": lambda: torch.nn.Conv3d(4, 4, 3, groups=4)(torch.randn(1, 4, 5, 5, 5)),
+    "empty batch": lambda: layer()(torch.randn(0, 16, 12, 12)),
+    "meta": lambda: layer(device="meta")(source(device="meta")),
+    "float64 weight": lambda: F.conv2d(source(), torch.randn(16, 4, 3, 3).double(), groups=4),
+    "wrong channels": lambda: F.conv2d(source(), torch.randn(16, 5, 3, 3), groups=4),
+    "no output": lambda: F.conv2d(torch.randn(1, 4, 2, 2), torch.randn(4, 1, 3, 3), groups=4),
+    "negative padding": lambda: F.conv2d(source(), torch.randn(16, 4, 3, 3), padding=-1, groups=4),
+    "wrong bias": lambda: F.conv2d(source(), torch.randn(16, 4, 3, 3), torch.randn(5), groups=4),
+    "output padding": lambda: F.conv_transpose2d(
+        source(), torch.randn(16, 4, 3, 3), output_padding=1, stride=1, groups=4
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(CALLS))
+def test_what_no_kernel_takes_is_as_before(name):
+    """The same answer or the same error, word for word."""
+
+    def run():
+        torch.manual_seed(0)
+        try:
+            return CALLS[name]()
+        except (RuntimeError, ValueError) as error:
+            return str(error)
+
+    before = run()
+    with groupwise.enabled():
+        after = run()
+    assert set(kernels()) <= {"pytorch"}
+    if isinstance(before, str):
+        assert after == before
+    else:
+        assert after.shape == before.shape
+        assert after.device == before.device
+        if after.device.type != "meta":
+            assert torch.equal(after, before)
+
+
+def test_complex_convolutions_are_three_real_ones():
+    x, weight = torch.randn(1, 4, 9, 9, dtype=torch.cfloat), torch.randn(4, 1, 3, 3, dtype=torch.cfloat)
+    expected = F.conv2d(x, weight, groups=4)
+    with groupwise.enabled():
+        torch.testing.assert_close(F.conv2d(x, weight, groups=4), expected, rtol=1e-5, atol=1e-5)
+    assert kernels() == ["planar"] * 3
+
+
+def test_gradients_by_finite_differences():
+    """In float32, so that kernels run: a convolution is linear in each argument, so a large step is exact."""
+    inputs = [torch.randn(2, 4, 5, 6), torch.randn(4, 2, 3, 3), torch.randn(4)]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+
+    def convolve(*tensors):
+        return F.conv2d(*tensors, stride=(1, 2), padding=1, groups=2)
+
+    with groupwise.enabled(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Input #", category=UserWarning)
+        assert torch.autograd.gradcheck(convolve, inputs, eps=0.5, atol=1e-3, rtol=1e-3)
+        assert "planar" in kernels()
+        assert torch.autograd.gradgradcheck(convolve, inputs, eps=0.5, atol=1e-2, rtol=1e-2)
+
+
+# Forward mode builds its formulas with torch.jit.script, which torch itself calls deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_forward_mode_and_function_transforms():
+    x, weight = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 3, 3)
+
+    def loss(weight, x):
+        return (F.conv2d(x, weight, padding=1, groups=8) ** 2).sum()
+
+    def all_of_them():
+        return [
+            torch.func.grad(loss)(weight, x),
+            torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, x[:, None]),
+            torch.func.vmap(loss, in_dims=(0, 0))(torch.stack([weight, 2 * weight]), x[:, None]),
+            torch.func.jvp(lambda w: loss(w, x), (weight,), (weight,))[1],
+            torch.func.jacrev(lambda w: F.conv2d(x, w, groups=8).sum((0, 2, 3)))(weight),
+        ]
+
+    theirs = all_of_them()
+    with groupwise.enabled():
+        ours = all_of_them()
+    assert "pytorch" not in kernels()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_model_takes_the_route(backend):
+    model = torch.nn.Sequential(layer(), torch.nn.ReLU(), layer())
+    x = source()
+    expected = model(x)
+    expected.sum().backward()
+    grads = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    with groupwise.enabled(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = torch.compile(model, backend=backend)(x)
+        got.sum().backward()
+    assert {plan.direction for plan in last_plans() if plan.kernel == "planar"} == {
+        "forward",
+        "grad_input",
+        "grad_weight",
+    }
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    for p, grad in zip(model.parameters(), grads, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-3)
+
+
+def test_an_exported_program_is_pytorchs_and_takes_the_route():
+    model, x = nn.Conv2d(16, 16, 3, padding=1, groups=4), source()
+    program = torch.export.export(model, (x,))
+    assert "torch.ops.aten.conv2d.default" in program.graph_module.code
+    with groupwise.enabled():
+        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-5)
+    assert kernels() == ["planar", "planar"]
+
+
+def test_inference_mode_autocast_and_deterministic_algorithms():
+    model, x = layer(), source()
+    expected = model(x)
+    with groupwise.enabled():
+        with torch.inference_mode():
+            torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+        assert kernels() == ["planar"]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model(x).dtype == torch.bfloat16
+        torch.use_deterministic_algorithms(True)
+        try:
+            torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+def test_two_threads_at_once():
+    """Each with its own scratch, beside training steps of the other."""
+    model, x = layer(), source()
+    expected = model(x)
+    wrong = []
+
+    def work():
+        for _ in range(30):
+            mine = copy.deepcopy(model)
+            got = mine(x)
+            got.sum().backward()
+            if not torch.allclose(got, expected, atol=1e-5):
+                wrong.append(got)
+
+    with groupwise.enabled():
+        workers = [threading.Thread(target=work) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_convolves():
+    code = """
+import os, torch, groupwise
+torch.set_num_threads(1)
+groupwise.enable()
+layer, x = torch.nn.Conv2d(16, 16, 3, groups=4), torch.randn(2, 16, 20, 20)
+expected = layer(x)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(layer(x), expected) and groupwise.last_plans() else 3)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_data_parallel(tmp_path):
+    model, x = layer(), source()
+    model(x).sum().backward()
+    expected = model.weight.grad.clone()
+    model.zero_grad()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with groupwise.enabled():
+            torch.nn.parallel.DistributedDataParallel(model)(x).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert "planar" in kernels()
+    torch.testing.assert_close(model.weight.grad, expected, rtol=1e-5, atol=1e-4)
+
+
+LAYERS = [
+    (nn.Conv1d, (8, 8, 3), (2, 8, 20)),
+    (nn.Conv2d, (8, 8, 3), (2, 8, 9, 9)),
+    (nn.Conv2d, (8, 8, 3), (8, 9, 9)),
+    (nn.ConvTranspose1d, (8, 8, 3), (2, 8, 20)),
+    (nn.ConvTranspose2d, (8, 8, 3), (2, 8, 9, 9)),
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments", "shape"), LAYERS)
+def test_groupwise_layers_take_the_route_forward_and_backward(kind, arguments, shape):
+    own = kind(*arguments, groups=4)
+    x = torch.randn(shape, requires_grad=True)
+    output = own(x)
+    grad = torch.randn_like(output)
+    ours = torch.autograd.grad(output, [x, *own.parameters()], grad)
+    assert [plan.kernel != "pytorch" for plan in last_plans()] == [True] * 3
+    base = next(cls for cls in kind.__mro__ if cls.__module__ == "torch.nn.modules.conv")
+    theirs_layer = base(*arguments, groups=4)
+    theirs_layer.load_state_dict(own.state_dict())
+    theirs = torch.autograd.grad(theirs_layer(x), [x, *theirs_layer.parameters()], grad)
+    assert not last_plans()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layers_route_ends_with_an_error():
+    with pytest.raises(RuntimeError):
+        nn.Conv2d(8, 8, 3, groups=4)(torch.randn(1, 7, 9, 9))
+    assert not routed()
+
+
+def test_groupwise_layers_keep_off_where_the_thread_must():
+    with routing.forced(False):
+        nn.Conv2d(8, 8, 3, groups=4)(torch.randn(1, 8, 9, 9)).sum().backward()
+    assert not last_plans()
+
+
+def test_last_plans_keeps_what_is_not_cleared():
+    with groupwise.enabled():
+        layer()(source())
+    assert len(last_plans(clear=False)) == len(last_plans()) == 1
+    assert last_plans() == []
