@@ -16,7 +16,7 @@ struct PixelSweep {
 
 // KH x KW taps of one vector of channels of a depthwise convolution, of which `lanes` exist.
 template <int KH, int KW>
-GW_NOINLINE void depthwise_tile(const PixelSweep& s, int64_t tap_row, int64_t tap_column, int64_t lanes, float* sums,
+GW_INLINE void depthwise_tile(const PixelSweep& s, int64_t tap_row, int64_t tap_column, int64_t lanes, float* sums,
                               int64_t w_row) {
   Vec sum[KH][KW];
   unroll<KH>([&](auto i) GW_LAMBDA { unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] = Vec{}; }); });

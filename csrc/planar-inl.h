@@ -73,7 +73,7 @@ GW_NOINLINE void channel_tile(const Taps& t, const float* x, int64_t vector, con
 
 // R output rows by NV neighbouring vectors of one channel; only the first `stored` are kept.
 template <int R, int NV, int KW>
-GW_NOINLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int64_t row_floats, const float* x,
+GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int64_t row_floats, const float* x,
                         const float* w, const float* bias, const Target& to, int64_t stored) {
   Vec sum[R][NV];
   const Vec start = bias ? broadcast(*bias) : Vec{};
