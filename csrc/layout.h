@@ -12,7 +12,7 @@ inline int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / b
 
 // Products that are summed in one accumulator without a break: longer runs round more than PyTorch's blocked sums do (the
 // 6144 of a 1-D layer of 48 channels by 128 taps: 15 times its error in one run).
-constexpr int64_t kRun = 384;
+constexpr int64_t kRun = 192;
 inline int64_t run_of_channels(int64_t taps) { return std::max<int64_t>(1, kRun / std::max<int64_t>(1, taps)); }
 
 // One task makes `rows` x `columns` outputs (of each sweep) of `groups` groups of one sample.

@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+import groupwise
+from groupwise import native
 from groupwise.cli import main
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -23,14 +25,24 @@ BLOCKS = [
 ]
 
 
+def skip_without_kernels(code):
+    if native.status().problem and re.search(r"groupwise\.(enabled?|plan)\(", code):
+        pytest.skip(native.status().problem)
+
+
 @pytest.mark.parametrize("code", BLOCKS)
 def test_code_in_the_docs_runs(code, tmp_path, monkeypatch):
+    skip_without_kernels(code)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "docs", "exec"), {})
+    try:
+        exec(compile(code, "docs", "exec"), {})
+    finally:
+        groupwise.disable()
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_examples_run(script, tmp_path):
+    skip_without_kernels(script.read_text(encoding="utf-8"))
     subprocess.run([sys.executable, script], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
 
 
