@@ -65,7 +65,7 @@ GW_NOINLINE void run_group(const GroupWalk& k, const float* x, int64_t x_row, in
 // The weights of `outputs` output channels to [tap][input channel][kGroupBlock]; lanes beyond them hold anything. Whatever
 // is contiguous in the weight is read so: output channels or input channels (of a channels-last weight, or a 1x1 one), or
 // the taps of a channel.
-inline void pack_weights(const Correlation& c, const GroupLayout& l, const float* from, int64_t outputs, float* to) {
+inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const float* from, int64_t outputs, float* to) {
   const WeightStrides& s = c.weight_strides;
   const int64_t taps = l.kernel_h * l.kernel_w, tap = c.in_channels * kGroupBlock;
   if (s.o != 1 && s.c != 1 && s.w == 1 && s.h == l.kernel_w && taps >= kLanes) {
@@ -94,7 +94,7 @@ inline void pack_weights(const Correlation& c, const GroupLayout& l, const float
 }
 
 // Tasks [begin, end) of a correlation.
-inline void correlate_groups(const Correlation& c, const GroupLayout& l, int64_t begin, int64_t end, float* scratch) {
+inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
   constexpr int kVectors = kGroupBlock / kLanes;
   const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
   const int64_t step = c.w.front().step;

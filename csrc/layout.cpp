@@ -118,7 +118,7 @@ bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, 
 }
 
 bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
-                    GroupLayout* l) {
+                    ChannelsLayout* l) {
   int64_t out_w = 1;
   for (const Sweep& s : c.w) out_w = std::max(out_w, s.out);
   l->kernel_h = kernel_h;
@@ -207,7 +207,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightC
   constexpr int64_t kTarget = 12 * 1024;
   const Problem& p = work.problem;
   const int64_t taps = p.h.kernel * p.w.kernel, span = (p.h.kernel - 1) * p.h.dilation;
-  l->depthwise = p.in_channels == 1 && p.out_channels == 1;
+  l->depthwise = depthwise(p);
   l->staged = l->depthwise && work.grad_output_strides.c != 1;
   l->input.width = l->depthwise ? kChannelBlock : round_up(p.in_channels, lanes);
   l->outputs = l->depthwise ? 1 : p.out_channels;

@@ -70,8 +70,12 @@ struct Pixels {
   int64_t rows, columns, width;
 };
 
-// Input of a task in scratch, and behind it the weight, [tap][kChannelBlock], and, where the output is planar, the
-// output's pixels.
+// Output channels of a group whose weights are packed side by side.
+constexpr int64_t kGroupBlock = 16;
+
+// A task with lanes along the channels makes a block of kChannelBlock channels of a depthwise convolution, or of one group:
+// its input pixels in scratch, behind them the weight ([tap][kChannelBlock], or [tap][input channel][kGroupBlock]), and,
+// where the output is planar, the output's pixels.
 struct ChannelsLayout {
   Block block;
   int64_t low_w;
@@ -81,33 +85,15 @@ struct ChannelsLayout {
   int64_t kernel_h, kernel_w;
   int64_t input_floats, weight_floats, floats;
   int64_t tasks(const Correlation& c) const {
-    return c.batch * ceil_div(c.groups, kChannelBlock) * ceil_div(c.h.out, block.rows) *
+    return c.batch * ceil_div(c.groups, block.groups) * ceil_div(c.h.out, block.rows) *
            ceil_div(c.w.front().out, block.columns);
   }
 };
 
+// Of a depthwise convolution, and of groups.
 bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t threads, ChannelsLayout* layout);
-
-// Output channels whose weights are packed side by side.
-constexpr int64_t kGroupBlock = 16;
-
-// A task makes a block of one group with lanes along its output channels: input pixels in scratch, behind them the weight,
-// [tap][input channel][kGroupBlock], and, where the output is planar, its pixels.
-struct GroupLayout {
-  Block block;
-  int64_t low_w;
-  Pixels input;
-  bool staged;
-  Pixels output;
-  int64_t kernel_h, kernel_w;
-  int64_t input_floats, weight_floats, floats;
-  int64_t tasks(const Correlation& c) const {
-    return c.batch * c.groups * ceil_div(c.h.out, block.rows) * ceil_div(c.w.front().out, block.columns);
-  }
-};
-
 bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
-                    GroupLayout* layout);
+                    ChannelsLayout* layout);
 
 // A task sums `outputs` output channels of `block.groups` groups over one of `parts` parts of the samples and positions.
 struct GradWeightLayout {

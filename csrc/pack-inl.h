@@ -1,5 +1,5 @@
-#pragma once
 // Between tensors and scratch: all that knows of layout, stride and padding.
+#pragma once
 #include "layout.h"
 #include "simd.h"
 

@@ -18,24 +18,37 @@ std::vector<Sweep> sweeps(const Request& r, const Axis& axis) {
   return {forward_sweep(axis)};
 }
 
-bool fits(const Request& r, Kernel kernel) {
-  const int64_t lanes = kernels().lanes;
+// Lays a kernel's work out and, if it fits the scratch, calls f(layout, tasks, floats of scratch); whether it fits.
+template <class F>
+bool with_layout(const Request& r, Kernel kernel, F&& f) {
+  const Problem& p = r.problem;
+  const int64_t lanes = kernels().lanes, taps = p.h.kernel * p.w.kernel;
   if (r.direction == Direction::grad_weight) {
     const GradWeight work = grad_weight_of(r);
-    GradWeightLayout planar;
-    GradWeightChannelsLayout channels;
-    return kernel == Kernel::planar ? lay_out(work, lanes, r.threads, &planar)
-                                    : lay_out(work, lanes, r.threads, &channels);
+    if (kernel == Kernel::planar) {
+      GradWeightLayout l;
+      if (!lay_out(work, lanes, r.threads, &l)) return false;
+      f(l, l.tasks(p), l.input_floats + l.output_floats + l.block.groups * l.outputs * p.in_channels * taps);
+      return true;
+    }
+    GradWeightChannelsLayout l;
+    if (!lay_out(work, lanes, r.threads, &l)) return false;
+    f(l, l.tasks(p), l.input_floats + l.output_floats + l.outputs * taps * l.input.width);
+    return true;
   }
-  CorrelationLayout planar;
-  ChannelsLayout channels;
-  GroupLayout groups;
-  const Correlation c = correlation_of(r, sweeps(r, r.problem.h).front());
-  if (kernel == Kernel::channels && !depthwise(r.problem))
-    return lay_out_groups(c, r.problem.h.kernel, r.problem.w.kernel, lanes, r.threads, &groups);
-  return kernel == Kernel::planar
-             ? lay_out(c, lanes, r.threads, &planar)
-             : lay_out_channels(c, r.problem.h.kernel, r.problem.w.kernel, r.threads, &channels);
+  const Correlation c = correlation_of(r, sweeps(r, p.h).front());
+  if (kernel == Kernel::planar) {
+    CorrelationLayout l;
+    if (!lay_out(c, lanes, r.threads, &l)) return false;
+    f(l, l.tasks(c), l.input_floats + l.output_floats);
+    return true;
+  }
+  ChannelsLayout l;
+  if (depthwise(p) ? !lay_out_channels(c, p.h.kernel, p.w.kernel, r.threads, &l)
+                   : !lay_out_groups(c, p.h.kernel, p.w.kernel, lanes, r.threads, &l))
+    return false;
+  f(l, l.tasks(c), l.floats);
+  return true;
 }
 
 // Beyond all networks, and small enough that no product of them overflows.
@@ -59,7 +72,7 @@ Refusal refusal(const Request& r, Kernel kernel) {
       return Refusal::extent;
   // Fewer channels leave most lanes of a vector, or of a block of 16, empty.
   if (kernel == Kernel::channels && lane_channels(r) < 8) return Refusal::channels;
-  return fits(r, kernel) ? Refusal::none : Refusal::scratch;
+  return with_layout(r, kernel, [](const auto&, int64_t, int64_t) {}) ? Refusal::none : Refusal::scratch;
 }
 
 // Where PyTorch's kernels were measured faster than ours, or as fast (two threads, ms, PyTorch | ours).
@@ -127,41 +140,13 @@ std::string tile(const Request& r, Kernel kernel) {
   return (weight ? "3 x 4 taps x " : "4 rows x 3 vectors of ") + lanes + " columns";
 }
 
-template <class Layout>
-std::string block(const Layout& l, int64_t tasks, int64_t floats) {
-  return "\"block\": {" + number("rows", l.block.rows) + ", " + number("columns", l.block.columns) + ", " +
-         number("groups", l.block.groups) + "}, " + number("tasks", tasks) + ", " + number("scratch_bytes", floats * 4);
-}
-
 std::string cut(const Request& r, Kernel kernel) {
-  const int64_t lanes = kernels().lanes;
-  if (r.direction == Direction::grad_weight) {
-    const GradWeight work = grad_weight_of(r);
-    const int64_t taps = r.problem.h.kernel * r.problem.w.kernel;
-    if (kernel == Kernel::planar) {
-      GradWeightLayout l;
-      lay_out(work, lanes, r.threads, &l);
-      return block(l, l.tasks(r.problem),
-                   l.input_floats + l.output_floats + l.block.groups * l.outputs * r.problem.in_channels * taps);
-    }
-    GradWeightChannelsLayout l;
-    lay_out(work, lanes, r.threads, &l);
-    return block(l, l.tasks(r.problem), l.input_floats + l.output_floats + l.outputs * taps * l.input.width);
-  }
-  const Correlation c = correlation_of(r, sweeps(r, r.problem.h).front());
-  if (kernel == Kernel::planar) {
-    CorrelationLayout l;
-    lay_out(c, lanes, r.threads, &l);
-    return block(l, l.tasks(c), l.input_floats + l.output_floats);
-  }
-  if (!depthwise(r.problem)) {
-    GroupLayout l;
-    lay_out_groups(c, r.problem.h.kernel, r.problem.w.kernel, lanes, r.threads, &l);
-    return block(l, l.tasks(c), l.floats);
-  }
-  ChannelsLayout l;
-  lay_out_channels(c, r.problem.h.kernel, r.problem.w.kernel, r.threads, &l);
-  return block(l, l.tasks(c), l.floats);
+  std::string json;
+  with_layout(r, kernel, [&](const auto& l, int64_t tasks, int64_t floats) {
+    json = "\"block\": {" + number("rows", l.block.rows) + ", " + number("columns", l.block.columns) + ", " +
+           number("groups", l.block.groups) + "}, " + number("tasks", tasks) + ", " + number("scratch_bytes", floats * 4);
+  });
+  return json;
 }
 
 }  // namespace

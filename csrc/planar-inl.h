@@ -263,13 +263,14 @@ inline void correlate_planar(const Correlation& c, const CorrelationLayout& l, i
       const int64_t run = run_of_channels(c.h.taps * w.taps);
       for (int64_t g = 0; g < groups; g++) {
         p.bias = c.bias ? c.bias + (group + g) * c.out_channels : nullptr;
-        p.y = l.staged ? stage + static_cast<int64_t>(i) * l.stage.sweep : output + c.h.first * c.output_strides.h + row * p.y_row + column;
+        p.y = l.staged ? stage + static_cast<int64_t>(i) * l.stage.sweep
+                       : output + c.h.first * c.output_strides.h + row * p.y_row + column;
         p.y += g * c.out_channels * p.y_channel;
-        for (int64_t i = 0; i < c.in_channels; i += run, p.bias = nullptr) {
-          p.taps.channels = std::min(run, c.in_channels - i);
-          p.x = scratch + (g * c.in_channels + i) * plane.channel;
-          p.w = c.weight + (group + g) * ws.group + i * ws.c + c.h.index * ws.h + w.index * ws.w;
-          p.add = i > 0;
+        for (int64_t channel = 0; channel < c.in_channels; channel += run, p.bias = nullptr) {
+          p.taps.channels = std::min(run, c.in_channels - channel);
+          p.x = scratch + (g * c.in_channels + channel) * plane.channel;
+          p.w = c.weight + (group + g) * ws.group + channel * ws.c + c.h.index * ws.h + w.index * ws.w;
+          p.add = channel > 0;
           if (fours) run_channels(p, fours);
           run_rows(p, fours);
         }

@@ -63,7 +63,7 @@ void correlate(const Request& r, Kernel kernel, const Tensors& t, ParallelFor pa
       share(l.tasks(c), worth, parallel_for,
             [&](int64_t begin, int64_t end) { kernels().correlate_planar(c, l, begin, end, scratch()); });
     } else if (!depthwise(p)) {
-      GroupLayout l;
+      ChannelsLayout l;
       lay_out_groups(c, p.h.kernel, p.w.kernel, kernels().lanes, worth ? r.threads : 1, &l);
       share(l.tasks(c), worth, parallel_for,
             [&](int64_t begin, int64_t end) { kernels().correlate_groups(c, l, begin, end, scratch()); });

@@ -28,7 +28,7 @@ GW_INLINE Vec broadcast(float x) { return x - Vec{}; }
 GW_INLINE void pin(Vec& v) { asm volatile("" : "+x"(v)); }
 
 // sum += a * b. As an instruction of its own, GCC 12 keeps every sum in its register; left to choose among the three forms
-// of FMA it overwrote factors instead and spilled sums (resnext50 stage 3, one core: 62 % of peak so, PERCENT with it).
+// of FMA it overwrote factors instead, and kept one of 12 sums in memory.
 GW_INLINE void add_product(Vec& sum, Vec a, Vec b) {
 #ifdef __FMA__
   asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));

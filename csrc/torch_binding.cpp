@@ -33,7 +33,6 @@ struct Call {
   int64_t dimensions;
   bool transposed, channels_last;
   int64_t x_channels, y_channels;
-  int64_t groups() const { return problem.groups; }
 };
 
 // One value a dimension; a single value stands for all.
@@ -120,20 +119,25 @@ WeightStrides weight_strides(const Tensor& w, const Call& call) {
           w.stride(flat ? 2 : 3)};
 }
 
-Tensor empty_x(const Call& call, const at::TensorOptions& options) {
+// A new x, or y, in the call's format.
+Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
   const Problem& p = call.problem;
-  if (call.dimensions == 1) return at::empty({p.batch, call.x_channels, p.w.in}, options);
-  return at::empty({p.batch, call.x_channels, p.h.in, p.w.in}, options.memory_format(format(call)));
-}
-Tensor empty_y(const Call& call, const at::TensorOptions& options) {
-  const Problem& p = call.problem;
-  if (call.dimensions == 1) return at::empty({p.batch, call.y_channels, p.w.out}, options);
-  return at::empty({p.batch, call.y_channels, p.h.out, p.w.out}, options.memory_format(format(call)));
+  const int64_t channels = x ? call.x_channels : call.y_channels, width = x ? p.w.in : p.w.out;
+  if (call.dimensions == 1) return at::empty({p.batch, channels, width}, options);
+  return at::empty({p.batch, channels, x ? p.h.in : p.h.out, width}, options.memory_format(format(call)));
 }
 
-Request request_of(const Call& call, Direction direction) {
+struct Decision {
+  Request request;
+  Kernel kernel;
+};
+
+Decision decide(const Call& call, Direction direction) {
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  return {direction, call.problem, call.channels_last, true, threads, call.dimensions};
+  const Request request{direction, call.problem, call.channels_last, true, threads, call.dimensions};
+  const Choice choice = choose(request, forced().c_str());
+  remember(request, choice);
+  return {request, choice.kernel};
 }
 
 // `read` is x of a forward and y of a grad_input; the result is the other.
@@ -141,10 +145,10 @@ Tensor correlate(const Call& call, const Request& request, Kernel kernel, const 
                  const Tensor& bias) {
   const bool forward = request.direction == Direction::forward;
   const Tensor from = readable(read, call);
-  const bool depthwise = call.problem.in_channels == 1 && call.problem.out_channels == 1;
-  const Tensor w = kernel == Kernel::channels && depthwise ? weight.contiguous() : weight;
+  const bool by_taps = kernel == Kernel::channels && depthwise(call.problem);
+  const Tensor w = by_taps ? weight.contiguous() : weight;
   const Tensor b = bias.defined() ? bias.contiguous() : bias;
-  const Tensor to = forward ? empty_y(call, read.options()) : empty_x(call, read.options());
+  const Tensor to = empty(call, !forward, read.options());
   Tensors t{};
   const Tensor& x = forward ? from : to;
   const Tensor& y = forward ? to : from;
@@ -154,7 +158,7 @@ Tensor correlate(const Call& call, const Request& request, Kernel kernel, const 
   t.y_strides = strides_of(y);
   t.w = const_cast<float*>(w.const_data_ptr<float>());
   t.w_strides = weight_strides(w, call);
-  if (depthwise && kernel == Kernel::channels) {
+  if (by_taps) {
     const int64_t taps = call.problem.h.kernel * call.problem.w.kernel;
     t.w_strides = {taps, taps, taps, call.problem.w.kernel, 1};
   }
@@ -188,11 +192,9 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
   };
   if (routed() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && bias_fits()) {
-    const Request request = request_of(call, transposed ? Direction::grad_input : Direction::forward);
-    const Choice choice = choose(request, forced().c_str());
-    remember(request, choice);
-    if (choice.kernel != Kernel::pytorch)
-      return correlate(call, request, choice.kernel, input, weight, bias.value_or(Tensor()));
+    const auto [request, kernel] = decide(call, transposed ? Direction::grad_input : Direction::forward);
+    if (kernel != Kernel::pytorch)
+      return correlate(call, request, kernel, input, weight, bias.value_or(Tensor()));
   }
   return at::compositeexplicitautograd::convolution_symint(input, weight, bias, stride, padding, dilation, transposed,
                                                            output_padding, groups);
@@ -218,21 +220,17 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
   if (routed() && understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) &&
       matches()) {
     if (mask[0]) {
-      const Request request = request_of(call, transposed ? Direction::forward : Direction::grad_input);
-      const Choice choice = choose(request, forced().c_str());
-      remember(request, choice);
-      if (choice.kernel != Kernel::pytorch) {
-        grads[0] = correlate(call, request, choice.kernel, grad_output, weight, Tensor());
+      const auto [request, kernel] = decide(call, transposed ? Direction::forward : Direction::grad_input);
+      if (kernel != Kernel::pytorch) {
+        grads[0] = correlate(call, request, kernel, grad_output, weight, Tensor());
         left[0] = false;
       }
     }
     if (mask[1]) {
-      const Request request = request_of(call, Direction::grad_weight);
-      const Choice choice = choose(request, forced().c_str());
-      remember(request, choice);
-      if (choice.kernel != Kernel::pytorch) {
-        grads[1] = transposed ? grad_weight(call, request, choice.kernel, grad_output, input, weight)
-                              : grad_weight(call, request, choice.kernel, input, grad_output, weight);
+      const auto [request, kernel] = decide(call, Direction::grad_weight);
+      if (kernel != Kernel::pytorch) {
+        grads[1] = transposed ? grad_weight(call, request, kernel, grad_output, input, weight)
+                              : grad_weight(call, request, kernel, input, grad_output, weight);
         left[1] = false;
       }
     }
