@@ -1,149 +1,344 @@
-// Depthwise correlation with vectors along the channels: a block of 16 channels, one cache line a pixel, is copied
-// zero-padded to scratch, as pixels a power of two apart in a channels-last tensor would share few sets of the L1 cache
-// (measured at 128 channels: 50-64 % of peak in place, 74-88 % in scratch). Planar tensors are transposed on the way in
-// and out, which pays where rows are short or strided.
+// Correlation with vectors along the output channels of depthwise and narrow groups. A tile makes 8 neighbouring pixels of
+// one vector: every input vector is loaded once for all taps of a row that meet it, and one vector of packed weights serves
+// 8 sums. Channels-last tensors are read in place, rows and columns outside the image are left out; contiguous ones are
+// turned to zero-padded pixels of 16 channels in scratch, which pays where rows are short or strided.
 #pragma once
+#include "lanes-inl.h"
 #include "layout.h"
 #include "pack-inl.h"
 #include "simd.h"
 
 namespace groupwise::GW_TARGET {
 
-// Taps of kChannelBlock channels side by side: [tap][channel].
-inline void pack_taps(const float* weight, int64_t channel, int64_t taps, int64_t channels, float* to) {
-  for (int64_t t = 0; t < taps; t += kLanes)
-    split_pixels(to + t * kChannelBlock, kChannelBlock, weight + t, channel, std::min<int64_t>(kLanes, taps - t),
-                 channels);
-}
-
-// A kernel as a pixel tile walks it. Steps are in floats of scratch.
+// How a tile walks pixels and the packed kernel. Steps are in floats; columns are those of the input.
 struct Walk {
-  int64_t rows, columns, x_row, x_column, x_pixel;  // x_column: between taps; x_pixel: between outputs
-  int64_t w_row, w_column;
+  int64_t channels, rows, columns;  // of the kernel: of a group, and of the taps that lie in the image
+  int64_t x_row, x_column, x_tap;   // x_column: between inputs that a tile reads; x_tap: between taps, as x_column or not
+  int64_t w_channel, w_row, w_column, w_vector;
+  int64_t unit, tap, width;  // columns from input to input, from tap to tap, and of the image
+  int64_t vectors_a_group, x_group, y_pixel;
+  bool add;
 };
 
-// KW taps of a row, of every row, for PX outputs whose taps are as far apart as they are: each input serves KW of them.
-template <int PX, int KW>
-GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, Vec (&sum)[PX]) {
+// Which of the inputs at column, column + unit, ... lie in the image.
+GW_INLINE uint32_t inside(const Walk& k, int64_t column, int64_t inputs) {
+  if (column >= 0 && column + (inputs - 1) * k.unit < k.width) return ~0u;
+  const int64_t low = column >= 0 ? 0 : std::min<int64_t>(31, ceil_div(-column, k.unit));
+  const int64_t high = column >= k.width ? 0 : std::min<int64_t>(31, ceil_div(k.width - column, k.unit));
+  return ((1u << high) - 1) & ~((1u << low) - 1);
+}
+
+// KW neighbouring taps of every row of the kernel. `Edge`: inputs may be missing.
+template <class Lanes, int KW, int S, bool Edge>
+GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t there, Vec (&sum)[kPixelTile]) {
   for (int64_t kh = 0; kh < k.rows; kh++, x += k.x_row, w += k.w_row) {
-    Vec factor[KW];
-    unroll<KW>([&](auto t) GW_LAMBDA {
-      factor[t] = load(w + t * k.w_column);
-      pin(factor[t]);
-    });
-    unroll<PX + KW - 1>([&](auto i) GW_LAMBDA {
-      Vec in = load(x + i * k.x_pixel);
-      pin(in);
+    const auto channel = [&](auto c, const float* from, const float* weights) GW_LAMBDA {
+      Vec factor[KW];
       unroll<KW>([&](auto t) GW_LAMBDA {
-        if constexpr (i - t >= 0 && i - t < PX) sum[i - t] += in * factor[t];
+        factor[t] = load(weights + t * k.w_column);
+        pin(factor[t]);
       });
-    });
-  }
-}
-
-// PX outputs of one vector of channels; the first `stored` are kept.
-template <int PX>
-GW_NOINLINE void pixel_tile(const Walk& k, const float* x, const float* w, const Vec& bias, float* y, int64_t y_pixel,
-                          int64_t stored, int64_t channels) {
-  Vec sum[PX];
-  unroll<PX>([&](auto p) GW_LAMBDA { sum[p] = bias; });
-  if (k.x_pixel == k.x_column) {
-    // 8 sums, 5 taps and an input are 14 registers.
-    for (int64_t kw = 0; kw < k.columns;) {
-      const int64_t left = k.columns - kw, parts = ceil_div(left, 5), take = ceil_div(left, parts);
-      const float* at = x + kw * k.x_column;
-      const float* taps = w + kw * k.w_column;
-      switch (take) {
-        case 5: sum_taps<PX, 5>(k, at, taps, sum); break;
-        case 4: sum_taps<PX, 4>(k, at, taps, sum); break;
-        case 3: sum_taps<PX, 3>(k, at, taps, sum); break;
-        case 2: sum_taps<PX, 2>(k, at, taps, sum); break;
-        default: sum_taps<PX, 1>(k, at, taps, sum);
-      }
-      kw += take;
-    }
-  } else {
-    for (int64_t kh = 0; kh < k.rows; kh++) {
-      for (int64_t kw = 0; kw < k.columns; kw++) {
-        const float* at = x + kh * k.x_row + kw * k.x_column;
-        Vec factor = load(w + kh * k.w_row + kw * k.w_column);
-        pin(factor);
-        unroll<PX>([&](auto p) GW_LAMBDA { add_product(sum[p], load(at + p * k.x_pixel), factor); });
-      }
-    }
-  }
-  unroll<PX>([&](auto p) GW_LAMBDA {
-    if (p < stored) store_some(y + p * y_pixel, sum[p], channels);
-  });
-}
-
-// The outputs start, start + apart, ... of one row.
-inline void run_pixels(const Walk& k, const float* x, const float* w, const Vec& bias, float* y, int64_t y_pixel,
-                       int64_t count, int64_t channels) {
-  for (int64_t i = 0; i < count;) {
-    const int64_t left = count - i;
-    if (left > 4) {
-      pixel_tile<8>(k, x + i * k.x_pixel, w, bias, y + i * y_pixel, y_pixel, left, channels), i += 8;
+      unroll<S*(kPixelTile - 1) + KW>([&](auto i) GW_LAMBDA {
+        if (Edge && !(there >> i & 1)) return;
+        Vec in = Lanes::template take<c>(from + i * k.x_column);
+        pin(in);
+        unroll<KW>([&](auto t) GW_LAMBDA {
+          constexpr int p = (i - t) / S;
+          if constexpr (i >= t && (i - t) % S == 0 && p < kPixelTile) add_product(sum[p], in, factor[t]);
+        });
+      });
+    };
+    if constexpr (Lanes::kChannels > 0) {
+      unroll<Lanes::kChannels>([&](auto c) GW_LAMBDA { channel(c, x, w + c * k.w_channel); });
     } else {
-      pixel_tile<4>(k, x + i * k.x_pixel, w, bias, y + i * y_pixel, y_pixel, left, channels), i += 4;
+      for (int64_t c = 0; c < k.channels; c++) channel(std::integral_constant<int, 0>{}, x + c, w + c * k.w_channel);
     }
   }
 }
 
-// Tasks [begin, end) of a depthwise correlation.
-inline void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
-  const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
-  const int64_t by_c = ceil_div(c.groups, kChannelBlock);
-  const int64_t taps = l.kernel_h * l.kernel_w;
-  float* weights = scratch + l.input_floats;
-  float* stage = weights + l.weight_floats;
-  int64_t out_w = 0;
-  for (const Sweep& w : c.w) out_w += w.out;
-  int64_t packed = -1;
-  for (int64_t task = begin; task < end; task++) {
-    const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
-    const int64_t channel = task / (by_w * by_h) % by_c * kChannelBlock, n = task / (by_w * by_h * by_c);
-    const int64_t channels = std::min<int64_t>(kChannelBlock, c.groups - channel);
-    const int64_t rows = std::min(l.block.rows, c.h.out - row);
-    if (packed != channel)
-      pack_taps(c.weight + channel * c.weight_strides.group, c.weight_strides.group, taps, channels, weights);
-    packed = channel;
-    pack_pixels(l.input, c.input_strides, c.h.in, c.w.front().in,
-                c.input + n * c.input_strides.n + channel * c.input_strides.c, channels,
-                row * c.h.stride + c.h.low, column * c.w.front().stride + l.low_w, scratch);
-    const int64_t step = c.w.front().step;
-    float* output = c.output + n * c.output_strides.n + channel * c.output_strides.c +
-                    (c.h.first + row * c.h.step) * c.output_strides.h + column * step * c.output_strides.w;
-    const int64_t y_row = l.staged ? l.output.columns * kChannelBlock : c.h.step * c.output_strides.h;
-    const int64_t pixel = l.staged ? kChannelBlock : c.output_strides.w;
-    for (const Sweep& w : c.w) {
-      const int64_t columns = std::min(l.block.columns, w.out - column);
-      if (columns <= 0) continue;
-      // Outputs a tap apart share inputs; a dilation makes as many turns of them.
-      const int64_t apart = w.stride == 1 ? w.spacing : 1;
-      const Walk k{c.h.taps, w.taps, c.h.spacing * l.input.columns * kChannelBlock, w.spacing * kChannelBlock,
-                   apart * w.stride * kChannelBlock, c.h.index_step * l.kernel_w * kChannelBlock,
-                   w.index_step * kChannelBlock};
-      const int64_t y_pixel = step * pixel;
-      for (int64_t v = 0; v < channels; v += kLanes) {
-        const int64_t lanes = std::min<int64_t>(kLanes, channels - v);
-        const Vec bias = c.bias ? load_some(c.bias + channel + v, lanes) : Vec{};
-        const float* first_tap = weights + (c.h.index * l.kernel_w + w.index) * kChannelBlock + v;
-        for (int64_t r = 0; r < rows; r++) {
-          const float* x = scratch + (r * c.h.stride * l.input.columns + w.low - l.low_w) * kChannelBlock + v;
-          float* y = (l.staged ? stage : output) + v + r * y_row + w.first * pixel;
-          for (int64_t start = 0; start < std::min(apart, columns); start++)
-            run_pixels(k, x + start * kChannelBlock, first_tap, bias, y + start * y_pixel, apart * y_pixel,
-                       (columns - start - 1) / apart + 1, lanes);
+// The taps of a row in parts of at most `Most`, as many as registers hold beside 8 sums and an input.
+template <class Lanes, int S, bool Edge>
+GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t column, Vec (&sum)[kPixelTile]) {
+  constexpr int kMost = Lanes::kChannels == 1 ? 5 : 3;
+  const int64_t most = k.tap == k.unit ? kMost : 1;
+  for (int64_t kw = 0; kw < k.columns;) {
+    const int64_t left = k.columns - kw, take = ceil_div(left, ceil_div(left, most));
+    const float* from = x + kw * k.x_tap;
+    const float* taps = w + kw * k.w_column;
+    const uint32_t there = Edge ? inside(k, column + kw * k.tap, S * (kPixelTile - 1) + take) : 0;
+    if constexpr (kMost == 5) {
+      if (take == 5) sum_taps<Lanes, 5, S, Edge>(k, from, taps, there, sum);
+      if (take == 4) sum_taps<Lanes, 4, S, Edge>(k, from, taps, there, sum);
+    }
+    if (take == 3) sum_taps<Lanes, 3, S, Edge>(k, from, taps, there, sum);
+    if (take == 2) sum_taps<Lanes, 2, S, Edge>(k, from, taps, there, sum);
+    if (take == 1) sum_taps<Lanes, 1, S, Edge>(k, from, taps, there, sum);
+    kw += take;
+  }
+}
+
+// Pixels of `vectors` vectors of output channels, one after the other; the first `stored` pixels are kept. The outputs are S
+// inputs apart. KW is the number of taps in a row, or 0 for any.
+template <class Lanes, int KW, int S, bool Edge>
+GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const float* w, const float* bias, float* y,
+                            int64_t stored, int64_t vectors) {
+  const uint32_t there = Edge && KW > 0 ? inside(k, column, S * (kPixelTile - 1) + KW) : 0;
+  int64_t left = k.vectors_a_group;
+  for (; vectors > 0; vectors--, w += k.w_vector, bias += k.w_vector, y += kLanes) {
+    Vec sum[kPixelTile];
+    if (k.add) {
+      unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = p < stored ? load(y + p * k.y_pixel) : Vec{}; });
+    } else {
+      unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = load(bias); });
+    }
+    if constexpr (KW > 0) {
+      sum_taps<Lanes, KW, S, Edge>(k, x, w, there, sum);
+    } else {
+      sum_parts<Lanes, S, Edge>(k, x, w, column, sum);
+    }
+    if (stored >= kPixelTile) {
+      unroll<kPixelTile>([&](auto p) GW_LAMBDA { store(y + p * k.y_pixel, sum[p]); });
+    } else {
+      unroll<kPixelTile>([&](auto p) GW_LAMBDA {
+        if (p < stored) store(y + p * k.y_pixel, sum[p]);
+      });
+    }
+    if constexpr (Lanes::kStep > 0) {
+      x += Lanes::kStep;
+    } else if (--left == 0) {
+      x += k.x_group;
+      left = k.vectors_a_group;
+    }
+  }
+}
+
+// Vectors of output channels, neighbours in memory, of a row of outputs.
+struct PixelRow {
+  const float* x;  // the first tap of the first output, of which `column` is the column
+  int64_t column, stride;
+  const float* w;
+  const float* bias;
+  float* y;
+  int64_t count, vectors;
+};
+
+template <class Lanes, int S>
+GW_INLINE void run_tile(const Walk& k, const PixelRow& r, int64_t i) {
+  const float* x = r.x + i * S * k.x_column;
+  float* y = r.y + i * k.y_pixel;
+  const int64_t column = r.column + i * S * k.unit, left = r.count - i;
+  const int64_t reach = column + S * (kPixelTile - 1) * k.unit + (k.columns - 1) * k.tap;
+  const auto tile = [&](auto kw) GW_LAMBDA {
+    if (column >= 0 && reach < k.width)
+      pixel_tile<Lanes, kw, S, false>(k, x, column, r.w, r.bias, y, left, r.vectors);
+    else
+      pixel_tile<Lanes, kw, S, true>(k, x, column, r.w, r.bias, y, left, r.vectors);
+  };
+  if (k.tap == k.unit) {
+    if (k.columns == 3) return tile(std::integral_constant<int, 3>{});
+    if constexpr (S == 1) {
+      if (k.columns == 2) return tile(std::integral_constant<int, 2>{});
+      if (k.columns == 1) return tile(std::integral_constant<int, 1>{});
+    }
+    if constexpr (Lanes::kChannels == 1)
+      if (k.columns == 5) return tile(std::integral_constant<int, 5>{});
+  }
+  tile(std::integral_constant<int, 0>{});
+}
+
+template <class Lanes>
+inline void run_pixels(const Walk& k, const PixelRow& r) {
+  for (int64_t i = 0; i < r.count; i += kPixelTile) {
+    if (r.stride == 2) {
+      run_tile<Lanes, 2>(k, r, i);
+    } else {
+      run_tile<Lanes, 1>(k, r, i);
+    }
+  }
+}
+
+// The pixels that a task reads, in place or in scratch, from their first on.
+struct Image {
+  const float* x;
+  int64_t row, pixel, height, width;
+};
+
+// Taps k of [0, taps) for which at + k * spacing is in [0, size).
+GW_INLINE Span clip(int64_t at, int64_t spacing, int64_t taps, int64_t size) {
+  const int64_t first = at >= 0 ? 0 : ceil_div(-at, spacing);
+  const int64_t last = at >= size ? 0 : std::min(taps, ceil_div(size - at, spacing));
+  return {first, std::max(first, last)};
+}
+
+// Packed weights: floats between taps, input channels and vectors of output channels.
+struct Packed {
+  int64_t channel, row, column, vector;
+};
+
+// Vectors of output channels of one block: their weights and bias in scratch, and where they are written.
+struct Vectors {
+  const float* w;
+  const float* bias;
+  float* y;
+  int64_t count, a_group;  // a_group: how many share their inputs
+};
+
+// Outputs of a task: `rows` rows, and of each sweep at most `columns` columns from `column` on. The first reads the image
+// from at_row and, but for what the sweep adds, at_column on; y_row and y_pixel are floats between outputs.
+struct Outputs {
+  int64_t rows, column, columns, at_row, at_column, y_row, y_pixel;
+};
+
+// `image` begins at the inputs of the first vector.
+template <class Lanes>
+inline void run_vectors(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v,
+                        const Outputs& out) {
+  for (const Sweep& s : c.w) {
+    const int64_t columns = std::min(out.columns, s.out - out.column);
+    // Outputs a tap apart share inputs; a dilation makes as many turns of them. Where taps and outputs meet no common
+    // column, taps are taken one at a time.
+    const int64_t apart = s.stride == 1 ? s.spacing : 1;
+    const bool two = s.stride == 2 && s.spacing == 1;
+    const int64_t unit = two ? 1 : s.stride * apart, run = run_of_channels(c.h.taps * s.taps);
+    for (int64_t i = 0; i < c.in_channels; i += Lanes::kChannels > 0 ? c.in_channels : run) {
+      Walk k{std::min(run, c.in_channels - i), 0, s.taps, c.h.spacing * image.row, unit * image.pixel,
+             s.spacing * image.pixel, packed.channel, c.h.index_step * packed.row, s.index_step * packed.column,
+             packed.vector, unit, s.spacing, image.width, v.a_group, c.in_channels, apart * s.step * out.y_pixel, i > 0};
+      for (int64_t r = 0; r < out.rows; r++) {
+        const int64_t at = out.at_row + r * c.h.stride;
+        const Span there = clip(at, c.h.spacing, c.h.taps, image.height);
+        k.rows = there.last - there.first;
+        const float* row = image.x + (at + there.first * c.h.spacing) * image.row + i;
+        const float* taps = v.w + i * packed.channel + (c.h.index + there.first * c.h.index_step) * packed.row +
+                            s.index * packed.column;
+        float* y = v.y + r * out.y_row + s.first * out.y_pixel;
+        for (int64_t start = 0; start < std::min(apart, columns); start++) {
+          const int64_t x = out.at_column + start * s.stride + s.low;
+          run_pixels<Lanes>(k, {row + x * image.pixel, x, two ? 2 : 1, taps, v.bias, y + start * s.step * out.y_pixel,
+                                (columns - start - 1) / apart + 1, v.count});
         }
       }
     }
+  }
+}
+
+// f of the lanes of groups of `in` input and `out` output channels (`lanes_fit`).
+template <class F>
+GW_INLINE void with_lanes(int64_t in, int64_t out, F&& f) {
+  if (out >= kLanes) return f(OneGroup{});
+  if (out == 1 && in == 1) return f(GroupLanes<1, 1>{});
+  if (out == 1 && in == 2) return f(GroupLanes<2, 1>{});
+  if (out == 2 && in == 1) return f(GroupLanes<1, 2>{});
+  if (out == 2 && in == 2) return f(GroupLanes<2, 2>{});
+  if constexpr (kLanes > 4) {
+    if (in == 1) return f(GroupLanes<1, 4>{});
+    f(GroupLanes<4, 4>{});
+  }
+}
+
+// The weights of the vector whose first lane is output channel `channel` of all, of which `lanes` exist, in the order in
+// which they lie in the weight where that is possible.
+inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w, const Packed& packed, int64_t channel,
+                        int64_t lanes, float* to) {
+  const WeightStrides& s = c.weight_strides;
+  const int64_t taps = kernel_h * kernel_w, floats = c.in_channels * taps;
+  const auto at = [&](int64_t lane) {
+    return (channel + lane) / c.out_channels * s.group + (channel + lane) % c.out_channels * s.o;
+  };
+  const float* from = c.weight + at(0);
+  // From lane to lane, where that is the same step for all.
+  int64_t step = lanes > 1 ? at(1) - at(0) : 1;
+  for (int64_t lane = 1; lane < lanes; lane++)
+    if (at(lane) - at(lane - 1) != step) step = 0;
+  const bool by_row = s.w == packed.column / kLanes && s.h == packed.row / kLanes;
+  if (step != 0 && by_row && s.c == packed.channel / kLanes) {
+    for (int64_t t = 0; t < floats; t += kLanes)
+      split_pixels(to + t * kLanes, kLanes, from + t, step, std::min<int64_t>(kLanes, floats - t), lanes);
+  } else if (step != 0 && by_row && s.w == 1 && taps >= kLanes) {
+    // The last vector of taps starts early rather than end late.
+    for (int64_t i = 0; i < c.in_channels; i++)
+      for (int64_t t = 0; t < taps; t += kLanes) {
+        const int64_t first = std::min<int64_t>(t, taps - kLanes);
+        split_pixels(to + (i * taps + first) * kLanes, kLanes, from + i * s.c + first, step, kLanes, lanes);
+      }
+  } else {
+    for (int64_t i = 0; i < c.in_channels; i++)
+      for (int64_t h = 0; h < kernel_h; h++)
+        for (int64_t w = 0; w < kernel_w; w++) {
+          float* tap = to + i * packed.channel + h * packed.row + w * packed.column;
+          const float* weight = c.weight + i * s.c + h * s.h + w * s.w;
+          for (int64_t lane = 0; lane < lanes; lane++) tap[lane] = weight[at(lane)];
+        }
+  }
+}
+
+// Tasks [begin, end).
+inline void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
+  const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
+  const int64_t all = c.groups * c.out_channels, taps = l.kernel_h * l.kernel_w, step = c.w.front().step;
+  // [input channel][tap], or, as in a channels-last weight, [tap][input channel]; before them the bias.
+  const bool by_taps = c.weight_strides.c == 1 && c.in_channels > 1;
+  const int64_t tap = by_taps ? c.in_channels * kLanes : kLanes;
+  const Packed packed{by_taps ? kLanes : taps * kLanes, l.kernel_w * tap, tap, (c.in_channels * taps + 1) * kLanes};
+  float* weights = scratch + l.input_floats;
+  float* stage = weights + l.weight_floats;
+  int64_t out_w = 0, packed_block = -1;
+  for (const Sweep& w : c.w) out_w += w.out;
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
+    const int64_t n = task / (by_w * by_h) % c.batch, block = task / (by_w * by_h * c.batch);
+    const int64_t group = block * l.block.groups, channel = group * c.out_channels;
+    const int64_t channels = block == l.blocks - 1 ? all - channel : l.block.groups * c.out_channels;
+    const int64_t rows = std::min(l.block.rows, c.h.out - row);
+    // Channels whose vectors follow each other; in place, the last of these starts early where it would end late.
+    const int64_t together = c.out_channels >= kLanes && c.out_channels % kLanes != 0 ? c.out_channels : channels;
+    const int64_t vectors = ceil_div(together, kLanes), whole = l.staged ? vectors : together / kLanes;
+    const auto first_of = [&](int64_t v) { return v < whole ? v * kLanes : together - kLanes; };
+    if (packed_block != block) {
+      float* to = weights;
+      for (int64_t from = 0; from < channels; from += together) {
+        for (int64_t v = 0; v < vectors; v++, to += packed.vector) {
+          const int64_t first = channel + from + first_of(v), lanes = std::min<int64_t>(kLanes, all - first);
+          store(to, c.bias ? load_some(c.bias + first, lanes) : Vec{});
+          pack_vector(c, l.kernel_h, l.kernel_w, packed, first, lanes, to + kLanes);
+        }
+      }
+    }
+    packed_block = block;
+    const float* input = c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c;
+    float* output = c.output + n * c.output_strides.n + channel * c.output_strides.c +
+                    (c.h.first + row * c.h.step) * c.output_strides.h + column * step * c.output_strides.w;
+    Image image{input, c.input_strides.h, c.input_strides.w, c.h.in, c.w.front().in};
+    const int64_t at_row = row * c.h.stride + c.h.low, at_column = column * c.w.front().stride;
+    Outputs out{rows, column, l.block.columns, at_row, at_column, c.h.step * c.output_strides.h, c.output_strides.w};
+    if (l.staged) {
+      pack_pixels(l.input, c.input_strides, c.h.in, c.w.front().in, input, channels, at_row, at_column + l.low_w, scratch);
+      image = {scratch, l.input.columns * kChannelBlock, kChannelBlock, l.input.rows, l.input.columns};
+      out = {rows, column, l.block.columns, 0, -l.low_w, l.output.columns * kChannelBlock, kChannelBlock};
+    }
+    with_lanes(c.in_channels, c.out_channels, [&]<class Lanes>(Lanes) {
+      const auto run = [&](int64_t from, int64_t vector, int64_t count) {
+        // The groups of a block begin where their first outputs do; lanes of several groups keep their inputs together.
+        const int64_t first = from + first_of(vector), in_group = Lanes::kChannels > 0 ? 0 : first % c.out_channels;
+        Image inputs = image;
+        inputs.x += (first - in_group) / c.out_channels * c.in_channels;
+        const float* w = weights + (from / together * vectors + vector) * packed.vector;
+        run_vectors<Lanes>(c, inputs, packed,
+                           {w + kLanes, w, (l.staged ? stage : output) + first, count,
+                            together < channels ? count : ceil_div(c.out_channels, kLanes)},
+                           out);
+      };
+      for (int64_t from = 0; from < channels; from += together) {
+        if (whole > 0) run(from, 0, whole);
+        if (whole < vectors) run(from, whole, 1);
+      }
+    });
     if (!l.staged) continue;
     const int64_t columns = std::min(l.block.columns * step, out_w - column * step);
     for (int64_t r = 0; r < rows; r++)
       for (int64_t v = 0; v < channels; v += kLanes)
         split_pixels(output + v * c.output_strides.c + r * c.h.step * c.output_strides.h, c.output_strides.c,
-                     stage + r * y_row + v, kChannelBlock, std::min<int64_t>(kLanes, channels - v), columns);
+                     stage + r * out.y_row + v, kChannelBlock, std::min<int64_t>(kLanes, channels - v), columns);
   }
 }
 

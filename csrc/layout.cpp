@@ -86,24 +86,60 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
   return true;
 }
 
-bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t threads, ChannelsLayout* l) {
+namespace {
+
+// Of channels-last tensors, which are read in place.
+bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_t threads, ChannelsLayout* l) {
+  // Weights that stay in the L1 cache beside a tile's pixels.
+  constexpr int64_t kTarget = 4 * 1024;
+  const int64_t least = std::max<int64_t>(1, lanes / c.out_channels);
+  const int64_t vector = (c.in_channels * l->kernel_h * l->kernel_w + 1) * lanes;
+  const auto floats = [&](int64_t groups) {
+    return c.out_channels >= lanes ? groups * ceil_div(c.out_channels, lanes) * vector
+                                   : ceil_div(groups * c.out_channels, lanes) * vector;
+  };
+  Block& b = l->block;
+  b = {std::max<int64_t>(1, c.h.out), out_w, least};
+  while (2 * b.groups <= c.groups && floats(2 * b.groups) <= kTarget) b.groups *= 2;
+  const auto tasks = [&] {
+    l->blocks = std::max<int64_t>(1, c.groups / b.groups);
+    return l->tasks(c);
+  };
+  // Rows are cut first, to no more than four tasks a thread; then blocks, then columns.
+  while (tasks() < 4 * threads && threads > 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (tasks() < 2 * threads && threads > 1 && b.groups > least) b.groups = b.groups / 2 / least * least;
+  while (tasks() < 2 * threads && threads > 1 && b.columns > 8 * kPixelTile)
+    b.columns = round_up(ceil_div(b.columns, 2), kPixelTile);
+  tasks();
+  b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
+  l->input = l->output = {0, 0, 0};
+  l->input_floats = 0;
+  l->weight_floats = l->floats = floats(c.groups - (l->blocks - 1) * b.groups);
+  return l->floats <= kScratchFloats;
+}
+
+}  // namespace
+
+bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
+                      ChannelsLayout* l) {
   constexpr int64_t kTarget = 12 * 1024;
   int64_t out_w = 1, apart = 1;
   for (const Sweep& s : c.w) out_w = std::max(out_w, s.out), apart = std::max(apart, s.stride == 1 ? s.spacing : 1);
   const int64_t stride = c.w.front().stride;
-  l->weight_floats = round_up(kernel_h * kernel_w, 8) * kChannelBlock;
-  l->staged = c.output_strides.c != 1;
+  l->staged = c.input_strides.c != 1 || c.output_strides.c != 1;
   l->kernel_h = kernel_h;
   l->kernel_w = kernel_w;
   l->low_w = lowest(c.w);
+  if (!l->staged) return lay_out_in_place(c, out_w, lanes, threads, l);
+  l->blocks = ceil_div(c.groups, kChannelBlock);
+  l->weight_floats = (kernel_h * kernel_w + 1) * kChannelBlock;
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, kChannelBlock};
   const auto floats = [&] {
     l->input = {(b.rows - 1) * c.h.stride + c.h.span() + 1, (b.columns - 1) * stride + reach(c.w) + 1, kChannelBlock};
     l->output = {b.rows, b.columns * c.w.front().step, kChannelBlock};
     l->input_floats = (l->input.rows * l->input.columns + kPixelTile * apart * stride) * kChannelBlock;
-    const int64_t output = l->staged ? l->output.rows * l->output.columns * kChannelBlock : 0;
-    return l->floats = l->input_floats + l->weight_floats + output;
+    return l->floats = l->input_floats + l->weight_floats + l->output.rows * l->output.columns * kChannelBlock;
   };
   // A block of fewer rows than the kernel copies most of its input again.
   while (floats() > kTarget && b.rows * c.h.stride > 2 * c.h.span() + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
@@ -125,6 +161,7 @@ bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, in
   l->kernel_w = kernel_w;
   l->low_w = lowest(c.w);
   l->staged = c.output_strides.c != 1;
+  l->blocks = c.groups;
   l->weight_floats = round_up(kernel_h * kernel_w, lanes) * c.in_channels * kGroupBlock;
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, 1};

@@ -44,9 +44,8 @@ bool with_layout(const Request& r, Kernel kernel, F&& f) {
     return true;
   }
   ChannelsLayout l;
-  if (depthwise(p) ? !lay_out_channels(c, p.h.kernel, p.w.kernel, r.threads, &l)
-                   : !lay_out_groups(c, p.h.kernel, p.w.kernel, lanes, r.threads, &l))
-    return false;
+  const bool narrow = channels_form(c, lanes) == ChannelsForm::narrow;
+  if (!(narrow ? lay_out_channels : lay_out_groups)(c, p.h.kernel, p.w.kernel, lanes, r.threads, &l)) return false;
   f(l, l.tasks(c), l.floats);
   return true;
 }
@@ -54,11 +53,11 @@ bool with_layout(const Request& r, Kernel kernel, F&& f) {
 // Beyond all networks, and small enough that no product of them overflows.
 constexpr int64_t kMostExtent = 1024, kMostSize = int64_t{1} << 24;
 
-// The channels that vectors along the channels run over.
-int64_t lane_channels(const Request& r) {
+// Whether vectors along the channels find eight of them: fewer leave most lanes of a vector, or of a block of 16, empty.
+bool has_lanes(const Request& r) {
   const Problem& p = r.problem;
-  if (depthwise(p)) return p.groups;
-  return r.direction == Direction::forward ? p.out_channels : p.in_channels;
+  if (r.direction == Direction::grad_weight) return (depthwise(p) ? p.groups : p.in_channels) >= 8;
+  return channels_form(correlation_of(r, sweeps(r, p.h).front()), kernels().lanes) != ChannelsForm::none;
 }
 
 Refusal refusal(const Request& r, Kernel kernel) {
@@ -70,8 +69,7 @@ Refusal refusal(const Request& r, Kernel kernel) {
   for (const Axis& a : {p.h, p.w})
     if (std::max({a.stride, a.pad, a.dilation, a.kernel}) > kMostExtent || std::max(a.in, a.out) > kMostSize)
       return Refusal::extent;
-  // Fewer channels leave most lanes of a vector, or of a block of 16, empty.
-  if (kernel == Kernel::channels && lane_channels(r) < 8) return Refusal::channels;
+  if (kernel == Kernel::channels && !has_lanes(r)) return Refusal::channels;
   return with_layout(r, kernel, [](const auto&, int64_t, int64_t) {}) ? Refusal::none : Refusal::scratch;
 }
 
@@ -131,8 +129,10 @@ std::string tile(const Request& r, Kernel kernel) {
   const Problem& p = r.problem;
   const bool weight = r.direction == Direction::grad_weight;
   if (kernel == Kernel::channels) {
-    if (depthwise(p)) return (weight ? "3 x 4 taps x " : "8 pixels x ") + lanes + " channels";
-    return weight ? "4 output channels x 3 vectors of " + lanes + " input channels"
+    if (weight)
+      return depthwise(p) ? "3 x 4 taps x " + lanes + " channels" : "4 output channels x 3 vectors of " + lanes + " input channels";
+    const bool narrow = channels_form(correlation_of(r, sweeps(r, p.h).front()), kernels().lanes) == ChannelsForm::narrow;
+    return narrow ? std::to_string(kPixelTile) + " pixels x " + lanes + " channels"
                   : std::to_string(12 * kernels().lanes / 16) + " pixels x 16 channels";
   }
   const int64_t outputs = r.direction == Direction::grad_input ? p.in_channels : p.out_channels;

@@ -62,16 +62,13 @@ void correlate(const Request& r, Kernel kernel, const Tensors& t, ParallelFor pa
       lay_out(c, kernels().lanes, worth ? r.threads : 1, &l);
       share(l.tasks(c), worth, parallel_for,
             [&](int64_t begin, int64_t end) { kernels().correlate_planar(c, l, begin, end, scratch()); });
-    } else if (!depthwise(p)) {
-      ChannelsLayout l;
-      lay_out_groups(c, p.h.kernel, p.w.kernel, kernels().lanes, worth ? r.threads : 1, &l);
-      share(l.tasks(c), worth, parallel_for,
-            [&](int64_t begin, int64_t end) { kernels().correlate_groups(c, l, begin, end, scratch()); });
     } else {
+      const bool narrow = channels_form(c, kernels().lanes) == ChannelsForm::narrow;
+      const auto kernel_of = narrow ? kernels().correlate_channels : kernels().correlate_groups;
       ChannelsLayout l;
-      lay_out_channels(c, p.h.kernel, p.w.kernel, worth ? r.threads : 1, &l);
+      (narrow ? lay_out_channels : lay_out_groups)(c, p.h.kernel, p.w.kernel, kernels().lanes, worth ? r.threads : 1, &l);
       share(l.tasks(c), worth, parallel_for,
-            [&](int64_t begin, int64_t end) { kernels().correlate_channels(c, l, begin, end, scratch()); });
+            [&](int64_t begin, int64_t end) { kernel_of(c, l, begin, end, scratch()); });
     }
   }
 }

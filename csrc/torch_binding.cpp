@@ -107,10 +107,10 @@ Strides strides_of(const Tensor& t) {
   return s;
 }
 
-// The tensor itself where the kernel reads it as it lies, else a copy in the call's format.
+// The tensor itself where the kernels read it as it lies, else a copy in the call's format.
 Tensor readable(const Tensor& t, const Call& call) {
   const Strides s = strides_of(t);
-  return s.w == 1 || s.c == 1 ? t : t.contiguous(format(call));
+  return s.c == 1 || (s.w == 1 && !call.channels_last) ? t : t.contiguous(format(call));
 }
 
 WeightStrides weight_strides(const Tensor& w, const Call& call) {
