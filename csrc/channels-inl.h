@@ -266,8 +266,12 @@ inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w
       for (int64_t h = 0; h < kernel_h; h++)
         for (int64_t w = 0; w < kernel_w; w++) {
           float* tap = to + i * packed.channel + h * packed.row + w * packed.column;
-          const float* weight = c.weight + i * s.c + h * s.h + w * s.w;
-          for (int64_t lane = 0; lane < lanes; lane++) tap[lane] = weight[at(lane)];
+          const int64_t place = i * s.c + h * s.h + w * s.w;
+          if (step == 1) {
+            copy(tap, from + place, lanes);
+            continue;
+          }
+          for (int64_t lane = 0; lane < lanes; lane++) tap[lane] = c.weight[at(lane) + place];
         }
   }
 }

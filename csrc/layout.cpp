@@ -177,8 +177,12 @@ bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, in
   while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && b.columns > 6) b.columns = ceil_div(b.columns, 2);
   if (floats() > kScratchFloats) return false;
-  while (l->tasks(c) < 2 * threads && threads > 1 && b.rows * c.h.stride > c.h.span() + 1 && b.rows > 1)
-    b.rows = ceil_div(b.rows, 2);
+  // Five groups leave one of two threads idle for a sixth of the time.
+  const auto uneven = [&] {
+    const int64_t tasks = l->tasks(c);
+    return tasks < 2 * threads || (tasks < 5 * threads && tasks % threads != 0);
+  };
+  while (threads > 1 && uneven() && b.rows * c.h.stride > c.h.span() + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();
   return true;
@@ -238,6 +242,31 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
       for (const int32_t column : l->columns)
         l->slots.push_back(static_cast<int32_t>(c * l->input.channel + kh * p.h.dilation * l->input.row + column));
   return true;
+}
+
+bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightNarrowLayout* l) {
+  // Sums that stay in the L1 cache beside the rows that are read.
+  constexpr int64_t kTarget = 4 * 1024;
+  const Problem& p = work.problem;
+  const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel, least = std::max<int64_t>(1, lanes / p.out_channels);
+  const auto floats = [&](int64_t groups) {
+    return p.out_channels >= lanes ? groups * ceil_div(p.out_channels, lanes) * lanes * slots
+                                   : ceil_div(groups * p.out_channels, lanes) * lanes * slots;
+  };
+  Block& b = l->block;
+  // Sums of a lane end with the piece.
+  b.columns = std::min(p.w.out, kRun);
+  b.rows = std::min(p.h.out, std::max<int64_t>(1, kRun / p.w.out));
+  b.groups = least;
+  while (2 * b.groups <= p.groups && floats(2 * b.groups) <= kTarget) b.groups *= 2;
+  l->blocks = std::max<int64_t>(1, p.groups / b.groups);
+  while (l->blocks < 2 * threads && threads > 1 && b.groups >= 2 * least) {
+    b.groups = b.groups / 2 / least * least;
+    l->blocks = std::max<int64_t>(1, p.groups / b.groups);
+  }
+  share_out(p, threads, l);
+  l->floats = floats(p.groups - (l->blocks - 1) * b.groups);
+  return l->floats <= kScratchFloats;
 }
 
 bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightChannelsLayout* l) {

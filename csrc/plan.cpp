@@ -31,6 +31,12 @@ bool with_layout(const Request& r, Kernel kernel, F&& f) {
       f(l, l.tasks(p), l.input_floats + l.output_floats + l.block.groups * l.outputs * p.in_channels * taps);
       return true;
     }
+    if (narrow(work, lanes)) {
+      GradWeightNarrowLayout l;
+      if (!lay_out(work, lanes, r.threads, &l)) return false;
+      f(l, l.tasks(p), l.floats);
+      return true;
+    }
     GradWeightChannelsLayout l;
     if (!lay_out(work, lanes, r.threads, &l)) return false;
     f(l, l.tasks(p), l.input_floats + l.output_floats + l.outputs * taps * l.input.width);
@@ -56,7 +62,8 @@ constexpr int64_t kMostExtent = 1024, kMostSize = int64_t{1} << 24;
 // Whether vectors along the channels find eight of them: fewer leave most lanes of a vector, or of a block of 16, empty.
 bool has_lanes(const Request& r) {
   const Problem& p = r.problem;
-  if (r.direction == Direction::grad_weight) return (depthwise(p) ? p.groups : p.in_channels) >= 8;
+  if (r.direction == Direction::grad_weight)
+    return (depthwise(p) ? p.groups : p.in_channels) >= 8 || narrow(grad_weight_of(r), kernels().lanes);
   return channels_form(correlation_of(r, sweeps(r, p.h).front()), kernels().lanes) != ChannelsForm::none;
 }
 
@@ -76,16 +83,22 @@ Refusal refusal(const Request& r, Kernel kernel) {
 // Where PyTorch's kernels were measured faster than ours, or as fast (two threads, ms, PyTorch | ours).
 bool slower(const Request& r) {
   const Problem& p = r.problem;
+  const int64_t widest = std::max(p.in_channels, p.out_channels);
   if (p.groups == 1 && (r.channels_last || p.in_channels * p.out_channels >= 1024)) return true;
-  // Contiguous 48 channels a group 3.6 | 4.3, 192 2.4 | 2.7; channels_last 512 34 | 45.
-  if (std::max(p.in_channels, p.out_channels) >= (r.channels_last ? 256 : 48)) return true;
   // Half of a vector is empty: 4 channels 0.35 | 0.72.
   if (r.channels_last && depthwise(p) && p.groups < 8) return true;
-  if (!depthwise(p) || p.h.kernel * p.w.kernel > 9) return false;
-  // 3x3 dilated by 2, 256 channels: contiguous, one thread, 0.48 | 0.63, channels_last 0.21 | 0.27.
-  if (r.direction == Direction::forward) return p.w.dilation > 1;
-  // 3x3 of stride 2 packs grad_output once for each remainder: a step 1.10 | 1.25 with it.
-  return r.direction == Direction::grad_input && r.channels_last && p.w.stride > 1;
+  const bool pointwise = p.h.kernel * p.w.kernel == 1;
+  // channels_last 512 channels a group 34 | 45; contiguous 64 channels 14x14 1.56 | 1.52, and a training step of 192, whose
+  // other gradient PyTorch makes, 6.8 | 7.3; 1x1 of 48 channels, one thread, 0.30 | 0.37.
+  if (r.direction == Direction::grad_weight) return widest >= (r.channels_last ? 256 : pointwise ? 32 : 96);
+  // 192 channels a group, 13x13, 1.38 | 1.42, 128 channels 28x28 7.6 | 8.5; 48 channels 2.52 | 2.45.
+  if (r.channels_last) return widest >= 96;
+  // 48 channels 2.51 | 2.59; 32 channels 28x28 1.47 | 1.55, but 14x14 0.50 | 0.35.
+  // 1x1 of 80 channels, one thread, 0.66 | 0.88; 48 channels 0.35 | 0.28.
+  if (pointwise) return widest >= 64;
+  if (widest >= 32) return widest >= 48 || p.h.out * p.w.out > 400;
+  // Depthwise 3x3 dilated by 2, one thread 0.48 | 0.63.
+  return depthwise(p) && r.direction == Direction::forward && p.w.dilation > 1 && p.h.kernel * p.w.kernel <= 9;
 }
 
 // Which of our two forms was measured faster, where both run (one core, ms, planar | channels).
@@ -95,9 +108,11 @@ bool channels_first(const Request& r) {
   // Contiguous: 3x3 14x14 x 576 0.178 | 0.150, 3x3/2 56x56 x 144 0.289 | 0.162, 5x5 14x14 x 672 0.281 | 0.236, 7x7 56x56 x
   // 96 0.503 | 0.513, 31x31 8.4 | 14.1; channels_last 31x31 8.9 | 13.9. grad_weight: 7x7 0.621 | 0.598, 31x31 9.3 | 12.6.
   if (depthwise(p)) return p.h.kernel * p.w.kernel <= (r.channels_last ? 225 : weight ? 81 : 36);
-  // Contiguous, 8 channels a group 0.452 | 0.547, 16 0.435 | 0.473, 48 6.7 | 5.3, 112 8.9 | 7.2; channels_last 8 channels
-  // 0.571 | 0.483, 16 0.492 | 0.392, 48 7.0 | 4.8.
-  return weight || r.channels_last || p.in_channels >= 48;
+  // Contiguous, two threads, 8 channels a group 0.452 | 0.547, 16 28x28 0.347 | 0.311, 24 0.614 | 0.547, 32 0.397 | 0.354;
+  // of stride 2, 8 channels 0.281 | 0.229.
+  // 1x1, one thread, 48 channels 14x14 0.28 | 0.31.
+  if (!weight && !r.channels_last && p.h.kernel * p.w.kernel == 1) return false;
+  return weight || r.channels_last || std::min(p.in_channels, p.out_channels) >= (p.w.stride > 1 ? 8 : 16);
 }
 
 const char* text(Refusal refusal, Kernel kernel) {
@@ -129,6 +144,8 @@ std::string tile(const Request& r, Kernel kernel) {
   const Problem& p = r.problem;
   const bool weight = r.direction == Direction::grad_weight;
   if (kernel == Kernel::channels) {
+    if (weight && narrow(grad_weight_of(r), kernels().lanes))
+      return "9-12 sums x " + lanes + " output channels";
     if (weight)
       return depthwise(p) ? "3 x 4 taps x " + lanes + " channels" : "4 output channels x 3 vectors of " + lanes + " input channels";
     const bool narrow = channels_form(correlation_of(r, sweeps(r, p.h).front()), kernels().lanes) == ChannelsForm::narrow;

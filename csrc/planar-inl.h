@@ -84,35 +84,37 @@ GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int
       const float* weights = w + c * t.w_channel + residue * t.w_row;
       const int64_t rows = residue < t.rows ? (t.rows - residue - 1) / s.residues + 1 : 0;
       const int64_t w_row = s.residues * t.w_row;
-      // Input row i and the outputs r of [LO, HI), for which i - r is one of the taps.
-      const auto input_row = [&]<int LO, int HI>(int64_t i) GW_LAMBDA {
-        const float* row = first + i * s.pitch * row_floats;
-        const float* weight = weights + i * w_row;
-        each<KW>(t.columns, [&](int64_t kw) GW_LAMBDA {
-          const float* at = row + t.column[kw];
-          Vec in[NV];
-          unroll<NV>([&](auto v) GW_LAMBDA {
-            in[v] = load(at + v * kLanes);
-            pin(in[v]);
-          });
-          unroll<HI - LO>([&](auto n) GW_LAMBDA {
-            constexpr int r = LO + n;
-            const Vec factor = broadcast(weight[-r * w_row]);
-            unroll<NV>([&](auto v) GW_LAMBDA { add_product(sum[r][v], in[v], factor); });
-          });
-          weight += t.w_column;
+      // One tap of input row i, for the outputs r of [LO, HI), for which i - r is a row of the kernel.
+      const auto tap = [&]<int LO, int HI>(int64_t i, int64_t kw) GW_LAMBDA {
+        const float* at = first + i * s.pitch * row_floats + t.column[kw];
+        const float* weight = weights + i * w_row + kw * t.w_column;
+        Vec in[NV];
+        unroll<NV>([&](auto v) GW_LAMBDA {
+          in[v] = load(at + v * kLanes);
+          pin(in[v]);
+        });
+        unroll<HI - LO>([&](auto n) GW_LAMBDA {
+          constexpr int r = LO + n;
+          const Vec factor = broadcast(weight[-r * w_row]);
+          unroll<NV>([&](auto v) GW_LAMBDA { add_product(sum[r][v], in[v], factor); });
         });
       };
-      if (rows >= R) {
-        unroll<R - 1>([&](auto i) GW_LAMBDA { input_row.template operator()<0, i + 1>(i); });
-        for (int64_t i = R - 1; i < rows; i++) input_row.template operator()<0, R>(i);
-        unroll<R - 1>([&](auto i) GW_LAMBDA { input_row.template operator()<i + 1, R>(rows + i); });
-      } else if (rows == R - 1) {
-        unroll<R - 1>([&](auto i) GW_LAMBDA { input_row.template operator()<0, i + 1>(i); });
-        unroll<R - 1>([&](auto i) GW_LAMBDA { input_row.template operator()<i + 1, R>(rows + i); });
+      if (rows >= R - 1) {
+        // The first rows and the last meet few outputs, and not the same: together they keep the FMA units busy, one after
+        // the other they would wait for their own sums (3x3: 72 % of peak at best, 95 % together).
+        unroll<R - 1>([&](auto i) GW_LAMBDA {
+          each<KW>(t.columns, [&](int64_t kw) GW_LAMBDA {
+            tap.template operator()<0, i + 1>(i, kw);
+            tap.template operator()<R - 1 - i, R>(rows + R - 2 - i, kw);
+          });
+        });
+        for (int64_t i = R - 1; i < rows; i++)
+          each<KW>(t.columns, [&](int64_t kw) GW_LAMBDA { tap.template operator()<0, R>(i, kw); });
       } else {
-        for (int64_t tap = 0; tap < rows; tap++)
-          unroll<R>([&](auto r) GW_LAMBDA { input_row.template operator()<r, r + 1>(tap + r); });
+        for (int64_t i = 0; i < rows; i++)
+          each<KW>(t.columns, [&](int64_t kw) GW_LAMBDA {
+            unroll<R>([&](auto r) GW_LAMBDA { tap.template operator()<r, r + 1>(i + r, kw); });
+          });
       }
     }
   }

@@ -104,6 +104,8 @@ void grad_weight(const Request& r, Kernel kernel, const Tensors& t, ParallelFor 
   };
   if (kernel == Kernel::planar) {
     with(GradWeightLayout{}, kernels().grad_weight_planar);
+  } else if (narrow(work, kernels().lanes)) {
+    with(GradWeightNarrowLayout{}, kernels().grad_weight_narrow);
   } else {
     with(GradWeightChannelsLayout{}, kernels().grad_weight_channels);
   }

@@ -3,6 +3,7 @@
 #include "channels_group-inl.h"
 #include "grad_weight-inl.h"
 #include "grad_weight_channels-inl.h"
+#include "grad_weight_narrow-inl.h"
 #include "kernels.h"
 #include "planar-inl.h"
 #include "sum-inl.h"
@@ -17,6 +18,7 @@ constexpr Kernels table(const char* isa) {
           correlate_groups,
           grad_weight_planar,
           grad_weight_channels,
+          grad_weight_narrow,
           sum_channels};
 }
 

@@ -234,8 +234,8 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
         left[1] = false;
       }
     }
-    // PyTorch sums the bias in the same pass as a gradient that is left to it.
-    if (mask[2] && !left[0] && !left[1]) {
+    // PyTorch sums the bias in the same pass as the weight's gradient, and would make that for the bias alone.
+    if (mask[2] && !left[1]) {
       const Tensor from = readable(grad_output, call);
       const int64_t height = call.dimensions == 1 ? 1 : from.size(2);
       grads[2] = at::empty({from.size(1)}, weight.options());
