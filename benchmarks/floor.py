@@ -103,6 +103,14 @@ def _flop(threads: int) -> tuple[float, str]:
     return threads * burn(rounds) / seconds, "multiply-add loop"
 
 
+def loop() -> Callable[[int], float]:
+    """The loop of multiply-adds on registers, of one thread: that many rounds, and the FLOP they took."""
+    burn = _compiled()
+    if burn is None:
+        raise SystemExit("the peak is that of a compiled loop: this needs c++, g++ or clang++")
+    return burn
+
+
 @cache
 def _compiled() -> Callable[[int], float] | None:
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")

@@ -1,6 +1,6 @@
 """Measure, each benchmark in a process of its own, then draw the charts and print the summary.
 
-    python benchmarks/run.py [groups layers held-out networks engines] [--envs DIR] [--threads 1 2]
+    python benchmarks/run.py [groups layers held-out shares networks engines] [--envs DIR] [--threads 1 2]
 
 Without names it runs all that needs nothing but this package's environment; `engines` takes the folder that
 `python benchmarks/engines.py --make-envs DIR` made.
@@ -20,6 +20,7 @@ STEPS = {
     "groups": ["groups.py"],
     "layers": ["layers.py"],
     "held-out": ["layers.py", "--held-out"],
+    "shares": ["shares.py"],
     "networks": ["networks.py"],
     "engines": ["engines.py"],
 }
@@ -45,6 +46,8 @@ def main() -> None:
 
 def arguments(name: str, options: argparse.Namespace) -> list[str]:
     """What a benchmark is given."""
+    if name == "shares":
+        return []
     threads = options.threads if name != "groups" else [max(options.threads)]
     more = ["--threads", *map(str, threads)]
     if name == "engines" and options.envs:

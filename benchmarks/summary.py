@@ -21,6 +21,7 @@ from measuring import RECORDS, read_record
 Row = dict[str, Any]
 # Less than this and it is called slower; closer to 1 is what two runs of the same code differ by.
 SLOWER = 0.97
+NAMES = ("layers", "networks", "engines", "shares")
 # The share of the processors that others may take before it is said.
 BUSY = 0.1
 
@@ -86,17 +87,18 @@ def collect(rows: Iterable[Row], benchmark: str, key: Sequence[str]) -> list[Tim
     return [times for times in found.values() if times.has("pytorch", "groupwise")]
 
 
-def summarise(layers: list[Row], networks: list[Row], engines: list[Row]) -> list[Table]:
+def summarise(layers: list[Row], networks: list[Row], engines: list[Row], shares: Sequence[Row] = ()) -> list[Table]:
     """Every table that there are records for."""
     of_layers = collect(layers, "layer", ("set", "layer", "pass", "batch", "threads"))
     payoffs = collect(layers, "payoff", ("layer", "pass", "batch", "threads"))
     of_networks = collect(networks, "network", ("network", "pass", "batch", "threads"))
     of_engines = collect(engines, "engine", ("set", "layer", "threads"))
     tables = [
-        where([*layers, *networks, *engines]),
+        where([*layers, *networks, *engines, *shares]),
         layer_table(of_layers),
         slower_table(of_layers),
         payoff_table(payoffs),
+        share_table(shares),
         network_table(of_networks),
         engine_table(of_engines),
         problem_table(engines),
@@ -170,6 +172,19 @@ def payoff_table(payoffs: list[Times]) -> Table:
     head += ["PyTorch's payoff", "our payoff"]
     note = "Than the dense layer in PyTorch's better memory format; a payoff of 1 is the whole promise of groups kept."
     return Table("Payoff", head, rows, note)
+
+
+def share_table(shares: Sequence[Row]) -> Table:
+    """One row for each kind of layer and memory format, the kernels beside each other."""
+    found: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+    for row in shares:
+        key = (row["kind"], row["direction"], row["memory_format"], f"{row['bound']:.0%}")
+        found[key][row["kernel"]] = row["share"]
+    kernels = ("pytorch", "planar", "channels")
+    rows = [[*key, *(f"{one[name]:.0%}" if name in one else "" for name in kernels)] for key, one in found.items()]
+    head = ["kind", "direction", "format", "bytes allow", "PyTorch", "planar", "channels"]
+    note = "Of what multiply-adds on registers reach at the same moment; the whole operator, with its padding and call."
+    return Table("Share of one core's peak", head, rows, note)
 
 
 def network_table(networks: list[Times]) -> Table:
@@ -253,9 +268,9 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="for the docs")
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     options = parser.parse_args()
-    tables = summarise(*(read_record(options.records / f"{name}.jsonl") for name in ("layers", "networks", "engines")))
+    tables = summarise(*(read_record(options.records / f"{name}.jsonl") for name in NAMES))
     if not tables:
-        raise SystemExit(f"no layers.jsonl, networks.jsonl or engines.jsonl in {options.records}; measure first")
+        raise SystemExit(f"no {', '.join(f'{name}.jsonl' for name in NAMES)} in {options.records}; measure first")
     print("\n\n".join(table.markdown() if options.markdown else table.text() for table in tables))
 
 

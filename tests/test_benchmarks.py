@@ -8,6 +8,7 @@ import io
 import json
 import math
 import pathlib
+import shutil
 import sys
 from types import ModuleType
 
@@ -18,6 +19,7 @@ from torch import nn
 
 import groupwise
 from groupwise import ConvSpec, cost, routing
+from kernels import needs_kernels
 from legible import check_legible
 
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
@@ -43,6 +45,7 @@ def load(name: str) -> ModuleType:
 
 shapes, checking, measuring, floor = map(load, ("shapes", "checking", "measuring", "floor"))
 layers, networks, engines, worker = map(load, ("layers", "networks", "engines", "engine_worker"))
+shares = load("shares")
 summary, chart, run = map(load, ("summary", "chart", "run"))
 LAYERS = [(which, layer) for which in shapes.FILES for layer in shapes.read(which)]
 SMALL = next(layer for _, layer in LAYERS if layer.name == "odd-width6")
@@ -332,6 +335,21 @@ def test_the_summary_of_engines_and_networks():
     assert table(tables, "Networks")[0]["PyTorch / ours"] == "1.5"
 
 
+@needs_kernels
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("direction", shares.DIRECTIONS)
+def test_the_shares_of_a_kind(direction):
+    kind = shares.Kind("small", 16, 4, 8, 3)
+    peaks = floor.Peaks(1, 1e9, 1e9, "made up")
+    rows = shares.measure(kind, direction, "channels_last", measuring.Effort(2, 0, 2), peaks)
+    assert [one["kernel"] for one in rows] == ["pytorch", "planar", "channels"]
+    # 2 FLOP a MAC of 4 channels by 9 taps, against 16 channels read and written and the weight, 4 bytes each.
+    at_peak, copied = 2 * 16 * 64 * 36, 4 * (2 * 16 * 64 + 16 * 36)
+    assert all(one["share"] > 0 and one["bound"] == round(min(1, at_peak / copied), 4) for one in rows)
+    tables = summary.summarise([], [], [], [{**ABOUT, **one} for one in rows])
+    assert table(tables, "Share")[0]["channels"] == f"{rows[2]['share']:.0%}"
+
+
 def test_without_records_there_is_no_summary(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["summary.py", "--records", str(tmp_path)])
     with pytest.raises(SystemExit, match="measure first"):
@@ -363,8 +381,12 @@ def test_what_run_takes(monkeypatch, capsys):
         run.main()
     assert done[0] == ["groups.py", "--threads", "2"]
     assert done[2] == ["layers.py", "--held-out", "--threads", "1", "2"]
-    assert [words[0] for words in done] == "groups.py layers.py layers.py networks.py chart.py summary.py".split()
+    assert [
+        words[0] for words in done
+    ] == "groups.py layers.py layers.py shares.py networks.py chart.py summary.py".split()
     monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
     with pytest.raises(SystemExit):
         run.main()
-    assert "speed is no benchmark; valid: groups, layers, held-out, networks, engines" in capsys.readouterr().err
+    assert (
+        "speed is no benchmark; valid: groups, layers, held-out, shares, networks, engines" in capsys.readouterr().err
+    )
