@@ -51,6 +51,11 @@ int64_t groupwise_plan(const int64_t* n, const char* dtype, char* text, int64_t 
   request.channels_last = n[5] != 0;
   request.threads = n[6];
   request.dimensions = n[7];
+  const auto strides = [&](int64_t channels, int64_t h, int64_t w) {
+    return groupwise::dense_strides(channels, h, w, request.channels_last);
+  };
+  request.x_strides = strides(n[2], request.problem.h.in, request.problem.w.in);
+  request.y_strides = strides(n[3], request.problem.h.out, request.problem.w.out);
   request.float32 = std::strcmp(dtype, "float32") == 0;
   return give(groupwise::describe(request, groupwise::choose(request, groupwise::forced().c_str())), text, size);
 }

@@ -21,7 +21,7 @@ struct Walk {
 };
 
 // Which of the inputs at column, column + unit, ... lie in the image.
-GW_INLINE uint32_t inside(const Walk& k, int64_t column, int64_t inputs) {
+GW_INLINE uint32_t inputs_there(const Walk& k, int64_t column, int64_t inputs) {
   if (column >= 0 && column + (inputs - 1) * k.unit < k.width) return ~0u;
   const int64_t low = column >= 0 ? 0 : std::min<int64_t>(31, ceil_div(-column, k.unit));
   const int64_t high = column >= k.width ? 0 : std::min<int64_t>(31, ceil_div(k.width - column, k.unit));
@@ -65,7 +65,7 @@ GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t 
     const int64_t left = k.columns - kw, take = ceil_div(left, ceil_div(left, most));
     const float* from = x + kw * k.x_tap;
     const float* taps = w + kw * k.w_column;
-    const uint32_t there = Edge ? inside(k, column + kw * k.tap, S * (kPixelTile - 1) + take) : 0;
+    const uint32_t there = Edge ? inputs_there(k, column + kw * k.tap, S * (kPixelTile - 1) + take) : 0;
     if constexpr (kMost == 5) {
       if (take == 5) sum_taps<Lanes, 5, S, Edge>(k, from, taps, there, sum);
       if (take == 4) sum_taps<Lanes, 4, S, Edge>(k, from, taps, there, sum);
@@ -82,7 +82,7 @@ GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t 
 template <class Lanes, int KW, int S, bool Edge>
 GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const float* w, const float* bias, float* y,
                             int64_t stored, int64_t vectors) {
-  const uint32_t there = Edge && KW > 0 ? inside(k, column, S * (kPixelTile - 1) + KW) : 0;
+  const uint32_t there = Edge && KW > 0 ? inputs_there(k, column, S * (kPixelTile - 1) + KW) : 0;
   int64_t left = k.vectors_a_group;
   for (; vectors > 0; vectors--, w += k.w_vector, bias += k.w_vector, y += kLanes) {
     Vec sum[kPixelTile];
@@ -122,17 +122,20 @@ struct PixelRow {
   int64_t count, vectors;
 };
 
+// Kernels 3 columns wide, and where they are common 1, 2 or 5, have tiles of their own, within the image and at its edge; all
+// others share one, whose every instance more takes seconds to compile.
 template <class Lanes, int S>
 GW_INLINE void run_tile(const Walk& k, const PixelRow& r, int64_t i) {
+  constexpr bool kDepthwise = Lanes::kChannels == 1;
   const float* x = r.x + i * S * k.x_column;
   float* y = r.y + i * k.y_pixel;
   const int64_t column = r.column + i * S * k.unit, left = r.count - i;
   const int64_t reach = column + S * (kPixelTile - 1) * k.unit + (k.columns - 1) * k.tap;
+  const bool within = column >= 0 && reach < k.width;
   const auto tile = [&](auto kw) GW_LAMBDA {
-    if (column >= 0 && reach < k.width)
-      pixel_tile<Lanes, kw, S, false>(k, x, column, r.w, r.bias, y, left, r.vectors);
-    else
-      pixel_tile<Lanes, kw, S, true>(k, x, column, r.w, r.bias, y, left, r.vectors);
+    if constexpr (kw == 0 ? kDepthwise && S == 1 : kw != 2)
+      if (within) return pixel_tile<Lanes, kw, S, false>(k, x, column, r.w, r.bias, y, left, r.vectors);
+    pixel_tile<Lanes, kw, S, true>(k, x, column, r.w, r.bias, y, left, r.vectors);
   };
   if (k.tap == k.unit) {
     if (k.columns == 3) return tile(std::integral_constant<int, 3>{});
@@ -140,10 +143,16 @@ GW_INLINE void run_tile(const Walk& k, const PixelRow& r, int64_t i) {
       if (k.columns == 2) return tile(std::integral_constant<int, 2>{});
       if (k.columns == 1) return tile(std::integral_constant<int, 1>{});
     }
-    if constexpr (Lanes::kChannels == 1)
+    if constexpr (kDepthwise)
       if (k.columns == 5) return tile(std::integral_constant<int, 5>{});
   }
-  tile(std::integral_constant<int, 0>{});
+  if constexpr (S == 1 || kDepthwise) tile(std::integral_constant<int, 0>{});
+}
+
+// Whether tiles take outputs two inputs apart.
+template <class Lanes>
+GW_INLINE bool in_twos(const Sweep& s) {
+  return s.stride == 2 && s.spacing == 1 && (Lanes::kChannels == 1 || s.taps == 3);
 }
 
 template <class Lanes>
@@ -198,7 +207,7 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
     // Outputs a tap apart share inputs; a dilation makes as many turns of them. Where taps and outputs meet no common
     // column, taps are taken one at a time.
     const int64_t apart = s.stride == 1 ? s.spacing : 1;
-    const bool two = s.stride == 2 && s.spacing == 1;
+    const bool two = in_twos<Lanes>(s);
     const int64_t unit = two ? 1 : s.stride * apart, run = run_of_channels(c.h.taps * s.taps);
     for (int64_t i = 0; i < c.in_channels; i += Lanes::kChannels > 0 ? c.in_channels : run) {
       Walk k{std::min(run, c.in_channels - i), 0, s.taps, c.h.spacing * image.row, unit * image.pixel,

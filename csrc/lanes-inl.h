@@ -23,10 +23,10 @@ struct GroupLanes {
       return load_even(x + C);
     } else if constexpr (kStep == 2) {
       // Both inputs in every pair of lanes, so that each lane finds its own within its half of the vector.
-      typedef double Pairs __attribute__((vector_size(kLanes * 4)));
-      double both;
+      typedef int64_t Pairs __attribute__((vector_size(kLanes * 4)));
+      int64_t both;
       std::memcpy(&both, x, sizeof both);
-      const Pairs pairs = both - Pairs{};
+      const Pairs pairs = both + Pairs{};
       Vec v;
       std::memcpy(&v, &pairs, sizeof v);
       return spread([](int lane) { return lane / 2 * 2 + lane / O; }, v, v);

@@ -88,6 +88,14 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
 
 namespace {
 
+// Blocks of about `most` groups, a multiple of `least`; the last takes what is left, never less than `least`.
+int64_t even_blocks(int64_t groups, int64_t least, int64_t* most) {
+  const int64_t blocks = ceil_div(groups, *most);
+  *most = round_up(ceil_div(groups, blocks), least);
+  const int64_t whole = groups / *most;
+  return std::max<int64_t>(1, groups - whole * *most >= least ? whole + 1 : whole);
+}
+
 // Of channels-last tensors, which are read in place.
 bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_t threads, ChannelsLayout* l) {
   // Weights that stay in the L1 cache beside a tile's pixels.
@@ -102,7 +110,7 @@ bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_
   b = {std::max<int64_t>(1, c.h.out), out_w, least};
   while (2 * b.groups <= c.groups && floats(2 * b.groups) <= kTarget) b.groups *= 2;
   const auto tasks = [&] {
-    l->blocks = std::max<int64_t>(1, c.groups / b.groups);
+    l->blocks = even_blocks(c.groups, least, &b.groups);
     return l->tasks(c);
   };
   // Rows are cut first, to no more than four tasks a thread; then blocks, then columns.
@@ -123,8 +131,8 @@ bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_
 bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
                       ChannelsLayout* l) {
   constexpr int64_t kTarget = 12 * 1024;
-  int64_t out_w = 1, apart = 1;
-  for (const Sweep& s : c.w) out_w = std::max(out_w, s.out), apart = std::max(apart, s.stride == 1 ? s.spacing : 1);
+  int64_t out_w = 1;
+  for (const Sweep& s : c.w) out_w = std::max(out_w, s.out);
   const int64_t stride = c.w.front().stride;
   l->staged = c.input_strides.c != 1 || c.output_strides.c != 1;
   l->kernel_h = kernel_h;
@@ -134,11 +142,11 @@ bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, 
   l->blocks = ceil_div(c.groups, kChannelBlock);
   l->weight_floats = (kernel_h * kernel_w + 1) * kChannelBlock;
   Block& b = l->block;
-  b = {std::max<int64_t>(1, c.h.out), out_w, kChannelBlock};
+  b = {std::max<int64_t>(1, c.h.out), out_w, std::min(c.groups, kChannelBlock)};
   const auto floats = [&] {
     l->input = {(b.rows - 1) * c.h.stride + c.h.span() + 1, (b.columns - 1) * stride + reach(c.w) + 1, kChannelBlock};
     l->output = {b.rows, b.columns * c.w.front().step, kChannelBlock};
-    l->input_floats = (l->input.rows * l->input.columns + kPixelTile * apart * stride) * kChannelBlock;
+    l->input_floats = l->input.rows * l->input.columns * kChannelBlock;
     return l->floats = l->input_floats + l->weight_floats + l->output.rows * l->output.columns * kChannelBlock;
   };
   // A block of fewer rows than the kernel copies most of its input again.
@@ -255,14 +263,14 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightN
   };
   Block& b = l->block;
   // Sums of a lane end with the piece.
-  b.columns = std::min(p.w.out, kRun);
+  b.columns = ceil_div(p.w.out, ceil_div(p.w.out, kRun));
   b.rows = std::min(p.h.out, std::max<int64_t>(1, kRun / p.w.out));
   b.groups = least;
   while (2 * b.groups <= p.groups && floats(2 * b.groups) <= kTarget) b.groups *= 2;
-  l->blocks = std::max<int64_t>(1, p.groups / b.groups);
+  l->blocks = even_blocks(p.groups, least, &b.groups);
   while (l->blocks < 2 * threads && threads > 1 && b.groups >= 2 * least) {
     b.groups = b.groups / 2 / least * least;
-    l->blocks = std::max<int64_t>(1, p.groups / b.groups);
+    l->blocks = even_blocks(p.groups, least, &b.groups);
   }
   share_out(p, threads, l);
   l->floats = floats(p.groups - (l->blocks - 1) * b.groups);
@@ -278,7 +286,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightC
   l->input.width = l->depthwise ? kChannelBlock : round_up(p.in_channels, lanes);
   l->outputs = l->depthwise ? 1 : p.out_channels;
   Block& b = l->block;
-  b = {p.h.out, p.w.out, 1};
+  b = {p.h.out, p.w.out, l->depthwise ? std::min(p.groups, kChannelBlock) : 1};
   const auto floats = [&] {
     l->input.rows = (b.rows - 1) * p.h.stride + span + 1;
     l->input.columns = (b.columns - 1) * p.w.stride + (p.w.kernel - 1) * p.w.dilation + 1;

@@ -62,7 +62,7 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
 
 // Channels of a channels-last tensor that a task takes: a cache line.
 constexpr int64_t kChannelBlock = 16;
-// Outputs that a tile makes together; it reads, and does not use, the inputs of as many.
+// Outputs that a tile makes together.
 constexpr int64_t kPixelTile = 8;
 
 // Pixels in scratch, [row][column][width].
@@ -115,6 +115,12 @@ bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, 
                       ChannelsLayout* layout);
 bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
                     ChannelsLayout* layout);
+// Of whichever form takes the work.
+inline bool lay_out_channels_of(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
+                                ChannelsLayout* layout) {
+  const bool narrow = channels_form(c, lanes) == ChannelsForm::narrow;
+  return (narrow ? lay_out_channels : lay_out_groups)(c, kernel_h, kernel_w, lanes, threads, layout);
+}
 
 // A task sums `outputs` output channels of `block.groups` groups over one of `parts` parts of the samples and positions.
 struct GradWeightLayout {

@@ -8,11 +8,6 @@
 namespace groupwise {
 namespace {
 
-Strides strides_of(int64_t channels, int64_t h, int64_t w, bool channels_last) {
-  if (channels_last && channels > 1) return {channels * h * w, 1, w * channels, channels};
-  return {channels * h * w, h * w, w, 1};
-}
-
 std::vector<Sweep> sweeps(const Request& r, const Axis& axis) {
   if (r.direction == Direction::grad_input) return grad_input_sweeps(axis);
   return {forward_sweep(axis)};
@@ -42,29 +37,35 @@ bool with_layout(const Request& r, Kernel kernel, F&& f) {
     f(l, l.tasks(p), l.input_floats + l.output_floats + l.outputs * taps * l.input.width);
     return true;
   }
-  const Correlation c = correlation_of(r, sweeps(r, p.h).front());
+  // Of the correlations of a grad_input the one with the most scratch is told of.
+  const std::vector<Correlation> all = correlations_of(r);
+  const Correlation* most = nullptr;
   if (kernel == Kernel::planar) {
-    CorrelationLayout l;
-    if (!lay_out(c, lanes, r.threads, &l)) return false;
-    f(l, l.tasks(c), l.input_floats + l.output_floats);
+    CorrelationLayout largest{};
+    for (const Correlation& c : all) {
+      CorrelationLayout l;
+      if (!lay_out(c, lanes, r.threads, &l)) return false;
+      if (!most || l.input_floats + l.output_floats > largest.input_floats + largest.output_floats) largest = l, most = &c;
+    }
+    f(largest, largest.tasks(*most), largest.input_floats + largest.output_floats);
     return true;
   }
-  ChannelsLayout l;
-  const bool narrow = channels_form(c, lanes) == ChannelsForm::narrow;
-  if (!(narrow ? lay_out_channels : lay_out_groups)(c, p.h.kernel, p.w.kernel, lanes, r.threads, &l)) return false;
-  f(l, l.tasks(c), l.floats);
+  ChannelsLayout largest{};
+  for (const Correlation& c : all) {
+    ChannelsLayout l;
+    if (!lay_out_channels_of(c, p.h.kernel, p.w.kernel, lanes, r.threads, &l)) return false;
+    if (!most || l.floats > largest.floats) largest = l, most = &c;
+  }
+  f(largest, largest.tasks(*most), largest.floats);
   return true;
 }
-
-// Beyond all networks, and small enough that no product of them overflows.
-constexpr int64_t kMostExtent = 1024, kMostSize = int64_t{1} << 24;
 
 // Whether vectors along the channels find eight of them: fewer leave most lanes of a vector, or of a block of 16, empty.
 bool has_lanes(const Request& r) {
   const Problem& p = r.problem;
   if (r.direction == Direction::grad_weight)
     return (depthwise(p) ? p.groups : p.in_channels) >= 8 || narrow(grad_weight_of(r), kernels().lanes);
-  return channels_form(correlation_of(r, sweeps(r, p.h).front()), kernels().lanes) != ChannelsForm::none;
+  return channels_form(correlations_of(r).front(), kernels().lanes) != ChannelsForm::none;
 }
 
 Refusal refusal(const Request& r, Kernel kernel) {
@@ -123,8 +124,8 @@ const char* text(Refusal refusal, Kernel kernel) {
     case Refusal::empty: return "nothing to compute";
     case Refusal::extent: return "takes strides, paddings, dilations and kernels to 1024 and sizes to 2**24";
     case Refusal::channels:
-      return "its vectors along the channels need 8 of them: the groups of a depthwise convolution, or in a group the output "
-             "channels (for gradients the input channels)";
+      return "its vectors along the channels need 8 of them: of a depthwise convolution, of one group (for gradients its "
+             "input channels), or, in channels_last, of groups of 1, 2 or 4 side by side";
     case Refusal::scratch: return "its smallest block exceeds 512 KiB of scratch";
     case Refusal::slower: return "measured slower here than PyTorch's own";
     case Refusal::not_first: return kernel == Kernel::planar ? "measured slower here than vectors along the channels"
@@ -145,10 +146,10 @@ std::string tile(const Request& r, Kernel kernel) {
   const bool weight = r.direction == Direction::grad_weight;
   if (kernel == Kernel::channels) {
     if (weight && narrow(grad_weight_of(r), kernels().lanes))
-      return "9-12 sums x " + lanes + " output channels";
+      return "up to 12 sums x " + lanes + " output channels";
     if (weight)
       return depthwise(p) ? "3 x 4 taps x " + lanes + " channels" : "4 output channels x 3 vectors of " + lanes + " input channels";
-    const bool narrow = channels_form(correlation_of(r, sweeps(r, p.h).front()), kernels().lanes) == ChannelsForm::narrow;
+    const bool narrow = channels_form(correlations_of(r).front(), kernels().lanes) == ChannelsForm::narrow;
     return narrow ? std::to_string(kPixelTile) + " pixels x " + lanes + " channels"
                   : std::to_string(12 * kernels().lanes / 16) + " pixels x 16 channels";
   }
@@ -168,7 +169,7 @@ std::string cut(const Request& r, Kernel kernel) {
 
 }  // namespace
 
-Correlation correlation_of(const Request& r, const Sweep& h) {
+std::vector<Correlation> correlations_of(const Request& r) {
   const Problem& p = r.problem;
   const bool forward = r.direction == Direction::forward;
   Correlation c{};
@@ -176,21 +177,22 @@ Correlation correlation_of(const Request& r, const Sweep& h) {
   c.groups = p.groups;
   c.in_channels = forward ? p.in_channels : p.out_channels;
   c.out_channels = forward ? p.out_channels : p.in_channels;
-  c.h = h;
   c.w = sweeps(r, p.w);
-  const Strides in = strides_of(p.groups * p.in_channels, p.h.in, p.w.in, r.channels_last);
-  const Strides out = strides_of(p.groups * p.out_channels, p.h.out, p.w.out, r.channels_last);
-  c.input_strides = forward ? in : out;
-  c.output_strides = forward ? out : in;
-  return c;
+  c.input_strides = forward ? r.x_strides : r.y_strides;
+  c.output_strides = forward ? r.y_strides : r.x_strides;
+  std::vector<Correlation> all;
+  for (const Sweep& h : sweeps(r, p.h)) {
+    c.h = h;
+    all.push_back(c);
+  }
+  return all;
 }
 
 GradWeight grad_weight_of(const Request& r) {
-  const Problem& p = r.problem;
   GradWeight work{};
-  work.problem = p;
-  work.input_strides = strides_of(p.groups * p.in_channels, p.h.in, p.w.in, r.channels_last);
-  work.grad_output_strides = strides_of(p.groups * p.out_channels, p.h.out, p.w.out, r.channels_last);
+  work.problem = r.problem;
+  work.input_strides = r.x_strides;
+  work.grad_output_strides = r.y_strides;
   return work;
 }
 

@@ -19,7 +19,11 @@ struct Request {
   bool float32;
   int64_t threads;
   int64_t dimensions;
+  Strides x_strides, y_strides;  // as kernels read them (`meaningful`)
 };
+
+// Of strides, paddings, dilations and kernels, and of sizes: beyond all networks.
+constexpr int64_t kMostExtent = 1024, kMostSize = int64_t{1} << 24;
 
 // Why a kernel is not taken.
 enum class Refusal { none, dimensions, dtype, empty, extent, channels, scratch, slower, not_first, forced };
@@ -35,8 +39,9 @@ Choice choose(const Request& request, const char* forced);
 // The plan as JSON text.
 std::string describe(const Request& request, const Choice& choice);
 
-// A Correlation or GradWeight without its tensors but with the strides of the format, to be laid out.
-Correlation correlation_of(const Request& request, const Sweep& h);
+// The correlations that make a request, one after the other, without their tensors; of a grad_input, one for each remainder
+// of the stride of the height.
+std::vector<Correlation> correlations_of(const Request& request);
 GradWeight grad_weight_of(const Request& request);
 
 }  // namespace groupwise

@@ -27,6 +27,19 @@ struct Strides {
   int64_t n, c, h, w;
 };
 
+// The strides of a dimension of one element say nothing. 1 between channels, or columns, means that those are neighbours.
+inline Strides meaningful(Strides s, int64_t channels, int64_t width) {
+  if (channels == 1) s.c = 1;
+  if (width == 1) s.w = s.c == 1 && channels > 1 ? channels : 1;
+  return s;
+}
+
+// Strides of a contiguous or channels-last tensor.
+inline Strides dense_strides(int64_t channels, int64_t h, int64_t w, bool channels_last) {
+  const Strides last{channels * h * w, 1, w * channels, channels}, first{channels * h * w, h * w, w, 1};
+  return meaningful(channels_last && channels > 1 ? last : first, channels, w);
+}
+
 // Strides of a weight: from group to group, and by output channel, input channel, row and column within one.
 struct WeightStrides {
   int64_t group, o, c, h, w;

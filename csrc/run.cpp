@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <stdexcept>
 
 #include "isa.h"
 
@@ -42,33 +43,36 @@ int64_t macs(const Problem& p) {
   return p.batch * p.groups * p.in_channels * p.out_channels * p.h.kernel * p.w.kernel * p.h.out * p.w.out;
 }
 
+// The plan takes no kernel whose work exceeds the scratch; to go on would write beyond it.
+void expect(bool fits) {
+  if (!fits) throw std::logic_error("groupwise: a kernel was planned that does not fit its scratch");
+}
+
 void correlate(const Request& r, Kernel kernel, const Tensors& t, ParallelFor parallel_for) {
   const Problem& p = r.problem;
   const bool forward = r.direction == Direction::forward;
-  const std::vector<Sweep> rows = forward ? std::vector<Sweep>{forward_sweep(p.h)} : grad_input_sweeps(p.h);
   const bool worth = macs(p) >= kWorthAThread && r.threads > 1;
-  for (const Sweep& h : rows) {
-    Correlation c = correlation_of(r, h);
+  const int64_t lanes = kernels().lanes, threads = worth ? r.threads : 1;
+  for (Correlation& c : correlations_of(r)) {
     c.input = forward ? t.x : t.y;
-    c.input_strides = forward ? t.x_strides : t.y_strides;
     c.output = forward ? t.y : t.x;
-    c.output_strides = forward ? t.y_strides : t.x_strides;
     c.weight = t.w;
     c.weight_strides = t.w_strides;
     if (!forward) std::swap(c.weight_strides.o, c.weight_strides.c);
     c.bias = t.bias;
+    const auto with = [&](const auto& layout, auto kernel_of) {
+      share(layout.tasks(c), worth, parallel_for,
+            [&](int64_t begin, int64_t end) { kernel_of(c, layout, begin, end, scratch()); });
+    };
     if (kernel == Kernel::planar) {
       CorrelationLayout l;
-      lay_out(c, kernels().lanes, worth ? r.threads : 1, &l);
-      share(l.tasks(c), worth, parallel_for,
-            [&](int64_t begin, int64_t end) { kernels().correlate_planar(c, l, begin, end, scratch()); });
+      expect(lay_out(c, lanes, threads, &l));
+      with(l, kernels().correlate_planar);
     } else {
-      const bool narrow = channels_form(c, kernels().lanes) == ChannelsForm::narrow;
-      const auto kernel_of = narrow ? kernels().correlate_channels : kernels().correlate_groups;
+      const bool narrow = channels_form(c, lanes) == ChannelsForm::narrow;
       ChannelsLayout l;
-      (narrow ? lay_out_channels : lay_out_groups)(c, p.h.kernel, p.w.kernel, kernels().lanes, worth ? r.threads : 1, &l);
-      share(l.tasks(c), worth, parallel_for,
-            [&](int64_t begin, int64_t end) { kernel_of(c, l, begin, end, scratch()); });
+      expect(lay_out_channels_of(c, p.h.kernel, p.w.kernel, lanes, threads, &l));
+      with(l, narrow ? kernels().correlate_channels : kernels().correlate_groups);
     }
   }
 }
@@ -93,10 +97,10 @@ void grad_weight(const Request& r, Kernel kernel, const Tensors& t, ParallelFor 
   const Problem& p = r.problem;
   const bool worth = macs(p) >= kWorthAThread && r.threads > 1;
   const int64_t threads = worth ? r.threads : 1;
-  const GradWeight work{p, t.x, t.x_strides, t.y, t.y_strides, t.w, t.w_strides};
+  const GradWeight work{p, t.x, r.x_strides, t.y, r.y_strides, t.w, t.w_strides};
   const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
   const auto with = [&](auto layout, auto kernel_of) {
-    lay_out(work, kernels().lanes, threads, &layout);
+    expect(lay_out(work, kernels().lanes, threads, &layout));
     std::vector<float> parts(layout.parts > 1 ? layout.parts * floats : 0);
     share(layout.tasks(p), worth, parallel_for,
           [&](int64_t begin, int64_t end) { kernel_of(work, layout, begin, end, scratch(), parts.data()); });

@@ -8,11 +8,9 @@ namespace groupwise {
 // In the sense of the forward convolution: the direction says which of x, w and y is written.
 struct Tensors {
   float* x;
-  Strides x_strides;
+  float* y;
   float* w;
   WeightStrides w_strides;
-  float* y;
-  Strides y_strides;
   const float* bias;  // of a forward, or of the grad_input that is a transposed convolution's forward; or null
 };
 

@@ -40,7 +40,8 @@ bool read(Ints values, int64_t dimensions, int64_t least, int64_t* out) {
   if (static_cast<int64_t>(values.size()) != dimensions && values.size() != 1) return false;
   for (int64_t i = 0; i < dimensions; i++) {
     const std::optional<int64_t> value = values[values.size() == 1 ? 0 : i].maybe_as_int();
-    if (!value || *value < least) return false;
+    // The plan's limit, before anything is reckoned with it.
+    if (!value || *value < least || *value > kMostExtent) return false;
     out[i] = *value;
   }
   return true;
@@ -99,23 +100,33 @@ at::MemoryFormat format(const Call& call) {
 
 Strides strides_of(const Tensor& t) {
   const bool flat = t.dim() == 3;
-  Strides s{t.stride(0), t.stride(1), flat ? 0 : t.stride(2), t.stride(flat ? 2 : 3)};
-  const int64_t channels = t.size(1), width = t.size(flat ? 2 : 3);
-  if (channels == 1) s.c = 1;
-  // The stride of a single column says nothing; 1 means planar to a kernel.
-  if (width == 1) s.w = s.c == 1 && channels > 1 ? channels : 1;
-  return s;
+  return meaningful({t.stride(0), t.stride(1), flat ? 0 : t.stride(2), t.stride(flat ? 2 : 3)}, t.size(1), t.size(t.dim() - 1));
 }
 
-// The tensor itself where the kernels read it as it lies, else a copy in the call's format.
-Tensor readable(const Tensor& t, const Call& call) {
+// Whether the kernels read it as it lies.
+bool readable(const Strides& s, const Call& call) { return s.c == 1 || (s.w == 1 && !call.channels_last); }
+
+// The tensor itself, or a copy in the call's format.
+Tensor as_read(const Tensor& t, const Call& call) {
+  return readable(strides_of(t), call) ? t : t.contiguous(format(call));
+}
+
+// Of a new x, or y, in the call's format.
+Strides new_strides(const Call& call, bool x) {
+  const Problem& p = call.problem;
+  return x ? dense_strides(call.x_channels, p.h.in, p.w.in, call.channels_last)
+           : dense_strides(call.y_channels, p.h.out, p.w.out, call.channels_last);
+}
+
+// Of an x, or y, as it will be read.
+Strides read_strides(const Tensor& t, const Call& call, bool x) {
   const Strides s = strides_of(t);
-  return s.c == 1 || (s.w == 1 && !call.channels_last) ? t : t.contiguous(format(call));
+  return readable(s, call) ? s : new_strides(call, x);
 }
 
 WeightStrides weight_strides(const Tensor& w, const Call& call) {
   const bool flat = w.dim() == 3;
-  return {call.problem.out_channels * w.stride(0), w.stride(0), w.stride(1), flat ? 0 : w.stride(2),
+  return {call.problem.out_channels * w.stride(0), w.stride(0), w.stride(1), flat ? w.size(2) * w.stride(2) : w.stride(2),
           w.stride(flat ? 2 : 3)};
 }
 
@@ -132,9 +143,12 @@ struct Decision {
   Kernel kernel;
 };
 
-Decision decide(const Call& call, Direction direction) {
+// `x` and `y` are the tensors that are read; the one that is written is null.
+Decision decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y) {
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  const Request request{direction, call.problem, call.channels_last, true, threads, call.dimensions};
+  const Request request{direction, call.problem, call.channels_last, true, threads, call.dimensions,
+                        x ? read_strides(*x, call, true) : new_strides(call, true),
+                        y ? read_strides(*y, call, false) : new_strides(call, false)};
   const Choice choice = choose(request, forced().c_str());
   remember(request, choice);
   return {request, choice.kernel};
@@ -144,21 +158,19 @@ Decision decide(const Call& call, Direction direction) {
 Tensor correlate(const Call& call, const Request& request, Kernel kernel, const Tensor& read, const Tensor& weight,
                  const Tensor& bias) {
   const bool forward = request.direction == Direction::forward;
-  const Tensor from = readable(read, call);
-  const bool by_taps = kernel == Kernel::channels && depthwise(call.problem);
-  const Tensor w = by_taps ? weight.contiguous() : weight;
+  const Tensor from = as_read(read, call);
+  const bool dense_weight = kernel == Kernel::channels && depthwise(call.problem);
+  const Tensor w = dense_weight ? weight.contiguous() : weight;
   const Tensor b = bias.defined() ? bias.contiguous() : bias;
   const Tensor to = empty(call, !forward, read.options());
   Tensors t{};
   const Tensor& x = forward ? from : to;
   const Tensor& y = forward ? to : from;
   t.x = const_cast<float*>(x.const_data_ptr<float>());
-  t.x_strides = strides_of(x);
   t.y = const_cast<float*>(y.const_data_ptr<float>());
-  t.y_strides = strides_of(y);
   t.w = const_cast<float*>(w.const_data_ptr<float>());
   t.w_strides = weight_strides(w, call);
-  if (by_taps) {
+  if (dense_weight) {
     const int64_t taps = call.problem.h.kernel * call.problem.w.kernel;
     t.w_strides = {taps, taps, taps, call.problem.w.kernel, 1};
   }
@@ -169,14 +181,12 @@ Tensor correlate(const Call& call, const Request& request, Kernel kernel, const 
 
 Tensor grad_weight(const Call& call, const Request& request, Kernel kernel, const Tensor& x, const Tensor& y,
                    const Tensor& weight) {
-  const Tensor from = readable(x, call), grad = readable(y, call);
+  const Tensor from = as_read(x, call), grad = as_read(y, call);
   const Tensor to = call.dimensions == 1 ? at::empty(weight.sizes(), weight.options())
                                          : at::empty(weight.sizes(), weight.options().memory_format(format(call)));
   Tensors t{};
   t.x = const_cast<float*>(from.const_data_ptr<float>());
-  t.x_strides = strides_of(from);
   t.y = const_cast<float*>(grad.const_data_ptr<float>());
-  t.y_strides = strides_of(grad);
   t.w = to.mutable_data_ptr<float>();
   t.w_strides = weight_strides(to, call);
   run(request, kernel, t, parallel_for);
@@ -192,7 +202,8 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
   };
   if (routed() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && bias_fits()) {
-    const auto [request, kernel] = decide(call, transposed ? Direction::grad_input : Direction::forward);
+    const auto [request, kernel] = decide(call, transposed ? Direction::grad_input : Direction::forward,
+                                         transposed ? nullptr : &input, transposed ? &input : nullptr);
     if (kernel != Kernel::pytorch)
       return correlate(call, request, kernel, input, weight, bias.value_or(Tensor()));
   }
@@ -220,14 +231,16 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
   if (routed() && understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) &&
       matches()) {
     if (mask[0]) {
-      const auto [request, kernel] = decide(call, transposed ? Direction::forward : Direction::grad_input);
+      const auto [request, kernel] = decide(call, transposed ? Direction::forward : Direction::grad_input,
+                                           transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output);
       if (kernel != Kernel::pytorch) {
         grads[0] = correlate(call, request, kernel, grad_output, weight, Tensor());
         left[0] = false;
       }
     }
     if (mask[1]) {
-      const auto [request, kernel] = decide(call, Direction::grad_weight);
+      const auto [request, kernel] = decide(call, Direction::grad_weight, transposed ? &grad_output : &input,
+                                           transposed ? &input : &grad_output);
       if (kernel != Kernel::pytorch) {
         grads[1] = transposed ? grad_weight(call, request, kernel, grad_output, input, weight)
                               : grad_weight(call, request, kernel, input, grad_output, weight);
@@ -236,7 +249,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
     }
     // PyTorch sums the bias in the same pass as the weight's gradient, and would make that for the bias alone.
     if (mask[2] && !left[1]) {
-      const Tensor from = readable(grad_output, call);
+      const Tensor from = as_read(grad_output, call);
       const int64_t height = call.dimensions == 1 ? 1 : from.size(2);
       grads[2] = at::empty({from.size(1)}, weight.options());
       sum_channels(from.size(0), from.size(1), height, from.size(from.dim() - 1), from.const_data_ptr<float>(),

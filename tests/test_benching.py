@@ -117,6 +117,12 @@ def test_the_kernels_are_those_of_the_plans(transposed):
         assert dict(timing.kernels) == (planned if timing.library == "groupwise" else dict.fromkeys(planned, "pytorch"))
 
 
+def test_the_dtype_is_the_layers_own():
+    layer, source = torch.nn.Conv2d(8, 8, 3, groups=8), torch.randn(1, 8, 9, 9)
+    assert bench(layer.double(), source, repeats=1).cost.dtype == "float64"
+    assert bench(layer, source, "float32", repeats=1).cost.dtype == "float32"
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -130,6 +136,8 @@ def test_the_kernels_are_those_of_the_plans(transposed):
         (lambda: bench(ConvSpec(4, 4, 3), (1, 4, 9, 9), repeats=0), "repeats=0 is too small"),
         (lambda: bench(ConvSpec(4, 4, 3), (1, 4, 9, 9), threads=0), "threads=0 is too small"),
         (lambda: bench(ConvSpec(4, 4, 3), (1, 4, 2, 2)), "size=2 gives no output"),
+        (lambda: bench(ConvSpec(4, 4, 3), 56), "input 56 does not fit conv2d with in_channels=4"),
+        (lambda: bench(ConvSpec(4, 4, 3), (2**20, 4, 2**16, 2**16)), "do not fit the memory"),
     ],
 )
 def test_refusals(call, message):

@@ -165,6 +165,14 @@ LAYERS = [
     ("1-D", ConvSpec(48, 48, 31, padding=15, groups=48, dims=1), (300,)),
     ("long 1-D", ConvSpec(6, 6, 5, padding=4, groups=3, dims=1), (40_000,)),
     ("wide image", ConvSpec(24, 8, 3, padding=1, groups=8), (3, 6_000)),
+    ("groups of 2, odd", ConvSpec(22, 22, 3, padding=1, groups=11), (9, 17)),
+    ("groups of 4, stride", ConvSpec(20, 20, 5, stride=2, padding=2, groups=5), (12, 19)),
+    ("groups of 12", ConvSpec(24, 24, 3, padding=1, groups=2), (7, 10)),
+    ("groups of 8, 7 taps", ConvSpec(32, 32, 7, padding=3, groups=4), (9, 9)),
+    ("multiplier 2", ConvSpec(12, 24, 3, padding=1, groups=12), (11, 13)),
+    ("multiplier 4", ConvSpec(6, 24, (2, 3), padding=(0, 1), groups=6), (10, 9)),
+    ("2 to 1", ConvSpec(22, 11, 3, padding=1, groups=11), (8, 21)),
+    ("dilation and stride", ConvSpec(16, 16, 3, stride=2, padding=3, dilation=3, groups=4), (17, 23)),
     ("transposed", ConvSpec(16, 24, 4, stride=2, padding=1, groups=8, transposed=True), (15, 17)),
 ]
 
@@ -185,6 +193,14 @@ def test_layers_of_every_kind(spec, size, memory_format, workers):
     assert told == plans
     assert {p.kernel for p in plans} <= set(OURS)
     assert max(p.scratch_bytes for p in plans) <= 512 * 1024
+
+
+@pytest.mark.parametrize("dilation", [64, 80, 96, 128])
+def test_a_gradient_whose_remainders_of_the_stride_differ_in_scratch(dilation):
+    spec = ConvSpec(8, 8, 3, stride=2, padding=1, dilation=dilation, groups=8)
+    source = torch.randn(1, 8, 270, 262)
+    for kernel in ("", *OURS):
+        check(layer_of(spec, torch.float32), source, torch.randn(1, 8, *spec.output_size((270, 262))), kernel)
 
 
 def test_every_kernel_runs_in_every_direction():
@@ -282,3 +298,10 @@ def test_the_instruction_set_in_use_is_the_one_asked_for():
     wanted = os.environ.get("GROUPWISE_ISA")
     assert wanted in (None, native.status().isa)
     assert plan(ConvSpec(8, 8, 3, groups=8), (1, 8, 9, 9)).isa == native.status().isa
+
+
+def test_the_plan_of_a_layer_has_its_dtype_and_takes_a_tensor():
+    layer, source = torch.nn.Conv2d(32, 32, 3, groups=8), torch.randn(1, 32, 9, 9)
+    assert plan(layer, source) == plan(ConvSpec(32, 32, 3, groups=8), source.shape)
+    assert plan(layer.double(), source).kernel == "pytorch"
+    assert plan(layer, source, "float32").kernel != "pytorch"

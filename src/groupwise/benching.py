@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from groupwise.checking import kernels_of
-from groupwise.costs import Cost, check_dtype, cost
+from groupwise.costs import Cost, cost, layer_and_input
 from groupwise.draw import bench_text
-from groupwise.errors import check_choice, check_integer
+from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.measuring import not_measured, routing_of
 from groupwise.planning import DIRECTIONS, MEMORY_FORMATS, last_plans
 from groupwise.reporting import machine
@@ -92,7 +92,7 @@ class Bench:
 def bench(
     spec_or_layer: Any,
     input_shape: Sequence[int],
-    dtype: Any = "float32",
+    dtype: Any = None,
     threads: int | None = None,
     repeats: int = 20,
 ) -> Bench:
@@ -102,20 +102,22 @@ def bench(
     channels_last, forward and a training step, all in turn. Times are medians of `repeats` samples, and a sample is
     one call, or the mean of as many as take a millisecond.
 
-    - `dtype`: float32, float64, bfloat16 or float16; groupwise's kernels take float32
+    - `dtype`: float32, float64, bfloat16 or float16, of which groupwise's kernels take float32; the layer's own, and
+      float32 for a spec, if left out
     - `threads`: `torch.get_num_threads()` if left out
 
-    Raises `GroupwiseError` for a shape that does not fit. Where groupwise's kernels cannot run, PyTorch's are timed.
+    Raises `GroupwiseError` for a shape that does not fit the layer, or the memory. Where groupwise's kernels cannot
+    run, PyTorch's are timed.
 
     Examples:
         >>> made = bench(ConvSpec(8, 8, 3, groups=8), (1, 8, 16, 16), repeats=1)
         >>> made.timings[0].library
         'pytorch'
     """
-    spec = spec_or_layer if isinstance(spec_or_layer, ConvSpec) else ConvSpec.from_module(spec_or_layer)
+    spec, input_shape, dtype = layer_and_input(spec_or_layer, input_shape, dtype)
     size = spec.check_input(input_shape)
     batch = check_integer("batch", input_shape[0], 1)
-    at = cost(spec, size, batch, check_choice("dtype", check_dtype(dtype), DTYPES))
+    at = cost(spec, size, batch, check_choice("dtype", dtype, DTYPES))
     repeats = check_integer("repeats", repeats, 1)
     with _threads(threads) as count, torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng([]):
         reason = not_measured({"cpu"})
@@ -125,7 +127,15 @@ def bench(
         calls: dict[_Key, Callable[[], object]] = {}
         kernels = {}
         for route, name in ways:
-            made = _calls(at, _FORMATS[name])
+            try:
+                made = _calls(at, _FORMATS[name])
+            except (MemoryError, RuntimeError) as error:
+                if "memory" not in str(error):
+                    raise
+                raise GroupwiseError(
+                    f"an input of shape {tuple(input_shape)} and what is made of it do not fit the memory; "
+                    "give a smaller size or batch"
+                ) from None
             calls |= {(work, route, name): call for work, call in zip(WORKS, made, strict=True)}
             kernels[route, name] = _kernels(made[-1], spec, route)
         medians = {key: statistics.median(times) * 1e3 for key, times in _interleave(calls, repeats).items()}

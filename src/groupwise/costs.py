@@ -12,6 +12,7 @@ Counted by formula from a `ConvSpec`; nothing is timed. Conventions:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -179,6 +180,14 @@ def cost(spec: ConvSpec, size: Extent, batch: int = 1, dtype: str = "float32") -
 def check_dtype(dtype: object) -> str:
     """The plain name of a dtype (`"float32"`), from a name or a torch.dtype."""
     return check_choice("dtype", str(dtype).removeprefix("torch."), DTYPE_BYTES)
+
+
+def layer_and_input(spec_or_layer: Any, given: Any, dtype: Any) -> tuple[ConvSpec, Sequence[int], str]:
+    """The spec, the input's shape (of a tensor too), and the dtype: as asked, else the layer's own, else float32."""
+    layer = None if isinstance(spec_or_layer, ConvSpec) else spec_or_layer
+    spec = spec_or_layer if layer is None else ConvSpec.from_module(layer)
+    own = getattr(getattr(layer, "weight", None), "dtype", "float32")
+    return spec, getattr(given, "shape", given), check_dtype(own if dtype is None else dtype)
 
 
 def _real_taps(spec: ConvSpec, axis: int, size: int, out_size: int) -> int:

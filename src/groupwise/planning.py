@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from groupwise import native
-from groupwise.costs import check_dtype
+from groupwise.costs import layer_and_input
 from groupwise.errors import check_choice, check_integer
 from groupwise.spec import ConvSpec
 
@@ -88,13 +88,14 @@ class Plan:
 def plan(
     spec_or_layer: Any,
     input_shape: Sequence[int],
-    dtype: Any = "float32",
+    dtype: Any = None,
     memory_format: Any = "contiguous",
     threads: int | None = None,
     direction: str = "forward",
 ) -> Plan:
     """The plan of a convolution (a `ConvSpec` or a layer) on an input of `input_shape`, (N, in_channels, *size).
 
+    - `dtype`: the layer's own, and float32 for a spec, if left out
     - `memory_format`: `"contiguous"`, `"channels_last"` or torch's own constants
     - `threads`: `torch.get_num_threads()` if left out
     - `direction`: `forward`, `grad_input` or `grad_weight` of the layer
@@ -105,7 +106,7 @@ def plan(
         >>> plan(ConvSpec(128, 128, 3, padding=1, groups=32), (1, 128, 56, 56)).kernel
         'planar'
     """
-    spec = spec_or_layer if isinstance(spec_or_layer, ConvSpec) else ConvSpec.from_module(spec_or_layer)
+    spec, input_shape, dtype = layer_and_input(spec_or_layer, input_shape, dtype)
     size = spec.check_input(input_shape)
     batch = check_integer("batch", input_shape[0], 0)
     check_choice("direction", direction, DIRECTIONS)
@@ -126,7 +127,7 @@ def plan(
     numbers = [DIRECTIONS.index(direction), batch, *channels, spec.groups, int(last), threads, spec.dims]
     numbers += [number for axis in axes for number in axis]
     array = (ctypes.c_int64 * len(numbers))(*numbers)
-    return Plan._of(json.loads(native.read_text(library.groupwise_plan, array, check_dtype(dtype).encode())))
+    return Plan._of(json.loads(native.read_text(library.groupwise_plan, array, dtype.encode())))
 
 
 def last_plans(clear: bool = True) -> list[Plan]:

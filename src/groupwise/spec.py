@@ -275,10 +275,11 @@ class ConvSpec:
 
     def check_input(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The spatial size of an input of `shape` (N, in_channels, *size), or `GroupwiseError`."""
-        if len(shape) != self.dims + 2 or shape[1] != self.in_channels:
+        if not isinstance(shape, Sequence) or len(shape) != self.dims + 2 or shape[1] != self.in_channels:
+            given = f"of shape {tuple(shape)}" if isinstance(shape, Sequence) else f"{shape!r}"
             sizes = ", ".join(("length", "height, width", "depth, height, width")[self.dims - 1].split(", "))
             raise GroupwiseError(
-                f"input of shape {tuple(shape)} does not fit {self.op} with in_channels={self.in_channels}; "
+                f"input {given} does not fit {self.op} with in_channels={self.in_channels}; "
                 f"it must be (batch, {self.in_channels}, {sizes})"
             )
         return self.check_size(tuple(shape[2:]))

@@ -65,8 +65,7 @@ Axis random_axis() {
 
 Strides strides(int64_t channels, const Axis& h, const Axis& w, bool in, bool channels_last) {
   const int64_t height = in ? h.in : h.out, width = in ? w.in : w.out;
-  if (channels_last && channels > 1) return {channels * height * width, 1, width * channels, channels};
-  return {channels * height * width, height * width, width, 1};
+  return dense_strides(channels, height, width, channels_last);
 }
 
 // visit(x offset, weight offset, y offset) for every multiplication of the convolution.
@@ -112,7 +111,7 @@ bool test_one(int64_t* ran) {
   const int64_t sizes[3] = {p.batch * p.groups * p.in_channels * p.h.in * p.w.in, p.groups * ws.group,
                             p.batch * p.groups * p.out_channels * p.h.out * p.w.out};
   for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
-    Request r{direction, p, channels_last, true, two ? 2 : 1, 2};
+    Request r{direction, p, channels_last, true, two ? 2 : 1, 2, xs, ys};
     for (const Kernel kernel : {Kernel::planar, Kernel::channels}) {
       const Choice choice = choose(r, kKernelNames[static_cast<int>(kernel)]);
       if (choice.kernel != kernel) continue;
@@ -122,7 +121,7 @@ bool test_one(int64_t* ran) {
       const int64_t outputs = p.groups * (direction == Direction::grad_input ? p.in_channels : p.out_channels);
       Guarded bias(outputs, true);
       const bool with_bias = direction != Direction::grad_weight && pick({0, 1});
-      const Tensors t{x.data(), xs, w.data(), ws, y.data(), ys, with_bias ? bias.data() : nullptr};
+      const Tensors t{x.data(), y.data(), w.data(), ws, with_bias ? bias.data() : nullptr};
       run(r, kernel, t, two ? in_two : serial);
       Guarded& result = written == 0 ? x : written == 1 ? w : y;
       std::vector<double> sums(result.size()), weight(result.size());
