@@ -134,7 +134,9 @@ def ways(layer: Layer, given: Tensors, which: str) -> dict[tuple[str, str], Case
         for name in layer.memory_formats:
             formatted = given.in_format(name)
             call = formatted.forward if which == "forward" else formatted.step
-            cases[implementation, name] = Case(call, implementation == "groupwise")
+            # Each call that is timed follows one that is not: its input is as near as it is behind another layer, and
+            # nothing of the other ways is in the caches.
+            cases[implementation, name] = Case(call, implementation == "groupwise", prepare=call)
     return cases
 
 
@@ -145,13 +147,9 @@ def interleave(cases: dict[tuple[str, str], Case], which: str, effort: Effort) -
 
 
 def payoff(layer: Layer, given: Tensors, dense: Tensors, which: str, effort: Effort) -> list[dict[str, Any]]:
-    """The rows of a layer beside the dense one, which is PyTorch's.
-
-    Each call that is timed follows one that is not: a dense weight leaves nothing of the other ways' in the caches.
-    """
+    """The rows of a layer beside the dense one, which is PyTorch's."""
     cases = ways(layer, given, which)
     cases |= {("dense", name): case for (who, name), case in ways(layer, dense, which).items() if who == "pytorch"}
-    cases = {key: Case(case.call, case.routed, prepare=case.call) for key, case in cases.items()}
     groups = {"dense": 1}
     return [
         {"benchmark": "payoff", "pass": which, "implementation": who, "groups": groups.get(who, layer.groups)}
