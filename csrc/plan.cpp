@@ -93,7 +93,8 @@ bool slower(const Request& r) {
   // other gradient PyTorch makes, 6.8 | 7.3; 1x1 of 48 channels, one thread, 0.30 | 0.37.
   if (r.direction == Direction::grad_weight) return widest >= (r.channels_last ? 256 : pointwise ? 32 : 96);
   // 192 channels a group, 13x13, 1.38 | 1.42, 128 channels 28x28 7.6 | 8.5; 48 channels 2.52 | 2.45.
-  if (r.channels_last) return widest >= 96;
+  // Of large images fewer: 32 channels 112x112 16.5 | 17.9, 48 channels 56x56 4.6 | 4.9.
+  if (r.channels_last) return widest >= 96 || (widest >= 32 && p.h.out * p.w.out > 2000);
   // 48 channels 2.51 | 2.59; 32 channels 28x28 1.47 | 1.55, but 14x14 0.50 | 0.35.
   // 1x1 of 80 channels, one thread, 0.66 | 0.88; 48 channels 0.35 | 0.28.
   if (pointwise) return widest >= 64;
