@@ -179,11 +179,6 @@ GW_INLINE Span clip(int64_t at, int64_t spacing, int64_t taps, int64_t size) {
   return {first, std::max(first, last)};
 }
 
-// Packed weights: floats between taps, input channels and vectors of output channels.
-struct Packed {
-  int64_t channel, row, column, vector;
-};
-
 // Vectors of output channels of one block: their weights and bias in scratch, and where they are written.
 struct Vectors {
   const float* w;
@@ -231,29 +226,13 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
   }
 }
 
-// f of the lanes of groups of `in` input and `out` output channels (`lanes_fit`).
-template <class F>
-GW_INLINE void with_lanes(int64_t in, int64_t out, F&& f) {
-  if (out >= kLanes) return f(OneGroup{});
-  if (out == 1 && in == 1) return f(GroupLanes<1, 1>{});
-  if (out == 1 && in == 2) return f(GroupLanes<2, 1>{});
-  if (out == 2 && in == 1) return f(GroupLanes<1, 2>{});
-  if (out == 2 && in == 2) return f(GroupLanes<2, 2>{});
-  if constexpr (kLanes > 4) {
-    if (in == 1) return f(GroupLanes<1, 4>{});
-    f(GroupLanes<4, 4>{});
-  }
-}
-
 // The weights of the vector whose first lane is output channel `channel` of all, of which `lanes` exist, in the order in
 // which they lie in the weight where that is possible.
 inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w, const Packed& packed, int64_t channel,
                         int64_t lanes, float* to) {
   const WeightStrides& s = c.weight_strides;
   const int64_t taps = kernel_h * kernel_w, floats = c.in_channels * taps;
-  const auto at = [&](int64_t lane) {
-    return (channel + lane) / c.out_channels * s.group + (channel + lane) % c.out_channels * s.o;
-  };
+  const auto at = [&](int64_t lane) { return begin_of(s, c.out_channels, channel + lane); };
   const float* from = c.weight + at(0);
   // From lane to lane, where that is the same step for all.
   int64_t step = lanes > 1 ? at(1) - at(0) : 1;
@@ -288,11 +267,10 @@ inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w
 // Tasks [begin, end).
 inline void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
   const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
-  const int64_t all = c.groups * c.out_channels, taps = l.kernel_h * l.kernel_w, step = c.w.front().step;
-  // [input channel][tap], or, as in a channels-last weight, [tap][input channel]; before them the bias.
-  const bool by_taps = c.weight_strides.c == 1 && c.in_channels > 1;
-  const int64_t tap = by_taps ? c.in_channels * kLanes : kLanes;
-  const Packed packed{by_taps ? kLanes : taps * kLanes, l.kernel_w * tap, tap, (c.in_channels * taps + 1) * kLanes};
+  const int64_t all = c.groups * c.out_channels, step = c.w.front().step;
+  // As the taps lie in the weight, and before them the bias.
+  Packed packed = packed_order(c.weight_strides.c == 1, c.in_channels, l.kernel_h, l.kernel_w);
+  packed.vector += kLanes;
   float* weights = scratch + l.input_floats;
   float* stage = weights + l.weight_floats;
   int64_t out_w = 0, packed_block = -1;
@@ -303,18 +281,14 @@ inline void correlate_channels(const Correlation& c, const ChannelsLayout& l, in
     const int64_t group = block * l.block.groups, channel = group * c.out_channels;
     const int64_t channels = block == l.blocks - 1 ? all - channel : l.block.groups * c.out_channels;
     const int64_t rows = std::min(l.block.rows, c.h.out - row);
-    // Channels whose vectors follow each other; in place, the last of these starts early where it would end late.
-    const int64_t together = c.out_channels >= kLanes && c.out_channels % kLanes != 0 ? c.out_channels : channels;
-    const int64_t vectors = ceil_div(together, kLanes), whole = l.staged ? vectors : together / kLanes;
-    const auto first_of = [&](int64_t v) { return v < whole ? v * kLanes : together - kLanes; };
+    // Scratch has room for what a last vector does not need.
+    const Runs runs = runs_of(c.out_channels, channels, !l.staged);
     if (packed_block != block) {
-      float* to = weights;
-      for (int64_t from = 0; from < channels; from += together) {
-        for (int64_t v = 0; v < vectors; v++, to += packed.vector) {
-          const int64_t first = channel + from + first_of(v), lanes = std::min<int64_t>(kLanes, all - first);
-          store(to, c.bias ? load_some(c.bias + first, lanes) : Vec{});
-          pack_vector(c, l.kernel_h, l.kernel_w, packed, first, lanes, to + kLanes);
-        }
+      for (int64_t v = 0; v < runs.count * runs.vectors; v++) {
+        const int64_t first = channel + runs.first(v), lanes = std::min<int64_t>(kLanes, all - first);
+        float* to = weights + v * packed.vector;
+        store(to, c.bias ? load_some(c.bias + first, lanes) : Vec{});
+        pack_vector(c, l.kernel_h, l.kernel_w, packed, first, lanes, to + kLanes);
       }
     }
     packed_block = block;
@@ -330,20 +304,20 @@ inline void correlate_channels(const Correlation& c, const ChannelsLayout& l, in
       out = {rows, column, l.block.columns, 0, -l.low_w, l.output.columns * kChannelBlock, kChannelBlock};
     }
     with_lanes(c.in_channels, c.out_channels, [&]<class Lanes>(Lanes) {
-      const auto run = [&](int64_t from, int64_t vector, int64_t count) {
+      const auto run = [&](int64_t vector, int64_t count) {
         // The groups of a block begin where their first outputs do; lanes of several groups keep their inputs together.
-        const int64_t first = from + first_of(vector), in_group = Lanes::kChannels > 0 ? 0 : first % c.out_channels;
+        const int64_t first = runs.first(vector), in_group = Lanes::kChannels > 0 ? 0 : first % c.out_channels;
         Image inputs = image;
         inputs.x += (first - in_group) / c.out_channels * c.in_channels;
-        const float* w = weights + (from / together * vectors + vector) * packed.vector;
+        const float* w = weights + vector * packed.vector;
         run_vectors<Lanes>(c, inputs, packed,
                            {w + kLanes, w, (l.staged ? stage : output) + first, count,
-                            together < channels ? count : ceil_div(c.out_channels, kLanes)},
+                            runs.count > 1 ? count : ceil_div(c.out_channels, kLanes)},
                            out);
       };
-      for (int64_t from = 0; from < channels; from += together) {
-        if (whole > 0) run(from, 0, whole);
-        if (whole < vectors) run(from, whole, 1);
+      for (int64_t v = 0; v < runs.count * runs.vectors; v += runs.vectors) {
+        if (runs.whole > 0) run(v, runs.whole);
+        if (runs.whole < runs.vectors) run(v + runs.whole, 1);
       }
     });
     if (!l.staged) continue;

@@ -2,8 +2,8 @@
 // whose lanes meet the input channels of their groups (lanes-inl.h). A tile keeps the sums of its taps and input channels in
 // registers while it sweeps the pixels of a piece; taps outside the image are left out.
 #pragma once
-#include "channels-inl.h"
 #include "lanes-inl.h"
+#include "pack-inl.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -124,19 +124,13 @@ inline void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLay
   const int64_t by_h = ceil_div(p.h.out, l.block.rows), by_w = ceil_div(p.w.out, l.block.columns);
   const int64_t pieces = p.batch * by_h * by_w;
   // In the order of the weight's memory, where one of the two is.
-  const bool by_taps = l.parts == 1 && ws.c == 1 && p.in_channels > 1;
-  const int64_t tap = by_taps ? p.in_channels * kLanes : kLanes;
-  const Packed packed{by_taps ? kLanes : taps * kLanes, p.w.kernel * tap, tap, slots * kLanes};
+  const Packed packed = packed_order(l.parts == 1 && ws.c == 1, p.in_channels, p.h.kernel, p.w.kernel);
   for (int64_t task = begin; task < end; task++) {
     const int64_t part = task % l.parts, block = task / l.parts;
     const int64_t group = block * l.block.groups, channel = group * p.out_channels;
     const int64_t channels = block == l.blocks - 1 ? all - channel : l.block.groups * p.out_channels;
-    // The last of the vectors that follow each other starts early where it would end late.
-    const int64_t together = p.out_channels >= kLanes && p.out_channels % kLanes != 0 ? p.out_channels : channels;
-    const int64_t each = ceil_div(together, kLanes), vectors = channels / together * each;
-    const auto first_of = [&](int64_t v) {
-      return v / each * together + std::min(v % each * kLanes, together - kLanes);
-    };
+    const Runs runs = runs_of(p.out_channels, channels, true);
+    const int64_t vectors = runs.count * runs.vectors;
     zero(scratch, vectors * packed.vector);
     for (int64_t piece = part * pieces / l.parts; piece < (part + 1) * pieces / l.parts; piece++) {
       const int64_t column = piece % by_w * l.block.columns, row = piece / by_w % by_h * l.block.rows;
@@ -149,7 +143,7 @@ inline void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLay
       const float* go = work.grad_output + n * gs.n + row * gs.h + column * gs.w;
       with_lanes(p.in_channels, p.out_channels, [&]<class Lanes>(Lanes) {
         for (int64_t v = 0; v < vectors; v++) {
-          const int64_t first = channel + first_of(v);
+          const int64_t first = channel + runs.first(v);
           const float* from = x + first / p.out_channels * p.in_channels;
           float* sums = scratch + v * packed.vector;
           if constexpr (Lanes::kChannels > 0) {
@@ -165,15 +159,13 @@ inline void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLay
       });
     }
     for (int64_t v = 0; v < vectors; v++) {
-      const int64_t first = channel + first_of(v);
+      const int64_t first = channel + runs.first(v);
       const float* from = scratch + v * packed.vector;
       if (l.parts > 1) {
         split_pixels(parts + (part * all + first) * slots, slots, from, kLanes, kLanes, slots);
         continue;
       }
-      const auto at = [&](int64_t lane) {
-        return (first + lane) / p.out_channels * ws.group + (first + lane) % p.out_channels * ws.o;
-      };
+      const auto at = [&](int64_t lane) { return begin_of(ws, p.out_channels, first + lane); };
       const bool row_by_row = ws.w == packed.column / kLanes && ws.h == packed.row / kLanes;
       if (row_by_row && (p.in_channels == 1 || ws.c == packed.channel / kLanes) && ws.group == p.out_channels * ws.o) {
         split_pixels(work.grad_weight + at(0), ws.o, from, kLanes, kLanes, slots);

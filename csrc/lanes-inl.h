@@ -1,5 +1,6 @@
 // How the lanes of a vector of output channels find the input channels of their groups.
 #pragma once
+#include "layout.h"
 #include "simd.h"
 
 namespace groupwise::GW_TARGET {
@@ -57,5 +58,47 @@ struct OneGroup {
     return broadcast(*x);
   }
 };
+
+// f of the lanes of groups of `in` input and `out` output channels (`lanes_fit`).
+template <class F>
+GW_INLINE void with_lanes(int64_t in, int64_t out, F&& f) {
+  if (out >= kLanes) return f(OneGroup{});
+  if (out == 1 && in == 1) return f(GroupLanes<1, 1>{});
+  if (out == 1 && in == 2) return f(GroupLanes<2, 1>{});
+  if (out == 2 && in == 1) return f(GroupLanes<1, 2>{});
+  if (out == 2 && in == 2) return f(GroupLanes<2, 2>{});
+  if constexpr (kLanes > 4) {
+    if (in == 1) return f(GroupLanes<1, 4>{});
+    f(GroupLanes<4, 4>{});
+  }
+}
+
+// Packed weights: floats between taps, input channels and vectors of output channels.
+struct Packed {
+  int64_t channel, row, column, vector;
+};
+
+// Of one vector after the other: [input channel][tap], or, as in a channels-last weight, [tap][input channel].
+inline Packed packed_order(bool by_taps, int64_t in_channels, int64_t kernel_h, int64_t kernel_w) {
+  const int64_t taps = kernel_h * kernel_w, tap = by_taps ? in_channels * kLanes : kLanes;
+  return {by_taps ? kLanes : taps * kLanes, kernel_w * tap, tap, in_channels * taps * kLanes};
+}
+
+// The vectors of a block of output channels: `count` runs of `together` neighbours, each of `vectors` vectors. Where these
+// may not end late, the last starts early; `whole` do not.
+struct Runs {
+  int64_t count, together, vectors, whole;
+  int64_t first(int64_t v) const {
+    const int64_t in_run = v % vectors;
+    return v / vectors * together + (in_run < whole ? in_run * kLanes : together - kLanes);
+  }
+};
+
+// A run is a group that is no whole number of vectors, or else the block.
+inline Runs runs_of(int64_t out_channels, int64_t channels, bool exact) {
+  const int64_t together = out_channels >= kLanes && out_channels % kLanes != 0 ? out_channels : channels;
+  const int64_t vectors = ceil_div(together, kLanes);
+  return {channels / together, together, vectors, exact ? together / kLanes : vectors};
+}
 
 }  // namespace groupwise::GW_TARGET

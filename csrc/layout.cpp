@@ -88,6 +88,11 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
 
 namespace {
 
+// Vectors of output channels, each of whole groups or of one.
+int64_t vectors_of(int64_t groups, int64_t out_channels, int64_t lanes) {
+  return out_channels >= lanes ? groups * ceil_div(out_channels, lanes) : ceil_div(groups * out_channels, lanes);
+}
+
 // Blocks of about `most` groups, a multiple of `least`; the last takes what is left, never less than `least`.
 int64_t even_blocks(int64_t groups, int64_t least, int64_t* most) {
   const int64_t blocks = ceil_div(groups, *most);
@@ -103,10 +108,7 @@ bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_
   constexpr int64_t kTarget = 24 * 1024;
   const int64_t least = std::max<int64_t>(1, lanes / c.out_channels);
   const int64_t vector = (c.in_channels * l->kernel_h * l->kernel_w + 1) * lanes;
-  const auto floats = [&](int64_t groups) {
-    return c.out_channels >= lanes ? groups * ceil_div(c.out_channels, lanes) * vector
-                                   : ceil_div(groups * c.out_channels, lanes) * vector;
-  };
+  const auto floats = [&](int64_t groups) { return vectors_of(groups, c.out_channels, lanes) * vector; };
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, least};
   while (2 * b.groups <= c.groups && floats(2 * b.groups) <= kTarget) b.groups *= 2;
@@ -260,10 +262,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightN
   constexpr int64_t kTarget = 4 * 1024;
   const Problem& p = work.problem;
   const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel, least = std::max<int64_t>(1, lanes / p.out_channels);
-  const auto floats = [&](int64_t groups) {
-    return p.out_channels >= lanes ? groups * ceil_div(p.out_channels, lanes) * lanes * slots
-                                   : ceil_div(groups * p.out_channels, lanes) * lanes * slots;
-  };
+  const auto floats = [&](int64_t groups) { return vectors_of(groups, p.out_channels, lanes) * lanes * slots; };
   Block& b = l->block;
   // Sums of a lane end with the piece.
   b.columns = ceil_div(p.w.out, ceil_div(p.w.out, kRun));

@@ -45,6 +45,11 @@ struct WeightStrides {
   int64_t group, o, c, h, w;
 };
 
+// Where the weights of an output channel begin, counted over all groups of `out_channels` each.
+inline int64_t begin_of(const WeightStrides& s, int64_t out_channels, int64_t channel) {
+  return channel / out_channels * s.group + channel % out_channels * s.o;
+}
+
 // What one axis of a correlation does: output first + i * step, for i in [0, out), sums over t in [0, taps) the input at
 // i * stride + low + t * spacing times the weight at index + t * index_step.
 struct Sweep {
