@@ -18,6 +18,7 @@ struct Walk {
   int64_t unit, tap, width;  // columns from input to input, from tap to tap, and of the image
   int64_t vectors_a_group, x_group, y_pixel;
   bool add;
+  int64_t fresh;  // rows of the kernel that no output row before has met, if they are to be fetched ahead
 };
 
 // Which of the inputs at column, column + unit, ... lie in the image.
@@ -77,6 +78,16 @@ GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t 
   }
 }
 
+// Asks for the inputs two tiles further on, which at the end of a row are those of the next: a tile reads as many strands of
+// memory as it has inputs, which the processor does not follow by itself. Of 96 channels 112x112, 3x3 depthwise, behind other
+// layers 0.87 -> 0.57 ms, in turn with itself 0.55 -> 0.47 (medians, one thread).
+template <int S>
+GW_INLINE void fetch_ahead(const Walk& k, const float* x) {
+  x += (k.rows - k.fresh) * k.x_row + 2 * S * kPixelTile * k.x_column;
+  for (int64_t row = 0; row < k.fresh; row++, x += k.x_row)
+    unroll<S * kPixelTile>([&](auto p) GW_LAMBDA { __builtin_prefetch(x + p * k.x_column); });
+}
+
 // Pixels of `vectors` vectors of output channels, one after the other; the first `stored` pixels are kept. The outputs are S
 // inputs apart. KW is the number of taps in a row, or 0 for any.
 template <class Lanes, int KW, int S, bool Edge>
@@ -85,6 +96,8 @@ GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const
   const uint32_t there = Edge && KW > 0 ? inputs_there(k, column, S * (kPixelTile - 1) + KW) : 0;
   int64_t left = k.vectors_a_group;
   for (; vectors > 0; vectors--, w += k.w_vector, bias += k.w_vector, y += kLanes) {
+    // Every other vector begins a cache line.
+    if (k.fresh > 0 && vectors % 2 != 0) fetch_ahead<S>(k, x);
     Vec sum[kPixelTile];
     if (k.add) {
       unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = p < stored ? load(y + p * k.y_pixel) : Vec{}; });
@@ -196,7 +209,7 @@ struct Outputs {
 // `image` begins at the inputs of the first vector.
 template <class Lanes>
 inline void run_vectors(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v,
-                        const Outputs& out) {
+                        const Outputs& out, bool ahead) {
   for (const Sweep& s : c.w) {
     const int64_t columns = std::min(out.columns, s.out - out.column);
     // Outputs a tap apart share inputs; a dilation makes as many turns of them. Where taps and outputs meet no common
@@ -207,11 +220,12 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
     for (int64_t i = 0; i < c.in_channels; i += Lanes::kChannels > 0 ? c.in_channels : run) {
       Walk k{std::min(run, c.in_channels - i), 0, s.taps, c.h.spacing * image.row, unit * image.pixel,
              s.spacing * image.pixel, packed.channel, c.h.index_step * packed.row, s.index_step * packed.column,
-             packed.vector, unit, s.spacing, image.width, v.a_group, c.in_channels, apart * s.step * out.y_pixel, i > 0};
+             packed.vector, unit, s.spacing, image.width, v.a_group, c.in_channels, apart * s.step * out.y_pixel, i > 0, 0};
       for (int64_t r = 0; r < out.rows; r++) {
         const int64_t at = out.at_row + r * c.h.stride;
         const Span there = clip(at, c.h.spacing, c.h.taps, image.height);
         k.rows = there.last - there.first;
+        k.fresh = ahead ? std::min(k.rows, c.h.stride) : 0;
         const float* row = image.x + (at + there.first * c.h.spacing) * image.row + i;
         const float* taps = v.w + i * packed.channel + (c.h.index + there.first * c.h.index_step) * packed.row +
                             s.index * packed.column;
@@ -313,7 +327,7 @@ inline void correlate_channels(const Correlation& c, const ChannelsLayout& l, in
         run_vectors<Lanes>(c, inputs, packed,
                            {w + kLanes, w, (l.staged ? stage : output) + first, count,
                             runs.count > 1 ? count : ceil_div(c.out_channels, kLanes)},
-                           out);
+                           out, l.ahead);
       };
       for (int64_t v = 0; v < runs.count * runs.vectors; v += runs.vectors) {
         if (runs.whole > 0) run(v, runs.whole);
