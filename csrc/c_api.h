@@ -7,7 +7,7 @@
 #define GROUPWISE_API extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of a signature below or of a text's keys.
-#define GROUPWISE_API_VERSION 1
+#define GROUPWISE_API_VERSION 2
 
 GROUPWISE_API int32_t groupwise_api_version();
 
@@ -29,7 +29,8 @@ GROUPWISE_API int32_t groupwise_route_thread(int32_t state);
 GROUPWISE_API void groupwise_force(const char* kernel);
 
 // numbers: direction (0 forward, 1 grad_input, 2 grad_weight), batch, in_channels, out_channels, groups, channels_last,
-// threads, dimensions, then in, out, kernel, stride, padding (before), dilation of the height and the same of the width.
+// threads, dimensions, then in, out, kernel, stride, padding (before), dilation of the height and the same of the width,
+// and whether the weight is channels_last.
 GROUPWISE_API int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size);
 
 // The plans of the convolutions that took the route since the last call with clear, oldest first; at most 1024.

@@ -99,16 +99,14 @@ GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const
     // Every other vector begins a cache line.
     if (k.fresh > 0 && vectors % 2 != 0) fetch_ahead<S>(k, x);
     Vec sum[kPixelTile];
-    if (k.add) {
-      unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = p < stored ? load(y + p * k.y_pixel) : Vec{}; });
-    } else {
-      unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = load(bias); });
-    }
+    unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = k.add ? Vec{} : load(bias); });
     if constexpr (KW > 0) {
       sum_taps<Lanes, KW, S, Edge>(k, x, w, there, sum);
     } else {
       sum_parts<Lanes, S, Edge>(k, x, w, column, sum);
     }
+    // Added here, and not begun with: the sum of a run shall be short.
+    if (k.add) unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] += p < stored ? load(y + p * k.y_pixel) : Vec{}; });
     if (stored >= kPixelTile) {
       unroll<kPixelTile>([&](auto p) GW_LAMBDA { store(y + p * k.y_pixel, sum[p]); });
     } else {

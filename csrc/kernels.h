@@ -11,6 +11,7 @@ struct Kernels {
   void (*correlate_planar)(const Correlation&, const CorrelationLayout&, int64_t begin, int64_t end, float* scratch);
   void (*correlate_channels)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
   void (*correlate_groups)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
+  void (*correlate_dots)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
   void (*grad_weight_planar)(const GradWeight&, const GradWeightLayout&, int64_t begin, int64_t end, float* scratch,
                              float* parts);
   void (*grad_weight_channels)(const GradWeight&, const GradWeightChannelsLayout&, int64_t begin, int64_t end,

@@ -178,7 +178,8 @@ bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, in
   l->low_w = lowest(c.w);
   l->staged = c.output_strides.c != 1;
   l->blocks = c.groups;
-  l->weight_floats = round_up(kernel_h * kernel_w, lanes) * c.in_channels * kGroupBlock;
+  const bool dots = channels_form(c, lanes) == ChannelsForm::dots;
+  l->weight_floats = dots ? 0 : round_up(kernel_h * kernel_w, lanes) * c.in_channels * kGroupBlock;
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, 1};
   const auto floats = [&] {

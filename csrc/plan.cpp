@@ -92,6 +92,9 @@ bool slower(const Request& r) {
   // channels_last 512 channels a group 34 | 45; contiguous 64 channels 14x14 1.56 | 1.52, and a training step of 192, whose
   // other gradient PyTorch makes, 6.8 | 7.3; 1x1 of 48 channels, one thread, 0.30 | 0.37.
   if (r.direction == Direction::grad_weight) return widest >= (r.channels_last ? 256 : pointwise ? 32 : 96);
+  // Dot products: 128 channels a group 14x14 3.5 | 3.1, 7x7 1.03 | 0.85, 28x28 6.9 | 6.0, 256 channels 14x14 5.6 | 4.9, but
+  // 512 channels 13.5 | 12.9, one thread 21.9 | 24.0.
+  if (channels_form(correlations_of(r).front(), kernels().lanes) == ChannelsForm::dots) return widest > 256;
   // 192 channels a group, 13x13, 1.38 | 1.42, 128 channels 28x28 7.6 | 8.5; 48 channels 2.52 | 2.45.
   // Of large images fewer: 32 channels 112x112 16.5 | 17.9, 48 channels 56x56 4.6 | 4.9.
   if (r.channels_last) return widest >= 96 || (widest >= 32 && p.h.out * p.w.out > 2000);
@@ -150,9 +153,10 @@ std::string tile(const Request& r, Kernel kernel) {
       return "up to 12 sums x " + lanes + " output channels";
     if (weight)
       return depthwise(p) ? "3 x 4 taps x " + lanes + " channels" : "4 output channels x 3 vectors of " + lanes + " input channels";
-    const bool narrow = channels_form(correlations_of(r).front(), kernels().lanes) == ChannelsForm::narrow;
-    return narrow ? std::to_string(kPixelTile) + " pixels x " + lanes + " channels"
-                  : std::to_string(12 * kernels().lanes / 16) + " pixels x 16 channels";
+    const ChannelsForm form = channels_form(correlations_of(r).front(), kernels().lanes);
+    if (form == ChannelsForm::narrow) return std::to_string(kPixelTile) + " pixels x " + lanes + " channels";
+    if (form == ChannelsForm::dots) return "3 pixels x 4 output channels x " + lanes + " input channels";
+    return std::to_string(12 * kernels().lanes / 16) + " pixels x 16 channels";
   }
   const int64_t outputs = r.direction == Direction::grad_input ? p.in_channels : p.out_channels;
   if (outputs >= 4) return (weight ? "4 output channels x 3 taps x " : "4 output channels x 3 vectors of ") + lanes + " columns";
@@ -181,6 +185,8 @@ std::vector<Correlation> correlations_of(const Request& r) {
   c.w = sweeps(r, p.w);
   c.input_strides = forward ? r.x_strides : r.y_strides;
   c.output_strides = forward ? r.y_strides : r.x_strides;
+  c.weight_strides = r.w_strides;
+  if (!forward) std::swap(c.weight_strides.o, c.weight_strides.c);
   std::vector<Correlation> all;
   for (const Sweep& h : sweeps(r, p.h)) {
     c.h = h;

@@ -19,7 +19,8 @@ struct Request {
   bool float32;
   int64_t threads;
   int64_t dimensions;
-  Strides x_strides, y_strides;  // as kernels read them (`meaningful`)
+  Strides x_strides, y_strides;  // as kernels read and write them (`meaningful`)
+  WeightStrides w_strides;
 };
 
 // Of strides, paddings, dilations and kernels, and of sizes: beyond all networks.

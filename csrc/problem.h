@@ -45,6 +45,13 @@ struct WeightStrides {
   int64_t group, o, c, h, w;
 };
 
+// Of a weight that is contiguous or channels-last.
+inline WeightStrides dense_weight_strides(const Problem& p, bool channels_last) {
+  const int64_t row = p.w.kernel, taps = p.h.kernel * row, in = p.in_channels, output = in * taps;
+  if (channels_last) return {p.out_channels * output, output, 1, row * in, in};
+  return {p.out_channels * output, output, taps, row, 1};
+}
+
 // Where the weights of an output channel begin, counted over all groups of `out_channels` each.
 inline int64_t begin_of(const WeightStrides& s, int64_t out_channels, int64_t channel) {
   return channel / out_channels * s.group + channel % out_channels * s.o;

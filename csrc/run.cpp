@@ -57,8 +57,6 @@ void correlate(const Request& r, Kernel kernel, const Tensors& t, ParallelFor pa
     c.input = forward ? t.x : t.y;
     c.output = forward ? t.y : t.x;
     c.weight = t.w;
-    c.weight_strides = t.w_strides;
-    if (!forward) std::swap(c.weight_strides.o, c.weight_strides.c);
     c.bias = t.bias;
     const auto with = [&](const auto& layout, auto kernel_of) {
       share(layout.tasks(c), worth, parallel_for,
@@ -69,10 +67,12 @@ void correlate(const Request& r, Kernel kernel, const Tensors& t, ParallelFor pa
       expect(lay_out(c, lanes, threads, &l));
       with(l, kernels().correlate_planar);
     } else {
-      const bool narrow = channels_form(c, lanes) == ChannelsForm::narrow;
+      const ChannelsForm form = channels_form(c, lanes);
       ChannelsLayout l;
       expect(lay_out_channels_of(c, p.h.kernel, p.w.kernel, lanes, threads, &l));
-      with(l, narrow ? kernels().correlate_channels : kernels().correlate_groups);
+      with(l, form == ChannelsForm::narrow ? kernels().correlate_channels
+              : form == ChannelsForm::dots ? kernels().correlate_dots
+                                           : kernels().correlate_groups);
     }
   }
 }
@@ -97,7 +97,7 @@ void grad_weight(const Request& r, Kernel kernel, const Tensors& t, ParallelFor 
   const Problem& p = r.problem;
   const bool worth = macs(p) >= kWorthAThread && r.threads > 1;
   const int64_t threads = worth ? r.threads : 1;
-  const GradWeight work{p, t.x, r.x_strides, t.y, r.y_strides, t.w, t.w_strides};
+  const GradWeight work{p, t.x, r.x_strides, t.y, r.y_strides, t.w, r.w_strides};
   const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
   const auto with = [&](auto layout, auto kernel_of) {
     expect(lay_out(work, kernels().lanes, threads, &layout));

@@ -10,7 +10,6 @@ struct Tensors {
   float* x;
   float* y;
   float* w;
-  WeightStrides w_strides;
   const float* bias;  // of a forward, or of the grad_input that is a transposed convolution's forward; or null
 };
 

@@ -1,5 +1,6 @@
 // All kernels, compiled once for each instruction set by the target_*.cpp that includes this.
 #include "channels-inl.h"
+#include "channels_dot-inl.h"
 #include "channels_group-inl.h"
 #include "grad_weight-inl.h"
 #include "grad_weight_channels-inl.h"
@@ -16,6 +17,7 @@ constexpr Kernels table(const char* isa) {
           correlate_planar,
           correlate_channels,
           correlate_groups,
+          correlate_dots,
           grad_weight_planar,
           grad_weight_channels,
           grad_weight_narrow,

@@ -124,7 +124,9 @@ Strides read_strides(const Tensor& t, const Call& call, bool x) {
   return readable(s, call) ? s : new_strides(call, x);
 }
 
+// The weight of one channel a group is read as contiguous: strides of its single input channel say nothing.
 WeightStrides weight_strides(const Tensor& w, const Call& call) {
+  if (depthwise(call.problem)) return dense_weight_strides(call.problem, false);
   const bool flat = w.dim() == 3;
   return {call.problem.out_channels * w.stride(0), w.stride(0), w.stride(1), flat ? w.size(2) * w.stride(2) : w.stride(2),
           w.stride(flat ? 2 : 3)};
@@ -143,12 +145,13 @@ struct Decision {
   Kernel kernel;
 };
 
-// `x` and `y` are the tensors that are read; the one that is written is null.
-Decision decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y) {
+// The tensors are those that are read; the one that is written is null.
+Decision decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y, const Tensor* weight) {
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   const Request request{direction, call.problem, call.channels_last, true, threads, call.dimensions,
                         x ? read_strides(*x, call, true) : new_strides(call, true),
-                        y ? read_strides(*y, call, false) : new_strides(call, false)};
+                        y ? read_strides(*y, call, false) : new_strides(call, false),
+                        weight ? weight_strides(*weight, call) : dense_weight_strides(call.problem, call.channels_last)};
   const Choice choice = choose(request, forced().c_str());
   remember(request, choice);
   return {request, choice.kernel};
@@ -159,8 +162,7 @@ Tensor correlate(const Call& call, const Request& request, Kernel kernel, const 
                  const Tensor& bias) {
   const bool forward = request.direction == Direction::forward;
   const Tensor from = as_read(read, call);
-  const bool dense_weight = kernel == Kernel::channels && depthwise(call.problem);
-  const Tensor w = dense_weight ? weight.contiguous() : weight;
+  const Tensor w = depthwise(call.problem) ? weight.contiguous() : weight;
   const Tensor b = bias.defined() ? bias.contiguous() : bias;
   const Tensor to = empty(call, !forward, read.options());
   Tensors t{};
@@ -169,11 +171,6 @@ Tensor correlate(const Call& call, const Request& request, Kernel kernel, const 
   t.x = const_cast<float*>(x.const_data_ptr<float>());
   t.y = const_cast<float*>(y.const_data_ptr<float>());
   t.w = const_cast<float*>(w.const_data_ptr<float>());
-  t.w_strides = weight_strides(w, call);
-  if (dense_weight) {
-    const int64_t taps = call.problem.h.kernel * call.problem.w.kernel;
-    t.w_strides = {taps, taps, taps, call.problem.w.kernel, 1};
-  }
   t.bias = b.defined() ? b.const_data_ptr<float>() : nullptr;
   run(request, kernel, t, parallel_for);
   return to;
@@ -188,7 +185,6 @@ Tensor grad_weight(const Call& call, const Request& request, Kernel kernel, cons
   t.x = const_cast<float*>(from.const_data_ptr<float>());
   t.y = const_cast<float*>(grad.const_data_ptr<float>());
   t.w = to.mutable_data_ptr<float>();
-  t.w_strides = weight_strides(to, call);
   run(request, kernel, t, parallel_for);
   return to;
 }
@@ -203,7 +199,7 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
   if (routed() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && bias_fits()) {
     const auto [request, kernel] = decide(call, transposed ? Direction::grad_input : Direction::forward,
-                                         transposed ? nullptr : &input, transposed ? &input : nullptr);
+                                         transposed ? nullptr : &input, transposed ? &input : nullptr, &weight);
     if (kernel != Kernel::pytorch)
       return correlate(call, request, kernel, input, weight, bias.value_or(Tensor()));
   }
@@ -232,7 +228,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
       matches()) {
     if (mask[0]) {
       const auto [request, kernel] = decide(call, transposed ? Direction::forward : Direction::grad_input,
-                                           transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output);
+                                           transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output, &weight);
       if (kernel != Kernel::pytorch) {
         grads[0] = correlate(call, request, kernel, grad_output, weight, Tensor());
         left[0] = false;
@@ -240,7 +236,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
     }
     if (mask[1]) {
       const auto [request, kernel] = decide(call, Direction::grad_weight, transposed ? &grad_output : &input,
-                                           transposed ? &input : &grad_output);
+                                           transposed ? &input : &grad_output, nullptr);
       if (kernel != Kernel::pytorch) {
         grads[1] = transposed ? grad_weight(call, request, kernel, grad_output, input, weight)
                               : grad_weight(call, request, kernel, input, grad_output, weight);

@@ -21,7 +21,12 @@ import groupwise
 from groupwise import GroupwiseError, native
 
 ROOT = pathlib.Path(__file__).parent.parent
-RECORD = {"torch": str(torch.__version__), "compiler": "GNU 12.2.0", "isas": ["baseline", "avx2"], "api": 1}
+RECORD = {
+    "torch": str(torch.__version__),
+    "compiler": "GNU 12.2.0",
+    "isas": ["baseline", "avx2"],
+    "api": native.API_VERSION,
+}
 STUB = r"""
 #include <stdint.h>
 #include <stdlib.h>
@@ -32,7 +37,7 @@ static int64_t fill(const char* from, char* text, int64_t size) {
   return needed;
 }
 #ifndef API
-#define API 1
+#define API 2
 #endif
 int32_t groupwise_api_version(void) { return API; }
 int64_t groupwise_build(char* text, int64_t size) { return fill("{\"torch\": \"2.13.0\"}", text, size); }
@@ -171,9 +176,9 @@ def test_a_library_for_another_torch_is_never_opened(folder):
 
 
 def test_a_library_of_another_interface_is_never_opened(folder):
-    record(folder, api=2)
+    record(folder, api=3)
     (folder / "_native.so").write_text("whoever opens this fails otherwise")
-    refused("of another version of groupwise .interface 2, and this one has 1.; rebuild it: REBUILD")
+    refused("of another version of groupwise .interface 3, and this one has 2.; rebuild it: REBUILD")
 
 
 def test_a_library_that_does_not_load(folder):
@@ -267,7 +272,7 @@ def test_an_instruction_set_that_cannot_be_had(folder, stub, monkeypatch):
 
 @pytest.mark.parametrize(
     ("definition", "message"),
-    [("API=7", "interface 7, and this one has 1"), ("NO_PLANS", "cannot be loaded: .*groupwise_last_plans")],
+    [("API=7", "interface 7, and this one has 2"), ("NO_PLANS", "cannot be loaded: .*groupwise_last_plans")],
 )
 def test_a_library_that_is_not_what_its_record_says(folder, stub, definition, message):
     stub(folder, definition)

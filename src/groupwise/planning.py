@@ -96,7 +96,8 @@ def plan(
     """The plan of a convolution (a `ConvSpec` or a layer) on an input of `input_shape`, (N, in_channels, *size).
 
     - `dtype`: the layer's own, and float32 for a spec, if left out
-    - `memory_format`: `"contiguous"`, `"channels_last"` or torch's own constants
+    - `memory_format`: `"contiguous"`, `"channels_last"` or torch's own constants: of the input; a layer's weight counts
+      as it lies, a spec's as in the same format
     - `threads`: `torch.get_num_threads()` if left out
     - `direction`: `forward`, `grad_input` or `grad_weight` of the layer
 
@@ -126,6 +127,7 @@ def plan(
     last = layout == "channels_last" and spec.dims == 2
     numbers = [DIRECTIONS.index(direction), batch, *channels, spec.groups, int(last), threads, spec.dims]
     numbers += [number for axis in axes for number in axis]
+    numbers.append(int(_weight_is_channels_last(spec_or_layer, last)))
     array = (ctypes.c_int64 * len(numbers))(*numbers)
     return Plan._of(json.loads(native.read_text(library.groupwise_plan, array, dtype.encode())))
 
@@ -161,6 +163,16 @@ def _axes(spec: ConvSpec, size: Sequence[int]) -> list[tuple[int, ...]]:
         axes.append((given, length, spec.kernel_size[axis], spec.stride[axis], before, spec.dilation[axis]))
     # A 1-D convolution is one of height 1; of a 3-D one, which no kernel takes, the planner reads two dimensions.
     return [(1, 1, 1, 1, 0, 1), *axes][-2:]
+
+
+def _weight_is_channels_last(spec_or_layer: Any, input_is: bool) -> bool:
+    """As the layer's weight lies; a spec's is taken to be in the format of the input."""
+    weight = getattr(spec_or_layer, "weight", None)
+    if weight is None or weight.dim() != 4:
+        return input_is
+    import torch
+
+    return bool(weight.is_contiguous(memory_format=torch.channels_last))
 
 
 def _threads(count: int) -> str:

@@ -104,14 +104,13 @@ bool test_one(int64_t* ran) {
   if (pick({0, 1})) p.in_channels = p.out_channels = 1;
   if (p.h.out < 1 || p.w.out < 1) return true;
   const bool channels_last = pick({0, 1}), two = pick({0, 1});
-  const int64_t taps = p.h.kernel * p.w.kernel;
-  const WeightStrides ws{p.out_channels * p.in_channels * taps, p.in_channels * taps, taps, p.w.kernel, 1};
+  const WeightStrides ws = dense_weight_strides(p, pick({0, 1}));
   const Strides xs = strides(p.groups * p.in_channels, p.h, p.w, true, channels_last);
   const Strides ys = strides(p.groups * p.out_channels, p.h, p.w, false, channels_last);
   const int64_t sizes[3] = {p.batch * p.groups * p.in_channels * p.h.in * p.w.in, p.groups * ws.group,
                             p.batch * p.groups * p.out_channels * p.h.out * p.w.out};
   for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
-    Request r{direction, p, channels_last, true, two ? 2 : 1, 2, xs, ys};
+    Request r{direction, p, channels_last, true, two ? 2 : 1, 2, xs, ys, ws};
     for (const Kernel kernel : {Kernel::planar, Kernel::channels}) {
       const Choice choice = choose(r, kKernelNames[static_cast<int>(kernel)]);
       if (choice.kernel != kernel) continue;
@@ -121,7 +120,7 @@ bool test_one(int64_t* ran) {
       const int64_t outputs = p.groups * (direction == Direction::grad_input ? p.in_channels : p.out_channels);
       Guarded bias(outputs, true);
       const bool with_bias = direction != Direction::grad_weight && pick({0, 1});
-      const Tensors t{x.data(), y.data(), w.data(), ws, with_bias ? bias.data() : nullptr};
+      const Tensors t{x.data(), y.data(), w.data(), with_bias ? bias.data() : nullptr};
       run(r, kernel, t, two ? in_two : serial);
       Guarded& result = written == 0 ? x : written == 1 ? w : y;
       std::vector<double> sums(result.size()), weight(result.size());

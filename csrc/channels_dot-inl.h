@@ -1,0 +1,113 @@
+// Correlation of groups by dot products, with vectors along the input channels: of channels-last tensors and weights both
+// lie side by side in memory, so that the weights are read where they are. 4 output channels by 3 pixels are 12 sums, fed by
+// 4 vectors of weights and 3 of inputs, 7 loads for 12 FMAs; their lanes are added at the end.
+#pragma once
+#include "pack-inl.h"
+
+namespace groupwise::GW_TARGET {
+
+typedef float Four __attribute__((vector_size(16)));
+
+// The sum of the lanes of each.
+GW_INLINE Four sum_lanes_of(const Vec (&v)[4]) {
+#if GW_LANES == 8
+  // Neighbours are added, of two vectors in turn, then the halves.
+  const auto add = [](Vec a, Vec b) GW_LAMBDA {
+    return __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+  };
+  const Vec s = add(add(v[0], v[1]), add(v[2], v[3]));
+  return __builtin_shufflevector(s, s, 0, 1, 2, 3) + __builtin_shufflevector(s, s, 4, 5, 6, 7);
+#else
+  Vec r[4] = {v[0], v[1], v[2], v[3]};
+  transpose(r);
+  return (r[0] + r[1]) + (r[2] + r[3]);
+#endif
+}
+
+// Taps of which `floats` inputs and weights lie side by side. Steps in floats.
+struct DotWalk {
+  int64_t rows, columns, floats;
+  int64_t x_row, x_column, w_row, w_column, w_output;
+};
+
+// Four output channels of `rows` x `columns` pixels, taken as they come, over the ends of rows.
+template <int PX>
+GW_NOINLINE void run_dots(const DotWalk& k, const float* x, int64_t x_row, int64_t x_pixel, const float* w,
+                          const float* bias, float* y, int64_t y_row, int64_t y_pixel, int64_t rows, int64_t columns) {
+  const int64_t pixels = rows * columns;
+  Four start{};
+  if (bias) std::memcpy(&start, bias, sizeof start);
+  int64_t row = 0, column = 0;
+  for (int64_t i = 0; i < pixels; i += PX) {
+    const float* in[PX];
+    float* out[PX];
+    unroll<PX>([&](auto p) GW_LAMBDA {
+      in[p] = x + row * x_row + column * x_pixel;
+      out[p] = y + row * y_row + column * y_pixel;
+      // The last tile repeats the last pixel.
+      if (i + p + 1 < pixels && ++column == columns) column = 0, row++;
+    });
+    Four total[PX];
+    unroll<PX>([&](auto p) GW_LAMBDA { total[p] = start; });
+    Vec sum[PX][4] = {};
+    int64_t summed = 0;
+    for (int64_t kh = 0; kh < k.rows; kh++) {
+      for (int64_t kw = 0; kw < k.columns; kw++) {
+        const int64_t from = kh * k.x_row + kw * k.x_column;
+        const float* weight[4];
+        unroll<4>([&](auto o) GW_LAMBDA { weight[o] = w + kh * k.w_row + kw * k.w_column + o * k.w_output - from; });
+        for (int64_t at = from; at < from + k.floats; at += kLanes) {
+          Vec v[PX];
+          unroll<PX>([&](auto p) GW_LAMBDA {
+            v[p] = load(in[p] + at);
+            pin(v[p]);
+          });
+          unroll<4>([&](auto o) GW_LAMBDA {
+            Vec factor = load(weight[o] + at);
+            pin(factor);
+            unroll<PX>([&](auto p) GW_LAMBDA { add_product(sum[p][o], v[p], factor); });
+          });
+        }
+        // Longer sums of one lane round too much.
+        if ((summed += k.floats) < kRun * kLanes) continue;
+        summed = 0;
+        unroll<PX>([&](auto p) GW_LAMBDA {
+          total[p] += sum_lanes_of(sum[p]);
+          unroll<4>([&](auto o) GW_LAMBDA { sum[p][o] = Vec{}; });
+        });
+      }
+    }
+    unroll<PX>([&](auto p) GW_LAMBDA {
+      total[p] += sum_lanes_of(sum[p]);
+      if (i + p < pixels) std::memcpy(out[p], &total[p], sizeof total[p]);
+    });
+  }
+}
+
+// Tasks [begin, end) of a correlation.
+inline void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
+  const Sweep& s = c.w.front();
+  const WeightStrides& ws = c.weight_strides;
+  const int64_t by_w = ceil_div(s.out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
+  const int64_t line = l.input.columns * l.input.width;
+  DotWalk k{c.h.taps, s.taps, c.in_channels, c.h.spacing * line, s.spacing * l.input.width, ws.h, ws.w, ws.o};
+  // The taps of a row side by side too.
+  if (k.x_column == k.floats && k.w_column == k.floats) k.floats *= k.columns, k.columns = 1;
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
+    const int64_t group = task / (by_w * by_h) % c.groups, n = task / (by_w * by_h * c.groups);
+    const int64_t first = group * c.out_channels;
+    pack_pixels(l.input, c.input_strides, c.h.in, s.in, c.input + n * c.input_strides.n + group * c.in_channels,
+                c.in_channels, row * c.h.stride + c.h.low, column * s.stride + s.low, scratch);
+    float* output = c.output + n * c.output_strides.n + first + row * c.output_strides.h + column * c.output_strides.w;
+    for (int64_t o = 0; o < c.out_channels; o += 4) {
+      // The last four start early rather than end late.
+      const int64_t from = std::min(o, c.out_channels - 4);
+      run_dots<3>(k, scratch, c.h.stride * line, s.stride * l.input.width, c.weight + group * ws.group + from * ws.o,
+                  c.bias ? c.bias + first + from : nullptr, output + from, c.output_strides.h, c.output_strides.w,
+                  std::min(l.block.rows, c.h.out - row), std::min(l.block.columns, s.out - column));
+    }
+  }
+}
+
+}  // namespace groupwise::GW_TARGET
