@@ -30,14 +30,18 @@ from groupwise import GroupwiseError
 
 UNIT = ("benchmark", "set", "layer", "pass", "batch", "threads")
 PASSES = ("forward", "training")
-# Prints the microseconds of a convolution of one pixel by PyTorch, without and with this package behind its operator.
+# Prints the microseconds of a convolution of one pixel that PyTorch computes: without this package, with it behind the
+# operator and off, and enabled, so that it finds at every call that no kernel of its own is the one.
 PASS_THROUGH = """
 import sys, time, torch
-conv, pixel = torch.nn.Conv2d(1, 1, 1), torch.randn(1, 1, 1, 1)
-if sys.argv[1] == "registered":
+conv, pixel = torch.nn.Conv2d(40, 40, 1), torch.randn(1, 40, 1, 1)
+if sys.argv[1] != "without":
     import groupwise
     with groupwise.enabled():
         conv(pixel)
+    assert [plan.kernel for plan in groupwise.last_plans()] == ["pytorch"]
+    if sys.argv[1] == "enabled":
+        groupwise.enable()
 with torch.inference_mode():
     best = float("inf")
     for _ in range(50):
@@ -171,8 +175,8 @@ def kernels(tensors: Tensors, which: str) -> list[str]:
 
 
 def pass_through(runs: int = 5) -> dict[str, Any]:
-    """What PyTorch's smallest convolution costs while groupwise is there and off, against a process without it."""
-    times: dict[str, list[float]] = {"without": [], "registered": []}
+    """What a small convolution of PyTorch costs without groupwise, with it off, and enabled, in processes in turn."""
+    times: dict[str, list[float]] = {"without": [], "registered": [], "enabled": []}
     for _ in range(runs):
         for state, found in times.items():
             command = [sys.executable, "-c", PASS_THROUGH, state]

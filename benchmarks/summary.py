@@ -229,13 +229,14 @@ def problem_table(engines: list[Row]) -> Table:
 
 
 def pass_through_table(layers: list[Row]) -> Table:
-    """What PyTorch's convolutions pay for this package while it is off."""
+    """What PyTorch's convolutions pay for this package while it is off, and while it is on and leaves them alone."""
     rows = [
-        [str(row["threads"]), f"{row['without_us']:.2f}", f"{row['registered_us']:.2f}"]
+        [str(row["threads"]), *(f"{row[f'{state}_us']:.2f}" for state in ("without", "registered", "enabled"))]
         for row in layers
         if row["benchmark"] == "pass through"
     ]
-    return Table("A convolution of one pixel by PyTorch, µs", ["threads", "without groupwise", "groupwise off"], rows)
+    head = ["threads", "without groupwise", "groupwise off", "enabled"]
+    return Table("A convolution of one pixel by PyTorch, µs", head, rows)
 
 
 def grouped(some: Iterable[Times], *names: str) -> list[tuple[list[str], list[Times]]]:

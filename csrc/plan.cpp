@@ -17,23 +17,23 @@ std::vector<Sweep> sweeps(const Request& r, const Axis& axis) {
 template <class F>
 bool with_layout(const Request& r, Kernel kernel, F&& f) {
   const Problem& p = r.problem;
-  const int64_t lanes = kernels().lanes, taps = p.h.kernel * p.w.kernel;
+  const int64_t lanes = kernels().lanes, taps = p.h.kernel * p.w.kernel, threads = threads_worth(r);
   if (r.direction == Direction::grad_weight) {
     const GradWeight work = grad_weight_of(r);
     if (kernel == Kernel::planar) {
       GradWeightLayout l;
-      if (!lay_out(work, lanes, r.threads, &l)) return false;
+      if (!lay_out(work, lanes, threads, &l)) return false;
       f(l, l.tasks(p), l.input_floats + l.output_floats + l.block.groups * l.outputs * p.in_channels * taps);
       return true;
     }
     if (narrow(work, lanes)) {
       GradWeightNarrowLayout l;
-      if (!lay_out(work, lanes, r.threads, &l)) return false;
+      if (!lay_out(work, lanes, threads, &l)) return false;
       f(l, l.tasks(p), l.floats);
       return true;
     }
     GradWeightChannelsLayout l;
-    if (!lay_out(work, lanes, r.threads, &l)) return false;
+    if (!lay_out(work, lanes, threads, &l)) return false;
     f(l, l.tasks(p), l.input_floats + l.output_floats + l.outputs * taps * l.input.width);
     return true;
   }
@@ -44,7 +44,7 @@ bool with_layout(const Request& r, Kernel kernel, F&& f) {
     CorrelationLayout largest{};
     for (const Correlation& c : all) {
       CorrelationLayout l;
-      if (!lay_out(c, lanes, r.threads, &l)) return false;
+      if (!lay_out(c, lanes, threads, &l)) return false;
       if (!most || l.input_floats + l.output_floats > largest.input_floats + largest.output_floats) largest = l, most = &c;
     }
     f(largest, largest.tasks(*most), largest.input_floats + largest.output_floats);
@@ -53,7 +53,7 @@ bool with_layout(const Request& r, Kernel kernel, F&& f) {
   ChannelsLayout largest{};
   for (const Correlation& c : all) {
     ChannelsLayout l;
-    if (!lay_out_channels_of(c, p.h.kernel, p.w.kernel, lanes, r.threads, &l)) return false;
+    if (!lay_out_channels_of(c, p.h.kernel, p.w.kernel, lanes, threads, &l)) return false;
     if (!most || l.floats > largest.floats) largest = l, most = &c;
   }
   f(largest, largest.tasks(*most), largest.floats);
@@ -68,7 +68,8 @@ bool has_lanes(const Request& r) {
   return channels_form(correlations_of(r).front(), kernels().lanes) != ChannelsForm::none;
 }
 
-Refusal refusal(const Request& r, Kernel kernel) {
+// What no kernel takes.
+Refusal unfit(const Request& r) {
   const Problem& p = r.problem;
   if (r.dimensions > 2) return Refusal::dimensions;
   if (!r.float32) return Refusal::dtype;
@@ -77,6 +78,10 @@ Refusal refusal(const Request& r, Kernel kernel) {
   for (const Axis& a : {p.h, p.w})
     if (std::max({a.stride, a.pad, a.dilation, a.kernel}) > kMostExtent || std::max(a.in, a.out) > kMostSize)
       return Refusal::extent;
+  return Refusal::none;
+}
+
+Refusal refusal(const Request& r, Kernel kernel) {
   if (kernel == Kernel::channels && !has_lanes(r)) return Refusal::channels;
   return with_layout(r, kernel, [](const auto&, int64_t, int64_t) {}) ? Refusal::none : Refusal::scratch;
 }
@@ -174,6 +179,12 @@ std::string cut(const Request& r, Kernel kernel) {
 
 }  // namespace
 
+int64_t threads_worth(const Request& r) {
+  const Problem& p = r.problem;
+  const int64_t macs = p.batch * p.groups * p.in_channels * p.out_channels * p.h.kernel * p.w.kernel * p.h.out * p.w.out;
+  return macs >= kWorthAThread ? r.threads : 1;
+}
+
 std::vector<Correlation> correlations_of(const Request& r) {
   const Problem& p = r.problem;
   const bool forward = r.direction == Direction::forward;
@@ -207,14 +218,16 @@ Choice choose(const Request& r, const char* forced) {
   Choice choice{Kernel::pytorch, {Refusal::none, Refusal::none}};
   Refusal& planar = choice.refusals[0];
   Refusal& channels = choice.refusals[1];
+  const bool free = !forced || !*forced;
+  planar = channels = unfit(r);
+  // Before any layout: what goes to PyTorch is not held up by more than it must be.
+  if (planar == Refusal::none && free && slower(r)) planar = channels = Refusal::slower;
+  if (planar != Refusal::none) return choice;
   planar = refusal(r, Kernel::planar);
   channels = refusal(r, Kernel::channels);
-  if (forced && *forced) {
+  if (!free) {
     if (planar == Refusal::none && std::strcmp(forced, "planar") != 0) planar = Refusal::forced;
     if (channels == Refusal::none && std::strcmp(forced, "channels") != 0) channels = Refusal::forced;
-  } else if (slower(r)) {
-    if (planar == Refusal::none) planar = Refusal::slower;
-    if (channels == Refusal::none) channels = Refusal::slower;
   } else if (channels == Refusal::none && planar == Refusal::none) {
     (channels_first(r) ? planar : channels) = Refusal::not_first;
   }
@@ -231,7 +244,7 @@ std::string describe(const Request& r, const Choice& choice) {
   const Problem& p = r.problem;
   std::string json = "{" + quoted("kernel", kKernelNames[static_cast<int>(kernel)]) + ", " +
                      quoted("direction", kDirectionNames[static_cast<int>(r.direction)]) + ", " +
-                     quoted("isa", kernels().isa) + ", " + number("threads", r.threads) + ", " +
+                     quoted("isa", kernels().isa) + ", " + number("threads", kernel == Kernel::pytorch ? r.threads : threads_worth(r)) + ", " +
                      quoted("memory_format", r.channels_last ? "channels_last" : "contiguous") + ", ";
   json += number("batch", p.batch) + ", " + number("groups", p.groups) + ", " +
           number("in_channels", p.groups * p.in_channels) + ", " + number("out_channels", p.groups * p.out_channels);

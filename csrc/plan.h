@@ -34,6 +34,11 @@ struct Choice {
   Refusal refusals[2];  // of planar and channels
 };
 
+// Below this many multiply-accumulates a second thread costs more than it brings: waking one takes 5-10 us here.
+constexpr int64_t kWorthAThread = 400'000;
+// How many of the threads the work is worth: all, or one.
+int64_t threads_worth(const Request& request);
+
 // Of the instruction set in use. `forced` is the one kernel that may run, or null.
 Choice choose(const Request& request, const char* forced);
 

@@ -10,9 +10,6 @@
 namespace groupwise {
 namespace {
 
-// Below this many multiply-accumulates a second thread costs more than it brings: waking one takes 5-10 us here.
-constexpr int64_t kWorthAThread = 400'000;
-
 struct Freed {
   void operator()(float* p) const { std::free(p); }
 };
@@ -39,10 +36,6 @@ void share(int64_t tasks, bool worth, ParallelFor parallel_for, F&& f) {
       tasks, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); }, &f);
 }
 
-int64_t macs(const Problem& p) {
-  return p.batch * p.groups * p.in_channels * p.out_channels * p.h.kernel * p.w.kernel * p.h.out * p.w.out;
-}
-
 // The plan takes no kernel whose work exceeds the scratch; to go on would write beyond it.
 void expect(bool fits) {
   if (!fits) throw std::logic_error("groupwise: a kernel was planned that does not fit its scratch");
@@ -51,15 +44,14 @@ void expect(bool fits) {
 void correlate(const Request& r, Kernel kernel, const Tensors& t, ParallelFor parallel_for) {
   const Problem& p = r.problem;
   const bool forward = r.direction == Direction::forward;
-  const bool worth = macs(p) >= kWorthAThread && r.threads > 1;
-  const int64_t lanes = kernels().lanes, threads = worth ? r.threads : 1;
+  const int64_t lanes = kernels().lanes, threads = threads_worth(r);
   for (Correlation& c : correlations_of(r)) {
     c.input = forward ? t.x : t.y;
     c.output = forward ? t.y : t.x;
     c.weight = t.w;
     c.bias = t.bias;
     const auto with = [&](const auto& layout, auto kernel_of) {
-      share(layout.tasks(c), worth, parallel_for,
+      share(layout.tasks(c), threads > 1, parallel_for,
             [&](int64_t begin, int64_t end) { kernel_of(c, layout, begin, end, scratch()); });
     };
     if (kernel == Kernel::planar) {
@@ -95,14 +87,13 @@ void add_parts(const GradWeight& work, const float* parts, int64_t count) {
 
 void grad_weight(const Request& r, Kernel kernel, const Tensors& t, ParallelFor parallel_for) {
   const Problem& p = r.problem;
-  const bool worth = macs(p) >= kWorthAThread && r.threads > 1;
-  const int64_t threads = worth ? r.threads : 1;
+  const int64_t threads = threads_worth(r);
   const GradWeight work{p, t.x, r.x_strides, t.y, r.y_strides, t.w, r.w_strides};
   const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
   const auto with = [&](auto layout, auto kernel_of) {
     expect(lay_out(work, kernels().lanes, threads, &layout));
     std::vector<float> parts(layout.parts > 1 ? layout.parts * floats : 0);
-    share(layout.tasks(p), worth, parallel_for,
+    share(layout.tasks(p), threads > 1, parallel_for,
           [&](int64_t begin, int64_t end) { kernel_of(work, layout, begin, end, scratch(), parts.data()); });
     if (layout.parts > 1) add_parts(work, parts.data(), layout.parts);
   };

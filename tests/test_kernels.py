@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cases import layer_of, specs
-from groupwise import ConvSpec, last_plans, native, plan
+from groupwise import ConvSpec, GroupwiseError, last_plans, native, plan
 from groupwise.planning import DIRECTIONS, KERNELS
 from groupwise.routing import forced
 from kernels import needs_kernels
@@ -109,7 +109,7 @@ def cases(draw):
 
 
 def no_lonely_padding(spec):
-    """Where an output sees padding alone, PyTorch 2.13 (oneDNN's brgemm) now and then reads an address that is not there."""
+    """Where an output sees padding alone, PyTorch 2.13 (oneDNN's brgemm) now and then reads outside its tensors."""
     if isinstance(spec.padding, str):
         return spec
     reach = [dilation * (kernel - 1) for dilation, kernel in zip(spec.dilation, spec.kernel_size, strict=True)]
@@ -203,7 +203,8 @@ def test_layers_of_every_kind(spec, size, memory_format, workers):
     with threads(workers):
         plans = check(layer, source, torch.randn(2, spec.out_channels, *spec.output_size(size)))
         # What prints is what ran.
-        told = [plan(layer, source.shape, memory_format=memory_format, direction=d) for d in DIRECTIONS]
+        layout = memory_format if spec.dims == 2 else "contiguous"
+        told = [plan(layer, source.shape, memory_format=layout, direction=d) for d in DIRECTIONS]
     assert told == plans
     assert {p.kernel for p in plans} <= set(OURS)
     assert max(p.scratch_bytes for p in plans) <= 512 * 1024
@@ -351,6 +352,18 @@ def test_the_instruction_set_in_use_is_the_one_asked_for():
     wanted = os.environ.get("GROUPWISE_ISA")
     assert wanted in (None, native.status().isa)
     assert plan(ConvSpec(8, 8, 3, groups=8), (1, 8, 9, 9)).isa == native.status().isa
+
+
+def test_a_plan_refuses_a_memory_format_that_the_convolution_cannot_have():
+    with pytest.raises(GroupwiseError, match="channels_last' is of 2-D convolutions, and this one is 1-D; give 'cont"):
+        plan(ConvSpec(8, 8, 3, groups=8, dims=1), (1, 8, 20), memory_format="channels_last")
+
+
+def test_a_plan_tells_of_the_threads_that_compute():
+    spec = ConvSpec(8, 8, 3, groups=8)
+    assert [plan(spec, (1, 8, size, size), threads=2).threads for size in (10, 200)] == [1, 2]
+    # PyTorch has its own mind.
+    assert plan(ConvSpec(64, 64, 3), (1, 64, 5, 5), threads=2).threads == 2
 
 
 def test_the_plan_of_a_layer_has_its_dtype_and_takes_a_tensor():

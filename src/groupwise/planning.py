@@ -13,7 +13,7 @@ from typing import Any
 
 from groupwise import native
 from groupwise.costs import layer_and_input
-from groupwise.errors import check_choice, check_integer
+from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.spec import ConvSpec
 
 KERNELS = ("planar", "channels", "pytorch")
@@ -33,6 +33,7 @@ class Plan:
     isa: str
     """The instruction set: `baseline` or `avx2`."""
     threads: int
+    """That compute: 1 where the work is not worth more."""
     shape: Mapping[str, Any]
     """batch, groups, in_channels, out_channels; input_size, output_size, kernel_size, stride, padding and dilation as
     (height, width): of the plain convolution whose direction this is."""
@@ -101,7 +102,7 @@ def plan(
     - `threads`: `torch.get_num_threads()` if left out
     - `direction`: `forward`, `grad_input` or `grad_weight` of the layer
 
-    Raises `GroupwiseError` for a shape that does not fit, and where the kernels cannot run.
+    Raises `GroupwiseError` for a shape or memory format that does not fit, and where the kernels cannot run.
 
     Examples:
         >>> plan(ConvSpec(128, 128, 3, padding=1, groups=32), (1, 128, 56, 56)).kernel
@@ -114,6 +115,10 @@ def plan(
     layout = check_choice(
         "memory_format", str(memory_format).removeprefix("torch.").removesuffix("_format"), MEMORY_FORMATS
     )
+    if layout == "channels_last" and spec.dims != 2:
+        raise GroupwiseError(
+            f"memory_format='channels_last' is of 2-D convolutions, and this one is {spec.dims}-D; give 'contiguous'"
+        )
     library = native.library()
     if threads is None:
         import torch
@@ -124,7 +129,7 @@ def plan(
     if spec.transposed and direction != "grad_weight":
         direction = "grad_input" if direction == "forward" else "forward"
     channels = (spec.out_channels, spec.in_channels) if spec.transposed else (spec.in_channels, spec.out_channels)
-    last = layout == "channels_last" and spec.dims == 2
+    last = layout == "channels_last"
     numbers = [DIRECTIONS.index(direction), batch, *channels, spec.groups, int(last), threads, spec.dims]
     numbers += [number for axis in axes for number in axis]
     numbers.append(int(_weight_is_channels_last(spec_or_layer, last)))

@@ -127,8 +127,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_numbers(command: argparse.ArgumentParser, size_required: bool = False) -> None:
     """What a command takes that is about a convolution given by its numbers alone."""
-    command.add_argument("in_channels", type=int, metavar="IN")
-    command.add_argument("out_channels", type=int, metavar="OUT")
+    command.add_argument("in_channels", type=int, metavar="IN", help="input channels")
+    command.add_argument("out_channels", type=int, metavar="OUT", help="output channels")
     _add_convolution(command, size_required)
     command.add_argument("--format", "-f", choices=FORMATS[:2], help="default text, or what FILE ends in")
     _add_output(command)
@@ -138,13 +138,13 @@ def _add_convolution(command: argparse.ArgumentParser, size_required: bool = Fal
     command.add_argument("--kernel", "--kernel-size", "-k", type=_extent, help="3 (default), 3x5 or 3,5")
     size = "input size: 56 or 56x48" if size_required else "input size, for MACs and bytes: 56 or 56x48"
     command.add_argument("--size", type=_extent, metavar="56", required=size_required, help=size)
-    command.add_argument("--stride", type=_extent)
+    command.add_argument("--stride", type=_extent, help="default 1")
     command.add_argument("--padding", type=_padding, help="a number, same or valid")
-    command.add_argument("--dilation", type=_extent)
-    command.add_argument("--output-padding", type=_extent)
+    command.add_argument("--dilation", type=_extent, help="default 1")
+    command.add_argument("--output-padding", type=_extent, help="of a transposed convolution; default 0")
     command.add_argument("--dims", type=int, choices=(1, 2, 3), help="default 2")
     command.add_argument("--transposed", action="store_true", help="a transposed convolution")
-    command.add_argument("--no-bias", action="store_true")
+    command.add_argument("--no-bias", action="store_true", help="a layer without a bias")
     command.add_argument("--batch", type=int, help="default 1")
     command.add_argument("--dtype", choices=DTYPE_BYTES, metavar="DTYPE", help="default float32")
     command.set_defaults(**{name: value for name, value in commands.CONVOLUTION.items() if name != "groups"})

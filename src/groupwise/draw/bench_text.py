@@ -22,7 +22,9 @@ def table(bench: dict[str, Any], at: Cost) -> str:
     notes = [
         f"ms: medians of {phrases.plural(bench['repeats'], 'sample')}, all in turn. A training step is the forward and "
         "the gradients of input, weight and bias. speedup: against PyTorch in the same memory format.",
+        *_better_against_better(bench["timings"]),
         roofline_of(bench["machine"]["roofline"]),
+        "What else the machine does moves such times by some ten percent: measure twice before you decide by less.",
         measured_on(bench["machine"]),
     ]
     if bench["not_measured"]:
@@ -32,3 +34,13 @@ def table(bench: dict[str, Any], at: Cost) -> str:
     return "\n".join(
         [f"{phrases.title(at.spec)}; {where}", "", rows[0], "─" * max(map(len, rows)), *rows[1:], "", *below]
     )
+
+
+def _better_against_better(timings: list[dict[str, Any]]) -> list[str]:
+    """What a user wins who is free to choose the memory format, with groupwise and without."""
+    best: dict[str, dict[str, float]] = {}
+    for row in timings:
+        libraries = best.setdefault(row["work"], {})
+        libraries[row["library"]] = min(row["ms"], libraries.get(row["library"], row["ms"]))
+    won = [f"{work} {times(ms['pytorch'] / ms['groupwise'])}" for work, ms in best.items() if len(ms) == 2]
+    return [f"Each in its better memory format: {', '.join(won)}."] if won else []
