@@ -208,22 +208,23 @@ struct Outputs {
 template <class Lanes>
 inline void run_vectors(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v,
                         const Outputs& out, bool ahead) {
-  for (const Sweep& s : c.w) {
-    const int64_t columns = std::min(out.columns, s.out - out.column);
-    // Outputs a tap apart share inputs; a dilation makes as many turns of them. Where taps and outputs meet no common
-    // column, taps are taken one at a time.
-    const int64_t apart = s.stride == 1 ? s.spacing : 1;
-    const bool two = in_twos<Lanes>(s);
-    const int64_t unit = two ? 1 : s.stride * apart, run = run_of_channels(c.h.taps * s.taps);
-    for (int64_t i = 0; i < c.in_channels; i += Lanes::kChannels > 0 ? c.in_channels : run) {
-      Walk k{std::min(run, c.in_channels - i), 0, s.taps, c.h.spacing * image.row, unit * image.pixel,
-             s.spacing * image.pixel, packed.channel, c.h.index_step * packed.row, s.index_step * packed.column,
-             packed.vector, unit, s.spacing, image.width, v.a_group, c.in_channels, apart * s.step * out.y_pixel, i > 0, 0};
-      for (int64_t r = 0; r < out.rows; r++) {
-        const int64_t at = out.at_row + r * c.h.stride;
-        const Span there = clip(at, c.h.spacing, c.h.taps, image.height);
-        k.rows = there.last - there.first;
-        k.fresh = ahead ? std::min(k.rows, c.h.stride) : 0;
+  // Row by row, so that what the sweeps of a row read and write is still in the cache.
+  for (int64_t r = 0; r < out.rows; r++) {
+    const int64_t at = out.at_row + r * c.h.stride;
+    const Span there = clip(at, c.h.spacing, c.h.taps, image.height);
+    for (const Sweep& s : c.w) {
+      const int64_t columns = std::min(out.columns, s.out - out.column);
+      // Outputs a tap apart share inputs; a dilation makes as many turns of them. Where taps and outputs meet no common
+      // column, taps are taken one at a time.
+      const int64_t apart = s.stride == 1 ? s.spacing : 1;
+      const bool two = in_twos<Lanes>(s);
+      const int64_t unit = two ? 1 : s.stride * apart, run = run_of_channels(c.h.taps * s.taps);
+      for (int64_t i = 0; i < c.in_channels; i += Lanes::kChannels > 0 ? c.in_channels : run) {
+        const int64_t rows = there.last - there.first;
+        const Walk k{std::min(run, c.in_channels - i), rows, s.taps, c.h.spacing * image.row, unit * image.pixel,
+                     s.spacing * image.pixel, packed.channel, c.h.index_step * packed.row, s.index_step * packed.column,
+                     packed.vector, unit, s.spacing, image.width, v.a_group, c.in_channels, apart * s.step * out.y_pixel,
+                     i > 0, ahead ? std::min(rows, c.h.stride) : 0};
         const float* row = image.x + (at + there.first * c.h.spacing) * image.row + i;
         const float* taps = v.w + i * packed.channel + (c.h.index + there.first * c.h.index_step) * packed.row +
                             s.index * packed.column;

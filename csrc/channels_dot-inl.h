@@ -95,7 +95,8 @@ inline void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_
   if (k.x_column == k.floats && k.w_column == k.floats) k.floats *= k.columns, k.columns = 1;
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
-    const int64_t group = task / (by_w * by_h) % c.groups, n = task / (by_w * by_h * c.groups);
+    // Samples first: the weights of a group stay in the cache.
+    const int64_t n = task / (by_w * by_h) % c.batch, group = task / (by_w * by_h * c.batch);
     const int64_t first = group * c.out_channels;
     pack_pixels(l.input, c.input_strides, c.h.in, s.in, c.input + n * c.input_strides.n + group * c.in_channels,
                 c.in_channels, row * c.h.stride + c.h.low, column * s.stride + s.low, scratch);

@@ -101,11 +101,13 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
   const WeightStrides& ws = c.weight_strides;
   float* weights = scratch + l.input_floats;
   float* stage = weights + l.weight_floats;
-  int64_t out_w = 0;
+  const int64_t block_floats = round_up(l.kernel_h * l.kernel_w, kLanes) * c.in_channels * kGroupBlock;
+  const bool once = l.weight_floats >= block_floats * ceil_div(c.out_channels, kGroupBlock);
+  int64_t out_w = 0, packed_group = -1;
   for (const Sweep& w : c.w) out_w += w.out;
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
-    const int64_t group = task / (by_w * by_h) % c.groups, n = task / (by_w * by_h * c.groups);
+    const int64_t n = task / (by_w * by_h) % c.batch, group = task / (by_w * by_h * c.batch);
     const int64_t rows = std::min(l.block.rows, c.h.out - row);
     pack_pixels(l.input, c.input_strides, c.h.in, c.w.front().in,
                 c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c, c.in_channels,
@@ -116,7 +118,9 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
     const int64_t pixel = l.staged ? l.output.width : c.output_strides.w;
     for (int64_t o = 0; o < c.out_channels; o += kGroupBlock) {
       const int64_t outputs = std::min<int64_t>(kGroupBlock, c.out_channels - o);
-      pack_weights(c, l, c.weight + group * ws.group + o * ws.o, outputs, weights);
+      float* packed = weights + (once ? o / kGroupBlock * block_floats : 0);
+      if (packed_group != group || !once)
+        pack_weights(c, l, c.weight + group * ws.group + o * ws.o, outputs, packed);
       Vec bias[kVectors];
       unroll<kVectors>([&](auto v) GW_LAMBDA {
         const int64_t lanes = std::clamp<int64_t>(outputs - v * kLanes, 0, kLanes);
@@ -125,7 +129,7 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
       for (const Sweep& w : c.w) {
         const int64_t columns = std::min(l.block.columns, w.out - column);
         if (columns <= 0) continue;
-        const float* first = weights + (c.h.index * l.kernel_w + w.index) * c.in_channels * kGroupBlock;
+        const float* first = packed + (c.h.index * l.kernel_w + w.index) * c.in_channels * kGroupBlock;
         float* y = (l.staged ? stage : output) + o + w.first * pixel;
         const int64_t x_row = c.h.stride * l.input.columns * l.input.width, x_pixel = w.stride * l.input.width;
         const int64_t run = run_of_channels(c.h.taps * w.taps);
@@ -148,6 +152,7 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
         }
       }
     }
+    packed_group = group;
     if (!l.staged) continue;
     const int64_t columns = std::min(l.block.columns * step, out_w - column * step);
     for (int64_t r = 0; r < rows; r++)

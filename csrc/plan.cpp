@@ -86,6 +86,30 @@ Refusal refusal(const Request& r, Kernel kernel) {
   return with_layout(r, kernel, [](const auto&, int64_t, int64_t) {}) ? Refusal::none : Refusal::scratch;
 }
 
+// Of several samples, whose weights PyTorch packs but once, and which it turns to blocks of channels where they are contiguous
+// (8 samples, one thread, ms, PyTorch | ours).
+bool batch_slower(const Request& r) {
+  const Problem& p = r.problem;
+  const bool weight = r.direction == Direction::grad_weight, input = r.direction == Direction::grad_input;
+  const int64_t taps = p.h.kernel * p.w.kernel, widest = std::max(p.in_channels, p.out_channels);
+  // What PyTorch does before it begins takes longer than a small layer: 64 channels 4x4 0.073 | 0.009.
+  if (p.batch * p.groups * widest * p.h.out * p.w.out < 65'536) return false;
+  if (r.channels_last) {
+    // Depthwise of stride 2, 28x28, 0.56 | 1.16.
+    if (depthwise(p)) return weight && p.w.stride > 1 && taps <= 9 && p.w.in <= 32;
+    // 32 channels 7x7 4.0 | 5.2, 72 channels 14x14 17.8 | 22.0, but 32 14x14 10.3 | 9.6, 24 28x28 27.5 | 21.1.
+    return input && (widest >= 64 || (widest >= 32 && p.h.out * p.w.out <= 100));
+  }
+  // Groups of 16 channels 14x14 4.3 | 4.5, 24 28x28 20.7 | 25.6, 32 7x7 2.6 | 4.0, but 8 28x28 7.1 | 4.5; of stride 2, 16
+  // channels 28x28 6.4 | 6.0.
+  if (!depthwise(p)) return !weight && p.w.stride == 1 && std::min(p.in_channels, p.out_channels) >= 16;
+  // Of stride 2, 56x56, grad_input 6.5 | 8.7, forward 6.4 | 5.2, but 28x28 1.5 | 2.5.
+  if (p.w.stride > 1) return input || (!weight && p.w.out <= 16);
+  // 28x28 4.1 | 5.2, 14x14 1.7 | 3.9, 7x7 0.6 | 1.1, but 56x56 6.5 | 6.1; 5x5 14x14 2.0 | 3.6, 7x7 28x28 4.2 | 4.8, their
+  // grad_input 3.0 | 3.3 and 5.4 | 4.7, and grad_weight 18 | 2.7 and 102 | 5.4.
+  return p.w.out <= 32 && taps <= (r.direction == Direction::forward ? 49 : 9);
+}
+
 // Where PyTorch's kernels were measured faster than ours, or as fast (two threads, ms, PyTorch | ours).
 bool slower(const Request& r) {
   const Problem& p = r.problem;
@@ -94,12 +118,18 @@ bool slower(const Request& r) {
   // Half of a vector is empty: 4 channels 0.35 | 0.72.
   if (r.channels_last && depthwise(p) && p.groups < 8) return true;
   const bool pointwise = p.h.kernel * p.w.kernel == 1;
+  if (p.batch > 1 && batch_slower(r)) return true;
+  // Depthwise, of stride 2: 192 channels 56x56 0.19 | 0.25, but 240 28x28 0.21 | 0.17.
+  if (r.channels_last && depthwise(p) && r.direction == Direction::grad_input && p.w.stride > 1 &&
+      p.batch * p.groups * p.h.in * p.w.in > 300'000)
+    return true;
   // channels_last 512 channels a group 34 | 45; contiguous 64 channels 14x14 1.56 | 1.52, and a training step of 192, whose
   // other gradient PyTorch makes, 6.8 | 7.3; 1x1 of 48 channels, one thread, 0.30 | 0.37.
   if (r.direction == Direction::grad_weight) return widest >= (r.channels_last ? 256 : pointwise ? 32 : 96);
   // Dot products: 128 channels a group 14x14 3.5 | 3.1, 7x7 1.03 | 0.85, 28x28 6.9 | 6.0, 256 channels 14x14 5.6 | 4.9, but
-  // 512 channels 13.5 | 12.9, one thread 21.9 | 24.0.
-  if (channels_form(correlations_of(r).front(), kernels().lanes) == ChannelsForm::dots) return widest > 256;
+  // 512 channels 13.5 | 12.9, one thread 21.9 | 24.0, and 256 channels 32x32 34.3 | 35.9.
+  if (channels_form(correlations_of(r).front(), kernels().lanes) == ChannelsForm::dots)
+    return widest > 256 || p.h.out * p.w.out > 800;
   // 192 channels a group, 13x13, 1.38 | 1.42, 128 channels 28x28 7.6 | 8.5; 48 channels 2.52 | 2.45.
   // Of large images fewer: 32 channels 112x112 16.5 | 17.9, 48 channels 56x56 4.6 | 4.9.
   if (r.channels_last) return widest >= 96 || (widest >= 32 && p.h.out * p.w.out > 2000);
