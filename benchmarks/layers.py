@@ -30,8 +30,8 @@ from groupwise import GroupwiseError
 
 UNIT = ("benchmark", "set", "layer", "pass", "batch", "threads")
 PASSES = ("forward", "training")
-# Prints the microseconds of a convolution of one pixel that PyTorch computes: without this package, with it behind the
-# operator and off, and enabled, so that it finds at every call that no kernel of its own is the one.
+# Prints the microseconds of a convolution of one pixel that PyTorch computes: without this package, or with it behind the
+# operator, off and in turn enabled, so that it finds at every call that no kernel of its own is the one.
 PASS_THROUGH = """
 import sys, time, torch
 conv, pixel = torch.nn.Conv2d(40, 40, 1), torch.randn(1, 40, 1, 1)
@@ -40,16 +40,17 @@ if sys.argv[1] != "without":
     with groupwise.enabled():
         conv(pixel)
     assert [plan.kernel for plan in groupwise.last_plans()] == ["pytorch"]
-    if sys.argv[1] == "enabled":
-        groupwise.enable()
+best = [float("inf")] * (1 if sys.argv[1] == "without" else 2)
 with torch.inference_mode():
-    best = float("inf")
     for _ in range(50):
-        start = time.perf_counter()
-        for _ in range(200):
-            conv(pixel)
-        best = min(best, time.perf_counter() - start)
-print(best / 200 * 1e6)
+        for state in range(len(best)):
+            if len(best) == 2:
+                (groupwise.enable if state else groupwise.disable)()
+            start = time.perf_counter()
+            for _ in range(200):
+                conv(pixel)
+            best[state] = min(best[state], time.perf_counter() - start)
+print(*(seconds / 200 * 1e6 for seconds in best))
 """
 
 
@@ -178,9 +179,11 @@ def pass_through(runs: int = 5) -> dict[str, Any]:
     """What a small convolution of PyTorch costs without groupwise, with it off, and enabled, in processes in turn."""
     times: dict[str, list[float]] = {"without": [], "registered": [], "enabled": []}
     for _ in range(runs):
-        for state, found in times.items():
-            command = [sys.executable, "-c", PASS_THROUGH, state]
-            found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        for process, states in (("without", ["without"]), ("registered", ["registered", "enabled"])):
+            command = [sys.executable, "-c", PASS_THROUGH, process]
+            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            for state, found in zip(states, told.split(), strict=True):
+                times[state].append(float(found))
     return {"benchmark": "pass through", **{f"{k}_us": round(statistics.median(v), 4) for k, v in times.items()}}
 
 
