@@ -30,8 +30,8 @@ from groupwise import GroupwiseError
 
 UNIT = ("benchmark", "set", "layer", "pass", "batch", "threads")
 PASSES = ("forward", "training")
-# Prints the microseconds of a convolution of one pixel that PyTorch computes: without this package, or with it behind the
-# operator, off and in turn enabled, so that it finds at every call that no kernel of its own is the one.
+# Prints the microseconds of a convolution of one pixel that PyTorch computes: without this package, or with it behind
+# the operator, off and in turn enabled, so that it finds at every call that no kernel of its own is the one.
 PASS_THROUGH = """
 import sys, time, torch
 conv, pixel = torch.nn.Conv2d(40, 40, 1), torch.randn(1, 40, 1, 1)
