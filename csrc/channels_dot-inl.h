@@ -3,6 +3,7 @@
 // 4 vectors of weights and 3 of inputs, 7 loads for 12 FMAs; their lanes are added at the end.
 #pragma once
 #include "pack-inl.h"
+#include "pixels-inl.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -30,23 +31,12 @@ struct DotWalk {
   int64_t x_row, x_column, w_row, w_column, w_output;
 };
 
-// Four output channels of `rows` x `columns` pixels, taken as they come, over the ends of rows.
+// Four output channels of a block.
 template <int PX>
-GW_NOINLINE void run_dots(const DotWalk& k, const float* x, int64_t x_row, int64_t x_pixel, const float* w,
-                          const float* bias, float* y, int64_t y_row, int64_t y_pixel, int64_t rows, int64_t columns) {
-  const int64_t pixels = rows * columns;
+GW_NOINLINE void run_dots(const DotWalk& k, const PixelBlock& block, const float* w, const float* bias) {
   Four start{};
   if (bias) std::memcpy(&start, bias, sizeof start);
-  int64_t row = 0, column = 0;
-  for (int64_t i = 0; i < pixels; i += PX) {
-    const float* in[PX];
-    float* out[PX];
-    unroll<PX>([&](auto p) GW_LAMBDA {
-      in[p] = x + row * x_row + column * x_pixel;
-      out[p] = y + row * y_row + column * y_pixel;
-      // The last tile repeats the last pixel.
-      if (i + p + 1 < pixels && ++column == columns) column = 0, row++;
-    });
+  each_tile<PX>(block, [&](const float* const(&in)[PX], float* const(&out)[PX], int64_t left) GW_LAMBDA {
     Four total[PX];
     unroll<PX>([&](auto p) GW_LAMBDA { total[p] = start; });
     Vec sum[PX][4] = {};
@@ -79,9 +69,9 @@ GW_NOINLINE void run_dots(const DotWalk& k, const float* x, int64_t x_row, int64
     }
     unroll<PX>([&](auto p) GW_LAMBDA {
       total[p] += sum_lanes_of(sum[p]);
-      if (i + p < pixels) std::memcpy(out[p], &total[p], sizeof total[p]);
+      if (p < left) std::memcpy(out[p], &total[p], sizeof total[p]);
     });
-  }
+  });
 }
 
 // Tasks [begin, end) of a correlation.
@@ -104,9 +94,10 @@ inline void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_
     for (int64_t o = 0; o < c.out_channels; o += 4) {
       // The last four start early rather than end late.
       const int64_t from = std::min(o, c.out_channels - 4);
-      run_dots<3>(k, scratch, c.h.stride * line, s.stride * l.input.width, c.weight + group * ws.group + from * ws.o,
-                  c.bias ? c.bias + first + from : nullptr, output + from, c.output_strides.h, c.output_strides.w,
-                  std::min(l.block.rows, c.h.out - row), std::min(l.block.columns, s.out - column));
+      const PixelBlock block{scratch, c.h.stride * line, s.stride * l.input.width, output + from, c.output_strides.h,
+                             c.output_strides.w, std::min(l.block.rows, c.h.out - row),
+                             std::min(l.block.columns, s.out - column)};
+      run_dots<3>(k, block, c.weight + group * ws.group + from * ws.o, c.bias ? c.bias + first + from : nullptr);
     }
   }
 }

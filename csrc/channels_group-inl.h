@@ -1,8 +1,8 @@
 // Correlation of groups with vectors along the output channels: 2 vectors of them by 6 pixels are 12 sums, fed by 2 vectors
-// of packed weights and 6 broadcast inputs, 8 loads for 12 FMAs. Pixels are taken as they come, over the ends of rows, so
-// that a small image leaves no lane idle.
+// of packed weights and 6 broadcast inputs, 8 loads for 12 FMAs.
 #pragma once
-#include "channels-inl.h"
+#include "pack-inl.h"
+#include "pixels-inl.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -36,30 +36,19 @@ GW_INLINE void group_tile(const GroupWalk& k, const float* const (&x)[PX], const
   }
 }
 
-// All pixels of a block, `OV` vectors of output channels from `y` on, of which `outputs` exist.
+// `OV` vectors of output channels of a block, of which `outputs` channels exist.
 template <int OV, int PX>
-GW_NOINLINE void run_group(const GroupWalk& k, const float* x, int64_t x_row, int64_t x_pixel, const float* w,
-                         const Vec (&bias)[OV], float* y, int64_t y_row, int64_t y_pixel, int64_t rows, int64_t columns,
+GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const float* w, const Vec (&bias)[OV],
                            int64_t outputs, bool add) {
-  const int64_t pixels = rows * columns;
-  int64_t row = 0, column = 0;
-  for (int64_t i = 0; i < pixels; i += PX) {
-    const float* in[PX];
-    float* out[PX];
-    unroll<PX>([&](auto p) GW_LAMBDA {
-      in[p] = x + row * x_row + column * x_pixel;
-      out[p] = y + row * y_row + column * y_pixel;
-      // The last tile repeats the last pixel.
-      if (i + p + 1 < pixels && ++column == columns) column = 0, row++;
-    });
+  each_tile<PX>(block, [&](const float* const(&in)[PX], float* const(&out)[PX], int64_t left) GW_LAMBDA {
     Vec sum[PX][OV];
     group_tile<OV, PX>(k, in, w, bias, sum);
     unroll<PX>([&](auto p) GW_LAMBDA {
       unroll<OV>([&](auto v) GW_LAMBDA {
-        if (outputs > v * kLanes && i + p < pixels) put(out[p] + v * kLanes, sum[p][v], outputs - v * kLanes, add);
+        if (outputs > v * kLanes && p < left) put(out[p] + v * kLanes, sum[p][v], outputs - v * kLanes, add);
       });
     });
-  }
+  });
 }
 
 // The weights of `outputs` output channels to [tap][input channel][kGroupBlock]; lanes beyond them hold anything. Whatever
@@ -101,7 +90,7 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
   const WeightStrides& ws = c.weight_strides;
   float* weights = scratch + l.input_floats;
   float* stage = weights + l.weight_floats;
-  const int64_t block_floats = round_up(l.kernel_h * l.kernel_w, kLanes) * c.in_channels * kGroupBlock;
+  const int64_t block_floats = group_block_floats(c, l.kernel_h, l.kernel_w, kLanes);
   const bool once = l.weight_floats >= block_floats * ceil_div(c.out_channels, kGroupBlock);
   int64_t out_w = 0, packed_group = -1;
   for (const Sweep& w : c.w) out_w += w.out;
@@ -138,16 +127,16 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
                             c.h.spacing * l.input.columns * l.input.width, w.spacing * l.input.width,
                             c.h.index_step * l.kernel_w * c.in_channels * kGroupBlock,
                             w.index_step * c.in_channels * kGroupBlock};
-          const float* x = scratch + (w.low - l.low_w) * l.input.width + i;
+          const PixelBlock block{scratch + (w.low - l.low_w) * l.input.width + i, x_row, x_pixel, y, y_row, step * pixel,
+                                 rows, columns};
           const float* taps = first + i * kGroupBlock;
           if (outputs > kLanes || kVectors > 2) {
             Vec start[kVectors];
             unroll<kVectors>([&](auto v) GW_LAMBDA { start[v] = i == 0 ? bias[v] : Vec{}; });
-            run_group<kVectors, 12 / kVectors>(k, x, x_row, x_pixel, taps, start, y, y_row, step * pixel, rows, columns,
-                                               outputs, i > 0);
+            run_group<kVectors, 12 / kVectors>(k, block, taps, start, outputs, i > 0);
           } else {
             const Vec start[1] = {i == 0 ? bias[0] : Vec{}};
-            run_group<1, 8>(k, x, x_row, x_pixel, taps, start, y, y_row, step * pixel, rows, columns, outputs, i > 0);
+            run_group<1, 8>(k, block, taps, start, outputs, i > 0);
           }
         }
       }

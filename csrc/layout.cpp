@@ -180,7 +180,7 @@ bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, in
   l->blocks = c.groups;
   const bool dots = channels_form(c, lanes) == ChannelsForm::dots;
   // Of all output channels, packed once for all samples, where that leaves most of the scratch to the tensors.
-  const int64_t block_floats = round_up(kernel_h * kernel_w, lanes) * c.in_channels * kGroupBlock;
+  const int64_t block_floats = group_block_floats(c, kernel_h, kernel_w, lanes);
   const int64_t blocks = ceil_div(c.out_channels, kGroupBlock);
   l->weight_floats = dots ? 0 : block_floats * (block_floats * blocks <= kScratchFloats / 4 ? blocks : 1);
   Block& b = l->block;

@@ -118,6 +118,11 @@ struct ChannelsLayout {
   }
 };
 
+// Packed weights of kGroupBlock output channels of a group.
+inline int64_t group_block_floats(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes) {
+  return round_up(kernel_h * kernel_w, lanes) * c.in_channels * kGroupBlock;
+}
+
 // Of depthwise and narrow groups, and of wide ones.
 bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
                       ChannelsLayout* layout);
