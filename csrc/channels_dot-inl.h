@@ -7,24 +7,6 @@
 
 namespace groupwise::GW_TARGET {
 
-typedef float Four __attribute__((vector_size(16)));
-
-// The sum of the lanes of each.
-GW_INLINE Four sum_lanes_of(const Vec (&v)[4]) {
-#if GW_LANES == 8
-  // Neighbours are added, of two vectors in turn, then the halves.
-  const auto add = [](Vec a, Vec b) GW_LAMBDA {
-    return __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
-  };
-  const Vec s = add(add(v[0], v[1]), add(v[2], v[3]));
-  return __builtin_shufflevector(s, s, 0, 1, 2, 3) + __builtin_shufflevector(s, s, 4, 5, 6, 7);
-#else
-  Vec r[4] = {v[0], v[1], v[2], v[3]};
-  transpose(r);
-  return (r[0] + r[1]) + (r[2] + r[3]);
-#endif
-}
-
 // Taps of which `floats` inputs and weights lie side by side. Steps in floats.
 struct DotWalk {
   int64_t rows, columns, floats;
@@ -62,13 +44,13 @@ GW_NOINLINE void run_dots(const DotWalk& k, const PixelBlock& block, const float
         if ((summed += k.floats) < kRun * kLanes) continue;
         summed = 0;
         unroll<PX>([&](auto p) GW_LAMBDA {
-          total[p] += sum_lanes_of(sum[p]);
+          total[p] += sum_lanes(sum[p]);
           unroll<4>([&](auto o) GW_LAMBDA { sum[p][o] = Vec{}; });
         });
       }
     }
     unroll<PX>([&](auto p) GW_LAMBDA {
-      total[p] += sum_lanes_of(sum[p]);
+      total[p] += sum_lanes(sum[p]);
       if (p < left) std::memcpy(out[p], &total[p], sizeof total[p]);
     });
   });

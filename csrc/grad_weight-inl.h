@@ -21,6 +21,27 @@ struct Sweeping {
   int64_t x_row, go_row, go_channel;  // x_row: between the inputs of neighbouring output rows
 };
 
+// sums[i * row + j] += the sum of the lanes of sum[i][j], four at a time.
+template <int I, int J>
+GW_INLINE void add_sums(const Vec (&sum)[I][J], float* sums, int64_t row) {
+  unroll<ceil_div(I * J, 4)>([&](auto four) GW_LAMBDA {
+    Vec v[4];
+    unroll<4>([&](auto k) GW_LAMBDA {
+      constexpr int at = 4 * four + k;
+      if constexpr (at < I * J) {
+        v[k] = sum[at / J][at % J];
+      } else {
+        v[k] = Vec{};
+      }
+    });
+    const Four total = sum_lanes(v);
+    unroll<4>([&](auto k) GW_LAMBDA {
+      constexpr int at = 4 * four + k;
+      if constexpr (at < I * J) sums[at / J * row + at % J] += total[int{k}];
+    });
+  });
+}
+
 // sums[o][slot] += over all positions of go[o] * x[slot], OC channels by N slots.
 template <int OC, int N>
 GW_NOINLINE void slot_tile(const Sweeping& s, const int32_t* slot, float* sums, int64_t per_output) {
@@ -45,9 +66,7 @@ GW_NOINLINE void slot_tile(const Sweeping& s, const int32_t* slot, float* sums, 
     for (int64_t v = 0; v < s.vectors; v++, x += kLanes, go += kLanes) vector(std::true_type{});
     if (s.rest) vector(std::false_type{});
   }
-  unroll<OC>([&](auto o) GW_LAMBDA {
-    unroll<N>([&](auto n) GW_LAMBDA { sums[o * per_output + n] += sum_lanes(sum[o][n]); });
-  });
+  add_sums(sum, sums, per_output);
 }
 
 // KH x KW taps of one output channel; grad_output's last KH rows are in registers. `pitch` is between input rows that
@@ -75,9 +94,7 @@ GW_NOINLINE void tap_tile(const Sweeping& s, int64_t pitch, const int32_t* colum
   };
   for (int64_t v = 0; v < s.vectors; v++) sweep(s.x + v * kLanes, s.go + v * kLanes, std::true_type{});
   if (s.rest) sweep(s.x + s.vectors * kLanes, s.go + s.vectors * kLanes, std::false_type{});
-  unroll<KH>([&](auto i) GW_LAMBDA {
-    unroll<KW>([&](auto j) GW_LAMBDA { sums[i * w_row + j] += sum_lanes(sum[i][j]); });
-  });
+  add_sums(sum, sums, w_row);
 }
 
 template <int KH>
@@ -127,10 +144,9 @@ inline void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l
   const int64_t by_o = ceil_div(p.out_channels, l.outputs), by_g = ceil_div(p.groups, l.block.groups);
   const int64_t by_w = ceil_div(p.w.out, l.block.columns), by_h = ceil_div(p.h.out, l.block.rows);
   const int64_t pieces = p.batch * by_h * by_w;
-  const bool whole = l.input.whole;
-  float* go = scratch + l.input_floats;
+    float* go = scratch + l.input_floats;
   float* sums = go + l.output_floats;
-  if (whole) zero(scratch, l.input_floats + l.output_floats);
+  if (l.input.wide) zero(scratch, l.input_floats + l.output_floats);
   for (int64_t task = begin; task < end; task++) {
     const int64_t part = task % l.parts, o = task / l.parts % by_o * l.outputs;
     const int64_t group = task / (l.parts * by_o) % by_g * l.block.groups;

@@ -7,8 +7,8 @@
 
 namespace groupwise {
 
-inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-inline int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }
+inline constexpr int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+inline constexpr int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 // Products that are summed in one accumulator without a break: longer runs round more than PyTorch's blocked sums do (the
 // 6144 of a 1-D layer of 48 channels by 128 taps: 15 times its error in one run).
@@ -25,7 +25,9 @@ struct Block {
 struct Plane {
   int64_t low_h, low_w, rows, stride, phase, row, channel;
   int64_t padded;  // floats of a phase that are input or zero; tiles read beyond them what they do not use
-  bool whole;  // the block is the image: its padding is the same in every task, and zeroed once
+  // The block is as wide as the image, or the whole of it: the padding beside the rows, or all, is the same in every task,
+  // and zeroed once.
+  bool wide, whole;
 };
 
 // Output rows in scratch, [channel][row][sweep][column], where the output is not written at once: it interleaves several

@@ -18,7 +18,7 @@ GW_INLINE void zero(float* to, int64_t n) {
 }
 
 // to[i] = from[i * step]; a step of 2 is the common stride.
-GW_NOINLINE void copy_every(float* to, const float* from, int64_t step, int64_t n) {
+GW_INLINE void copy_every(float* to, const float* from, int64_t step, int64_t n) {
   if (step == 1) return copy(to, from, n);
   int64_t i = 0;
   if (step == 2 && n >= kLanes) {
@@ -26,7 +26,50 @@ GW_NOINLINE void copy_every(float* to, const float* from, int64_t step, int64_t 
     if (i < n) store(to + n - kLanes, load_even(from + 2 * (n - kLanes)));
     return;
   }
+  if (step == 2 && n >= 4) {
+    store_four(to, load_even_four(from));
+    return store_four(to + n - 4, load_even_four(from + 2 * (n - 4)));
+  }
   for (; i < n; i++) to[i] = from[i * step];
+}
+
+// n floats in turn to two rows.
+GW_INLINE void deal(float* even, float* odd, const float* from, int64_t n) {
+  const auto whole = [&](int64_t i) GW_LAMBDA {
+    const Pairs p = load_pairs(from + i);
+    store(even + i / 2, p.even);
+    store(odd + i / 2, p.odd);
+  };
+  const auto half = [&](int64_t i) GW_LAMBDA {
+    store_four(even + i / 2, load_even_four(from + i));
+    store_four(odd + i / 2, load_even_four(from + i + 1));
+  };
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) whole(i);
+  // The last ones start early, but at an even place.
+  const int64_t pairs = n / 2 * 2;
+  if (i < pairs) {
+    if (n >= 2 * kLanes) {
+      whole(pairs - 2 * kLanes);
+    } else if (n >= 8) {
+      half(0);
+      half(pairs - 8);
+    } else {
+      for (; i < pairs; i += 2) even[i / 2] = from[i], odd[i / 2] = from[i + 1];
+    }
+  }
+  if (n % 2) even[n / 2] = from[n - 1];
+}
+
+GW_NOINLINE void deal_rows(float* even, float* odd, int64_t to_row, const float* from, int64_t from_row, int64_t n,
+                           int64_t rows) {
+  for (int64_t r = 0; r < rows; r++) deal(even + r * to_row, odd + r * to_row, from + r * from_row, n);
+}
+
+// Rows of n floats, `step` apart in the source.
+GW_NOINLINE void copy_rows(float* to, int64_t to_row, const float* from, int64_t from_row, int64_t step, int64_t n,
+                           int64_t rows) {
+  for (int64_t r = 0; r < rows; r++) copy_every(to + r * to_row, from + r * from_row, step, n);
 }
 
 // n pixels of `channels` neighbouring channels (at most kLanes), `pixel` floats apart, to one row of each channel.
@@ -72,39 +115,57 @@ GW_INLINE Span inside(int64_t x, int64_t in, int64_t stride, int64_t length) {
   return {std::min(first, length), std::max(std::min(first, length), last)};
 }
 
-// Input rows from `row` and columns from `column` on (both may lie in the padding) of `channels` channels. `whole`
-// planes were zeroed before.
+// Zeros what `rows` of a block read beyond the input, but for what was zeroed once and stays so.
+inline void pad(const Plane& p, const Span& rows, int64_t in_w, int64_t channels, int64_t column, float* scratch) {
+  if (p.whole) return;
+  for (int64_t c = 0; c < channels; c++) {
+    float* plane = scratch + c * p.channel;
+    zero(plane, rows.first * p.row);
+    zero(plane + rows.last * p.row, (p.rows - rows.last) * p.row);
+    if (p.wide) continue;
+    for (int64_t phase = 0; phase < p.stride; phase++) {
+      const Span in = inside(column + phase, in_w, p.stride, p.phase);
+      for (int64_t r = rows.first; r < rows.last; r++) {
+        float* start = plane + r * p.row + phase * p.phase;
+        zero(start, in.first);
+        if (in.last < p.padded) zero(start + in.last, p.padded - in.last);
+      }
+    }
+  }
+}
+
+// Input rows from `row` and columns from `column` on (both may lie in the padding) of `channels` channels.
 inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input, int64_t channels,
                  int64_t row, int64_t column, float* scratch) {
+  const Span rows = inside(row, in_h, 1, p.rows);
+  const int64_t count = rows.last - rows.first;
+  pad(p, rows, in_w, channels, column, scratch);
+  input += (row + rows.first) * s.h;
+  scratch += rows.first * p.row;
+  if (p.stride == 2 && s.w == 1) {
+    const Span in = inside(column, in_w, 1, 2 * p.phase);
+    const auto place = [&](int64_t x) { return x % 2 * p.phase + x / 2; };
+    for (int64_t c = 0; c < channels; c++)
+      deal_rows(scratch + c * p.channel + place(in.first), scratch + c * p.channel + place(in.first + 1), p.row,
+                input + c * s.c + column + in.first, s.h, in.last - in.first, count);
+    return;
+  }
   const bool split = s.w != 1 && s.c == 1;
-  for (int64_t r = 0; r < p.rows; r++) {
-    const int64_t from_row = row + r;
-    if (from_row < 0 || from_row >= in_h) {
-      if (!p.whole)
-        for (int64_t c = 0; c < channels; c++) zero(scratch + c * p.channel + r * p.row, p.row);
-      continue;
-    }
-    for (int64_t phase = 0; phase < p.stride; phase++) {
-      const int64_t x = column + phase;
-      const Span in = inside(x, in_w, p.stride, p.phase);
-      const int64_t n = in.last - in.first;
-      const float* from = input + from_row * s.h + (x + in.first * p.stride) * s.w;
-      float* to = scratch + r * p.row + phase * p.phase;
-      if (!p.whole) {
-        for (int64_t c = 0; c < channels; c++) {
-          zero(to + c * p.channel, in.first);
-          if (in.last < p.padded) zero(to + c * p.channel + in.last, p.padded - in.last);
-        }
-      }
-      if (n <= 0) continue;
-      to += in.first;
-      if (split) {
+  for (int64_t phase = 0; phase < p.stride; phase++) {
+    const int64_t x = column + phase;
+    const Span in = inside(x, in_w, p.stride, p.phase);
+    const int64_t n = in.last - in.first;
+    if (n <= 0) continue;
+    const float* from = input + (x + in.first * p.stride) * s.w;
+    float* to = scratch + phase * p.phase + in.first;
+    if (split) {
+      for (int64_t r = 0; r < count; r++)
         for (int64_t c = 0; c < channels; c += kLanes)
-          split_pixels(to + c * p.channel, p.channel, from + c, p.stride * s.w, std::min<int64_t>(kLanes, channels - c),
-                       n);
-      } else {
-        for (int64_t c = 0; c < channels; c++) copy_every(to + c * p.channel, from + c * s.c, p.stride * s.w, n);
-      }
+          split_pixels(to + c * p.channel + r * p.row, p.channel, from + c + r * s.h, p.stride * s.w,
+                       std::min<int64_t>(kLanes, channels - c), n);
+    } else {
+      for (int64_t c = 0; c < channels; c++)
+        copy_rows(to + c * p.channel, p.row, from + c * s.c, s.h, p.stride * s.w, n, count);
     }
   }
 }
@@ -150,18 +211,32 @@ inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t
   }
 }
 
-// Two rows become one, a0 b0 a1 b1 ...
+// Two rows become one, a0 b0 a1 b1 ..., of which the first may have one more.
 GW_NOINLINE void interleave(float* to, const float* a, const float* b, int64_t of_a, int64_t of_b) {
-  int64_t i = 0;
-  for (; i + kLanes <= std::min(of_a, of_b); i += kLanes) {
+  const auto whole = [&](int64_t i) GW_LAMBDA {
     const Vec x = load(a + i), y = load(b + i);
     store(to + 2 * i, interleave_low(x, y));
     store(to + 2 * i + kLanes, interleave_high(x, y));
+  };
+  const auto half = [&](int64_t i) GW_LAMBDA {
+    const Four x = load_four(a + i), y = load_four(b + i);
+    store_four(to + 2 * i, __builtin_shufflevector(x, y, 0, 4, 1, 5));
+    store_four(to + 2 * i + 4, __builtin_shufflevector(x, y, 2, 6, 3, 7));
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= of_b; i += kLanes) whole(i);
+  // The last ones start early.
+  if (i < of_b) {
+    if (of_b >= kLanes) {
+      whole(of_b - kLanes);
+    } else if (of_b >= 4) {
+      half(0);
+      half(of_b - 4);
+    } else {
+      for (; i < of_b; i++) to[2 * i] = a[i], to[2 * i + 1] = b[i];
+    }
   }
-  for (; i < of_a; i++) {
-    to[2 * i] = a[i];
-    if (i < of_b) to[2 * i + 1] = b[i];
-  }
+  if (of_a > of_b) to[2 * of_b] = a[of_b];
 }
 
 // Staged outputs of `channels` channels to their places: rows from `row`, columns from `column` on.

@@ -103,11 +103,9 @@ bool batch_slower(const Request& r) {
   // Groups of 16 channels 14x14 4.3 | 4.5, 24 28x28 20.7 | 25.6, 32 7x7 2.6 | 4.0, but 8 28x28 7.1 | 4.5; of stride 2, 16
   // channels 28x28 6.4 | 6.0.
   if (!depthwise(p)) return !weight && p.w.stride == 1 && std::min(p.in_channels, p.out_channels) >= 16;
-  // Of stride 2, 56x56, grad_input 6.5 | 8.7, forward 6.4 | 5.2, but 28x28 1.5 | 2.5.
-  if (p.w.stride > 1) return input || (!weight && p.w.out <= 16);
-  // 28x28 4.1 | 5.2, 14x14 1.7 | 3.9, 7x7 0.6 | 1.1, but 56x56 6.5 | 6.1; 5x5 14x14 2.0 | 3.6, 7x7 28x28 4.2 | 4.8, their
-  // grad_input 3.0 | 3.3 and 5.4 | 4.7, and grad_weight 18 | 2.7 and 102 | 5.4.
-  return p.w.out <= 32 && taps <= (r.direction == Direction::forward ? 49 : 9);
+  // Depthwise of small images. grad_weight of 3x3 7x7 0.59 | 0.99, of stride 2 14x14 0.51 | 0.68, but 28x28 1.06 | 0.75, and 5x5
+  // 7x7 6.7 | 1.5. grad_input of stride 2, 14x14 0.94 | 1.16, 5x5 1.59 | 2.37, but 28x28 1.36 | 1.09.
+  return p.w.out <= 8 && ((weight && taps <= 9) || (input && p.w.stride > 1));
 }
 
 // Where PyTorch's kernels were measured faster than ours, or as fast (two threads, ms, PyTorch | ours).
@@ -136,18 +134,22 @@ bool slower(const Request& r) {
   // 48 channels 2.51 | 2.59; 32 channels 28x28 1.47 | 1.55, but 14x14 0.50 | 0.35.
   // 1x1 of 80 channels, one thread, 0.66 | 0.88; 48 channels 0.35 | 0.28.
   if (pointwise) return widest >= 64;
-  if (widest >= 32) return widest >= 48 || p.h.out * p.w.out > 400;
-  // Depthwise 3x3 dilated by 2, one thread 0.48 | 0.63.
-  return depthwise(p) && r.direction == Direction::forward && p.w.dilation > 1 && p.h.kernel * p.w.kernel <= 9;
+  return widest >= 48 || (widest >= 32 && p.h.out * p.w.out > 400);
 }
 
 // Which of our two forms was measured faster, where both run (one core, ms, planar | channels).
 bool channels_first(const Request& r) {
   const Problem& p = r.problem;
   const bool weight = r.direction == Direction::grad_weight;
-  // Contiguous: 3x3 14x14 x 576 0.178 | 0.150, 3x3/2 56x56 x 144 0.289 | 0.162, 5x5 14x14 x 672 0.281 | 0.236, 7x7 56x56 x
-  // 96 0.503 | 0.513, 31x31 8.4 | 14.1; channels_last 31x31 8.9 | 13.9. grad_weight: 7x7 0.621 | 0.598, 31x31 9.3 | 12.6.
-  if (depthwise(p)) return p.h.kernel * p.w.kernel <= (r.channels_last ? 225 : weight ? 81 : 36);
+  if (depthwise(p)) {
+    const int64_t taps = p.h.kernel * p.w.kernel;
+    // 31x31 8.9 | 13.9.
+    if (r.channels_last) return taps <= 225;
+    // 3x3 56x56 0.191 | 0.378, 7x7 0.110 | 0.193, of stride 2 28x28 0.086 | 0.202, 5x5 14x14 0.175 | 0.332, 9x9 28x28 0.286 |
+    // 0.276, and their gradients alike. Of few rows, which do not share their inputs: 1x3 of 250 0.199 | 0.163, 1x31 of 400
+    // 0.444 | 0.324; grad_weight 9x9 0.295 | 0.315.
+    return (r.direction == Direction::grad_input ? p.h.in : p.h.out) < 4 && taps <= (weight ? 81 : 36);
+  }
   // Contiguous, two threads, 8 channels a group 0.452 | 0.547, 16 28x28 0.347 | 0.311, 24 0.614 | 0.547, 32 0.397 | 0.354;
   // of stride 2, 8 channels 0.281 | 0.229.
   // 1x1, one thread, 48 channels 14x14 0.28 | 0.31.

@@ -2,26 +2,11 @@
 // output channels of a group, or, where a group has few, several output rows. On AVX2, 4 x 3 accumulators, 3 inputs and a
 // broadcast weight fill the 16 registers, and 3 unaligned loads + 4 broadcasts for 12 FMAs stay under the two loads a cycle.
 #pragma once
-#include "layout.h"
 #include "pack-inl.h"
-#include "simd.h"
+#include "planar_piece-inl.h"
+#include "planar_single-inl.h"
 
 namespace groupwise::GW_TARGET {
-
-// What one tile sums over. x points at the first tap of the first output, w at the first tap's weight of its channel.
-struct Taps {
-  int64_t channels, rows, columns;
-  const int32_t* column;                 // where the taps of a row read, from its start
-  int64_t x_channel, x_row;              // floats between channels, and between taps of neighbouring kernel rows
-  int64_t w_channel, w_row, w_column, w_output;
-};
-
-// Where a tile writes, or adds: vector v at v * vector, its first `columns - v * narrower` floats.
-struct Target {
-  float* y;
-  int64_t output, vector, columns, narrower;
-  bool add;
-};
 
 // OC output channels by NV vectors, which lie `vector` floats apart: neighbours in a row, or rows of one column.
 // KW is the number of taps in a row where that is known, or 0.
@@ -71,10 +56,10 @@ GW_NOINLINE void channel_tile(const Taps& t, const float* x, int64_t vector, con
   });
 }
 
-// R output rows by NV neighbouring vectors of one channel; only the first `stored` are kept.
+// R output rows by NV vectors, `vector` floats apart, of one channel; only the first `stored` rows are kept.
 template <int R, int NV, int KW>
 GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int64_t row_floats, const float* x,
-                        const float* w, const float* bias, const Target& to, int64_t stored) {
+                        int64_t vector, const float* w, const float* bias, const Target& to, int64_t stored) {
   Vec sum[R][NV];
   const Vec start = bias ? broadcast(*bias) : Vec{};
   unroll<R>([&](auto r) GW_LAMBDA { unroll<NV>([&](auto v) GW_LAMBDA { sum[r][v] = start; }); });
@@ -90,7 +75,7 @@ GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int
         const float* weight = weights + i * w_row + kw * t.w_column;
         Vec in[NV];
         unroll<NV>([&](auto v) GW_LAMBDA {
-          in[v] = load(at + v * kLanes);
+          in[v] = load(at + v * vector);
           pin(in[v]);
         });
         unroll<HI - LO>([&](auto n) GW_LAMBDA {
@@ -126,20 +111,6 @@ GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int
   });
 }
 
-// One piece of work: the outputs of one block, group and sweep.
-struct Piece {
-  Taps taps;
-  const float* x;
-  const float* w;
-  const float* bias;
-  float* y;
-  int64_t y_channel, y_row;
-  int64_t outputs, rows, columns;
-  int64_t row_floats, stride, spacing;  // of the input plane; of the height
-  RowSharing sharing;
-  bool add;  // to what earlier channels left in y
-};
-
 template <int NV>
 GW_INLINE void channel_rows(const Piece& p, int64_t o, int64_t first_row, int64_t x, int64_t vector,
                             const Target& shape) {
@@ -168,18 +139,18 @@ GW_INLINE int64_t next(int64_t left) { return left >= 3 && left != 4 ? 3 : left 
 inline void run_channels(const Piece& p, int64_t outputs) {
   const int64_t vectors = ceil_div(p.columns, kLanes);
   const bool along_rows = vectors % 3 == 0 || vectors > 8 || p.rows < 3;
-  const int64_t vector = along_rows ? kLanes : p.stride * p.row_floats;
   for (int64_t o = 0; o < outputs; o += 4) {
     for (int64_t r = 0, rows; r < p.rows; r += rows) {
       rows = along_rows ? 1 : next(p.rows - r);
       for (int64_t v = 0, taken; v < vectors; v += taken) {
         taken = along_rows ? next(vectors - v) : 1;
-        const int64_t x = v * kLanes;
-        const Target to{nullptr, p.y_channel, along_rows ? kLanes : p.y_row, p.columns - x, along_rows ? kLanes : 0, p.add};
+        const Bundle b = bundle(p, v * kLanes, taken);
+        const int64_t vector = along_rows ? b.vector : p.stride * p.row_floats;
+        const Target to{nullptr, p.y_channel, along_rows ? b.vector : p.y_row, b.columns, along_rows ? kLanes : 0, p.add};
         switch (rows * taken) {
-          case 3: channel_rows<3>(p, o, r, x, vector, to); break;
-          case 2: channel_rows<2>(p, o, r, x, vector, to); break;
-          default: channel_rows<1>(p, o, r, x, vector, to);
+          case 3: channel_rows<3>(p, o, r, b.x, vector, to); break;
+          case 2: channel_rows<2>(p, o, r, b.x, vector, to); break;
+          default: channel_rows<1>(p, o, r, b.x, vector, to);
         }
       }
     }
@@ -187,14 +158,14 @@ inline void run_channels(const Piece& p, int64_t outputs) {
 }
 
 template <int R, int NV>
-GW_INLINE void row_vectors(const Piece& p, int64_t o, int64_t row, int64_t x, int64_t stored) {
-  const float* in = p.x + row * p.stride * p.row_floats + x;
+GW_INLINE void row_vectors(const Piece& p, int64_t o, int64_t row, const Bundle& b, int64_t stored) {
+  const float* in = p.x + row * p.stride * p.row_floats + b.x;
   const float* w = p.w + o * p.taps.w_output;
   const float* bias = p.bias ? p.bias + o : nullptr;
-  const Target to{p.y + o * p.y_channel + row * p.y_row + x, p.sharing.apart * p.y_row, kLanes, p.columns - x, kLanes, p.add};
+  const Target to{p.y + o * p.y_channel + row * p.y_row + b.x, p.sharing.apart * p.y_row, b.vector, b.columns, kLanes, p.add};
   if (p.taps.columns == 3)
-    return row_tile<R, NV, 3>(p.taps, p.sharing, p.spacing, p.row_floats, in, w, bias, to, stored);
-  row_tile<R, NV, 0>(p.taps, p.sharing, p.spacing, p.row_floats, in, w, bias, to, stored);
+    return row_tile<R, NV, 3>(p.taps, p.sharing, p.spacing, p.row_floats, in, b.vector, w, bias, to, stored);
+  row_tile<R, NV, 0>(p.taps, p.sharing, p.spacing, p.row_floats, in, b.vector, w, bias, to, stored);
 }
 
 template <int R>
@@ -202,10 +173,11 @@ void some_rows(const Piece& p, int64_t o, int64_t row, int64_t stored) {
   const int64_t vectors = ceil_div(p.columns, kLanes);
   for (int64_t v = 0, taken; v < vectors; v += taken) {
     taken = next(vectors - v);
+    const Bundle b = bundle(p, v * kLanes, taken);
     switch (taken) {
-      case 3: row_vectors<R, 3>(p, o, row, v * kLanes, stored); break;
-      case 2: row_vectors<R, 2>(p, o, row, v * kLanes, stored); break;
-      default: row_vectors<R, 1>(p, o, row, v * kLanes, stored);
+      case 3: row_vectors<R, 3>(p, o, row, b, stored); break;
+      case 2: row_vectors<R, 2>(p, o, row, b, stored); break;
+      default: row_vectors<R, 1>(p, o, row, b, stored);
     }
   }
 }
@@ -213,7 +185,12 @@ void some_rows(const Piece& p, int64_t o, int64_t row, int64_t stored) {
 // Output channels [from, outputs) one at a time. Three rows are made as four, for which the scratch has room.
 inline void run_rows(const Piece& p, int64_t from) {
   const int64_t apart = p.sharing.apart;
+  const bool single = single_fits(p);
   for (int64_t o = from; o < p.outputs; o++) {
+    if (single) {
+      run_single(p, o);
+      continue;
+    }
     for (int64_t start = 0; start < std::min(apart, p.rows); start++) {
       const int64_t count = (p.rows - start - 1) / apart + 1;
       for (int64_t j = 0; j < count; j += kRowTile) {
@@ -236,7 +213,7 @@ inline void correlate_planar(const Correlation& c, const CorrelationLayout& l, i
   const Plane& plane = l.plane;
   const WeightStrides& ws = c.weight_strides;
   float* stage = scratch + l.input_floats;
-  if (plane.whole) zero(scratch, l.input_floats);
+  if (plane.wide) zero(scratch, l.input_floats);
   const int64_t by_w = ceil_div(c.w.front().out, b.columns), by_h = ceil_div(c.h.out, b.rows);
   const int64_t by_g = ceil_div(c.groups, b.groups), fours = c.out_channels / 4 * 4;
   Piece p;

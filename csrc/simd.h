@@ -139,15 +139,58 @@ GW_INLINE void transpose(Vec (&r)[kLanes]) {
 #endif
 }
 
+// Four floats, for rows that do not fill a vector.
+typedef float Four __attribute__((vector_size(16)));
+GW_INLINE Four load_four(const float* p) {
+  Four v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+GW_INLINE void store_four(float* p, Four v) { std::memcpy(p, &v, sizeof v); }
+// p[0], p[2], p[4], p[6], and not a float beyond.
+GW_INLINE Four load_even_four(const float* p) { return __builtin_shufflevector(load_four(p), load_four(p + 3), 0, 2, 5, 7); }
+
 // p[0], p[2], ... p[2 * kLanes - 2], and not a float beyond.
 GW_INLINE Vec load_even(const float* p) {
-  const Vec a = load(p), b = load(p + kLanes - 1);
 #if GW_LANES == 8
+  const Vec a = load(p), b = load(p + kLanes - 1);
   // Within the halves first, then between them: two instructions, where one step would take three and a table.
   const Vec t = __builtin_shufflevector(a, b, 0, 2, 9, 11, 4, 6, 13, 15);
   return __builtin_shufflevector(t, t, 0, 1, 4, 5, 2, 3, 6, 7);
 #else
-  return __builtin_shufflevector(a, b, 0, 2, 5, 7);
+  return load_even_four(p);
+#endif
+}
+
+// p[0], p[2], ... and p[1], p[3], ..., kLanes each.
+struct Pairs {
+  Vec even, odd;
+};
+GW_INLINE Pairs load_pairs(const float* p) {
+  const Vec a = load(p), b = load(p + kLanes);
+#if GW_LANES == 8
+  const Vec even = __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
+  const Vec odd = __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+  return {__builtin_shufflevector(even, even, 0, 1, 4, 5, 2, 3, 6, 7),
+          __builtin_shufflevector(odd, odd, 0, 1, 4, 5, 2, 3, 6, 7)};
+#else
+  return {__builtin_shufflevector(a, b, 0, 2, 4, 6), __builtin_shufflevector(a, b, 1, 3, 5, 7)};
+#endif
+}
+
+// The sum of the lanes of each of four vectors.
+GW_INLINE Four sum_lanes(const Vec (&v)[4]) {
+#if GW_LANES == 8
+  // Neighbours are added, of two vectors in turn, then the halves.
+  const auto add = [](Vec a, Vec b) GW_LAMBDA {
+    return __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+  };
+  const Vec s = add(add(v[0], v[1]), add(v[2], v[3]));
+  return __builtin_shufflevector(s, s, 0, 1, 2, 3) + __builtin_shufflevector(s, s, 4, 5, 6, 7);
+#else
+  Vec r[4] = {v[0], v[1], v[2], v[3]};
+  transpose(r);
+  return (r[0] + r[1]) + (r[2] + r[3]);
 #endif
 }
 
