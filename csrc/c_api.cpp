@@ -62,8 +62,8 @@ int64_t groupwise_plan(const int64_t* n, const char* dtype, char* text, int64_t 
 }
 
 int64_t groupwise_last_plans(int32_t clear, char* text, int64_t size) {
-  const std::string plans = groupwise::remembered(false);
+  const auto [plans, until] = groupwise::remembered();
   const int64_t needed = give(plans, text, size);
-  if (clear && size >= needed) groupwise::remembered(true);
+  if (clear && size >= needed) groupwise::forget(until);
   return needed;
 }

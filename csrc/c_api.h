@@ -7,7 +7,7 @@
 #define GROUPWISE_API extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of a signature below or of a text's keys.
-#define GROUPWISE_API_VERSION 2
+#define GROUPWISE_API_VERSION 3
 
 GROUPWISE_API int32_t groupwise_api_version();
 
@@ -24,6 +24,10 @@ GROUPWISE_API void groupwise_register();
 // returns what the thread had before.
 GROUPWISE_API void groupwise_route(int32_t on);
 GROUPWISE_API int32_t groupwise_route_thread(int32_t state);
+
+// For a hook that runs before a node of autograd's graph: that node's convolution takes the route, unless this thread's may
+// not.
+GROUPWISE_API void groupwise_route_node();
 
 // Of this thread: the one kernel that may run, "" for the planner's choice.
 GROUPWISE_API void groupwise_force(const char* kernel);

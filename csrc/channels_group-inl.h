@@ -90,7 +90,7 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
   const WeightStrides& ws = c.weight_strides;
   float* weights = scratch + l.input_floats;
   float* stage = weights + l.weight_floats;
-  const int64_t block_floats = group_block_floats(c, l.kernel_h, l.kernel_w, kLanes);
+  const int64_t block_floats = group_block_floats(c, l.kernel_h, l.kernel_w);
   const bool once = l.weight_floats >= block_floats * ceil_div(c.out_channels, kGroupBlock);
   int64_t out_w = 0, packed_group = -1;
   for (const Sweep& w : c.w) out_w += w.out;

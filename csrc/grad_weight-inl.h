@@ -76,7 +76,7 @@ GW_NOINLINE void tap_tile(const Sweeping& s, int64_t pitch, const int32_t* colum
   Vec sum[KH][KW];
   unroll<KH>([&](auto i) GW_LAMBDA { unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] = Vec{}; }); });
   const auto sweep = [&](const float* x, const float* go, auto whole) GW_LAMBDA {
-    Vec out[KH];
+    Vec out[KH] = {};
     // Input row r meets grad_output's rows r - i, for the taps i of [LO, HI); the newest is loaded while there is one.
     const auto row = [&]<int LO, int HI>(int64_t r) GW_LAMBDA {
       unroll<KH - 1>([&](auto i) GW_LAMBDA { out[KH - 1 - i] = out[KH - 2 - i]; });

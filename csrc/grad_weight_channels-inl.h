@@ -147,8 +147,8 @@ inline void grad_weight_channels(const GradWeight& work, const GradWeightChannel
       }
       // An accumulator takes one sum after the other; every kRun of them it is added to the block's, and starts again.
       const int64_t step = std::max<int64_t>(1, kRun / columns), wide = std::min(columns, kRun);
-      for (int64_t piece = 0; piece < ceil_div(rows, step) * ceil_div(columns, wide); piece++) {
-        const int64_t r = piece / ceil_div(columns, wide) * step, x = piece % ceil_div(columns, wide) * wide;
+      for (int64_t run = 0; run < ceil_div(rows, step) * ceil_div(columns, wide); run++) {
+        const int64_t r = run / ceil_div(columns, wide) * step, x = run % ceil_div(columns, wide) * wide;
         PixelSweep at = s;
         at.x += r * s.x_row + x * s.x_pixel;
         at.go += r * s.go_row + x * s.go_pixel;

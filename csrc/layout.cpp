@@ -111,6 +111,11 @@ int64_t even_blocks(int64_t groups, int64_t least, int64_t* most) {
   return std::max<int64_t>(1, groups - whole * *most >= least ? whole + 1 : whole);
 }
 
+// The last of them may be larger or smaller than the others.
+int64_t largest_block(int64_t groups, int64_t blocks, int64_t most) {
+  return std::max(blocks > 1 ? most : 0, groups - (blocks - 1) * most);
+}
+
 // Of channels-last tensors, which are read in place.
 bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_t threads, ChannelsLayout* l) {
   // Weights that stay in the L2 cache: the more channels of a pixel are read at once the better, whether the weights fit L1
@@ -135,7 +140,7 @@ bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   l->input = l->output = {0, 0, 0};
   l->input_floats = 0;
-  l->weight_floats = l->floats = floats(c.groups - (l->blocks - 1) * b.groups);
+  l->weight_floats = l->floats = floats(largest_block(c.groups, l->blocks, b.groups));
   // Where the tensors do not stay in the L2 cache: others lose up to 8 % by it, and so do rows of less than three tiles.
   const int64_t floats_of_all = c.batch * c.groups * (c.in_channels * c.h.in * c.w.front().in +
                                                       c.out_channels * c.h.out * c.h.step * out_w * c.w.front().step);
@@ -188,7 +193,7 @@ bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, in
   l->blocks = c.groups;
   const bool dots = channels_form(c, lanes) == ChannelsForm::dots;
   // Of all output channels, packed once for all samples, where that leaves most of the scratch to the tensors.
-  const int64_t block_floats = group_block_floats(c, kernel_h, kernel_w, lanes);
+  const int64_t block_floats = group_block_floats(c, kernel_h, kernel_w);
   const int64_t blocks = ceil_div(c.out_channels, kGroupBlock);
   l->weight_floats = dots ? 0 : block_floats * (block_floats * blocks <= kScratchFloats / 4 ? blocks : 1);
   Block& b = l->block;
@@ -250,7 +255,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
     l->output = {0, 0, b.rows, 1, columns, columns, channel_floats(b.rows * columns), columns, wide, whole};
     l->input_floats = round_up(b.groups * p.in_channels * in.channel + 2 * p.h.dilation * p.h.stride * in.row, 16);
     l->output_floats = round_up(b.groups * l->outputs * l->output.channel, 16);
-    return l->input_floats + l->output_floats + b.groups * l->outputs * slots;
+    return l->floats = l->input_floats + l->output_floats + b.groups * l->outputs * slots;
   };
   while (!channels_last && 2 * b.groups <= p.groups && floats() <= kSmall / 2 && l->tasks(p) >= 16 * threads) b.groups *= 2;
   while (floats() > kTarget && b.rows * p.h.stride > 2 * span + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
@@ -294,7 +299,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightN
     l->blocks = even_blocks(p.groups, least, &b.groups);
   }
   share_out(p, threads, l);
-  l->floats = floats(p.groups - (l->blocks - 1) * b.groups);
+  l->floats = floats(largest_block(p.groups, l->blocks, b.groups));
   return l->floats <= kScratchFloats;
 }
 
@@ -314,7 +319,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightC
     l->output = {b.rows, b.columns, kChannelBlock};
     l->input_floats = l->input.rows * l->input.columns * l->input.width;
     l->output_floats = l->staged ? b.rows * b.columns * kChannelBlock : 0;
-    return l->input_floats + l->output_floats + l->outputs * taps * l->input.width;
+    return l->floats = l->input_floats + l->output_floats + l->outputs * taps * l->input.width;
   };
   while (l->outputs > 16 && l->outputs * taps * l->input.width > kTarget) l->outputs = round_up(ceil_div(l->outputs, 2), 4);
   while (floats() > 2 * kTarget && b.rows * p.h.stride > 2 * span + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);

@@ -42,8 +42,16 @@ struct RowSharing {
   int64_t apart, residues, pitch;
 };
 
-// Output rows that a tile makes together where channels are few.
-constexpr int kRowTile = 4;
+// Output rows that a tile makes together where channels are few, and of a single input channel.
+constexpr int kRowTile = 4, kSingleRows = 7;
+
+// Whether the tiles of a single input channel (planar_single-inl.h) make `rows` rows of outputs: of at most 7 rows of taps (of
+// stride 1, 1 to 5 and 7; of stride 2, 3, 5 and 7), 3 of them with 3 columns, and four rows or more that share their inputs.
+inline bool takes_single(const Sweep& h, const Sweep& w, int64_t rows) {
+  if (rows / h.spacing < 4 || (h.taps == 3 && w.taps != 3)) return false;
+  if (h.stride == 1) return h.taps >= 1 && h.taps <= 7 && h.taps != 6;
+  return h.stride == 2 && h.spacing == 1 && (h.taps == 3 || h.taps == 5 || h.taps == 7);
+}
 
 struct CorrelationLayout {
   Block block;
@@ -121,8 +129,8 @@ struct ChannelsLayout {
 };
 
 // Packed weights of kGroupBlock output channels of a group.
-inline int64_t group_block_floats(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes) {
-  return round_up(kernel_h * kernel_w, lanes) * c.in_channels * kGroupBlock;
+inline int64_t group_block_floats(const Correlation& c, int64_t kernel_h, int64_t kernel_w) {
+  return kernel_h * kernel_w * c.in_channels * kGroupBlock;
 }
 
 // Of depthwise and narrow groups, and of wide ones.
@@ -142,7 +150,7 @@ struct GradWeightLayout {
   Block block;
   int64_t outputs, parts;
   Plane input, output;  // of the input, and of grad_output
-  int64_t input_floats, output_floats;
+  int64_t input_floats, output_floats, floats;
   std::vector<int32_t> columns;  // where tap t of a row reads
   std::vector<int32_t> slots;    // where each (input channel, tap) reads
   int64_t tasks(const Problem& p) const {
@@ -177,7 +185,7 @@ struct GradWeightChannelsLayout {
   bool depthwise, staged;
   int64_t outputs, parts;
   Pixels input, output;
-  int64_t input_floats, output_floats;
+  int64_t input_floats, output_floats, floats;
   std::vector<int32_t> slots;  // where each (tap, vector of input channels) reads
   int64_t tasks(const Problem& p) const {
     return parts *

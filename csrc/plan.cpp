@@ -17,25 +17,16 @@ std::vector<Sweep> sweeps(const Request& r, const Axis& axis) {
 template <class F>
 bool with_layout(const Request& r, Kernel kernel, F&& f) {
   const Problem& p = r.problem;
-  const int64_t lanes = kernels().lanes, taps = p.h.kernel * p.w.kernel, threads = threads_worth(r);
+  const int64_t lanes = kernels().lanes, threads = threads_worth(r);
   if (r.direction == Direction::grad_weight) {
     const GradWeight work = grad_weight_of(r);
-    if (kernel == Kernel::planar) {
-      GradWeightLayout l;
-      if (!lay_out(work, lanes, threads, &l)) return false;
-      f(l, l.tasks(p), l.input_floats + l.output_floats + l.block.groups * l.outputs * p.in_channels * taps);
-      return true;
-    }
-    if (narrow(work, lanes)) {
-      GradWeightNarrowLayout l;
-      if (!lay_out(work, lanes, threads, &l)) return false;
-      f(l, l.tasks(p), l.floats);
-      return true;
-    }
-    GradWeightChannelsLayout l;
-    if (!lay_out(work, lanes, threads, &l)) return false;
-    f(l, l.tasks(p), l.input_floats + l.output_floats + l.outputs * taps * l.input.width);
-    return true;
+    const auto lay = [&](auto l) {
+      const bool fits = lay_out(work, lanes, threads, &l);
+      if (fits) f(l, l.tasks(p), l.floats);
+      return fits;
+    };
+    if (kernel == Kernel::planar) return lay(GradWeightLayout{});
+    return narrow(work, lanes) ? lay(GradWeightNarrowLayout{}) : lay(GradWeightChannelsLayout{});
   }
   // Of the correlations of a grad_input the one with the most scratch is told of.
   const std::vector<Correlation> all = correlations_of(r);
@@ -78,6 +69,8 @@ Refusal unfit(const Request& r) {
   for (const Axis& a : {p.h, p.w})
     if (std::max({a.stride, a.pad, a.dilation, a.kernel}) > kMostExtent || std::max(a.in, a.out) > kMostSize)
       return Refusal::extent;
+  // Every remainder of the strides is a correlation of its own.
+  if (r.direction == Direction::grad_input && p.h.stride * p.w.stride > kMostSweeps) return Refusal::extent;
   return Refusal::none;
 }
 
@@ -196,6 +189,11 @@ std::string tile(const Request& r, Kernel kernel) {
     return std::to_string(12 * kernels().lanes / 16) + " pixels x 16 channels";
   }
   const int64_t outputs = r.direction == Direction::grad_input ? p.in_channels : p.out_channels;
+  const Correlation c = correlations_of(r).front();
+  CorrelationLayout l;
+  if (!weight && outputs < 4 && c.in_channels == 1 && lay_out(c, kernels().lanes, threads_worth(r), &l) &&
+      takes_single(c.h, c.w.front(), l.block.rows))
+    return std::to_string(kSingleRows) + " rows x " + lanes + " columns";
   if (outputs >= 4) return (weight ? "4 output channels x 3 taps x " : "4 output channels x 3 vectors of ") + lanes + " columns";
   return (weight ? "3 x 4 taps x " : "4 rows x 3 vectors of ") + lanes + " columns";
 }

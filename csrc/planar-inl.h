@@ -185,9 +185,8 @@ void some_rows(const Piece& p, int64_t o, int64_t row, int64_t stored) {
 // Output channels [from, outputs) one at a time. Three rows are made as four, for which the scratch has room.
 inline void run_rows(const Piece& p, int64_t from) {
   const int64_t apart = p.sharing.apart;
-  const bool single = single_fits(p);
   for (int64_t o = from; o < p.outputs; o++) {
-    if (single) {
+    if (p.single) {
       run_single(p, o);
       continue;
     }
@@ -239,6 +238,7 @@ inline void correlate_planar(const Correlation& c, const CorrelationLayout& l, i
                 ws.c, c.h.index_step * ws.h, w.index_step * ws.w, ws.o};
       p.columns = std::min(b.columns, w.out - column);
       if (p.columns <= 0) continue;
+      p.single = c.in_channels == 1 && takes_single(c.h, w, p.rows);
       const int64_t run = run_of_channels(c.h.taps * w.taps);
       for (int64_t g = 0; g < groups; g++) {
         p.bias = c.bias ? c.bias + (group + g) * c.out_channels : nullptr;

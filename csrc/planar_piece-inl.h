@@ -32,6 +32,7 @@ struct Piece {
   int64_t row_floats, stride, spacing;  // of the input plane; of the height
   RowSharing sharing;
   bool add;  // to what earlier channels left in y
+  bool single;
 };
 
 // Neighbouring vectors of a row of outputs: the first begins at x, the others `vector` floats after the one before.

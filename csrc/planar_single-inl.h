@@ -5,17 +5,18 @@
 
 namespace groupwise::GW_TARGET {
 
-// R output rows, STRIDE input rows apart, of a kernel of K rows: R + K + 1 of AVX2's 16 registers. WHOLE: a row of outputs
-// fills a vector. Per column of taps K broadcasts and (R - 1) * STRIDE + K unaligned loads serve R * K FMAs: 12 for 21 where
+// R output rows, STRIDE input rows apart, of a kernel of K rows: R + K + 1 of AVX2's 16 registers. Per column of taps K
+// broadcasts and (R - 1) * STRIDE + K unaligned loads serve R * K FMAs: 12 for 21 where
 // R is 7 and K 3.
-template <int K, int R, int STRIDE, bool WHOLE>
-GW_NOINLINE void single_tile(const Piece& p, const float* x, const float* w, const float* bias, float* y, int64_t rows) {
+template <int K, int R, int STRIDE>
+GW_NOINLINE void single_tile(const Piece& p, const float* x, const float* w, const float* bias, float* y, int64_t y_row) {
   constexpr int kRows = (R - 1) * STRIDE + K;
-  const int64_t x_row = p.sharing.pitch / STRIDE * p.row_floats, y_row = p.sharing.apart * p.y_row;
+  const int64_t x_row = p.sharing.pitch / STRIDE * p.row_floats;
   const int64_t w_row = p.taps.w_row, w_column = p.taps.w_column, columns = p.taps.columns;
   const int32_t* column = p.taps.column;
   const Vec start = bias ? broadcast(*bias) : Vec{};
-  const auto sums = [&](int64_t at, auto&& keep) GW_LAMBDA {
+  const int64_t last = std::max<int64_t>(0, p.columns - kLanes);
+  for (int64_t at = 0;; at = std::min(at + kLanes, last)) {
     Vec sum[R];
     unroll<R>([&](auto r) GW_LAMBDA { sum[r] = start; });
     const float* weights = w;
@@ -38,27 +39,15 @@ GW_NOINLINE void single_tile(const Piece& p, const float* x, const float* w, con
       });
       weights += w_column;
     });
-    unroll<R>([&](auto r) GW_LAMBDA { keep(r, sum[r]); });
-  };
-  if constexpr (WHOLE) {
-    const int64_t last = p.columns - kLanes;
-    for (int64_t at = 0;; at = std::min(at + kLanes, last)) {
-      sums(at, [&](int64_t r, Vec sum) GW_LAMBDA { store(y + at + r * y_row, sum); });
-      if (at == last) return;
-    }
-  } else {
-    // What a vector writes beyond its row is the next row's to write, where `rows` of them lie side by side.
-    sums(0, [&](int64_t r, Vec sum) GW_LAMBDA {
-      const bool inside = y_row == p.columns && (rows - r - 1) * y_row + p.columns >= kLanes;
-      store_some(y + r * y_row, sum, inside ? kLanes : p.columns);
-    });
+    unroll<R>([&](auto r) GW_LAMBDA { store(y + at + r * y_row, sum[r]); });
+    if (at == last) return;
   }
 }
 
 // Rows in sevens and fours; the last start early, as the last vectors do.
-template <int K, int STRIDE, bool WHOLE>
+template <int K, int STRIDE>
 inline void single_rows(const Piece& p, int64_t o) {
-  const int64_t apart = p.sharing.apart;
+  const int64_t apart = p.sharing.apart, y_row = apart * p.y_row;
   const float* w = p.w + o * p.taps.w_output;
   const float* bias = p.bias ? p.bias + o : nullptr;
   for (int64_t first = 0; first < apart; first++) {
@@ -66,29 +55,27 @@ inline void single_rows(const Piece& p, int64_t o) {
     const float* x = p.x + first * p.stride * p.row_floats;
     float* y = p.y + o * p.y_channel + first * p.y_row;
     for (int64_t row = 0, take; row < rows; row += take) {
-      take = rows >= 7 && rows - row > 4 ? 7 : 4;
+      take = rows >= kSingleRows && rows - row > 4 ? kSingleRows : 4;
       row = std::min(row, rows - take);
-      (take == 7 ? single_tile<K, 7, STRIDE, WHOLE> : single_tile<K, 4, STRIDE, WHOLE>)(
-          p, x + row * apart * p.stride * p.row_floats, w, bias, y + row * apart * p.y_row, rows - row);
+      const auto tile = take == kSingleRows ? single_tile<K, kSingleRows, STRIDE> : single_tile<K, 4, STRIDE>;
+      const float* from = x + row * apart * p.stride * p.row_floats;
+      if (p.columns >= kLanes) {
+        tile(p, from, w, bias, y + row * y_row, y_row);
+        continue;
+      }
+      // Rows that do not fill a vector are cut afterwards: to ask at every store whether they do cost up to 45 %.
+      alignas(kLanes * 4) float uncut[kSingleRows * kLanes];
+      tile(p, from, w, bias, uncut, kLanes);
+      for (int64_t r = 0; r < take; r++) copy(y + (row + r) * y_row, uncut + r * kLanes, p.columns);
     }
   }
 }
 
-// Whether these tiles take a piece: of at most 7 rows of taps (of stride 1, 1 to 5 and 7; of stride 2, 3, 5 and 7), 3 of them
-// with 3 columns, and four rows of outputs or more.
-inline bool single_fits(const Piece& p) {
-  const int64_t taps = p.taps.rows;
-  if (p.taps.channels != 1 || p.add || p.rows / p.sharing.apart < 4) return false;
-  if (taps == 3 && p.taps.columns != 3) return false;
-  if (p.stride == 1) return taps >= 1 && taps <= 7 && taps != 6;
-  return p.stride == 2 && p.spacing == 1 && (taps == 3 || taps == 5 || taps == 7);
-}
-
+// Output channel o of a piece that `takes_single`.
 inline void run_single(const Piece& p, int64_t o) {
   const auto with_rows = [&]<int K>() {
-    const bool whole = p.columns >= kLanes;
-    if (p.stride == 1) return (whole ? single_rows<K, 1, true> : single_rows<K, 1, false>)(p, o);
-    if constexpr (K % 2 && K > 1) (whole ? single_rows<K, 2, true> : single_rows<K, 2, false>)(p, o);
+    if (p.stride == 1) return single_rows<K, 1>(p, o);
+    if constexpr (K % 2 && K > 1) single_rows<K, 2>(p, o);
   };
   switch (p.taps.rows) {
     case 1: return with_rows.template operator()<1>();

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <mutex>
@@ -22,6 +23,7 @@ struct Ran {
 struct Log {
   std::mutex mutex;
   std::deque<Ran> plans;
+  int64_t kept = 0;  // ever
 };
 
 Log& log() {
@@ -40,6 +42,7 @@ Log& log() {
 
 bool routed() { return thread_routed != 0 ? thread_routed > 0 : process_routed.load(std::memory_order_relaxed); }
 void route(bool on) { process_routed = on; }
+int thread_route() { return thread_routed; }
 int route_thread(int state) { return std::exchange(thread_routed, state); }
 
 const std::string& forced() { return thread_forced; }
@@ -50,19 +53,28 @@ void remember(const Request& request, const Choice& choice) {
   const std::lock_guard<std::mutex> lock(l.mutex);
   if (l.plans.size() == kMostPlans) l.plans.pop_front();
   l.plans.push_back({request, choice});
+  l.kept++;
 }
 
-std::string remembered(bool clear) {
+Remembered remembered() {
   Log& l = log();
   std::deque<Ran> plans;
+  int64_t until;
   {
     const std::lock_guard<std::mutex> lock(l.mutex);
     plans = l.plans;
-    if (clear) l.plans.clear();
+    until = l.kept;
   }
   std::string json = "[";
   for (const Ran& ran : plans) json += (json.size() > 1 ? ", " : "") + describe(ran.request, ran.choice);
-  return json + "]";
+  return {json + "]", until};
+}
+
+void forget(int64_t until) {
+  Log& l = log();
+  const std::lock_guard<std::mutex> lock(l.mutex);
+  const auto newer = std::min<int64_t>(l.plans.size(), l.kept - until);
+  l.plans.erase(l.plans.begin(), l.plans.end() - newer);
 }
 
 }  // namespace groupwise

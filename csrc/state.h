@@ -10,7 +10,8 @@ namespace groupwise {
 // Whether this thread's convolutions take the route.
 bool routed();
 void route(bool on);
-int route_thread(int state);  // 1 yes, -1 no, 0 as the process; returns what was
+int thread_route();  // 1 yes, -1 no, 0 as the process
+int route_thread(int state);  // returns what was
 
 // The one kernel that this thread may run, or "".
 const std::string& forced();
@@ -19,6 +20,12 @@ void force(const char* kernel);
 // Keeps a plan that ran; the newest kMostPlans are kept.
 constexpr size_t kMostPlans = 1024;
 void remember(const Request& request, const Choice& choice);
-std::string remembered(bool clear);
+// The kept plans as JSON, and how many were ever kept; and dropping those, not what other threads kept since.
+struct Remembered {
+  std::string json;
+  int64_t until;
+};
+Remembered remembered();
+void forget(int64_t until);
 
 }  // namespace groupwise

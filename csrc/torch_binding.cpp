@@ -5,6 +5,7 @@
 #include <ATen/ops/convolution_backward_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/convolution_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/library.h>
 
@@ -25,6 +26,27 @@ void parallel_for(int64_t count, void (*fn)(int64_t, int64_t, void*), void* cont
   const int64_t threads = at::get_num_threads();
   TORCH_CHECK(torch_parallel_for(0, count, (count + threads - 1) / threads, fn, context) == 0,
               "groupwise: a convolution kernel failed");
+}
+
+// A node of autograd's graph. Its place in memory may be another's later, but not with the same number.
+struct NodeId {
+  const torch::autograd::Node* node;
+  uint64_t number;
+  bool operator==(const NodeId&) const = default;
+};
+
+NodeId running_node() {
+  const auto node = torch::autograd::get_current_node();
+  return node ? NodeId{node.get(), node->sequence_nr()} : NodeId{nullptr, 0};
+}
+
+// The node that this thread was asked to route. That it runs is asked of autograd: no error can leave the route taken, and
+// what else runs meanwhile, as a forward that is made again, does not take it.
+thread_local NodeId routed_node{nullptr, 0};
+
+bool node_routed() {
+  if (thread_route() < 0 || !routed_node.node) return false;
+  return running_node() == routed_node;
 }
 
 // The arguments of aten::convolution as a Problem. Of a transposed convolution, x is the output and y the input.
@@ -224,8 +246,8 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
     if (grad_output.size(last) != (transposed ? w.in : w.out)) return false;
     return call.dimensions == 1 || grad_output.size(2) == (transposed ? h.in : h.out);
   };
-  if (routed() && understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) &&
-      matches()) {
+  if ((routed() || node_routed()) &&
+      understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && matches()) {
     if (mask[0]) {
       const auto [request, kernel] = decide(call, transposed ? Direction::forward : Direction::grad_input,
                                            transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output, &weight);
@@ -265,6 +287,8 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
 
 }  // namespace
 }  // namespace groupwise
+
+void groupwise_route_node() { groupwise::routed_node = groupwise::running_node(); }
 
 void groupwise_register() {
   // For good: to take a kernel out while another thread dispatches to it is not safe. What is not routed passes through.

@@ -37,7 +37,7 @@ static int64_t fill(const char* from, char* text, int64_t size) {
   return needed;
 }
 #ifndef API
-#define API 2
+#define API 3
 #endif
 int32_t groupwise_api_version(void) { return API; }
 int64_t groupwise_build(char* text, int64_t size) { return fill("{\"torch\": \"2.13.0\"}", text, size); }
@@ -49,6 +49,7 @@ int64_t groupwise_isa(char* text, int64_t size) {
 void groupwise_register(void) {}
 void groupwise_route(int32_t on) { (void)on; }
 int32_t groupwise_route_thread(int32_t state) { return -state; }
+void groupwise_route_node(void) {}
 void groupwise_force(const char* kernel) { (void)kernel; }
 int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size) {
   return fill(numbers[2] == -3 && strcmp(dtype, "float32") == 0 ? "é" : "wrong", text, size);
@@ -176,9 +177,9 @@ def test_a_library_for_another_torch_is_never_opened(folder):
 
 
 def test_a_library_of_another_interface_is_never_opened(folder):
-    record(folder, api=3)
+    record(folder, api=4)
     (folder / "_native.so").write_text("whoever opens this fails otherwise")
-    refused("of another version of groupwise .interface 3, and this one has 2.; rebuild it: REBUILD")
+    refused("of another version of groupwise .interface 4, and this one has 3.; rebuild it: REBUILD")
 
 
 def test_a_library_that_does_not_load(folder):
@@ -272,7 +273,7 @@ def test_an_instruction_set_that_cannot_be_had(folder, stub, monkeypatch):
 
 @pytest.mark.parametrize(
     ("definition", "message"),
-    [("API=7", "interface 7, and this one has 2"), ("NO_PLANS", "cannot be loaded: .*groupwise_last_plans")],
+    [("API=7", "interface 7, and this one has 3"), ("NO_PLANS", "cannot be loaded: .*groupwise_last_plans")],
 )
 def test_a_library_that_is_not_what_its_record_says(folder, stub, definition, message):
     stub(folder, definition)
@@ -287,7 +288,11 @@ OPTIONS = "--force-reinstall --no-deps --no-cache-dir"
     ("origin", "installer", "command"),
     [
         (None, "pip", f"{LOUD} pip install {OPTIONS} groupwise"),
-        ({"url": "file:///a/b.whl", "archive_info": {}}, "pip", f"{LOUD} pip install {OPTIONS} groupwise"),
+        (
+            {"url": "file:///a/b.whl", "archive_info": {}},
+            "pip",
+            f"{LOUD} pip install {OPTIONS} .  # in a clone of groupwise",
+        ),
         ({"url": "file:///a/b.tar.gz", "archive_info": {}}, "pip", f"{LOUD} pip install {OPTIONS} /a/b.tar.gz"),
         ({"url": "file:///my%20code", "dir_info": {}}, "pip", f"{LOUD} pip install {OPTIONS} '/my code'"),
         (

@@ -25,7 +25,7 @@ from typing import Any
 import groupwise
 from groupwise.errors import GroupwiseError
 
-API_VERSION = 2  # GROUPWISE_API_VERSION of csrc/c_api.h, as are the signatures below
+API_VERSION = 3  # GROUPWISE_API_VERSION of csrc/c_api.h, as are the signatures below
 
 _TEXT = [ctypes.c_char_p, ctypes.c_int64]  # the buffer that a call fills, and its size
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -35,6 +35,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "groupwise_register": (None, []),
     "groupwise_route": (None, [ctypes.c_int32]),
     "groupwise_route_thread": (ctypes.c_int32, [ctypes.c_int32]),
+    "groupwise_route_node": (None, []),
     "groupwise_force": (None, [ctypes.c_char_p]),
     "groupwise_plan": (ctypes.c_int64, [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, *_TEXT]),
     "groupwise_last_plans": (ctypes.c_int64, [ctypes.c_int32, *_TEXT]),
@@ -159,9 +160,13 @@ def _origin() -> tuple[str, str]:
     if "vcs_info" in origin:
         return shlex.quote(f"{origin['vcs_info']['vcs']}+{url}@{origin['vcs_info']['commit_id']}"), installer
     path = urllib.parse.unquote(urllib.parse.urlparse(url).path)
-    # A wheel would be installed as it is.
-    if not url.startswith("file:") or path.endswith(".whl"):
+    # A wheel would be installed as it is, and its name may be another's in an index.
+    if path.endswith(".whl"):
+        return ".  # in a clone of groupwise", installer
+    if not url:
         return "groupwise", installer
+    if not url.startswith("file:"):
+        return shlex.quote(url), installer
     editable = "--editable " if origin.get("dir_info", {}).get("editable") else ""
     return editable + shlex.quote(path), installer
 
@@ -212,7 +217,7 @@ def _found() -> _State:
             isas=tuple(map(str, facts["isas"])),
         )
         api = int(facts["api"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return state.broken(f"{record} cannot be read ({type(error).__name__}: {error})", f"re{rebuild}")
     path = record.with_name("_native.so")
     if not path.is_file():

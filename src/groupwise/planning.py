@@ -98,7 +98,7 @@ def plan(
 
     - `dtype`: the layer's own, and float32 for a spec, if left out
     - `memory_format`: `"contiguous"`, `"channels_last"` or torch's own constants: of the input; a layer's weight counts
-      as it lies, a spec's as in the same format
+      as it lies, and if it is channels_last the convolution runs in that format; a spec's weight is in the input's
     - `threads`: `torch.get_num_threads()` if left out
     - `direction`: `forward`, `grad_input` or `grad_weight` of the layer
 
@@ -129,7 +129,7 @@ def plan(
     if spec.transposed and direction != "grad_weight":
         direction = "grad_input" if direction == "forward" else "forward"
     channels = (spec.out_channels, spec.in_channels) if spec.transposed else (spec.in_channels, spec.out_channels)
-    last = layout == "channels_last"
+    last = layout == "channels_last" or _weight_asks_for_channels_last(spec_or_layer)
     numbers = [DIRECTIONS.index(direction), batch, *channels, spec.groups, int(last), threads, spec.dims]
     numbers += [number for axis in axes for number in axis]
     numbers.append(int(_weight_is_channels_last(spec_or_layer, last)))
@@ -168,6 +168,17 @@ def _axes(spec: ConvSpec, size: Sequence[int]) -> list[tuple[int, ...]]:
         axes.append((given, length, spec.kernel_size[axis], spec.stride[axis], before, spec.dilation[axis]))
     # A 1-D convolution is one of height 1; of a 3-D one, which no kernel takes, the planner reads two dimensions.
     return [(1, 1, 1, 1, 0, 1), *axes][-2:]
+
+
+def _weight_asks_for_channels_last(spec_or_layer: Any) -> bool:
+    """PyTorch's rule: a convolution is channels_last if its input or its weight is, and not merely could be."""
+    weight = getattr(spec_or_layer, "weight", None)
+    if weight is None or weight.dim() != 4:
+        return False
+    import torch
+    from torch._prims_common import suggest_memory_format
+
+    return suggest_memory_format(weight) is torch.channels_last
 
 
 def _weight_is_channels_last(spec_or_layer: Any, input_is: bool) -> bool:

@@ -114,19 +114,19 @@ class LayerRoute:
         # The view that takes the batch dimension off an unbatched output again.
         if node.name().startswith("Squeeze"):
             node = node.next_functions[0][0]
-        if not node.name().startswith("ConvolutionBackward"):
-            return
-        route = self._route
-        before: list[int] = []
+        if node.name().startswith("ConvolutionBackward"):
+            node.register_prehook(_route_node)
 
-        def start(*_: object) -> None:
-            before.append(route(1))
 
-        def end(*_: object) -> None:
-            route(before.pop())
+def _route_node(*_: object) -> None:
+    native.library().groupwise_route_node()
 
-        node.register_prehook(start)
-        node.register_hook(end)
+
+class _Forced(threading.local):
+    kernel = ""
+
+
+_forced = _Forced()
 
 
 @cache
@@ -142,13 +142,15 @@ def _thread_route() -> Callable[[int], int] | None:
 def forced(route: bool | None = None, kernel: str = "") -> Iterator[None]:
     """Within a block and in this thread alone: take the route (or not), and the one kernel of that name."""
     library = _register()
-    before = library.groupwise_route_thread({None: 0, True: 1, False: -1}[route])
+    route_before = library.groupwise_route_thread({None: 0, True: 1, False: -1}[route])
+    kernel_before, _forced.kernel = _forced.kernel, kernel
     library.groupwise_force(kernel.encode())
     try:
         yield
     finally:
-        library.groupwise_force(b"")
-        library.groupwise_route_thread(before)
+        _forced.kernel = kernel_before
+        library.groupwise_force(kernel_before.encode())
+        library.groupwise_route_thread(route_before)
 
 
 def enable_from_environment() -> None:

@@ -1,9 +1,19 @@
 // The core without torch: random convolutions in every kernel, direction and format, against plain loops in double.
 // Tensors lie between guard bands, and outputs and weights' gradients start as NaN. Built with sanitizers by `make core`.
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(at, size)
+#define ASAN_UNPOISON_MEMORY_REGION(at, size)
+#endif
+
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <map>
 #include <random>
 #include <string>
 #include <thread>
@@ -23,16 +33,21 @@ int64_t pick(std::initializer_list<int64_t> values) {
 }
 float random_float() { return std::uniform_real_distribution<float>(-1, 1)(generator); }
 
-// Floats between two guard bands of a value that no computation gives.
+// Floats between two guard bands of a value that no computation gives, which with AddressSanitizer may not be read either.
 class Guarded {
  public:
   explicit Guarded(int64_t size, bool random) : size_(size), all_(size + 2 * kGuard, kMark) {
     for (int64_t i = 0; i < size; i++)
       data()[i] = random ? random_float() : std::numeric_limits<float>::quiet_NaN();
+    ASAN_POISON_MEMORY_REGION(all_.data(), kGuard * sizeof(float));
+    ASAN_POISON_MEMORY_REGION(data() + size, kGuard * sizeof(float));
   }
+  Guarded(const Guarded&) = delete;
+  ~Guarded() { ASAN_UNPOISON_MEMORY_REGION(all_.data(), all_.size() * sizeof(float)); }
   float* data() { return all_.data() + kGuard; }
   int64_t size() const { return size_; }
   bool intact() const {
+    ASAN_UNPOISON_MEMORY_REGION(all_.data(), all_.size() * sizeof(float));
     for (int64_t i = 0; i < kGuard; i++)
       if (all_[i] != kMark || all_[all_.size() - 1 - i] != kMark) return false;
     return true;
@@ -54,8 +69,8 @@ void in_two(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) {
   other.join();
 }
 
-Axis random_axis() {
-  Axis a{pick({1, 2, 3, 5, 7, 8, 9, 14, 17, 25, 33}), 0, pick({1, 1, 2, 3, 3, 4, 5, 7, 11}), pick({1, 1, 1, 2, 2, 3, 5}),
+Axis random_axis(std::initializer_list<int64_t> sizes) {
+  Axis a{pick(sizes), 0, pick({1, 1, 2, 3, 3, 4, 5, 7, 11}), pick({1, 1, 1, 2, 2, 3, 5}),
          pick({0, 0, 1, 2, 3, 6}), pick({1, 1, 1, 2, 3})};
   const int64_t after = pick({0, a.pad, a.pad, 1});
   a.out = (a.in + a.pad + after - a.dilation * (a.kernel - 1) - 1) / a.stride + 1;
@@ -67,6 +82,8 @@ Strides strides(int64_t channels, const Axis& h, const Axis& w, bool in, bool ch
   const int64_t height = in ? h.in : h.out, width = in ? w.in : w.out;
   return dense_strides(channels, height, width, channels_last);
 }
+
+const std::initializer_list<int64_t> kSizes = {1, 2, 3, 5, 7, 8, 9, 14, 17, 25, 33};
 
 // visit(x offset, weight offset, y offset) for every multiplication of the convolution.
 template <class F>
@@ -90,6 +107,16 @@ void each_product(const Problem& p, const Strides& xs, const WeightStrides& ws, 
 
 std::string shown(const Request& r, Kernel kernel) { return describe(r, {kernel, {Refusal::none, Refusal::none}}); }
 
+// Forward and grad_input: three of planar, narrow, groups and dots; grad_weight: two of planar and three of channels.
+constexpr size_t kWays = 2 * 6 + 5;
+
+// The direction and the tile of a plan: a way of computing.
+std::string way(const Request& r, Kernel kernel) {
+  const std::string json = shown(r, kernel), key = "\"tile\": \"";
+  const size_t from = json.find(key) + key.size();
+  return kDirectionNames[static_cast<int>(r.direction)] + (": " + json.substr(from, json.find('"', from) - from));
+}
+
 // True where the result lies within rounding of the sums of doubles; `weight` has their absolute values.
 bool close(const float* got, const std::vector<double>& sums, const std::vector<double>& weight) {
   for (size_t i = 0; i < sums.size(); i++)
@@ -97,24 +124,47 @@ bool close(const float* got, const std::vector<double>& sums, const std::vector<
   return true;
 }
 
-bool test_one(int64_t* ran) {
+// The strides of a weight whose dimensions (output, input, row, column) follow each other in any order.
+WeightStrides random_weight_strides(const Problem& p) {
+  std::array<int, 4> order{0, 1, 2, 3};
+  switch (pick({0, 1, 2, 3})) {
+    case 0: return dense_weight_strides(p, false);
+    case 1: return dense_weight_strides(p, true);
+    case 2: std::shuffle(order.begin(), order.end(), generator);
+  }
+  const int64_t sizes[4] = {p.groups * p.out_channels, p.in_channels, p.h.kernel, p.w.kernel};
+  int64_t strides[4], floats = 1;
+  for (const int dimension : order) strides[dimension] = floats, floats *= sizes[dimension];
+  return {p.out_channels * strides[0], strides[0], strides[1], strides[2], strides[3]};
+}
+
+// How often each way ran.
+using Ran = std::map<std::string, int64_t>;
+
+bool test_one(Ran* ran) {
   Problem p{pick({1, 1, 2, 3}), pick({1, 2, 3, 5, 16, 19}), pick({1, 1, 2, 3, 4, 8, 9}), pick({1, 1, 2, 3, 4, 5, 8, 9}),
-            random_axis(), random_axis()};
+            random_axis(kSizes), random_axis(kSizes)};
+  // Wide groups, of images that plain loops get through.
+  if (pick({0, 0, 1})) {
+    const std::initializer_list<int64_t> small = {1, 2, 4, 5, 7};
+    p = {pick({1, 2}), pick({1, 2, 3}), pick({16, 20, 40}), pick({16, 24, 33}), random_axis(small), random_axis(small)};
+  }
   if (pick({0, 0, 0, 1})) p.h = {1, 1, 1, 1, 0, 1};
   if (pick({0, 1})) p.in_channels = p.out_channels = 1;
   if (p.h.out < 1 || p.w.out < 1) return true;
   const bool channels_last = pick({0, 1}), two = pick({0, 1});
-  const WeightStrides ws = dense_weight_strides(p, pick({0, 1}));
+  // The binding gives depthwise weights as contiguous.
+  const WeightStrides ws = depthwise(p) ? dense_weight_strides(p, false) : random_weight_strides(p);
   const Strides xs = strides(p.groups * p.in_channels, p.h, p.w, true, channels_last);
   const Strides ys = strides(p.groups * p.out_channels, p.h, p.w, false, channels_last);
-  const int64_t sizes[3] = {p.batch * p.groups * p.in_channels * p.h.in * p.w.in, p.groups * ws.group,
+  const int64_t sizes[3] = {p.batch * p.groups * p.in_channels * p.h.in * p.w.in, p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel,
                             p.batch * p.groups * p.out_channels * p.h.out * p.w.out};
   for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
     Request r{direction, p, channels_last, true, two ? 2 : 1, 2, xs, ys, ws};
     for (const Kernel kernel : {Kernel::planar, Kernel::channels}) {
       const Choice choice = choose(r, kKernelNames[static_cast<int>(kernel)]);
       if (choice.kernel != kernel) continue;
-      ++*ran;
+      ++(*ran)[way(r, kernel)];
       const int written = direction == Direction::forward ? 2 : direction == Direction::grad_input ? 0 : 1;
       Guarded x(sizes[0], written != 0), w(sizes[1], written != 1), y(sizes[2], written != 2);
       const int64_t outputs = p.groups * (direction == Direction::grad_input ? p.in_channels : p.out_channels);
@@ -174,10 +224,17 @@ bool test_one(int64_t* ran) {
 
 // core_test [cases]
 int main(int count, char** arguments) {
-  const int64_t cases = count > 1 ? std::atoll(arguments[1]) : 400;
-  int64_t ran = 0;
+  const int64_t cases = count > 1 ? std::atoll(arguments[1]) : 1500;
+  Ran ran;
   for (int64_t i = 0; i < cases; i++)
     if (!test_one(&ran)) return 1;
-  std::printf("%ld kernel runs agree with plain loops (%s)\n", static_cast<long>(ran), kernels().isa);
-  return 0;
+  int64_t runs = 0;
+  for (const auto& [name, count] : ran) {
+    std::printf("%6ld  %s\n", static_cast<long>(count), name.c_str());
+    runs += count;
+  }
+  std::printf("%ld kernel runs agree with plain loops (%s)\n", static_cast<long>(runs), kernels().isa);
+  if (ran.size() == kWays) return 0;
+  std::printf("%zu ways ran, and there are %zu\n", ran.size(), kWays);
+  return cases < 400 ? 0 : 1;
 }

@@ -1,0 +1,30 @@
+"""`plan`: what it takes, and what it tells."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from groupwise import ConvSpec, GroupwiseError, plan
+from kernels import needs_kernels
+
+pytestmark = needs_kernels
+
+
+def test_a_plan_refuses_a_memory_format_that_the_convolution_cannot_have():
+    with pytest.raises(GroupwiseError, match="channels_last' is of 2-D convolutions, and this one is 1-D; give 'cont"):
+        plan(ConvSpec(8, 8, 3, groups=8, dims=1), (1, 8, 20), memory_format="channels_last")
+
+
+def test_a_plan_tells_of_the_threads_that_compute():
+    spec = ConvSpec(8, 8, 3, groups=8)
+    assert [plan(spec, (1, 8, size, size), threads=2).threads for size in (10, 200)] == [1, 2]
+    # PyTorch has its own mind.
+    assert plan(ConvSpec(64, 64, 3), (1, 64, 5, 5), threads=2).threads == 2
+
+
+def test_the_plan_of_a_layer_has_its_dtype_and_takes_a_tensor():
+    layer, source = torch.nn.Conv2d(32, 32, 3, groups=8), torch.randn(1, 32, 9, 9)
+    assert plan(layer, source) == plan(ConvSpec(32, 32, 3, groups=8), source.shape)
+    assert plan(layer.double(), source).kernel == "pytorch"
+    assert plan(layer, source, "float32").kernel != "pytorch"
