@@ -21,7 +21,9 @@ REPORT := groupwise-report.html
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/groupwise report resnext50_32x4d --check -o $(REPORT) --image \
+	@$(BIN)/groupwise doctor > $(VENV)/doctor.txt || { cat $(VENV)/doctor.txt; \
+	  echo "So PyTorch's kernels are timed alone, and there is nothing to compare."; }
+	$(BIN)/groupwise report resnext50_32x4d $$($(BIN)/groupwise doctor > /dev/null && echo --check) -o $(REPORT) --image \
 	  "$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("sklearn").submodule_search_locations[0])')/datasets/images/china.jpg"
 	@echo "Open $(REPORT) in a browser for the pictures."
 
@@ -37,6 +39,7 @@ core: $(VENV)/base.stamp
 	  -DGROUPWISE_NATIVE_TESTS=ON -DGROUPWISE_SANITIZE=ON
 	$(BIN)/cmake --build build/core
 	build/core/groupwise_core_test
+	GROUPWISE_ISA=baseline build/core/groupwise_core_test
 
 bench: $(VENV)/base.stamp
 	$(BIN)/python benchmarks/run.py

@@ -10,7 +10,7 @@ import math
 import pathlib
 from typing import Any
 
-from measuring import RECORDS, ROOT, read_record
+from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record
 from shapes import read
 from summary import Times, collect
 
@@ -30,15 +30,21 @@ def main() -> None:
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     parser.add_argument("--pictures", type=pathlib.Path, default=ROOT / "docs/pictures")
     options = parser.parse_args()
-    if rows := [row for row in read_record(options.records / "groups.jsonl") if row["benchmark"] == "groups"]:
+    if rows := [row for row in of_one_machine(options.records / "groups.jsonl") if row["benchmark"] == "groups"]:
         (options.pictures / "payoff.svg").write_text(chart(rows), encoding="utf-8")
-    if layers := chosen(read_record(options.records / "layers.jsonl")):
+    if layers := chosen(of_one_machine(options.records / "layers.jsonl")):
         (options.pictures / "speedup.svg").write_text(speedup_chart(layers), encoding="utf-8")
+
+
+def of_one_machine(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a record that are of the machine and the torch of its newest."""
+    rows = read_record(path)
+    newest = newest_machine(rows)
+    return [row for row in rows if machine_of(row) == newest]
 
 
 def chart(rows: list[dict[str, Any]]) -> str:
     """One panel a shape: time against groups, both relative to dense, on logarithmic axes."""
-    first = rows[0]
     picture = Picture(
         "groups=g promises 1/g of the work; what PyTorch takes",
         "Forward of a 3×3 convolution, as many channels out as in; 100 % is groups=1 in the same memory format.",
@@ -52,7 +58,7 @@ def chart(rows: list[dict[str, Any]]) -> str:
     picture.right = max(picture.right, MARGIN + 44 + 2 * WIDTH + GAP + 10)
     picture.y = top + 26 + math.ceil(len(shapes) / 2) * (HEIGHT + GAP) - 22
     _legend(picture)
-    _caption(picture, first, str(first["repeats"]))
+    _caption(picture, rows, min(row["repeats"] for row in rows))
     return picture.render([_told(shape, rows) for shape in shapes])
 
 
@@ -98,15 +104,17 @@ def speedup_chart(layers: list[Times]) -> str:
             _mark(picture, (at(value), height), PASSES[which][0])
     picture.y = bottom + 16
     picture.right = max(picture.right, AXIS + LENGTH + 24)
-    _caption(picture, layers[0].facts, f"{min(times.facts['repeats'] for times in layers)} or more")
+    _caption(picture, [times.facts for times in layers], min(min(times.repeats) for times in layers))
     return picture.render([_told_speedup(which, speedups) for which in PASSES])
 
 
-def _caption(picture: Picture, facts: dict[str, Any], repeats: str) -> None:
+def _caption(picture: Picture, rows: list[dict[str, Any]], repeats: int) -> None:
+    facts = rows[0]
     threads = f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}"
     machine = f"{facts['processor']}, {threads}, {facts['dtype']}, batch {facts['batch']}"
-    versions = f"torch {facts['torch']}, commit {facts['commit']}, {facts['date']}"
-    picture.caption([("machine", machine), ("measured", f"median of {repeats}, interleaved; {versions}")])
+    commits, dates = ([*dict.fromkeys(row[name] for row in rows)] for name in ("commit", "date"))
+    versions = f"torch {facts['torch']}, commit{'s' * (len(commits) > 1)} {', '.join(commits)}, {', '.join(dates)}"
+    picture.caption([("machine", machine), ("measured", f"median of {repeats} or more, interleaved; {versions}")])
 
 
 def _passes_legend(picture: Picture) -> None:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import checking
@@ -27,7 +27,7 @@ import layers
 import numpy as np
 import shapes
 import torch
-from measuring import RECORDS, Case, about, busy, figures, forget, write_record
+from measuring import RECORDS, Case, about, busy, figures, forget, keep_memory, write_record
 from shapes import Layer
 
 from groupwise import GroupwiseError
@@ -63,6 +63,7 @@ def main() -> None:
     if not names:
         parser.error("no engine is there; make the environments with --make-envs DIR and give --envs DIR")
     refused = []
+    keep_memory()  # for the first layer too, before a record asks
     for threads in options.threads:
         torch.set_num_threads(threads)
         with contextlib.ExitStack() as stack:
@@ -111,6 +112,10 @@ def make_envs(folder: pathlib.Path) -> None:
 def interpreter(folder: pathlib.Path, name: str) -> pathlib.Path:
     """The Python of an engine's environment."""
     return folder / name / "bin" / "python"
+
+
+class Stopped(Exception):
+    """An engine that failed while it was timed."""
 
 
 class Worker:
@@ -162,9 +167,10 @@ def measure(layer: Layer, workers: dict[str, Worker], repeats: int) -> list[dict
                 row["problem"] = str(error)
                 continue
             row |= {"variant": answer["variant"], "version": answer["version"]}
-            turns[len(rows) - 1] = lambda calls, worker=worker: worker.ask(run=calls)["seconds"]
-    for number, seconds in alternate(turns, repeats).items():
-        rows[number] |= figures(seconds)
+            turns[len(rows) - 1] = turn_of_worker(worker)
+    times, problems = alternate(turns, repeats)
+    for number, seconds in times.items():
+        rows[number] |= {"problem": problems[number]} if number in problems else figures(seconds)
     return [{**row, "batch": 1, "samples": layer.samples(1)} for row in rows]
 
 
@@ -179,6 +185,18 @@ def turn_of(case: Case) -> Callable[[int], list[float]]:
                 case.call()
                 found.append(time.perf_counter() - start)
         return found
+
+    return turn
+
+
+def turn_of_worker(worker: Worker) -> Callable[[int], list[float]]:
+    """So many calls by an engine's process, or `Stopped`."""
+
+    def turn(calls: int) -> list[float]:
+        answer = worker.ask(run=calls)
+        if "problem" in answer:
+            raise Stopped(answer["problem"])
+        return answer["seconds"]
 
     return turn
 
@@ -208,20 +226,29 @@ def save(layer: Layer, given: shapes.Tensors, output: torch.Tensor, folder: path
     return path
 
 
-def alternate(turns: dict[int, Callable[[int], list[float]]], repeats: int) -> dict[int, list[float]]:
-    """For each, the median of every turn's calls, the first of which is not counted: others have had the caches."""
-    once = {key: statistics.median(turn(3)) for key, turn in turns.items()}
+def alternate(
+    turns: dict[int, Callable[[int], list[float]]], repeats: int
+) -> tuple[dict[int, list[float]], dict[int, str]]:
+    """For each, the median of every turn's calls, the first of which is not counted: others have had the caches.
+
+    Beside them, for each that stopped on the way, why; the others go on.
+    """
     times: dict[int, list[float]] = {key: [] for key in turns}
-    for _ in range(repeats):
-        for key, seconds in _round(turns, once):
-            times[key].append(statistics.median(seconds[1:]))
-    return times
-
-
-def _round(turns: dict[int, Callable[[int], list[float]]], once: dict[int, float]) -> Iterator[tuple[int, list[float]]]:
-    for key, turn in turns.items():
-        time.sleep(PAUSE)
-        yield key, turn(1 + min(MOST_CALLS, max(2, round(TURN / once[key]))))
+    calls, problems = dict.fromkeys(turns, 3), {}
+    # The first round says how many calls make a turn.
+    for number in range(-1, repeats):
+        for key in [key for key in turns if key not in problems]:
+            time.sleep(PAUSE)
+            try:
+                seconds = turns[key](calls[key])
+            except Stopped as error:
+                problems[key] = str(error)
+                continue
+            if number < 0:
+                calls[key] = 1 + min(MOST_CALLS, max(2, round(TURN / statistics.median(seconds))))
+            else:
+                times[key].append(statistics.median(seconds[1:]))
+    return times, problems
 
 
 if __name__ == "__main__":

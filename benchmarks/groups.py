@@ -26,6 +26,7 @@ from groupwise import ConvSpec, cost, native, valid_groups
 
 # The grouped 3x3 layers of ResNeXt's four stages: channels and size. Every groups value is tried on them.
 SHAPES = [(128, 56), (256, 28), (512, 14), (1024, 7)]
+COLD_START = "cold start of `groupwise explain`"
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     facts = {**about(), "batch": 1}
     lines = [{**row, **facts} for channels, size in SHAPES for row in sweep(channels, size, options.repeats)]
-    lines.append({"benchmark": "cold start of `groupwise explain`", "ms": _cold_start(), **facts})
+    lines.append({"benchmark": COLD_START, **figures(_cold_start()), **facts})
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     print(f"wrote {len(lines)} figures to {options.output}; draw them with: python benchmarks/chart.py")
@@ -75,14 +76,15 @@ def sweep(channels: int, size: int, repeats: int) -> list[dict[str, Any]]:
     ]
 
 
-def _cold_start(runs: int = 11) -> float:
+def _cold_start(runs: int = 11) -> list[float]:
+    """Seconds of the command in processes of their own."""
     command = [sys.executable, "-m", "groupwise", "explain", "8", "4", "--groups", "4", "--size", "56"]
     times = []
     for _ in range(runs):
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e3
+    return times
 
 
 if __name__ == "__main__":

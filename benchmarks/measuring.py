@@ -10,7 +10,7 @@ import pathlib
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,8 @@ def interleaved(cases: Mapping[Hashable, Case], effort: Effort) -> dict[Hashable
 
 def figures(seconds: list[float]) -> dict[str, Any]:
     """The median in ms, how far it spreads, and of how many."""
-    fifths = statistics.quantiles(seconds, n=5) if len(seconds) > 1 else [*seconds] * 4
+    # Inclusive, as no quantile of a few samples may lie beyond them.
+    fifths = statistics.quantiles(seconds, n=5, method="inclusive") if len(seconds) > 1 else [*seconds] * 4
     return {
         "ms": round(statistics.median(seconds) * 1e3, 6),
         "ms_20_percent": round(fifths[0] * 1e3, 6),
@@ -99,8 +100,10 @@ def figures(seconds: list[float]) -> dict[str, Any]:
 
 
 def about() -> dict[str, Any]:
-    """Where and of what this is measured."""
-    return {**machine(), "dtype": "float32", "commit": commit(), "freed_memory_kept": keep_memory()}
+    """Where, when (UTC) and of what this is measured."""
+    now = time.gmtime()
+    when = {"date": time.strftime("%Y-%m-%d", now), "time": time.strftime("%H:%M:%S", now)}
+    return {**machine(), **when, "dtype": "float32", "commit": commit(), "freed_memory_kept": keep_memory()}
 
 
 def busy(seconds: float = 0.2) -> float | None:
@@ -143,6 +146,18 @@ def read_record(path: pathlib.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def newest_machine(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """The processor and the torch of the row that was measured last; None without rows."""
+    if not rows:
+        return None
+    return machine_of(max(reversed(rows), key=lambda row: (row["date"], row.get("time", ""))))
+
+
+def machine_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The processor and the torch: figures of another of either say nothing beside these."""
+    return row["processor"], row["torch"]
 
 
 def write_record(path: pathlib.Path, rows: Iterable[Mapping[str, Any]], unit: tuple[str, ...]) -> None:

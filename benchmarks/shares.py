@@ -24,11 +24,10 @@ from shapes import FORMATS
 
 import groupwise
 from groupwise import ConvSpec, cost
-from groupwise.planning import KERNELS
+from groupwise.planning import DIRECTIONS, KERNELS
 from groupwise.routing import forced
 
 UNIT = ("benchmark", "kind", "direction", "memory_format", "kernel")
-DIRECTIONS = ("forward", "grad_input", "grad_weight")
 # About 0.2 ms of one core.
 BURN = 100_000
 
@@ -104,7 +103,7 @@ def measure(
             continue
         shares = [flop / took / (burn(BURN) / at_peak) for took, at_peak in zip(seconds, times["peak"], strict=True)]
         row = {"benchmark": "share", "kind": kind.name, "direction": direction, "memory_format": memory_format}
-        row |= {"kernel": name, "share": round(statistics.median(shares), 4), "repeats": len(shares)}
+        row |= {"kernel": name, "share": float(f"{statistics.median(shares):.4g}"), "repeats": len(shares)}
         # What the layer's bytes, once at the cache's copy rate, leave of the peak.
         row["bound"] = round(min(1.0, flop / peaks.flop / (expense.bytes / peaks.copied_bytes)), 4)
         rows.append(row)

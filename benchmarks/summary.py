@@ -2,6 +2,7 @@
 
     python benchmarks/summary.py [--markdown] [--records DIR]
 
+Of records of several machines, or of several versions of torch, the rows of the newest count, and the rest is named.
 A ratio above 1 is in favour of this package, but for those to the floor, which are how many times the floor it takes.
 """
 
@@ -11,17 +12,21 @@ import argparse
 import itertools
 import math
 import pathlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from measuring import RECORDS, read_record
+from groups import COLD_START
+from measuring import RECORDS, machine_of, newest_machine, read_record
+from shapes import FILES, read
 
 Row = dict[str, Any]
-# Less than this and it is called slower; closer to 1 is what two runs of the same code differ by.
+# Less than this and it is called slower. Two runs of the same kernels may differ by more: by how much stands beside the
+# table, of the pairs in which both sides ran PyTorch's.
 SLOWER = 0.97
-NAMES = ("layers", "networks", "engines", "shares")
+NAMES = ("layers", "networks", "engines", "shares", "groups")
+PASSES = ("forward", "training")
 # The share of the processors that others may take before it is said.
 BUSY = 0.1
 
@@ -58,6 +63,7 @@ class Times:
     facts: Row
     ms: dict[tuple[str, str | None], float] = field(default_factory=dict)
     kernels: dict[str | None, Any] = field(default_factory=dict)
+    repeats: list[int] = field(default_factory=list)
 
     def better(self, implementation: str) -> float:
         """In its better memory format."""
@@ -83,22 +89,30 @@ def collect(rows: Iterable[Row], benchmark: str, key: Sequence[str]) -> list[Tim
         if row["benchmark"] == benchmark and "ms" in row:
             times = found.setdefault(tuple(row.get(name) for name in key), Times(row))
             times.ms[row["implementation"], row.get("memory_format")] = row["ms"]
-            times.kernels[row.get("memory_format")] = row.get("kernels")
+            times.repeats.append(row["repeats"])
+            if "kernels" in row:
+                times.kernels[row.get("memory_format")] = row["kernels"]
     return [times for times in found.values() if times.has("pytorch", "groupwise")]
 
 
-def summarise(layers: list[Row], networks: list[Row], engines: list[Row], shares: Sequence[Row] = ()) -> list[Table]:
-    """Every table that there are records for."""
+def summarise(*records: Sequence[Row]) -> list[Table]:
+    """Every table that there are records for, which come in the order of `NAMES`; the last may be left out."""
+    every = [row for record in records for row in record]
+    newest = newest_machine(every)
+    kept = [[row for row in record if machine_of(row) == newest] for record in records]
+    layers, networks, engines, shares, groups = [*kept, [], [], [], [], []][: len(NAMES)]
     of_layers = collect(layers, "layer", ("set", "layer", "pass", "batch", "threads"))
     payoffs = collect(layers, "payoff", ("layer", "pass", "batch", "threads"))
     of_networks = collect(networks, "network", ("network", "pass", "batch", "threads"))
     of_engines = collect(engines, "engine", ("set", "layer", "threads"))
     tables = [
-        where([*layers, *networks, *engines, *shares]),
+        where(every),
+        missing_table(of_layers, of_engines),
         layer_table(of_layers),
         slower_table(of_layers),
         payoff_table(payoffs),
         share_table(shares),
+        groups_table(groups),
         network_table(of_networks),
         engine_table(of_engines),
         problem_table(engines),
@@ -108,14 +122,44 @@ def summarise(layers: list[Row], networks: list[Row], engines: list[Row], shares
 
 
 def where(rows: list[Row]) -> Table:
-    """The machines, versions and commits of the records, and what else ran there."""
+    """The machine, versions and commits of the records, what else ran there, and what was measured elsewhere."""
+    newest, notes = newest_machine(rows), []
+    here = [row for row in rows if machine_of(row) == newest]
+    if others := Counter(machine_of(row) for row in rows if machine_of(row) != newest):
+        told = ", ".join(f"{count} of {processor} with torch {torch}" for (processor, torch), count in others.items())
+        notes.append(f"Rows that are left out, as they are of another machine or torch: {told}.")
+    if disturbed := sorted({row.get("layer") or row["network"] for row in here if (row.get("busy") or 0) > BUSY}):
+        notes.append(f"Others took more than {BUSY:.0%} of the processors just before: {', '.join(disturbed)}.")
     names = ("processor", "torch", "groupwise", "commit", "date", "dtype")
-    found = sorted({tuple(str(row[name]) for name in names) for row in rows})
-    disturbed = sorted({row.get("layer") or row["network"] for row in rows if (row.get("busy") or 0) > BUSY})
-    note = (
-        f"Others took more than {BUSY:.0%} of the processors just before: {', '.join(disturbed)}." if disturbed else ""
-    )
-    return Table("Measured", names, found, note)
+    return Table("Measured", names, sorted({tuple(str(row[name]) for name in names) for row in here}), " ".join(notes))
+
+
+def missing_table(layers: list[Times], engines: list[Times]) -> Table:
+    """The layers of a set that the records lack, where they have others of it."""
+    rows = []
+    names = {which: [layer.name for layer in read(which)] for which in FILES}
+    for record, times, passes in (("layers", layers, PASSES), ("engines", engines, PASSES[:1])):
+        for key, some in grouped(times, "set", "threads", "batch"):
+            for which in passes:
+                there = {one.facts["layer"] for one in some if one.facts.get("pass", "forward") == which}
+                missing = [name for name in names[key[0]] if name not in there]
+                if missing:
+                    rows.append([record, *key, which, str(len(missing)), shortest(names[key[0]], missing)])
+    return Table("Not in the records", ["record", *"set threads batch pass layers which".split()], rows)
+
+
+def shortest(names: Sequence[str], some: Sequence[str]) -> str:
+    """Some of the names, or all but the others, whichever is less to read."""
+    others = [name for name in names if name not in some]
+    if len(some) <= len(others):
+        return ", ".join(some)
+    return f"all but {', '.join(others)}" if others else "all"
+
+
+def fewest(repeats: Iterable[int | None]) -> str:
+    """How many runs the medians of a table are of."""
+    known = [number for number in repeats if number]
+    return f"Medians of {min(known)} runs or more." if known else ""
 
 
 def layer_table(layers: list[Times]) -> Table:
@@ -138,25 +182,39 @@ def layer_table(layers: list[Times]) -> Table:
     head = "set threads batch pass layers".split()
     head += ["PyTorch / ours", "worst", "PyTorch / floor", "ours / floor", "farthest"]
     note = "Geometric means, each side in its better memory format; `worst` and `farthest` are single layers."
-    return Table("Layers", head, rows, note)
+    return Table("Layers", head, rows, f"{note} {repeats_of(layers)}")
+
+
+def repeats_of(some: Iterable[Times]) -> str:
+    """The fewest of all of them."""
+    return fewest(number for times in some for number in times.repeats)
 
 
 def slower_table(layers: list[Times]) -> Table:
-    """Every layer and memory format in which ours is slower."""
-    slower = []
+    """Every layer and memory format in which a kernel of ours runs and is slower.
+
+    Where none does, both sides are PyTorch's kernels, and their ratio is the spread of the machine.
+    """
+    slower, same = [], []
     for times in layers:
         for memory_format in sorted({name for _, name in times.ms}):
             pytorch, ours = times.ms["pytorch", memory_format], times.ms["groupwise", memory_format]
-            if pytorch / ours < SLOWER:
+            ran = times.kernels[memory_format]
+            if all(kernel.endswith(" pytorch") for kernel in ran):
+                same.append(pytorch / ours)
+            elif pytorch / ours < SLOWER:
                 facts = [str(times.facts[name]) for name in ("layer", "threads", "batch", "pass")]
-                ran = ", ".join(times.kernels[memory_format])
-                cells = [*facts, memory_format, ratio(pytorch / ours), time(pytorch), time(ours), ran]
+                cells = [*facts, memory_format, ratio(pytorch / ours), time(pytorch), time(ours), ", ".join(ran)]
                 slower.append((pytorch / ours, cells))
     rows = [cells for _, cells in sorted(slower)]
     if layers and not rows:
         rows = [["none", *[""] * 8]]
     head = ["layer", "threads", "batch", "pass", "format", "PyTorch / ours", "PyTorch ms", "ours ms", "kernels"]
-    return Table("Slower than PyTorch in the same memory format", head, rows, f"All below {SLOWER}.")
+    note = f"All below {SLOWER} in which a kernel of groupwise ran."
+    if same:
+        note += f" In {len(same)} pairs PyTorch's kernels ran on both sides: their ratios, {ratio(min(same))} to "
+        note += f"{ratio(max(same))}, are the spread of the machine."
+    return Table("Slower than PyTorch in the same memory format", head, rows, f"{note} {repeats_of(layers)}")
 
 
 def payoff_table(payoffs: list[Times]) -> Table:
@@ -171,7 +229,7 @@ def payoff_table(payoffs: list[Times]) -> Table:
     head = ["layer", "threads", "batch", "pass", "MACs saved", "PyTorch faster", "ours faster"]
     head += ["PyTorch's payoff", "our payoff"]
     note = "Than the dense layer in PyTorch's better memory format; a payoff of 1 is the whole promise of groups kept."
-    return Table("Payoff", head, rows, note)
+    return Table("Payoff", head, rows, f"{note} {repeats_of(payoffs)}")
 
 
 def share_table(shares: Sequence[Row]) -> Table:
@@ -184,7 +242,25 @@ def share_table(shares: Sequence[Row]) -> Table:
     rows = [[*key, *(f"{one[name]:.0%}" if name in one else "" for name in kernels)] for key, one in found.items()]
     head = ["kind", "direction", "format", "bytes allow", "PyTorch", "planar", "channels"]
     note = "Of what multiply-adds on registers reach at the same moment; the whole operator, with its padding and call."
-    return Table("Share of one core's peak", head, rows, note)
+    return Table("Share of one core's peak", head, rows, f"{note} {fewest(row['repeats'] for row in shares)}")
+
+
+def groups_table(rows: Sequence[Row]) -> Table:
+    """What groups give back in PyTorch alone, of a few values."""
+    found: dict[tuple[str, ...], dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        if row["benchmark"] == "groups":
+            key = (str(row["channels"]), f"{row['size']}×{row['size']}", row["memory_format"])
+            found[key][row["groups"]] = row
+    cells = []
+    for key, by_groups in found.items():
+        shares = (f"{by_groups[groups]['of_dense']:.0%}" if groups in by_groups else "" for groups in (2, 8, 32))
+        cells.append([*key, time(by_groups[1]["ms"]), *shares, f"{by_groups[int(key[0])]['of_dense']:.1%}"])
+    notes = ["Forward without groupwise's kernels, of the time of the dense layer; the promise is 1/groups."]
+    notes.append(fewest(row["repeats"] for by_groups in found.values() for row in by_groups.values()))
+    notes += [f"A {COLD_START} takes {time(row['ms'])} ms." for row in rows if row["benchmark"] == COLD_START]
+    head = ["channels", "size", "format", "dense ms", "groups=2", "groups=8", "groups=32", "depthwise"]
+    return Table("What groups give back in PyTorch", head, cells, " ".join(notes))
 
 
 def network_table(networks: list[Times]) -> Table:
@@ -195,7 +271,8 @@ def network_table(networks: list[Times]) -> Table:
         names = [(who, name) for who in ("pytorch", "groupwise") for name in ("contiguous", "channels_last")]
         rows.append([*facts, *(time(times.ms[name]) for name in names), ratio(times.speedup())])
     head = ["network", "threads", "batch", "pass", "PyTorch NCHW", "NHWC", "ours NCHW", "NHWC", "PyTorch / ours"]
-    return Table("Networks", head, rows, "In ms; the ratio is of each one's better memory format.")
+    note = f"In ms; the ratio is of each one's better memory format. {repeats_of(networks)}"
+    return Table("Networks", head, rows, note)
 
 
 def engine_table(layers: list[Times]) -> Table:
@@ -215,7 +292,7 @@ def engine_table(layers: list[Times]) -> Table:
                 rows.append([threads, name, str(len(timed)), mean, *ends])
     head = ["threads", "engine", "layers", "engine / ours", "worst", "best"]
     note = "Forward, batch as listed, each in its best variant; the engines have rearranged the weights beforehand."
-    return Table("Inference engines", head, rows, note)
+    return Table("Inference engines", head, rows, f"{note} {repeats_of(layers)}")
 
 
 def problem_table(engines: list[Row]) -> Table:
@@ -230,13 +307,14 @@ def problem_table(engines: list[Row]) -> Table:
 
 def pass_through_table(layers: list[Row]) -> Table:
     """What PyTorch's convolutions pay for this package while it is off, and while it is on and leaves them alone."""
+    found = [row for row in layers if row["benchmark"] == "pass through"]
     rows = [
         [str(row["threads"]), *(f"{row[f'{state}_us']:.2f}" for state in ("without", "registered", "enabled"))]
-        for row in layers
-        if row["benchmark"] == "pass through"
+        for row in found
     ]
     head = ["threads", "without groupwise", "groupwise off", "enabled"]
-    return Table("A convolution of one pixel by PyTorch, µs", head, rows)
+    note = fewest(row.get("repeats") for row in found)
+    return Table("A convolution of one pixel by PyTorch, µs", head, rows, note)
 
 
 def grouped(some: Iterable[Times], *names: str) -> list[tuple[list[str], list[Times]]]:

@@ -16,6 +16,7 @@ ORDER = [
     "spec",
     "wiring",
     "costs",
+    "processor",
     "native",
     "routing",
     "planning",
@@ -39,8 +40,8 @@ ORDER = [
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
 # Nothing of these may load when numbers are explained, or when it is asked what the native core lacks.
-LIGHT = ["errors", "arguments", "spec", "wiring", "costs", "native", "routing", "planning", "draw", "explanation"]
-LIGHT += ["diagnosis", "cli"]
+LIGHT = ["errors", "arguments", "spec", "wiring", "costs", "processor", "native", "routing", "planning", "draw"]
+LIGHT += ["explanation", "diagnosis", "cli"]
 
 
 def step(path: pathlib.Path) -> str:

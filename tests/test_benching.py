@@ -140,9 +140,33 @@ def test_the_dtype_is_the_layers_own():
         (lambda: bench(ConvSpec(4, 4, 3), (1, 4, 2, 2)), "size=2 gives no output"),
         (lambda: bench(ConvSpec(4, 4, 3), 56), "input 56 does not fit conv2d with in_channels=4"),
         (lambda: bench(ConvSpec(4, 4, 3), (2**20, 4, 2**16, 2**16)), "do not fit the memory"),
+        (lambda: bench(ConvSpec(4, 4, 3), (2**30, 4, 2**30, 2**30)), "do not fit the memory"),
     ],
 )
 def test_refusals(call, message):
     with pytest.raises(GroupwiseError) as caught:
         call()
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["_calls", "_kernels", "_interleave"])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError("std::bad_alloc")]
+)
+def test_memory_that_runs_out_on_the_way(monkeypatch, where, error):
+    def fail(*_):
+        raise error
+
+    stand_in(monkeypatch)
+    monkeypatch.setattr(benching, where, fail)
+    with pytest.raises(GroupwiseError, match=r"an input of shape \(1, 4, 9, 9\) and what is made of it do not fit"):
+        bench(ConvSpec(4, 4, 3), (1, 4, 9, 9), repeats=1)
+
+
+def test_an_error_that_is_not_of_memory_comes_through(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("unsupported memory format option")
+
+    monkeypatch.setattr(benching, "_calls", fail)
+    with pytest.raises(RuntimeError, match="unsupported memory format"):
+        bench(ConvSpec(4, 4, 3), (1, 4, 9, 9), repeats=1)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import math
 import pathlib
 import shutil
 import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,33 +18,11 @@ from torch import nn
 import groupwise
 from groupwise import ConvSpec, cost, routing
 from kernels import needs_kernels
-from legible import check_legible
-
-BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
-ABOUT = {
-    "processor": "AMD EPYC",
-    "threads": 2,
-    "torch": "2.13.0",
-    "groupwise": "0.1.0",
-    "commit": "abc1234",
-    "date": "2026-11-22",
-    "dtype": "float32",
-    "batch": 1,
-    "repeats": 15,
-}
-
-
-def load(name: str) -> ModuleType:
-    """A script of benchmarks/, which is no package: its scripts import each other as they do when they run."""
-    if str(BENCHMARKS) not in sys.path:
-        sys.path.insert(0, str(BENCHMARKS))
-    return importlib.import_module(name)
-
+from scripts import ABOUT, load
 
 shapes, checking, measuring, floor = map(load, ("shapes", "checking", "measuring", "floor"))
 layers, networks, engines, worker = map(load, ("layers", "networks", "engines", "engine_worker"))
-shares = load("shares")
-summary, chart, run = map(load, ("summary", "chart", "run"))
+shares, groups, run = map(load, ("shares", "groups", "run"))
 LAYERS = [(which, layer) for which in shapes.FILES for layer in shapes.read(which)]
 SMALL = next(layer for _, layer in LAYERS if layer.name == "odd-width6")
 
@@ -104,6 +80,44 @@ def test_the_floor():
     light = cost(ConvSpec(64, 64, 1, groups=64), 10)
     assert peaks.floor_ms(light) == pytest.approx(4 * (64 * 100 * 2 + 64) / 1e6)
     assert peaks.floor_ms(light, training=True) == pytest.approx(3 * peaks.floor_ms(light))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "low", "median", "high"),
+    [([2.0], 2000, 2000, 2000), ([3.0, 1.0], 1400, 2000, 2600), ([1.0, 3.0, 2.0], 1400, 2000, 2600)],
+)
+def test_the_quantiles_of_a_few_samples_are_within_them(seconds, low, median, high):
+    expected = {"ms": median, "ms_20_percent": low, "ms_80_percent": high, "repeats": len(seconds)}
+    assert measuring.figures(seconds) == expected
+
+
+def test_the_newest_machine():
+    def at(processor, date, **more):
+        return {"processor": processor, "torch": "2.13.0", "date": date, **more}
+
+    old = at("A", "2026-11-22")
+    assert measuring.newest_machine([]) is None
+    assert measuring.newest_machine([at("B", "2026-11-23"), old]) == ("B", "2.13.0")
+    early, late = at("A", "2026-11-23", time="08:00:00"), at("B", "2026-11-23", time="09:00:00")
+    assert measuring.newest_machine([late, early, old]) == ("B", "2.13.0")
+    assert measuring.newest_machine([old, at("C", "2026-11-22")]) == ("C", "2.13.0"), "a record is written to its end"
+    about = measuring.about()
+    assert {"date", "time"} <= set(about)
+    assert measuring.newest_machine([about, old]) == (about["processor"], torch.__version__)
+
+
+def test_the_record_of_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(groups, "SHAPES", [(4, 5)])
+    monkeypatch.setattr(groups, "_cold_start", lambda: [0.1, 0.3, 0.2])
+    words = ["--repeats", "2", "--threads", str(torch.get_num_threads())]
+    monkeypatch.setattr(sys, "argv", ["groups.py", *words, "--output", str(tmp_path / "groups.jsonl")])
+    groups.main()
+    *rows, cold = measuring.read_record(tmp_path / "groups.jsonl")
+    assert [(row["groups"], row["memory_format"]) for row in rows] == [
+        (g, f) for g in (1, 2, 4) for f in shapes.FORMATS
+    ]
+    assert {row["repeats"] for row in rows} == {2}
+    assert (cold["benchmark"], cold["ms"], cold["repeats"]) == (groups.COLD_START, 200, 3)
 
 
 def test_errors():
@@ -255,6 +269,27 @@ def test_an_engine_is_timed_if_it_is_right(kernel, monkeypatch, name):
     assert "by wrong is" in wrong["problem"]
 
 
+@pytest.mark.parametrize("answers", [0, 1, 2])
+def test_an_engine_that_stops_while_it_is_timed(kernel, monkeypatch, answers):
+    """In its first turn, which says how many calls make one, or in a later one."""
+
+    class Stops(Engine):
+        left = answers
+
+        def ask(self, **question):
+            if "run" in question:
+                self.left -= 1
+                if self.left < 0:
+                    return {"problem": "its process ended with status -11"}
+            return super().ask(**question)
+
+    monkeypatch.setattr(engines, "PAUSE", 0)
+    *ours, stopped, right = engines.measure(SMALL, {"stops": Stops(0.0), "right": Engine(0.0)}, repeats=3)
+    assert (stopped["problem"], "ms" in stopped) == ("its process ended with status -11", False)
+    assert (right["ms"], right["repeats"]) == (2, 3)
+    assert all(row["repeats"] == 3 for row in ours)
+
+
 def test_a_worker_answers(tmp_path, monkeypatch):
     """The protocol, with an engine that is PyTorch in two variants."""
     made = engines.save(SMALL, SMALL.tensors(1), SMALL.tensors(1).forward(), tmp_path)
@@ -278,63 +313,6 @@ def test_a_worker_answers(tmp_path, monkeypatch):
     assert json.loads(answers.getvalue()) == {"problem": "ZeroDivisionError: division by zero"}
 
 
-def row(layer="a<b", which="forward", who="pytorch", ms=1.0, **facts):
-    facts = {"benchmark": "layer", "memory_format": "contiguous", "floor_ms": 0.5, **facts}
-    return {**ABOUT, "set": "listed", "layer": layer, "pass": which, "implementation": who, "ms": ms, **facts}
-
-
-def made_up():
-    found = [row(ms=8.0), row(ms=4.0, memory_format="channels_last")]
-    found += [row(who="groupwise", ms=2.0, kernels=["forward planar"])]
-    found += [row(who="groupwise", ms=5.0, memory_format="channels_last", kernels=["forward channels"])]
-    found += [row("c", ms=8.0), row("c", who="groupwise", ms=1.0, kernels=["forward planar"])]
-    found += [row("d", ms=8.0)]
-    facts = {"benchmark": "payoff", "groups": 32}
-    found += [row(ms=4.0, **facts), row(who="groupwise", ms=1.0, **facts)]
-    return [*found, row(who="dense", ms=16.0, benchmark="payoff", groups=1)]
-
-
-def table(tables, title):
-    (found,) = [table for table in tables if table.title.startswith(title)]
-    return [dict(zip(found.head, cells, strict=True)) for cells in found.rows]
-
-
-def test_the_summary_of_layers():
-    tables = summary.summarise([row("e", busy=0.2), row("f", busy=0.05), *made_up()], [], [])
-    assert tables[0].note == "Others took more than 10% of the processors just before: e."
-    (facts,) = table(tables, "Layers")
-    assert facts["layers"] == "2", "d was not timed with our kernels"
-    assert facts["PyTorch / ours"] == "4", "the mean of 4 / 2 and 8 / 1"
-    assert facts["worst"] == "2 a<b"
-    assert (facts["PyTorch / floor"], facts["ours / floor"], facts["farthest"]) == ("11.3", "2.83", "4 a<b")
-    (slower,) = table(tables, "Slower")
-    assert (slower["layer"], slower["format"], slower["PyTorch / ours"]) == ("a<b", "channels_last", "0.8")
-    assert slower["kernels"] == "forward channels"
-    (payoff,) = table(tables, "Payoff")
-    assert (payoff["PyTorch faster"], payoff["ours faster"]) == ("4", "16")
-    assert (payoff["PyTorch's payoff"], payoff["our payoff"]) == ("0.125", "0.5")
-    assert "| a&lt;b |" in "\n".join(table.markdown() for table in tables)
-    assert "4 a<b" in "\n".join(table.text() for table in tables)
-
-
-def test_the_summary_of_engines_and_networks():
-    found = [row(who=who, ms=ms, benchmark="engine") for who, ms in (("pytorch", 4.0), ("groupwise", 1.0))]
-    found += [row(who="x", ms=0.5, benchmark="engine"), row(who="y", ms=2.0, benchmark="engine")]
-    broken = row(who="z", benchmark="engine", problem="no groups")
-    del broken["ms"]
-    formats = ("contiguous", "channels_last")
-    nets = [
-        row(who=who, ms=ms, benchmark="network", network="net", memory_format=name)
-        for who, ms in (("pytorch", 30.0), ("groupwise", 20.0))
-        for name in formats
-    ]
-    tables = summary.summarise([], nets, [*found, broken])
-    speedups = {facts["engine"]: facts["engine / ours"] for facts in table(tables, "Inference")}
-    assert speedups == {"pytorch": "4", "x": "0.5", "y": "2", "best engine": "0.5"}
-    assert table(tables, "Not timed") == [{"engine": "z", "why": "no groups", "layers": "a<b"}]
-    assert table(tables, "Networks")[0]["PyTorch / ours"] == "1.5"
-
-
 @needs_kernels
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize("direction", shares.DIRECTIONS)
@@ -346,31 +324,8 @@ def test_the_shares_of_a_kind(direction):
     # 2 FLOP a MAC of 4 channels by 9 taps, against 16 channels read and written and the weight, 4 bytes each.
     at_peak, copied = 2 * 16 * 64 * 36, 4 * (2 * 16 * 64 + 16 * 36)
     assert all(one["share"] > 0 and one["bound"] == round(min(1, at_peak / copied), 4) for one in rows)
-    tables = summary.summarise([], [], [], [{**ABOUT, **one} for one in rows])
-    assert table(tables, "Share")[0]["channels"] == f"{rows[2]['share']:.0%}"
-
-
-def test_without_records_there_is_no_summary(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["summary.py", "--records", str(tmp_path)])
-    with pytest.raises(SystemExit, match="measure first"):
-        summary.main()
-
-
-def test_the_charts_are_legible(tmp_path, monkeypatch):
-    rows = []
-    for number, layer in enumerate(shapes.read("listed")):
-        for which, share in (("forward", 0.8), ("training", 1.3)):
-            rows += [row(layer.name, which, "pytorch", 1.0), row(layer.name, which, "groupwise", share ** (number / 3))]
-    facts = {"benchmark": "groups", "channels": 32, "size": 9}
-    groups = [row(memory_format=f, groups=2**i, of_dense=0.7**i, **facts) for f in shapes.FORMATS for i in range(6)]
-    measuring.write_record(tmp_path / "layers.jsonl", rows, ())
-    measuring.write_record(tmp_path / "groups.jsonl", groups, ())
-    monkeypatch.setattr(sys, "argv", ["chart.py", "--records", str(tmp_path), "--pictures", str(tmp_path)])
-    chart.main()
-    root = check_legible((tmp_path / "speedup.svg").read_text(encoding="utf-8"))
-    assert float(root.get("width")) <= 800
-    check_legible((tmp_path / "payoff.svg").read_text(encoding="utf-8"))
-    check_legible(chart.speedup_chart(chart.chosen(rows[:4])))
+    told = load("summary").share_table([{**ABOUT, **one} for one in rows])
+    assert told.rows[0][-1] == f"{rows[2]['share']:.0%}"
 
 
 def test_what_run_takes(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import pathlib
 import re
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import groupwise
-from groupwise import diagnosis, native
+from groupwise import diagnosis, native, processor, reporting
 from groupwise.cli import main
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -48,7 +49,7 @@ def machine(monkeypatch):
 
 def test_kernels_that_can_run(machine, capsys, monkeypatch):
     machine(GOOD, GROUPWISE_ISA="avx2")
-    monkeypatch.setattr(diagnosis, "_cpuinfo", {"model name": "Some CPU", "flags": "fpu avx2 fma"}.get)
+    monkeypatch.setattr(processor, "_first", {"model name": "Some CPU", "flags": "fpu avx2 fma"}.get)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"groupwise  {groupwise.__version__}, Python {sys.version.split()[0]}"
@@ -126,6 +127,48 @@ def test_json_and_a_file(machine, capsys, tmp_path):
     assert main(["doctor", "-o", "a.svg"]) == 2
 
 
+def test_a_record_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    record = tmp_path / "_native.json"
+    record.touch()
+    monkeypatch.setattr(groupwise, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(type(record), "read_text", refuse)
+    found = native._found().status
+    assert found.problem.startswith(f"{record} cannot be read (PermissionError: [Errno 13] Permission denied")
+    assert found.cause == "library"
+
+
+@pytest.mark.parametrize(
+    ("url", "source"),
+    [
+        ("file:///a/groupwise-0.1.0-py3-none-linux_x86_64.whl", ".  # in a clone of groupwise"),
+        ("https://a.org/groupwise-0.1.0-py3-none-linux_x86_64.whl", ".  # in a clone of groupwise"),
+        ("https://a.org/groupwise-0.1.0.tar.gz", "https://a.org/groupwise-0.1.0.tar.gz"),
+    ],
+)
+def test_what_was_not_installed_from_an_index_is_not_sought_in_one(monkeypatch, url, source):
+    class Distribution:
+        def read_text(self, name):
+            return {"INSTALLER": "pip\n", "direct_url.json": json.dumps({"url": url, "archive_info": {}})}[name]
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution())
+    assert native.rebuild_command().endswith(f"pip install --force-reinstall --no-deps --no-cache-dir {source}")
+
+
+def test_the_processor(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_bytes(
+        b"processor\t: 0\nmodel name\t: A \xff CPU\nflags\t\t: fma avx2\nmodel name\t: B\n"
+    )
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    assert diagnosis.diagnose().processor == reporting.machine()["processor"] == "A \N{REPLACEMENT CHARACTER} CPU"
+    assert diagnosis.diagnose().isas == ("baseline", "avx2")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "none")
+    assert diagnosis.diagnose().isas == ("baseline",)
+    assert diagnosis.diagnose().processor == reporting.machine()["processor"] != ""
+
+
 def test_this_machine(monkeypatch):
     for name in ("GROUPWISE_ENABLE", "GROUPWISE_ISA"):
         monkeypatch.delenv(name, raising=False)
@@ -164,9 +207,13 @@ def test_the_compiler_is_searched_where_cmake_does(tmp_path, monkeypatch):
     assert diagnosis.find_compiler() == f"clang version 16 ({tmp_path / 'clang++'})"
     tool("my++", "echo mine")
     monkeypatch.setenv("CXX", "my++ -m64")
-    assert diagnosis.find_compiler() == f"mine ({tmp_path / 'my++'})"
-    monkeypatch.setenv("CXX", "/nonexistent")
-    assert diagnosis.find_compiler() is None
+    assert diagnosis.find_compiler() == f"mine ({tmp_path / 'my++'} -m64)"
+    tool("cache", '[ $# = 1 ] && echo cache 4 || "$@"')
+    monkeypatch.setenv("CXX", "cache my++")
+    assert diagnosis.find_compiler() == f"mine ({tmp_path / 'cache'} my++)", "the version is not the cache's"
+    for nothing in ("/nonexistent", " ", '"'):
+        monkeypatch.setenv("CXX", nothing)
+        assert diagnosis.find_compiler() is None
 
 
 CMAKE = shutil.which("cmake", path=str(pathlib.Path(sys.executable).parent)) or shutil.which("cmake")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import groupwise
 from groupwise import native
@@ -62,6 +63,14 @@ def test_commands_in_the_docs_work(line, tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().err.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
     else:
         assert main(words) == 0
+
+
+def test_the_fields_of_a_report_are_listed():
+    facts = groupwise.report(torch.nn.Conv2d(4, 4, 3), torch.randn(1, 4, 9, 9), repeats=1).to_dict()
+    section = (ROOT / "docs" / "report.md").read_text(encoding="utf-8").partition("## Fields")[2]
+    layers, total, beside = section.strip().split("\n\n")
+    for text, fields in ((layers, facts["layers"][0]), (total, facts["total"]), (layers + total + beside, facts)):
+        assert set(fields) <= set(re.findall(r"`(\w+)`", text))
 
 
 def test_links_lead_somewhere():

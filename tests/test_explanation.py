@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import re
-import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -34,9 +33,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_golden_text(name, monkeypatch):
-    """Without the plans, which are of the machine."""
-    without_kernels(monkeypatch)
+def test_golden_text(name):
     arguments, options = TEXTS[name]
     shown = str(explain(*arguments, **options)) + "\n"
     golden = GOLDEN / f"{name}.txt"
@@ -220,7 +217,7 @@ def test_pictures_and_page(tmp_path):
     ],
 )
 def test_the_plans_are_the_planners(spec, size, formats):
-    shown = explain(spec, size=size, batch=2)
+    shown = explain(spec, size=size, batch=2, plans=True)
     shape = (2, spec.in_channels, *size)
     expected = {
         layout: {
@@ -244,6 +241,9 @@ def test_the_plans_are_the_planners(spec, size, formats):
     for why in {why for passes in expected.values() for one in passes.values() for why in one.refused.values()}:
         assert why in " ".join(section.split())
     assert "\nPlan " in shown.to_html()
+    unasked = explain(spec, size=size, batch=2)
+    assert ("plans" in unasked.to_dict(), "\nPlan " in unasked.to_html()) == (False, False)
+    assert unasked.plans == expected
 
 
 def test_where_there_are_no_plans(monkeypatch):
@@ -251,17 +251,17 @@ def test_where_there_are_no_plans(monkeypatch):
     monkeypatch.setattr(native, "status", lambda: asked.append(1) or native.Status())
     grouped = ConvSpec(8, 8, 3, groups=8)
     for shown in (
-        explain(grouped),
-        explain(ConvSpec(8, 8, 3, groups=8, dims=3), size=9),
-        explain(grouped, size=9, dtype="float64"),
+        explain(grouped, plans=True),
+        explain(ConvSpec(8, 8, 3, groups=8, dims=3), size=9, plans=True),
+        explain(grouped, size=9, dtype="float64", plans=True),
     ):
         assert (shown.plans, "plans" in shown.to_dict(), "\nPlan " in str(shown)) == ({}, False, False)
-    monkeypatch.delitem(sys.modules, "torch")
-    assert explain(grouped, size=9).plans == {}
-    assert asked == []
+    str(explain(grouped, size=9))
+    assert asked == [], "nothing is looked for that nobody asked for"
     monkeypatch.undo()
     without_kernels(monkeypatch)
-    assert explain(grouped, size=9).plans == {}
+    shown = explain(grouped, size=9, plans=True)
+    assert (shown.plans, "plans" in shown.to_dict(), "\nPlan " in str(shown)) == ({}, False, False)
 
 
 def a_plan(kernel, tile=None, **refused):
@@ -294,3 +294,10 @@ def test_a_million_groups_are_quick():
     shown = explain(2**20, 2**20, 3, groups=2**20, size=4)
     assert "1,048,570 more groups" in str(shown)
     assert len(shown.to_svg()) < 90_000
+
+
+def test_the_plans_of_a_layer_are_listed_and_those_of_numbers_if_asked_for():
+    layer = torch.nn.Conv2d(8, 8, 3, groups=8)
+    listed = [explain(layer, size=9), explain(layer, size=9, plans=False), explain(8, 8, groups=8, size=9)]
+    assert [shown.with_plans for shown in listed] == [True, False, False]
+    assert explain(8, 8, groups=8, size=9, plans=True).with_plans

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channe
 # Shorter than this, a sample is of several calls.
 _SAMPLE_SECONDS = 1e-3
 _MOST_CALLS = 100
+# What PyTorch's RuntimeErrors say where memory runs out, or where a size is more than any memory.
+_NO_MEMORY = re.compile(r"memory(?![_ ]format)|bad_alloc|overflow", re.IGNORECASE)
 # Which work, whether by groupwise's kernels, and in which memory format.
 _Key = tuple[str, bool, str]
 
@@ -126,19 +129,12 @@ def bench(
         ways = list(itertools.product((False,) if reason else (False, True), formats))
         calls: dict[_Key, Callable[[], object]] = {}
         kernels = {}
-        for route, name in ways:
-            try:
+        with _refusing_what_does_not_fit(tuple(input_shape)):
+            for route, name in ways:
                 made = _calls(at, _FORMATS[name])
-            except (MemoryError, RuntimeError) as error:
-                if "memory" not in str(error):
-                    raise
-                raise GroupwiseError(
-                    f"an input of shape {tuple(input_shape)} and what is made of it do not fit the memory; "
-                    "give a smaller size or batch"
-                ) from None
-            calls |= {(work, route, name): call for work, call in zip(WORKS, made, strict=True)}
-            kernels[route, name] = _kernels(made[-1], spec, route)
-        medians = {key: statistics.median(times) * 1e3 for key, times in _interleave(calls, repeats).items()}
+                calls |= {(work, route, name): call for work, call in zip(WORKS, made, strict=True)}
+                kernels[route, name] = _kernels(made[-1], spec, route)
+            medians = {key: statistics.median(times) * 1e3 for key, times in _interleave(calls, repeats).items()}
         about = {**machine(), "roofline": roofline.to_dict()}
     timings = []
     for work, (route, name) in itertools.product(WORKS, ways):
@@ -167,6 +163,19 @@ def _threads(count: int | None) -> Iterator[int]:
         yield count
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _refusing_what_does_not_fit(shape: tuple[int, ...]) -> Iterator[None]:
+    """Memory may run out where a tensor is made, in the first training step or between two that are timed."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+            raise
+        raise GroupwiseError(
+            f"an input of shape {shape} and what is made of it do not fit the memory; give a smaller size or batch"
+        ) from None
 
 
 def _calls(at: Cost, memory_format: torch.memory_format) -> tuple[Callable[[], object], Callable[[], object]]:

@@ -6,7 +6,6 @@ Works where torch is missing or broken: that is when it is asked.
 from __future__ import annotations
 
 import os
-import pathlib
 import platform
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 
 import groupwise
 from groupwise import native
+from groupwise.processor import processor_flags, processor_name
 
 # The flags of /proc/cpuinfo that each instruction set of csrc/ needs; every processor has the baseline.
 ISA_FLAGS = {"avx2": {"avx2", "fma"}}
@@ -121,7 +121,7 @@ def diagnose() -> Diagnosis:
         torch=library.torch_here,
         torch_problem=problem,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=_cpuinfo("model name") or platform.processor() or platform.machine(),
+        processor=processor_name(),
         isas=_isas(),
         threads=_threads() if problem is None else os.cpu_count() or 1,
         compiler=compiler,
@@ -136,14 +136,21 @@ def find_compiler() -> str | None:
     """The C++ compiler that a build would take, with its version, searched where CMake does; None if there is none."""
     named = os.environ.get("CXX")
     for name in [named] if named else ["c++", "g++", "clang++"]:
-        path = shutil.which(shlex.split(name)[0])
+        try:
+            word, *more = shlex.split(name)
+        except ValueError:  # blank, or a quote that does not end
+            continue
+        path = shutil.which(word)
         if path is None:
             continue
+        # With all its words, as `ccache g++` is a compiler and ccache is none.
+        command = [path, *more]
         try:
-            shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+            shown = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10, check=True)
         except (OSError, subprocess.SubprocessError):
             continue
-        return f"{shown.splitlines()[0].strip()} ({path})" if shown.strip() else path
+        told = shown.stdout.strip()
+        return f"{told.splitlines()[0].strip()} ({shlex.join(command)})" if told else shlex.join(command)
     return None
 
 
@@ -170,17 +177,8 @@ def _compiler_command() -> str:
     return "(install a compiler for C++20, such as g++ or clang++)"
 
 
-def _cpuinfo(name: str) -> str:
-    """The first value of a name in /proc/cpuinfo; empty where there is none."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")
-
-
 def _isas() -> tuple[str, ...]:
-    flags = set(_cpuinfo("flags").split())
+    flags = processor_flags()
     return ("baseline", *(isa for isa, needed in ISA_FLAGS.items() if needed <= flags))
 
 

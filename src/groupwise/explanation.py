@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import pathlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -34,6 +33,7 @@ class Explanation:
     - `input_size`: spatial input size, or None: then MACs and bytes are left out
     - `batch`, `dtype`: of the input
     - `name`: the layer's name in its model, if known
+    - `with_plans`: whether the text and the dict list the plans, which takes torch
     """
 
     spec: ConvSpec
@@ -41,6 +41,7 @@ class Explanation:
     batch: int = 1
     dtype: str = "float32"
     name: str | None = None
+    with_plans: bool = field(default=False, compare=False)
     cost: Cost | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,10 +59,9 @@ class Explanation:
     def plans(self) -> dict[str, dict[str, Plan]]:
         """The plan of each pass (`forward`, `grad_input`, `grad_weight`) by memory format.
 
-        Empty without a size, for 3-D and for other dtypes than float32, where the kernels cannot run, and as long as
-        nothing else has imported torch, which an explanation does not wait for.
+        Imports torch. Empty without a size, for 3-D and other dtypes than float32, and where the kernels cannot run.
         """
-        if self.input_size is None or self.spec.dims == 3 or self.dtype != "float32" or not sys.modules.get("torch"):
+        if self.input_size is None or self.spec.dims == 3 or self.dtype != "float32":
             return {}
         from groupwise import native
         from groupwise.planning import DIRECTIONS, MEMORY_FORMATS, plan
@@ -85,7 +85,10 @@ class Explanation:
         return html.figure(self.to_svg())
 
     def to_text(self, view: str = "all") -> str:
-        """Plain Unicode of at most 80 columns; `view` is wiring, weight, cost or all (the three, and the plans)."""
+        """Plain Unicode of at most 80 columns; `view` is wiring, weight, cost or all.
+
+        All is the three, and `with_plans` the plans too.
+        """
         views = {
             "wiring": lambda: text.wiring(self.spec),
             "weight": lambda: text.weight(self.spec),
@@ -93,7 +96,7 @@ class Explanation:
         }
         chosen = _chosen(view)
         parts = [text.heading(self.spec, self.name), *(views[name]() for name in chosen)]
-        if view == "all" and (plans := self.plans):
+        if view == "all" and self.with_plans and (plans := self.plans):
             parts.append(text.plans(plans))
         return "\n\n".join(parts)
 
@@ -126,8 +129,8 @@ class Explanation:
         """Every fact as plain JSON types; sizes, MACs and bytes only when the input size is known.
 
         `paths` lists every group with half-open channel ranges. `bytes` is what one pass moves at least (input and
-        weight read once, output written once) and `traffic` splits it. `macs_on_padding` are of one pass. `plans` has
-        the plan of each pass by memory format, where there are any: see `plans`.
+        weight read once, output written once) and `traffic` splits it. `macs_on_padding` are of one pass. `with_plans`
+        there is `plans`, the plan of each pass by memory format, where there are any.
         """
         spec, dense = self.spec, self.spec.dense()
         facts: dict[str, Any] = {} if self.name is None else {"name": self.name}
@@ -144,7 +147,7 @@ class Explanation:
             facts |= self.cost.to_dict()
             facts["dense"] |= {key: full[key] for key in ("macs", "macs_on_padding", "bytes", "traffic", "intensity")}
             facts["dense"]["ratio"] = self.cost.ratio
-        if plans := self.plans:
+        if self.with_plans and (plans := self.plans):
             facts["plans"] = {
                 layout: {name: plan.to_dict() for name, plan in passes.items()} for layout, passes in plans.items()
             }
@@ -161,6 +164,7 @@ def explain(
     batch: int = 1,
     dtype: Any = None,
     name: str | None = None,
+    plans: bool | None = None,
     **options: Any,
 ) -> Explanation:
     """Explain a convolution: what it connects, the shapes it stores, what it costs.
@@ -173,8 +177,15 @@ def explain(
     - in_channels (here or by that keyword), then `out_channels`, `kernel_size` (3 if left out) and the keywords of
       `ConvSpec`
 
-    `size` is the spatial input size (an int for all dimensions) and brings MACs and bytes; `dtype` defaults to the
-    layer's own, else float32. Raises `GroupwiseError` for anything that is no convolution.
+    Beside it
+
+    - `size`: the spatial input size (an int for all dimensions), which brings MACs and bytes
+    - `batch`: how many samples the input has; `dtype`: the layer's own, else float32, if left out
+    - `name`: what the layer is called in its model, for the heading
+    - `plans`: whether to list, with a size, the plan of every pass too, where the kernels can run. If left out, those of
+      a layer are listed, and of numbers, which are explained without torch, not
+
+    Raises `GroupwiseError` for anything that is no convolution.
 
     Examples:
         >>> explain(8, 4, 5, groups=4).spec.weight_shape
@@ -191,6 +202,7 @@ def explain(
         batch=batch,
         dtype=own_dtype if dtype is None else dtype,
         name=name,
+        with_plans=(hasattr(x, "weight") if plans is None else plans),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import platform
 import statistics
 import time
 from collections import Counter
@@ -20,10 +19,10 @@ from groupwise.costs import Macs
 from groupwise.draw import html, report_html, report_text
 from groupwise.errors import check_integer
 from groupwise.measuring import check_same, measure, not_measured
+from groupwise.planning import DIRECTIONS
+from groupwise.processor import processor_name
 from groupwise.recording import ConvCall
 from groupwise.roofline import Roofline, measure_roofline
-
-_PASSES = ("forward", "grad_input", "grad_weight")
 
 
 @dataclass(frozen=True)
@@ -273,7 +272,7 @@ def _routed(row: Row, calls: Sequence[ConvCall], checked: Checked, roofline: Roo
 def _sums(rows: Iterable[Row]) -> dict[str, Any]:
     chosen = list(rows)
     weights = {row.call.parameter: row.call.spec.parameters for row in chosen if row.call.parameter is not None}
-    ran = {name: sum(r.call.cost.macs.forward for r in chosen if name in r.call.passes) for name in _PASSES}
+    ran = {name: sum(r.call.cost.macs.forward for r in chosen if name in r.call.passes) for name in DIRECTIONS}
     pytorch = _sum(row.pytorch_ms for row in chosen)
     routed = _sum(row.groupwise_ms for row in chosen)
     bounded = [row for row in chosen if row.bound_ms is not None]
@@ -307,7 +306,7 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 def machine() -> dict[str, Any]:
     """Where this is measured: processor, threads, versions, date."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "groupwise": groupwise.__version__,
@@ -317,12 +316,3 @@ def machine() -> dict[str, Any]:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _processor() -> str:
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

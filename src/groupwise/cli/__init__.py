@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     The exit status is 0, 1 if `doctor` finds that the kernels cannot run or `report --check` that they change the
-    outputs, 2 for a bad request (reason on stderr), or 130 if interrupted.
+    outputs or gave none, 2 for a bad request (reason on stderr), or 130 if interrupted.
     """
     options, unknown = parser().parse_known_args(arguments)
     status = 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,9 @@ CONVOLUTION: dict[str, Any] = {
     "batch": 1,
     "dtype": "float32",
 }
+
+# What the messages of torch and of models speak of where an input has the wrong shape, or is too large for the memory.
+_OF_SHAPE = re.compile(r"shape|size|\bdim|channel|height|width|memory|overflow", re.IGNORECASE)
 
 
 def run_explain(options: argparse.Namespace) -> None:
@@ -72,6 +77,7 @@ def _from_numbers(in_channels: int, out_channels: int, options: argparse.Namespa
         transposed=options.transposed,
         bias=not options.no_bias,
         dims=options.dims,
+        plans=getattr(options, "plans", False),
     )
 
 
@@ -84,14 +90,14 @@ def _from_model(options: argparse.Namespace) -> Explanation:
 
     model = load_model(options.what[0], say).eval()
     shape = options.input or input_shape(model)
-    with _explaining_failure(options.what[0], shape):
+    with _explaining_failure(options, options.what[0], model, shape):
         calls = count(model, _random_input(shape))
     named = {call.name: call for call in calls}
     if options.layer not in named:
         wrong = f"no convolution named {options.layer!r} in" if options.layer else "--layer NAME is needed with"
         raise GroupwiseError(f"{wrong} {options.what[0]}; its convolutions: {', '.join(named) or 'none ran'}")
     at = named[options.layer].cost
-    return explain(at.spec, size=at.input_size, batch=at.batch, dtype=at.dtype, name=options.layer)
+    return explain(at.spec, size=at.input_size, batch=at.batch, dtype=at.dtype, name=options.layer, plans=True)
 
 
 def run_groups(options: argparse.Namespace) -> None:
@@ -147,7 +153,7 @@ def _layer(options: argparse.Namespace) -> tuple[ConvSpec, tuple[int, ...]]:
 def run_report(options: argparse.Namespace) -> int:
     """Report on a model: the table or JSON on stdout, and FILE.
 
-    The exit status is 1 if --check finds that the outputs change by more than rounding.
+    The exit status is 1 if --check finds that the outputs change by more than rounding, or has nothing to compare.
     """
     from groupwise.photo import as_input, read_photo, thumbnail
     from groupwise.reporting import report
@@ -160,7 +166,7 @@ def run_report(options: argparse.Namespace) -> int:
     model = load_model(options.target, say)
     model.train(options.backward)
     shape = options.input or input_shape(model)
-    with _explaining_failure(options.target, shape):
+    with _explaining_failure(options, options.target, model, shape):
         batch = _random_input(shape) if photo is None else as_input(photo, (shape[-2], shape[-1]))
         made = report(
             model,
@@ -178,25 +184,63 @@ def run_report(options: argparse.Namespace) -> int:
         else:
             write({"json": facts, "text": str(made)}[kind], options.output)
         say(f"wrote {options.output}")
-    wrong = made.agreement is not None and not made.agreement.within_rounding
-    if options.check and wrong:
+    if not options.check:
+        return 0
+    if made.agreement is None:
+        say(f"nothing was checked, as there are no outputs of groupwise's kernels: {made.not_measured}")
+        return 1
+    if not made.agreement.within_rounding:
         say("the outputs with groupwise's kernels are not those without, or a convolution is too far from float64")
-    return int(options.check and wrong)
+        return 1
+    return 0
 
 
 @contextmanager
-def _explaining_failure(target: str, shape: tuple[int, ...]) -> Iterator[None]:
-    """A model that fails most often got an input it cannot take."""
+def _explaining_failure(
+    options: argparse.Namespace, target: str, model: torch.nn.Module, shape: tuple[int, ...]
+) -> Iterator[None]:
+    """One line for an input that the model cannot take. What else its code raises keeps Python's traceback."""
     try:
         yield
     except GroupwiseError:
         raise
+    except OSError as error:
+        # An OSError of the command line's own, such as a file that cannot be written, is one line.
+        raise RuntimeError(f"{target} failed on one input of shape {shape}") from error
     except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if not (_is_of_shape(error) or _takes_other_arguments(error, model)):
+            raise
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise GroupwiseError(
-            f"{target} failed on one input of shape {shape}: {reason}; give another shape with --input, or call "
-            "groupwise.report from Python for other arguments"
+            f"{target} failed on one input of shape {shape}: {reason}; {_other_input(options)}, or call "
+            f"groupwise.{'count' if options.command == 'explain' else 'report'} from Python for other arguments"
         ) from error
+
+
+def _is_of_shape(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, (RuntimeError, ValueError, IndexError, AssertionError)) and bool(
+        _OF_SHAPE.search(str(error))
+    )
+
+
+def _takes_other_arguments(error: Exception, model: torch.nn.Module) -> bool:
+    """Whether one tensor is not what the model is called with."""
+    if not isinstance(error, TypeError):
+        return False
+    try:
+        inspect.signature(model.forward).bind(None)
+    except TypeError:
+        return True
+    return False
+
+
+def _other_input(options: argparse.Namespace) -> str:
+    """How to have an input of another shape, by how this one was asked for."""
+    if getattr(options, "image", None) is not None:
+        return "give --input with another shape in place of --image"
+    return f"give {'another' if options.input else 'its'} shape with --input"
 
 
 def _random_input(shape: tuple[int, ...]) -> torch.Tensor:

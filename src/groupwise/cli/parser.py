@@ -76,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
     _add_convolution(one)
     one.add_argument("--groups", "-g", type=_groups_value, default=1, help="default 1")
     one.add_argument("--view", choices=VIEWS, default="all", help="default all")
+    one.add_argument(
+        "--plans", action="store_true", help="with --size, what would run for it too; MODEL's layer has it"
+    )
     one.add_argument("--format", "-f", choices=FORMATS, help="default text, or what FILE ends in")
     _add_output(one)
     one.set_defaults(run=commands.run_explain)
@@ -108,7 +111,9 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--repeats", type=int, default=10, help="runs that the median is of; default 10")
     whole.add_argument("--json", action="store_true", help="print JSON instead of the table")
     whole.add_argument(
-        "--check", action="store_true", help="end with status 1 if groupwise's kernels change the outputs"
+        "--check",
+        action="store_true",
+        help="end with status 1 if groupwise's kernels change the outputs, or cannot run",
     )
     _add_output(whole)
     whole.set_defaults(run=commands.run_report)

@@ -9,6 +9,7 @@ from typing import Any
 
 from groupwise.draw import numbers, phrases, text
 from groupwise.draw.folding import fold
+from groupwise.planning import DIRECTIONS
 
 _HEAD = ("kind", "groups", "weight", "params", "MACs", "bytes")
 _MOST_NAME = 32
@@ -166,7 +167,7 @@ def kernels(used: dict[str, str]) -> str:
     """The one kernel of all passes, or the kernels of the three where they differ."""
     if len(set(used.values())) < 2:
         return next(iter(used.values()), "-")
-    return "/".join(used.get(name, "-") for name in ("forward", "grad_input", "grad_weight"))
+    return "/".join(used.get(name, "-") for name in DIRECTIONS)
 
 
 def times(value: float | None) -> str:

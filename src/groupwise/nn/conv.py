@@ -68,7 +68,7 @@ class _Grouped(_ConvNd):
         return self.weight[rows.start : rows.stop]
 
     def explain(self, size: int | Sequence[int] | None = None, **options: Any) -> Explanation:
-        """What this layer connects and costs, on an input of spatial `size`: see `groupwise.explanation.explain`."""
+        """What this layer connects and costs, on an input of spatial `size`: see `groupwise.explain`."""
         from groupwise.explanation import explain
 
         return explain(self, size=size, **options)
