@@ -127,6 +127,9 @@ bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, least};
   while (2 * b.groups <= c.groups && floats(2 * b.groups) <= kTarget) b.groups *= 2;
+  // All where they fit: pixels read in halves come slower from memory (8 samples of 200 channels 28x28, ms, halves | all: 1.43
+  // | 0.67, of 96 56x56 3.45 | 3.06).
+  if (floats(c.groups) <= kTarget) b.groups = std::max(least, c.groups);
   const auto tasks = [&] {
     l->blocks = even_blocks(c.groups, least, &b.groups);
     return l->tasks(c);
@@ -293,6 +296,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightN
   b.rows = std::min(p.h.out, std::max<int64_t>(1, kRun / p.w.out));
   b.groups = least;
   while (2 * b.groups <= p.groups && floats(2 * b.groups) <= kTarget) b.groups *= 2;
+  if (floats(p.groups) <= kTarget) b.groups = std::max(least, p.groups);
   l->blocks = even_blocks(p.groups, least, &b.groups);
   while (l->blocks < 2 * threads && threads > 1 && b.groups >= 2 * least) {
     b.groups = b.groups / 2 / least * least;

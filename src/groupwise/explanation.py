@@ -182,8 +182,8 @@ def explain(
     - `size`: the spatial input size (an int for all dimensions), which brings MACs and bytes
     - `batch`: how many samples the input has; `dtype`: the layer's own, else float32, if left out
     - `name`: what the layer is called in its model, for the heading
-    - `plans`: whether to list, with a size, the plan of every pass too, where the kernels can run. If left out, those of
-      a layer are listed, and of numbers, which are explained without torch, not
+    - `plans`: whether to list, with a size, the plan of every pass too, where the kernels can run. If left out, those
+      of a layer are listed, and of numbers, which are explained without torch, not
 
     Raises `GroupwiseError` for anything that is no convolution.
 
