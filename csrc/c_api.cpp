@@ -57,6 +57,7 @@ int64_t groupwise_plan(const int64_t* n, const char* dtype, char* text, int64_t 
   request.x_strides = strides(n[2], request.problem.h.in, request.problem.w.in);
   request.y_strides = strides(n[3], request.problem.h.out, request.problem.w.out);
   request.w_strides = groupwise::dense_weight_strides(request.problem, n[20] != 0);
+  request.transposed = n[21] != 0;
   request.float32 = std::strcmp(dtype, "float32") == 0;
   return give(groupwise::describe(request, groupwise::choose(request, groupwise::forced().c_str())), text, size);
 }

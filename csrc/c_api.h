@@ -34,7 +34,7 @@ GROUPWISE_API void groupwise_force(const char* kernel);
 
 // numbers: direction (0 forward, 1 grad_input, 2 grad_weight), batch, in_channels, out_channels, groups, channels_last,
 // threads, dimensions, then in, out, kernel, stride, padding (before), dilation of the height and the same of the width,
-// and whether the weight is channels_last.
+// whether the weight is channels_last, and whether the convolution is a transposed one.
 GROUPWISE_API int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size);
 
 // The plans of the convolutions that took the route since the last call with clear, oldest first; at most 1024.

@@ -89,7 +89,10 @@ bool batch_slower(const Request& r) {
   if (p.batch * p.groups * widest * p.h.out * p.w.out < 65'536) return false;
   if (r.channels_last) {
     // Depthwise 14x14 0.52 | 0.55, 7x7 0.20 | 0.22, but 28x28 3.0 | 2.2, and of stride 2 0.39 | 0.30.
-    if (depthwise(p)) return weight && p.w.stride == 1 && taps <= 9 && p.w.out <= 16;
+    // grad_input of stride 2, 56x56 2.7 | 3.3, 28x28 0.79 | 0.94.
+    if (depthwise(p) && taps <= 9)
+      return (weight && p.w.stride == 1 && p.w.out <= 16) || (input && p.w.stride > 1 && !r.transposed);
+    if (depthwise(p)) return false;
     // 1x1, two threads, 30 channels a group 0.63 | 0.75, 68 3.4 | 4.4, but 8 0.49 | 0.41.
     if (!weight && taps == 1 && r.threads > 1) return widest >= 24;
     // Dot products of 128 channels 13x13 9.2 | 11.4, 96 14x14 6.6 | 7.2.
@@ -102,7 +105,7 @@ bool batch_slower(const Request& r) {
   if (!depthwise(p)) return !weight && p.w.stride == 1 && std::min(p.in_channels, p.out_channels) >= 16;
   // Depthwise of small images. grad_weight of 3x3 7x7 0.59 | 0.99, of stride 2 14x14 0.51 | 0.68, but 28x28 1.06 | 0.75, and 5x5
   // 7x7 6.7 | 1.5. grad_input of stride 2, 14x14 0.94 | 1.16, 5x5 1.59 | 2.37, but 28x28 1.36 | 1.09.
-  return p.w.out <= 8 && ((weight && taps <= 9) || (input && p.w.stride > 1));
+  return p.w.out <= 8 && ((weight && taps <= 9) || (input && p.w.stride > 1 && !r.transposed));
 }
 
 // Where PyTorch's kernels were measured faster than ours, or as fast (two threads, ms, PyTorch | ours).
@@ -114,10 +117,6 @@ bool slower(const Request& r) {
   if (r.channels_last && depthwise(p) && p.groups < 8) return true;
   const bool pointwise = p.h.kernel * p.w.kernel == 1;
   if (p.batch > 1 && batch_slower(r)) return true;
-  // Depthwise, of stride 2: 192 channels 56x56 0.19 | 0.25, but 240 28x28 0.21 | 0.17.
-  if (r.channels_last && depthwise(p) && r.direction == Direction::grad_input && p.w.stride > 1 &&
-      p.batch * p.groups * p.h.in * p.w.in > 300'000)
-    return true;
   // channels_last 512 channels a group 34 | 45; contiguous 64 channels 14x14 1.56 | 1.52, and a training step of 192, whose
   // other gradient PyTorch makes, 6.8 | 7.3; 1x1 of 48 channels, one thread, 0.30 | 0.37.
   if (r.direction == Direction::grad_weight) return widest >= (r.channels_last ? 256 : pointwise ? 32 : 96);

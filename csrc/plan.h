@@ -21,6 +21,7 @@ struct Request {
   int64_t dimensions;
   Strides x_strides, y_strides;  // as kernels read and write them (`meaningful`)
   WeightStrides w_strides;
+  bool transposed = false;  // a grad_input that is a transposed convolution's forward, which PyTorch computes another way
 };
 
 // Of strides, paddings, dilations and kernels, and of sizes: beyond all networks.

@@ -173,7 +173,8 @@ Decision decide(const Call& call, Direction direction, const Tensor* x, const Te
   const Request request{direction, call.problem, call.channels_last, true, threads, call.dimensions,
                         x ? read_strides(*x, call, true) : new_strides(call, true),
                         y ? read_strides(*y, call, false) : new_strides(call, false),
-                        weight ? weight_strides(*weight, call) : dense_weight_strides(call.problem, call.channels_last)};
+                        weight ? weight_strides(*weight, call) : dense_weight_strides(call.problem, call.channels_last),
+                        call.transposed};
   const Choice choice = choose(request, forced().c_str());
   remember(request, choice);
   return {request, choice.kernel};

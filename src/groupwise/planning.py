@@ -132,7 +132,7 @@ def plan(
     last = layout == "channels_last" or _weight_asks_for_channels_last(spec_or_layer)
     numbers = [DIRECTIONS.index(direction), batch, *channels, spec.groups, int(last), threads, spec.dims]
     numbers += [number for axis in axes for number in axis]
-    numbers.append(int(_weight_is_channels_last(spec_or_layer, last)))
+    numbers += [int(_weight_is_channels_last(spec_or_layer, last)), int(spec.transposed)]
     array = (ctypes.c_int64 * len(numbers))(*numbers)
     return Plan._of(json.loads(native.read_text(library.groupwise_plan, array, dtype.encode())))
 
