@@ -5,11 +5,30 @@
 
 namespace groupwise::GW_TARGET {
 
-typedef double Doubles __attribute__((vector_size(kLanes * 8)));
+// Four at a time, which is an instruction: GCC 12 turns eight one by one (144 channels 56x56, one thread: 0.9 ms, so 0.05).
+typedef double Doubles __attribute__((vector_size(4 * 8)));
+GW_INLINE void add_four(Doubles& sum, const float* p) { sum += __builtin_convertvector(load_four(p), Doubles); }
+
+// total[i] += the sum over n of from[n * step + i], for i in [0, 4 * N).
+template <int N>
+GW_INLINE void add_columns(const float* from, int64_t step, int64_t n, double* total) {
+  Doubles sum[N] = {};
+  for (int64_t i = 0; i < n; i++, from += step)
+    unroll<N>([&](auto k) GW_LAMBDA { add_four(sum[k], from + 4 * k); });
+  unroll<N>([&](auto k) GW_LAMBDA {
+    Doubles all;
+    std::memcpy(&all, total + 4 * k, sizeof all);
+    all += sum[k];
+    std::memcpy(total + 4 * k, &all, sizeof all);
+  });
+}
 
 // Tasks [begin, end): blocks of kChannelBlock channels.
 inline void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& s,
                          float* sums, int64_t begin, int64_t end) {
+  static_assert(kChannelBlock == 16);
+  // Rows that follow each other are one.
+  if (s.h == w * s.w) w *= h, h = 1;
   for (int64_t task = begin; task < end; task++) {
     const int64_t first = task * kChannelBlock, count = std::min(kChannelBlock, channels - first);
     double total[kChannelBlock] = {};
@@ -17,21 +36,23 @@ inline void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, 
       for (int64_t y = 0; y < h; y++) {
         const float* row = tensor + n * s.n + first * s.c + y * s.h;
         if (s.c == 1 && s.w != 1) {
-          for (int64_t v = 0; v < count; v += kLanes) {
-            const int64_t lanes = std::min<int64_t>(kLanes, count - v);
-            Doubles sum{};
-            for (int64_t x = 0; x < w; x++) sum += __builtin_convertvector(load_some(row + x * s.w + v, lanes), Doubles);
-            for (int64_t i = 0; i < lanes; i++) total[v + i] += sum[i];
+          if (count == kChannelBlock) {
+            add_columns<4>(row, s.w, w, total);
+            continue;
           }
+          int64_t c = 0;
+          for (; c + 4 <= count; c += 4) add_columns<1>(row + c, s.w, w, total + c);
+          for (; c < count; c++)
+            for (int64_t x = 0; x < w; x++) total[c] += row[x * s.w + c];
           continue;
         }
         for (int64_t c = 0; c < count; c++) {
           const float* from = row + c * s.c;
-          Doubles sum{};
-          int64_t x = 0;
-          for (; x + kLanes <= w; x += kLanes) sum += __builtin_convertvector(load(from + x), Doubles);
-          for (; x < w; x++) total[c] += from[x];
-          for (int64_t i = 0; i < kLanes; i++) total[c] += sum[i];
+          double parts[16] = {};
+          add_columns<4>(from, 16, w / 16, parts);
+          add_columns<1>(from + w / 16 * 16, 4, w % 16 / 4, parts);
+          for (int64_t x = w / 4 * 4; x < w; x++) total[c] += from[x];
+          for (const double part : parts) total[c] += part;
         }
       }
     }
