@@ -40,7 +40,11 @@ int64_t groupwise_isa(char* text, int64_t size) {
 
 void groupwise_route(int32_t on) { groupwise::route(on != 0); }
 int32_t groupwise_route_thread(int32_t state) { return groupwise::route_thread(state); }
-void groupwise_force(const char* kernel) { groupwise::force(kernel); }
+const char* groupwise_force(const char* kernel) {
+  thread_local std::string before;
+  before = groupwise::force(kernel);
+  return before.c_str();
+}
 
 int64_t groupwise_plan(const int64_t* n, const char* dtype, char* text, int64_t size) {
   groupwise::Request request;

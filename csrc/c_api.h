@@ -7,7 +7,7 @@
 #define GROUPWISE_API extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of a signature below or of a text's keys.
-#define GROUPWISE_API_VERSION 3
+#define GROUPWISE_API_VERSION 4
 
 GROUPWISE_API int32_t groupwise_api_version();
 
@@ -29,8 +29,9 @@ GROUPWISE_API int32_t groupwise_route_thread(int32_t state);
 // not.
 GROUPWISE_API void groupwise_route_node();
 
-// Of this thread: the one kernel that may run, "" for the planner's choice.
-GROUPWISE_API void groupwise_force(const char* kernel);
+// Of this thread: the one kernel that may run, "" for the planner's choice. Returns what it was, valid until the next call of
+// the thread.
+GROUPWISE_API const char* groupwise_force(const char* kernel);
 
 // numbers: direction (0 forward, 1 grad_input, 2 grad_weight), batch, in_channels, out_channels, groups, channels_last,
 // threads, dimensions, then in, out, kernel, stride, padding (before), dilation of the height and the same of the width,

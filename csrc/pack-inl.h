@@ -20,44 +20,28 @@ GW_INLINE void zero(float* to, int64_t n) {
 // to[i] = from[i * step]; a step of 2 is the common stride.
 GW_INLINE void copy_every(float* to, const float* from, int64_t step, int64_t n) {
   if (step == 1) return copy(to, from, n);
-  int64_t i = 0;
-  if (step == 2 && n >= kLanes) {
-    for (; i + kLanes <= n; i += kLanes) store(to + i, load_even(from + 2 * i));
-    if (i < n) store(to + n - kLanes, load_even(from + 2 * (n - kLanes)));
-    return;
-  }
-  if (step == 2 && n >= 4) {
-    store_four(to, load_even_four(from));
-    return store_four(to + n - 4, load_even_four(from + 2 * (n - 4)));
-  }
-  for (; i < n; i++) to[i] = from[i * step];
+  const auto one = [&](int64_t i) GW_LAMBDA { to[i] = from[i * step]; };
+  if (step == 2)
+    return in_vectors(
+        n, [&](int64_t i) GW_LAMBDA { store(to + i, load_even(from + 2 * i)); },
+        [&](int64_t i) GW_LAMBDA { store_four(to + i, load_even_four(from + 2 * i)); }, one);
+  for (int64_t i = 0; i < n; i++) one(i);
 }
 
 // n floats in turn to two rows.
 GW_INLINE void deal(float* even, float* odd, const float* from, int64_t n) {
-  const auto whole = [&](int64_t i) GW_LAMBDA {
-    const Pairs p = load_pairs(from + i);
-    store(even + i / 2, p.even);
-    store(odd + i / 2, p.odd);
-  };
-  const auto half = [&](int64_t i) GW_LAMBDA {
-    store_four(even + i / 2, load_even_four(from + i));
-    store_four(odd + i / 2, load_even_four(from + i + 1));
-  };
-  int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) whole(i);
-  // The last ones start early, but at an even place.
-  const int64_t pairs = n / 2 * 2;
-  if (i < pairs) {
-    if (n >= 2 * kLanes) {
-      whole(pairs - 2 * kLanes);
-    } else if (n >= 8) {
-      half(0);
-      half(pairs - 8);
-    } else {
-      for (; i < pairs; i += 2) even[i / 2] = from[i], odd[i / 2] = from[i + 1];
-    }
-  }
+  in_vectors(
+      n / 2,
+      [&](int64_t i) GW_LAMBDA {
+        const Pairs p = load_pairs(from + 2 * i);
+        store(even + i, p.even);
+        store(odd + i, p.odd);
+      },
+      [&](int64_t i) GW_LAMBDA {
+        store_four(even + i, load_even_four(from + 2 * i));
+        store_four(odd + i, load_even_four(from + 2 * i + 1));
+      },
+      [&](int64_t i) GW_LAMBDA { even[i] = from[2 * i], odd[i] = from[2 * i + 1]; });
   if (n % 2) even[n / 2] = from[n - 1];
 }
 
@@ -213,29 +197,19 @@ inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t
 
 // Two rows become one, a0 b0 a1 b1 ..., of which the first may have one more.
 GW_NOINLINE void interleave(float* to, const float* a, const float* b, int64_t of_a, int64_t of_b) {
-  const auto whole = [&](int64_t i) GW_LAMBDA {
-    const Vec x = load(a + i), y = load(b + i);
-    store(to + 2 * i, interleave_low(x, y));
-    store(to + 2 * i + kLanes, interleave_high(x, y));
-  };
-  const auto half = [&](int64_t i) GW_LAMBDA {
-    const Four x = load_four(a + i), y = load_four(b + i);
-    store_four(to + 2 * i, __builtin_shufflevector(x, y, 0, 4, 1, 5));
-    store_four(to + 2 * i + 4, __builtin_shufflevector(x, y, 2, 6, 3, 7));
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= of_b; i += kLanes) whole(i);
-  // The last ones start early.
-  if (i < of_b) {
-    if (of_b >= kLanes) {
-      whole(of_b - kLanes);
-    } else if (of_b >= 4) {
-      half(0);
-      half(of_b - 4);
-    } else {
-      for (; i < of_b; i++) to[2 * i] = a[i], to[2 * i + 1] = b[i];
-    }
-  }
+  in_vectors(
+      of_b,
+      [&](int64_t i) GW_LAMBDA {
+        const Vec x = load(a + i), y = load(b + i);
+        store(to + 2 * i, interleave_low(x, y));
+        store(to + 2 * i + kLanes, interleave_high(x, y));
+      },
+      [&](int64_t i) GW_LAMBDA {
+        const Four x = load_four(a + i), y = load_four(b + i);
+        store_four(to + 2 * i, __builtin_shufflevector(x, y, 0, 4, 1, 5));
+        store_four(to + 2 * i + 4, __builtin_shufflevector(x, y, 2, 6, 3, 7));
+      },
+      [&](int64_t i) GW_LAMBDA { to[2 * i] = a[i], to[2 * i + 1] = b[i]; });
   if (of_a > of_b) to[2 * of_b] = a[of_b];
 }
 

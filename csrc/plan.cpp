@@ -90,9 +90,8 @@ bool batch_slower(const Request& r) {
   if (r.channels_last) {
     // Depthwise 14x14 0.52 | 0.55, 7x7 0.20 | 0.22, but 28x28 3.0 | 2.2, and of stride 2 0.39 | 0.30.
     // grad_input of stride 2, 56x56 2.7 | 3.3, 28x28 0.79 | 0.94.
-    if (depthwise(p) && taps <= 9)
-      return (weight && p.w.stride == 1 && p.w.out <= 16) || (input && p.w.stride > 1 && !r.transposed);
-    if (depthwise(p)) return false;
+    if (depthwise(p))
+      return taps <= 9 && ((weight && p.w.stride == 1 && p.w.out <= 16) || (input && p.w.stride > 1 && !r.transposed));
     // 1x1, two threads, 30 channels a group 0.63 | 0.75, 68 3.4 | 4.4, but 8 0.49 | 0.41.
     if (!weight && taps == 1 && r.threads > 1) return widest >= 24;
     // Dot products of 128 channels 13x13 9.2 | 11.4, 96 14x14 6.6 | 7.2.
@@ -192,11 +191,13 @@ std::string tile(const Request& r, Kernel kernel) {
     return std::to_string(12 * kernels().lanes / 16) + " pixels x 16 channels";
   }
   const int64_t outputs = r.direction == Direction::grad_input ? p.in_channels : p.out_channels;
-  const Correlation c = correlations_of(r).front();
-  CorrelationLayout l;
-  if (!weight && outputs < 4 && c.in_channels == 1 && lay_out(c, kernels().lanes, threads_worth(r), &l) &&
-      takes_single(c.h, c.w.front(), l.block.rows))
-    return std::to_string(kSingleRows) + " rows x " + lanes + " columns";
+  if (!weight && outputs < 4) {
+    const Correlation c = correlations_of(r).front();
+    CorrelationLayout l;
+    if (c.in_channels == 1 && lay_out(c, kernels().lanes, threads_worth(r), &l) &&
+        takes_single(c.h, c.w.front(), l.block.rows))
+      return std::to_string(kSingleRows) + " rows x " + lanes + " columns";
+  }
   if (outputs >= 4) return (weight ? "4 output channels x 3 taps x " : "4 output channels x 3 vectors of ") + lanes + " columns";
   return (weight ? "3 x 4 taps x " : "4 rows x 3 vectors of ") + lanes + " columns";
 }

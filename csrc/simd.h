@@ -102,14 +102,6 @@ GW_INLINE Vec keep(Vec v, int64_t count) {
   return v;
 }
 
-GW_INLINE float sum_lanes(Vec v) {
-  alignas(kLanes * 4) float lanes[kLanes];
-  store(lanes, v);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-  return lanes[0];
-}
-
 // Rows become columns, in place.
 GW_INLINE void transpose(Vec (&r)[kLanes]) {
 #if GW_LANES == 8
@@ -210,18 +202,26 @@ GW_INLINE Vec interleave_high(Vec a, Vec b) {
 #endif
 }
 
+// whole(i) of every kLanes of n, the last of which start early rather than end late; of less than that half(i) of four, and of
+// less than those one(i).
+template <class Whole, class Half, class One>
+GW_INLINE void in_vectors(int64_t n, Whole&& whole, Half&& half, One&& one) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) whole(i);
+  if (i == n) return;
+  if (n >= kLanes) return whole(n - kLanes);
+  if (n >= 4) {
+    half(0);
+    return half(n - 4);
+  }
+  for (; i < n; i++) one(i);
+}
+
 // n floats between buffers that do not overlap; short rows are common, and a call of memcpy costs as much as one.
 GW_INLINE void copy(float* to, const float* from, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
-  if (i == n) return;
-  if (n >= kLanes) return store(to + n - kLanes, load(from + n - kLanes));
-  if (n >= 4) {
-    std::memcpy(to, from, 16);
-    std::memcpy(to + n - 4, from + n - 4, 16);
-    return;
-  }
-  for (; i < n; i++) to[i] = from[i];
+  in_vectors(
+      n, [&](int64_t i) GW_LAMBDA { store(to + i, load(from + i)); },
+      [&](int64_t i) GW_LAMBDA { store_four(to + i, load_four(from + i)); }, [&](int64_t i) GW_LAMBDA { to[i] = from[i]; });
 }
 
 }  // namespace groupwise::GW_TARGET

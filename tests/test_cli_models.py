@@ -126,15 +126,16 @@ def test_report_json(capsys, net):
     assert facts["layers"][1]["passes"] == ["forward", "grad_input", "grad_weight"]
 
 
-# What is wrong, and what is told of it in one line; None for Python's traceback.
+# What is wrong, and what is told of it in one line, or the error whose traceback Python shows.
 FAILURES = {
     "x.view(1, 7)": "shape '[1, 7]' is invalid for input of size 243",
     "torch.nn.functional.conv2d(x, torch.ones(1, 5, 3, 3))": "to have 5 channels, but got 3 channels instead",
     "torch.empty(2**60)": "allocate memory",
-    "self.missing": None,
-    "1 / 0": None,
-    "open('none')": None,
-    "x.add(1, 2, 3)": None,
+    "self.missing": AttributeError,
+    "1 / 0": ZeroDivisionError,
+    # One of the command line's own, such as a file that cannot be written, is one line.
+    "open('none')": RuntimeError,
+    "x.add(1, 2, 3)": TypeError,
 }
 
 
@@ -160,7 +161,7 @@ def broken(tmp_path):
 def test_what_a_model_raises(capsys, broken, command, expression):
     target, told = broken(expression), FAILURES[expression]
     arguments = [command, target, "--input", "1,3,9,9", *(["--layer", "0"] if command == "explain" else [])]
-    if told:
+    if isinstance(told, str):
         status, out, err = run(capsys, *arguments)
         running, line = err.splitlines()
         assert (status, out, running) == (2, "", f"groupwise: running the code in {target.removesuffix(':Net')}")
@@ -168,7 +169,7 @@ def test_what_a_model_raises(capsys, broken, command, expression):
         assert told in line
     else:
         # What leaves `main` is shown by the interpreter, with the model's own line.
-        with pytest.raises(Exception) as caught:  # noqa: PT011
+        with pytest.raises(told) as caught:
             run(capsys, *arguments)
         assert f"    return {expression}\n" in "".join(traceback.format_exception(caught.value))
 

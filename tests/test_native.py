@@ -37,7 +37,7 @@ static int64_t fill(const char* from, char* text, int64_t size) {
   return needed;
 }
 #ifndef API
-#define API 3
+#define API 4
 #endif
 int32_t groupwise_api_version(void) { return API; }
 int64_t groupwise_build(char* text, int64_t size) { return fill("{\"torch\": \"2.13.0\"}", text, size); }
@@ -50,7 +50,7 @@ void groupwise_register(void) {}
 void groupwise_route(int32_t on) { (void)on; }
 int32_t groupwise_route_thread(int32_t state) { return -state; }
 void groupwise_route_node(void) {}
-void groupwise_force(const char* kernel) { (void)kernel; }
+const char* groupwise_force(const char* kernel) { return kernel; }
 int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size) {
   return fill(numbers[2] == -3 && strcmp(dtype, "float32") == 0 ? "é" : "wrong", text, size);
 }
@@ -121,7 +121,7 @@ def test_the_signatures_are_those_of_the_header():
     header = (ROOT / "csrc" / "c_api.h").read_text()
     declared = {
         name: (types[result], [types[re.sub(r" ?\w+$", "", word.strip())] for word in words.split(",") if word])
-        for result, name, words in re.findall(r"^GROUPWISE_API (\w+) (\w+)\((.*)\);", header, re.M)
+        for result, name, words in re.findall(r"^GROUPWISE_API ([\w ]+\*?) (\w+)\((.*)\);", header, re.M)
     }
     assert len(declared) == header.count("\nGROUPWISE_API ")
     assert declared == native.SIGNATURES
@@ -177,9 +177,9 @@ def test_a_library_for_another_torch_is_never_opened(folder):
 
 
 def test_a_library_of_another_interface_is_never_opened(folder):
-    record(folder, api=4)
+    record(folder, api=5)
     (folder / "_native.so").write_text("whoever opens this fails otherwise")
-    refused("of another version of groupwise .interface 4, and this one has 3.; rebuild it: REBUILD")
+    refused("of another version of groupwise .interface 5, and this one has 4.; rebuild it: REBUILD")
 
 
 def test_a_library_that_does_not_load(folder):
@@ -273,7 +273,7 @@ def test_an_instruction_set_that_cannot_be_had(folder, stub, monkeypatch):
 
 @pytest.mark.parametrize(
     ("definition", "message"),
-    [("API=7", "interface 7, and this one has 3"), ("NO_PLANS", "cannot be loaded: .*groupwise_last_plans")],
+    [("API=7", "interface 7, and this one has 4"), ("NO_PLANS", "cannot be loaded: .*groupwise_last_plans")],
 )
 def test_a_library_that_is_not_what_its_record_says(folder, stub, definition, message):
     stub(folder, definition)

@@ -129,10 +129,12 @@ def plan(
     if spec.transposed and direction != "grad_weight":
         direction = "grad_input" if direction == "forward" else "forward"
     channels = (spec.out_channels, spec.in_channels) if spec.transposed else (spec.in_channels, spec.out_channels)
-    last = layout == "channels_last" or _weight_asks_for_channels_last(spec_or_layer)
+    weight_last = _weight_is_channels_last(spec_or_layer, layout == "channels_last")
+    # PyTorch's rule: either tensor asks for it.
+    last = layout == "channels_last" or weight_last
     numbers = [DIRECTIONS.index(direction), batch, *channels, spec.groups, int(last), threads, spec.dims]
     numbers += [number for axis in axes for number in axis]
-    numbers += [int(_weight_is_channels_last(spec_or_layer, last)), int(spec.transposed)]
+    numbers += [int(weight_last), int(spec.transposed)]
     array = (ctypes.c_int64 * len(numbers))(*numbers)
     return Plan._of(json.loads(native.read_text(library.groupwise_plan, array, dtype.encode())))
 
@@ -170,25 +172,15 @@ def _axes(spec: ConvSpec, size: Sequence[int]) -> list[tuple[int, ...]]:
     return [(1, 1, 1, 1, 0, 1), *axes][-2:]
 
 
-def _weight_asks_for_channels_last(spec_or_layer: Any) -> bool:
-    """PyTorch's rule: a convolution is channels_last if its input or its weight is, and not merely could be."""
-    weight = getattr(spec_or_layer, "weight", None)
-    if weight is None or weight.dim() != 4:
-        return False
-    import torch
-    from torch._prims_common import suggest_memory_format
-
-    return suggest_memory_format(weight) is torch.channels_last
-
-
 def _weight_is_channels_last(spec_or_layer: Any, input_is: bool) -> bool:
-    """As the layer's weight lies; a spec's is taken to be in the format of the input."""
+    """As the layer's weight lies, and not as it merely could; a spec's is taken to be in the format of the input."""
     weight = getattr(spec_or_layer, "weight", None)
     if weight is None or weight.dim() != 4:
         return input_is
     import torch
+    from torch._prims_common import suggest_memory_format
 
-    return bool(weight.is_contiguous(memory_format=torch.channels_last))
+    return suggest_memory_format(weight) is torch.channels_last
 
 
 def _threads(count: int) -> str:

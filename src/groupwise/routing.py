@@ -122,13 +122,6 @@ def _route_node(*_: object) -> None:
     native.library().groupwise_route_node()
 
 
-class _Forced(threading.local):
-    kernel = ""
-
-
-_forced = _Forced()
-
-
 @cache
 def _thread_route() -> Callable[[int], int] | None:
     """The native switch of this thread's route, or None where there are no kernels."""
@@ -143,13 +136,11 @@ def forced(route: bool | None = None, kernel: str = "") -> Iterator[None]:
     """Within a block and in this thread alone: take the route (or not), and the one kernel of that name."""
     library = _register()
     route_before = library.groupwise_route_thread({None: 0, True: 1, False: -1}[route])
-    kernel_before, _forced.kernel = _forced.kernel, kernel
-    library.groupwise_force(kernel.encode())
+    kernel_before = library.groupwise_force(kernel.encode())
     try:
         yield
     finally:
-        _forced.kernel = kernel_before
-        library.groupwise_force(kernel_before.encode())
+        library.groupwise_force(kernel_before)
         library.groupwise_route_thread(route_before)
 
 
