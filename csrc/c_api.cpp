@@ -42,7 +42,7 @@ void groupwise_route(int32_t on) { groupwise::route(on != 0); }
 int32_t groupwise_route_thread(int32_t state) { return groupwise::route_thread(state); }
 const char* groupwise_force(const char* kernel) {
   thread_local std::string before;
-  before = groupwise::force(kernel);
+  before = groupwise::force(kernel ? kernel : "");
   return before.c_str();
 }
 

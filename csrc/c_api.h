@@ -29,8 +29,8 @@ GROUPWISE_API int32_t groupwise_route_thread(int32_t state);
 // not.
 GROUPWISE_API void groupwise_route_node();
 
-// Of this thread: the one kernel that may run, "" for the planner's choice. Returns what it was, valid until the next call of
-// the thread.
+// Of this thread: the one kernel that may run, "" for the planner's choice. Returns what it was, valid until this
+// thread calls it again or ends.
 GROUPWISE_API const char* groupwise_force(const char* kernel);
 
 // numbers: direction (0 forward, 1 grad_input, 2 grad_weight), batch, in_channels, out_channels, groups, channels_last,

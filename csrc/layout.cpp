@@ -103,8 +103,9 @@ int64_t vectors_of(int64_t groups, int64_t out_channels, int64_t lanes) {
   return out_channels >= lanes ? groups * ceil_div(out_channels, lanes) : ceil_div(groups * out_channels, lanes);
 }
 
-// The groups of a block whose floats keep to a target, doubled from the least. All where they fit: pixels read in halves come
-// slower from memory (8 samples of 200 channels 28x28, ms, halves | all: 1.43 | 0.67, of 96 56x56 3.45 | 3.06).
+// The groups of a block whose floats keep to a target, doubled from the least, which is given even where it is above. All where
+// they fit: pixels read in halves come slower from memory (forward, 8 samples of 200 channels 28x28, ms, halves | all: 1.43 |
+// 0.67, of 96 56x56 3.45 | 3.06).
 template <class F>
 int64_t groups_within(int64_t target, int64_t all, int64_t least, F&& floats) {
   if (floats(all) <= target) return std::max(least, all);

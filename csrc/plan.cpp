@@ -101,7 +101,11 @@ bool batch_slower(const Request& r) {
   }
   // Groups of 16 channels 14x14 4.3 | 4.5, 24 28x28 20.7 | 25.6, 32 7x7 2.6 | 4.0, but 8 28x28 7.1 | 4.5; of stride 2, 16
   // channels 28x28 6.4 | 6.0.
-  if (!depthwise(p)) return !weight && p.w.stride == 1 && std::min(p.in_channels, p.out_channels) >= 16;
+  // Of stride 2, outputs that do not fill vectors: 24 channels 13x13 5.9 | 6.8, 32 7x7 5.7 | 6.3, but 32 8x8 8.0 | 6.2.
+  const int64_t narrowest = std::min(p.in_channels, p.out_channels);
+  if (!depthwise(p) && p.w.stride > 1)
+    return !weight && !input && narrowest >= 24 && p.w.out <= 16 && p.w.out % kernels().lanes != 0;
+  if (!depthwise(p)) return !weight && narrowest >= 16;
   // Depthwise of small images. grad_weight of 3x3 7x7 0.59 | 0.99, of stride 2 14x14 0.51 | 0.68, but 28x28 1.06 | 0.75, and 5x5
   // 7x7 6.7 | 1.5. grad_input of stride 2, 14x14 0.94 | 1.16, 5x5 1.59 | 2.37, but 28x28 1.36 | 1.09.
   return p.w.out <= 8 && ((weight && taps <= 9) || (input && p.w.stride > 1 && !r.transposed));
@@ -149,6 +153,12 @@ bool channels_first(const Request& r) {
   // of stride 2, 8 channels 0.281 | 0.229.
   // 1x1, one thread, 48 channels 14x14 0.28 | 0.31.
   if (!weight && !r.channels_last && p.h.kernel * p.w.kernel == 1) return false;
+  // 8 samples, stride 2, one thread, 8 channels 14x14 2.17 | 2.94, 16 15x15 7.0 | 9.0, 20 7x7 4.2 | 6.9, but 24 28x28 16.1 | 14.3;
+  // grad_input of 16 15x15 8.9 | 12.9, 16 7x7 8.0 | 8.5, 32 7x7 10.7 | 9.8.
+  const int64_t widest = std::max(p.in_channels, p.out_channels);
+  if (!weight && !r.channels_last && p.batch > 1 && p.w.stride > 1 && p.w.out <= 16 &&
+      (r.direction == Direction::forward || widest < 32))
+    return false;
   return weight || r.channels_last || std::min(p.in_channels, p.out_channels) >= (p.w.stride > 1 ? 8 : 16);
 }
 

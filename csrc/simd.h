@@ -202,8 +202,8 @@ GW_INLINE Vec interleave_high(Vec a, Vec b) {
 #endif
 }
 
-// whole(i) of every kLanes of n, the last of which start early rather than end late; of less than that half(i) of four, and of
-// less than those one(i).
+// whole(i) of every kLanes of n, the last of which start early rather than end late; of n < kLanes half(i) of four, and of n < 4
+// one(i). Some i are done twice: what is done stores what depends on i alone, between buffers that do not overlap.
 template <class Whole, class Half, class One>
 GW_INLINE void in_vectors(int64_t n, Whole&& whole, Half&& half, One&& one) {
   int64_t i = 0;

@@ -46,7 +46,7 @@ int thread_route() { return thread_routed; }
 int route_thread(int state) { return std::exchange(thread_routed, state); }
 
 const std::string& forced() { return thread_forced; }
-std::string force(const char* kernel) { return std::exchange(thread_forced, kernel ? kernel : ""); }
+std::string force(std::string kernel) { return std::exchange(thread_forced, std::move(kernel)); }
 
 void remember(const Request& request, const Choice& choice) {
   Log& l = log();

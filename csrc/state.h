@@ -15,7 +15,7 @@ int route_thread(int state);  // returns what was
 
 // The one kernel that this thread may run, or "".
 const std::string& forced();
-std::string force(const char* kernel);  // returns what was
+std::string force(std::string kernel);  // returns what was
 
 // Keeps a plan that ran; the newest kMostPlans are kept.
 constexpr size_t kMostPlans = 1024;

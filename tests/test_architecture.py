@@ -24,6 +24,8 @@ ORDER = [
     "explanation",
     "nn",
     "models",
+    "parallel",
+    "examples",
     "recording",
     "counting",
     "roofline",

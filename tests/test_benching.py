@@ -27,6 +27,14 @@ def test_without_the_kernels_pytorchs_are_timed(monkeypatch):
     assert "groupwise's kernels were not measured: there is none" in " ".join(str(made).split())
 
 
+@pytest.mark.parametrize(("rate", "said"), [(1e30, False), (1.0, True)])
+def test_times_that_beat_the_roofline_are_not_to_be_trusted(monkeypatch, rate, said):
+    without_kernels(monkeypatch)
+    monkeypatch.setattr(benching, "measure_roofline", lambda threads: Roofline(rate, rate))
+    text = " ".join(str(bench(ConvSpec(8, 8, 3, groups=8), (2, 8, 9, 7), repeats=1)).split())
+    assert ("Do not trust these times" in text) is said
+
+
 def test_speedup_and_roofline_by_hand(monkeypatch):
     stand_in(monkeypatch)
     seconds = {"contiguous": (0.016, 0.004), "channels_last": (0.006, 0.003)}

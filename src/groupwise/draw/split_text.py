@@ -1,0 +1,45 @@
+"""Who holds what of a split network, and what is exchanged when, as a plain text table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from groupwise.draw import numbers, text
+
+
+def split_text(plan: dict[str, Any]) -> str:
+    """A line a layer: its style, its parameters, each rank's part of them, and what its forward exchanges."""
+    ranks = plan["ranks"]
+    lines = [("layer", "", "style", "params", "a rank", "exchange")]
+    for row in plan["layers"]:
+        lines.append(
+            (
+                row["name"],
+                row["layer"],
+                row["style"],
+                numbers.count(row["parameters"]) if row["parameters"] else "",
+                _held(row["held"]) if row["parameters"] else "",
+                row["exchange"],
+            )
+        )
+    total = sum(row["parameters"] for row in plan["layers"])
+    rows = text.rows(lines, left=(0, 1, 2, 5))
+    rule = "─" * max(map(len, rows))
+    exchanges = sum(bool(row["exchange"]) for row in plan["layers"])
+    return "\n".join(
+        [
+            f"{plan['model']} over {ranks} rank{'s' * (ranks > 1)}",
+            rows[0],
+            rule,
+            *rows[1:],
+            rule,
+            f"{numbers.count(total)} parameters, of which a rank holds {_held(plan['held'])}; "
+            f"{exchanges} exchange{'s' * (exchanges != 1)} in a forward.",
+        ]
+    )
+
+
+def _held(counts: list[int]) -> str:
+    """As many on each rank, or the least and the most."""
+    low, high = numbers.count(min(counts)), numbers.count(max(counts))
+    return low if low == high else f"{low} to {high}"

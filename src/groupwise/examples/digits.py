@@ -1,0 +1,53 @@
+"""Handwritten digits that come with scikit-learn, and a ResNeXt of their size."""
+
+from __future__ import annotations
+
+import torch
+
+from groupwise.errors import GroupwiseError
+from groupwise.models.resnext import Bottleneck, conv
+
+TEST = 360
+
+
+class DigitsResNeXt(torch.nn.Module):
+    """ResNeXt of three blocks for pictures of 8x8: (N, 1, 8, 8) to (N, 10), before the softmax.
+
+    Each block has `groups` groups of 4 channels at first and 8 later.
+    """
+
+    def __init__(self, groups: int = 8) -> None:
+        super().__init__()
+        width = 4 * groups
+        self.stem = torch.nn.Sequential(conv(1, 32, 3), torch.nn.BatchNorm2d(32), torch.nn.ReLU())
+        self.blocks = torch.nn.Sequential(
+            Bottleneck(32, 64, width, groups),
+            Bottleneck(64, 128, 2 * width, groups, stride=2),
+            Bottleneck(128, 128, 2 * width, groups),
+        )
+        self.pool = torch.nn.AdaptiveAvgPool2d(1)
+        self.fc = torch.nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 1, 8, 8) to (N, 10)."""
+        out: torch.Tensor = self.fc(self.pool(self.blocks(self.stem(x))).flatten(1))
+        return out
+
+
+def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pictures (N, 1, 8, 8) from 0 to 1 and their digits (N,), to train on (1,437) and to test with (360).
+
+    They are the test set of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
+    Learning Repository, 1998. Raises `GroupwiseError` without scikit-learn.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise GroupwiseError("the digits come with scikit-learn: pip install 'groupwise[train]'") from error
+    data = load_digits()
+    pictures = torch.from_numpy(data.images).float().div(16).unsqueeze(1)
+    labels = torch.from_numpy(data.target)
+    # The last come from other writers than most, so both sets are drawn from all.
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    pictures, labels = pictures[order], labels[order]
+    return pictures[:-TEST], labels[:-TEST], pictures[-TEST:], labels[-TEST:]

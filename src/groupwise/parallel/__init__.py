@@ -1,0 +1,21 @@
+"""The groups of a network over the ranks of a `torch.distributed` mesh, as AlexNet's two towers lay on two GPUs."""
+
+from __future__ import annotations
+
+from groupwise.parallel.channelwise import ChannelwiseParallel, KeepWhole
+from groupwise.parallel.share import Share
+from groupwise.parallel.splitting import Choice, SplitPlan, plan_split, split
+from groupwise.parallel.styles import ChannelParallel, GroupParallel, SumParallel
+
+__all__ = [
+    "ChannelParallel",
+    "ChannelwiseParallel",
+    "Choice",
+    "GroupParallel",
+    "KeepWhole",
+    "Share",
+    "SplitPlan",
+    "SumParallel",
+    "plan_split",
+    "split",
+]

@@ -1,0 +1,96 @@
+"""Checkpoints of split models, by `torch.distributed.checkpoint`: written on any number of ranks, read on any other."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import shutil
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from groupwise.errors import GroupwiseError
+
+_NAME = re.compile(r"step-(\d+)")
+_FACTS = "groupwise.json"
+
+
+def save(
+    folder: str | pathlib.Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, **facts: Any
+) -> pathlib.Path:
+    """Write `folder`/step-<step>, on every rank. It has that name only once it is whole; one older is kept.
+
+    `facts` are JSON values that `load` gives back, such as the epoch.
+    """
+    target = pathlib.Path(folder) / f"step-{step:08d}"
+    part = target.with_name(f"{target.name}.part")
+    first = distributed.get_rank() == 0
+    if first:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    distributed.barrier()
+    state, optimizer_state = get_state_dict(model, optimizer)
+    state_dict_saver.save({"model": state, "optimizer": optimizer_state}, checkpoint_id=part)
+    if first:
+        sizes = {path.name: path.stat().st_size for path in part.iterdir()}
+        (part / _FACTS).write_text(json.dumps({"step": step, "facts": facts, "model": _shapes(model), "files": sizes}))
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+        for old in list_checkpoints(folder)[:-2]:
+            shutil.rmtree(old)
+    distributed.barrier()
+    return target
+
+
+def list_checkpoints(folder: str | pathlib.Path) -> list[pathlib.Path]:
+    """The checkpoints in `folder`, the newest last."""
+    found = [path for path in pathlib.Path(folder).glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))  # type: ignore[index]
+
+
+def load(path: str | pathlib.Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Read a checkpoint into `model` and `optimizer`, on every rank; gives its `step` and its facts.
+
+    Raises `GroupwiseError`, before anything is changed, for one that is truncated or of another model, by its name.
+    """
+    path = pathlib.Path(path)
+    facts = _facts(path)
+    for name, size in facts["files"].items():
+        there = (path / name).stat().st_size if (path / name).exists() else None
+        if there != size:
+            what = "is missing" if there is None else f"has {there:,} of its {size:,} bytes"
+            raise GroupwiseError(f"checkpoint {path} is truncated: {name} {what}; go on from an older one")
+    own, saved = _shapes(model), facts["model"]
+    if own != saved:
+        names = [name for name in own | saved if own.get(name) != saved.get(name)]
+        more = f" ({len(names) - 1} more differ)" if len(names) > 1 else ""
+        raise GroupwiseError(
+            f"checkpoint {path} is of another model: {names[0]} is {saved.get(names[0], 'missing')} there and "
+            f"{own.get(names[0], 'missing')} here{more}; load it into the model that it was written from"
+        )
+    state, optimizer_state = get_state_dict(model, optimizer)
+    state_dict_loader.load({"model": state, "optimizer": optimizer_state}, checkpoint_id=path)
+    set_state_dict(model, optimizer, model_state_dict=state, optim_state_dict=optimizer_state)
+    return {"step": facts["step"], **facts["facts"]}
+
+
+def _facts(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((path / _FACTS).read_text())
+        return {key: facts[key] for key in ("step", "facts", "model", "files")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GroupwiseError(
+            f"{path} is not a checkpoint of groupwise: {_FACTS} in it cannot be read ({error}); give a folder that "
+            "groupwise.parallel.save wrote"
+        ) from error
+
+
+def _shapes(model: torch.nn.Module) -> dict[str, str]:
+    return {
+        name: f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in model.state_dict().items()
+    }

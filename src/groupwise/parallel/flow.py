@@ -1,0 +1,154 @@
+"""How channels flow through a model: its graph by `torch.fx`, and what each step does to channels that are split."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+
+from groupwise.errors import GroupwiseError
+from groupwise.parallel.channelwise import ACTIVATIONS, STATELESS, parts_of
+
+# How a value lies: channels in dimension 1 of (N, C, ...), of (N, C), or in the last of any number of dimensions.
+MAP, ROW, LAST = "map", "row", "last"
+
+_ELEMENTWISE: set[Any] = {
+    *(torch.relu, torch.sigmoid, torch.tanh, torch.abs, torch.clamp, torch.exp, torch.neg, operator.neg),
+    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.softplus, F.sigmoid, F.tanh, F.hardtanh),
+    *(F.hardswish, F.hardsigmoid, F.selu, F.celu),
+    *("relu", "relu_", "sigmoid", "tanh", "abs", "clamp", "contiguous", "clone", "detach", "float", "to", "neg"),
+}
+_ARITHMETIC: set[Any] = {
+    *(operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.div),
+    *("add", "sub", "mul", "div"),
+}
+_PRODUCTS: set[Any] = {operator.mul, torch.mul, "mul"}
+_POOLINGS: set[Any] = {
+    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.interpolate),
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+}
+_FLATTENS: set[Any] = {torch.flatten, "flatten"}
+_MEANS: set[Any] = {torch.mean, "mean"}
+
+
+class Flow:
+    """The graph of a model and, by node, what it does to channels."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        self.graph = trace(model)
+        self.kinds: dict[fx.Node, str] = {}
+        for node in self.graph.nodes:
+            self.kinds[node] = self._kind(node)
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls."""
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def layer(self, node: fx.Node) -> _ConvNd | nn.Linear | None:
+        """The convolution or `Linear` that a node calls, on channels where they are known to lie."""
+        module = self.module(node)
+        fits = isinstance(module, _ConvNd) and not isinstance(module, nn.modules.lazy.LazyModuleMixin)
+        if isinstance(module, nn.Linear) and node.all_input_nodes:
+            fits = self.kinds[node.all_input_nodes[0]] != MAP
+        return module if fits else None  # type: ignore[return-value]
+
+    def passes(self, node: fx.Node) -> bool:
+        """Whether a node can be computed of any channels alone, those of the first tensor that it takes."""
+        if not node.all_input_nodes:
+            return False
+        kind = self.kinds[node.all_input_nodes[0]]
+        module = self.module(node)
+        if module is not None:
+            return self._module_passes(module, kind)
+        if node.op not in ("call_function", "call_method") or len(node.all_input_nodes) != 1:
+            return False
+        if node.target in _ELEMENTWISE or node.target in _ARITHMETIC:
+            return True
+        return kind == MAP and (node.target in _POOLINGS or self._flattens(node) or self._averages(node))
+
+    def gates(self, node: fx.Node) -> bool:
+        """Whether a node is the product of two tensors: a gate, such as squeeze-and-excitation's."""
+        return node.target in _PRODUCTS and len(node.all_input_nodes) == 2
+
+    def channels(self, node: fx.Node) -> int:
+        """The channels of a node's value, where a layer before it says so, else 0."""
+        while (layer := self.layer(node)) is None and (self.passes(node) or self.gates(node)):
+            node = node.all_input_nodes[0]
+        return 0 if layer is None else layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+    def calls(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that call the same module."""
+        return [other for other in self.graph.nodes if other.op == "call_module" and other.target == node.target]
+
+    def _kind(self, node: fx.Node) -> str:
+        module = self.module(node)
+        before = self.kinds[node.all_input_nodes[0]] if node.all_input_nodes else LAST
+        if isinstance(module, _ConvNd):
+            return MAP
+        if before == MAP and (self._flattens(node) or self._averages(node)):
+            return ROW if self._flattens(node) or not _argument(node, 2, "keepdim", False) else MAP
+        if isinstance(module, nn.Linear):
+            return before if before == ROW else LAST
+        if self.passes(node) or self.gates(node):
+            return before
+        if node.op == "call_function" and node.target in _ARITHMETIC:
+            return before
+        # What normalises keeps the shape, also where channels meet.
+        return before if module is not None and hasattr(module, "eps") else LAST
+
+    def _module_passes(self, module: nn.Module, kind: str) -> bool:
+        if isinstance(module, nn.Flatten):
+            return kind == MAP and module.start_dim == 1 and module.end_dim == -1
+        if type(module) in ACTIVATIONS:
+            return True
+        if type(module) in STATELESS:
+            return kind == MAP
+        return kind != LAST and parts_of(module) not in (None, 1)
+
+    def _flattens(self, node: fx.Node) -> bool:
+        module = self.module(node)
+        if isinstance(module, nn.Flatten):
+            return module.start_dim == 1 and module.end_dim == -1
+        return (
+            node.target in _FLATTENS
+            and _argument(node, 1, "start_dim", 0) == 1
+            and _argument(node, 2, "end_dim", -1) == -1
+        )
+
+    def _averages(self, node: fx.Node) -> bool:
+        """Whether a node is the mean over the last one or two dimensions, or over both of a 2-D map."""
+        if node.target not in _MEANS:
+            return False
+        dims = _argument(node, 1, "dim", None)
+        dims = [dims] if isinstance(dims, int) else list(dims) if isinstance(dims, (list, tuple)) else []
+        return sorted(dims) in ([-1], [-2, -1], [2, 3])
+
+
+class _Tracer(fx.Tracer):
+    """Goes into containers and blocks, and takes layers as they are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        layer = isinstance(m, _ConvNd | nn.Linear | _DropoutNd) or parts_of(m) is not None
+        return layer or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> fx.Graph:
+    """The model's graph. Raises `GroupwiseError` where `torch.fx` cannot follow it."""
+    try:
+        return _Tracer().trace(model)
+    except Exception as error:  # whatever the model's own code raises when it is given proxies
+        raise GroupwiseError(
+            f"torch.fx cannot follow {type(model).__name__}, so that its layers cannot be planned together ({error}); "
+            "split its blocks one by one, or name each layer's style in a plan for parallelize_module"
+        ) from error
+
+
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)

@@ -1,0 +1,199 @@
+"""`plan_split` and `split`: a network over the ranks of a mesh, each layer by the style that suits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
+from torch.nn.modules.dropout import _DropoutNd
+
+from groupwise.errors import GroupwiseError, check_integer
+from groupwise.parallel.agreement import agree
+from groupwise.parallel.channelwise import ChannelwiseParallel, KeepWhole
+from groupwise.parallel.layer import PartLayer, WholeLayer
+from groupwise.parallel.network import Decision, Step
+from groupwise.parallel.share import Share
+from groupwise.parallel.styles import ChannelParallel, GroupParallel, LayerStyle, SumParallel
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The style of one layer.
+
+    - `name`, `layer`: its name in the model and its class
+    - `style`, `reason`: how it is split, and why so
+    - `input`, `output`: in how many parts its channels lie on the ranks before and after it; None where they are whole
+    - `parameters`: its own, and of them each rank's in `held`
+    """
+
+    name: str
+    layer: str
+    style: ParallelStyle
+    reason: str
+    input: int | None
+    output: int | None
+    parameters: int
+    held: tuple[int, ...]
+
+    @property
+    def exchange(self) -> str:
+        """What the ranks exchange in its forward, in words; empty for nothing."""
+        if isinstance(self.style, SumParallel):
+            return "sums outputs"
+        if isinstance(self.style, ChannelParallel) and self.input is not None:
+            return "gathers inputs"
+        return "gathers outputs" if isinstance(self.style, GroupParallel) and self.output is None else ""
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """How a network is spread over `ranks` ranks, layer by layer.
+
+    `print()` it; `styles` is a plan for `parallelize_module`.
+    """
+
+    model: str
+    ranks: int
+    choices: tuple[Choice, ...]
+
+    @property
+    def styles(self) -> dict[str, ParallelStyle]:
+        """Each layer's style, by its name."""
+        return {choice.name: choice.style for choice in self.choices}
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The parameters that each rank holds."""
+        return tuple(sum(choice.held[rank] for choice in self.choices) for rank in range(self.ranks))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as numbers and words, for JSON."""
+        keys = ("name", "layer", "reason", "input", "output", "exchange", "parameters", "held")
+        return {
+            "model": self.model,
+            "ranks": self.ranks,
+            "held": list(self.held),
+            "layers": [
+                {"style": type(choice.style).__name__, **{key: getattr(choice, key) for key in keys}}
+                for choice in self.choices
+            ],
+        }
+
+    def __str__(self) -> str:
+        from groupwise.draw.split_text import split_text
+
+        return split_text(self.to_dict())
+
+    __repr__ = __str__
+
+
+def plan_split(model: nn.Module, ranks: int, *, uneven: bool = True) -> SplitPlan:
+    """How `split` would spread `model` over so many ranks: no process group is needed, and nothing is changed.
+
+    `uneven=False` refuses a number of ranks that does not divide the parts of each layer that is split. Raises
+    `GroupwiseError` for that, and for a model that `torch.fx` cannot follow.
+
+    Examples:
+        >>> from groupwise.models import resnext50_32x4d
+        >>> plan = plan_split(resnext50_32x4d(), 2)
+        >>> {choice.name: choice.exchange for choice in plan.choices if choice.name.startswith("layer1.0.conv")}
+        {'layer1.0.conv1': '', 'layer1.0.conv2': '', 'layer1.0.conv3': 'sums outputs'}
+    """
+    ranks = check_integer("ranks", ranks, 1)
+    done = [name for name, module in model.named_modules() if isinstance(module, PartLayer | WholeLayer)]
+    if done:
+        raise GroupwiseError(f"{type(model).__name__} is split already, as {done[0]} shows; split a model once")
+    choices = []
+    planned: set[str] = set()
+    for name, step, channels in Decision(model, ranks).layers():
+        module = model.get_submodule(name)
+        planned.add(name)
+        if step.style is not None or any(True for _ in module.parameters(recurse=False)):
+            choices.append(_choice(name, module, step, channels, ranks, uneven))
+    for name, module in model.named_modules():
+        if name not in planned and any(True for _ in module.parameters(recurse=False)):
+            choices.append(_choice(name, module, Step(reason="not a layer that can be split"), 0, ranks, uneven))
+    return SplitPlan(type(model).__name__, ranks, tuple(choices))
+
+
+def split(model: Model, mesh: DeviceMesh, *, uneven: bool = True, src_data_rank: int | None = 0) -> Model:
+    """Spread `model` over the ranks of `mesh`, in place, as `plan_split` says: each rank holds whole paths.
+
+    Grouped layers are split by their groups, and the dense layers before and after them by their outputs and their
+    inputs, so that a block of ResNeXt costs one all-reduce, its own sum over paths, and AlexNet's towers meet at conv3
+    and at the fully connected layers only. Parameters become DTensors; inputs and outputs of the model are whole and
+    the same on each rank. Every rank calls it, with the same model; it is for training and inference alike.
+
+    - `mesh`: of one dimension; of several choose one, as in `split(model, mesh["groups"])`, and give the others to
+      FSDP or DDP
+    - `uneven`: False refuses a number of ranks that does not divide the parts of each layer that is split
+    - `src_data_rank`: whose values all ranks get; None lets each keep its own, which then have to be equal
+
+    Raises `GroupwiseError` for a model that `torch.fx` cannot follow, and where ranks disagree on the model, its dtypes
+    or the mesh, on each rank with what differs.
+    """
+    if mesh.ndim != 1:
+        name = (mesh.mesh_dim_names or ("groups",))[-1]
+        raise GroupwiseError(
+            f"split takes a mesh of 1 dimension, and this one has {mesh.ndim}; choose one, as in mesh[{name!r}]"
+        )
+    plan = plan_split(model, mesh.size(), uneven=uneven)
+    agree(model, mesh)
+    for name, style in plan.styles.items():
+        # By the module and not by its name, in which parallelize_module takes * and ? for patterns.
+        parallelize_module(model.get_submodule(name), mesh, style, src_data_rank=src_data_rank)
+    return model
+
+
+def _choice(name: str, module: nn.Module, step: Step, channels: int, ranks: int, uneven: bool) -> Choice:
+    inputs, outputs = (None if joint is None else joint.root().parts for joint in (step.input, step.value))
+    style = _style(module, step.style, inputs, outputs, channels, uneven)
+    if not uneven:
+        for parts in {inputs, outputs} - {None}:
+            Share(parts, ranks).check_even("parts")  # type: ignore[arg-type]
+    parameters = dict(module.named_parameters(recurse=False))
+    held = tuple(
+        sum(_held(style, module, ranks, rank).get(key, p.numel()) for key, p in parameters.items())
+        for rank in range(ranks)
+    )
+    total = sum(parameter.numel() for parameter in parameters.values())
+    return Choice(name, type(module).__name__, style, step.reason, inputs, outputs, total, held)
+
+
+def _style(
+    module: nn.Module,
+    kind: type[ParallelStyle] | None,
+    inputs: int | None,
+    outputs: int | None,
+    channels: int,
+    uneven: bool,
+) -> ParallelStyle:
+    if kind is None:
+        return KeepWhole()
+    dim = -1 if isinstance(module, nn.Linear) else 1
+    before, after = (Replicate() if parts is None else Shard(dim) for parts in (inputs, outputs))
+    layouts: dict[str, Any] = {"input_layouts": before, "output_layouts": after, "uneven": uneven}
+    if kind is ChannelwiseParallel:
+        dropped = channels if isinstance(module, _DropoutNd) else None
+        return ChannelwiseParallel(parts=inputs, channels=dropped, **layouts)
+    if kind is GroupParallel:
+        return GroupParallel(parts=inputs or outputs, **layouts)
+    return kind(input_parts=inputs, output_parts=outputs, **layouts)  # type: ignore[call-arg]
+
+
+def _held(style: ParallelStyle, module: nn.Module, ranks: int, rank: int) -> dict[str, int]:
+    """The values that a rank holds of each parameter that is split."""
+    if not isinstance(style, LayerStyle):
+        return {}
+    counts = {}
+    for name, (dim, share) in style.part(module, ranks, rank).tensors.items():
+        tensor = getattr(module, name, None)
+        if tensor is not None:
+            counts[name] = tensor.numel() // tensor.shape[dim] * len(share.span(rank, tensor.shape[dim]))
+    return counts

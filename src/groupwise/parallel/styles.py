@@ -1,0 +1,272 @@
+"""Styles for `torch.distributed.tensor.parallel.parallelize_module`: how the ranks of a mesh share one layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Partial, Placement, Replicate, Shard
+from torch.distributed.tensor.parallel import ParallelStyle
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from groupwise.arguments import valid_groups
+from groupwise.errors import GroupwiseError, check_integer, list_some
+from groupwise.parallel import compute, exchange
+from groupwise.parallel.layer import End, Part, PartLayer, make_part
+from groupwise.parallel.share import Share
+
+
+class LayerStyle(ParallelStyle):
+    """What the styles share: their layouts, and how a layer becomes one of which each rank holds a part."""
+
+    def __init__(
+        self,
+        *,
+        input_layouts: Placement | None = None,
+        output_layouts: Placement | None = None,
+        use_local_output: bool = True,
+        uneven: bool = True,
+    ) -> None:
+        for name, layout in (("input_layouts", input_layouts), ("output_layouts", output_layouts)):
+            if layout is not None and not isinstance(layout, Replicate | Shard):
+                raise GroupwiseError(
+                    f"{name}={layout} is not the layout of a whole tensor; give Replicate() or Shard(dim)"
+                )
+        self.input_layouts = input_layouts
+        self.output_layouts = output_layouts
+        self.use_local_output = use_local_output
+        self.uneven = uneven
+
+    def part(self, module: torch.nn.Module, ranks: int, rank: int) -> Part:
+        """What `rank` of so many holds of `module`. Raises `GroupwiseError` for a layer that the style is not for."""
+        raise NotImplementedError
+
+    def _apply(self, module: torch.nn.Module, device_mesh: DeviceMesh) -> torch.nn.Module:
+        check(module, device_mesh, self)
+        part = self.part(module, device_mesh.size(), device_mesh.get_local_rank())
+        if not self.uneven:
+            for share in {share for _, share in part.tensors.values()}:
+                share.check_even(part.what)
+        self._distribute(module, device_mesh, part)
+        make_part(module, device_mesh, part)
+        return module
+
+    def _distribute(self, module: torch.nn.Module, mesh: DeviceMesh, part: Part) -> None:
+        """The layer's tensors become DTensors, those that the part does not name whole on each rank."""
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            dim = part.tensors[name][0] if name in part.tensors else None
+            tensor = exchange.distribute(parameter, mesh, dim, self.src_data_rank)
+            module.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=parameter.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if name in part.tensors:
+                module._buffers[name] = exchange.distribute(buffer, mesh, part.tensors[name][0], self.src_data_rank)
+
+    def _make(self, rank: int, share: Share, **facts: Any) -> Part:
+        return Part(
+            style=type(self).__name__,
+            held=share.of(rank),
+            total=share.parts,
+            use_local_output=self.use_local_output,
+            **facts,
+        )
+
+    def _outside(self, inputs: Placement, outputs: Placement) -> tuple[Placement, Placement]:
+        """The layouts asked for, or else these."""
+        return (
+            inputs if self.input_layouts is None else self.input_layouts,
+            outputs if self.output_layouts is None else self.output_layouts,
+        )
+
+    def __repr__(self) -> str:
+        given = {name: value for name, value in vars(self).items() if name != "src_data_rank"}
+        options = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        return f"{type(self).__name__}({options})"
+
+
+class GroupParallel(LayerStyle):
+    """Whole groups to each rank: a grouped or depthwise convolution, plain or transposed, 1-D to 3-D.
+
+    Takes (N, in_channels, ...) whole, or the channels of each rank's groups with `input_layouts=Shard(1)`; gives each
+    rank its part of (N, out_channels, ...), or the whole with `output_layouts=Replicate()`. Between ends that are split
+    nothing is exchanged, neither forward nor backward: so were the two GPUs of AlexNet used (A. Krizhevsky et al.,
+    NIPS 2012).
+
+    - `input_layouts` (default `Replicate()`), `output_layouts` (default `Shard(1)`): how a local input lies and the
+      output shall; a DTensor that comes in says itself how it lies
+    - `use_local_output`: whether the output is a local tensor or a DTensor
+    - `uneven`: whether ranks may hold more groups than others where their number does not divide them
+    - `parts`: the number of parts that stay whole where that is less than `groups`
+
+    Applied to a layer it raises `GroupwiseError` for one without groups, and with `uneven=False` for a number of ranks
+    that does not divide them, with those that do.
+    """
+
+    def __init__(self, *, parts: int | None = None, **layouts: Any) -> None:
+        super().__init__(**layouts)
+        self.parts = parts
+
+    def part(self, module: torch.nn.Module, ranks: int, rank: int) -> Part:
+        """What `rank` of so many holds of `module`."""
+        layer = _convolution(module, self)
+        if layer.groups == 1:
+            raise GroupwiseError(
+                "GroupParallel splits groups, and this layer has groups=1; use ChannelParallel() or SumParallel(), or "
+                f"give it groups: {list_some(list(valid_groups(layer.in_channels, layer.out_channels)))}"
+            )
+        share = share_of(self.parts, layer.groups, "groups", ranks)
+        held = share.lengths(layer.groups)[rank]
+        inputs, outputs = self._outside(Replicate(), Shard(1))
+        return self._make(
+            rank,
+            share,
+            what="groups" if share.parts == layer.groups else f"sets of {layer.groups // share.parts} groups",
+            dim=1,
+            input=End(layer.in_channels, share, Shard(1), inputs),
+            output=End(layer.out_channels, share, Shard(1), outputs),
+            compute=compute.call if held else compute.no_outputs,
+            tensors={"weight": (0, share), "bias": (0, share)},
+            numbers={
+                "groups": held,
+                "in_channels": share.lengths(layer.in_channels)[rank],
+                "out_channels": share.lengths(layer.out_channels)[rank],
+            },
+        )
+
+
+class _Dense(LayerStyle):
+    """Of a dense convolution or a `Linear`."""
+
+    def __init__(self, *, input_parts: int | None = None, output_parts: int | None = None, **layouts: Any) -> None:
+        super().__init__(**layouts)
+        self.input_parts = input_parts
+        self.output_parts = output_parts
+
+    def _shares(self, module: torch.nn.Module, ranks: int) -> tuple[Share, Share]:
+        groups = 1 if isinstance(module, torch.nn.Linear) else _convolution(module, self).groups
+        if groups != 1:
+            raise GroupwiseError(
+                f"{type(self).__name__} is for dense layers, not for groups={groups}; use GroupParallel()"
+            )
+        inputs, outputs = sizes_of(module)
+        return (
+            share_of(self.input_parts, inputs, "input channels", ranks),
+            share_of(self.output_parts, outputs, "output channels", ranks),
+        )
+
+
+class ChannelParallel(_Dense):
+    """Its part of the output channels to each rank: a dense convolution, or a `Linear`.
+
+    Takes (N, in_channels, ...) whole, or gathers what `input_layouts=Shard(1)` says is split; gives each rank its part
+    of (N, out_channels, ...), or the whole with `output_layouts=Replicate()`. Backward, the gradients by the input are
+    summed over the ranks. The channels of a `Linear` are the last dimension.
+
+    - `input_parts`, `output_parts`: the parts that stay whole, where the ranks do not divide the channels: the groups
+      of the split layers before and after
+    - the others as in `GroupParallel`
+    """
+
+    def part(self, module: torch.nn.Module, ranks: int, rank: int) -> Part:
+        """What `rank` of so many holds of `module`."""
+        before, share = self._shares(module, ranks)
+        rows, dim = (1, 1) if getattr(module, "transposed", False) else (0, _dim(module))
+        held = share.lengths(sizes_of(module)[1])[rank]
+        inputs, outputs = self._outside(Replicate(), Shard(dim))
+        return self._make(
+            rank,
+            share,
+            what="output channels" if self.output_parts is None else "parts of the output channels",
+            dim=dim,
+            input=End(sizes_of(module)[0], before, Replicate(), inputs),
+            output=End(sizes_of(module)[1], share, Shard(dim), outputs),
+            compute=compute.call if held else compute.no_outputs,
+            tensors={"weight": (rows, share), "bias": (0, share)},
+            numbers={_names(module)[1]: held},
+            grad_input=Partial(),
+        )
+
+
+class SumParallel(_Dense):
+    """Its part of the input channels to each rank, and the sum over the ranks: a dense convolution, or a `Linear`.
+
+    Takes each rank's part of (N, in_channels, ...), or the whole with `input_layouts=Replicate()`; gives
+    (N, out_channels, ...) whole, by one all-reduce, or split with `output_layouts=Shard(1)`, by one reduce-scatter.
+    Backward nothing is exchanged where the input is split and the output whole. The channels of a `Linear` are the last
+    dimension.
+
+    - `input_parts`, `output_parts`: the parts that stay whole, where the ranks do not divide the channels: the groups
+      of the split layers before and after
+    - the others as in `GroupParallel`
+    """
+
+    def part(self, module: torch.nn.Module, ranks: int, rank: int) -> Part:
+        """What `rank` of so many holds of `module`."""
+        share, after = self._shares(module, ranks)
+        columns, dim = (0, 1) if getattr(module, "transposed", False) else (1, _dim(module))
+        held = share.lengths(sizes_of(module)[0])[rank]
+        inputs, outputs = self._outside(Shard(dim), Replicate())
+        tensors = {"weight": (columns, share)}
+        if isinstance(outputs, Shard):
+            tensors["bias"] = (0, after)
+        return self._make(
+            rank,
+            share,
+            what="input channels" if self.input_parts is None else "parts of the input channels",
+            dim=dim,
+            input=End(sizes_of(module)[0], share, Shard(dim), inputs),
+            output=End(sizes_of(module)[1], after, Partial(), outputs),
+            compute=compute.call if held else compute.no_inputs,
+            tensors=tensors,
+            numbers={_names(module)[0]: held},
+            late="bias",
+        )
+
+
+def check(module: torch.nn.Module, mesh: DeviceMesh, style: ParallelStyle) -> None:
+    """Refuse a mesh or a layer that no style of this package takes."""
+    name = type(style).__name__
+    if mesh.ndim != 1:
+        dimension = (mesh.mesh_dim_names or ("groups",))[-1]
+        raise GroupwiseError(
+            f"{name} takes a mesh of 1 dimension, and this one has {mesh.ndim}; choose one, as in mesh[{dimension!r}]"
+        )
+    if isinstance(module, PartLayer):
+        raise GroupwiseError(f"{name} is for a plain layer, and {type(module).__name__} is split already")
+    if parametrize.is_parametrized(module):
+        raise GroupwiseError(
+            f"{name} cannot split a layer whose tensors are computed ({', '.join(module.parametrizations)}); "  # type: ignore[arg-type]
+            "remove the parametrization first"
+        )
+
+
+def share_of(parts: int | None, size: int, name: str, ranks: int) -> Share:
+    """How `size` things go to so many ranks, in that many parts that stay whole."""
+    if parts is not None and size % check_integer("parts", parts, 1, size):
+        valid = [count for count in range(1, size + 1) if size % count == 0]
+        raise GroupwiseError(f"{parts} parts must divide {size} {name}; valid: {list_some(valid, parts)}")
+    return Share(parts or size, ranks)
+
+
+def _convolution(module: torch.nn.Module, style: LayerStyle) -> _ConvNd:
+    if not isinstance(module, _ConvNd):
+        raise GroupwiseError(f"{type(style).__name__} is for convolutions, and this is a {type(module).__name__}")
+    if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        raise GroupwiseError(f"{type(module).__name__} does not know its in_channels yet; run it on an input first")
+    return module
+
+
+def _names(module: torch.nn.Module) -> tuple[str, str]:
+    linear = isinstance(module, torch.nn.Linear)
+    return ("in_features", "out_features") if linear else ("in_channels", "out_channels")
+
+
+def sizes_of(module: torch.nn.Module) -> tuple[int, int]:
+    """The channels in and out of a convolution, the features of a `Linear`."""
+    inputs, outputs = (getattr(module, name) for name in _names(module))
+    return inputs, outputs
+
+
+def _dim(module: torch.nn.Module) -> int:
+    return -1 if isinstance(module, torch.nn.Linear) else 1
