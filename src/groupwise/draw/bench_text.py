@@ -29,8 +29,8 @@ def table(bench: dict[str, Any], at: Cost) -> str:
     ]
     if any((row["roofline"] or 0) > 1 for row in bench["timings"]):
         notes.append(
-            "A share of the roofline above 100 % cannot be: the machine was busy with something else while its rates were "
-            "measured, or while the layer was. Do not trust these times; measure again when it is idle."
+            "A share of the roofline above 100 % cannot be: the machine was busy with something else while its rates "
+            "were measured, or while the layer was. Do not trust these times; measure again when it is idle."
         )
     if bench["not_measured"]:
         notes.append(f"groupwise's kernels were not measured: {bench['not_measured']}.")
