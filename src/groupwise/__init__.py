@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from groupwise import models as models
     from groupwise import nn as nn
+    from groupwise import parallel as parallel
     from groupwise.arguments import valid_groups as valid_groups
     from groupwise.benching import Bench as Bench
     from groupwise.benching import bench as bench
@@ -60,7 +61,7 @@ _HOME = {
     "report": "reporting",
     "valid_groups": "arguments",
 }
-_MODULES = ("models", "nn")
+_MODULES = ("models", "nn", "parallel")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 

@@ -17,7 +17,7 @@ from datetime import timedelta
 
 import torch
 from torch import distributed
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
 
@@ -90,9 +90,8 @@ def train(options: argparse.Namespace) -> float:
         group["initial_lr"] = options.lr
     batches = len(labels) // options.batch
     run = Run(model, optimizer, options.epochs * batches)
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if options.resume or restarted:
-        _resume(run, options, must=options.resume and not restarted)
+    if options.resume or _restarts():
+        _resume(run, options, must=not _restarts())
     accuracy = 0.0
     for epoch in range(run.step // batches, options.epochs):
         model.train()
@@ -155,11 +154,22 @@ def _join(timeout: float) -> int:
     """Join torchrun's process group, or make one of this process alone."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     patience = timedelta(seconds=timeout)
-    if "RANK" in os.environ:
-        distributed.init_process_group(backend, timeout=patience)
-    else:
+    if "RANK" not in os.environ:
         distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=patience)
+    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # The agent's store outlives a restart, and in it the addresses of the processes before.
+        agent = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
+        store = PrefixStore(f"restart-{_restarts()}", agent)
+        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=patience)
+    else:
+        distributed.init_process_group(backend, timeout=patience)
     return distributed.get_rank()
+
+
+def _restarts() -> int:
+    """How often torchrun has started this rank anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _is_of_the_group(error: RuntimeError) -> bool:

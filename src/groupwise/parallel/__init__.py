@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from groupwise.parallel.channelwise import ChannelwiseParallel, KeepWhole
+from groupwise.parallel.checkpoint import list_checkpoints, load, save
 from groupwise.parallel.share import Share
 from groupwise.parallel.splitting import Choice, SplitPlan, plan_split, split
 from groupwise.parallel.styles import ChannelParallel, GroupParallel, SumParallel
@@ -16,6 +17,9 @@ __all__ = [
     "Share",
     "SplitPlan",
     "SumParallel",
+    "list_checkpoints",
+    "load",
     "plan_split",
+    "save",
     "split",
 ]

@@ -13,28 +13,35 @@ from torch import distributed
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from groupwise.errors import GroupwiseError
+from groupwise.errors import GroupwiseError, check_integer
 
 _NAME = re.compile(r"step-(\d+)")
 _FACTS = "groupwise.json"
 
 
 def save(
-    folder: str | pathlib.Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, **facts: Any
+    folder: str | pathlib.Path,
+    step: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    group: distributed.ProcessGroup | None = None,
+    **facts: Any,
 ) -> pathlib.Path:
-    """Write `folder`/step-<step>, on every rank. It has that name only once it is whole; one older is kept.
+    """Write the state of `model` and `optimizer` to `folder`/step-<step>, and give that path.
 
-    `facts` are JSON values that `load` gives back, such as the epoch.
+    Every rank of `group` (None: of the default one) calls it. The folder has its name only once it is whole, and one
+    older is kept. `facts` are JSON values that `load` gives back, such as an epoch.
     """
-    target = pathlib.Path(folder) / f"step-{step:08d}"
+    target = pathlib.Path(folder) / f"step-{check_integer('step', step, 0):08d}"
     part = target.with_name(f"{target.name}.part")
-    first = distributed.get_rank() == 0
+    first = distributed.get_rank(group) == 0
     if first:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    distributed.barrier()
+    distributed.barrier(group)
     state, optimizer_state = get_state_dict(model, optimizer)
-    state_dict_saver.save({"model": state, "optimizer": optimizer_state}, checkpoint_id=part)
+    state_dict_saver.save({"model": state, "optimizer": optimizer_state}, checkpoint_id=part, process_group=group)
     if first:
         sizes = {path.name: path.stat().st_size for path in part.iterdir()}
         (part / _FACTS).write_text(json.dumps({"step": step, "facts": facts, "model": _shapes(model), "files": sizes}))
@@ -42,7 +49,7 @@ def save(
         part.rename(target)
         for old in list_checkpoints(folder)[:-2]:
             shutil.rmtree(old)
-    distributed.barrier()
+    distributed.barrier(group)
     return target
 
 
@@ -52,10 +59,17 @@ def list_checkpoints(folder: str | pathlib.Path) -> list[pathlib.Path]:
     return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))  # type: ignore[index]
 
 
-def load(path: str | pathlib.Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Read a checkpoint into `model` and `optimizer`, on every rank; gives its `step` and its facts.
+def load(
+    path: str | pathlib.Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    group: distributed.ProcessGroup | None = None,
+) -> dict[str, Any]:
+    """Read a checkpoint of any number of ranks into `model` and `optimizer`; gives its `step` and its facts.
 
-    Raises `GroupwiseError`, before anything is changed, for one that is truncated or of another model, by its name.
+    Every rank of `group` (None: of the default one) calls it. Raises `GroupwiseError`, before anything is changed, for
+    one that is truncated or of another model, by its name.
     """
     path = pathlib.Path(path)
     facts = _facts(path)
@@ -73,7 +87,7 @@ def load(path: str | pathlib.Path, model: torch.nn.Module, optimizer: torch.opti
             f"{own.get(names[0], 'missing')} here{more}; load it into the model that it was written from"
         )
     state, optimizer_state = get_state_dict(model, optimizer)
-    state_dict_loader.load({"model": state, "optimizer": optimizer_state}, checkpoint_id=path)
+    state_dict_loader.load({"model": state, "optimizer": optimizer_state}, checkpoint_id=path, process_group=group)
     set_state_dict(model, optimizer, model_state_dict=state, optim_state_dict=optimizer_state)
     return {"step": facts["step"], **facts["facts"]}
 

@@ -110,7 +110,7 @@ class PartLayer(torch.nn.Module):
         part, end = self._part, self._part.output
         dim = part.dim % output.dim()
         local = exchange.redistribute(output, self._mesh, end.inside, end.outside, dim, end.channels, end.share)
-        late: Any = self._parameters[part.late] if part.late else None
+        late: Any = getattr(self, part.late) if part.late else None
         if late is not None:
             rows = exchange.part_of(late, 0, end.share) if part.late in part.tensors else late.to_local()
             local = local + rows.reshape([-1 if d == dim else 1 for d in range(local.dim())])
@@ -157,8 +157,11 @@ def _own(
     own.__dict__.update(torch.nn.Module().__dict__ | {"training": layer.training, "_modules": layer._modules})
     own.__dict__.update(part.numbers if part else {})
     moved = []
-    for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
-        tensors: dict[str, Any] = own._parameters if name in layer._parameters else own._buffers
+    # DDP takes parameters out for its own and puts them back, for the forward, as plain attributes.
+    lent = {name: tensor for name, tensor in layer.__dict__.items() if isinstance(tensor, DTensor)}
+    for name, tensor in (*layer._parameters.items(), *layer._buffers.items(), *lent.items()):
+        own.__dict__.pop(name, None)
+        tensors: dict[str, Any] = own._buffers if name in layer._buffers else own._parameters
         if not isinstance(tensor, DTensor):
             tensors[name] = tensor
         elif part and name == part.late:

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parallel import DistributedDataParallel
 
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.parallel.agreement import agree
@@ -74,13 +75,17 @@ class SplitPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as numbers and words, for JSON."""
-        keys = ("name", "layer", "reason", "input", "output", "exchange", "parameters", "held")
+        keys = ("name", "layer", "reason", "input", "output", "exchange", "parameters")
         return {
             "model": self.model,
             "ranks": self.ranks,
             "held": list(self.held),
             "layers": [
-                {"style": type(choice.style).__name__, **{key: getattr(choice, key) for key in keys}}
+                {
+                    "style": type(choice.style).__name__,
+                    **{key: getattr(choice, key) for key in keys},
+                    "held": list(choice.held),
+                }
                 for choice in self.choices
             ],
         }
@@ -148,6 +153,9 @@ def split(model: Model, mesh: DeviceMesh, *, uneven: bool = True, src_data_rank:
     for name, style in plan.styles.items():
         # By the module and not by its name, in which parallelize_module takes * and ? for patterns.
         parallelize_module(model.get_submodule(name), mesh, style, src_data_rank=src_data_rank)
+    # DDP broadcasts buffers, which DTensors cannot be.
+    spread = [name for name, buffer in model.named_buffers() if isinstance(buffer, DTensor)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, spread)  # type: ignore[no-untyped-call]
     return model
 
 

@@ -1,0 +1,133 @@
+"""Who would hold what, told without a process group."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groupwise import GroupwiseError, models
+from groupwise.parallel import ChannelParallel, GroupParallel, KeepWhole, Share, SumParallel, plan_split
+
+
+@given(st.integers(1, 70), st.integers(1, 9), st.integers(1, 3))
+def test_shares(parts, ranks, length):
+    share = Share(parts, ranks)
+    held = [share.of(rank) for rank in range(ranks)]
+    assert [part for parts in held for part in parts] == list(range(parts))
+    assert share.lengths(parts * length) == [len(one) * length for one in held]
+    # No rank has more than it has to, nor none where there are enough.
+    assert max(map(len, held)) == -(-parts // ranks)
+    assert parts < ranks or min(map(len, held)) > 0
+    assert share.even == (len(set(map(len, held))) == 1)
+    chunks = [len(chunk) for chunk in torch.arange(parts).chunk(ranks)]
+    if len(chunks) == ranks:
+        assert [len(one) for one in held] == chunks
+
+
+def test_shares_that_cannot_be():
+    with pytest.raises(GroupwiseError, match="5 parts must divide a dimension of 12"):
+        Share(5, 2).span(0, 12)
+    with pytest.raises(GroupwiseError, match="parts=0 is too small"):
+        Share(0, 2)
+    with pytest.raises(GroupwiseError, match=r"groups=6 .* over 4 ranks; valid .* 1, 2, 3, 6; .* as 2, 2, 1, 1"):
+        Share(6, 4).check_even("groups")
+
+
+def table(plan):
+    return {choice.name: (type(choice.style), choice.exchange) for choice in plan.choices}
+
+
+def test_alexnet_is_the_papers():
+    with torch.device("meta"):
+        plan = plan_split(models.alexnet(), 2)
+    rows = table(plan)
+    assert {name: row[1] for name, row in rows.items() if row[1]} == {
+        "conv3": "gathers inputs",
+        "fc6": "gathers inputs",
+        "fc7": "gathers inputs",
+        "fc8": "sums outputs",
+    }
+    assert {name for name, row in rows.items() if row[0] is GroupParallel} == {"conv2", "conv4", "conv5"}
+    # Each of two ranks has half of every layer; fc8's bias is whole on both.
+    assert plan.held == ((60_965_224 + 1000) // 2,) * 2
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 32])
+def test_a_block_of_resnext_costs_one_exchange(ranks):
+    with torch.device("meta"):
+        plan = plan_split(models.resnext50_32x4d(), ranks)
+    rows = table(plan)
+    assert [name for name, row in rows.items() if row[1]] == [
+        f"layer{stage + 1}.{block}.conv3" for stage, blocks in enumerate((3, 4, 6, 3)) for block in range(blocks)
+    ]
+    for name, (style, _) in rows.items():
+        place = name.split(".")[-1]
+        if name.startswith("layer") and "downsample" not in name and place.startswith("conv"):
+            assert style is {"conv1": ChannelParallel, "conv2": GroupParallel, "conv3": SumParallel}[place]
+    assert rows["fc"] == (KeepWhole, "")
+    # All parameters are there, once where they are split.
+    assert sum(choice.parameters for choice in plan.choices) == 25_028_904
+    split = [choice for choice in plan.choices if choice.input or choice.output]
+    assert all(sum(choice.held) == choice.parameters for choice in split)
+
+
+def test_the_plan_as_text_and_json():
+    with torch.device("meta"):
+        plan = plan_split(models.alexnet(), 2)
+    lines = str(plan).splitlines()
+    assert lines[0] == "AlexNet over 2 ranks"
+    assert "conv3    Conv2d             ChannelParallel       885 k   443 k  gathers inputs" in lines
+    assert lines[-1] == "61.0 M parameters, of which a rank holds 30.5 M; 4 exchanges in a forward."
+    facts = plan.to_dict()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["layers"][0]["reason"] == "dense, before split layers"
+
+
+def test_ranks_that_do_not_divide():
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 10, 1), torch.nn.Conv2d(10, 10, 3, groups=5), torch.nn.Conv2d(10, 2, 1)
+    )
+    assert plan_split(model, 2).choices[1].held == (108 + 6, 72 + 4)
+    with pytest.raises(
+        GroupwiseError, match=r"parts=5 cannot be spread evenly over 2 ranks; valid numbers of ranks: 1, 5"
+    ):
+        plan_split(model, 2, uneven=False)
+    assert plan_split(model, 5, uneven=False)
+    # More ranks than groups: nothing is left without work, but each does all.
+    assert {type(choice.style) for choice in plan_split(model, 6).choices} == {KeepWhole}
+
+
+class Shared(torch.nn.Module):
+    """One layer that is called on split channels and on whole ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.expand = torch.nn.Conv2d(4, 8, 1)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.depthwise = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.project = torch.nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return self.norm(self.project(self.depthwise(self.norm(self.expand(x)))))
+
+
+def test_a_layer_that_is_called_twice_lies_alike_both_times():
+    rows = table(plan_split(Shared(), 2))
+    assert rows["norm"][0] is KeepWhole
+    assert rows["expand"][0] is KeepWhole
+
+
+class Stubborn(torch.nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_planned():
+    with pytest.raises(GroupwiseError, match=r"torch.fx cannot follow Stubborn, .* name each layer's style"):
+        plan_split(Stubborn(), 2)
+    with pytest.raises(GroupwiseError, match="ranks=0 is too small"):
+        plan_split(Shared(), 0)
