@@ -7,11 +7,13 @@ from groupwise.parallel.checkpoint import list_checkpoints, load, save
 from groupwise.parallel.share import Share
 from groupwise.parallel.splitting import Choice, SplitPlan, plan_split, split
 from groupwise.parallel.styles import ChannelParallel, GroupParallel, SumParallel
+from groupwise.parallel.traffic import Crossing, traffic
 
 __all__ = [
     "ChannelParallel",
     "ChannelwiseParallel",
     "Choice",
+    "Crossing",
     "GroupParallel",
     "KeepWhole",
     "Share",
@@ -22,4 +24,5 @@ __all__ = [
     "plan_split",
     "save",
     "split",
+    "traffic",
 ]
