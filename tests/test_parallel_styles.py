@@ -114,22 +114,14 @@ def divisors(number):
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
+@pytest.mark.parametrize("style", [ChannelParallel, SumParallel])
 @many
 @given(dense, counts, layouts, st.data())
-def test_channels(facts, count, layouts, data):
+def test_dense_layers(style, facts, count, layouts, data):
     layer, x = dense_of(*facts)
     parts = [data.draw(st.sampled_from(divisors(size))) for size in facts[1:3]]
     options = {"input_parts": parts[0], "output_parts": parts[1]}
-    check(count, layer, ChannelParallel, options, layouts, x, parts)
-
-
-@many
-@given(dense, counts, layouts, st.data())
-def test_sums(facts, count, layouts, data):
-    layer, x = dense_of(*facts)
-    parts = [data.draw(st.sampled_from(divisors(size))) for size in facts[1:3]]
-    options = {"input_parts": parts[0], "output_parts": parts[1]}
-    check(count, layer, SumParallel, options, layouts, x, parts)
+    check(count, layer, style, options, layouts, x, parts)
 
 
 NORMS = {

@@ -95,8 +95,8 @@ def train(options: argparse.Namespace) -> float:
     accuracy = 0.0
     for epoch in range(run.step // batches, options.epochs):
         model.train()
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(options.seed + epoch))
         for batch in _progress(epoch, options, run.step % batches, batches, rank):
-            order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(options.seed + epoch))
             chosen = order[batch * options.batch : (batch + 1) * options.batch]
             run.learn(_shift(pictures[chosen], epoch * batches + batch), labels[chosen])
             if run.step % options.every == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from datetime import timedelta
 
 import torch
@@ -44,21 +45,23 @@ def agree(model: torch.nn.Module, mesh: DeviceMesh, patience: timedelta = PATIEN
             ) from error
         theirs = json.loads(store.get(f"{where}/{other}"))
         if theirs != notes:
-            raise GroupwiseError(_difference(rank, notes, other, theirs))
+            differs = difference(notes, f"on rank {rank}", theirs, f"on rank {other}")
+            raise GroupwiseError(f"{differs}; ranks that share a model have to make the same one")
 
 
 def _notes(model: torch.nn.Module, mesh: DeviceMesh) -> dict[str, str]:
     notes = {MESH: f"ranks {mesh.mesh.tolist()} of {mesh.device_type}", "the model": type(model).__name__}
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return notes | {name: f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}" for name, t in tensors}
+    return notes | described([*model.named_parameters(), *model.named_buffers()])
 
 
-def _difference(rank: int, mine: dict[str, str], other: int, theirs: dict[str, str]) -> str:
-    """The first thing that differs, and how many more do."""
-    names = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+def described(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
+    """The shape and the dtype of each tensor by its name, in words."""
+    return {name: f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}" for name, t in tensors}
+
+
+def difference(one: dict[str, str], place: str, other: dict[str, str], elsewhere: str) -> str:
+    """What differs first in two notes, and how much more does: `x is ... here and ... there (2 more differ)`."""
+    names = [name for name in one | other if one.get(name) != other.get(name)]
     more = f" ({len(names) - 1} more differ)" if len(names) > 1 else ""
     name = names[0]
-    return (
-        f"{name} is {mine.get(name, 'missing')} on rank {rank} and {theirs.get(name, 'missing')} on rank {other}"
-        f"{more}; ranks that share a model have to make the same one"
-    )
+    return f"{name} is {one.get(name, 'missing')} {place} and {other.get(name, 'missing')} {elsewhere}{more}"

@@ -15,9 +15,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from groupwise.errors import GroupwiseError
 from groupwise.models.alexnet import LocalResponseNorm
-from groupwise.parallel import compute, exchange
+from groupwise.parallel import compute
 from groupwise.parallel.layer import End, Part, make_whole
-from groupwise.parallel.styles import LayerStyle, check, share_of
+from groupwise.parallel.styles import LayerStyle, check, distribute, share_of
 
 # A layer's numbers of channels, and of parts of them.
 SIZES = ("num_features", "num_channels", "num_parameters")
@@ -126,9 +126,7 @@ class KeepWhole(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         check(module, device_mesh, self)
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            tensor = exchange.distribute(parameter, device_mesh, None, self.src_data_rank)
-            module.register_parameter(name, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
+        distribute(module, device_mesh, {}, self.src_data_rank)
         if module._parameters:
             make_whole(module)
         return module

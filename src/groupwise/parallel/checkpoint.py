@@ -14,6 +14,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from groupwise.errors import GroupwiseError, check_integer
+from groupwise.parallel.agreement import described, difference
 
 _NAME = re.compile(r"step-(\d+)")
 _FACTS = "groupwise.json"
@@ -44,7 +45,9 @@ def save(
     state_dict_saver.save({"model": state, "optimizer": optimizer_state}, checkpoint_id=part, process_group=group)
     if first:
         sizes = {path.name: path.stat().st_size for path in part.iterdir()}
-        (part / _FACTS).write_text(json.dumps({"step": step, "facts": facts, "model": _shapes(model), "files": sizes}))
+        (part / _FACTS).write_text(
+            json.dumps({"step": step, "facts": facts, "model": described(model.state_dict().items()), "files": sizes})
+        )
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
         for old in list_checkpoints(folder)[:-2]:
@@ -78,13 +81,11 @@ def load(
         if there != size:
             what = "is missing" if there is None else f"has {there:,} of its {size:,} bytes"
             raise GroupwiseError(f"checkpoint {path} is truncated: {name} {what}; go on from an older one")
-    own, saved = _shapes(model), facts["model"]
+    own, saved = described(model.state_dict().items()), facts["model"]
     if own != saved:
-        names = [name for name in own | saved if own.get(name) != saved.get(name)]
-        more = f" ({len(names) - 1} more differ)" if len(names) > 1 else ""
         raise GroupwiseError(
-            f"checkpoint {path} is of another model: {names[0]} is {saved.get(names[0], 'missing')} there and "
-            f"{own.get(names[0], 'missing')} here{more}; load it into the model that it was written from"
+            f"checkpoint {path} is of another model: {difference(saved, 'there', own, 'here')}; load it into the model "
+            "that it was written from"
         )
     state, optimizer_state = get_state_dict(model, optimizer)
     state_dict_loader.load({"model": state, "optimizer": optimizer_state}, checkpoint_id=path, process_group=group)
@@ -101,10 +102,3 @@ def _facts(path: pathlib.Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of groupwise: {_FACTS} in it cannot be read ({error}); give a folder that "
             "groupwise.parallel.save wrote"
         ) from error
-
-
-def _shapes(model: torch.nn.Module) -> dict[str, str]:
-    return {
-        name: f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
-        for name, tensor in model.state_dict().items()
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -44,8 +45,11 @@ class Flow:
         self.modules = dict(model.named_modules())
         self.graph = trace(model)
         self.kinds: dict[fx.Node, str] = {}
+        self._calls: dict[Any, list[fx.Node]] = defaultdict(list)
         for node in self.graph.nodes:
             self.kinds[node] = self._kind(node)
+            if node.op == "call_module":
+                self._calls[node.target].append(node)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls."""
@@ -65,6 +69,8 @@ class Flow:
             return False
         kind = self.kinds[node.all_input_nodes[0]]
         module = self.module(node)
+        if isinstance(module, nn.Flatten):
+            return kind == MAP and self._flattens(node)
         if module is not None:
             return self._module_passes(module, kind)
         if node.op not in ("call_function", "call_method") or len(node.all_input_nodes) != 1:
@@ -85,7 +91,7 @@ class Flow:
 
     def calls(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that call the same module."""
-        return [other for other in self.graph.nodes if other.op == "call_module" and other.target == node.target]
+        return self._calls[node.target]
 
     def _kind(self, node: fx.Node) -> str:
         module = self.module(node)
@@ -104,8 +110,6 @@ class Flow:
         return before if module is not None and hasattr(module, "eps") else LAST
 
     def _module_passes(self, module: nn.Module, kind: str) -> bool:
-        if isinstance(module, nn.Flatten):
-            return kind == MAP and module.start_dim == 1 and module.end_dim == -1
         if type(module) in ACTIVATIONS:
             return True
         if type(module) in STATELESS:

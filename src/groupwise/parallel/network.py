@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from groupwise.parallel.channelwise import STATELESS, ChannelwiseParallel, parts_of
 from groupwise.parallel.flow import Flow
-from groupwise.parallel.styles import ChannelParallel, GroupParallel, SumParallel
+from groupwise.parallel.styles import ChannelParallel, GroupParallel, SumParallel, sizes_of
 
 
 class Joint:
@@ -97,7 +97,7 @@ class Decision:
         if layer is None:
             return (parts_of(module) if module is not None else None) or math.inf
         groups = getattr(layer, "groups", 1)
-        return groups if groups > 1 else min(_sizes(layer))
+        return groups if groups > 1 else min(sizes_of(layer))
 
     def _facts(self, node: fx.Node) -> tuple[Any, ...]:
         """What all calls of one module have to agree on."""
@@ -133,7 +133,7 @@ class Decision:
     def _layer(self, node: fx.Node, layer: Any, before: Joint | None) -> Step:
         ends = self._ends(node)
         grouped = {end for end in ends or () if getattr(self.flow.layer(end), "groups", 1) > 1}
-        inputs, outputs = _sizes(layer)
+        inputs, outputs = sizes_of(layer)
         if self._least(node) < self.ranks:
             return Step(reason=f"fewer than {self.ranks} groups or channels, so that ranks would be left without")
         if getattr(layer, "groups", 1) > 1:
@@ -170,9 +170,3 @@ class Decision:
                 found = None if more is None or found is None else found | more
             self.ends[node] = None if found is None else frozenset(found)
         return self.ends[node]
-
-
-def _sizes(layer: Any) -> tuple[int, int]:
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    return layer.in_channels, layer.out_channels

@@ -18,7 +18,7 @@ from groupwise.parallel.channelwise import ChannelwiseParallel, KeepWhole
 from groupwise.parallel.layer import PartLayer, WholeLayer
 from groupwise.parallel.network import Decision, Step
 from groupwise.parallel.share import Share
-from groupwise.parallel.styles import ChannelParallel, GroupParallel, LayerStyle, SumParallel
+from groupwise.parallel.styles import ChannelParallel, GroupParallel, LayerStyle, SumParallel, check_mesh
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -143,11 +143,7 @@ def split(model: Model, mesh: DeviceMesh, *, uneven: bool = True, src_data_rank:
     Raises `GroupwiseError` for a model that `torch.fx` cannot follow, and where ranks disagree on the model, its dtypes
     or the mesh, on each rank with what differs.
     """
-    if mesh.ndim != 1:
-        name = (mesh.mesh_dim_names or ("groups",))[-1]
-        raise GroupwiseError(
-            f"split takes a mesh of 1 dimension, and this one has {mesh.ndim}; choose one, as in mesh[{name!r}]"
-        )
+    check_mesh(mesh, "split")
     plan = plan_split(model, mesh.size(), uneven=uneven)
     agree(model, mesh)
     for name, style in plan.styles.items():
@@ -166,10 +162,8 @@ def _choice(name: str, module: nn.Module, step: Step, channels: int, ranks: int,
         for parts in {inputs, outputs} - {None}:
             Share(parts, ranks).check_even("parts")  # type: ignore[arg-type]
     parameters = dict(module.named_parameters(recurse=False))
-    held = tuple(
-        sum(_held(style, module, ranks, rank).get(key, p.numel()) for key, p in parameters.items())
-        for rank in range(ranks)
-    )
+    shares = [_held(style, module, ranks, rank) for rank in range(ranks)]
+    held = tuple(sum(share.get(key, p.numel()) for key, p in parameters.items()) for share in shares)
     total = sum(parameter.numel() for parameter in parameters.values())
     return Choice(name, type(module).__name__, style, step.reason, inputs, outputs, total, held)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,19 +50,10 @@ class LayerStyle(ParallelStyle):
         if not self.uneven:
             for share in {share for _, share in part.tensors.values()}:
                 share.check_even(part.what)
-        self._distribute(module, device_mesh, part)
+        dims = {name: dim for name, (dim, _) in part.tensors.items()}
+        distribute(module, device_mesh, dims, self.src_data_rank)
         make_part(module, device_mesh, part)
         return module
-
-    def _distribute(self, module: torch.nn.Module, mesh: DeviceMesh, part: Part) -> None:
-        """The layer's tensors become DTensors, those that the part does not name whole on each rank."""
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            dim = part.tensors[name][0] if name in part.tensors else None
-            tensor = exchange.distribute(parameter, mesh, dim, self.src_data_rank)
-            module.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=parameter.requires_grad))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if name in part.tensors:
-                module._buffers[name] = exchange.distribute(buffer, mesh, part.tensors[name][0], self.src_data_rank)
 
     def _make(self, rank: int, share: Share, **facts: Any) -> Part:
         return Part(
@@ -171,16 +163,16 @@ class ChannelParallel(_Dense):
     def part(self, module: torch.nn.Module, ranks: int, rank: int) -> Part:
         """What `rank` of so many holds of `module`."""
         before, share = self._shares(module, ranks)
-        rows, dim = (1, 1) if getattr(module, "transposed", False) else (0, _dim(module))
-        held = share.lengths(sizes_of(module)[1])[rank]
+        (in_channels, out_channels), (_, rows), dim = sizes_of(module), *_dims(module)
+        held = share.lengths(out_channels)[rank]
         inputs, outputs = self._outside(Replicate(), Shard(dim))
         return self._make(
             rank,
             share,
             what="output channels" if self.output_parts is None else "parts of the output channels",
             dim=dim,
-            input=End(sizes_of(module)[0], before, Replicate(), inputs),
-            output=End(sizes_of(module)[1], share, Shard(dim), outputs),
+            input=End(in_channels, before, Replicate(), inputs),
+            output=End(out_channels, share, Shard(dim), outputs),
             compute=compute.call if held else compute.no_outputs,
             tensors={"weight": (rows, share), "bias": (0, share)},
             numbers={_names(module)[1]: held},
@@ -204,8 +196,8 @@ class SumParallel(_Dense):
     def part(self, module: torch.nn.Module, ranks: int, rank: int) -> Part:
         """What `rank` of so many holds of `module`."""
         share, after = self._shares(module, ranks)
-        columns, dim = (0, 1) if getattr(module, "transposed", False) else (1, _dim(module))
-        held = share.lengths(sizes_of(module)[0])[rank]
+        (in_channels, out_channels), (columns, _), dim = sizes_of(module), *_dims(module)
+        held = share.lengths(in_channels)[rank]
         inputs, outputs = self._outside(Shard(dim), Replicate())
         tensors = {"weight": (columns, share)}
         if isinstance(outputs, Shard):
@@ -215,8 +207,8 @@ class SumParallel(_Dense):
             share,
             what="input channels" if self.input_parts is None else "parts of the input channels",
             dim=dim,
-            input=End(sizes_of(module)[0], share, Shard(dim), inputs),
-            output=End(sizes_of(module)[1], after, Partial(), outputs),
+            input=End(in_channels, share, Shard(dim), inputs),
+            output=End(out_channels, after, Partial(), outputs),
             compute=compute.call if held else compute.no_inputs,
             tensors=tensors,
             numbers={_names(module)[0]: held},
@@ -224,14 +216,19 @@ class SumParallel(_Dense):
         )
 
 
-def check(module: torch.nn.Module, mesh: DeviceMesh, style: ParallelStyle) -> None:
-    """Refuse a mesh or a layer that no style of this package takes."""
-    name = type(style).__name__
+def check_mesh(mesh: DeviceMesh, name: str) -> None:
+    """Refuse a mesh of several dimensions to what is called `name`."""
     if mesh.ndim != 1:
         dimension = (mesh.mesh_dim_names or ("groups",))[-1]
         raise GroupwiseError(
             f"{name} takes a mesh of 1 dimension, and this one has {mesh.ndim}; choose one, as in mesh[{dimension!r}]"
         )
+
+
+def check(module: torch.nn.Module, mesh: DeviceMesh, style: ParallelStyle) -> None:
+    """Refuse a mesh or a layer that no style of this package takes."""
+    name = type(style).__name__
+    check_mesh(mesh, name)
     if isinstance(module, PartLayer):
         raise GroupwiseError(f"{name} is for a plain layer, and {type(module).__name__} is split already")
     if parametrize.is_parametrized(module):
@@ -239,6 +236,16 @@ def check(module: torch.nn.Module, mesh: DeviceMesh, style: ParallelStyle) -> No
             f"{name} cannot split a layer whose tensors are computed ({', '.join(module.parametrizations)}); "  # type: ignore[arg-type]
             "remove the parametrization first"
         )
+
+
+def distribute(module: torch.nn.Module, mesh: DeviceMesh, dims: Mapping[str, int], source: int | None) -> None:
+    """A layer's parameters become DTensors: in chunks of the dimension in `dims`, else whole. Its buffers there too."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        tensor = exchange.distribute(parameter, mesh, dims.get(name), source)
+        module.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=parameter.requires_grad))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        if name in dims:
+            module._buffers[name] = exchange.distribute(buffer, mesh, dims[name], source)
 
 
 def share_of(parts: int | None, size: int, name: str, ranks: int) -> Share:
@@ -268,5 +275,8 @@ def sizes_of(module: torch.nn.Module) -> tuple[int, int]:
     return inputs, outputs
 
 
-def _dim(module: torch.nn.Module) -> int:
-    return -1 if isinstance(module, torch.nn.Linear) else 1
+def _dims(module: torch.nn.Module) -> tuple[tuple[int, int], int]:
+    """Where the channels in and out are in a dense layer's weight, and where in its tensors."""
+    if isinstance(module, torch.nn.Linear):
+        return (1, 0), -1
+    return (0, 1) if getattr(module, "transposed", False) else (1, 0), 1
