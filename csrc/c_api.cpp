@@ -63,7 +63,7 @@ int64_t groupwise_plan(const int64_t* n, const char* dtype, char* text, int64_t 
   request.w_strides = groupwise::dense_weight_strides(request.problem, n[20] != 0);
   request.transposed = n[21] != 0;
   request.float32 = std::strcmp(dtype, "float32") == 0;
-  return give(groupwise::describe(request, groupwise::choose(request, groupwise::forced().c_str())), text, size);
+  return give(groupwise::describe({request, groupwise::choose(request, groupwise::forced().c_str())}), text, size);
 }
 
 int64_t groupwise_last_plans(int32_t clear, char* text, int64_t size) {

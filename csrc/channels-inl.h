@@ -218,7 +218,7 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
       // column, taps are taken one at a time.
       const int64_t apart = s.stride == 1 ? s.spacing : 1;
       const bool two = in_twos<Lanes>(s);
-      const int64_t unit = two ? 1 : s.stride * apart, run = run_of_channels(c.h.taps * s.taps);
+      const int64_t unit = two ? 1 : s.stride * apart, run = run_of_channels(c, s);
       for (int64_t i = 0; i < c.in_channels; i += Lanes::kChannels > 0 ? c.in_channels : run) {
         const int64_t rows = there.last - there.first;
         const Walk k{std::min(run, c.in_channels - i), rows, s.taps, c.h.spacing * image.row, unit * image.pixel,

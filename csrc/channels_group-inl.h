@@ -121,7 +121,7 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
         const float* first = packed + (c.h.index * l.kernel_w + w.index) * c.in_channels * kGroupBlock;
         float* y = (l.staged ? stage : output) + o + w.first * pixel;
         const int64_t x_row = c.h.stride * l.input.columns * l.input.width, x_pixel = w.stride * l.input.width;
-        const int64_t run = run_of_channels(c.h.taps * w.taps);
+        const int64_t run = run_of_channels(c, w);
         for (int64_t i = 0; i < c.in_channels; i += run) {
           const GroupWalk k{c.h.taps, w.taps, std::min(run, c.in_channels - i),
                             c.h.spacing * l.input.columns * l.input.width, w.spacing * l.input.width,

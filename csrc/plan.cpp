@@ -246,6 +246,8 @@ std::vector<Correlation> correlations_of(const Request& r) {
   c.output_strides = forward ? r.y_strides : r.x_strides;
   c.weight_strides = r.w_strides;
   if (!forward) std::swap(c.weight_strides.o, c.weight_strides.c);
+  const bool apart = std::max({p.h.stride, p.w.stride, p.h.dilation, p.w.dilation}) > 1;
+  c.run = !forward && apart ? kGradInputRun : kRun;
   std::vector<Correlation> all;
   for (const Sweep& h : sweeps(r, p.h)) {
     c.h = h;
@@ -287,7 +289,8 @@ Choice choose(const Request& r, const char* forced) {
   return choice;
 }
 
-std::string describe(const Request& r, const Choice& choice) {
+std::string describe(const Plan& plan) {
+  const auto& [r, choice] = plan;
   const Kernel kernel = choice.kernel;
   const Problem& p = r.problem;
   std::string json = "{" + quoted("kernel", kKernelNames[static_cast<int>(kernel)]) + ", " +

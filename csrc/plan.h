@@ -37,6 +37,11 @@ struct Choice {
   Refusal refusals[2];  // of planar and channels
 };
 
+struct Plan {
+  Request request;
+  Choice choice;
+};
+
 // Below this many multiply-accumulates a second thread costs more than it brings: waking one takes 5-10 us here.
 constexpr int64_t kWorthAThread = 400'000;
 // How many of the threads the work is worth: all, or one.
@@ -46,7 +51,7 @@ int64_t threads_worth(const Request& request);
 Choice choose(const Request& request, const char* forced);
 
 // The plan as JSON text.
-std::string describe(const Request& request, const Choice& choice);
+std::string describe(const Plan& plan);
 
 // The correlations that make a request, one after the other, without their tensors; of a grad_input, one for each remainder
 // of the stride of the height.

@@ -239,7 +239,7 @@ inline void correlate_planar(const Correlation& c, const CorrelationLayout& l, i
       p.columns = std::min(b.columns, w.out - column);
       if (p.columns <= 0) continue;
       p.single = c.in_channels == 1 && takes_single(c.h, w, p.rows);
-      const int64_t run = run_of_channels(c.h.taps * w.taps);
+      const int64_t run = run_of_channels(c, w);
       for (int64_t g = 0; g < groups; g++) {
         p.bias = c.bias ? c.bias + (group + g) * c.out_channels : nullptr;
         p.y = l.staged ? stage + static_cast<int64_t>(i) * l.stage.sweep

@@ -82,6 +82,7 @@ struct Correlation {
   const float* bias;  // of all groups, or null
   float* output;
   Strides output_strides;
+  int64_t run;  // products that are summed in one accumulator
 };
 
 // grad_weight[o][c][kh][kw] = sum over samples and positions of grad_output[o] * input[c].

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <deque>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 namespace groupwise {
 namespace {
@@ -15,15 +15,11 @@ std::atomic<bool> process_routed{false};
 thread_local int thread_routed = 0;
 thread_local std::string thread_forced;
 
-struct Ran {
-  Request request;
-  Choice choice;
-};
-
+// A ring: nothing is allocated on the way of a convolution.
 struct Log {
   std::mutex mutex;
-  std::deque<Ran> plans;
-  int64_t kept = 0;  // ever
+  Plan ring[kMostPlans];
+  int64_t from = 0, kept = 0;  // what is told is [from, kept), of all ever kept
 };
 
 Log& log() {
@@ -48,33 +44,31 @@ int route_thread(int state) { return std::exchange(thread_routed, state); }
 const std::string& forced() { return thread_forced; }
 std::string force(std::string kernel) { return std::exchange(thread_forced, std::move(kernel)); }
 
-void remember(const Request& request, const Choice& choice) {
+void remember(const Plan& plan) {
   Log& l = log();
   const std::lock_guard<std::mutex> lock(l.mutex);
-  if (l.plans.size() == kMostPlans) l.plans.pop_front();
-  l.plans.push_back({request, choice});
-  l.kept++;
+  l.ring[l.kept++ % kMostPlans] = plan;
+  l.from = std::max(l.from, l.kept - kMostPlans);
 }
 
 Remembered remembered() {
   Log& l = log();
-  std::deque<Ran> plans;
+  std::vector<Plan> plans;
   int64_t until;
   {
     const std::lock_guard<std::mutex> lock(l.mutex);
-    plans = l.plans;
     until = l.kept;
+    for (int64_t i = l.from; i < until; i++) plans.push_back(l.ring[i % kMostPlans]);
   }
   std::string json = "[";
-  for (const Ran& ran : plans) json += (json.size() > 1 ? ", " : "") + describe(ran.request, ran.choice);
+  for (const Plan& plan : plans) json += (json.size() > 1 ? ", " : "") + describe(plan);
   return {json + "]", until};
 }
 
 void forget(int64_t until) {
   Log& l = log();
   const std::lock_guard<std::mutex> lock(l.mutex);
-  const auto newer = std::min<int64_t>(l.plans.size(), l.kept - until);
-  l.plans.erase(l.plans.begin(), l.plans.end() - newer);
+  l.from = std::max(l.from, until);
 }
 
 }  // namespace groupwise

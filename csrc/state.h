@@ -18,8 +18,8 @@ const std::string& forced();
 std::string force(std::string kernel);  // returns what was
 
 // Keeps a plan that ran; the newest kMostPlans are kept.
-constexpr size_t kMostPlans = 1024;
-void remember(const Request& request, const Choice& choice);
+constexpr int64_t kMostPlans = 1024;
+void remember(const Plan& plan);
 // The kept plans as JSON, and how many were ever kept; and dropping those, not what other threads kept since.
 struct Remembered {
   std::string json;

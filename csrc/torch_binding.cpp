@@ -61,10 +61,11 @@ struct Call {
 bool read(Ints values, int64_t dimensions, int64_t least, int64_t* out) {
   if (static_cast<int64_t>(values.size()) != dimensions && values.size() != 1) return false;
   for (int64_t i = 0; i < dimensions; i++) {
-    const std::optional<int64_t> value = values[values.size() == 1 ? 0 : i].maybe_as_int();
+    const c10::SymInt& value = values[values.size() == 1 ? 0 : i];
+    if (value.is_heap_allocated()) return false;
+    out[i] = value.as_int_unchecked();
     // The plan's limit, before anything is reckoned with it.
-    if (!value || *value < least || *value > kMostExtent) return false;
-    out[i] = *value;
+    if (out[i] < least || out[i] > kMostExtent) return false;
   }
   return true;
 }
@@ -77,24 +78,26 @@ bool plain(const Tensor& t) {
 // Whether these arguments are a convolution that kernels may take. What is wrong with others is PyTorch's to say.
 bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints padding, Ints dilation, bool transposed,
                 Ints output_padding, const c10::SymInt& groups, Call* call) {
-  const int64_t dimensions = input.dim() - 2;
-  if (dimensions < 1 || dimensions > 2 || weight.dim() != input.dim() || !plain(input) || !plain(weight)) return false;
+  if (!plain(input) || !plain(weight)) return false;
+  const at::IntArrayRef sizes = input.sizes(), weights = weight.sizes();
+  const int64_t dimensions = static_cast<int64_t>(sizes.size()) - 2;
+  if (dimensions < 1 || dimensions > 2 || weights.size() != sizes.size()) return false;
   int64_t s[2], p[2], d[2], extra[2] = {0, 0};
   if (!read(stride, dimensions, 1, s) || !read(padding, dimensions, 0, p) || !read(dilation, dimensions, 1, d))
     return false;
   if (transposed && !read(output_padding, dimensions, 0, extra)) return false;
-  const int64_t g = groups.maybe_as_int().value_or(0), channels = input.size(1);
-  if (g < 1 || channels % g != 0 || weight.size(0) % g != 0) return false;
-  if (transposed ? weight.size(0) != channels : weight.size(1) * g != channels) return false;
+  const int64_t g = groups.maybe_as_int().value_or(0), channels = sizes[1];
+  if (g < 1 || channels % g != 0 || weights[0] % g != 0) return false;
+  if (transposed ? weights[0] != channels : weights[1] * g != channels) return false;
   Problem& problem = call->problem;
-  problem.batch = input.size(0);
+  problem.batch = sizes[0];
   problem.groups = g;
-  problem.out_channels = weight.size(0) / g;
-  problem.in_channels = weight.size(1);
+  problem.out_channels = weights[0] / g;
+  problem.in_channels = weights[1];
   Axis* axes[2] = {&problem.h, &problem.w};
   problem.h = {1, 1, 1, 1, 0, 1};
   for (int64_t i = 0; i < dimensions; i++) {
-    const int64_t size = input.size(2 + i), kernel = weight.size(2 + i), reach = d[i] * (kernel - 1) + 1;
+    const int64_t size = sizes[2 + i], kernel = weights[2 + i], reach = d[i] * (kernel - 1) + 1;
     int64_t other;
     if (transposed) {
       if (extra[i] >= std::max(s[i], d[i])) return false;
@@ -109,8 +112,8 @@ bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints pad
   call->dimensions = dimensions;
   call->transposed = transposed;
   // PyTorch's rule: either tensor asks for it.
-  call->channels_last = dimensions == 2 && (input.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
-                                            weight.suggest_memory_format() == at::MemoryFormat::ChannelsLast);
+  call->channels_last = dimensions == 2 && (input.unsafeGetTensorImpl()->is_strides_like_channels_last() ||
+                                            weight.unsafeGetTensorImpl()->is_strides_like_channels_last());
   call->x_channels = g * problem.in_channels;
   call->y_channels = g * problem.out_channels;
   return true;
@@ -121,8 +124,9 @@ at::MemoryFormat format(const Call& call) {
 }
 
 Strides strides_of(const Tensor& t) {
-  const bool flat = t.dim() == 3;
-  return meaningful({t.stride(0), t.stride(1), flat ? 0 : t.stride(2), t.stride(flat ? 2 : 3)}, t.size(1), t.size(t.dim() - 1));
+  const at::IntArrayRef s = t.strides(), sizes = t.sizes();
+  const bool flat = s.size() == 3;
+  return meaningful({s[0], s[1], flat ? 0 : s[2], s.back()}, sizes[1], sizes.back());
 }
 
 // Whether the kernels read it as it lies.
@@ -149,9 +153,8 @@ Strides read_strides(const Tensor& t, const Call& call, bool x) {
 // The weight of one channel a group is read as contiguous: strides of its single input channel say nothing.
 WeightStrides weight_strides(const Tensor& w, const Call& call) {
   if (depthwise(call.problem)) return dense_weight_strides(call.problem, false);
-  const bool flat = w.dim() == 3;
-  return {call.problem.out_channels * w.stride(0), w.stride(0), w.stride(1), flat ? w.size(2) * w.stride(2) : w.stride(2),
-          w.stride(flat ? 2 : 3)};
+  const at::IntArrayRef s = w.strides();
+  return {call.problem.out_channels * s[0], s[0], s[1], s.size() == 3 ? w.sizes()[2] * s[2] : s[2], s.back()};
 }
 
 // A new x, or y, in the call's format.
@@ -162,28 +165,22 @@ Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
   return at::empty({p.batch, channels, x ? p.h.in : p.h.out, width}, options.memory_format(format(call)));
 }
 
-struct Decision {
-  Request request;
-  Kernel kernel;
-};
-
 // The tensors are those that are read; the one that is written is null.
-Decision decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y, const Tensor* weight) {
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  const Request request{direction, call.problem, call.channels_last, true, threads, call.dimensions,
-                        x ? read_strides(*x, call, true) : new_strides(call, true),
-                        y ? read_strides(*y, call, false) : new_strides(call, false),
-                        weight ? weight_strides(*weight, call) : dense_weight_strides(call.problem, call.channels_last),
-                        call.transposed};
-  const Choice choice = choose(request, forced().c_str());
-  remember(request, choice);
-  return {request, choice.kernel};
+Plan decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y, const Tensor* weight) {
+  const int64_t all = at::get_num_threads(), threads = all > 1 && at::in_parallel_region() ? 1 : all;
+  Plan plan{{direction, call.problem, call.channels_last, true, threads, call.dimensions,
+             x ? read_strides(*x, call, true) : new_strides(call, true),
+             y ? read_strides(*y, call, false) : new_strides(call, false),
+             weight ? weight_strides(*weight, call) : dense_weight_strides(call.problem, call.channels_last), call.transposed},
+            {}};
+  plan.choice = choose(plan.request, forced().c_str());
+  remember(plan);
+  return plan;
 }
 
 // `read` is x of a forward and y of a grad_input; the result is the other.
-Tensor correlate(const Call& call, const Request& request, Kernel kernel, const Tensor& read, const Tensor& weight,
-                 const Tensor& bias) {
-  const bool forward = request.direction == Direction::forward;
+Tensor correlate(const Call& call, const Plan& plan, const Tensor& read, const Tensor& weight, const Tensor& bias) {
+  const bool forward = plan.request.direction == Direction::forward;
   const Tensor from = as_read(read, call);
   const Tensor w = depthwise(call.problem) ? weight.contiguous() : weight;
   const Tensor b = bias.defined() ? bias.contiguous() : bias;
@@ -195,12 +192,11 @@ Tensor correlate(const Call& call, const Request& request, Kernel kernel, const 
   t.y = const_cast<float*>(y.const_data_ptr<float>());
   t.w = const_cast<float*>(w.const_data_ptr<float>());
   t.bias = b.defined() ? b.const_data_ptr<float>() : nullptr;
-  run(request, kernel, t, parallel_for);
+  run(plan.request, plan.choice.kernel, t, parallel_for);
   return to;
 }
 
-Tensor grad_weight(const Call& call, const Request& request, Kernel kernel, const Tensor& x, const Tensor& y,
-                   const Tensor& weight) {
+Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Tensor& y, const Tensor& weight) {
   const Tensor from = as_read(x, call), grad = as_read(y, call);
   const Tensor to = call.dimensions == 1 ? at::empty(weight.sizes(), weight.options())
                                          : at::empty(weight.sizes(), weight.options().memory_format(format(call)));
@@ -208,7 +204,7 @@ Tensor grad_weight(const Call& call, const Request& request, Kernel kernel, cons
   t.x = const_cast<float*>(from.const_data_ptr<float>());
   t.y = const_cast<float*>(grad.const_data_ptr<float>());
   t.w = to.mutable_data_ptr<float>();
-  run(request, kernel, t, parallel_for);
+  run(plan.request, plan.choice.kernel, t, parallel_for);
   return to;
 }
 
@@ -221,10 +217,9 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
   };
   if (routed() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && bias_fits()) {
-    const auto [request, kernel] = decide(call, transposed ? Direction::grad_input : Direction::forward,
-                                         transposed ? nullptr : &input, transposed ? &input : nullptr, &weight);
-    if (kernel != Kernel::pytorch)
-      return correlate(call, request, kernel, input, weight, bias.value_or(Tensor()));
+    const Plan plan = decide(call, transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
+                             transposed ? &input : nullptr, &weight);
+    if (plan.choice.kernel != Kernel::pytorch) return correlate(call, plan, input, weight, bias.value_or(Tensor()));
   }
   return at::compositeexplicitautograd::convolution_symint(input, weight, bias, stride, padding, dilation, transposed,
                                                            output_padding, groups);
@@ -250,19 +245,19 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
   if ((routed() || node_routed()) &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && matches()) {
     if (mask[0]) {
-      const auto [request, kernel] = decide(call, transposed ? Direction::forward : Direction::grad_input,
-                                           transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output, &weight);
-      if (kernel != Kernel::pytorch) {
-        grads[0] = correlate(call, request, kernel, grad_output, weight, Tensor());
+      const Plan plan = decide(call, transposed ? Direction::forward : Direction::grad_input,
+                               transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output, &weight);
+      if (plan.choice.kernel != Kernel::pytorch) {
+        grads[0] = correlate(call, plan, grad_output, weight, Tensor());
         left[0] = false;
       }
     }
     if (mask[1]) {
-      const auto [request, kernel] = decide(call, Direction::grad_weight, transposed ? &grad_output : &input,
-                                           transposed ? &input : &grad_output, nullptr);
-      if (kernel != Kernel::pytorch) {
-        grads[1] = transposed ? grad_weight(call, request, kernel, grad_output, input, weight)
-                              : grad_weight(call, request, kernel, input, grad_output, weight);
+      const Plan plan = decide(call, Direction::grad_weight, transposed ? &grad_output : &input,
+                               transposed ? &input : &grad_output, nullptr);
+      if (plan.choice.kernel != Kernel::pytorch) {
+        grads[1] = transposed ? grad_weight(call, plan, grad_output, input, weight)
+                              : grad_weight(call, plan, input, grad_output, weight);
         left[1] = false;
       }
     }

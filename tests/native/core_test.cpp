@@ -105,7 +105,7 @@ void each_product(const Problem& p, const Strides& xs, const WeightStrides& ws, 
                 }
 }
 
-std::string shown(const Request& r, Kernel kernel) { return describe(r, {kernel, {Refusal::none, Refusal::none}}); }
+std::string shown(const Request& r, Kernel kernel) { return describe({r, {kernel, {Refusal::none, Refusal::none}}}); }
 
 // Forward and grad_input: three of planar, narrow, groups and dots; grad_weight: two of planar and three of channels.
 constexpr size_t kWays = 2 * 6 + 5;
