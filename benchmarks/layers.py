@@ -175,7 +175,7 @@ def kernels(tensors: Tensors, which: str) -> list[str]:
     return [f"{plan.direction} {plan.kernel}" for plan in groupwise.last_plans()]
 
 
-def pass_through(runs: int = 5) -> dict[str, Any]:
+def pass_through(runs: int = 11) -> dict[str, Any]:
     """What a small convolution of PyTorch costs without groupwise, with it off, and enabled, in processes in turn."""
     times: dict[str, list[float]] = {"without": [], "registered": [], "enabled": []}
     for _ in range(runs):
