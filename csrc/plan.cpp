@@ -246,8 +246,8 @@ std::vector<Correlation> correlations_of(const Request& r) {
   c.output_strides = forward ? r.y_strides : r.x_strides;
   c.weight_strides = r.w_strides;
   if (!forward) std::swap(c.weight_strides.o, c.weight_strides.c);
-  const bool apart = std::max({p.h.stride, p.w.stride, p.h.dilation, p.w.dilation}) > 1;
-  c.run = !forward && apart ? kGradInputRun : kRun;
+  const auto spread = [](const Axis& a) { return a.kernel > 1 && std::max(a.stride, a.dilation) > 1; };
+  c.longest_run = !forward && (spread(p.h) || spread(p.w)) ? kGradInputRun : kRun;
   std::vector<Correlation> all;
   for (const Sweep& h : sweeps(r, p.h)) {
     c.h = h;

@@ -82,7 +82,8 @@ struct Correlation {
   const float* bias;  // of all groups, or null
   float* output;
   Strides output_strides;
-  int64_t run;  // products that are summed in one accumulator
+  // Products that are summed in one accumulator, where whole channels allow; what fits lanes of several groups is not cut.
+  int64_t longest_run;
 };
 
 // grad_weight[o][c][kh][kw] = sum over samples and positions of grad_output[o] * input[c].

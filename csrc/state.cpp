@@ -15,7 +15,7 @@ std::atomic<bool> process_routed{false};
 thread_local int thread_routed = 0;
 thread_local std::string thread_forced;
 
-// A ring: nothing is allocated on the way of a convolution.
+// A ring, so that to keep a plan allocates nothing.
 struct Log {
   std::mutex mutex;
   Plan ring[kMostPlans];
@@ -54,6 +54,7 @@ void remember(const Plan& plan) {
 Remembered remembered() {
   Log& l = log();
   std::vector<Plan> plans;
+  plans.reserve(kMostPlans);  // before the lock, for which convolutions wait
   int64_t until;
   {
     const std::lock_guard<std::mutex> lock(l.mutex);

@@ -61,11 +61,10 @@ struct Call {
 bool read(Ints values, int64_t dimensions, int64_t least, int64_t* out) {
   if (static_cast<int64_t>(values.size()) != dimensions && values.size() != 1) return false;
   for (int64_t i = 0; i < dimensions; i++) {
-    const c10::SymInt& value = values[values.size() == 1 ? 0 : i];
-    if (value.is_heap_allocated()) return false;
-    out[i] = value.as_int_unchecked();
+    const std::optional<int64_t> value = values[values.size() == 1 ? 0 : i].maybe_as_int();
     // The plan's limit, before anything is reckoned with it.
-    if (out[i] < least || out[i] > kMostExtent) return false;
+    if (!value || *value < least || *value > kMostExtent) return false;
+    out[i] = *value;
   }
   return true;
 }
@@ -167,7 +166,7 @@ Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
 
 // The tensors are those that are read; the one that is written is null.
 Plan decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y, const Tensor* weight) {
-  const int64_t all = at::get_num_threads(), threads = all > 1 && at::in_parallel_region() ? 1 : all;
+  const int64_t available = at::get_num_threads(), threads = available > 1 && at::in_parallel_region() ? 1 : available;
   Plan plan{{direction, call.problem, call.channels_last, true, threads, call.dimensions,
              x ? read_strides(*x, call, true) : new_strides(call, true),
              y ? read_strides(*y, call, false) : new_strides(call, false),

@@ -340,6 +340,16 @@ def test_no_plan_of_another_thread_is_lost():
     assert len(told + last_plans()) == count
 
 
+def test_the_newest_plans_are_kept():
+    last_plans()
+    with routing.forced(True):
+        for size in [*range(3, 10)] + [10] * 1020:
+            layer()(torch.randn(1, 16, size, size))
+    sizes = [plan.shape["input_size"][0] for plan in last_plans()]
+    assert sizes == [6, 7, 8, 9] + [10] * 1020
+    assert last_plans() == []
+
+
 def test_a_forced_kernel_is_that_of_the_innermost_block():
     depthwise = torch.nn.Conv2d(16, 16, 3, groups=16)
     with routing.forced(True, "planar"):
