@@ -15,6 +15,7 @@ ORDER = [
     "arguments",
     "spec",
     "wiring",
+    "share",
     "costs",
     "processor",
     "native",
@@ -42,7 +43,19 @@ ORDER = [
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
 # Nothing of these may load when numbers are explained, or when it is asked what the native core lacks.
-LIGHT = ["errors", "arguments", "spec", "wiring", "costs", "processor", "native", "routing", "planning", "draw"]
+LIGHT = [
+    "errors",
+    "arguments",
+    "spec",
+    "wiring",
+    "share",
+    "costs",
+    "processor",
+    "native",
+    "routing",
+    "planning",
+    "draw",
+]
 LIGHT += ["explanation", "diagnosis", "cli"]
 
 

@@ -261,35 +261,6 @@ def test_dot_products_of_a_long_row_of_taps():
     assert plans[0].tile.endswith("input channels")
 
 
-@pytest.mark.parametrize("memory_format", list(FORMATS))
-def test_long_sums_round_as_little_as_pytorchs(memory_format):
-    # Per output 4800 products of few output channels and many, which no kernel may add up one after the other.
-    for out_channels in (8, 11, 24):
-        layer = torch.nn.Conv2d(960, 2 * out_channels, (5, 2), padding=(2, 1), groups=2)
-        layer = layer.to(memory_format=FORMATS[memory_format])
-        source = torch.randn(1, 960, 9, 8).contiguous(memory_format=FORMATS[memory_format])
-        for kernel in OURS:
-            plans = check(layer, source, torch.randn(1, 2 * out_channels, 9, 9), kernel)
-            assert {p.kernel for p in plans} == {kernel}
-
-
-@pytest.mark.parametrize("memory_format", list(FORMATS))
-@pytest.mark.parametrize("kernel_size, dilation", [(3, 2), (5, 1)])
-def test_input_gradients_that_pytorch_sums_tap_by_tap_round_as_little(memory_format, kernel_size, dilation):
-    layer = torch.nn.Conv2d(32, 32, kernel_size, stride=2, padding=2, dilation=dilation, groups=2)
-    layer = layer.to(memory_format=FORMATS[memory_format])
-    source = torch.randn(1, 32, 28, 28).contiguous(memory_format=FORMATS[memory_format])
-    grad = torch.randn_like(layer(source))
-    exact = step(layer.double(), source.double(), grad.double())["grad_input"]
-    errors = {}
-    for kernel in ("", *OURS):
-        with forced(kernel != "", kernel):
-            made = step(layer.float(), source, grad)["grad_input"]
-        errors[kernel] = (made.double() - exact).square().mean().sqrt().item()
-    # Unbroken sums of the 144 products of 3x3 round 2.3 times as much as PyTorch, broken ones 1.4 times.
-    assert all(errors[kernel] <= 2 * errors[""] for kernel in OURS), errors
-
-
 @pytest.mark.parametrize("groups", [1, 2, 16])
 @pytest.mark.parametrize("memory_format", list(FORMATS))
 def test_outputs_that_see_padding_alone(groups, memory_format):

@@ -53,8 +53,8 @@ def wait_for(condition, process):
     raise AssertionError("nothing happened")
 
 
-def options(folder, steps=2):
-    return ("--epochs", str(steps), "--every", "4", "--checkpoints", str(folder), "--timeout", "20")
+def options(folder, steps=2, timeout=20):
+    return ("--epochs", str(steps), "--every", "4", "--checkpoints", str(folder), "--timeout", str(timeout))
 
 
 def checkpoints(folder):
@@ -79,18 +79,34 @@ def test_a_killed_rank_is_replaced_and_nothing_but_the_steps_since_is_lost(tmp_p
     assert [line for line in out.splitlines() if line.startswith("epoch  2")] == last
 
 
-def test_the_others_stop_with_an_error_that_says_how_to_go_on(tmp_path):
+# The last is the one that holds the store in which ranks find each other.
+@pytest.mark.parametrize(
+    ("how", "victim"),
+    [(signal.SIGKILL, 1), (signal.SIGSTOP, 1), (signal.SIGSTOP, 0)],
+    ids=["killed", "hanging", "first-hanging"],
+)
+def test_the_others_stop_with_an_error_that_says_how_to_go_on(how, victim, tmp_path):
+    timeout = 10
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", PROGRAM, *options(tmp_path, steps=50)]
-    first, second = (start(command, {**group, "RANK": str(rank)}) for rank in range(2))
-    wait_for(lambda: checkpoints(tmp_path), first)
-    second.kill()
-    status, _, err = finish(first)
-    finish(second)
+    command = [sys.executable, "-m", PROGRAM, *options(tmp_path, steps=50, timeout=timeout)]
+    processes = [start(command, {**group, "RANK": str(rank)}) for rank in range(2)]
+    other, stopped = processes[1 - victim], processes[victim]
+    try:
+        wait_for(lambda: checkpoints(tmp_path), other)
+        stopped.send_signal(how)
+        begun = time.monotonic()
+        status, _, err = finish(other)
+        took = time.monotonic() - begun
+    finally:
+        for process in processes:
+            process.kill()
+        finish(stopped)
     assert status == 1, err
     line = next(line for line in err.splitlines() if line.startswith("groupwise: "))
-    assert "rank 0 stops, because another rank has stopped or not answered in 20 s; the last checkpoint is " in line
-    assert "go on with --resume" in line
+    stops = f"rank {1 - victim} stops, because another rank has stopped or not answered in {timeout} s; "
+    assert f"{stops}the last checkpoint is {tmp_path / checkpoints(tmp_path)[-1]}; go on with --resume" in line
+    # And what the end of a process takes.
+    assert took < timeout + 10
 
 
 def test_alone_and_resumed(tmp_path):

@@ -12,17 +12,19 @@ from groupwise.arguments import Extent
 from groupwise.costs import Cost, check_dtype, cost
 from groupwise.draw import html, text
 from groupwise.draw.cost import cost_svg
+from groupwise.draw.ranks import ranks_svg, ranks_text
 from groupwise.draw.stacking import stack
 from groupwise.draw.weight import weight_svg
 from groupwise.draw.wiring import wiring_svg
 from groupwise.errors import GroupwiseError, check_choice, check_integer
+from groupwise.share import Share
 from groupwise.spec import ConvSpec
 from groupwise.wiring import Wiring
 
 if TYPE_CHECKING:
     from groupwise.planning import Plan
 
-VIEWS = ("wiring", "weight", "cost", "all")
+VIEWS = ("wiring", "weight", "cost", "ranks", "all")
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,6 +35,7 @@ class Explanation:
     - `input_size`: spatial input size, or None: then MACs and bytes are left out
     - `batch`, `dtype`: of the input
     - `name`: the layer's name in its model, if known
+    - `ranks`: over how many devices its groups are split, or None
     - `with_plans`: whether the text and the dict list the plans, which takes torch
     """
 
@@ -41,12 +44,15 @@ class Explanation:
     batch: int = 1
     dtype: str = "float32"
     name: str | None = None
+    ranks: int | None = None
     with_plans: bool = field(default=False, compare=False)
     cost: Cost | None = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", check_dtype(self.dtype))
         object.__setattr__(self, "batch", check_integer("batch", self.batch, 0))
+        if self.ranks is not None:
+            object.__setattr__(self, "ranks", check_integer("ranks", self.ranks, 1))
         at = None if self.input_size is None else cost(self.spec, self.input_size, self.batch, self.dtype)
         object.__setattr__(self, "cost", at)
 
@@ -85,29 +91,31 @@ class Explanation:
         return html.figure(self.to_svg())
 
     def to_text(self, view: str = "all") -> str:
-        """Plain Unicode of at most 80 columns; `view` is wiring, weight, cost or all.
+        """Plain Unicode of at most 80 columns; `view` is wiring, weight, cost, ranks or all.
 
-        All is the three, and `with_plans` the plans too.
+        All is the three, with `ranks` those too, and `with_plans` the plans.
         """
-        views = {
+        views: dict[str, Callable[[], str]] = {
+            "ranks": lambda: ranks_text(self.spec, self._ranks, self.cost),
             "wiring": lambda: text.wiring(self.spec),
             "weight": lambda: text.weight(self.spec),
             "cost": lambda: text.cost(self.spec, self.cost),
         }
-        chosen = _chosen(view)
+        chosen = self._chosen(view)
         parts = [text.heading(self.spec, self.name), *(views[name]() for name in chosen)]
         if view == "all" and self.with_plans and (plans := self.plans):
             parts.append(text.plans(plans))
         return "\n\n".join(parts)
 
     def to_svg(self, view: str = "all") -> str:
-        """A picture; `view` is wiring, weight, cost or all (the three, one below the other)."""
-        views = {
+        """A picture; `view` is wiring, weight, cost, ranks or all (one below the other; with `ranks` those too)."""
+        views: dict[str, Callable[[], str]] = {
+            "ranks": lambda: ranks_svg(self.spec, self._ranks, self.cost),
             "wiring": lambda: wiring_svg(self.spec),
             "weight": lambda: weight_svg(self.spec),
             "cost": lambda: cost_svg(self.spec, self.input_size, self.batch, self.dtype),
         }
-        pictures = [views[name]() for name in _chosen(view)]
+        pictures = [views[name]() for name in self._chosen(view)]
         return pictures[0] if len(pictures) == 1 else stack(pictures)
 
     def to_png(self, path: str | pathlib.Path, view: str = "all", scale: float = 2.0) -> pathlib.Path:
@@ -121,16 +129,28 @@ class Explanation:
     def to_html(self, path: str | pathlib.Path | None = None, view: str = "all") -> str | pathlib.Path:
         """One self-contained page with pictures and text: as a string, or written to `path`, which it returns."""
         title = text.heading(self.spec, self.name).split("\n")[0]
-        pictures = [html.figure(self.to_svg(name)) for name in _chosen(view)]
+        pictures = [html.figure(self.to_svg(name)) for name in self._chosen(view)]
         body = "\n".join([html.element("h1", title), *pictures, html.element("pre", self.to_text(view))])
         return html.deliver(html.page(title, body), path)
+
+    def _chosen(self, view: str) -> tuple[str, ...]:
+        check_choice("view", view, VIEWS)
+        if view == "ranks" and self.ranks is None:
+            raise GroupwiseError("view='ranks' needs the number of ranks: ranks=2, or --ranks 2 on the command line")
+        every = VIEWS[:-1] if self.ranks is not None else VIEWS[:-2]
+        return every if view == "all" else (view,)
+
+    @property
+    def _ranks(self) -> int:
+        return self.ranks or 1
 
     def to_dict(self) -> dict[str, Any]:
         """Every fact as plain JSON types; sizes, MACs and bytes only when the input size is known.
 
         `paths` lists every group with half-open channel ranges. `bytes` is what one pass moves at least (input and
         weight read once, output written once) and `traffic` splits it. `macs_on_padding` are of one pass. `with_plans`
-        there is `plans`, the plan of each pass by memory format, where there are any.
+        there is `plans`, the plan of each pass by memory format, where there are any; with `ranks` the half-open range
+        of groups (of a dense convolution: of output channels) that each holds.
         """
         spec, dense = self.spec, self.spec.dense()
         facts: dict[str, Any] = {} if self.name is None else {"name": self.name}
@@ -147,6 +167,10 @@ class Explanation:
             facts |= self.cost.to_dict()
             facts["dense"] |= {key: full[key] for key in ("macs", "macs_on_padding", "bytes", "traffic", "intensity")}
             facts["dense"]["ratio"] = self.cost.ratio
+        if self.ranks is not None:
+            share = Share(spec.groups if spec.groups > 1 else spec.out_channels, self.ranks)
+            held = [share.of(rank) for rank in range(self.ranks)]
+            facts["ranks"] = [[part.start, part.stop] for part in held]
         if self.with_plans and (plans := self.plans):
             facts["plans"] = {
                 layout: {name: plan.to_dict() for name, plan in passes.items()} for layout, passes in plans.items()
@@ -164,6 +188,7 @@ def explain(
     batch: int = 1,
     dtype: Any = None,
     name: str | None = None,
+    ranks: int | None = None,
     plans: bool | None = None,
     **options: Any,
 ) -> Explanation:
@@ -182,6 +207,7 @@ def explain(
     - `size`: the spatial input size (an int for all dimensions), which brings MACs and bytes
     - `batch`: how many samples the input has; `dtype`: the layer's own, else float32, if left out
     - `name`: what the layer is called in its model, for the heading
+    - `ranks`: over how many devices to split it, to see who would hold what and what would cross
     - `plans`: whether to list, with a size, the plan of every pass too, where the kernels can run. If left out, those
       of a layer are listed, and of numbers, which are explained without torch, not
 
@@ -202,6 +228,7 @@ def explain(
         batch=batch,
         dtype=own_dtype if dtype is None else dtype,
         name=name,
+        ranks=ranks,
         with_plans=(hasattr(x, "weight") if plans is None else plans),
     )
 
@@ -243,8 +270,3 @@ def _check_options(door: Callable[..., Any], options: dict[str, Any]) -> None:
     unknown = [name for name in options if name not in known]
     if unknown:
         raise GroupwiseError(f"{', '.join(unknown)} is no option here; there are: {', '.join(known)}")
-
-
-def _chosen(view: str) -> tuple[str, ...]:
-    check_choice("view", view, VIEWS)
-    return VIEWS[:-1] if view == "all" else (view,)

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,12 +17,15 @@ from groupwise import counting
 from groupwise.checking import Agreement, Checked, check
 from groupwise.costs import Macs
 from groupwise.draw import html, report_html, report_text
-from groupwise.errors import check_integer
+from groupwise.errors import GroupwiseError, check_integer
 from groupwise.measuring import check_same, measure, not_measured
 from groupwise.planning import DIRECTIONS
 from groupwise.processor import processor_name
 from groupwise.recording import ConvCall
 from groupwise.roofline import Roofline, measure_roofline
+
+if TYPE_CHECKING:
+    from groupwise.parallel import SplitPlan
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Report:
     - `machine`: where it was measured
     - `groupwise_model_ms`: as `model_ms`, by groupwise's kernels; `agreement`: whether the outputs are the same then
     - `not_measured`: why groupwise's kernels were not measured; None if they were
+    - `split`: how the model's groups would lie on several ranks, where that was asked for
     """
 
     title: str
@@ -117,6 +121,7 @@ class Report:
     groupwise_model_ms: float | None = None
     agreement: Agreement | None = None
     not_measured: str | None = None
+    split: SplitPlan | None = None
 
     def __str__(self) -> str:
         return report_text.table(self.to_dict())
@@ -146,6 +151,7 @@ class Report:
             "not_measured": self.not_measured,
             "repeats": self.repeats,
             "machine": self.machine,
+            **({} if self.split is None else {"split": self.split.to_dict()}),
         }
 
     def total(self) -> dict[str, Any]:
@@ -187,6 +193,7 @@ def report(
     repeats: int = 10,
     title: str | None = None,
     progress: bool = False,
+    ranks: int | None = None,
 ) -> Report:
     """Count and time every convolution that `model(*inputs, **kwargs)` executes.
 
@@ -204,6 +211,8 @@ def report(
     - `model`: a `torch.nn.Module` or any callable; `inputs`, `kwargs`: its arguments
     - `repeats`: 1 or more
     - `progress`: show a bar (needs the extra `groupwise[report]`)
+    - `ranks`: say too how `groupwise.parallel.split` would spread the model over so many, and what would cross in a
+      training step on this input
 
     Raises `GroupwiseError` for bad arguments, lazy parameters, or a `backward` with nothing to differentiate; what the
     model itself raises comes through.
@@ -215,11 +224,14 @@ def report(
     keywords = dict(kwargs or {})
     tensors = list(counting.tensors_of(model, inputs, keywords))
     parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
+    planned = None if ranks is None else _split(model, inputs, keywords, ranks)
     about = {**machine(), "devices": sorted({_device_name(tensor.device) for tensor in tensors})}
     if counting.on_meta(model, inputs, keywords):
         calls = counting.run(model, inputs, keywords, backward).calls
         nothing = "nothing is computed on meta tensors"
-        return Report(title, tuple(map(Row, calls)), parameters, None, None, backward, 0, about, not_measured=nothing)
+        return Report(
+            title, tuple(map(Row, calls)), parameters, None, None, backward, 0, about, None, None, nothing, planned
+        )
     reason = not_measured({tensor.device.type for tensor in tensors})
     timed = measure(model, inputs, keywords, backward, repeats, (False,) if reason else (False, True), progress)
     ran = [calls for one in timed.values() for calls in one.calls]
@@ -235,6 +247,7 @@ def report(
         repeats,
         about,
         not_measured=reason,
+        split=planned,
     )
     if reason:
         return made
@@ -249,6 +262,16 @@ def report(
         groupwise_model_ms=timed[True].model_ms,
         agreement=agreement,
     )
+
+
+def _split(model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping[str, Any], ranks: int) -> SplitPlan:
+    """How the model would be spread over so many ranks. Imported here, as most reports do without."""
+    from groupwise.parallel import plan_split
+
+    ranks = check_integer("ranks", ranks, 1)
+    if not isinstance(model, torch.nn.Module) or keywords or [type(one) for one in inputs] != [torch.Tensor]:
+        raise GroupwiseError("ranks needs a torch.nn.Module that takes one tensor; leave it out for another model")
+    return plan_split(model, ranks, input_shape=inputs[0].shape)
 
 
 def _row(calls: Sequence[ConvCall], backward: bool) -> Row:

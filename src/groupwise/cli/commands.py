@@ -77,6 +77,7 @@ def _from_numbers(in_channels: int, out_channels: int, options: argparse.Namespa
         transposed=options.transposed,
         bias=not options.no_bias,
         dims=options.dims,
+        ranks=getattr(options, "ranks", None),
         plans=getattr(options, "plans", False),
     )
 
@@ -97,7 +98,9 @@ def _from_model(options: argparse.Namespace) -> Explanation:
         wrong = f"no convolution named {options.layer!r} in" if options.layer else "--layer NAME is needed with"
         raise GroupwiseError(f"{wrong} {options.what[0]}; its convolutions: {', '.join(named) or 'none ran'}")
     at = named[options.layer].cost
-    return explain(at.spec, size=at.input_size, batch=at.batch, dtype=at.dtype, name=options.layer, plans=True)
+    return explain(
+        at.spec, size=at.input_size, batch=at.batch, dtype=at.dtype, name=options.layer, ranks=options.ranks, plans=True
+    )
 
 
 def run_groups(options: argparse.Namespace) -> None:
@@ -175,6 +178,7 @@ def run_report(options: argparse.Namespace) -> int:
             repeats=options.repeats,
             title=options.target,
             progress=True,
+            ranks=options.ranks,
         )
     facts = json.dumps(made.to_dict(), indent=2)
     print(facts if options.json else made)

@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--input", type=_shape, metavar="1,3,224,224", help="shape of MODEL's input")
     _add_convolution(one)
     one.add_argument("--groups", "-g", type=_groups_value, default=1, help="default 1")
+    one.add_argument("--ranks", type=int, metavar="N", help="split over N devices: who holds what, what crosses")
     one.add_argument("--view", choices=VIEWS, default="all", help="default all")
     one.add_argument(
         "--plans", action="store_true", help="with --size, what would run for it too; MODEL's layer has it"
@@ -109,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--image", metavar="FILE", help="a photograph as the input")
     whole.add_argument("--backward", action="store_true", help="the gradients too, in training mode")
     whole.add_argument("--repeats", type=int, default=10, help="runs that the median is of; default 10")
+    whole.add_argument("--ranks", type=int, metavar="N", help="split over N devices: who holds what, what crosses")
     whole.add_argument("--json", action="store_true", help="print JSON instead of the table")
     whole.add_argument(
         "--check",

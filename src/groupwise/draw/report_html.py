@@ -12,6 +12,8 @@ from groupwise.draw import html, numbers
 from groupwise.draw.cost import cost_svg
 from groupwise.draw.folding import fold
 from groupwise.draw.report_text import SPEED, figures, is_measured, kind, milliseconds, notes, speed
+from groupwise.draw.split import split_svg
+from groupwise.draw.split_text import split_text
 from groupwise.draw.strip import strip_svg
 from groupwise.draw.weight import weight_svg
 from groupwise.draw.wiring import wiring_svg
@@ -36,6 +38,9 @@ def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = No
     if report["layers"]:
         body.append(html.figure(strip_svg(report)))
     body.append(_tables(report))
+    if "split" in report:
+        body.append(html.element("h2", f"Split over {report['split']['ranks']} ranks"))
+        body += [html.figure(split_svg(report["split"])), html.element("pre", split_text(report["split"]))]
     body.append(html.element("h2", "The grouped layers, drawn"))
     body += _pictures(report, costs)
     return html.page(f"groupwise: {report['title']}", "\n".join(body), sortable=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from groupwise.draw import numbers, phrases, text
 from groupwise.draw.folding import fold
+from groupwise.draw.split_text import split_text
 from groupwise.planning import DIRECTIONS
 
 _HEAD = ("kind", "groups", "weight", "params", "MACs", "bytes")
@@ -33,7 +34,8 @@ def table(report: dict[str, Any]) -> str:
         tables = [_table(report, (*_HEAD, "ms"), timed[:-2], timed[-2:])]
     width = max(text.WIDTH, *(len(line) for shown in tables for line in shown))
     below = [line for note in notes(report, " (▌)") for line in textwrap.wrap(note, width)]
-    return "\n".join([report["title"], *(line for shown in tables for line in ("", *shown)), "", *below])
+    spread = ["", split_text(report["split"])] if "split" in report else []
+    return "\n".join([report["title"], *(line for shown in tables for line in ("", *shown)), "", *below, *spread])
 
 
 def _table(

@@ -29,7 +29,7 @@ KINDS = {
 def heading(spec: ConvSpec, name: str | None = None) -> str:
     """One line that names the convolution, its options off their defaults, and its kind."""
     title = phrases.title(spec)
-    return "\n".join([*_wrap(f"{name}: {title}" if name else title), KINDS[spec.kind]])
+    return "\n".join([*wrap(f"{name}: {title}" if name else title), KINDS[spec.kind]])
 
 
 def wiring(spec: ConvSpec) -> str:
@@ -47,7 +47,7 @@ def wiring(spec: ConvSpec) -> str:
         else:
             left = f"in {numbers.channels(path.inputs)}"
             lines.append(f"  group {path.group:<{digits}}  {left:<{width}} → out {numbers.channels(path.outputs)}")
-    return "\n".join([*lines, *_wrap(_reading(spec), indent=9)])
+    return "\n".join([*lines, *wrap(_reading(spec), indent=9)])
 
 
 def _reading(spec: ConvSpec) -> str:
@@ -65,15 +65,15 @@ def _reading(spec: ConvSpec) -> str:
 def weight(spec: ConvSpec) -> str:
     """Weight and bias shapes; up to 32 channels, which of the dense weight's kernels exist."""
     axes = "(in, out/groups, *kernel)" if spec.transposed else "(out, in/groups, *kernel)"
-    lines = _wrap(f"{spec.weight_shape} = {spec.weights:,} weights, stored as {axes}", "Weight   ", 9)
+    lines = wrap(f"{spec.weight_shape} = {spec.weights:,} weights, stored as {axes}", "Weight   ", 9)
     if spec.groups > 1:
         block, order = (spec.outputs_per_group, spec.inputs_per_filter), "out × in"
         if spec.transposed:
             block, order = block[::-1], "in × out"
         blocks = f"{spec.groups:,} blocks of {block[0]:,} × {block[1]:,} kernels ({order})"
-        lines += _wrap(f"dense {spec.dense().weight_shape} = {spec.dense().weights:,} weights; {blocks}", indent=9)
+        lines += wrap(f"dense {spec.dense().weight_shape} = {spec.dense().weights:,} weights; {blocks}", indent=9)
     lines.append(f"Bias     {spec.bias_shape or 'none'}")
-    lines += _wrap(f"valid: {list_some(list(spec.valid_groups), near=spec.groups)}", "Groups   ", 9)
+    lines += wrap(f"valid: {list_some(list(spec.valid_groups), near=spec.groups)}", "Groups   ", 9)
     if max(spec.in_channels, spec.out_channels) <= MOST_CELLS and spec.groups > 1:
         lines += ["", "         in " + " ".join(_digit(i) for i in range(spec.in_channels))]
         for path in Wiring(spec):
@@ -105,7 +105,7 @@ def cost(spec: ConvSpec, at: Cost | None) -> str:
     lines = [head, *rows(table, indent=9)]
     if at:
         moved = f"input {numbers.data(traffic.input)}, weight {numbers.data(traffic.weight)}, "
-        lines += _wrap(f"(bytes at least: {moved}output {numbers.data(traffic.output)}, each moved once)", indent=9)
+        lines += wrap(f"(bytes at least: {moved}output {numbers.data(traffic.output)}, each moved once)", indent=9)
     return "\n".join(lines)
 
 
@@ -125,7 +125,7 @@ def plans(by_format: Mapping[str, Mapping[str, Plan]]) -> str:
         lines.append(f"         {layout}")
         for name, plan in passes.items():
             start = f"           {name:<11}  {plan.kernel:<8}  "
-            lines += _wrap(plan.tile or "PyTorch's own", start, len(start))
+            lines += wrap(plan.tile or "PyTorch's own", start, len(start))
     reasons: dict[str, dict[str, list[str]]] = {}
     for layout, name, plan in every:
         for kernel, why in plan.refused.items():
@@ -136,7 +136,7 @@ def plans(by_format: Mapping[str, Mapping[str, Plan]]) -> str:
             for layout, names in places.items()
         )
         everywhere = sum(map(len, places.values())) == len(every)
-        lines += _wrap(reason if everywhere else f"{reason} ({where})", indent=9)
+        lines += wrap(reason if everywhere else f"{reason} ({where})", indent=9)
     return "\n".join(lines)
 
 
@@ -173,7 +173,8 @@ def rows(table: Sequence[Sequence[str]], indent: int = 0, left: Sequence[int] = 
     return lines
 
 
-def _wrap(text: str, start: str = "", indent: int = 0) -> list[str]:
+def wrap(text: str, start: str = "", indent: int = 0) -> list[str]:
+    """`text` as lines of at most 80 columns; the first begins with `start`."""
     first = start or " " * indent
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
 

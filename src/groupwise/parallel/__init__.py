@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from groupwise.parallel.channelwise import ChannelwiseParallel, KeepWhole
 from groupwise.parallel.checkpoint import list_checkpoints, load, save
-from groupwise.parallel.share import Share
+from groupwise.parallel.crossing import Crossing
+from groupwise.parallel.prediction import Link, Machine, Prediction, predict
 from groupwise.parallel.splitting import Choice, SplitPlan, plan_split, split
 from groupwise.parallel.styles import ChannelParallel, GroupParallel, SumParallel
-from groupwise.parallel.traffic import Crossing, traffic
+from groupwise.parallel.traffic import traffic
+from groupwise.share import Share
 
 __all__ = [
     "ChannelParallel",
@@ -16,12 +18,16 @@ __all__ = [
     "Crossing",
     "GroupParallel",
     "KeepWhole",
+    "Link",
+    "Machine",
+    "Prediction",
     "Share",
     "SplitPlan",
     "SumParallel",
     "list_checkpoints",
     "load",
     "plan_split",
+    "predict",
     "save",
     "split",
     "traffic",

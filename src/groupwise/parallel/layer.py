@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Placement
 
 from groupwise.errors import GroupwiseError
 from groupwise.parallel import exchange
-from groupwise.parallel.share import Share
+from groupwise.share import Share
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Part:
     """What this rank holds of a layer.
 
     - `style`: the style's name; `what`: what it spreads, in words; `held`: which of `total`
-    - `dim`: the dimension of the channels, 1 of (N, C, ...) or -1 of (..., features)
+    - `dim`: the dimension of the channels, 1 of (N, C, ...) or -1 of (..., features); `dims`: of the input, where the
+      layer knows
     - `tensors`: the parameters and buffers that are spread, each with its dimension and its share
     - `numbers`: the layer's attributes that differ in the part, such as `groups`
     - `compute`: takes the layer of the part and its arguments, gives the output
@@ -56,6 +57,7 @@ class Part:
     numbers: Mapping[str, int] = field(default_factory=dict)
     grad_input: Placement | None = None
     late: str | None = None
+    dims: int | None = None
 
     def __str__(self) -> str:
         if not self.held:
@@ -86,6 +88,11 @@ class PartLayer(torch.nn.Module):
 
     def _enter(self, input: torch.Tensor) -> torch.Tensor:
         part = self._part
+        if part.dims is not None and input.dim() != part.dims:
+            raise GroupwiseError(
+                f"input of shape {tuple(input.shape)} has {input.dim()} dimensions; this {part.style} layer takes "
+                f"{part.dims}, (N, C, ...); give a single sample as a batch of one, input.unsqueeze(0)"
+            )
         if not isinstance(input, DTensor) and part.input.channels:
             self._check(input)
         dim, end = part.dim % input.dim(), part.input

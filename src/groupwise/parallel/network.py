@@ -124,7 +124,7 @@ class Decision:
             return Step(before, before)
         if before is not None and self.flow.passes(node):
             module = self.flow.module(node)
-            if module is not None and type(module) not in STATELESS:
+            if module is not None and type(module) not in (*STATELESS, nn.Flatten):
                 before.ask(parts_of(module) or 0)
                 return Step(before, before, ChannelwiseParallel, "its channels do not meet in it")
             return Step(before, before)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from torch import nn
@@ -15,10 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.parallel.agreement import agree
 from groupwise.parallel.channelwise import ChannelwiseParallel, KeepWhole
+from groupwise.parallel.crossing import Crossing, meetings
 from groupwise.parallel.layer import PartLayer, WholeLayer
 from groupwise.parallel.network import Decision, Step
-from groupwise.parallel.share import Share
-from groupwise.parallel.styles import ChannelParallel, GroupParallel, LayerStyle, SumParallel, check_mesh
+from groupwise.parallel.styles import GroupParallel, LayerStyle, check_mesh
+from groupwise.parallel.work import tasks
+from groupwise.share import Share
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -31,6 +35,8 @@ class Choice:
     - `style`, `reason`: how it is split, and why so
     - `input`, `output`: in how many parts its channels lie on the ranks before and after it; None where they are whole
     - `parameters`: its own, and of them each rank's in `held`
+    - `crossings`: what is exchanged for it in a step, with bytes, where the plan knows the shape of the model's input;
+      the rows that uneven parts move come on top (`traffic` counts them)
     """
 
     name: str
@@ -41,27 +47,26 @@ class Choice:
     output: int | None
     parameters: int
     held: tuple[int, ...]
+    crossings: tuple[Crossing, ...] = ()
 
     @property
     def exchange(self) -> str:
         """What the ranks exchange in its forward, in words; empty for nothing."""
-        if isinstance(self.style, SumParallel):
-            return "sums outputs"
-        if isinstance(self.style, ChannelParallel) and self.input is not None:
-            return "gathers inputs"
-        return "gathers outputs" if isinstance(self.style, GroupParallel) and self.output is None else ""
+        met = meetings(type(self.style), self.input is not None, self.output is not None)
+        return ", ".join(str(meeting) for meeting in met if not meeting.backward)
 
 
 @dataclass(frozen=True)
 class SplitPlan:
     """How a network is spread over `ranks` ranks, layer by layer.
 
-    `print()` it; `styles` is a plan for `parallelize_module`.
+    `print()` it, or draw it with `to_svg()`; `styles` is a plan for `parallelize_module`.
     """
 
     model: str
     ranks: int
     choices: tuple[Choice, ...]
+    input_shape: tuple[int, ...] | None = None
 
     @property
     def styles(self) -> dict[str, ParallelStyle]:
@@ -79,16 +84,27 @@ class SplitPlan:
         return {
             "model": self.model,
             "ranks": self.ranks,
+            "input_shape": None if self.input_shape is None else list(self.input_shape),
             "held": list(self.held),
             "layers": [
                 {
                     "style": type(choice.style).__name__,
                     **{key: getattr(choice, key) for key in keys},
                     "held": list(choice.held),
+                    "crossings": [asdict(crossing) for crossing in choice.crossings],
                 }
                 for choice in self.choices
             ],
         }
+
+    def to_svg(self) -> str:
+        """A picture of who holds what, and of what crosses between ranks where."""
+        from groupwise.draw.split import split_svg
+
+        return split_svg(self.to_dict())
+
+    def _repr_svg_(self) -> str:
+        return self.to_svg()
 
     def __str__(self) -> str:
         from groupwise.draw.split_text import split_text
@@ -98,11 +114,15 @@ class SplitPlan:
     __repr__ = __str__
 
 
-def plan_split(model: nn.Module, ranks: int, *, uneven: bool = True) -> SplitPlan:
+def plan_split(
+    model: nn.Module, ranks: int, *, input_shape: Sequence[int] | None = None, uneven: bool = True
+) -> SplitPlan:
     """How `split` would spread `model` over so many ranks: no process group is needed, and nothing is changed.
 
-    `uneven=False` refuses a number of ranks that does not divide the parts of each layer that is split. Raises
-    `GroupwiseError` for that, and for a model that `torch.fx` cannot follow.
+    With the shape of its input, (N, C, ...), the plan also tells the bytes that cross in a training step.
+
+    `uneven=False` refuses a number of ranks that does not divide the groups of each layer, or the parts in which others
+    are split. Raises `GroupwiseError` for that, and for a model that `torch.fx` cannot follow.
 
     Examples:
         >>> from groupwise.models import resnext50_32x4d
@@ -116,6 +136,9 @@ def plan_split(model: nn.Module, ranks: int, *, uneven: bool = True) -> SplitPla
         raise GroupwiseError(f"{type(model).__name__} is split already, as {done[0]} shows; split a model once")
     choices = []
     planned: set[str] = set()
+    crossings: dict[str, list[Crossing]] = defaultdict(list)
+    for task in tasks(model, input_shape, ranks) if input_shape is not None else ():
+        crossings[task.name] += task.crossings
     for name, step, channels in Decision(model, ranks).layers():
         module = model.get_submodule(name)
         planned.add(name)
@@ -124,7 +147,8 @@ def plan_split(model: nn.Module, ranks: int, *, uneven: bool = True) -> SplitPla
     for name, module in model.named_modules():
         if name not in planned and any(True for _ in module.parameters(recurse=False)):
             choices.append(_choice(name, module, Step(reason="not a layer that can be split"), 0, ranks, uneven))
-    return SplitPlan(type(model).__name__, ranks, tuple(choices))
+    choices = [replace(choice, crossings=tuple(crossings[choice.name])) for choice in choices]
+    return SplitPlan(type(model).__name__, ranks, tuple(choices), None if input_shape is None else tuple(input_shape))
 
 
 def split(model: Model, mesh: DeviceMesh, *, uneven: bool = True, src_data_rank: int | None = 0) -> Model:
@@ -137,7 +161,8 @@ def split(model: Model, mesh: DeviceMesh, *, uneven: bool = True, src_data_rank:
 
     - `mesh`: of one dimension; of several choose one, as in `split(model, mesh["groups"])`, and give the others to
       FSDP or DDP
-    - `uneven`: False refuses a number of ranks that does not divide the parts of each layer that is split
+    - `uneven`: False refuses a number of ranks that does not divide the groups of each layer, or the parts in which
+      others are split
     - `src_data_rank`: whose values all ranks get; None lets each keep its own, which then have to be equal
 
     Raises `GroupwiseError` for a model that `torch.fx` cannot follow, and where ranks disagree on the model, its dtypes
@@ -159,6 +184,9 @@ def _choice(name: str, module: nn.Module, step: Step, channels: int, ranks: int,
     inputs, outputs = (None if joint is None else joint.root().parts for joint in (step.input, step.value))
     style = _style(module, step.style, inputs, outputs, channels, uneven)
     if not uneven:
+        # Also of a layer that would stay whole, as there are not enough groups.
+        if (groups := getattr(module, "groups", 1)) > 1:
+            Share(groups, ranks).check_even("groups", "leaves the layer whole" if groups < ranks else "")
         for parts in {inputs, outputs} - {None}:
             Share(parts, ranks).check_even("parts")  # type: ignore[arg-type]
     parameters = dict(module.named_parameters(recurse=False))

@@ -16,7 +16,7 @@ from groupwise.arguments import valid_groups
 from groupwise.errors import GroupwiseError, check_integer, list_some
 from groupwise.parallel import compute, exchange
 from groupwise.parallel.layer import End, Part, PartLayer, make_part
-from groupwise.parallel.share import Share
+from groupwise.share import Share
 
 
 class LayerStyle(ParallelStyle):
@@ -115,6 +115,7 @@ class GroupParallel(LayerStyle):
             share,
             what="groups" if share.parts == layer.groups else f"sets of {layer.groups // share.parts} groups",
             dim=1,
+            dims=_dimensions(layer),
             input=End(layer.in_channels, share, Shard(1), inputs),
             output=End(layer.out_channels, share, Shard(1), outputs),
             compute=compute.call if held else compute.no_outputs,
@@ -171,6 +172,7 @@ class ChannelParallel(_Dense):
             share,
             what="output channels" if self.output_parts is None else "parts of the output channels",
             dim=dim,
+            dims=_dimensions(module),
             input=End(in_channels, before, Replicate(), inputs),
             output=End(out_channels, share, Shard(dim), outputs),
             compute=compute.call if held else compute.no_outputs,
@@ -207,6 +209,7 @@ class SumParallel(_Dense):
             share,
             what="input channels" if self.input_parts is None else "parts of the input channels",
             dim=dim,
+            dims=_dimensions(module),
             input=End(in_channels, share, Shard(dim), inputs),
             output=End(out_channels, after, Partial(), outputs),
             compute=compute.call if held else compute.no_inputs,
@@ -273,6 +276,11 @@ def sizes_of(module: torch.nn.Module) -> tuple[int, int]:
     """The channels in and out of a convolution, the features of a `Linear`."""
     inputs, outputs = (getattr(module, name) for name in _names(module))
     return inputs, outputs
+
+
+def _dimensions(module: torch.nn.Module) -> int | None:
+    """Of the input of a convolution; a `Linear` takes any."""
+    return len(module.kernel_size) + 2 if isinstance(module, _ConvNd) else None
 
 
 def _dims(module: torch.nn.Module) -> tuple[tuple[int, int], int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,31 +11,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from groupwise.parallel.crossing import Crossing
 from groupwise.parallel.layer import PartLayer
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """One exchange.
-
-    - `layer`: the name of the layer that asks for it; `backward`: whether in its backward
-    - `operation`: all_gather, all_reduce, reduce_scatter or all_to_all
-    - `payload`: bytes of the whole tensor that is gathered or reduced, or of the rows that this rank receives
-    """
-
-    layer: str
-    backward: bool
-    operation: str
-    payload: int
-
-    def moved(self, ranks: int) -> float:
-        """Bytes that each of so many ranks sends where they stand in a ring: (n - 1) / n of it, twice for a sum to all.
-
-        R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in MPICH", 2005.
-        """
-        if self.operation == "all_to_all":
-            return self.payload
-        return (2 if self.operation == "all_reduce" else 1) * self.payload * (ranks - 1) / ranks
 
 
 def traffic(model: nn.Module, *inputs: Any, backward: bool = True) -> tuple[Crossing, ...]:

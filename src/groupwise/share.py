@@ -57,12 +57,15 @@ class Share:
         """How much of a dimension of `size` elements each rank holds."""
         return [len(self.span(rank, size)) for rank in range(self.ranks)]
 
-    def check_even(self, name: str) -> None:
-        """Raise `GroupwiseError` with the numbers of ranks that would do, unless each rank holds as many parts."""
+    def check_even(self, name: str, otherwise: str = "") -> None:
+        """Raise `GroupwiseError` with the numbers of ranks that would do, unless each rank holds as many parts.
+
+        `otherwise` is what `uneven=True` does instead, where that is not to spread them unevenly.
+        """
         if not self.even:
             counts = [count for count in range(1, self.parts + 1) if self.parts % count == 0]
             held = ", ".join(str(len(self.of(rank))) for rank in range(self.ranks))
             raise GroupwiseError(
                 f"{name}={self.parts} cannot be spread evenly over {self.ranks} ranks; valid numbers of ranks: "
-                f"{list_some(counts, self.ranks)}; uneven=True spreads them as {held}"
+                f"{list_some(counts, self.ranks)}; uneven=True {otherwise or f'spreads them as {held}'}"
             )

@@ -1,0 +1,46 @@
+"""A block of ResNeXt over two ranks by a plan written by hand; 5 groups, too, which lie as 3 and 2.
+
+torchrun --nproc-per-node 2 examples/split_by_hand.py
+"""
+
+import copy
+import os
+from collections import Counter
+
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import parallelize_module
+
+from groupwise import parallel
+from groupwise.models.resnext import Bottleneck
+from groupwise.parallel import ChannelParallel, ChannelwiseParallel, GroupParallel, KeepWhole, SumParallel
+
+device = "cuda" if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]) else "cpu"
+mesh = init_device_mesh(device, (2,))
+torch.set_default_dtype(torch.float64)
+for groups in (8, 5):
+    torch.manual_seed(0)
+    block = Bottleneck(32, 64, width=4 * groups, groups=groups).to(device)
+    x = torch.randn(2, 32, 14, 14).to(device)
+    alone = copy.deepcopy(block)
+    # The ranks' parts of the channels have to end where groups do: hence the numbers of parts.
+    plan = {
+        "conv1": ChannelParallel(output_parts=groups),
+        "bn1": ChannelwiseParallel(parts=groups),
+        "conv2": GroupParallel(input_layouts=Shard(1)),
+        "bn2": ChannelwiseParallel(parts=groups),
+        "conv3": SumParallel(input_parts=groups),
+        **dict.fromkeys(["bn3", "downsample.0", "downsample.1"], KeepWhole()),
+    }
+    parallelize_module(block, mesh, plan)
+    torch.testing.assert_close(block(x), alone(x))
+    crossings = Counter(crossing.operation for crossing in parallel.traffic(block, x))
+    block(x).square().sum().backward()
+    alone(x).square().sum().backward()
+    torch.testing.assert_close(block.conv2.weight.grad.full_tensor(), alone.conv2.weight.grad)
+    if distributed.get_rank() == 0:
+        held = " and ".join(map(str, parallel.Share(groups, 2).lengths(groups)))
+        print(f"{groups} groups lie as {held}, equal to one process; a step exchanges {dict(crossings)}")
+distributed.destroy_process_group()

@@ -1,0 +1,75 @@
+"""The examples that need ranks, started by torchrun as their docstrings say."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+ENOUGH = 120
+COMMANDS = {
+    path.stem: found
+    for path in sorted(EXAMPLES.glob("*.py"))
+    if (found := re.findall(r"^ *torchrun --nproc-per-node (\d+) examples/(.*)$", path.read_text("utf-8"), re.M))
+}
+MOVED = "split_and_move"
+# What each tells, in any run of it.
+WORDS = {
+    "split_by_hand": ["8 groups lie as 4 and 4", "5 groups lie as 3 and 2", "'all_reduce': 1}"],
+    "split_with_ddp": ["rank 0 holds (16, 4, 3, 3) of the grouped weight's (32, 4, 3, 3)", "in one process"],
+    "split_with_fsdp": ["rank 0 holds (8, 4, 3, 3) of the grouped weight's (32, 4, 3, 3)", "in one process"],
+}
+
+
+def torchrun(ranks, name, folder):
+    """What the script prints on so many ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", port]
+    process = subprocess.Popen(
+        [*command, str(EXAMPLES / f"{name}.py")],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        out, err = process.communicate(timeout=ENOUGH)
+    finally:
+        # It ends its ranks if it may, but not if it is killed.
+        process.terminate()
+        process.wait()
+    assert process.returncode == 0, err
+    return out
+
+
+def test_each_says_how_it_is_started():
+    assert set(COMMANDS) == {*WORDS, MOVED}
+    for name, commands in COMMANDS.items():
+        assert {script for _, script in commands} == {f"{name}.py"}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_examples_of_ranks_run(name, tmp_path):
+    ((ranks, _),) = COMMANDS[name]
+    out = torchrun(ranks, name, tmp_path)
+    assert all(words in out for words in WORDS[name]), out
+
+
+def test_a_checkpoint_of_two_ranks_moves_to_others(tmp_path):
+    assert [int(ranks) for ranks, _ in COMMANDS[MOVED]] == [2, 3]
+    path = "split-checkpoint/step-00000005"
+    written = torchrun(2, MOVED, tmp_path)
+    assert written.startswith(f"{path} written on 2 ranks; ")
+    for ranks in (1, 3):
+        loaded = torchrun(ranks, MOVED, tmp_path)
+        assert loaded.startswith(f"{path} of 2 ranks loaded on {ranks}; ")
+        assert loaded.partition("; ")[2] == written.partition("; ")[2]
