@@ -41,7 +41,7 @@ SIZES = [2**power * KIB for power in (2, 6, 8, 10, 12, 14)]
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
     "resnext of digits": (DigitsResNeXt, (64, 1, 8, 8)),
     "resnext50_32x4d": (models.resnext50_32x4d, (4, 3, 96, 96)),
-    "resnext101_32x8d": (models.resnext101_32x8d, (2, 3, 64, 64)),
+    "resnext101_32x8d": (models.resnext101_32x8d, (4, 3, 64, 64)),
     "alexnet": (models.alexnet, (16, 3, 224, 224)),
 }
 
