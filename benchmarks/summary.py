@@ -25,7 +25,7 @@ Row = dict[str, Any]
 # Less than this and it is called slower. Two runs of the same kernels may differ by more: by how much stands beside the
 # table, of the pairs in which both sides ran PyTorch's.
 SLOWER = 0.97
-NAMES = ("layers", "networks", "engines", "shares", "groups")
+NAMES = ("layers", "networks", "engines", "shares", "groups", "split")
 PASSES = ("forward", "training")
 # The share of the processors that others may take before it is said.
 BUSY = 0.1
@@ -100,7 +100,7 @@ def summarise(*records: Sequence[Row]) -> list[Table]:
     every = [row for record in records for row in record]
     newest = newest_machine(every)
     kept = [[row for row in record if machine_of(row) == newest] for record in records]
-    layers, networks, engines, shares, groups = [*kept, [], [], [], [], []][: len(NAMES)]
+    layers, networks, engines, shares, groups, split = [*kept, [], [], [], [], [], []][: len(NAMES)]
     of_layers = collect(layers, "layer", ("set", "layer", "pass", "batch", "threads"))
     payoffs = collect(layers, "payoff", ("layer", "pass", "batch", "threads"))
     of_networks = collect(networks, "network", ("network", "pass", "batch", "threads"))
@@ -117,6 +117,7 @@ def summarise(*records: Sequence[Row]) -> list[Table]:
         engine_table(of_engines),
         problem_table(engines),
         pass_through_table(layers),
+        split_table(split),
     ]
     return [table for table in tables if table.rows]
 
@@ -315,6 +316,22 @@ def pass_through_table(layers: list[Row]) -> Table:
     head = ["threads", "without groupwise", "groupwise off", "enabled"]
     note = fewest(row.get("repeats") for row in found)
     return Table("A convolution of one pixel by PyTorch, µs", head, rows, note)
+
+
+def split_table(split: list[Row]) -> Table:
+    """Steps of split networks and of data parallel ones, beside what was predicted of them."""
+    rows = []
+    for row in sorted(split, key=lambda row: row["ranks"]):
+        told = [cell for way in ("split", "data") for cell in _predicted(row[f"{way}_ms"], row[f"{way}_predicted_ms"])]
+        given = "×".join(map(str, row["input"]))
+        rows.append([row["network"], str(row["ranks"]), given, f"{row['whole_ms']:.4g}", *told])
+    head = ["network", "ranks", "input", "whole", "groups split", "predicted", "", "data parallel", "predicted", ""]
+    note = "Milliseconds of a training step, one thread a rank; whole is the network on every rank at once. "
+    return Table("Split over ranks", head, rows, note + fewest(row["repeats"] for row in split))
+
+
+def _predicted(measured: float, predicted: float) -> list[str]:
+    return [f"{measured:.4g}", f"{predicted:.4g}", f"{predicted / measured - 1:+.0%}"]
 
 
 def grouped(some: Iterable[Times], *names: str) -> list[tuple[list[str], list[Times]]]:

@@ -12,6 +12,7 @@ import torch
 import groupwise
 from groupwise import explain
 from groupwise.draw.strip import strip_svg
+from groupwise.parallel import plan_split
 
 PICTURES = pathlib.Path(__file__).parent / "pictures"
 SCENARIOS = [(3, 3, 1), (8, 4, 4), (8, 4, 2), (4, 8, 4), (4, 8, 2), (4, 4, 4), (4, 4, 2)]
@@ -32,6 +33,8 @@ def pictures() -> dict[str, str]:
     }
     with torch.device("meta"):
         report = groupwise.report(groupwise.models.resnext50_32x4d(), torch.empty(1, 3, 224, 224))
+        towers = plan_split(groupwise.models.alexnet(), 2, input_shape=(128, 3, 224, 224))
+    drawn["alexnet-towers"] = towers.to_svg()
     drawn["report-strip"] = strip_svg(report.to_dict())
     return {f"{name}.svg": svg for name, svg in drawn.items()}
 

@@ -9,6 +9,7 @@ from groupwise import GroupwiseError, models
 from groupwise.parallel import Crossing, Link, Machine, plan_split, predict, split, traffic
 from groupwise.parallel.work import tasks
 from ranks import ranks
+from scripts import BENCHMARKS, load
 from test_parallel_split import NETWORKS, make
 
 LINK = Link(latency=1e-3, bandwidth=1e6)
@@ -122,3 +123,21 @@ def test_what_cannot_be_predicted():
         predict(model, (4, 5, 5), MACHINE)
     with pytest.raises(GroupwiseError, match="groups=0 is too small"):
         predict(model, (4, 4, 5), MACHINE, groups=0)
+
+
+def test_the_tables_of_the_docs_are_what_is_predicted():
+    scale = load("scale")
+    page = (BENCHMARKS.parent / "docs" / "when-to-split.md").read_text(encoding="utf-8")
+    told = [line for line in page.splitlines() if line.startswith("| AlexNet |")]
+    assert told == [scale.markdown_row(row) for row in scale.table("AlexNet")]
+    assert scale.ASSUMED in page
+
+
+def test_many_ranks_sum_along_trees():
+    summed, trees = Crossing("", True, "all_reduce", 1000), Link(1e-3, 1e6, trees=True)
+    assert trees.seconds(summed, 2) == LINK.seconds(summed, 2)
+    # 9 messages up and 9 down, before 2 * 511 round the ring.
+    assert trees.seconds(summed, 512) == pytest.approx(18e-3 + 2e-3)
+    assert trees.seconds(Crossing("", False, "all_gather", 1000), 512) == LINK.seconds(
+        Crossing("", False, "all_gather", 1000), 512
+    )

@@ -16,15 +16,27 @@ from groupwise.parallel.work import tasks
 
 @dataclass(frozen=True)
 class Link:
-    """What joins ranks: `latency` in seconds a message (alpha), and bytes a second that one rank sends (1 / beta)."""
+    """What joins ranks: `latency` in seconds a message (alpha), and bytes a second that one rank sends (1 / beta).
+
+    `trees`: whether sums to all may go up and down a tree instead of round a ring, as those of NCCL do, with fewer
+    messages where ranks are many.
+    """
 
     latency: float
     bandwidth: float
+    trees: bool = False
 
     def seconds(self, crossing: Crossing, ranks: int) -> float:
-        """Of one exchange in a ring of so many ranks: n - 1 messages of an n-th, twice as many for a sum to all."""
+        """Of one exchange among so many ranks.
+
+        In a ring n - 1 messages of an n-th, twice as many for a sum to all; in a tree 2 log2 n messages in a row, and
+        all bytes twice.
+        """
         rounds = 2 if crossing.operation == "all_reduce" else 1
-        return rounds * (ranks - 1) * self.latency + crossing.moved(ranks) / self.bandwidth
+        ring = rounds * (ranks - 1) * self.latency + crossing.moved(ranks) / self.bandwidth
+        if not self.trees or crossing.operation != "all_reduce":
+            return ring
+        return min(ring, 2 * math.ceil(math.log2(ranks)) * self.latency + 2 * crossing.payload / self.bandwidth)
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ def predict(
     - `machine`: the devices and links; ranks that share groups are neighbours, in one node where it has room
 
     A layer takes the longer of its arithmetic and its bytes; its backward as long again for each gradient. Exchanges
-    within the network are waited for. Gradients are summed by rings over the replicas while the backward runs, as far
+    within the network are waited for. Gradients are summed over the replicas while the backward runs, as far
     as `machine.overlap` allows. Reading of data is not in it, nor ranks that wait for a slow one.
 
     Raises `GroupwiseError` where the replicas do not divide the samples, and as `plan_split` does.
