@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
@@ -10,6 +11,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.modules.dropout import _DropoutNd
 
 from groupwise.errors import GroupwiseError
 
@@ -22,6 +24,8 @@ _meetings: Counter[str] = Counter()
 
 def agree(model: torch.nn.Module, mesh: DeviceMesh, patience: timedelta = PATIENCE) -> None:
     """Raise `GroupwiseError` on each rank of `mesh` unless all come with this model, its dtypes, and this mesh.
+
+    And, where the model drops values, with the same state of random numbers.
 
     The notes go through the process group's store and not by a collective, which would hang where meshes differ.
     """
@@ -37,6 +41,9 @@ def agree(model: torch.nn.Module, mesh: DeviceMesh, patience: timedelta = PATIEN
         try:
             store.wait([f"{where}/{other}"], patience)
         except (RuntimeError, ValueError) as error:
+            # As if this rank had not come, for the next time to be the others' as well.
+            store.delete_key(f"{where}/{rank}")
+            _meetings[meeting] -= 1
             last = f"groupwise/last/{other}"
             instead = f" (it came with {json.loads(store.get(last))[MESH]})" if store.check([last]) else ""
             raise GroupwiseError(
@@ -46,11 +53,15 @@ def agree(model: torch.nn.Module, mesh: DeviceMesh, patience: timedelta = PATIEN
         theirs = json.loads(store.get(f"{where}/{other}"))
         if theirs != notes:
             differs = difference(notes, f"on rank {rank}", theirs, f"on rank {other}")
-            raise GroupwiseError(f"{differs}; ranks that share a model have to make the same one")
+            raise GroupwiseError(f"{differs}; ranks that share a model have to make the same one, seeded alike")
 
 
 def _notes(model: torch.nn.Module, mesh: DeviceMesh) -> dict[str, str]:
     notes = {MESH: f"ranks {mesh.mesh.tolist()} of {mesh.device_type}", "the model": type(model).__name__}
+    if any(isinstance(module, _DropoutNd) and module.p for module in model.modules()):
+        # Ranks draw the same masks from the same state: others would drift apart without a word.
+        device = torch.get_device_module(mesh.device_type) if mesh.device_type != "cpu" else torch
+        notes["the state of random numbers"] = f"{zlib.crc32(device.get_rng_state().numpy().tobytes()):08x}"
     return notes | described([*model.named_parameters(), *model.named_buffers()])
 
 

@@ -17,7 +17,7 @@ from groupwise.errors import GroupwiseError
 from groupwise.models.alexnet import LocalResponseNorm
 from groupwise.parallel import compute
 from groupwise.parallel.layer import End, Part, make_whole
-from groupwise.parallel.styles import LayerStyle, check, distribute, share_of
+from groupwise.parallel.styles import LayerStyle, check, distribute, known_forward, share_of
 
 # A layer's numbers of channels, and of parts of them.
 SIZES = ("num_features", "num_channels", "num_parameters")
@@ -38,8 +38,18 @@ STATELESS = (
 )
 
 
+# Those whose forward is known to compute each part alone.
+_KNOWN = (
+    *STATELESS,
+    *(_BatchNorm, nn.SyncBatchNorm, _InstanceNorm, nn.GroupNorm, nn.PReLU, LocalResponseNorm),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+)
+
+
 def parts_of(module: nn.Module) -> int | None:
     """Into how many parts the channels of `module` can go that do not meet in it; 0 for any, None where all meet."""
+    if not known_forward(module, _KNOWN):
+        return None
     if type(module) in STATELESS or (
         isinstance(module, _DropoutNd) and not isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout)
     ):
@@ -58,10 +68,10 @@ def parts_of(module: nn.Module) -> int | None:
 class ChannelwiseParallel(LayerStyle):
     """Its part of the channels to each rank, of a layer in which channels do not meet, or only those of a group.
 
-    Takes and gives (N, C, ...) split at dimension 1, unless the layouts say otherwise. For `BatchNorm1d` to `3d` and
-    `SyncBatchNorm` (whose statistics are each channel's own), `InstanceNorm`, `GroupNorm`, `PReLU` of a slope a
-    channel, dropouts, and what has no parameters (activations, poolings, paddings). A dropout draws the mask of all
-    channels, so that the ranks, seeded alike, drop what one process would.
+    Takes and gives (N, C, ...) split at dimension 1, unless the layouts say otherwise. For `BatchNorm1d` to `3d`,
+    `SyncBatchNorm` (with the `process_group` of ranks that hold the same channels), `InstanceNorm`, `GroupNorm`,
+    `PReLU` of a slope a channel, dropouts, and what has no parameters (activations, poolings, paddings). A dropout
+    draws the mask of all channels, so that the ranks, seeded alike, drop what one process would.
 
     - `parts`: the parts that stay whole, where the ranks do not divide the channels
     - `channels`: of a dropout, which does not know them; None for as many on each rank
@@ -82,6 +92,11 @@ class ChannelwiseParallel(LayerStyle):
             raise GroupwiseError(
                 f"the channels of {type(module).__name__} meet in it, so that it cannot be split by them; leave it "
                 "whole, with output_layouts=Replicate() of the layer before it"
+            )
+        if isinstance(module, nn.SyncBatchNorm) and module.process_group is None and ranks > 1:
+            raise GroupwiseError(
+                "SyncBatchNorm without a process_group averages over all ranks, which hold other channels here; give "
+                'it the group of those that hold the same, as in mesh["data"].get_group(), or use a plain BatchNorm'
             )
         channels = next((getattr(module, name) for name in SIZES if hasattr(module, name)), self.channels or 0)
         share = share_of(self.parts, own or channels or ranks, "channels", ranks)

@@ -31,8 +31,8 @@ def save(
 ) -> pathlib.Path:
     """Write the state of `model` and `optimizer` to `folder`/step-<step>, and give that path.
 
-    Every rank of `group` (None: of the default one) calls it. The folder has its name only once it is whole, and one
-    older is kept. `facts` are JSON values that `load` gives back, such as an epoch.
+    Every rank of `group` (None: of the default one) calls it. The folder has its name only once it is whole, and the
+    one written before it is kept. `facts` are JSON values that `load` gives back, such as an epoch.
     """
     target = pathlib.Path(folder) / f"step-{check_integer('step', step, 0):08d}"
     part = target.with_name(f"{target.name}.part")
@@ -50,7 +50,9 @@ def save(
         )
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
-        for old in list_checkpoints(folder)[:-2]:
+        # By when they were written: a run that begins anew may write earlier steps than are there.
+        others = [path for path in list_checkpoints(folder) if path != target]
+        for old in sorted(others, key=lambda path: (path / _FACTS).stat().st_mtime_ns)[:-1]:
             shutil.rmtree(old)
     distributed.barrier(group)
     return target

@@ -19,12 +19,13 @@ def no_outputs(layer: torch.nn.Module, input: torch.Tensor, *args: Any, **kwargs
     """Of a convolution or a `Linear` of which this rank has no output channel: an output of none."""
     shape = _shape(layer, input, *args, **kwargs)
     shape[_channels(layer)] = 0
-    return _joined(input.new_zeros(shape), layer, input)
+    return _joined(input.new_zeros(shape, dtype=_dtype(input)), layer, input)
 
 
 def no_inputs(layer: torch.nn.Module, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Of a convolution or a `Linear` of which this rank has no input channel: zeros, its part of the sum."""
-    return _joined(input.new_zeros(_shape(layer, input, *args, **kwargs)), layer, input)
+    shape = _shape(layer, input, *args, **kwargs)
+    return _joined(input.new_zeros(shape, dtype=_dtype(input)), layer, input)
 
 
 def no_channels(layer: torch.nn.Module, input: torch.Tensor) -> torch.Tensor:
@@ -45,6 +46,12 @@ def dropout(layer: torch.nn.Module, input: torch.Tensor, *, channels: int, share
     order = sorted(range(input.dim()), key=lambda dim: (-strides[dim], dim))
     ones = input.new_ones([whole[dim] for dim in order]).permute([order.index(dim) for dim in range(input.dim())])
     return input * call(layer, ones).narrow(1, held.start, len(held))
+
+
+def _dtype(input: torch.Tensor) -> torch.dtype:
+    """Of the output: the input's, or where autocast is on autocast's."""
+    kind = input.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
 
 
 def _channels(layer: torch.nn.Module) -> int:
@@ -69,4 +76,4 @@ def _joined(output: torch.Tensor, layer: torch.nn.Module, input: torch.Tensor) -
     for parameter in layer._parameters.values():
         if parameter is not None:
             nothing = nothing + parameter.flatten()[:0].sum()
-    return output + nothing
+    return output + nothing.to(output.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections import defaultdict
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from groupwise.errors import GroupwiseError
 from groupwise.parallel.channelwise import ACTIVATIONS, STATELESS, parts_of
+from groupwise.parallel.styles import is_plain
 
 # How a value lies: channels in dimension 1 of (N, C, ...), of (N, C), or in the last of any number of dimensions.
 MAP, ROW, LAST = "map", "row", "last"
@@ -59,6 +61,8 @@ class Flow:
         """The convolution or `Linear` that a node calls, on channels where they are known to lie."""
         module = self.module(node)
         fits = isinstance(module, _ConvNd) and not isinstance(module, nn.modules.lazy.LazyModuleMixin)
+        if module is None or not is_plain(module):
+            return None
         if isinstance(module, nn.Linear) and node.all_input_nodes:
             fits = self.kinds[node.all_input_nodes[0]] != MAP
         return module if fits else None  # type: ignore[return-value]
@@ -127,12 +131,22 @@ class Flow:
         )
 
     def _averages(self, node: fx.Node) -> bool:
-        """Whether a node is the mean over the last one or two dimensions, or over both of a 2-D map."""
+        """Whether a node is the mean over all positions of a map."""
         if node.target not in _MEANS:
             return False
         dims = _argument(node, 1, "dim", None)
-        dims = [dims] if isinstance(dims, int) else list(dims) if isinstance(dims, (list, tuple)) else []
-        return sorted(dims) in ([-1], [-2, -1], [2, 3])
+        dims = sorted([dims] if isinstance(dims, int) else dims if isinstance(dims, (list, tuple)) else [])
+        positions = self._positions(node)
+        return bool(dims) and dims in (list(range(-positions, 0)), list(range(2, 2 + positions)))
+
+    def _positions(self, node: fx.Node) -> int:
+        """The spatial dimensions of a map: those of the last convolution before it."""
+        while node.all_input_nodes:
+            node = node.all_input_nodes[0]
+            module = self.module(node)
+            if isinstance(module, _ConvNd):
+                return len(module.kernel_size)
+        return 0
 
 
 class _Tracer(fx.Tracer):
@@ -144,14 +158,24 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module) -> fx.Graph:
-    """The model's graph. Raises `GroupwiseError` where `torch.fx` cannot follow it."""
+    """The model's graph. Raises `GroupwiseError` where `torch.fx` cannot follow it, or does in one mode only."""
+    # A copy, of the same tensors: what code notes while it is traced is no part of the model.
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
     try:
-        return _Tracer().trace(model)
+        graph = _Tracer().trace(twin)
+        other = _Tracer().trace(twin.train(not model.training))
     except Exception as error:  # whatever the model's own code raises when it is given proxies
         raise GroupwiseError(
             f"torch.fx cannot follow {type(model).__name__}, so that its layers cannot be planned together ({error}); "
             "split its blocks one by one, or name each layer's style in a plan for parallelize_module"
         ) from error
+    if [(node.op, node.target) for node in graph.nodes] != [(node.op, node.target) for node in other.nodes]:
+        raise GroupwiseError(
+            f"{type(model).__name__} does not run the same layers in training and in evaluation, so that one plan does "
+            "not do for both; split its blocks one by one"
+        )
+    return graph
 
 
 def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:

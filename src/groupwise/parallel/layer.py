@@ -120,7 +120,7 @@ class PartLayer(torch.nn.Module):
         late: Any = getattr(self, part.late) if part.late else None
         if late is not None:
             rows = exchange.part_of(late, 0, end.share) if part.late in part.tensors else late.to_local()
-            local = local + rows.reshape([-1 if d == dim else 1 for d in range(local.dim())])
+            local = local + rows.to(local.dtype).reshape([-1 if d == dim else 1 for d in range(local.dim())])
         if part.use_local_output:
             return local
         return exchange.as_dtensor(local, self._mesh, end.outside, dim, end.channels, end.share)
@@ -130,8 +130,12 @@ class WholeLayer(torch.nn.Module):
     """What precedes the class of a layer that is whole on each rank."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's own forward, on local tensors."""
-        return _own(self, WholeLayer)[0](*args, **kwargs)
+        """The layer's own forward, on local tensors; what it notes of itself stays."""
+        own = _own(self, WholeLayer)[0]
+        before = dict(vars(own))
+        output = own(*args, **kwargs)
+        self.__dict__.update({name: value for name, value in vars(own).items() if before.get(name, own) is not value})
+        return output
 
 
 def make_part(layer: torch.nn.Module, mesh: DeviceMesh, part: Part) -> None:

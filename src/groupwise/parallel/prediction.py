@@ -59,6 +59,13 @@ class Machine:
     overhead: float = 0.0
     overlap: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("macs", "memory"):
+            if getattr(self, name) <= 0:
+                raise GroupwiseError(f"{name}={getattr(self, name)} must be above 0 a second")
+        if not 0 <= self.overlap <= 1:
+            raise GroupwiseError(f"overlap={self.overlap} must be a share from 0 to 1")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -96,10 +103,12 @@ def predict(
     within the network are waited for. Gradients are summed over the replicas while the backward runs, as far
     as `machine.overlap` allows. Reading of data is not in it, nor ranks that wait for a slow one.
 
+    Parts that are uneven take as long as the largest; the rows that they move are left out.
+
     Raises `GroupwiseError` where the replicas do not divide the samples, and as `plan_split` does.
     """
     groups, data = check_integer("groups", groups, 1), check_integer("data", data, 1)
-    batch = input_shape[0]
+    batch = check_integer("the samples of a step", input_shape[0] if len(input_shape) else 0, 1)
     if batch % data:
         valid = [count for count in range(1, min(batch, data) + 1) if batch % count == 0]
         raise GroupwiseError(f"data={data} must divide the {batch} samples of a step; the next valid: {valid[-1]}")
@@ -110,15 +119,18 @@ def predict(
     )
     plan = plan_split(model, groups)
     held = max(plan.held)
+    # Of what is trained there is a gradient to sum, a momentum to keep, and an update.
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    trained = held * sum(count for count, asks in counts if asks) / max(1, sum(count for count, _ in counts))
     spread = machine.overhead * sum(bool(choice.parameters) for choice in plan.choices) * (groups > 1)
     size = next((parameter.element_size() for parameter in model.parameters()), 4)
     # SGD with momentum reads the parameter, its gradient and its momentum, and writes the first and the last.
-    update = 5 * size * held / machine.memory
+    update = 5 * size * trained / machine.memory
     exchange = _seconds(
         (c for task in steps for c in task.crossings), machine.near if groups <= machine.node else machine.far, groups
     )
     link = machine.near if groups * data <= machine.node else machine.far
-    summed = _seconds([Crossing("", True, "all_reduce", size * held)] * (data > 1), link, data)
+    summed = _seconds([Crossing("", True, "all_reduce", round(size * trained))] * (data > 1), link, data)
     return Prediction(
         groups,
         data,
@@ -126,7 +138,7 @@ def predict(
         forward + backward + update + spread,
         exchange,
         max(0.0, summed - machine.overlap * backward),
-        3 * size * held,
+        size * (held + 2 * trained),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ from groupwise.parallel.channelwise import ChannelwiseParallel, KeepWhole
 from groupwise.parallel.crossing import Crossing, meetings
 from groupwise.parallel.layer import PartLayer, WholeLayer
 from groupwise.parallel.network import Decision, Step
-from groupwise.parallel.styles import GroupParallel, LayerStyle, check_mesh
+from groupwise.parallel.styles import GroupParallel, LayerStyle, check_mesh, distribute
 from groupwise.parallel.work import tasks
 from groupwise.share import Share
 
@@ -134,16 +135,24 @@ def plan_split(
     done = [name for name, module in model.named_modules() if isinstance(module, PartLayer | WholeLayer)]
     if done:
         raise GroupwiseError(f"{type(model).__name__} is split already, as {done[0]} shows; split a model once")
+    _check_owned(model)
     choices = []
     planned: set[str] = set()
     crossings: dict[str, list[Crossing]] = defaultdict(list)
     for task in tasks(model, input_shape, ranks) if input_shape is not None else ():
         crossings[task.name] += task.crossings
-    for name, step, channels in Decision(model, ranks).layers():
+    decision = Decision(model, ranks)
+    for name, step, channels in decision.layers():
         module = model.get_submodule(name)
         planned.add(name)
         if step.style is not None or any(True for _ in module.parameters(recurse=False)):
             choices.append(_choice(name, module, step, channels, ranks, uneven))
+    for node in decision.flow.graph.find_nodes(op="get_attr"):
+        owner = str(node.target).rpartition(".")[0]
+        if owner in planned and isinstance(operator.attrgetter(str(node.target))(model), nn.Parameter):
+            raise GroupwiseError(
+                f"{node.target} is read beside its own layer, which would find a part of it; call {owner} instead"
+            )
     for name, module in model.named_modules():
         if name not in planned and any(True for _ in module.parameters(recurse=False)):
             choices.append(_choice(name, module, Step(reason="not a layer that can be split"), 0, ranks, uneven))
@@ -174,10 +183,31 @@ def split(model: Model, mesh: DeviceMesh, *, uneven: bool = True, src_data_rank:
     for name, style in plan.styles.items():
         # By the module and not by its name, in which parallelize_module takes * and ? for patterns.
         parallelize_module(model.get_submodule(name), mesh, style, src_data_rank=src_data_rank)
+    for name, module in model.named_modules():
+        if name not in plan.styles:
+            distribute(module, mesh, {}, src_data_rank)
     # DDP broadcasts buffers, which DTensors cannot be.
     spread = [name for name, buffer in model.named_buffers() if isinstance(buffer, DTensor)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, spread)  # type: ignore[no-untyped-call]
     return model
+
+
+def _check_owned(model: nn.Module) -> None:
+    """Refuse parameters that would be several once they are split, and layers that read those of others."""
+    owners: dict[int, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            raise GroupwiseError(
+                f"{name} is a MultiheadAttention, which reads the weight of its out_proj beside that layer; split the "
+                "blocks around it one by one"
+            )
+        for key, parameter in module._parameters.items():
+            full = f"{name}.{key}" if name else key
+            if parameter is not None and owners.setdefault(id(parameter), full) != full:
+                raise GroupwiseError(
+                    f"{owners[id(parameter)]} and {full} are one parameter, and would be two once they are split; give "
+                    "each layer its own, or split the blocks around them one by one"
+                )
 
 
 def _choice(name: str, module: nn.Module, step: Step, channels: int, ranks: int, uneven: bool) -> Choice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,11 +12,18 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from groupwise import nn
 from groupwise.arguments import valid_groups
 from groupwise.errors import GroupwiseError, check_integer, list_some
 from groupwise.parallel import compute, exchange
 from groupwise.parallel.layer import End, Part, PartLayer, make_part
 from groupwise.share import Share
+
+_KNOWN = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear),
+    *(torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d),
+)
 
 
 class LayerStyle(ParallelStyle):
@@ -137,6 +144,8 @@ class _Dense(LayerStyle):
         self.output_parts = output_parts
 
     def _shares(self, module: torch.nn.Module, ranks: int) -> tuple[Share, Share]:
+        if isinstance(module, torch.nn.Linear):
+            _check_plain(module, self)
         groups = 1 if isinstance(module, torch.nn.Linear) else _convolution(module, self).groups
         if groups != 1:
             raise GroupwiseError(
@@ -249,6 +258,8 @@ def distribute(module: torch.nn.Module, mesh: DeviceMesh, dims: Mapping[str, int
     for name, buffer in list(module.named_buffers(recurse=False)):
         if name in dims:
             module._buffers[name] = exchange.distribute(buffer, mesh, dims[name], source)
+        elif source is not None:
+            buffer.copy_(exchange.distribute(buffer, mesh, None, source).to_local())
 
 
 def share_of(parts: int | None, size: int, name: str, ranks: int) -> Share:
@@ -259,12 +270,32 @@ def share_of(parts: int | None, size: int, name: str, ranks: int) -> Share:
     return Share(parts or size, ranks)
 
 
+def known_forward(module: torch.nn.Module, kinds: Iterable[type[torch.nn.Module]]) -> bool:
+    """Whether the module computes what one of these classes does: no forward of its own, on its class or on itself."""
+    return "forward" not in vars(module) and any(type(module).forward is kind.forward for kind in kinds)
+
+
+def is_plain(module: torch.nn.Module) -> bool:
+    """Whether this is a convolution or a `Linear` that computes what PyTorch's does, of tensors that are its own."""
+    return known_forward(module, _KNOWN) and "weight" in module._parameters
+
+
 def _convolution(module: torch.nn.Module, style: LayerStyle) -> _ConvNd:
     if not isinstance(module, _ConvNd):
         raise GroupwiseError(f"{type(style).__name__} is for convolutions, and this is a {type(module).__name__}")
+    _check_plain(module, style)
     if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         raise GroupwiseError(f"{type(module).__name__} does not know its in_channels yet; run it on an input first")
     return module
+
+
+def _check_plain(module: torch.nn.Module, style: LayerStyle) -> None:
+    if not is_plain(module):
+        what = "has a weight that a hook computes" if "weight" not in module._parameters else "has a forward of its own"
+        raise GroupwiseError(
+            f"{type(module).__name__} {what}, so that {type(style).__name__} does not know what its parts compute; "
+            "leave it whole"
+        )
 
 
 def _names(module: torch.nn.Module) -> tuple[str, str]:

@@ -18,7 +18,8 @@ from groupwise.parallel.layer import PartLayer
 def traffic(model: nn.Module, *inputs: Any, backward: bool = True) -> tuple[Crossing, ...]:
     """The exchanges of a forward of `model` on `inputs`, and of the backward of its outputs' sum, in order.
 
-    Every rank calls it, as it would the model. Parameters keep the gradients that they have.
+    Every rank calls it, as it would the model. Parameters keep the gradients that they
+    have, and buffers their values.
 
     Their number is that of PyTorch's `CommDebugMode`, which knows no sizes, and cannot watch a model with activations
     in place or with a module that is called twice.
@@ -27,14 +28,17 @@ def traffic(model: nn.Module, *inputs: Any, backward: bool = True) -> tuple[Cros
     kept = {parameter: parameter.grad for parameter in model.parameters()}
     for parameter in kept:
         parameter.grad = None
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
-        with counter, counter.watch(model), torch.set_grad_enabled(backward):
+        with torch.random.fork_rng(), counter, counter.watch(model), torch.set_grad_enabled(backward):
             output = model(*inputs)
             if backward:
                 output.sum().backward()
     finally:
         for parameter, grad in kept.items():
             parameter.grad = grad
+        for buffer, before in buffers:
+            buffer.copy_(before)
     return tuple(counter.crossings)
 
 
