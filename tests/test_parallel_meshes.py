@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import pytest
 import torch
 
 from groupwise import GroupwiseError
-from groupwise.parallel import ChannelParallel, GroupParallel, list_checkpoints, load, save, split
+from groupwise.parallel import (
+    ChannelParallel,
+    GroupParallel,
+    SumParallel,
+    list_checkpoints,
+    load,
+    plan_split,
+    save,
+    split,
+)
+from groupwise.parallel.agreement import agree
 from ranks import ranks
 from test_parallel_split import OPTIMIZERS, data, learn, make, whole
 
@@ -200,3 +211,129 @@ def several(mesh):
 def test_a_mesh_of_several_dimensions():
     for text in ranks.run((2, 2), several):
         assert text == "split takes a mesh of 1 dimension, and this one has 2; choose one, as in mesh['groups']"
+
+
+def meet(mesh, *meetings):
+    """What each meeting gave, where `meetings` say which mesh a rank comes with, by rank; None for none."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    # All of the world take part in making a mesh.
+    meshes = {members: DeviceMesh("cpu", list(members)) for members in ((0, 1), (0, 1, 2))}
+    said = []
+    for members in meetings:
+        torch.distributed.barrier()
+        mine = members[mesh.get_local_rank()]
+        try:
+            said.append(mine and agree(make(NAME, DTYPE), meshes[mine], timedelta(seconds=3)))
+        except GroupwiseError as error:
+            said.append(str(error))
+    return said
+
+
+PAIR, THREE = (0, 1), (0, 1, 2)
+LATE = "has not come within 3 s to split a model over ranks"
+
+
+@pytest.fixture(scope="module")
+def met():
+    """What each rank was told at four meetings in a row."""
+    meetings = (
+        [None, THREE, THREE, None],
+        [PAIR, PAIR, THREE, None],
+        [PAIR, THREE, THREE, None],
+        [PAIR, PAIR, None, None],
+    )
+    try:
+        return ranks.run(4, meet, *meetings)
+    finally:
+        # No test after this uses ranks that have failed to meet.
+        ranks.stop()
+
+
+def test_a_rank_that_does_not_come_is_named(met):
+    assert [said[0] is None for said in met] == [True, False, False, True]
+    for said in met[1:3]:
+        assert said[0].startswith(f"rank 0 {LATE} [0, 1, 2] of cpu")
+        assert said[0].endswith("; each rank of a mesh has to call split with that mesh")
+
+
+def test_a_rank_that_the_others_leave_out_is_told(met):
+    # These two agree, and the third is not theirs.
+    assert met[0][1] is met[1][1] is None
+    assert met[2][1].startswith(
+        f"rank 0 {LATE} [0, 1, 2] of cpu (it came with ranks [0, 1] of cpu); each rank of a mesh"
+    )
+
+
+def test_ranks_that_come_with_other_meshes_are_told(met):
+    with_pair, with_three = "(it came with ranks [0, 1] of cpu)", "(it came with ranks [0, 1, 2] of cpu)"
+    assert met[0][2].startswith(f"rank 1 {LATE} [0, 1] of cpu {with_three}; each rank of a mesh has to call split")
+    for said in met[1:3]:
+        assert said[2].startswith(f"rank 0 {LATE} [0, 1, 2] of cpu {with_pair}; each rank of a mesh has to call split")
+
+
+def test_ranks_meet_again_after_a_meeting_that_failed(met):
+    assert [said[3] for said in met] == [None] * 4
+
+
+def single_samples(mesh):
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor.parallel import parallelize_module
+
+    def told(layer, *shape):
+        try:
+            return tuple(layer(torch.randn(shape)).shape)
+        except GroupwiseError as error:
+            return str(error)
+
+    whole = {"input_layouts": Replicate(), "output_layouts": Replicate()}
+    answers = []
+    for layer, style in (
+        (torch.nn.Conv2d(8, 8, 3, padding=1, groups=4), GroupParallel(**whole)),
+        (torch.nn.Conv2d(8, 8, 3, padding=1), ChannelParallel(**whole)),
+        (torch.nn.Conv2d(8, 8, 3, padding=1), SumParallel(**whole)),
+        (torch.nn.ConvTranspose2d(8, 8, 3, padding=1, groups=2), GroupParallel(**whole)),
+    ):
+        ready = parallelize_module(layer, mesh, style)
+        answers.append([told(ready, 8, 8, 5), told(ready, 8, 5, 8), told(ready, 8, 8, 8), told(ready, 1, 8, 8, 5)])
+    line = parallelize_module(torch.nn.Conv1d(8, 8, 3, padding=1, groups=4), mesh, GroupParallel(**whole))
+    answers.append([told(line, 8, 8), told(line, 1, 8, 8)])
+    net = split(make("towers", torch.float32), mesh)
+    return answers, told(net, 3, 12, 12), told(net, 1, 3, 12, 12)
+
+
+def test_a_single_sample_has_to_be_a_batch_of_one():
+    fix = "; give a single sample as a batch of one, input.unsqueeze(0)"
+    for (*layers, line), net, batch in ranks.run(2, single_samples):
+        for style, answers in zip(("Group", "Channel", "Sum", "Group"), layers, strict=True):
+            for shape, text in zip(((8, 8, 5), (8, 5, 8), (8, 8, 8)), answers, strict=False):
+                has = f"has 3 dimensions; this {style}Parallel layer takes 4, (N, C, ...)"
+                assert text == f"input of shape {shape} {has}{fix}"
+            assert answers[3] == (1, 8, 8, 5)
+        assert line[0] == f"input of shape (8, 8) has 2 dimensions; this GroupParallel layer takes 3, (N, C, ...){fix}"
+        assert line[1] == (1, 8, 8)
+        assert net.endswith(fix)
+        assert batch == (1, 5)
+
+
+def few_groups(mesh):
+    layers = torch.nn.Conv2d(4, 8, 1), torch.nn.Conv2d(8, 8, 3, groups=2), torch.nn.Conv2d(8, 3, 1)
+    try:
+        split(torch.nn.Sequential(*layers), mesh, uneven=False)
+    except GroupwiseError as error:
+        return str(error)
+    return "split"
+
+
+def test_fewer_groups_than_ranks_are_refused_if_parts_have_to_be_even():
+    rule = "groups=2 cannot be spread evenly over {} ranks; valid numbers of ranks: 1, 2; "
+    rule += "uneven=True leaves the layer whole"
+    assert ranks.run(3, few_groups) == [rule.format(3)] * 3
+    assert ranks.run(2, few_groups) == ["split"] * 2
+    layer = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=2))
+    for count in (3, 4):
+        with pytest.raises(GroupwiseError) as caught:
+            plan_split(layer, count, uneven=False)
+        assert str(caught.value) == rule.format(count)
+        assert plan_split(layer, count).held == (layer[0].weight.numel() + 8,) * count
+    assert plan_split(layer, 2, uneven=False)

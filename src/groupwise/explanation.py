@@ -24,6 +24,8 @@ from groupwise.wiring import Wiring
 if TYPE_CHECKING:
     from groupwise.planning import Plan
 
+# Beyond all machines; each rank is told of.
+MOST_RANKS = 2**16
 VIEWS = ("wiring", "weight", "cost", "ranks", "all")
 
 
@@ -52,7 +54,7 @@ class Explanation:
         object.__setattr__(self, "dtype", check_dtype(self.dtype))
         object.__setattr__(self, "batch", check_integer("batch", self.batch, 0))
         if self.ranks is not None:
-            object.__setattr__(self, "ranks", check_integer("ranks", self.ranks, 1))
+            object.__setattr__(self, "ranks", check_integer("ranks", self.ranks, 1, MOST_RANKS))
         at = None if self.input_size is None else cost(self.spec, self.input_size, self.batch, self.dtype)
         object.__setattr__(self, "cost", at)
 

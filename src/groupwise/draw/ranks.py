@@ -50,6 +50,9 @@ def ranks_text(spec: ConvSpec, ranks: int, at: Cost | None = None) -> str:
         held, inputs, outputs, parameters = _facts(spec, ranks, rank)
         table.append((f"rank {rank}", held, inputs, "→" if outputs else "", outputs, parameters))
     lines = text.rows(table, indent=2, left=(0, 1, 2, 4))
+    if max(map(len, lines)) > text.WIDTH:
+        # Of very many channels the ranges alone fit.
+        lines = text.rows([row[:-1] for row in table], indent=2, left=(0, 1, 2, 4))
     told = [line for fact in crossings(spec, at) for line in text.wrap(fact, indent=9)]
     return "\n".join([*text.wrap(_reading(spec, ranks), "Ranks    ", 9), *lines, *told])
 
@@ -79,7 +82,7 @@ def _reading(spec: ConvSpec, ranks: int) -> str:
     each = (
         phrases.plural(held[0], "group")
         if min(held) == max(held)
-        else f"{min(held)} to {phrases.plural(max(held), 'group')}"
+        else f"{min(held):,} to {phrases.plural(max(held), 'group')}"
     )
     return f"GroupParallel: whole groups to each rank, {each} of {spec.groups:,}."
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from groupwise.costs import Cost
-from groupwise.draw import html, numbers
+from groupwise.draw import html, numbers, phrases
 from groupwise.draw.cost import cost_svg
 from groupwise.draw.folding import fold
 from groupwise.draw.report_text import SPEED, figures, is_measured, kind, milliseconds, notes, speed
@@ -39,7 +39,7 @@ def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = No
         body.append(html.figure(strip_svg(report)))
     body.append(_tables(report))
     if "split" in report:
-        body.append(html.element("h2", f"Split over {report['split']['ranks']} ranks"))
+        body.append(html.element("h2", f"Split over {phrases.plural(report['split']['ranks'], 'rank')}"))
         body += [html.figure(split_svg(report["split"])), html.element("pre", split_text(report["split"]))]
     body.append(html.element("h2", "The grouped layers, drawn"))
     body += _pictures(report, costs)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from groupwise.draw import numbers
-from groupwise.draw.split_text import crossed
+from groupwise.draw.split_text import crossed, spread
 from groupwise.draw.svg import LABEL_SIZE, MARGIN, Picture, colour, path, text_width
 
 # More ranks than these are drawn as the first ones and the last.
@@ -94,7 +94,7 @@ class _Drawing:
     def _after(self, row: dict[str, Any]) -> None:
         for words in ("sums outputs", "gathers outputs"):
             if found := _met(row, words):
-                self._band(found, "" if row["input"] is not None else _backward(row))
+                self._band(found, "")
 
     def _straight(self) -> None:
         """Each rank's channels stay with it."""
@@ -112,7 +112,7 @@ class _Drawing:
             for other in self.drawn:
                 a, b = self._middle(rank), self._middle(other)
                 lines.append(path("M", a, y, "C", a, y + BAND * 0.6, b, y + BAND * 0.4, b, y + BAND))
-            more = f'class="gw-wire" stroke="{colour(rank)}" stroke-width="1.5" stroke-opacity="0.8"'
+            more = f'class="gw-wire" stroke="{colour(rank)}" stroke-width="1.5"'
             self.picture.curve("".join(lines), more)
         self._labels(y + BAND / 2, [text, backward])
         self.picture.y += BAND
@@ -184,9 +184,7 @@ def _subtitle(plan: dict[str, Any]) -> str:
 
 def _facts(plan: dict[str, Any]) -> list[tuple[str, str]]:
     total = sum(row["parameters"] for row in plan["layers"])
-    least, most = min(plan["held"]), max(plan["held"])
-    held = numbers.count(least) if least == most else f"{numbers.count(least)} to {numbers.count(most)}"
-    facts = [("parameters", f"{numbers.count(total)}, of which a rank holds {held}")]
+    facts = [("parameters", f"{numbers.count(total)}, of which a rank holds {spread(plan['held'])}")]
     if plan["input_shape"] is not None:
         forward, backward = crossed([one for row in plan["layers"] for one in row["crossings"]])
         facts.append(

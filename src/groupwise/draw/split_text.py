@@ -19,7 +19,7 @@ def split_text(plan: dict[str, Any]) -> str:
                 row["layer"],
                 row["style"],
                 numbers.count(row["parameters"]) if row["parameters"] else "",
-                _held(row["held"]) if row["parameters"] else "",
+                spread(row["held"]) if row["parameters"] else "",
                 row["exchange"],
                 *(crossed(row["crossings"]) if sized else ()),
             )
@@ -40,7 +40,7 @@ def split_text(plan: dict[str, Any]) -> str:
             rule,
             *rows[1:],
             rule,
-            f"{numbers.count(total)} parameters, of which a rank holds {_held(plan['held'])}; "
+            f"{numbers.count(total)} parameters, of which a rank holds {spread(plan['held'])}; "
             f"{exchanges} exchange{'s' * (exchanges != 1)} in a forward.{step}",
         ]
     )
@@ -52,7 +52,7 @@ def crossed(crossings: list[dict[str, Any]]) -> tuple[str, str]:
     return numbers.data(sums[0]) if sums[0] else "", numbers.data(sums[1]) if sums[1] else ""
 
 
-def _held(counts: list[int]) -> str:
-    """As many on each rank, or the least and the most."""
+def spread(counts: list[int]) -> str:
+    """What each rank holds: as many, or the least and the most."""
     low, high = numbers.count(min(counts)), numbers.count(max(counts))
     return low if low == high else f"{low} to {high}"

@@ -53,6 +53,8 @@ class Choice:
     @property
     def exchange(self) -> str:
         """What the ranks exchange in its forward, in words; empty for nothing."""
+        if len(self.held) == 1:
+            return ""
         met = meetings(type(self.style), self.input is not None, self.output is not None)
         return ", ".join(str(meeting) for meeting in met if not meeting.backward)
 
