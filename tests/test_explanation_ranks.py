@@ -76,7 +76,7 @@ def test_without_ranks_nothing_is_said_of_them():
         (0, f"ranks=0 is too small; ranks must be an integer from 1 to {MOST}; the nearest is 1"),
         (-1, "ranks=-1 is too small"),
         (1.5, "ranks=1.5 is a float; ranks must be an integer"),
-        (2.0, "ranks=2.0 is a float; ranks must be an integer from 1 to 2147483647; write ranks=2"),
+        (2.0, "ranks=2.0 is a float; ranks must be an integer from 1 to 65536; write ranks=2"),
         (True, "ranks=True is a bool"),
         ("2", "ranks='2' is a str"),
     ],

@@ -61,9 +61,8 @@ def test_a_block_of_resnext_costs_one_exchange(ranks):
     with torch.device("meta"):
         plan = plan_split(models.resnext50_32x4d(), ranks)
     rows = table(plan)
-    assert [name for name, row in rows.items() if row[1]] == [
-        f"layer{stage + 1}.{block}.conv3" for stage, blocks in enumerate((3, 4, 6, 3)) for block in range(blocks)
-    ]
+    sums = [f"layer{stage + 1}.{block}.conv3" for stage, blocks in enumerate((3, 4, 6, 3)) for block in range(blocks)]
+    assert [name for name, row in rows.items() if row[1]] == (sums if ranks > 1 else [])
     for name, (style, _) in rows.items():
         place = name.split(".")[-1]
         if name.startswith("layer") and "downsample" not in name and place.startswith("conv"):
