@@ -17,15 +17,13 @@ from groupwise.draw.stacking import stack
 from groupwise.draw.weight import weight_svg
 from groupwise.draw.wiring import wiring_svg
 from groupwise.errors import GroupwiseError, check_choice, check_integer
-from groupwise.share import Share
+from groupwise.share import MOST_RANKS, Share
 from groupwise.spec import ConvSpec
 from groupwise.wiring import Wiring
 
 if TYPE_CHECKING:
     from groupwise.planning import Plan
 
-# Beyond all machines; each rank is told of.
-MOST_RANKS = 2**16
 VIEWS = ("wiring", "weight", "cost", "ranks", "all")
 
 

@@ -268,7 +268,6 @@ def _split(model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping[s
     """How the model would be spread over so many ranks. Imported here, as most reports do without."""
     from groupwise.parallel import plan_split
 
-    ranks = check_integer("ranks", ranks, 1)
     if not isinstance(model, torch.nn.Module) or keywords or [type(one) for one in inputs] != [torch.Tensor]:
         raise GroupwiseError("ranks needs a torch.nn.Module that takes one tensor; leave it out for another model")
     return plan_split(model, ranks, input_shape=inputs[0].shape)

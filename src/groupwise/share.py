@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from groupwise.errors import MAX_CHANNELS, GroupwiseError, check_integer, list_some
 
+# Beyond all machines; each rank is told of.
+MOST_RANKS = 2**16
+
 
 @dataclass(frozen=True)
 class Share:
@@ -31,7 +34,7 @@ class Share:
 
     def __post_init__(self) -> None:
         check_integer("parts", self.parts, 1, MAX_CHANNELS)
-        check_integer("ranks", self.ranks, 1)
+        check_integer("ranks", self.ranks, 1, MOST_RANKS)
 
     @property
     def even(self) -> bool:

@@ -23,7 +23,7 @@ from groupwise.parallel.layer import PartLayer, WholeLayer
 from groupwise.parallel.network import Decision, Step
 from groupwise.parallel.styles import GroupParallel, LayerStyle, check_mesh, distribute
 from groupwise.parallel.work import tasks
-from groupwise.share import Share
+from groupwise.share import MOST_RANKS, Share
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -133,7 +133,7 @@ def plan_split(
         >>> {choice.name: choice.exchange for choice in plan.choices if choice.name.startswith("layer1.0.conv")}
         {'layer1.0.conv1': '', 'layer1.0.conv2': '', 'layer1.0.conv3': 'sums outputs'}
     """
-    ranks = check_integer("ranks", ranks, 1)
+    ranks = check_integer("ranks", ranks, 1, MOST_RANKS)
     done = [name for name, module in model.named_modules() if isinstance(module, PartLayer | WholeLayer)]
     if done:
         raise GroupwiseError(f"{type(model).__name__} is split already, as {done[0]} shows; split a model once")
