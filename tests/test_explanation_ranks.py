@@ -15,6 +15,7 @@ from torch import nn
 
 from cases import specs
 from groupwise import ConvSpec, GroupwiseError, explain, report
+from groupwise.draw.svg import LABEL_SIZE, text_width
 from groupwise.parallel import GroupParallel, plan_split
 
 MOST = 2**16
@@ -171,6 +172,20 @@ def test_it_is_what_the_styles_hold():
 def test_wide_layers_fit_80_columns(groups):
     text = explain(2**20, 2**20, 3, groups=groups, ranks=3).to_text("ranks")
     assert max(map(len, text.split("\n"))) <= 80
+
+
+def test_texts_of_wide_layers_stay_in_their_columns():
+    picture = explain(2**20, 2**20, 3, groups=2**20, ranks=3).to_svg("ranks")
+    boxes = [
+        tuple(map(float, found)) for found in re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', picture)
+    ]
+    texts = re.findall(r'<text x="([\d.]+)"[^>]*anchor="middle"[^>]*>([^<]+)<', picture)
+    columns = [box for box in boxes if any(abs(float(x) - box[0] - box[1] / 2) < 1 for x, _ in texts)]
+    assert len(columns) == 3
+    for x, text in texts:
+        left, width = min(columns, key=lambda box: abs(box[0] + box[1] / 2 - float(x)))
+        assert left < float(x) - text_width(text, LABEL_SIZE) / 2, text
+        assert float(x) + text_width(text, LABEL_SIZE) / 2 < left + width, text
 
 
 # Whole models.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from groupwise.costs import Cost
 from groupwise.draw import numbers, phrases, text
-from groupwise.draw.svg import MARGIN, Picture, colour, path
+from groupwise.draw.svg import LABEL_SIZE, MARGIN, Picture, colour, path, text_width
 from groupwise.share import Share
 from groupwise.spec import ConvSpec
 
 MOST_RANKS = 6
+# COLUMN is the least: a column is as wide as its longest text.
 COLUMN, GAP, BOX, WIRE = 132, 22, 64, 22
 
 
@@ -16,18 +17,20 @@ def ranks_svg(spec: ConvSpec, ranks: int, at: Cost | None = None) -> str:
     """A column for each rank: the channels that come in, its groups and parameters, the channels that go out."""
     picture = Picture(f"{phrases.title(spec)}, over {phrases.plural(ranks, 'rank')}", _reading(spec, ranks))
     shown = phrases.elide(range(ranks), MOST_RANKS, MOST_RANKS - 1, 1)
+    told = {rank: _facts(spec, ranks, rank) for rank in shown if rank is not None}
+    column = max(COLUMN, *(16 + text_width(line, LABEL_SIZE) for facts in told.values() for line in facts))
     top = picture.y + 18
     for index, rank in enumerate(shown):
-        left = MARGIN + index * (COLUMN + GAP)
+        left = MARGIN + index * (column + GAP)
         if rank is None:
             picture.text(
-                left + COLUMN / 2, top + WIRE + BOX / 2 + 4, f"… {ranks - len(shown) + 1} more", "middle", "soft"
+                left + column / 2, top + WIRE + BOX / 2 + 4, f"… {ranks - len(shown) + 1} more", "middle", "soft"
             )
             continue
-        middle, facts = left + COLUMN / 2, _facts(spec, ranks, rank)
+        middle, facts = left + column / 2, told[rank]
         picture.text(middle, picture.y + 8, f"rank {rank}", "middle")
         more = f'rx="4" fill="{colour(rank)}" fill-opacity="0.16" stroke="{colour(rank)}"'
-        picture.box(left, top + WIRE, COLUMN, BOX, more)
+        picture.box(left, top + WIRE, column, BOX, more)
         for y in (top + WIRE - 10, top + WIRE + BOX) if facts[0] != "nothing" else ():
             data = path("M", middle, y, "v", 10)
             picture.curve(data, f'class="gw-wire" stroke="{colour(rank)}" stroke-width="2"')
@@ -36,7 +39,7 @@ def ranks_svg(spec: ConvSpec, ranks: int, at: Cost | None = None) -> str:
             picture.text(middle, y, line, "middle")
     picture.y = top + WIRE + BOX + 30
     picture.caption([("crosses", line) for line in crossings(spec, at)])
-    lines = [f"Rank {rank}: {', '.join(_facts(spec, ranks, rank))}." for rank in shown if rank is not None]
+    lines = [f"Rank {rank}: {', '.join(facts)}." for rank, facts in told.items()]
     return picture.render([_reading(spec, ranks), *lines, *crossings(spec, at)])
 
 
