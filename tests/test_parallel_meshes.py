@@ -1,9 +1,6 @@
-"""Checkpoints from rank to rank, data parallel beside a split, and ranks that disagree."""
+"""Data parallel beside a split, and ranks that disagree."""
 
 from __future__ import annotations
-
-import json
-from datetime import timedelta
 
 import pytest
 import torch
@@ -13,85 +10,13 @@ from groupwise.parallel import (
     ChannelParallel,
     GroupParallel,
     SumParallel,
-    list_checkpoints,
-    load,
     plan_split,
-    save,
     split,
 )
-from groupwise.parallel.agreement import agree
 from ranks import ranks
 from test_parallel_split import OPTIMIZERS, data, learn, make, whole
 
 NAME, DTYPE = "resnext", torch.float64
-
-
-def train(mesh, model, name=NAME, optimizer="adam"):
-    optimizer = OPTIMIZERS[optimizer](model.parameters())
-    learn(model, data(name, DTYPE)[:3], optimizer)
-    return optimizer
-
-
-def saved(mesh, folder, name):
-    model = split(make(name, DTYPE), mesh)
-    optimizer = train(mesh, model, name)
-    path = save(folder, 3, model, optimizer, group=mesh.get_group(), epoch=1)
-    outputs, _ = learn(model, data(name, DTYPE)[3:6], optimizer)
-    return str(path), outputs
-
-
-def loaded(mesh, path, name):
-    torch.manual_seed(5)
-    model = make(name, DTYPE)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    split(model, mesh)
-    optimizer = train(mesh, model, name)
-    facts = load(path, model, optimizer, group=mesh.get_group())
-    return facts, learn(model, data(name, DTYPE)[3:6], optimizer)[0]
-
-
-@pytest.mark.parametrize("name", ["resnext", "towers"])
-def test_a_checkpoint_of_two_ranks_goes_on_with_any_number(name, tmp_path):
-    answers = ranks.run(2, saved, str(tmp_path), name)
-    path = answers[0][0]
-    assert [str(found) for found in list_checkpoints(tmp_path)] == [path]
-    for count in (1, 3, 4):
-        for facts, outputs in ranks.run(count, loaded, path, name):
-            assert facts == {"step": 3, "epoch": 1}
-            torch.testing.assert_close(outputs, answers[0][1], rtol=1e-9, atol=1e-11)
-
-
-def refused(mesh, path, name):
-    model = split(make(name, DTYPE), mesh)
-    optimizer = train(mesh, model, name)
-    before = {key: whole(value).clone() for key, value in model.state_dict().items()}
-    try:
-        load(path, model, optimizer, group=mesh.get_group())
-    except GroupwiseError as error:
-        after = {key: whole(value) for key, value in model.state_dict().items()}
-        assert all(torch.equal(after[key], before[key]) for key in before)
-        return str(error)
-    return "loaded"
-
-
-def test_what_is_no_checkpoint_of_this_model(tmp_path):
-    path = ranks.run(2, saved, str(tmp_path), NAME)[0][0]
-    for text in ranks.run(2, refused, path, "towers"):
-        assert f"checkpoint {path} is of another model: " in text
-        assert "here" in text
-    for text in ranks.run(2, refused, str(tmp_path), NAME):
-        assert f"{tmp_path} is not a checkpoint of groupwise" in text
-    files = [file for file in list_checkpoints(tmp_path)[0].iterdir() if file.suffix == ".distcp"]
-    files[0].write_bytes(files[0].read_bytes()[:-100])
-    for text in ranks.run(2, refused, path, NAME):
-        assert f"checkpoint {path} is truncated: {files[0].name} has " in text
-    files[0].unlink()
-    for text in ranks.run(2, refused, path, NAME):
-        assert f"{files[0].name} is missing" in text
-    (list_checkpoints(tmp_path)[0] / "groupwise.json").write_text(json.dumps({"step": 1}))
-    for text in ranks.run(2, refused, path, NAME):
-        assert "is not a checkpoint of groupwise" in text
 
 
 def with_data_parallel(mesh, kind):
@@ -147,8 +72,8 @@ def test_ranks_that_disagree_are_told():
     assert "stem.0.weight is (32, 1, 3, 3) of float64 on rank 0 and (32, 1, 3, 3) of float32 on rank 1 (" in first
     assert "stem.0.weight is (32, 1, 3, 3) of float32 on rank 1 and (32, 1, 3, 3) of float64 on rank 0 (" in second
     for text in ranks.run(2, disagree, "model"):
-        assert "fc.weight is " in text
-        assert "(1 more differ)" in text
+        assert text.startswith("fc is Linear(in_features=128, out_features=1")
+        assert "(2 more differ)" in text
 
 
 def errors(mesh):
@@ -213,69 +138,6 @@ def test_a_mesh_of_several_dimensions():
         assert text == "split takes a mesh of 1 dimension, and this one has 2; choose one, as in mesh['groups']"
 
 
-def meet(mesh, *meetings):
-    """What each meeting gave, where `meetings` say which mesh a rank comes with, by rank; None for none."""
-    from torch.distributed.device_mesh import DeviceMesh
-
-    # All of the world take part in making a mesh.
-    meshes = {members: DeviceMesh("cpu", list(members)) for members in ((0, 1), (0, 1, 2))}
-    said = []
-    for members in meetings:
-        torch.distributed.barrier()
-        mine = members[mesh.get_local_rank()]
-        try:
-            said.append(mine and agree(make(NAME, DTYPE), meshes[mine], timedelta(seconds=3)))
-        except GroupwiseError as error:
-            said.append(str(error))
-    return said
-
-
-PAIR, THREE = (0, 1), (0, 1, 2)
-LATE = "has not come within 3 s to split a model over ranks"
-
-
-@pytest.fixture(scope="module")
-def met():
-    """What each rank was told at four meetings in a row."""
-    meetings = (
-        [None, THREE, THREE, None],
-        [PAIR, PAIR, THREE, None],
-        [PAIR, THREE, THREE, None],
-        [PAIR, PAIR, None, None],
-    )
-    try:
-        return ranks.run(4, meet, *meetings)
-    finally:
-        # No test after this uses ranks that have failed to meet.
-        ranks.stop()
-
-
-def test_a_rank_that_does_not_come_is_named(met):
-    assert [said[0] is None for said in met] == [True, False, False, True]
-    for said in met[1:3]:
-        assert said[0].startswith(f"rank 0 {LATE} [0, 1, 2] of cpu")
-        assert said[0].endswith("; each rank of a mesh has to call split with that mesh")
-
-
-def test_a_rank_that_the_others_leave_out_is_told(met):
-    # These two agree, and the third is not theirs.
-    assert met[0][1] is met[1][1] is None
-    assert met[2][1].startswith(
-        f"rank 0 {LATE} [0, 1, 2] of cpu (it came with ranks [0, 1] of cpu); each rank of a mesh"
-    )
-
-
-def test_ranks_that_come_with_other_meshes_are_told(met):
-    with_pair, with_three = "(it came with ranks [0, 1] of cpu)", "(it came with ranks [0, 1, 2] of cpu)"
-    assert met[0][2].startswith(f"rank 1 {LATE} [0, 1] of cpu {with_three}; each rank of a mesh has to call split")
-    for said in met[1:3]:
-        assert said[2].startswith(f"rank 0 {LATE} [0, 1, 2] of cpu {with_pair}; each rank of a mesh has to call split")
-
-
-def test_ranks_meet_again_after_a_meeting_that_failed(met):
-    assert [said[3] for said in met] == [None] * 4
-
-
 def single_samples(mesh):
     from torch.distributed.tensor import Replicate
     from torch.distributed.tensor.parallel import parallelize_module
@@ -326,14 +188,14 @@ def few_groups(mesh):
 
 
 def test_fewer_groups_than_ranks_are_refused_if_parts_have_to_be_even():
-    rule = "groups=2 cannot be spread evenly over {} ranks; valid numbers of ranks: 1, 2; "
+    rule = "1: groups=2 cannot be spread evenly over {} ranks; valid numbers of ranks: 1, 2; "
     rule += "uneven=True leaves the layer whole"
     assert ranks.run(3, few_groups) == [rule.format(3)] * 3
     assert ranks.run(2, few_groups) == ["split"] * 2
-    layer = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=2))
+    layer = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Conv2d(8, 8, 3, groups=2))
     for count in (3, 4):
         with pytest.raises(GroupwiseError) as caught:
             plan_split(layer, count, uneven=False)
         assert str(caught.value) == rule.format(count)
-        assert plan_split(layer, count).held == (layer[0].weight.numel() + 8,) * count
+        assert plan_split(layer, count).held == (layer[1].weight.numel() + 8,) * count
     assert plan_split(layer, 2, uneven=False)

@@ -92,7 +92,7 @@ def test_ranks_that_do_not_divide():
     )
     assert plan_split(model, 2).choices[1].held == (108 + 6, 72 + 4)
     with pytest.raises(
-        GroupwiseError, match=r"parts=5 cannot be spread evenly over 2 ranks; valid numbers of ranks: 1, 5"
+        GroupwiseError, match=r"1: groups=5 cannot be spread evenly over 2 ranks; valid numbers of ranks: 1, 5"
     ):
         plan_split(model, 2, uneven=False)
     assert plan_split(model, 5, uneven=False)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from groupwise import GroupwiseError
-from groupwise.parallel import ChannelParallel, GroupParallel, Link, Machine, list_checkpoints, plan_split, save, split
+from groupwise.parallel import ChannelParallel, GroupParallel, Link, Machine, plan_split, split
 from ranks import ranks
 
 
@@ -32,8 +32,13 @@ def test_synchronised_statistics_of_other_channels():
     model = nn.Sequential(grouped(), nn.SyncBatchNorm(8), grouped())
     with pytest.raises(GroupwiseError, match="averages over all ranks, which hold other channels here"):
         plan_split(model, 2)
-    model[1].process_group = object()
-    assert styles(plan_split(model, 2))["1"] == "ChannelwiseParallel"
+    # A group that is there cannot be copied.
+    assert ranks.run(1, planned_with_group) == ["ChannelwiseParallel"]
+
+
+def planned_with_group(mesh):
+    model = nn.Sequential(grouped(), nn.SyncBatchNorm(8, process_group=mesh.get_group()), grouped())
+    return styles(plan_split(model, 2, input_shape=(2, 8, 6, 6)))["1"]
 
 
 class ByMode(nn.Module):
@@ -103,6 +108,98 @@ def test_weights_that_are_read_beside_their_layer():
         plan_split(Reader(), 2)
 
 
+class Holder(nn.Module):
+    """Reads what others hold."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.conv, self.norm, self.what = grouped(), nn.BatchNorm2d(8), what
+        self.several = nn.ParameterList([torch.ones(1)])
+
+    def forward(self, x):
+        y = self.conv(x)
+        if self.what == "several":
+            return y * self.several[0]
+        return nn.functional.batch_norm(y, None, None, self.norm.weight, training=True)
+
+
+@pytest.mark.parametrize(("what", "name"), [("several", r"several\.0"), ("norm", r"norm\.weight")])
+def test_parameters_of_modules_that_are_not_called(what, name):
+    with pytest.raises(GroupwiseError, match=f"{name} is read beside its own layer.*a parameter of the model itself"):
+        plan_split(Holder(what), 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_what_dtensors_cannot_stand_for():
+    for name, rule in (("weight_norm", nn.utils.weight_norm), ("spectral_norm", nn.utils.spectral_norm)):
+        with pytest.raises(
+            GroupwiseError, match=rf"1 has a hook of torch\.nn\.utils\.{name}, .*parametrizations\.{name}"
+        ):
+            plan_split(nn.Sequential(grouped(), rule(nn.Conv2d(8, 4, 1))), 2)
+    with pytest.raises(GroupwiseError, match=r"1\.weight does not know its size yet; run the model on an input"):
+        plan_split(nn.Sequential(grouped(), nn.LazyConv2d(4, 1)), 2)
+    for hook in ("register_hook", "register_post_accumulate_grad_hook"):
+        model = nn.Sequential(grouped(), nn.ReLU())
+        getattr(model[0].weight, hook)(lambda _: None)
+        with pytest.raises(GroupwiseError, match=r"0\.weight has hooks, .*add them after the split"):
+            plan_split(model, 2)
+
+
+def test_what_is_no_network():
+    for what in (grouped(), nn.Linear(2, 2), 5):
+        with pytest.raises(
+            GroupwiseError, match=rf"{type(what).__name__} is no network .* parallelize_module\(layer, mesh"
+        ):
+            plan_split(what, 2)
+    for mesh in (None, 2):
+        with pytest.raises(
+            GroupwiseError, match=rf"split takes a DeviceMesh, not {mesh} of {type(mesh).__name__}; make"
+        ):
+            split(nn.Sequential(grouped()), mesh)
+
+
+class Leaving(nn.Module):
+    """What a trace must not leave behind: a count, an average, and the state of random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = grouped()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.conv(x) + torch.rand(1)
+
+
+def test_a_plan_leaves_the_model_and_the_random_numbers_alone():
+    model, state = Leaving(), torch.get_rng_state()
+    plan = plan_split(model, 2, input_shape=(1, 8, 5, 5))
+    assert model.calls == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert plan.random
+    assert not plan_split(nn.Sequential(grouped(), nn.Dropout(0.0)), 2).random
+    for draws in (nn.Dropout(0.5), nn.RReLU(), nn.LSTM(8, 8, 2, dropout=0.5)):
+        assert plan_split(nn.Sequential(grouped(), draws), 2).random
+
+
+class Wired(nn.Module):
+    """The same layers in both modes, of other values."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = grouped(), grouped()
+
+    def forward(self, x):
+        y = self.one(x)
+        w = self.two(y)
+        return torch.amax(w if self.training else y, 1, keepdim=True) + y.mean() + w.mean()
+
+
+def test_other_wires_in_evaluation():
+    with pytest.raises(GroupwiseError, match="does not run the same layers in training and in evaluation"):
+        plan_split(Wired(), 2)
+
+
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
@@ -166,31 +263,71 @@ def test_autocast_keeps_its_dtype(count):
         assert difference < 0.05
 
 
-def other_seeds(mesh):
-    torch.manual_seed(mesh.get_local_rank())
+def twice(mesh):
+    model = split(nn.Sequential(nn.Conv2d(4, 8, 1), grouped(), nn.Conv2d(8, 4, 1)), mesh)
+    x = torch.randn(1, 4, 5, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
     try:
-        split(nn.Sequential(grouped(), nn.Dropout(), grouped()), mesh)
-    except GroupwiseError as error:
+        gradient.square().sum().backward()
+    except RuntimeError as error:
         return str(error)
     return ""
 
 
-def test_seeds_that_differ_are_told_where_values_are_dropped():
-    for text in ranks.run(2, other_seeds):
-        assert "the state of random numbers is " in text
-        assert "seeded alike" in text
+def test_second_derivatives_are_refused():
+    for text in ranks.run(2, twice):
+        assert "once_differentiable" in text
 
 
-def written(mesh, folder):
-    model = nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    group = mesh.get_group()
-    return [save(folder, step, model, optimizer, group=group).name for step in (100, 200, 5)]
+def with_nothing_to_split(mesh):
+    with pytest.warns(UserWarning, match="nothing of Sequential is split over 2 ranks"):
+        split(nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU()), mesh)
 
 
-def test_an_earlier_step_of_a_new_run_is_kept(tmp_path):
-    ranks.run(1, written, str(tmp_path))
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000005", "step-00000200"]
+def test_a_split_of_nothing_warns():
+    ranks.run(2, with_nothing_to_split)
+
+
+def noted(mesh):
+    model = nn.Sequential(grouped(), nn.Conv2d(8, 4, 1))
+    model[0].weight.lr_scale = model[1].bias.lr_scale = 0.5
+    split(model, mesh)
+    return model[0].weight.lr_scale, model[1].bias.lr_scale
+
+
+def test_attributes_of_parameters_stay():
+    assert ranks.run(2, noted) == [(0.5, 0.5)] * 2
+
+
+def loaded(mesh, groups):
+    torch.manual_seed(3)
+    plain = nn.Sequential(
+        nn.Conv2d(4, 2 * groups, 1), nn.Conv2d(2 * groups, 2 * groups, 3, groups=groups), nn.BatchNorm2d(2 * groups)
+    )
+    plain.append(nn.Conv2d(2 * groups, 4, 1))
+    plain(torch.randn(2, 4, 5, 5))
+    torch.manual_seed(4)
+    model = split(nn.Sequential(*(type(layer)(**arguments(layer)) for layer in plain)), mesh)
+    before = dict(model.named_parameters())
+    keys = str(model.load_state_dict(plain.state_dict()))
+    same = all(before[name] is parameter for name, parameter in model.named_parameters())
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(model.eval()(x), plain.eval()(x))
+    wrong = plain.state_dict() | {"1.weight": torch.zeros(3, 3)}
+    with pytest.raises(RuntimeError, match=r"size mismatch for 1\.weight"):
+        model.load_state_dict(wrong)
+    return keys, same
+
+
+def arguments(layer):
+    if isinstance(layer, nn.BatchNorm2d):
+        return {"num_features": layer.num_features}
+    return {name: getattr(layer, name) for name in ("in_channels", "out_channels", "kernel_size", "groups")}
+
+
+@pytest.mark.parametrize("groups", [4, 5])
+def test_a_plain_state_dict_is_loaded_into_a_split_model(groups):
+    assert ranks.run(2, loaded, groups) == [("<All keys matched successfully>", True)] * 2
 
 
 def test_machines_that_cannot_be():

@@ -99,7 +99,7 @@ class ChannelwiseParallel(LayerStyle):
                 'it the group of those that hold the same, as in mesh["data"].get_group(), or use a plain BatchNorm'
             )
         channels = next((getattr(module, name) for name in SIZES if hasattr(module, name)), self.channels or 0)
-        share = share_of(self.parts, own or channels or ranks, "channels", ranks)
+        share = share_of(self.parts, own or channels or self.parts or ranks, "channels", ranks)
         names = ("weight", "bias", "running_mean", "running_var")
         numbers = {
             name: share.lengths(getattr(module, name))[rank] for name in (*SIZES, *PARTS) if hasattr(module, name)

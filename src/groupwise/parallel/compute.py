@@ -39,7 +39,7 @@ def dropout(layer: torch.nn.Module, input: torch.Tensor, *, channels: int, share
     """Of a dropout: the mask of all channels is drawn, so that ranks drop what one process does. 0 channels: unknown"""
     if not layer.training:
         return call(layer, input)
-    channels = channels or input.shape[1] * share.ranks
+    channels = channels or input.shape[1] // len(share.of(rank)) * share.parts
     held = share.span(rank, channels)
     whole = [channels if dim == 1 else size for dim, size in enumerate(input.shape)]
     strides = input.stride()

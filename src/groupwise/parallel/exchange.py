@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
@@ -61,7 +62,8 @@ def redistribute(
     """The local tensor of layout `target` from one of layout `source`, or from a DTensor, whose own layout counts.
 
     `dim` has `channels` elements in all, and a local tensor that is sharded there this rank's `share` of them. `grad`
-    is the layout of the local result's gradient where it is not `target`.
+    is the layout of the local result's gradient where it is not `target`. What was exchanged can be differentiated
+    once: DTensor's exchanges have no second derivative.
     """
     if not isinstance(tensor, DTensor):
         if grad is None and (
@@ -72,7 +74,23 @@ def redistribute(
     local = tensor.redistribute(placements=[target]).to_local(grad_placements=None if grad is None else [grad])
     if is_shard(target, dim, local.dim()):
         local = move_rows(local, dim, chunks(channels, mesh), share.lengths(channels), mesh)
-    return local
+    once: torch.Tensor = _Once.apply(local)  # type: ignore[no-untyped-call]
+    return once
+
+
+class _Once(torch.autograd.Function):
+    """The same values; a second derivative is refused where it would be wrong."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor."""
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grads: torch.Tensor) -> torch.Tensor:
+        """The gradient."""
+        return grads[0]
 
 
 def as_dtensor(

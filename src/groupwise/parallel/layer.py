@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement
+from torch.distributed.tensor import DTensor, Placement, distribute_tensor
 
 from groupwise.errors import GroupwiseError
 from groupwise.parallel import exchange
@@ -86,6 +86,10 @@ class PartLayer(torch.nn.Module):
         """The layer's own, and what this rank holds of it."""
         return ", ".join(filter(None, [super().extra_repr(), f"{self._part.style}: {self._part}"]))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        _distribute_given(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _enter(self, input: torch.Tensor) -> torch.Tensor:
         part = self._part
         if part.dims is not None and input.dim() != part.dims:
@@ -121,6 +125,9 @@ class PartLayer(torch.nn.Module):
         if late is not None:
             rows = exchange.part_of(late, 0, end.share) if part.late in part.tensors else late.to_local()
             local = local + rows.to(local.dtype).reshape([-1 if d == dim else 1 for d in range(local.dim())])
+        elif local is not output and part.use_local_output:
+            # Autograd takes what comes out of an exchange for a view, which an activation in place may not change.
+            local = local.clone()
         if part.use_local_output:
             return local
         return exchange.as_dtensor(local, self._mesh, end.outside, dim, end.channels, end.share)
@@ -130,12 +137,17 @@ class WholeLayer(torch.nn.Module):
     """What precedes the class of a layer that is whole on each rank."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's own forward, on local tensors; what it notes of itself stays."""
+        """The layer's own forward, on local tensors; what it notes of itself stays, as do its buffers."""
         own = _own(self, WholeLayer)[0]
-        before = dict(vars(own))
+        before, buffers = dict(vars(own)), dict(own._buffers)
         output = own(*args, **kwargs)
         self.__dict__.update({name: value for name, value in vars(own).items() if before.get(name, own) is not value})
+        self._buffers.update({name: value for name, value in own._buffers.items() if buffers.get(name) is not value})
         return output
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        _distribute_given(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def make_part(layer: torch.nn.Module, mesh: DeviceMesh, part: Part) -> None:
@@ -148,6 +160,17 @@ def make_part(layer: torch.nn.Module, mesh: DeviceMesh, part: Part) -> None:
 def make_whole(layer: torch.nn.Module) -> None:
     """Turn `layer`, whose tensors are distributed, into one that is whole on each rank."""
     layer.__class__ = _CLASSES(WholeLayer, type(layer))
+
+
+def _distribute_given(layer: torch.nn.Module, state: dict[str, Any], prefix: str) -> None:
+    """In the state_dict of a plain model, which every rank has whole, put this rank's parts. Nothing is exchanged."""
+    for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+        given = state.get(prefix + name)
+        if not isinstance(tensor, DTensor) or not isinstance(given, torch.Tensor) or isinstance(given, DTensor):
+            continue
+        if given.shape == tensor.shape:
+            mesh, placements = tensor.device_mesh, tensor.placements
+            state[prefix + name] = distribute_tensor(given.detach(), mesh, placements, src_data_rank=None)
 
 
 def _class(base: type[torch.nn.Module], layer: type[torch.nn.Module]) -> type[torch.nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,8 +20,8 @@ from groupwise.errors import GroupwiseError, check_integer
 from groupwise.parallel.agreement import agree
 from groupwise.parallel.channelwise import ChannelwiseParallel, KeepWhole
 from groupwise.parallel.crossing import Crossing, meetings
-from groupwise.parallel.layer import PartLayer, WholeLayer
 from groupwise.parallel.network import Decision, Step
+from groupwise.parallel.refusal import check_model, check_reads
 from groupwise.parallel.styles import GroupParallel, LayerStyle, check_mesh, distribute
 from groupwise.parallel.work import tasks
 from groupwise.share import MOST_RANKS, Share
@@ -63,13 +64,15 @@ class Choice:
 class SplitPlan:
     """How a network is spread over `ranks` ranks, layer by layer.
 
-    `print()` it, or draw it with `to_svg()`; `styles` is a plan for `parallelize_module`.
+    `print()` it, or draw it with `to_svg()`; `styles` is a plan for `parallelize_module`. `random` tells whether the
+    model draws random numbers in training, for which the ranks have to be seeded alike.
     """
 
     model: str
     ranks: int
     choices: tuple[Choice, ...]
     input_shape: tuple[int, ...] | None = None
+    random: bool = False
 
     @property
     def styles(self) -> dict[str, ParallelStyle]:
@@ -134,10 +137,9 @@ def plan_split(
         {'layer1.0.conv1': '', 'layer1.0.conv2': '', 'layer1.0.conv3': 'sums outputs'}
     """
     ranks = check_integer("ranks", ranks, 1, MOST_RANKS)
-    done = [name for name, module in model.named_modules() if isinstance(module, PartLayer | WholeLayer)]
-    if done:
-        raise GroupwiseError(f"{type(model).__name__} is split already, as {done[0]} shows; split a model once")
-    _check_owned(model)
+    check_model(model)
+    if not uneven:
+        _check_even(model, ranks)
     choices = []
     planned: set[str] = set()
     crossings: dict[str, list[Crossing]] = defaultdict(list)
@@ -149,17 +151,13 @@ def plan_split(
         planned.add(name)
         if step.style is not None or any(True for _ in module.parameters(recurse=False)):
             choices.append(_choice(name, module, step, channels, ranks, uneven))
-    for node in decision.flow.graph.find_nodes(op="get_attr"):
-        owner = str(node.target).rpartition(".")[0]
-        if owner in planned and isinstance(operator.attrgetter(str(node.target))(model), nn.Parameter):
-            raise GroupwiseError(
-                f"{node.target} is read beside its own layer, which would find a part of it; call {owner} instead"
-            )
+    check_reads(model, decision.flow)
     for name, module in model.named_modules():
         if name not in planned and any(True for _ in module.parameters(recurse=False)):
             choices.append(_choice(name, module, Step(reason="not a layer that can be split"), 0, ranks, uneven))
     choices = [replace(choice, crossings=tuple(crossings[choice.name])) for choice in choices]
-    return SplitPlan(type(model).__name__, ranks, tuple(choices), None if input_shape is None else tuple(input_shape))
+    shape = None if input_shape is None else tuple(input_shape)
+    return SplitPlan(type(model).__name__, ranks, tuple(choices), shape, decision.flow.random)
 
 
 def split(model: Model, mesh: DeviceMesh, *, uneven: bool = True, src_data_rank: int | None = 0) -> Model:
@@ -176,12 +174,18 @@ def split(model: Model, mesh: DeviceMesh, *, uneven: bool = True, src_data_rank:
       others are split
     - `src_data_rank`: whose values all ranks get; None lets each keep its own, which then have to be equal
 
-    Raises `GroupwiseError` for a model that `torch.fx` cannot follow, and where ranks disagree on the model, its dtypes
-    or the mesh, on each rank with what differs.
+    Warns where there is nothing to split. Raises `GroupwiseError` for a model that `torch.fx` cannot follow, and where
+    ranks disagree on the model, its dtypes or the mesh, on each rank with what differs.
     """
     check_mesh(mesh, "split")
     plan = plan_split(model, mesh.size(), uneven=uneven)
-    agree(model, mesh)
+    agree(model, mesh, random=plan.random)
+    if mesh.size() > 1 and not any(isinstance(style, LayerStyle) for style in plan.styles.values()):
+        warnings.warn(
+            f"nothing of {type(model).__name__} is split over {mesh.size()} ranks, each of which computes all of it: "
+            "no grouped layer has a group for each rank, or to split it would cost more than to compute it",
+            stacklevel=2,
+        )
     for name, style in plan.styles.items():
         # By the module and not by its name, in which parallelize_module takes * and ? for patterns.
         parallelize_module(model.get_submodule(name), mesh, style, src_data_rank=src_data_rank)
@@ -194,38 +198,27 @@ def split(model: Model, mesh: DeviceMesh, *, uneven: bool = True, src_data_rank:
     return model
 
 
-def _check_owned(model: nn.Module) -> None:
-    """Refuse parameters that would be several once they are split, and layers that read those of others."""
-    owners: dict[int, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            raise GroupwiseError(
-                f"{name} is a MultiheadAttention, which reads the weight of its out_proj beside that layer; split the "
-                "blocks around it one by one"
-            )
-        for key, parameter in module._parameters.items():
-            full = f"{name}.{key}" if name else key
-            if parameter is not None and owners.setdefault(id(parameter), full) != full:
-                raise GroupwiseError(
-                    f"{owners[id(parameter)]} and {full} are one parameter, and would be two once they are split; give "
-                    "each layer its own, or split the blocks around them one by one"
-                )
-
-
 def _choice(name: str, module: nn.Module, step: Step, channels: int, ranks: int, uneven: bool) -> Choice:
     inputs, outputs = (None if joint is None else joint.root().parts for joint in (step.input, step.value))
     style = _style(module, step.style, inputs, outputs, channels, uneven)
-    if not uneven:
-        # Also of a layer that would stay whole, as there are not enough groups.
-        if (groups := getattr(module, "groups", 1)) > 1:
-            Share(groups, ranks).check_even("groups", "leaves the layer whole" if groups < ranks else "")
-        for parts in {inputs, outputs} - {None}:
-            Share(parts, ranks).check_even("parts")  # type: ignore[arg-type]
+    try:
+        for parts in {inputs, outputs} - {None} if not uneven else ():
+            Share(parts, ranks).check_even("parts of its channels")  # type: ignore[arg-type]
+        shares = [_held(style, module, ranks, rank) for rank in range(ranks)]
+    except GroupwiseError as error:
+        raise GroupwiseError(f"{name}: {error}") from error
     parameters = dict(module.named_parameters(recurse=False))
-    shares = [_held(style, module, ranks, rank) for rank in range(ranks)]
     held = tuple(sum(share.get(key, p.numel()) for key, p in parameters.items()) for share in shares)
     total = sum(parameter.numel() for parameter in parameters.values())
     return Choice(name, type(module).__name__, style, step.reason, inputs, outputs, total, held)
+
+
+def _check_even(model: nn.Module, ranks: int) -> None:
+    """Refuse groups that the ranks do not divide, also of a layer that would stay whole as there are not enough."""
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvNd) and module.groups > 1:
+            otherwise = "leaves the layer whole" if module.groups < ranks else ""
+            Share(module.groups, ranks).check_even(f"{name}: groups", otherwise)
 
 
 def _style(

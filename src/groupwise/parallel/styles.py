@@ -53,6 +53,12 @@ class LayerStyle(ParallelStyle):
 
     def _apply(self, module: torch.nn.Module, device_mesh: DeviceMesh) -> torch.nn.Module:
         check(module, device_mesh, self)
+        if parametrize.is_parametrized(module):
+            names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
+            raise GroupwiseError(
+                f"{type(self).__name__} cannot split a layer whose tensors are computed ({names}); remove the "
+                "parametrization first, or leave it whole"
+            )
         part = self.part(module, device_mesh.size(), device_mesh.get_local_rank())
         if not self.uneven:
             for share in {share for _, share in part.tensors.values()}:
@@ -229,11 +235,18 @@ class SumParallel(_Dense):
 
 
 def check_mesh(mesh: DeviceMesh, name: str) -> None:
-    """Refuse a mesh of several dimensions to what is called `name`."""
-    if mesh.ndim != 1:
-        dimension = (mesh.mesh_dim_names or ("groups",))[-1]
+    """Refuse what is no mesh, or one of several dimensions, to what is called `name`."""
+    if not isinstance(mesh, DeviceMesh):
         raise GroupwiseError(
-            f"{name} takes a mesh of 1 dimension, and this one has {mesh.ndim}; choose one, as in mesh[{dimension!r}]"
+            f"{name} takes a DeviceMesh, not {mesh!r} of {type(mesh).__name__}; make one on each rank with "
+            'torch.distributed.device_mesh.init_device_mesh("cpu", (ranks,))'
+        )
+    if mesh.ndim != 1:
+        names = mesh.mesh_dim_names
+        first = "" if names else "give its dimensions names (mesh_dim_names) and "
+        raise GroupwiseError(
+            f"{name} takes a mesh of 1 dimension, and this one has {mesh.ndim}; {first}choose one, as in "
+            f"mesh[{names[-1] if names else 'groups'!r}]"
         )
 
 
@@ -243,18 +256,18 @@ def check(module: torch.nn.Module, mesh: DeviceMesh, style: ParallelStyle) -> No
     check_mesh(mesh, name)
     if isinstance(module, PartLayer):
         raise GroupwiseError(f"{name} is for a plain layer, and {type(module).__name__} is split already")
-    if parametrize.is_parametrized(module):
-        raise GroupwiseError(
-            f"{name} cannot split a layer whose tensors are computed ({', '.join(module.parametrizations)}); "  # type: ignore[arg-type]
-            "remove the parametrization first"
-        )
 
 
 def distribute(module: torch.nn.Module, mesh: DeviceMesh, dims: Mapping[str, int], source: int | None) -> None:
-    """A layer's parameters become DTensors: in chunks of the dimension in `dims`, else whole. Its buffers there too."""
+    """A layer's parameters become DTensors: in chunks of the dimension in `dims`, else whole. Its buffers there too.
+
+    The attributes of a parameter stay with it.
+    """
     for name, parameter in list(module.named_parameters(recurse=False)):
         tensor = exchange.distribute(parameter, mesh, dims.get(name), source)
-        module.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=parameter.requires_grad))
+        spread = torch.nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+        spread.__dict__.update(parameter.__dict__)
+        module.register_parameter(name, spread)
     for name, buffer in list(module.named_buffers(recurse=False)):
         if name in dims:
             module._buffers[name] = exchange.distribute(buffer, mesh, dims[name], source)
@@ -272,7 +285,13 @@ def share_of(parts: int | None, size: int, name: str, ranks: int) -> Share:
 
 def known_forward(module: torch.nn.Module, kinds: Iterable[type[torch.nn.Module]]) -> bool:
     """Whether the module computes what one of these classes does: no forward of its own, on its class or on itself."""
-    return "forward" not in vars(module) and any(type(module).forward is kind.forward for kind in kinds)
+    own = [name for name in ("forward", "_conv_forward") if name in vars(module)]
+    return not own and any(_forwards(type(module)) == _forwards(kind) for kind in kinds)
+
+
+def _forwards(kind: type[torch.nn.Module]) -> tuple[Any, ...]:
+    """What a class computes: PyTorch's convolutions call their `_conv_forward`."""
+    return kind.forward, getattr(kind, "_conv_forward", None)
 
 
 def is_plain(module: torch.nn.Module) -> bool:
@@ -282,7 +301,11 @@ def is_plain(module: torch.nn.Module) -> bool:
 
 def _convolution(module: torch.nn.Module, style: LayerStyle) -> _ConvNd:
     if not isinstance(module, _ConvNd):
-        raise GroupwiseError(f"{type(style).__name__} is for convolutions, and this is a {type(module).__name__}")
+        other = "ChannelParallel or SumParallel" if isinstance(module, torch.nn.Linear) else "KeepWhole"
+        raise GroupwiseError(
+            f"{type(style).__name__} is for convolutions, and this is a {type(module).__name__}; "
+            f"give it {other}, or a style of its own"
+        )
     _check_plain(module, style)
     if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         raise GroupwiseError(f"{type(module).__name__} does not know its in_channels yet; run it on an input first")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from groupwise.parallel.crossing import Crossing
 from groupwise.parallel.layer import PartLayer
@@ -18,8 +19,8 @@ from groupwise.parallel.layer import PartLayer
 def traffic(model: nn.Module, *inputs: Any, backward: bool = True) -> tuple[Crossing, ...]:
     """The exchanges of a forward of `model` on `inputs`, and of the backward of its outputs' sum, in order.
 
-    Every rank calls it, as it would the model. Parameters keep the gradients that they
-    have, and buffers their values.
+    Every rank calls it, as it would the model, which may give a tensor or several in tuples, lists and dicts.
+    Parameters keep the gradients that they have, and buffers their values.
 
     Their number is that of PyTorch's `CommDebugMode`, which knows no sizes, and cannot watch a model with activations
     in place or with a module that is called twice.
@@ -33,7 +34,10 @@ def traffic(model: nn.Module, *inputs: Any, backward: bool = True) -> tuple[Cros
         with torch.random.fork_rng(), counter, counter.watch(model), torch.set_grad_enabled(backward):
             output = model(*inputs)
             if backward:
-                output.sum().backward()
+                tensors = [
+                    leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+                ]
+                torch.autograd.backward([tensor.sum() for tensor in tensors])
     finally:
         for parameter, grad in kept.items():
             parameter.grad = grad

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from groupwise.costs import cost
 from groupwise.errors import GroupwiseError
 from groupwise.parallel.crossing import Crossing, meetings
+from groupwise.parallel.flow import held
 from groupwise.parallel.network import Decision, Joint, Step
 from groupwise.parallel.styles import SumParallel
 from groupwise.share import Share
@@ -48,7 +49,7 @@ def tasks(model: nn.Module, input_shape: Sequence[int], ranks: int = 1) -> tuple
     twin = _on_meta(model)
     decision = Decision(twin, ranks)
     dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
-    walk = _Walk(twin, decision, ranks)
+    walk = _Walk(decision, ranks)
     try:
         walk.run(torch.empty(tuple(input_shape), dtype=dtype, device="meta"))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -61,20 +62,19 @@ def tasks(model: nn.Module, input_shape: Sequence[int], ranks: int = 1) -> tuple
 
 def _on_meta(model: nn.Module) -> nn.Module:
     """A copy of the model with shapes for values."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     shapes: dict[int, Any] = {}
-    for key, tensor in tensors.items():
-        empty = torch.empty_like(tensor, device="meta")
-        parameter = isinstance(tensor, nn.Parameter)
-        shapes[key] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if parameter else empty
+    for one in (*model.parameters(), *model.buffers(), *held(model)):
+        shapes[id(one)] = torch.empty_like(one, device="meta") if isinstance(one, torch.Tensor) else one
+        if isinstance(one, nn.Parameter):
+            shapes[id(one)] = nn.Parameter(shapes[id(one)], requires_grad=one.requires_grad)
     return copy.deepcopy(model, shapes)
 
 
 class _Walk(fx.Interpreter):
     """Runs the graph on shapes, and notes each node's task."""
 
-    def __init__(self, model: nn.Module, decision: Decision, ranks: int) -> None:
-        super().__init__(fx.GraphModule(model, decision.flow.graph))
+    def __init__(self, decision: Decision, ranks: int) -> None:
+        super().__init__(decision.flow.program)
         self.tasks: list[Task] = []
         self._decision, self._ranks = decision, ranks
 
@@ -82,9 +82,18 @@ class _Walk(fx.Interpreter):
         """The node's value, as `fx.Interpreter` has it."""
         with _Bytes() as moved:
             value = super().run_node(n)
+        if isinstance(value, torch.Tensor):
+            # Also one that code makes of nothing, such as an arange.
+            value = value.to("meta")
         if n.op.startswith("call_") and isinstance(value, torch.Tensor):
             self.tasks.append(self._task(n, value, moved.total))
         return value
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The module's value; a SyncBatchNorm takes no shapes alone, and keeps them."""
+        if isinstance(self.fetch_attr(target), nn.SyncBatchNorm):
+            return args[0].clone()
+        return super().call_module(target, args, kwargs)
 
     def _task(self, node: fx.Node, output: torch.Tensor, moved: int) -> Task:
         step, layer = self._decision.steps[node], self._decision.flow.layer(node)

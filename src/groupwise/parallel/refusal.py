@@ -1,0 +1,68 @@
+"""Models that a split would change without a word are refused, before anything is done to them."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from groupwise.errors import GroupwiseError
+from groupwise.parallel.flow import Flow
+from groupwise.parallel.layer import PartLayer, WholeLayer
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what is no network, what is split already, and what DTensors cannot stand for."""
+    if isinstance(model, _ConvNd | nn.Linear) or not isinstance(model, nn.Module):
+        raise GroupwiseError(
+            f"{type(model).__name__} is no network whose layers could be split; give a module with layers in it, or "
+            "split a single layer by a style: parallelize_module(layer, mesh, GroupParallel())"
+        )
+    owners: dict[int, str] = {}
+    for name, module in model.named_modules():
+        _check_module(name or type(model).__name__, module)
+        for key, parameter in module.named_parameters(name, recurse=False, remove_duplicate=False):
+            _check_parameter(key, parameter)
+            if (owner := owners.setdefault(id(parameter), key)) != key:
+                raise GroupwiseError(
+                    f"{owner} and {key} are one parameter, and would be two once they are split; give each layer its "
+                    "own, or split the blocks around them one by one"
+                )
+
+
+def _check_module(name: str, module: nn.Module) -> None:
+    if isinstance(module, PartLayer | WholeLayer):
+        raise GroupwiseError(f"{name} is split already; split a model once")
+    if isinstance(module, nn.MultiheadAttention):
+        raise GroupwiseError(
+            f"{name} is a MultiheadAttention, which reads the weight of its out_proj beside that layer; split the "
+            "blocks around it one by one"
+        )
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, SpectralNorm | WeightNorm):
+            kind = "spectral_norm" if isinstance(hook, SpectralNorm) else "weight_norm"
+            raise GroupwiseError(
+                f"{name} has a hook of torch.nn.utils.{kind}, which takes no DTensor; use "
+                f"torch.nn.utils.parametrizations.{kind}"
+            )
+
+
+def _check_parameter(name: str, parameter: nn.Parameter) -> None:
+    if is_lazy(parameter):
+        raise GroupwiseError(f"{name} does not know its size yet; run the model on an input first")
+    if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+        raise GroupwiseError(f"{name} has hooks, which would not follow it into a DTensor; add them after the split")
+
+
+def check_reads(model: nn.Module, flow: Flow) -> None:
+    """Refuse parameters that code reads in another module than their own, where they would be DTensors or parts."""
+    owned = {f"{name}.{key}" if name else key: name for name, m in model.named_modules() for key in m._parameters}
+    for node in flow.graph.find_nodes(op="get_attr"):
+        target, reader = str(node.target), next(reversed(node.meta.get("nn_module_stack") or {"": None}))
+        if target in owned and owned[target] != reader:
+            raise GroupwiseError(
+                f"{target} is read beside its own layer, which would find a part of it; let {owned[target]} compute "
+                f"with it, or hold it as a parameter of {reader or 'the model'} itself"
+            )
