@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from groupwise.errors import MAX_CHANNELS, GroupwiseError, check_integer, list_some
 
@@ -72,3 +73,30 @@ class Share:
                 f"{name}={self.parts} cannot be spread evenly over {self.ranks} ranks; valid numbers of ranks: "
                 f"{list_some(counts, self.ranks)}; uneven=True {otherwise or f'spreads them as {held}'}"
             )
+
+
+def chunks(size: int, ranks: int) -> list[int]:
+    """How much of a dimension of `size` elements each rank holds of a DTensor that is sharded there.
+
+    Examples:
+        >>> chunks(20, 3), Share(5, 3).lengths(20)
+        ([7, 7, 6], [8, 8, 4])
+    """
+    most = -(-size // ranks)
+    return [max(0, min(most, size - rank * most)) for rank in range(ranks)]
+
+
+def overlaps(have: list[int], want: list[int]) -> list[list[int]]:
+    """Of a dimension that ranks hold in lengths `have`: how much each, in a row, has of what each other `want`s."""
+    held, wanted = _spans(have), _spans(want)
+    return [[max(0, min(a.stop, b.stop) - max(a.start, b.start)) for b in wanted] for a in held]
+
+
+def received(have: list[int], want: list[int]) -> int:
+    """How much the rank gets from others that gets most, where lengths `have` become `want`."""
+    table = overlaps(have, want)
+    return max(want[rank] - table[rank][rank] for rank in range(len(want)))
+
+
+def _spans(lengths: list[int]) -> list[range]:
+    return [range(stop - length, stop) for stop, length in zip(accumulate(lengths), lengths, strict=True)]

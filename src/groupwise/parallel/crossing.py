@@ -16,7 +16,8 @@ class Crossing:
 
     - `layer`: the name of the layer that asks for it; `backward`: whether in its backward
     - `operation`: all_gather, all_reduce, reduce_scatter or all_to_all
-    - `payload`: bytes of the whole tensor that is gathered or reduced, or of the rows that this rank receives
+    - `payload`: bytes of the whole tensor that is gathered or reduced; of an all_to_all, those that a rank receives
+      from others (in a plan the rank that receives most)
     """
 
     layer: str
@@ -48,7 +49,7 @@ class Meeting(NamedTuple):
 
 
 def meetings(style: type[ParallelStyle], input_split: bool, output_split: bool) -> tuple[Meeting, ...]:
-    """The collectives of a layer of that style, by how its ends lie. Rows that uneven parts move are not among them."""
+    """The collectives of a layer of that style, by how its ends lie; `moves` has the rows of uneven parts."""
     found = []
     if style is ChannelParallel and input_split:
         found += [Meeting("all_gather", False, "input"), Meeting("reduce_scatter", True, "input")]

@@ -6,7 +6,6 @@ wherever the ranks divide the parts; elsewhere the rows between the two borders 
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,17 +14,15 @@ from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from groupwise.share import Share
+from groupwise.share import Share, chunks, overlaps
 
 
 def move_rows(tensor: torch.Tensor, dim: int, have: list[int], want: list[int], mesh: DeviceMesh) -> torch.Tensor:
     """This rank's rows of `dim`, which ranks hold in lengths `have`, as if they held it in lengths `want`."""
     if have == want:
         return tensor
-    rank = mesh.get_local_rank()
-    held, wanted = _spans(have), _spans(want)
-    send = [_overlap(held[rank], other) for other in wanted]
-    receive = [_overlap(wanted[rank], other) for other in held]
+    rank, table = mesh.get_local_rank(), overlaps(have, want)
+    send, receive = table[rank], [row[rank] for row in table]
     rows = tensor.movedim(dim, 0).contiguous()
     moved = collectives.all_to_all_single_autograd(rows, receive, send, mesh)
     whole: torch.Tensor = collectives.wait_tensor(moved)  # type: ignore[no-untyped-call]
@@ -35,18 +32,18 @@ def move_rows(tensor: torch.Tensor, dim: int, have: list[int], want: list[int], 
 def part_of(tensor: DTensor, dim: int, share: Share) -> torch.Tensor:
     """The whole parts that this rank holds of a parameter or buffer that is `Shard(dim)`."""
     size, mesh = tensor.shape[dim], tensor.device_mesh
-    return move_rows(tensor.to_local(), dim, chunks(size, mesh), share.lengths(size), mesh)
+    return move_rows(tensor.to_local(), dim, chunks(size, mesh.size()), share.lengths(size), mesh)
 
 
 def in_place(tensor: DTensor, dim: int, share: Share) -> bool:
     """Whether `part_of` is the DTensor's own memory."""
-    return chunks(tensor.shape[dim], tensor.device_mesh) == share.lengths(tensor.shape[dim])
+    return chunks(tensor.shape[dim], tensor.device_mesh.size()) == share.lengths(tensor.shape[dim])
 
 
 def write_part(tensor: DTensor, dim: int, share: Share, part: torch.Tensor) -> None:
     """Put back a part that is not the DTensor's own memory."""
     size, mesh = tensor.shape[dim], tensor.device_mesh
-    tensor.to_local().copy_(move_rows(part, dim, share.lengths(size), chunks(size, mesh), mesh))
+    tensor.to_local().copy_(move_rows(part, dim, share.lengths(size), chunks(size, mesh.size()), mesh))
 
 
 def redistribute(
@@ -73,7 +70,7 @@ def redistribute(
         tensor = as_dtensor(tensor, mesh, source, dim, channels, share)
     local = tensor.redistribute(placements=[target]).to_local(grad_placements=None if grad is None else [grad])
     if is_shard(target, dim, local.dim()):
-        local = move_rows(local, dim, chunks(channels, mesh), share.lengths(channels), mesh)
+        local = move_rows(local, dim, chunks(channels, mesh.size()), share.lengths(channels), mesh)
     once: torch.Tensor = _Once.apply(local)  # type: ignore[no-untyped-call]
     return once
 
@@ -99,7 +96,7 @@ def as_dtensor(
     """A local tensor of that layout as DTensor; one that is sharded at `dim` has this rank's `share` of them."""
     facts: dict[str, Any] = {}
     if is_shard(placement, dim, local.dim()):
-        held = chunks(channels, mesh)
+        held = chunks(channels, mesh.size())
         local = move_rows(local, dim, share.lengths(channels), held, mesh)
         if len(set(held)) > 1:
             shape = torch.Size(channels if d == dim else size for d, size in enumerate(local.shape))
@@ -113,23 +110,9 @@ def distribute(tensor: torch.Tensor, mesh: DeviceMesh, dim: int | None, source: 
     return whole if dim is None else whole.redistribute(placements=[Shard(dim)])
 
 
-def chunks(size: int, mesh: DeviceMesh) -> list[int]:
-    """How much of a dimension of `size` elements each rank holds of a DTensor that is sharded there."""
-    most = -(-size // mesh.size())
-    return [max(0, min(most, size - rank * most)) for rank in range(mesh.size())]
-
-
 def is_shard(placement: Placement, dim: int, dims: int) -> bool:
     """Whether `placement` shards dimension `dim` of a tensor of `dims` dimensions."""
     return isinstance(placement, Shard) and placement.dim % dims == dim
-
-
-def _spans(lengths: list[int]) -> list[range]:
-    return [range(stop - length, stop) for stop, length in zip(accumulate(lengths), lengths, strict=True)]
-
-
-def _overlap(a: range, b: range) -> int:
-    return max(0, min(a.stop, b.stop) - max(a.start, b.start))
 
 
 def _strides(local: torch.Tensor, shape: torch.Size) -> tuple[int, ...]:

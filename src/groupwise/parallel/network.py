@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
+from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ParallelStyle
 from torch.nn.modules.dropout import _DropoutNd
 
-from groupwise.parallel.channelwise import STATELESS, ChannelwiseParallel, parts_of
+from groupwise.parallel.channelwise import STATELESS, ChannelwiseParallel, KeepWhole, parts_of
 from groupwise.parallel.flow import Flow
 from groupwise.parallel.styles import ChannelParallel, GroupParallel, SumParallel, sizes_of
 
@@ -170,3 +171,19 @@ class Decision:
                 found = None if more is None or found is None else found | more
             self.ends[node] = None if found is None else frozenset(found)
         return self.ends[node]
+
+
+def style_of(module: nn.Module, step: Step, channels: int = 0, uneven: bool = True) -> ParallelStyle:
+    """The style of a module for what is decided of it; `channels` are those that a dropout is told of."""
+    inputs, outputs = (None if joint is None else joint.root().parts for joint in (step.input, step.value))
+    if step.style is None:
+        return KeepWhole()
+    dim = -1 if isinstance(module, nn.Linear) else 1
+    before, after = (Replicate() if parts is None else Shard(dim) for parts in (inputs, outputs))
+    layouts: dict[str, Any] = {"input_layouts": before, "output_layouts": after, "uneven": uneven}
+    if step.style is ChannelwiseParallel:
+        dropped = channels if isinstance(module, _DropoutNd) else None
+        return ChannelwiseParallel(parts=inputs, channels=dropped, **layouts)
+    if step.style is GroupParallel:
+        return GroupParallel(parts=inputs or outputs, **layouts)
+    return step.style(input_parts=inputs, output_parts=outputs, **layouts)  # type: ignore[call-arg]

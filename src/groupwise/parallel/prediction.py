@@ -103,7 +103,7 @@ def predict(
     within the network are waited for. Gradients are summed over the replicas while the backward runs, as far
     as `machine.overlap` allows. Reading of data is not in it, nor ranks that wait for a slow one.
 
-    Parts that are uneven take as long as the largest; the rows that they move are left out.
+    Parts that are uneven take as long as the largest, and the rows that they move are exchanges.
 
     Raises `GroupwiseError` where the replicas do not divide the samples, and as `plan_split` does.
     """

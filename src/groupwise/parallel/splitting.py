@@ -10,19 +10,18 @@ from typing import Any, TypeVar
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.parallel.agreement import agree
-from groupwise.parallel.channelwise import ChannelwiseParallel, KeepWhole
 from groupwise.parallel.crossing import Crossing, meetings
-from groupwise.parallel.network import Decision, Step
+from groupwise.parallel.moves import tensor_moves
+from groupwise.parallel.network import Decision, Step, style_of
 from groupwise.parallel.refusal import check_model, check_reads
-from groupwise.parallel.styles import GroupParallel, LayerStyle, check_mesh, distribute
+from groupwise.parallel.styles import LayerStyle, check_mesh, distribute
 from groupwise.parallel.work import tasks
 from groupwise.share import MOST_RANKS, Share
 
@@ -37,8 +36,8 @@ class Choice:
     - `style`, `reason`: how it is split, and why so
     - `input`, `output`: in how many parts its channels lie on the ranks before and after it; None where they are whole
     - `parameters`: its own, and of them each rank's in `held`
-    - `crossings`: what is exchanged for it in a step, with bytes, where the plan knows the shape of the model's input;
-      the rows that uneven parts move come on top (`traffic` counts them)
+    - `moves`: whether rows of its parameters move, as its parts are other than DTensor's equal chunks
+    - `crossings`: what is exchanged for it in a step, with bytes, where the plan knows the shape of the model's input
     """
 
     name: str
@@ -49,6 +48,7 @@ class Choice:
     output: int | None
     parameters: int
     held: tuple[int, ...]
+    moves: bool = False
     crossings: tuple[Crossing, ...] = ()
 
     @property
@@ -57,7 +57,8 @@ class Choice:
         if len(self.held) == 1:
             return ""
         met = meetings(type(self.style), self.input is not None, self.output is not None)
-        return ", ".join(str(meeting) for meeting in met if not meeting.backward)
+        words = [str(meeting) for meeting in met if not meeting.backward]
+        return ", ".join([*words, "moves rows"] if self.moves else words)
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def split(model: Model, mesh: DeviceMesh, *, uneven: bool = True, src_data_rank:
 
 def _choice(name: str, module: nn.Module, step: Step, channels: int, ranks: int, uneven: bool) -> Choice:
     inputs, outputs = (None if joint is None else joint.root().parts for joint in (step.input, step.value))
-    style = _style(module, step.style, inputs, outputs, channels, uneven)
+    style = style_of(module, step, channels, uneven)
     try:
         for parts in {inputs, outputs} - {None} if not uneven else ():
             Share(parts, ranks).check_even("parts of its channels")  # type: ignore[arg-type]
@@ -210,7 +211,8 @@ def _choice(name: str, module: nn.Module, step: Step, channels: int, ranks: int,
     parameters = dict(module.named_parameters(recurse=False))
     held = tuple(sum(share.get(key, p.numel()) for key, p in parameters.items()) for share in shares)
     total = sum(parameter.numel() for parameter in parameters.values())
-    return Choice(name, type(module).__name__, style, step.reason, inputs, outputs, total, held)
+    moves = isinstance(style, LayerStyle) and any(tensor_moves(style.part(module, ranks, 0), module, ranks))
+    return Choice(name, type(module).__name__, style, step.reason, inputs, outputs, total, held, moves)
 
 
 def _check_even(model: nn.Module, ranks: int) -> None:
@@ -219,27 +221,6 @@ def _check_even(model: nn.Module, ranks: int) -> None:
         if isinstance(module, _ConvNd) and module.groups > 1:
             otherwise = "leaves the layer whole" if module.groups < ranks else ""
             Share(module.groups, ranks).check_even(f"{name}: groups", otherwise)
-
-
-def _style(
-    module: nn.Module,
-    kind: type[ParallelStyle] | None,
-    inputs: int | None,
-    outputs: int | None,
-    channels: int,
-    uneven: bool,
-) -> ParallelStyle:
-    if kind is None:
-        return KeepWhole()
-    dim = -1 if isinstance(module, nn.Linear) else 1
-    before, after = (Replicate() if parts is None else Shard(dim) for parts in (inputs, outputs))
-    layouts: dict[str, Any] = {"input_layouts": before, "output_layouts": after, "uneven": uneven}
-    if kind is ChannelwiseParallel:
-        dropped = channels if isinstance(module, _DropoutNd) else None
-        return ChannelwiseParallel(parts=inputs, channels=dropped, **layouts)
-    if kind is GroupParallel:
-        return GroupParallel(parts=inputs or outputs, **layouts)
-    return kind(input_parts=inputs, output_parts=outputs, **layouts)  # type: ignore[call-arg]
 
 
 def _held(style: ParallelStyle, module: nn.Module, ranks: int, rank: int) -> dict[str, int]:

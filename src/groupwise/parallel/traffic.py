@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -100,5 +101,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             operation, payload = _OPERATIONS[name]
             tensor = payload(args[0], made)
             size = tensor.numel() * tensor.element_size()
+            if operation == "all_to_all":
+                # Of what a rank has thereafter, as much as did not lie there before.
+                own = args[1][distributed.get_rank(_resolve_process_group(args[3]))]
+                size -= size // max(1, sum(args[1])) * own
             self.crossings.append(Crossing(self._layer, self._backward, operation, size))
         return made

@@ -18,8 +18,9 @@ from groupwise.costs import cost
 from groupwise.errors import GroupwiseError
 from groupwise.parallel.crossing import Crossing, meetings
 from groupwise.parallel.flow import held
-from groupwise.parallel.network import Decision, Joint, Step
-from groupwise.parallel.styles import SumParallel
+from groupwise.parallel.moves import end_moves, tensor_moves
+from groupwise.parallel.network import Decision, Joint, Step, style_of
+from groupwise.parallel.styles import LayerStyle, SumParallel
 from groupwise.share import Share
 from groupwise.spec import ConvSpec
 
@@ -103,7 +104,8 @@ class _Walk(fx.Interpreter):
         wanted = any(tensor.requires_grad for tensor in inputs)
         if layer is None:
             share = self._most(step.value or step.input)
-            return Task(name, 0, moved * share, 2 * wanted, ())
+            rows = self._moves(node, name, inputs[0], output) if inputs else ()
+            return Task(name, 0, moved * share, 2 * wanted, tuple(rows))
         before, after = self._most(step.input), self._most(step.value)
         whole = step.style is None
         held = 1.0 if whole else before if step.style is SumParallel else self._most(step.value or step.input, layer)
@@ -116,7 +118,7 @@ class _Walk(fx.Interpreter):
             round(_macs(layer, inputs[0], output) * held),
             read + written + weights,
             wanted + any(parameter.requires_grad for parameter in layer.parameters(recurse=False)),
-            tuple(self._crossings(name, step, inputs[0], output)),
+            (*self._crossings(name, step, inputs[0], output), *self._moves(node, name, inputs[0], output)),
         )
 
     def _crossings(self, name: str, step: Step, given: torch.Tensor, made: torch.Tensor) -> Iterator[Crossing]:
@@ -125,6 +127,16 @@ class _Walk(fx.Interpreter):
         for operation, backward, end in meetings(step.style, step.input is not None, step.value is not None):
             if not backward or given.requires_grad:
                 yield Crossing(name, backward, operation, _size(given if end == "input" else made))
+
+    def _moves(self, node: fx.Node, name: str, given: torch.Tensor, made: torch.Tensor) -> Iterator[Crossing]:
+        """The rows of uneven parts."""
+        flow = self._decision.flow
+        module = flow.module(node)
+        style = style_of(module, self._decision.steps[node], flow.channels(node)) if module is not None else None
+        if module is not None and isinstance(style, LayerStyle):
+            part = style.part(module, self._ranks, 0)
+            moves = (*tensor_moves(part, module, self._ranks), *end_moves(part, given, made, self._ranks))
+            yield from (move.crossing(name) for move in moves)
 
     def _most(self, joint: Joint | None, layer: Any = None) -> float:
         """The share of the rank that holds most: of a value's parts, or where it is whole of a layer's groups."""
