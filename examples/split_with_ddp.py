@@ -1,6 +1,10 @@
 """Groups over two ranks and data over two: a split network in DistributedDataParallel, on a mesh of 2 x 2.
 
 torchrun --nproc-per-node 4 examples/split_with_ddp.py
+
+DistributedDataParallel takes the parameters out of a split model at its first forward, and warns of it here: the
+optimiser is made before that and zeroes the gradients. To clip gradients or to write checkpoints use FSDP2, as in
+split_with_fsdp.py.
 """
 
 import copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,6 +194,13 @@ def _own(
     moved = []
     # DDP takes parameters out for its own and puts them back, for the forward, as plain attributes.
     lent = {name: tensor for name, tensor in layer.__dict__.items() if isinstance(tensor, DTensor)}
+    if lent:
+        warnings.warn(
+            "DistributedDataParallel(device_mesh=...) has taken the parameters out of a split model, so that its "
+            "parameters() and state_dict() are empty from now on: zero the gradients by an optimiser that was made "
+            "before the first forward; to clip gradients or to write checkpoints, use fully_shard instead",
+            stacklevel=2,
+        )
     for name, tensor in (*layer._parameters.items(), *layer._buffers.items(), *lent.items()):
         own.__dict__.pop(name, None)
         tensors: dict[str, Any] = own._buffers if name in layer._buffers else own._parameters
