@@ -8,7 +8,7 @@ Nothing is measured here; the assumptions are those of `GPU`, printed with the t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -64,15 +64,15 @@ def markdown_row(cells: tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(only: str = "") -> Iterator[tuple[str, ...]]:
-    """A row for each network, batch and number of GPUs: the milliseconds of a step each way."""
+def table(only: str = "", batches: Sequence[int] = BATCHES, counts: Sequence[int] = GPUS) -> Iterator[tuple[str, ...]]:
+    """A row for each network, batch and number of GPUs: the milliseconds of a step in three ways to use the GPUs."""
     for name, (make, most) in NETWORKS.items():
         if only not in name:
             continue
         with torch.device("meta"):
             model = make().bfloat16()
-        for batch in BATCHES:
-            for gpus in GPUS:
+        for batch in batches:
+            for gpus in counts:
                 ways = {groups: _step(model, batch, groups, gpus // groups) for groups in _splits(gpus, most)}
                 alone, data = ways.get(gpus) if gpus > 1 else None, ways[1]
                 both = {groups: way for groups, way in ways.items() if way and 1 < groups < gpus}

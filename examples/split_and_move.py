@@ -28,6 +28,8 @@ def train(model, optimizer, steps):
     return loss.detach()
 
 
+if "LOCAL_WORLD_SIZE" not in os.environ:
+    raise SystemExit("torchrun starts the ranks: torchrun --nproc-per-node 2 examples/split_and_move.py")
 device = "cuda" if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]) else "cpu"
 ranks = int(os.environ["WORLD_SIZE"])
 mesh = init_device_mesh(device, (ranks,))

@@ -17,6 +17,8 @@ from groupwise import parallel
 from groupwise.models.resnext import Bottleneck
 from groupwise.parallel import ChannelParallel, ChannelwiseParallel, GroupParallel, KeepWhole, SumParallel
 
+if "LOCAL_WORLD_SIZE" not in os.environ:
+    raise SystemExit("torchrun starts the ranks: torchrun --nproc-per-node 2 examples/split_by_hand.py")
 device = "cuda" if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]) else "cpu"
 mesh = init_device_mesh(device, (2,))
 torch.set_default_dtype(torch.float64)

@@ -32,6 +32,8 @@ def train(model, pictures, labels):
     return loss.detach()
 
 
+if "LOCAL_WORLD_SIZE" not in os.environ:
+    raise SystemExit("torchrun starts the ranks: torchrun --nproc-per-node 4 examples/split_with_fsdp.py")
 device = "cuda" if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]) else "cpu"
 mesh = init_device_mesh(device, (2, 2), mesh_dim_names=("data", "groups"))
 torch.set_default_dtype(torch.float64)

@@ -1,4 +1,4 @@
-"""The pictures of who holds what: legible, and the same facts as the plan and the convolution."""
+"""The pictures of who holds what of a network, and the tables: legible, and the same facts as the plan."""
 
 from __future__ import annotations
 
@@ -10,20 +10,15 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from groupwise import ConvSpec, models
-from groupwise.costs import cost
+from groupwise import models
 from groupwise.draw import numbers, svg
 from groupwise.draw.png import png_bytes
-from groupwise.draw.ranks import ranks_svg
 from groupwise.draw.split import split_svg
 from groupwise.draw.split_text import split_text
 from groupwise.parallel import plan_split
 from legible import NS, check_legible, shapes, texts, words
-from test_draw import specs
 from test_draw_look import contrast, mixed, themes
 
 BOX = re.compile(r'<rect [^>]*(?:fill-opacity="0.16"|class="gw-void")[^>]*/>\n')
@@ -139,7 +134,7 @@ def test_legible_and_the_numbers_of_the_plan(name, ranks, sized):
     root = check_boxed(picture)
     if name != "resnext":
         check_legible(BOX.sub("", picture))
-    shown = [*range(ranks)] if ranks <= 6 else [0, 1, 2, 3, 4, ranks - 1]
+    shown = [*range(ranks)] if ranks <= 7 else [0, 1, 2, 3, 4, ranks - 1]
     title, *_ = words(root)
     assert title == f"{facts['model']} over {ranks} rank{'s' if ranks > 1 else ''}"
     assert [text for text in words(root) if re.fullmatch(r"rank \d+", text)] == [f"rank {rank}" for rank in shown]
@@ -148,10 +143,11 @@ def test_legible_and_the_numbers_of_the_plan(name, ranks, sized):
     for layer, said in found.items():
         row = layers[layer]
         if row["style"] == "KeepWhole":
-            assert said == [f"{numbers.count(row['parameters'])} on each rank"]
+            shortcut = "shortcut: " if ".downsample." in layer else ""
+            assert said == [f"{shortcut}{numbers.count(row['parameters'])} on each rank"]
         else:
             held = [numbers.count(row["held"][rank]) for rank in shown]
-            assert said == (held if ranks <= 6 else [*held[:5], "…", held[5]])
+            assert said == (held if ranks <= 7 else [*held[:5], "…", held[5]])
     total = numbers.count(sum(row["parameters"] for row in facts["layers"]))
     least, most = numbers.count(min(facts["held"])), numbers.count(max(facts["held"]))
     held = least if least == most else f"{least} to {most}"
@@ -165,7 +161,14 @@ def test_numbers_that_are_shown_alike_are_said_once():
 def test_what_crosses_backward_is_told_once():
     model = nn.Sequential(nn.Conv1d(9, 9, 1), nn.Softmax(1), nn.Conv1d(9, 6, 1, groups=3), nn.Softmax(1))
     said = words(ET.fromstring(plan_split(model, 2, input_shape=(1, 9, 9)).to_svg()))
-    assert said.count("backward 324 B") == 1
+    assert [text for text in said if text.endswith("backward")] == [
+        "gathers input gradients 324 B backward",
+        "moves rows 88 B, 88 B backward",
+    ]
+    # 6 outputs of 9 values.
+    assert "gathers outputs 216 B" in said
+    # One row of 3 weights and a bias, and one channel of 9 values at each end.
+    assert 4 * (3 + 1 + 9 + 9) == 88
 
 
 @pytest.mark.parametrize("sized", [True, False])
@@ -175,13 +178,13 @@ def test_nothing_crosses_on_one_rank(sized):
 
 
 def test_a_line_that_crosses_goes_from_each_rank_to_all():
-    root = ET.fromstring(split_svg(plan("uneven", 7)))
+    root = ET.fromstring(split_svg(plan("uneven", 8)))
     columns = {float(e.get("x")) for e in root.iter(f"{NS}text") if re.fullmatch(r"rank \d+", e.text)}
     wires = [p for p in root.iter(f"{NS}path") if p.get("class") == "gw-wire" and "C" in p.get("d")]
     assert len(columns) == len(wires) == 6
     pairs = {(round(a, 2), round(b, 2)) for wire in wires for a, _, b, _ in points(wire.get("d"))}
     assert pairs == set(itertools.product(columns, columns))
-    assert [wire.get("stroke") for wire in wires] == [svg.colour(rank) for rank in (0, 1, 2, 3, 4, 6)]
+    assert [wire.get("stroke") for wire in wires] == [svg.colour(rank) for rank in (0, 1, 2, 3, 4, 7)]
 
 
 @pytest.mark.parametrize("sized", [True, False])
@@ -190,8 +193,9 @@ def test_the_towers_of_alexnet_meet_where_the_paper_says(sized):
     root = ET.fromstring(split_svg(facts))
     order = "conv1 | conv2 = conv3 | conv4 | conv5 = fc6 = fc7 | fc8 ="
     assert " ".join(rows(root)) == order
-    notes = [re.sub(r" [\d.]+ \wB$", "", text) for text in words(root) if re.match("gathers|sums|scatters", text)]
-    assert notes == ["gathers inputs"] * 3 + ["sums outputs"]
+    notes = [re.sub(r" [\d.]+ \w?B\b", "", text) for text in words(root) if re.match("gathers|sums|scatters", text)]
+    back = ["scatters input gradients backward"] * sized
+    assert notes == ["gathers inputs", *back] * 3 + ["sums outputs"]
 
 
 def test_bytes_are_told_where_the_input_is_known():
@@ -202,7 +206,7 @@ def test_bytes_are_told_where_the_input_is_known():
     assert "sums outputs 4.00 kB" in sized
     # 256 × 13 × 13 inputs of conv3, 256 × 6 × 6 of fc6, 4096 of fc7 and 1000 outputs, of 4 bytes each.
     forward = sum(4 * n for n in (256 * 13 * 13, 256 * 36, 4096, 1000))
-    assert f"{numbers.data(forward)} forward, 226 kB backward in a training step" in sized
+    assert f"in a training step {numbers.data(forward)} forward, 226 kB backward, as whole tensors" in " ".join(sized)
     assert "crosses, for an input of 1×3×224×224." in sized
     assert not re.search(r"\d [kM]?B\b|backward|input of", " ".join(plain))
 
@@ -239,10 +243,66 @@ def test_layers_that_only_look_alike_are_not_folded():
     assert [text for text in rows(ET.fromstring(split_svg(same))) if text not in "=|"] == list("01234")
 
 
+def test_a_table_is_folded_as_the_picture_where_it_is_asked_for():
+    facts = plan("resnext", 4)
+    whole, short = (split_text(facts | {"folded": flag}).split("\n") for flag in (False, True))
+    assert split_text(facts) == "\n".join(whole)
+    assert (whole[:3], whole[-3:]) == (short[:3], short[-3:])
+    at, names, folds = 0, [row["name"] for row in facts["layers"]], []
+    for line in short[3:-3]:
+        if match := re.fullmatch(r"the same (?:again|(\d+) times more), to (\S+)", line):
+            times, last = int(match[1] or 1), names.index(match[2])
+            block = (last + 1 - at) // times
+            assert [line.split()[1:] for line in whole[3:][at : last + 1]] == times * [
+                line.split()[1:] for line in whole[3:][at - block : at]
+            ]
+            folds.append((times, match[2]))
+            at = last + 1
+        else:
+            assert line == whole[3:][at]
+            at += 1
+    assert at == len(names)
+    assert folds == [(1, "layer1.2.bn3"), (2, "layer2.3.bn3"), (4, "layer3.5.bn3"), (1, "layer4.2.bn3")]
+
+
+def test_a_shortcut_is_told_from_what_runs_after_its_block():
+    said = words(ET.fromstring(split_svg(plan("resnext", 4))))
+    assert "as the model calls its layers; a shortcut runs beside the block above it" in said
+    assert sum(text.startswith("shortcut: ") for text in said) == 4
+    # A layer of that name that no block precedes is none.
+    rows = [dict(row, name=row["name"].replace("layer1.0.conv", "stem.conv")) for row in plan("resnext", 4)["layers"]]
+    other = words(ET.fromstring(split_svg(plan("resnext", 4) | {"layers": rows})))
+    assert sum(text.startswith("shortcut: ") for text in other) == 3
+    assert "order" not in words(ET.fromstring(split_svg(plan("alexnet", 2))))
+
+
+def test_no_parameters_vanish_without_a_word():
+    facts = plan("resnext", 4)
+    rest = sum(row["parameters"] for row in facts["layers"] if "Norm" in row["layer"])
+    told = f"layers without parameters, and norms and slopes, which have {numbers.count(rest)}"
+    assert told in words(ET.fromstring(split_svg(facts)))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.conv = nn.Conv2d(4, 4, 3, groups=2)
+
+    def forward(self, x):
+        return self.conv(x) * self.scale.sum()
+
+
+def test_a_model_with_parameters_of_its_own_has_a_name():
+    facts = plan_split(Scaled(), 2, input_shape=(1, 4, 5, 5)).to_dict()
+    assert re.search(r"^\(itself\) +Scaled +KeepWhole +3 +3$", split_text(facts), re.M)
+    assert boxes(check_boxed(split_svg(facts)))["(itself)"] == ["3 on each rank"]
+
+
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleDict({"<b>&amp;": nn.Conv2d(4, 4, 3, groups=2), 'it\'s "2"': nn.Conv2d(4, 4, 3)})
+        self.layers = nn.ModuleDict({"<b>&amp;": nn.Conv2d(4, 4, 3, groups=2), "it's <2>": nn.Conv2d(4, 4, 3)})
 
     def forward(self, x):
         for layer in self.layers.values():
@@ -256,7 +316,7 @@ def test_names_are_escaped():
     picture = split_svg(facts)
     said = words(check_boxed(picture))
     assert said[0] == "A<b>&c over 2 ranks"
-    assert {"layers.<b>&amp;", 'layers.it\'s "2"'} <= set(said)
+    assert {"layers.<b>&amp;", "layers.it's <2>"} <= set(said)
     assert "<b>" not in picture
     assert "layers.<b>&amp;" in split_text(facts)
 
@@ -266,7 +326,7 @@ def test_the_text_has_the_same_facts(name, ranks, sized):
     facts = plan(name, ranks, sized)
     title, head, _, *lines, _, last = split_text(facts).split("\n")[: -1 if sized else None]
     assert title == f"{facts['model']} over {ranks} rank{'s' if ranks > 1 else ''}"
-    assert head.split() == ["layer", "style", "params", "a", "rank", "exchange", *["forward", "backward"] * sized]
+    assert head.split() == ["layer", "style", "params", "a", "rank", "forward", *["backward"] * sized]
     assert len(lines) == len(facts["layers"])
     for line, row in zip(lines, facts["layers"], strict=True):
         cells = re.split(r"  +| (?=[A-Z][a-z])", line.strip())
@@ -274,10 +334,14 @@ def test_the_text_has_the_same_facts(name, ranks, sized):
         low, high = numbers.count(min(row["held"])), numbers.count(max(row["held"]))
         counts = [numbers.count(row["parameters"]), low if low == high else f"{low} to {high}"]
         sums = [sum(one["payload"] for one in row["crossings"] if one["backward"] is back) for back in (False, True)]
-        told = [row["exchange"], *(numbers.data(total) if total else "" for total in sums)]
+        forward, backward = (numbers.data(total) if total else "" for total in sums)
+        met = {"all_gather": "gathers", "all_reduce": "sums", "reduce_scatter": "scatters"}
+        back = [f"{met[one['operation']]} input gradients" for one in row["crossings"] if one["backward"]]
+        told = [row["exchange"], forward, *back, backward]
         assert cells[3:] == [*(counts if row["parameters"] else []), *filter(None, told)]
-    exchanges = sum(bool(row["exchange"]) for row in facts["layers"])
-    assert last.endswith(f"; {exchanges} exchange{'' if exchanges == 1 else 's'} in a forward.")
+    met = [text for row in facts["layers"] for text in row["exchange"].split(", ") if text not in ("", "moves rows")]
+    assert f"; {len(met)} exchange{'' if len(met) == 1 else 's'} in a forward" in last
+    assert ("rows move" in last) == any("moves rows" in line for line in lines)
     if sized:
         assert split_text(facts).split("\n")[-1].startswith(f"For an input of {tuple(facts['input_shape'])} ")
 
@@ -287,7 +351,8 @@ def test_nothing_that_can_be_split(ranks):
     facts = plan("whole", ranks)
     root = check_boxed(split_svg(facts))
     assert rows(root) == ["0", "2"]
-    assert "nothing forward, nothing backward in a training step" in words(root)
+    assert "in a training step nothing forward, nothing backward" in words(root)
+    assert "layers without parameters" in words(root)
     assert split_text(facts).endswith("nothing forward and nothing backward.")
     assert "0 exchanges in a forward" in split_text(facts)
     bare = plan_split(nn.ReLU(), ranks).to_dict()
@@ -303,7 +368,6 @@ def test_a_thousand_ranks_do_not_take_forever():
     assert "rank 999" in words(root)
     assert len(words(root)) < 60
     assert len(split_text(facts)) < 2000
-    assert "… 994 more" in words(check_boxed(ranks_svg(ConvSpec(2000, 2000, 3, groups=2000), 1000)))
     assert time.perf_counter() - began < 60
 
 
@@ -317,81 +381,4 @@ def test_text_in_boxes_has_contrast(theme):
 
 def test_png():
     pytest.importorskip("resvg_py")
-    for picture in (split_svg(plan("uneven", 8)), ranks_svg(ConvSpec(64, 64, 3, groups=8), 4)):
-        assert png_bytes(picture).startswith(b"\x89PNG")
-
-
-# One convolution.
-
-
-def columns(root):
-    """The texts of each rank's column, from the top down."""
-    middle = [e for e in root.iter(f"{NS}text") if e.get("text-anchor") and e.text]
-    placed = [(float(e.get("x")), float(e.get("y")), e.text) for e in middle]
-    heads = {int(m[1]): x for x, _, text in placed if (m := re.fullmatch(r"rank (\d+)", text))}
-    return {rank: [text for x, _, text in sorted(placed) if x == at][1:] for rank, at in heads.items()}
-
-
-def span(text):
-    """The range in `groups 4-7`, `in 3`."""
-    first, last = re.fullmatch(r"[a-z]+ (\d+)(?:-(\d+))?", text).groups()
-    return range(int(first), int(last or first) + 1)
-
-
-def check_ranks(spec, ranks, at=None):
-    picture = ranks_svg(spec, ranks, at)
-    root = check_boxed(picture)
-    check_legible(BOX.sub("", picture))
-    found = columns(root)
-    assert list(found) == ([*range(ranks)] if ranks <= 6 else [0, 1, 2, 3, 4, ranks - 1])
-    assert (f"… {ranks - 6:,} more" in words(root)) == (ranks > 6)
-    units = spec.groups if spec.groups > 1 else spec.out_channels
-    inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // units
-    expected = 0
-    for said in (found[rank] for rank in range(min(ranks, 5 if ranks > 6 else ranks))):
-        if said[0] == "nothing":
-            assert said == ["nothing", "0 parameters"]
-            assert expected == units
-            continue
-        read, held, own, made = said
-        assert held.split()[0] == ("group" if spec.groups > 1 else "filter") + "s" * (len(span(held)) > 1)
-        start, expected = expected, span(held).stop
-        assert span(held).start == start
-        wanted = range(start * inputs, expected * inputs) if spec.groups > 1 else range(spec.in_channels)
-        assert (read.split()[0], span(read)) == ("in", wanted)
-        assert (made.split()[0], span(made)) == ("out", range(start * outputs, expected * outputs))
-        assert own == f"{numbers.count(spec.parameters * len(span(held)) / units)} parameters"
-    if ranks <= 6:
-        assert expected == units
-    elif found[ranks - 1][0] != "nothing":
-        assert span(found[ranks - 1][1]).stop == units
-    return " ".join(words(root))
-
-
-@settings(max_examples=60, deadline=None)
-@given(specs(), st.integers(1, 40))
-def test_any_convolution_over_any_ranks(spec, ranks):
-    check_ranks(spec, ranks)
-
-
-@pytest.mark.parametrize(
-    ("spec", "ranks", "reading"),
-    [
-        (ConvSpec(128, 128, 3, groups=32), 4, "whole groups to each rank, 8 groups of 32."),
-        (ConvSpec(20, 30, 3, groups=10), 4, "1 to 3 groups of 10."),
-        (ConvSpec(8, 8, 3, groups=4), 6, "0 to 1 group of 4."),
-        (ConvSpec(8, 16, 3, groups=4, transposed=True), 2, "2 groups of 4."),
-        (ConvSpec(2048, 2048, 3, groups=2048), 1000, "2 to 3 groups of 2,048."),
-        (ConvSpec(2048, 2048, 3, groups=2048), 1, "2,048 groups of 2,048."),
-        (ConvSpec(3, 7, 3), 2, "a dense layer is split by its output channels (ChannelParallel)."),
-        (ConvSpec(3, 2, 3), 5, "a dense layer"),
-    ],
-)
-def test_what_a_picture_of_ranks_reads(spec, ranks, reading):
-    told = check_ranks(spec, ranks)
-    assert reading in told
-    assert f"over {ranks:,} rank{'s' if ranks > 1 else ''}" in told
-    at = cost(spec, 9)
-    told = check_ranks(spec, ranks, at)
-    assert f"({numbers.data(at.traffic.input)})" in told
-    assert f"({numbers.data(at.traffic.output)})" in told
+    assert png_bytes(split_svg(plan("uneven", 8))).startswith(b"\x89PNG")

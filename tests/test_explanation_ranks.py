@@ -16,9 +16,15 @@ from torch import nn
 from cases import specs
 from groupwise import ConvSpec, GroupwiseError, explain, report
 from groupwise.draw.svg import LABEL_SIZE, text_width
-from groupwise.parallel import GroupParallel, plan_split
+from groupwise.parallel import GroupParallel, KeepWhole, plan_split
+from groupwise.share import Share, chunks
 
 MOST = 2**16
+
+
+def units(spec):
+    """What is shared: groups, or a dense layer's output channels."""
+    return spec.groups if spec.groups > 1 else spec.out_channels
 
 
 def table(shown):
@@ -135,13 +141,76 @@ def test_who_holds_what(spec, ranks, held, reading):
 
 def test_what_crosses_is_told_by_kind():
     grouped, dense = (" ".join(explain(8, 8, 3, groups=g, ranks=2, size=9).to_text("ranks").split()) for g in (4, 1))
-    assert "Nothing between layers that are split alike, forward and backward." in grouped
+    assert "No activation between layers that are split alike, forward and backward." in grouped
     # 8 × 9 × 9 inputs and 8 × 7 × 7 outputs of 4 bytes.
     assert "its gradient is gathered backward (2.59 kB)" in grouped
     assert "it is gathered forward (1.57 kB)" in grouped
     assert "ChannelParallel: a split input is gathered forward (2.59 kB)" in dense
-    assert "SumParallel, by input channels instead: the outputs are summed forward (1.57 kB)" in dense
+    assert "a whole input's gradient is summed backward (2.59 kB)" in dense
+    assert "an output that is to be whole is gathered forward (1.57 kB)" in dense
+    assert "SumParallel, by input channels instead, where the input is split: the outputs are summed forward" in dense
     assert "kB" not in explain(8, 8, 3, groups=4, ranks=2).to_text("ranks")
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_nothing_crosses_on_one_rank(groups):
+    shown = explain(8, 4, 5, groups=groups, ranks=1, size=9)
+    for told in (shown.to_text("ranks"), shown.to_svg("ranks")):
+        assert "Nothing: there is one rank." in told
+        assert not re.search("gathered|summed|scattered|all-to-all|kB", told)
+
+
+@pytest.mark.parametrize(
+    ("spec", "ranks", "told"),
+    [
+        (ConvSpec(8, 4, 5, groups=4), 5, "Rank 4 is left without. split() of a network keeps a layer of fewer groups"),
+        (ConvSpec(8, 4, 5, groups=4), 7, "Ranks 4 to 6 are left without. split() of a network keeps"),
+        (ConvSpec(9, 2, 3), 3, "Rank 2 is left without. split() of a network keeps a layer of fewer channels than"),
+        (ConvSpec(2, 9, 3), 3, "(ChannelParallel). split() of a network keeps a layer of fewer channels than ranks"),
+        (ConvSpec(8, 4, 5, groups=4), 4, ""),
+        (ConvSpec(3, 9, 3), 3, ""),
+    ],
+)
+def test_a_layer_that_split_would_keep_whole(spec, ranks, told):
+    shown = explain(spec, ranks=ranks)
+    texts = [" ".join(shown.to_text("ranks").split()), " ".join(ET.fromstring(shown.to_svg("ranks"))[1].text.split())]
+    assert all((told or "split()") in text for text in texts) == bool(told)
+    conv = nn.Conv2d(spec.in_channels, spec.out_channels, spec.kernel_size, groups=spec.groups)
+    # Beside a layer that is split a dense one is split too, if there are enough channels.
+    after = nn.Conv2d(spec.out_channels, spec.out_channels, 1, groups=spec.out_channels)
+    choice = plan_split(nn.Sequential(conv, after, nn.Conv2d(spec.out_channels, 9, 1)), ranks).choices[0]
+    assert (type(choice.style) is KeepWhole) == bool(told)
+
+
+def test_rows_between_the_borders_move():
+    text = " ".join(explain(10, 20, 3, groups=5, ranks=2, size=28).to_text("ranks").split())
+    assert "2 of 20 rows of the weight and 2 of 20 rows of the bias move to another rank before use" in text
+    # 2 rows of 18 weights and a bias, of 4 bytes each.
+    assert "and their gradients back (152 B), by one all-to-all a tensor." in text
+    assert "Where an end is whole 1 of 10 channels of the input and 2 of 20 channels of the output move too." in text
+    turned = " ".join(explain(10, 20, 3, groups=5, ranks=2, transposed=True).to_text("ranks").split())
+    assert "1 of 10 rows of the weight and 2 of 20 rows of the bias move" in turned
+    assert "borders" in explain(10, 20, 3, groups=5, ranks=2).to_svg("ranks")
+
+
+@settings(max_examples=100, deadline=None)
+@given(specs(), st.integers(1, 12))
+def test_rows_move_only_where_parts_are_not_chunks(spec, ranks):
+    share, text = Share(units(spec), ranks), " ".join(explain(spec, ranks=ranks).to_text("ranks").split())
+
+    def moved(size):
+        ours, theirs = (np.repeat(range(ranks), lengths) for lengths in (share.lengths(size), chunks(size, ranks)))
+        return int((ours != theirs).sum())
+
+    rows = spec.in_channels if spec.groups > 1 and spec.transposed else spec.out_channels
+    told = {"rows of the weight": rows, "channels of the output": spec.out_channels}
+    told |= {"rows of the bias": spec.out_channels} if spec.bias else {}
+    told |= {"channels of the input": spec.in_channels} if spec.groups > 1 else {}
+    for what, size in told.items():
+        count = moved(size)
+        assert (f"{count:,} of {size:,} {what}" in text) == (count > 0)
+        assert (what in text) == (count > 0)
+    assert ("DTensor cuts" in text) == any(map(moved, told.values()))
 
 
 @settings(max_examples=80, deadline=None)
@@ -224,6 +293,16 @@ def test_a_report_on_meta_tensors_has_the_plan():
     assert (made.split.ranks, made.model_ms) == (2, None)
     assert made.not_measured == "nothing is computed on meta tensors"
     assert str(made.split) in str(made)
+
+
+def test_a_report_folds_the_plan_where_it_repeats():
+    with torch.device("meta"):
+        blocks = [nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=4), nn.Conv2d(8, 8, 1)) for _ in range(4)]
+        made = report(nn.Sequential(*blocks), torch.empty(2, 8, 6, 6), ranks=2)
+    assert "the same 2 times more, to 3.0" in str(made)
+    assert made.to_html().count("the same 2 times more, to 3.0") == 2, "the picture and the table"
+    assert "the same" not in str(made.split)
+    assert made.to_dict()["split"] == made.split.to_dict()
 
 
 class Two(nn.Module):

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 from groupwise import GroupwiseError
-from groupwise.parallel import (
-    ChannelParallel,
-    GroupParallel,
-    SumParallel,
-    plan_split,
-    split,
-)
+from groupwise.parallel import ChannelParallel, GroupParallel, SumParallel, plan_split, split
 from ranks import ranks
 from test_parallel_split import OPTIMIZERS, data, learn, make, whole
 
@@ -36,23 +32,31 @@ def with_data_parallel(mesh, kind):
     half = mesh["data"].get_local_rank()
     # In eval a batch norm does not depend on the others of its batch.
     parallel.eval()
-    outputs = []
-    for batch in data(NAME, DTYPE):
-        out = parallel(batch[2 * half : 2 * half + 2])
-        optimizer.zero_grad()
-        out.square().mean().backward()
-        optimizer.step()
-        outputs.append(out.detach())
-    return half, outputs
+    outputs, norms = [], []
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for batch in data(NAME, DTYPE):
+            out = parallel(batch[2 * half : 2 * half + 2])
+            optimizer.zero_grad()
+            out.square().mean().backward()
+            norms.append(whole(torch.nn.utils.clip_grad_norm_(parallel.parameters(), torch.inf)))
+            optimizer.step()
+            outputs.append(out.detach())
+    return half, outputs, norms[0], {str(one.message) for one in warned}
 
 
 @pytest.mark.parametrize("kind", ["fsdp", "ddp"])
 def test_with_data_parallel_on_a_mesh_of_two_dimensions(kind):
     model = make(NAME, DTYPE).eval()
-    expected, _ = learn(model, data(NAME, DTYPE), OPTIMIZERS["sgd"](model.parameters()))
-    for half, outputs in ranks.run((2, 2), with_data_parallel, kind):
+    expected, gradients = learn(model, data(NAME, DTYPE), OPTIMIZERS["sgd"](model.parameters()))
+    length = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    for half, outputs, norm, warned in ranks.run((2, 2), with_data_parallel, kind):
         wanted = [out[2 * half : 2 * half + 2] for out in expected]
         torch.testing.assert_close(outputs, wanted, rtol=1e-9, atol=1e-11)
+        if kind == "fsdp":
+            torch.testing.assert_close(norm, length, rtol=1e-9, atol=0)
+        taken = any("has taken the parameters out of a split model" in text for text in warned)
+        assert taken == (kind == "ddp")
 
 
 def disagree(mesh, what):

@@ -192,3 +192,9 @@ def test_what_is_split(name):
     assert {c.name for c in plan.choices if type(c.style) in (ChannelParallel, GroupParallel, SumParallel)} == MODELS[
         name
     ][2]
+
+
+def test_names_that_are_no_identifiers():
+    model = nn.Sequential()
+    model.add_module('a "b"', grouped())
+    assert [choice.name for choice in plan_split(model, 2, input_shape=(1, 8, 5, 5)).choices] == ['a "b"']

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -135,12 +137,42 @@ def test_what_cannot_be_predicted():
         predict(model, (4, 4, 5), MACHINE, groups=0)
 
 
-def test_the_tables_of_the_docs_are_what_is_predicted():
+PAGE = (BENCHMARKS.parent / "docs" / "when-to-split.md").read_text(encoding="utf-8")
+
+
+# All rows of a ResNeXt take a minute.
+@pytest.mark.parametrize(
+    ("network", "rows"),
+    [
+        ("AlexNet", {}),
+        ("ResNeXt-50 32x4d", {"batches": (128,), "counts": (8, 64)}),
+        ("ResNeXt-101 32x8d", {"batches": (128,), "counts": (8, 64)}),
+    ],
+)
+def test_the_tables_of_the_docs_are_what_is_predicted(network, rows):
     scale = load("scale")
-    page = (BENCHMARKS.parent / "docs" / "when-to-split.md").read_text(encoding="utf-8")
-    told = [line for line in page.splitlines() if line.startswith("| AlexNet |")]
-    assert told == [scale.markdown_row(row) for row in scale.table("AlexNet")]
-    assert scale.ASSUMED in page
+    told = [line for line in PAGE.splitlines() if line.startswith(f"| {network} |")]
+    every = [(str(batch), str(gpus)) for batch in scale.BATCHES for gpus in scale.GPUS]
+    assert [tuple(line.split(" | ")[1:3]) for line in told] == every
+    made = [scale.markdown_row(row) for row in scale.table(network, **rows)]
+    assert made == [told[every.index((batch, gpus))] for _, batch, gpus, *_ in map(cells, made)]
+    assert len(made) == (2 if rows else len(told))
+
+
+def cells(line):
+    return line.strip("| ").split(" | ")
+
+
+def test_the_example_of_the_docs_is_of_the_tables_machine(capsys):
+    scale = load("scale")
+    code, printed = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", PAGE, re.S).groups()
+    names = {}
+    exec(compile(code, "docs", "exec"), names)
+    assert capsys.readouterr().out == printed
+    assert names["gpu"] == scale.GPU
+    (row,) = scale.table("AlexNet", (1024,), (64,))
+    assert (row[5], row[6]) == (f"{names['step'].seconds * 1e3:.3g}", "2 × 32")
+    assert scale.ASSUMED in PAGE
 
 
 def test_many_ranks_sum_along_trees():

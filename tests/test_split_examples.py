@@ -27,14 +27,14 @@ WORDS = {
 }
 
 
-def torchrun(ranks, name, folder):
-    """What the script prints on so many ranks."""
+def torchrun(ranks, script, folder):
+    """What a script prints on so many ranks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", port]
     process = subprocess.Popen(
-        [*command, str(EXAMPLES / f"{name}.py")],
+        [*command, str(script)],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,
@@ -60,16 +60,26 @@ def test_each_says_how_it_is_started():
 @pytest.mark.parametrize("name", WORDS)
 def test_examples_of_ranks_run(name, tmp_path):
     ((ranks, _),) = COMMANDS[name]
-    out = torchrun(ranks, name, tmp_path)
+    out = torchrun(ranks, EXAMPLES / f"{name}.py", tmp_path)
     assert all(words in out for words in WORDS[name]), out
+
+
+def test_the_script_on_the_page_runs(tmp_path):
+    page = (EXAMPLES.parent / "docs" / "parallel.md").read_text("utf-8")
+    script, ranks, said = re.search(
+        r"```\n(# split\.py\n.*?)```.*?\$ torchrun --nproc-per-node (\d) split\.py\n(.*?)\n", page, re.S
+    ).groups()
+    (tmp_path / "split.py").write_text(script, "utf-8")
+    printed = torchrun(ranks, tmp_path / "split.py", tmp_path)
+    assert re.sub(r"loss [\d.]+", "loss", printed.strip()) == re.sub(r"loss [\d.]+", "loss", said)
 
 
 def test_a_checkpoint_of_two_ranks_moves_to_others(tmp_path):
     assert [int(ranks) for ranks, _ in COMMANDS[MOVED]] == [2, 3]
     path = "split-checkpoint/step-00000005"
-    written = torchrun(2, MOVED, tmp_path)
+    written = torchrun(2, EXAMPLES / f"{MOVED}.py", tmp_path)
     assert written.startswith(f"{path} written on 2 ranks; ")
     for ranks in (1, 3):
-        loaded = torchrun(ranks, MOVED, tmp_path)
+        loaded = torchrun(ranks, EXAMPLES / f"{MOVED}.py", tmp_path)
         assert loaded.startswith(f"{path} of 2 ranks loaded on {ranks}; ")
         assert loaded.partition("; ")[2] == written.partition("; ")[2]

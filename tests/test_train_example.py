@@ -11,6 +11,9 @@ import sys
 import time
 
 import pytest
+import torch
+
+from groupwise.examples import train
 
 pytest.importorskip("sklearn")
 
@@ -109,15 +112,153 @@ def test_the_others_stop_with_an_error_that_says_how_to_go_on(how, victim, tmp_p
     assert took < timeout + 10
 
 
-def test_alone_and_resumed(tmp_path):
-    status, out, err = finish(start([sys.executable, "-m", PROGRAM, *options(tmp_path, steps=1)]))
-    assert status == 0, err
-    status, out, err = finish(start([sys.executable, "-m", PROGRAM, *options(tmp_path, steps=2), "--resume"]))
-    assert status == 0, err
-    assert out.splitlines()[0] == f"going on from {tmp_path / 'step-00000022'}, step 22 of 44"
+REFUSED = "holds checkpoints of another run, the newest {}, which this one would replace; go on with --resume, or"
+
+
+def test_a_run_that_is_refused_is_not_begun_by_a_restart(alone, tmp_path):
+    """And each rank stops at once, of which one says why."""
+    alone(tmp_path, "--every", "1")
+    before = checkpoints(tmp_path)
+    assert before == ["step-00000001", "step-00000002"]
+    status, out, err = finish(torchrun("--max-restarts", "1", program=options(tmp_path)))
+    assert status != 0, out
+    lines = [line for line in err.splitlines() if line.startswith("groupwise: ")]
+    words = f"groupwise: --checkpoints {tmp_path} {REFUSED.format(tmp_path / before[-1])} "
+    # At first, and as it is started again.
+    assert [line.startswith(words) for line in lines] == [True, True], err
+    assert "epoch" not in out
+    assert checkpoints(tmp_path) == before
+
+
+@pytest.fixture
+def alone(capsys):
+    """Trains 2 steps an epoch in this process; gives the exit status and the lines of both outputs."""
+
+    def run(folder, *more, epochs=1):
+        command = ["--epochs", str(epochs), "--batch", "700", "--checkpoints", str(folder), *more]
+        try:
+            status = train.main(command)
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+        said = capsys.readouterr()
+        return status, said.out.splitlines(), said.err.splitlines()
+
+    return run
+
+
+def test_alone_and_resumed(alone, tmp_path):
+    status, out, _ = alone(tmp_path)
+    first = tmp_path / "step-00000002"
+    assert (status, out[1:]) == (0, [f"the checkpoint is {first}"])
+    status, out, _ = alone(tmp_path, "--resume", epochs=2)
+    assert (status, out[0]) == (0, f"going on from {first}, step 2 of 4")
+    assert out[1].startswith("epoch  2 of 2: ")
     empty = tmp_path / "empty"
-    status, _, err = finish(start([sys.executable, "-m", PROGRAM, *options(empty, steps=1), "--resume"]))
-    assert (status, err.strip()) == (
-        2,
-        f"groupwise: rank 0: --resume: no checkpoint in {empty}; leave it out to begin anew",
+    message = f"groupwise: --resume: no checkpoint in {empty}; leave it out to begin anew"
+    assert alone(empty, "--resume") == (2, [], [message])
+    assert not empty.exists()
+
+
+def test_a_run_that_would_replace_another_is_refused(alone, tmp_path):
+    alone(tmp_path / "one")
+    alone(tmp_path / "two")
+    newest = tmp_path / "one" / "step-00000002"
+    for more in ((), ("--resume", str(tmp_path / "two" / "step-00000002"))):
+        status, _, (line,) = alone(tmp_path / "one", *more)
+        assert status == 2
+        assert REFUSED.format(newest) in line
+        assert line.endswith("or give another --checkpoints folder")
+
+
+def test_what_is_resumed_has_to_be_of_this_run(alone, tmp_path):
+    _, (*_, result, _), _ = alone(tmp_path, epochs=3)
+    path = tmp_path / "step-00000006"
+    message = f"groupwise: {path} is at step 6, and --epochs 2 ends at step 4; give at least --epochs 3"
+    assert alone(tmp_path, "--resume", epochs=2) == (2, [], [message])
+    message = f"groupwise: {path} counts its steps by --batch 700, and --batch is 70 now; give --batch 700"
+    assert alone(tmp_path, "--resume", "--batch", "70", epochs=9) == (2, [], [message])
+    status, out, _ = alone(tmp_path, "--resume", epochs=3)
+    accuracy = result.partition(": ")[2]
+    assert (status, out[1:]) == (0, [f"nothing is left to train: {accuracy}", f"the checkpoint is {path}"])
+
+
+def test_the_rate_of_a_resumed_run_is_its_own(alone, tmp_path, monkeypatch):
+    alone(tmp_path)
+    rates = set()
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda self, *args, **names: (rates.update(g["lr"] for g in self.param_groups), step(self, *args, **names))[1],
     )
+    assert alone(tmp_path, "--resume", "--lr", "1e-6", epochs=2)[0] == 0
+    assert max(rates) <= 1e-6
+
+
+def test_going_on_from_an_older_checkpoint(alone, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone(one, "--every", "1", epochs=2)
+    # As a copy leaves it that was broken off.
+    (one / "step-00000099").mkdir()
+    older, newest = one / "step-00000003", one / "step-00000004"
+    part = next(newest.glob("*.distcp"))
+    part.write_bytes(part.read_bytes()[:-1])
+    status, _, (line,) = alone(one, "--resume", epochs=2)
+    assert status == 2
+    assert line.startswith(f"groupwise: checkpoint {newest} is truncated: {part.name} has ")
+    assert line.endswith(f"; go on from an older one (the one before it: --resume {older})")
+    status, out, _ = alone(two, "--resume", str(older), epochs=2)
+    assert (status, out[0]) == (0, f"going on from {older}, step 3 of 4")
+    assert checkpoints(two) == [older.name, newest.name]
+    # What a run goes on from is written again: a restart is to find it, and not what it was chosen over.
+    assert alone(one, "--resume", str(older), epochs=3)[0] == 0
+    assert checkpoints(one) == [older.name, "step-00000006", "step-00000099"]
+
+
+def test_options_that_cannot_be(alone, tmp_path):
+    (tmp_path / "file").touch()
+    for folder, more, words in (
+        (tmp_path, ("--batch", "1438"), "--batch 1438 is more than the 1437 pictures to train on; give at most 1437"),
+        (tmp_path / "file" / "in", (), f"--checkpoints {tmp_path / 'file' / 'in'} cannot be written ([Errno 20] Not a"),
+        # It is there, and takes no file from anyone.
+        ("/proc", (), "--checkpoints /proc cannot be written ("),
+    ):
+        status, _, (line,) = alone(folder, *more)
+        assert status == 2
+        assert line.startswith(f"groupwise: {words}")
+    assert not checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind"),
+    [
+        *((name, ("0", "-3", "x"), "whole number from 1 up") for name in ("--epochs", "--batch", "--every")),
+        *((name, ("0", "-1", "nan", "inf", "x"), "number above 0 and up to 1e9") for name in ("--lr", "--timeout")),
+    ],
+)
+def test_numbers_that_cannot_be(name, values, kind, alone, tmp_path, capsys):
+    for value in values:
+        with pytest.raises(SystemExit):
+            alone(tmp_path, f"{name}={value}")
+        assert capsys.readouterr().err.endswith(f"error: argument {name}: {value} must be a {kind}\n")
+
+
+def test_the_help_tells_each_option_and_its_default(alone, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        alone(tmp_path, "--help")
+    options = " ".join(capsys.readouterr().out.split()).partition("options: ")[2].split(" --")[2:]
+    assert len(options) == 10
+    assert all("default" in option for option in options)
+
+
+def test_only_what_a_lost_rank_leaves_is_taken_for_one():
+    lost = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"
+    assert train._is_of_the_group(RuntimeError(lost))
+    assert train._is_of_the_group(torch.distributed.DistStoreError("wait timeout"))
+    for text in (
+        "the weights could not be restored",
+        "mat1 and mat2 timed out",
+        "[enforce fail at gloo/x.cc:1] 8 vs 4",
+    ):
+        assert not train._is_of_the_group(RuntimeError(text))

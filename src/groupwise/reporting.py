@@ -124,20 +124,20 @@ class Report:
     split: SplitPlan | None = None
 
     def __str__(self) -> str:
-        return report_text.table(self.to_dict())
+        return report_text.table(self._told())
 
     # So that a prompt shows what a notebook does.
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return report_html.fragment(self.to_dict(), [row.call.cost for row in self.rows])
+        return report_html.fragment(self._told(), [row.call.cost for row in self.rows])
 
     def to_html(self, path: str | pathlib.Path | None = None, photo: bytes | None = None) -> str | pathlib.Path:
         """One self-contained page: table that sorts, and pictures of the grouped layers.
 
         As a string, or written to `path`, which it returns. `photo`, a JPEG, is shown on it as the input.
         """
-        document = report_html.page(self.to_dict(), [row.call.cost for row in self.rows], photo)
+        document = report_html.page(self._told(), [row.call.cost for row in self.rows], photo)
         return html.deliver(document, path)
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,6 +153,13 @@ class Report:
             "machine": self.machine,
             **({} if self.split is None else {"split": self.split.to_dict()}),
         }
+
+    def _told(self) -> dict[str, Any]:
+        """What is shown: as the convolutions, the layers of the split are folded where they repeat."""
+        facts = self.to_dict()
+        if self.split is not None:
+            facts["split"] |= {"folded": True}
+        return facts
 
     def total(self) -> dict[str, Any]:
         """Sums over all rows, over the grouped ones, and the share of the latter.

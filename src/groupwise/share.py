@@ -88,14 +88,16 @@ def chunks(size: int, ranks: int) -> list[int]:
 
 def overlaps(have: list[int], want: list[int]) -> list[list[int]]:
     """Of a dimension that ranks hold in lengths `have`: how much each, in a row, has of what each other `want`s."""
-    held, wanted = _spans(have), _spans(want)
-    return [[max(0, min(a.stop, b.stop) - max(a.start, b.start)) for b in wanted] for a in held]
+    return [[_overlap(held, wanted) for wanted in _spans(want)] for held in _spans(have)]
 
 
-def received(have: list[int], want: list[int]) -> int:
-    """How much the rank gets from others that gets most, where lengths `have` become `want`."""
-    table = overlaps(have, want)
-    return max(want[rank] - table[rank][rank] for rank in range(len(want)))
+def received(have: list[int], want: list[int]) -> list[int]:
+    """How much each rank gets from others where lengths `have` become `want`."""
+    return [len(wanted) - _overlap(held, wanted) for held, wanted in zip(_spans(have), _spans(want), strict=True)]
+
+
+def _overlap(a: range, b: range) -> int:
+    return max(0, min(a.stop, b.stop) - max(a.start, b.start))
 
 
 def _spans(lengths: list[int]) -> list[range]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from groupwise.draw import numbers
-from groupwise.draw.split_text import crossed, spread
+from groupwise.draw.ranks import drawn
+from groupwise.draw.split_text import MOVES, crossed, folded, in_all, met, named, spread
 from groupwise.draw.svg import LABEL_SIZE, MARGIN, Picture, colour, path, text_width
 
-# More ranks than these are drawn as the first ones and the last.
-MOST_RANKS = 6
 COLUMN, GAP, ROW, APART, BAND = 104, 26, 22, 12, 30
-# A block of so many layers is looked for again right after itself.
-LONGEST_BLOCK = 12
+_SHORTCUT = re.compile(r"(.*)\.(?:downsample|shortcut)\b")
 
 
 def split_svg(plan: dict[str, Any]) -> str:
@@ -23,19 +22,19 @@ def split_svg(plan: dict[str, Any]) -> str:
     what crosses. Blocks of layers that repeat are drawn once.
     """
     ranks = plan["ranks"]
-    drawn = list(range(ranks)) if ranks <= MOST_RANKS else [*range(MOST_RANKS - 1), ranks - 1]
     layers = [row for row in plan["layers"] if row["style"] != "ChannelwiseParallel" and row["parameters"]]
     layers = [row for row in layers if row["style"] != "KeepWhole" or "norm" not in row["layer"].lower()]
-    picture = Picture(f"{plan['model']} over {ranks} rank{'s' * (ranks > 1)}", _subtitle(plan))
-    _Drawing(picture, drawn, ranks, layers).draw()
-    picture.caption(_facts(plan))
+    picture = Picture(f"{plan['model']} over {ranks:,} rank{'s' * (ranks > 1)}", _subtitle(plan))
+    drawing = _Drawing(picture, [rank for rank in drawn(ranks) if rank is not None], ranks, layers)
+    drawing.draw()
+    picture.caption(_facts(plan, layers, drawing.beside))
     return picture.render(_description(plan, layers))
 
 
 class _Drawing:
     def __init__(self, picture: Picture, drawn: Sequence[int], ranks: int, layers: Sequence[dict[str, Any]]) -> None:
         self.picture, self.drawn, self.layers = picture, drawn, layers
-        names = max((text_width(row["name"], LABEL_SIZE) for row in layers), default=0)
+        names = max((text_width(named(row), LABEL_SIZE) for row in layers), default=0)
         start = MARGIN + names + 18
         # Between the last two columns there is room for what is left out.
         self.left = {
@@ -43,16 +42,18 @@ class _Drawing:
         }
         self.right = self.left[drawn[-1]] + COLUMN
         self.folded = ranks > len(drawn)
+        # Whether a shortcut has been drawn.
+        self.beside = False
 
     def draw(self) -> None:
         picture = self.picture
         for rank in self.drawn:
-            picture.text(self._middle(rank), picture.y + 10, f"rank {rank}", anchor="middle")
+            picture.text(self._middle(rank), picture.y + 10, f"rank {rank:,}", anchor="middle")
         picture.y += 20
         before: dict[str, Any] | None = None
-        for row, more in _folded(self.layers):
+        for row, more in folded(self.layers):
             self._before(row, before)
-            self._row(row)
+            self._row(row, _is_shortcut(row, before))
             self._after(row)
             before = row
             if more:
@@ -62,13 +63,14 @@ class _Drawing:
     def _middle(self, rank: int) -> float:
         return self.left[rank] + COLUMN / 2
 
-    def _row(self, row: dict[str, Any]) -> None:
+    def _row(self, row: dict[str, Any], shortcut: bool) -> None:
         picture, y = self.picture, self.picture.y
-        picture.label(MARGIN, y + ROW / 2, row["name"])
+        self.beside |= shortcut
+        picture.label(MARGIN, y + ROW / 2, named(row))
         if row["style"] == "KeepWhole":
             start = self.left[self.drawn[0]]
             picture.box(start, y, self.right - start, ROW, 'rx="4" class="gw-void"')
-            text = f"{numbers.count(row['parameters'])} on each rank"
+            text = f"{'shortcut: ' * shortcut}{numbers.count(row['parameters'])} on each rank"
             picture.text((start + self.right) / 2, y + ROW / 2 + 4, text, "middle")
         else:
             for rank in self.drawn:
@@ -76,6 +78,8 @@ class _Drawing:
                 picture.box(self.left[rank], y, COLUMN, ROW, more)
                 held = numbers.count(row["held"][rank]) if row["held"][rank] else "nothing"
                 picture.text(self._middle(rank), y + ROW / 2 + 4, held, "middle")
+            if moved := _moved(row):
+                picture.label(self.right + 16, y + ROW / 2, moved, ink="soft")
             if self.folded:
                 picture.text(self.left[self.drawn[-1]] - GAP, y + ROW / 2 + 4, "…", "middle")
         picture.y += ROW
@@ -137,44 +141,27 @@ def _met(row: dict[str, Any], words: str) -> str:
     """An exchange of the forward, with its bytes where they are known."""
     if words not in row["exchange"].split(", "):
         return ""
-    forward, _ = crossed(row["crossings"])
+    forward, _ = crossed([one for one in row["crossings"] if one["operation"] != "all_to_all"])
     return f"{words} {forward}".strip()
 
 
 def _backward(row: dict[str, Any]) -> str:
-    _, found = crossed(row["crossings"])
-    return f"backward {found}" if found else ""
+    found = [one for one in row["crossings"] if one["backward"] and one["operation"] != "all_to_all"]
+    return f"{met(dict(row, crossings=found), backward=True)} {crossed(found)[1]} backward" if found else ""
 
 
-def _folded(layers: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
-    """The layers to draw; of a block that repeats the first, and with its last layer what is left out."""
-
-    def kind(row: dict[str, Any]) -> tuple[Any, ...]:
-        sizes = [(one["operation"], one["payload"]) for one in row["crossings"]]
-        return row["layer"], row["style"], row["input"], row["output"], row["parameters"], row["exchange"], sizes
-
-    kinds = [kind(row) for row in layers]
-    at = 0
-    while at < len(layers):
-        block, count = _repeats(kinds, at)
-        for index in range(at, at + block):
-            last = index == at + block - 1
-            often = "again" if count == 2 else f"{count - 1} times more"
-            more = f"the same {often}, to {layers[at + block * count - 1]['name']}" if last and count > 1 else ""
-            yield layers[index], more
-        at += block * count
+def _moved(row: dict[str, Any]) -> str:
+    """The rows of uneven parts, which belong to a layer and its ends."""
+    forward, backward = crossed([one for one in row["crossings"] if one["operation"] == "all_to_all"])
+    if not forward and not backward:
+        return MOVES if MOVES in met(row) else ""
+    return f"{MOVES} {', '.join(filter(None, (forward, backward and f'{backward} backward')))}"
 
 
-def _repeats(kinds: Sequence[Any], at: int) -> tuple[int, int]:
-    """How long the block at `at` is that repeats most, and how often it is there in a row; (1, 1) for none."""
-    best = 1, 1
-    for block in range(1, LONGEST_BLOCK + 1):
-        count = 1
-        while kinds[at : at + block] == kinds[at + block * count : at + block * (count + 1)]:
-            count += 1
-        if at + block * count <= len(kinds) and block * (count - 1) > best[0] * (best[1] - 1):
-            best = block, count
-    return best
+def _is_shortcut(row: dict[str, Any], before: dict[str, Any] | None) -> bool:
+    """Whether a whole layer is called a shortcut of the block that ends above it; the plan knows names, no graph."""
+    found = _SHORTCUT.match(row["name"]) if row["style"] == "KeepWhole" else None
+    return bool(found and before and before["name"].startswith(f"{found[1]}."))
 
 
 def _subtitle(plan: dict[str, Any]) -> str:
@@ -182,20 +169,21 @@ def _subtitle(plan: dict[str, Any]) -> str:
     return f"A column is a rank, with the parameters that it holds; lines between columns are what crosses{size}."
 
 
-def _facts(plan: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(plan: dict[str, Any], layers: Sequence[dict[str, Any]], beside: bool) -> list[tuple[str, str]]:
     total = sum(row["parameters"] for row in plan["layers"])
     facts = [("parameters", f"{numbers.count(total)}, of which a rank holds {spread(plan['held'])}")]
     if plan["input_shape"] is not None:
-        forward, backward = crossed([one for row in plan["layers"] for one in row["crossings"]])
-        facts.append(
-            ("crosses", f"{forward or 'nothing'} forward, {backward or 'nothing'} backward in a training step")
-        )
-    return [*facts, ("not drawn", "activations, poolings, norms, and shortcuts, which go with the layers around them")]
+        facts.append(("crosses", f"in a training step {in_all(plan, ',')}"))
+    if beside:
+        facts.append(("order", "as the model calls its layers; a shortcut runs beside the block above it"))
+    rest = total - sum(row["parameters"] for row in layers)
+    norms = f", and norms and slopes, which have {numbers.count(rest)}" if rest else ""
+    return [*facts, ("not drawn", f"layers without parameters{norms}")]
 
 
 def _description(plan: dict[str, Any], layers: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [f"The layers of {plan['model']} over {plan['ranks']} ranks."]
+    lines = [f"The layers of {plan['model']} over {plan['ranks']:,} rank{'s' * (plan['ranks'] > 1)}."]
     for row in layers:
         held = "whole on each rank" if row["style"] == "KeepWhole" else f"{numbers.count(max(row['held']))} a rank"
-        lines.append(f"{row['name']}: {held}{', ' + row['exchange'] if row['exchange'] else ''}.")
+        lines.append(f"{named(row)}: {held}{', ' + row['exchange'] if row['exchange'] else ''}.")
     return lines

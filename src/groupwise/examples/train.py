@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import pathlib
+import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
@@ -24,9 +28,13 @@ from torch.nn import functional as F
 from groupwise.errors import GroupwiseError
 from groupwise.examples.digits import DigitsResNeXt, digits
 from groupwise.parallel import checkpoint, split
+from groupwise.parallel.checkpoint import AlikeError, alike
 
 MODELS = {"resnext": DigitsResNeXt}
 DATA = {"digits": digits}
+NEWEST = ""
+# In torchrun's store once a run has begun.
+BEGUN = "groupwise/begun"
 
 
 @dataclass
@@ -59,6 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rank = _join(options.timeout)
     try:
         train(options)
+    except AlikeError as error:
+        if rank == 0:
+            print(f"groupwise: {error}", file=sys.stderr)
+        # As soon as one rank ends torchrun ends the others, and the first has to have its say.
+        distributed.barrier()
+        return 2
     except GroupwiseError as error:
         print(f"groupwise: rank {rank}: {error}", file=sys.stderr)
         return 2
@@ -81,30 +95,49 @@ def train(options: argparse.Namespace) -> float:
     """Train, write checkpoints, and give the accuracy on the test pictures."""
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     device = _device()
+    with alike():
+        data, path = DATA[options.data](), _find(options)
+        _check(options, len(data[0]))
     torch.manual_seed(options.seed)
     mesh = init_device_mesh(device.type, (ranks,), mesh_dim_names=("groups",))
     model = split(MODELS[options.model]().to(device), mesh)
-    pictures, labels, *test = (tensor.to(device) for tensor in DATA[options.data]())
+    pictures, labels, *test = (tensor.to(device) for tensor in data)
     optimizer = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = options.lr
     batches = len(labels) // options.batch
     run = Run(model, optimizer, options.epochs * batches)
-    if options.resume or _restarts():
-        _resume(run, options, must=not _restarts())
+
+    def save() -> pathlib.Path:
+        return checkpoint.save(options.checkpoints, run.step, model, optimizer, batch=options.batch)
+
+    def examine(when: str) -> float:
+        accuracy = evaluate(model, *test)
+        if rank == 0:
+            print(f"{when}: {100 * accuracy:.2f} % of {len(test[1])} test pictures")
+        return accuracy
+
+    if path is not None:
+        _go_on(run, path, options)
+        if path not in checkpoint.list_checkpoints(options.checkpoints)[-1:]:
+            # A restart goes on from the newest.
+            path = save()
+    for group in optimizer.param_groups:
+        group["initial_lr"] = options.lr
+    if rank == 0 and (agent := _agent(options.timeout)):
+        agent.set(BEGUN, "yes")
     accuracy = 0.0
+    if run.step == run.steps:
+        accuracy = examine("nothing is left to train")
     for epoch in range(run.step // batches, options.epochs):
         model.train()
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(options.seed + epoch))
         for batch in _progress(epoch, options, run.step % batches, batches, rank):
             chosen = order[batch * options.batch : (batch + 1) * options.batch]
             run.learn(_shift(pictures[chosen], epoch * batches + batch), labels[chosen])
-            if run.step % options.every == 0:
-                checkpoint.save(options.checkpoints, run.step, model, optimizer)
-        accuracy = evaluate(model, *test)
-        if rank == 0:
-            print(f"epoch {epoch + 1:2} of {options.epochs}: {100 * accuracy:.2f} % of {len(test[1])} test pictures")
-    checkpoint.save(options.checkpoints, run.step, model, optimizer)
+            if run.step % options.every == 0 or run.step == run.steps:
+                path = save()
+        accuracy = examine(f"epoch {epoch + 1:2} of {options.epochs}")
+    if rank == 0:
+        print(f"the checkpoint is {path}")
     return accuracy
 
 
@@ -123,15 +156,64 @@ def _shift(pictures: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.stack([p[:, y : y + 8, x : x + 8] for p, (y, x) in zip(padded, moves.tolist(), strict=True)])
 
 
-def _resume(run: Run, options: argparse.Namespace, must: bool) -> None:
-    found = checkpoint.list_checkpoints(options.checkpoints)
-    if not found:
-        if must:
-            raise GroupwiseError(f"--resume: no checkpoint in {options.checkpoints}; leave it out to begin anew")
-        return
-    run.step = checkpoint.load(found[-1], run.model, run.optimizer)["step"]
+def _find(options: argparse.Namespace) -> pathlib.Path | None:
+    """The checkpoint to go on from; None to begin anew, which a folder of checkpoints is no place for."""
+    folder = pathlib.Path(options.checkpoints)
+    found = checkpoint.list_checkpoints(folder)
+    newest = found[-1] if found else None
+    if _restarts() and ((agent := _agent(options.timeout)) is None or agent.check([BEGUN])):
+        return newest
+    if options.resume == NEWEST:
+        if newest is None:
+            raise GroupwiseError(f"--resume: no checkpoint in {folder}; leave it out to begin anew")
+        return newest
+    path = None if options.resume is None else pathlib.Path(options.resume)
+    if newest is not None and (path is None or path.resolve().parent != folder.resolve()):
+        raise GroupwiseError(
+            f"--checkpoints {folder} holds checkpoints of another run, the newest {newest}, which this one would "
+            "replace; go on with --resume, or give another --checkpoints folder"
+        )
+    return path
+
+
+def _check(options: argparse.Namespace, pictures: int) -> None:
+    """Refuse, before any work, a batch that the pictures do not fill and a folder that takes no checkpoint."""
+    if options.batch > pictures:
+        raise GroupwiseError(
+            f"--batch {options.batch} is more than the {pictures} pictures to train on; give at most {pictures}"
+        )
+    try:
+        pathlib.Path(options.checkpoints).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.checkpoints).close()
+    except OSError as error:
+        raise GroupwiseError(
+            f"--checkpoints {options.checkpoints} cannot be written ({error}); give another folder"
+        ) from error
+
+
+def _go_on(run: Run, path: pathlib.Path, options: argparse.Namespace) -> None:
+    """Load a checkpoint, of this run or of one that had fewer steps to take."""
+    try:
+        facts = checkpoint.load(path, run.model, run.optimizer)
+    except AlikeError as error:
+        beside = checkpoint.list_checkpoints(path.parent)
+        older = beside[: beside.index(path)] if path in beside else []
+        raise AlikeError(f"{error} (the one before it: --resume {older[-1]})" if older else f"{error}") from error
+    step, batch = facts["step"], facts.get("batch")
+    with alike():
+        if batch != options.batch:
+            raise GroupwiseError(
+                f"{path} counts its steps by --batch {batch}, and --batch is {options.batch} now; give --batch {batch}"
+            )
+        if step > run.steps:
+            epochs = -(-step * options.epochs // run.steps)
+            raise GroupwiseError(
+                f"{path} is at step {step}, and --epochs {options.epochs} ends at step {run.steps}; give at least "
+                f"--epochs {epochs}"
+            )
+    run.step = step
     if distributed.get_rank() == 0:
-        print(f"going on from {found[-1]}, step {run.step} of {run.steps}")
+        print(f"going on from {path}, step {step} of {run.steps}")
 
 
 def _progress(epoch: int, options: argparse.Namespace, first: int, batches: int, rank: int) -> Iterator[int]:
@@ -156,9 +238,8 @@ def _join(timeout: float) -> int:
     patience = timedelta(seconds=timeout)
     if "RANK" not in os.environ:
         distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=patience)
-    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # The agent's store outlives a restart, and in it the addresses of the processes before.
-        agent = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
+    elif agent := _agent(timeout):
+        # The addresses in it of the processes before a restart are no good.
         store = PrefixStore(f"restart-{_restarts()}", agent)
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=patience)
@@ -167,30 +248,65 @@ def _join(timeout: float) -> int:
     return distributed.get_rank()
 
 
+def _agent(timeout: float) -> TCPStore | None:
+    """torchrun's own store, if it lends that: it outlives a restart."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout))
+
+
 def _restarts() -> int:
     """How often torchrun has started this rank anew."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _is_of_the_group(error: RuntimeError) -> bool:
-    words = ("gloo", "nccl", "connection", "timed out", "socket", "store")
-    return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
+    """Whether another rank was lost: gloo names its own source then, and all else has a type of its own."""
+    return isinstance(error, distributed.DistError) or re.match(r"\[\S*gloo/\S+\] ", str(error)) is not None
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word} must be a whole number from 1 up")
+    return int(word)
+
+
+def _positive(word: str) -> float:
+    try:
+        number = float(word)
+    except ValueError:
+        number = 0
+    if not 0 < number <= 1e9:
+        raise argparse.ArgumentTypeError(f"{word} must be a number above 0 and up to 1e9")
+    return number
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m groupwise.examples.train", description="Train a network split by groups."
+        prog="python -m groupwise.examples.train",
+        description="Train a network split by groups, over the ranks that torchrun starts or in one process.",
     )
-    parser.add_argument("--model", choices=MODELS, default="resnext")
-    parser.add_argument("--data", choices=DATA, default="digits")
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.1, help="the learning rate at its peak")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoints", default="groupwise-checkpoints", help="the folder for checkpoints")
-    parser.add_argument("--every", type=int, default=50, help="steps from one checkpoint to the next")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    parser.add_argument("--timeout", type=float, default=60, help="seconds that a rank waits for the others")
+
+    def add(name: str, what: str, **settings: Any) -> None:
+        parser.add_argument(name, help=f"{what}, default %(default)s", **settings)
+
+    add("--model", "the network", choices=MODELS, default="resnext")
+    add("--data", "the pictures", choices=DATA, default="digits")
+    add("--epochs", "how often each picture is seen in all", type=_count, default=15)
+    add("--batch", "pictures a step", type=_count, default=64)
+    add("--lr", "the learning rate at its peak", type=_positive, default=0.1)
+    add("--seed", "seed of the first weights and of the order of the pictures", type=int, default=0)
+    add("--checkpoints", "the folder for checkpoints", metavar="FOLDER", default="groupwise-checkpoints")
+    add("--every", "steps from one checkpoint to the next", type=_count, default=50)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=NEWEST,
+        metavar="PATH",
+        help="go on from the checkpoint PATH, or without it from the newest in FOLDER; default is to begin anew",
+    )
+    add("--timeout", "seconds that a rank waits for the others", type=_positive, default=60)
     return parser.parse_args(arguments)
 
 

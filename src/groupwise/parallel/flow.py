@@ -60,8 +60,7 @@ class Flow:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
-        self.program, self.drew = trace(model)
-        self.graph = self.program.graph
+        self.root, self.graph, self.drew = trace(model)
         self.kinds: dict[fx.Node, str] = {}
         self._calls: dict[Any, list[fx.Node]] = defaultdict(list)
         for node in self.graph.nodes:
@@ -195,8 +194,8 @@ class _Tracer(fx.Tracer):
         return layer or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module) -> tuple[fx.GraphModule, bool]:
-    """The model as a graph, of a copy; and whether it drew random numbers meanwhile.
+def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph, bool]:
+    """A copy of the model and its graph, and whether it drew random numbers meanwhile.
 
     Raises `GroupwiseError` where `torch.fx` cannot follow it, or does in one mode only.
     """
@@ -217,7 +216,7 @@ def trace(model: nn.Module) -> tuple[fx.GraphModule, bool]:
             f"{type(model).__name__} does not run the same layers in training and in evaluation, so that one plan does "
             "not do for both; split its blocks one by one"
         )
-    return fx.GraphModule(twin, graph), drew
+    return twin, graph, drew
 
 
 def _twin(model: nn.Module) -> nn.Module:

@@ -29,7 +29,7 @@ class Move(NamedTuple):
     def crossing(self, layer: str) -> Crossing:
         """The exchange that it is, for the rank that receives most."""
         row = self.tensor.numel() // self.tensor.shape[self.dim] * self.tensor.element_size()
-        return Crossing(layer, self.backward, "all_to_all", received(self.have, self.want) * row)
+        return Crossing(layer, self.backward, "all_to_all", max(received(self.have, self.want)) * row)
 
 
 def tensor_moves(part: Part, layer: torch.nn.Module, ranks: int) -> Iterator[Move]:

@@ -75,7 +75,7 @@ class _Walk(fx.Interpreter):
     """Runs the graph on shapes, and notes each node's task."""
 
     def __init__(self, decision: Decision, ranks: int) -> None:
-        super().__init__(decision.flow.program)
+        super().__init__(decision.flow.root, graph=decision.flow.graph)
         self.tasks: list[Task] = []
         self._decision, self._ranks = decision, ranks
 
