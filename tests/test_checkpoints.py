@@ -380,3 +380,15 @@ def test_the_example_alone_says_how_it_is_started():
     done = subprocess.run([sys.executable, script], check=False, capture_output=True, text=True, timeout=60)
     words = "torchrun starts the ranks: torchrun --nproc-per-node 2 examples/split_and_move.py\n"
     assert (done.returncode, done.stderr) == (1, words)
+
+
+def odd_fact(mesh, folder):
+    model = small()
+    optimizer = sgd(model)
+    with pytest.raises(GroupwiseError, match=r"loss of type Tensor is no JSON value .*such as tensor\.item\(\)"):
+        save(folder, 1, model, optimizer, group=mesh.get_group(), epoch=3, loss=torch.ones(()))
+    return list_checkpoints(folder)
+
+
+def test_a_fact_that_is_no_json_value(tmp_path):
+    assert ranks.run(1, odd_fact, str(tmp_path)) == [[]]

@@ -141,7 +141,7 @@ def test_who_holds_what(spec, ranks, held, reading):
 
 def test_what_crosses_is_told_by_kind():
     grouped, dense = (" ".join(explain(8, 8, 3, groups=g, ranks=2, size=9).to_text("ranks").split()) for g in (4, 1))
-    assert "No activation between layers that are split alike, forward and backward." in grouped
+    assert "No activation crosses between layers that are split alike, forward or backward." in grouped
     # 8 × 9 × 9 inputs and 8 × 7 × 7 outputs of 4 bytes.
     assert "its gradient is gathered backward (2.59 kB)" in grouped
     assert "it is gathered forward (1.57 kB)" in grouped
@@ -156,7 +156,7 @@ def test_what_crosses_is_told_by_kind():
 def test_nothing_crosses_on_one_rank(groups):
     shown = explain(8, 4, 5, groups=groups, ranks=1, size=9)
     for told in (shown.to_text("ranks"), shown.to_svg("ranks")):
-        assert "Nothing: there is one rank." in told
+        assert "Nothing crosses: there is one rank." in told
         assert not re.search("gathered|summed|scattered|all-to-all|kB", told)
 
 
@@ -187,7 +187,10 @@ def test_rows_between_the_borders_move():
     assert "2 of 20 rows of the weight and 2 of 20 rows of the bias move to another rank before use" in text
     # 2 rows of 18 weights and a bias, of 4 bytes each.
     assert "and their gradients back (152 B), by one all-to-all a tensor." in text
-    assert "Where an end is whole 1 of 10 channels of the input and 2 of 20 channels of the output move too." in text
+    assert (
+        "Where the input or the output is whole, 1 of 10 channels of the input and 2 of 20 channels of the output move"
+        in text
+    )
     turned = " ".join(explain(10, 20, 3, groups=5, ranks=2, transposed=True).to_text("ranks").split())
     assert "1 of 10 rows of the weight and 2 of 20 rows of the bias move" in turned
     assert "borders" in explain(10, 20, 3, groups=5, ranks=2).to_svg("ranks")

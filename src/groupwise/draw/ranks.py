@@ -72,11 +72,11 @@ def ranks_text(spec: ConvSpec, ranks: int, at: Cost | None = None) -> str:
 def _crossings(spec: ConvSpec, ranks: int, at: Cost | None = None) -> list[str]:
     """What ranks exchange for the layer, by how its ends lie; with bytes where the size is known."""
     if ranks == 1:
-        return ["Nothing: there is one rank."]
+        return ["Nothing crosses: there is one rank."]
     given, made = (_bytes(at.traffic.input), _bytes(at.traffic.output)) if at else ("", "")
     if spec.groups > 1:
         return [
-            "No activation between layers that are split alike, forward and backward.",
+            "No activation crosses between layers that are split alike, forward or backward.",
             f"Where the input is whole, its gradient is gathered backward{given}; "
             f"where the output is to be whole, it is gathered forward{made}.",
         ]
@@ -107,7 +107,7 @@ def _between_borders(spec: ConvSpec, ranks: int, at: Cost | None) -> list[str]:
         )
     if inputs or outputs:
         ends = (("input", inputs, spec.in_channels), ("output", outputs, spec.out_channels))
-        told.append(f"Where an end is whole {_some('channel', ends)} move too.")
+        told.append(f"Where the input or the output is whole, {_some('channel', ends)} move too.")
     lead = "DTensor cuts a tensor into equal chunks, and the parts of these ranks end elsewhere."
     return [" ".join([lead, *told])] if told else []
 

@@ -293,7 +293,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     add("--model", "the network", choices=MODELS, default="resnext")
     add("--data", "the pictures", choices=DATA, default="digits")
-    add("--epochs", "how often each picture is seen in all", type=_count, default=15)
+    add(
+        "--epochs",
+        "how often each picture is seen in all; the learning rate falls along a cosine over them",
+        type=_count,
+        default=15,
+    )
     add("--batch", "pictures a step", type=_count, default=64)
     add("--lr", "the learning rate at its peak", type=_positive, default=0.1)
     add("--seed", "seed of the first weights and of the order of the pictures", type=int, default=0)

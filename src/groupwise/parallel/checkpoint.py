@@ -40,10 +40,19 @@ def save(
 ) -> pathlib.Path:
     """Write the state of `model` and `optimizer` to `folder`/step-<step>, and give that path.
 
-    Every rank of `group` (None: of the default one) calls it. The folder has its name only once it is whole, and the
-    one written before it is kept. `facts` are JSON values that `load` gives back, such as an epoch. What one rank
-    cannot write is a `GroupwiseError` on each.
+    Every rank of `group` (None: of the default one) calls it. The folder has its name only once it is whole. The
+    checkpoint written before it is kept, and all others in `folder` are removed: give each run a folder of its own.
+    `facts` are JSON values that `load` gives back, such as an epoch. What one rank cannot write is a `GroupwiseError`
+    on each.
     """
+    for name, fact in facts.items():
+        try:
+            json.dumps(fact)
+        except (TypeError, ValueError) as error:
+            raise GroupwiseError(
+                f"{name} of type {type(fact).__name__} is no JSON value ({error}); facts are numbers, words, lists "
+                "and dicts, such as tensor.item()"
+            ) from error
     target = pathlib.Path(folder) / f"step-{check_integer('step', step, 0):08d}"
     part = target.with_name(f"{target.name}.part")
     first = distributed.get_rank(group) == 0
@@ -219,8 +228,8 @@ def _facts(path: pathlib.Path) -> dict[str, Any]:
         return {key: facts[key] for key in ("step", "order", "facts", "model", "optimizer", "files")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GroupwiseError(
-            f"{path} is not a checkpoint of groupwise: {_FACTS} in it cannot be read ({error}); give a folder that "
-            "groupwise.parallel.save wrote"
+            f"{path} is not a checkpoint of groupwise: {_FACTS} in it cannot be read ({error}); give the path that "
+            "groupwise.parallel.save gave, or one of list_checkpoints(folder)"
         ) from error
 
 
