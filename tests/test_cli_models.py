@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from commands import run
+from commands import run, write_net
 from groupwise import GroupwiseError, photo, reporting, targets
 from groupwise.checking import Agreement
 from kernels import needs_kernels, stand_in, without_kernels
@@ -23,14 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.fixture
 def net(tmp_path):
-    path = tmp_path / "net.py"
-    path.write_text(
-        "from torch import nn\n"
-        "class Net(nn.Sequential):\n"
-        "    def __init__(self):\n"
-        "        super().__init__(nn.Conv2d(3, 8, 3), nn.Dropout(), nn.Conv2d(8, 8, 3, groups=4))\n"
-    )
-    return path
+    return write_net(tmp_path, "nn.Conv2d(3, 8, 3), nn.Dropout(), nn.Conv2d(8, 8, 3, groups=4)")
 
 
 def test_a_layer_of_a_model(capsys):

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import pytest
 import torch
 
-from commands import run
+from commands import run, write_net
 from groupwise import explain
 from groupwise.parallel import plan_split
 from groupwise.targets import load_model
@@ -18,13 +18,7 @@ LAYER = ["explain", "128", "128", "--groups", "32"]
 
 @pytest.fixture
 def net(tmp_path):
-    path = tmp_path / "net.py"
-    path.write_text(
-        "from torch import nn\n"
-        "class Net(nn.Sequential):\n"
-        "    def __init__(self):\n"
-        "        super().__init__(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 5, 1))\n"
-    )
+    path = write_net(tmp_path, "nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 5, 1)")
     return f"{path}:Net"
 
 

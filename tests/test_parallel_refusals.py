@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -41,11 +43,13 @@ def planned_with_group(mesh):
     return styles(plan_split(model, 2, input_shape=(2, 8, 6, 6)))["1"]
 
 
-class ByMode(nn.Module):
+class Two(nn.Module):
     def __init__(self):
         super().__init__()
         self.one, self.two = grouped(), grouped()
 
+
+class ByMode(Two):
     def forward(self, x):
         x = self.one(x)
         return self.two(x if self.training else nn.functional.normalize(x, dim=1))
@@ -182,12 +186,8 @@ def test_a_plan_leaves_the_model_and_the_random_numbers_alone():
         assert plan_split(nn.Sequential(grouped(), draws), 2).random
 
 
-class Wired(nn.Module):
+class Wired(Two):
     """The same layers in both modes, of other values."""
-
-    def __init__(self):
-        super().__init__()
-        self.one, self.two = grouped(), grouped()
 
     def forward(self, x):
         y = self.one(x)
@@ -246,9 +246,8 @@ def test_statistics_are_those_of_the_first_rank():
 
 def under_autocast(mesh):
     torch.manual_seed(0)
-    make = lambda: nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 4, 1), nn.Flatten())  # noqa: E731
-    one, parts, x = make(), make(), torch.randn(2, 4, 6, 6)
-    parts.load_state_dict(one.state_dict())
+    one = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 4, 1), nn.Flatten())
+    parts, x = copy.deepcopy(one), torch.randn(2, 4, 6, 6)
     split(parts, mesh)
     with torch.autocast("cpu", torch.bfloat16):
         expected, made = one(x), parts(x)

@@ -86,9 +86,10 @@ def chunks(size: int, ranks: int) -> list[int]:
     return [max(0, min(most, size - rank * most)) for rank in range(ranks)]
 
 
-def overlaps(have: list[int], want: list[int]) -> list[list[int]]:
-    """Of a dimension that ranks hold in lengths `have`: how much each, in a row, has of what each other `want`s."""
-    return [[_overlap(held, wanted) for wanted in _spans(want)] for held in _spans(have)]
+def overlaps(lengths: list[int], others: list[int], rank: int) -> list[int]:
+    """How much of what `rank` has, of a dimension that ranks hold in `lengths`, each would have of it in `others`."""
+    own = _spans(lengths)[rank]
+    return [_overlap(own, span) for span in _spans(others)]
 
 
 def received(have: list[int], want: list[int]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 from groupwise.draw import numbers, text
 
 # What a collective does to a tensor.
-_VERBS = {"all_gather": "gathers", "all_reduce": "sums", "reduce_scatter": "scatters"}
+VERBS = {"all_gather": "gathers", "all_reduce": "sums", "reduce_scatter": "scatters"}
 # What an all_to_all does to tensors whose parts are not DTensor's equal chunks.
 MOVES = "moves rows"
 # A block of so many layers is looked for again right after itself.
@@ -76,7 +76,7 @@ def met(row: dict[str, Any], backward: bool = False) -> str:
             words.append(MOVES)
         elif backward and one["backward"]:
             # Of a layer's ends only the input has gradients that are exchanged.
-            words.append(f"{_VERBS[one['operation']]} input gradients")
+            words.append(f"{VERBS[one['operation']]} input gradients")
     return ", ".join(dict.fromkeys(words))
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch.distributed.tensor.parallel import ParallelStyle
 
+from groupwise.draw.split_text import VERBS
 from groupwise.parallel.styles import ChannelParallel, GroupParallel, SumParallel
 
 
@@ -44,8 +45,7 @@ class Meeting(NamedTuple):
 
     def __str__(self) -> str:
         """What it does to the tensor, in words."""
-        verb = {"all_gather": "gathers", "all_reduce": "sums", "reduce_scatter": "scatters"}[self.operation]
-        return f"{verb} {self.end}s"
+        return f"{VERBS[self.operation]} {self.end}s"
 
 
 def meetings(style: type[ParallelStyle], input_split: bool, output_split: bool) -> tuple[Meeting, ...]:

@@ -21,8 +21,8 @@ def move_rows(tensor: torch.Tensor, dim: int, have: list[int], want: list[int], 
     """This rank's rows of `dim`, which ranks hold in lengths `have`, as if they held it in lengths `want`."""
     if have == want:
         return tensor
-    rank, table = mesh.get_local_rank(), overlaps(have, want)
-    send, receive = table[rank], [row[rank] for row in table]
+    rank = mesh.get_local_rank()
+    send, receive = overlaps(have, want, rank), overlaps(want, have, rank)
     rows = tensor.movedim(dim, 0).contiguous()
     moved = collectives.all_to_all_single_autograd(rows, receive, send, mesh)
     whole: torch.Tensor = collectives.wait_tensor(moved)  # type: ignore[no-untyped-call]

@@ -48,6 +48,12 @@ class Step:
     style: type[ParallelStyle] | None = None
     reason: str = ""
 
+    @property
+    def parts(self) -> tuple[int | None, int | None]:
+        """In how many parts its input and its value lie; None where they are whole."""
+        inputs, outputs = (None if joint is None else joint.root().parts for joint in (self.input, self.value))
+        return inputs, outputs
+
 
 class Decision:
     """The styles of a model's layers, decided along its graph.
@@ -105,10 +111,9 @@ class Decision:
         step, module = self.steps[node], self.flow.module(node)
         if type(module) in STATELESS:
             return ()
-        parts = [None if joint is None else joint.root().parts for joint in (step.input, step.value)]
         # A dropout alone is told how many channels there are.
         dropped = step.input is not None and isinstance(module, _DropoutNd)
-        return step.style, *parts, self.flow.channels(node) if dropped else 0
+        return step.style, *step.parts, self.flow.channels(node) if dropped else 0
 
     def _step(self, node: fx.Node) -> Step:
         inputs = node.all_input_nodes
@@ -175,7 +180,7 @@ class Decision:
 
 def style_of(module: nn.Module, step: Step, channels: int = 0, uneven: bool = True) -> ParallelStyle:
     """The style of a module for what is decided of it; `channels` are those that a dropout is told of."""
-    inputs, outputs = (None if joint is None else joint.root().parts for joint in (step.input, step.value))
+    inputs, outputs = step.parts
     if step.style is None:
         return KeepWhole()
     dim = -1 if isinstance(module, nn.Linear) else 1

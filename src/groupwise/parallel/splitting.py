@@ -15,6 +15,7 @@ from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 
+from groupwise.draw.split_text import MOVES
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.parallel.agreement import agree
 from groupwise.parallel.crossing import Crossing, meetings
@@ -58,7 +59,7 @@ class Choice:
             return ""
         met = meetings(type(self.style), self.input is not None, self.output is not None)
         words = [str(meeting) for meeting in met if not meeting.backward]
-        return ", ".join([*words, "moves rows"] if self.moves else words)
+        return ", ".join([*words, MOVES] if self.moves else words)
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,11 @@ def split(model: Model, mesh: DeviceMesh, *, uneven: bool = True, src_data_rank:
 
 
 def _choice(name: str, module: nn.Module, step: Step, channels: int, ranks: int, uneven: bool) -> Choice:
-    inputs, outputs = (None if joint is None else joint.root().parts for joint in (step.input, step.value))
+    inputs, outputs = step.parts
     style = style_of(module, step, channels, uneven)
     try:
-        for parts in {inputs, outputs} - {None} if not uneven else ():
-            Share(parts, ranks).check_even("parts of its channels")  # type: ignore[arg-type]
+        for parts in filter(None, {inputs, outputs} if not uneven else ()):
+            Share(parts, ranks).check_even("parts of its channels")
         shares = [_held(style, module, ranks, rank) for rank in range(ranks)]
     except GroupwiseError as error:
         raise GroupwiseError(f"{name}: {error}") from error
