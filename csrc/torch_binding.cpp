@@ -1,6 +1,7 @@
 // Routes aten::convolution and aten::convolution_backward of CPU tensors: what a kernel takes runs here, all else goes on
 // to what PyTorch would have run. Autograd, double backward, vmap, autocast and torch.compile all arrive here.
 #include <ATen/Parallel.h>
+#include <ATen/TracerMode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/convolution_backward_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/convolution_compositeexplicitautograd_dispatch.h>
@@ -48,6 +49,10 @@ bool node_routed() {
   if (thread_route() < 0 || !routed_node.node) return false;
   return running_node() == routed_node;
 }
+
+// Whether torch.jit.trace is recording what this thread calls. It does not record aten::convolution itself but the operators
+// below it, so a kernel that writes into a tensor from at::empty would leave a graph of aten::empty alone.
+bool recorded() { return at::tracer::impl::is_dispatch_enabled(); }
 
 // The arguments of aten::convolution as a Problem. Of a transposed convolution, x is the output and y the input.
 struct Call {
@@ -214,7 +219,7 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
     return !bias || !bias->defined() ||
            (plain(*bias) && bias->dim() == 1 && bias->size(0) == (transposed ? call.x_channels : call.y_channels));
   };
-  if (routed() &&
+  if (routed() && !recorded() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && bias_fits()) {
     const Plan plan = decide(call, transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
                              transposed ? &input : nullptr, &weight);
@@ -241,7 +246,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
     if (grad_output.size(last) != (transposed ? w.in : w.out)) return false;
     return call.dimensions == 1 || grad_output.size(2) == (transposed ? h.in : h.out);
   };
-  if ((routed() || node_routed()) &&
+  if ((routed() || node_routed()) && !recorded() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && matches()) {
     if (mask[0]) {
       const Plan plan = decide(call, transposed ? Direction::forward : Direction::grad_input,
