@@ -1,6 +1,7 @@
 # Every target makes .venv and installs what it needs; a second run finds it there.
 #   make demo    ResNeXt-50 with a photograph, timed with and without the kernels, outputs compared
 #   make test    lint, types, tests
+#   make fuzz    the tests that draw examples, with new ones
 #   make bench   time the package's own work                 make docs    pictures and site
 #   make core    the native core's own tests, sanitized      make clean   remove .venv and what was made
 # PYTHON picks the interpreter of a new .venv, PIP_FLAGS adds to every pip install (an index with CPU builds of torch, say).
@@ -16,8 +17,9 @@ EDITABLE := $(PIP) --no-build-isolation --editable
 COMPILER := $(shell command -v "$${CXX:-c++}")
 CORE_TESTS := $(wildcard tests/native/*.cpp)
 REPORT := groupwise-report.html
+ROUNDS := 10
 
-.PHONY: demo test core bench docs clean
+.PHONY: demo test fuzz core bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -34,6 +36,10 @@ test: $(VENV)/test.stamp
 	$(BIN)/mypy
 	$(if $(and $(COMPILER),$(CORE_TESTS)),$(MAKE) core)
 	$(BIN)/pytest
+
+# New examples for the tests that draw theirs, ROUNDS times; `make test` draws the same on every run.
+fuzz: $(VENV)/test.stamp
+	for round in $$(seq $(ROUNDS)); do $(BIN)/pytest -q -m hypothesis --hypothesis-profile=fuzz || exit 1; done
 
 core: $(VENV)/base.stamp
 	$(BIN)/cmake --log-level=WARNING -S . -B build/core -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \

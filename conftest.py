@@ -1,14 +1,27 @@
-"""Examples in docstrings that run a kernel need the native core."""
+"""What every test starts from: fixed seeds, and the examples in docstrings that need the native core."""
 
 from __future__ import annotations
 
 import pytest
+import torch
+from hypothesis import settings
 
 from groupwise import native
 
+# `make test` tries the same examples on every run and machine; `make fuzz` draws new ones and tells how to repeat them.
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("fuzz", print_blob=True)
+settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Give a test the same random numbers whichever tests ran before it."""
+    torch.manual_seed(0)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip them where it is missing."""
+    """Skip the examples that run a kernel where the native core is missing."""
     problem = native.status().problem
     if problem is None:
         return

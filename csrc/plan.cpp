@@ -115,6 +115,13 @@ bool batch_slower(const Request& r) {
   return p.w.out <= 8 && ((weight && taps <= 9) || (input && p.w.stride > 1 && !r.transposed));
 }
 
+// Whether an output of this axis sees padding alone: before the image, after it, or between two taps. There oneDNN in PyTorch
+// 2.13 reads outside its tensors now and then, and ends the process, so that speed is no reason to leave such a layer to it.
+bool sees_padding_alone(const Axis& a) {
+  const int64_t reach = a.dilation * (a.kernel - 1);
+  return a.pad > reach || (a.out - 1) * a.stride - a.pad >= a.in || (a.kernel > 1 && a.pad > 0 && a.dilation > a.in);
+}
+
 // Where PyTorch's kernels were measured faster than ours, or as fast (two threads, ms, PyTorch | ours).
 bool slower(const Request& r) {
   const Problem& p = r.problem;
@@ -271,7 +278,9 @@ Choice choose(const Request& r, const char* forced) {
   const bool free = !forced || !*forced;
   planar = channels = unfit(r);
   // Before any layout: what goes to PyTorch is not held up by more than it must be.
-  if (planar == Refusal::none && free && slower(r)) planar = channels = Refusal::slower;
+  const Problem& p = r.problem;
+  const bool safe = !sees_padding_alone(p.h) && !sees_padding_alone(p.w);
+  if (planar == Refusal::none && free && safe && slower(r)) planar = channels = Refusal::slower;
   if (planar != Refusal::none) return choice;
   planar = refusal(r, Kernel::planar);
   channels = refusal(r, Kernel::channels);

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -193,3 +194,13 @@ def test_huge_is_refused_before_decoding(tmp_path, side):
 def test_thumbnail(tmp_path):
     small = Image.open(io.BytesIO(photo.thumbnail(quarters(1000, 500))))
     assert (small.format, small.size) == ("JPEG", (320, 160))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
+def test_what_is_no_file_is_refused_and_not_waited_for(name, tmp_path):
+    path = tmp_path / name
+    if name == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(GroupwiseError, match="is a pipe, a device or a socket; give the path of a photograph"):
+        photo.read_photo(path)

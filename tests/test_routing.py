@@ -291,22 +291,6 @@ def test_two_threads_at_once():
     assert not wrong
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_convolves():
-    code = """
-import os, torch, groupwise
-torch.set_num_threads(1)
-groupwise.enable()
-layer, x = torch.nn.Conv2d(16, 16, 3, groups=4), torch.randn(2, 16, 20, 20)
-expected = layer(x)
-child = os.fork()
-if child == 0:
-    os._exit(0 if torch.equal(layer(x), expected) and groupwise.last_plans() else 3)
-assert os.waitpid(child, 0)[1] == 0
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
 def test_data_parallel(tmp_path):
     model, x = layer(), source()
     model(x).sum().backward()

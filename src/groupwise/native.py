@@ -10,6 +10,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import json
+import os
 import pathlib
 import shlex
 import shutil
@@ -71,7 +72,27 @@ class _State:
         return _State(replace(self.status, problem=problem, fix=fix, cause=cause))
 
 
-_LOCK = threading.Lock()
+class ForkedLock:
+    """A lock that a fork waits for and a forked child finds open, whichever thread of the parent held it.
+
+    A thread may take it again while it holds it, so that a fork of its own does not wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release
+            )
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+_LOCK = ForkedLock()
 
 
 def library() -> ctypes.CDLL:

@@ -41,6 +41,9 @@ def read_photo(path: str | pathlib.Path) -> Image.Image:
     too_large = f"{target} is too large; at most {MAX_PIXELS:,} pixels are read; scale it down"
     if target.is_dir():
         raise GroupwiseError(f"{target} is a folder; give the path of a photograph")
+    # Reading a pipe waits for whoever writes it, and a device may never end.
+    if target.exists() and not target.is_file():
+        raise GroupwiseError(f"{target} is a pipe, a device or a socket; give the path of a photograph in a file")
     try:
         # Pillow warns of large images by limits of its own; ours is checked before anything is decoded.
         with warnings.catch_warnings():

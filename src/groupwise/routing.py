@@ -7,6 +7,7 @@ PyTorch.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import os
@@ -29,9 +30,12 @@ class _Wishes:
     """Who wants the route: `enable()` and the open blocks of `with enabled()`, of all threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = native.ForkedLock()
         self._switch = False
-        self._blocks = 0
+        # Open blocks by thread, because a forked child has none of its parent's other threads to end theirs.
+        self._blocks: collections.Counter[int] = collections.Counter()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._keep_own)
 
     def set(self, switch: bool) -> None:
         with self._lock:
@@ -41,11 +45,20 @@ class _Wishes:
 
     def add(self, blocks: int) -> None:
         with self._lock:
-            self._blocks += blocks
+            mine = threading.get_ident()
+            self._blocks[mine] += blocks
+            if not self._blocks[mine]:
+                del self._blocks[mine]
+            self._apply()
+
+    def _keep_own(self) -> None:
+        mine = threading.get_ident()
+        if any(count for thread, count in self._blocks.items() if thread != mine):
+            self._blocks = collections.Counter({mine: self._blocks[mine]})
             self._apply()
 
     def _apply(self) -> None:
-        native.library().groupwise_route(int(self._switch or self._blocks > 0))
+        native.library().groupwise_route(int(self._switch or self._blocks.total() > 0))
 
 
 _wishes = _Wishes()

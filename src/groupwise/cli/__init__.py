@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from groupwise.cli.parser import parser
+from groupwise.draw.legible import legible
 from groupwise.errors import GroupwiseError
 
 
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (GroupwiseError, OSError) as error:
-        print(f"groupwise {options.command}: {error}", file=sys.stderr)
+        escaped = "\n".join(map(legible, str(error).split("\n")))
+        print(f"groupwise {options.command}: {escaped}", file=sys.stderr)
         return 2
     return status

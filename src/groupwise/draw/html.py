@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
+
+from groupwise.draw.legible import escape
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0; --card: #ffffff; --page: #f6f8fa;
@@ -51,7 +52,7 @@ def page(title: str, body: str, sortable: bool = False) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n{script}</body>\n</html>\n"
     )
 
@@ -68,7 +69,7 @@ def deliver(document: str, path: str | pathlib.Path | None) -> str | pathlib.Pat
 def element(tag: str, text: str, css: str = "") -> str:
     """`<tag class=css>text</tag>` with the text escaped."""
     attribute = f' class="{css}"' if css else ""
-    return f"<{tag}{attribute}>{html.escape(text)}</{tag}>"
+    return f"<{tag}{attribute}>{escape(text)}</{tag}>"
 
 
 def figure(svg: str, number: int | None = None) -> str:
@@ -87,7 +88,7 @@ def table(
     lines = ['<div class="scroll"><table class="sort"><thead><tr>']
     for i, label in enumerate(head):
         css = ' class="name"' if i == 0 else ""
-        lines.append(f'<th scope="col"{css}><button type="button">{html.escape(label)}</button></th>')
+        lines.append(f'<th scope="col"{css}><button type="button">{escape(label)}</button></th>')
     lines.append("</tr></thead><tbody>")
     for css, cells in body:
         lines.append(f'<tr class="{css}">' + "".join(_cell(i, *cell) for i, cell in enumerate(cells)) + "</tr>")
@@ -100,4 +101,4 @@ def table(
 def _cell(index: int, text: str, value: float | None) -> str:
     css = ' class="name"' if index == 0 else ""
     number = "" if value is None else f' data-v="{value:.6g}"'
-    return f"<td{css}{number}>{html.escape(text)}</td>"
+    return f"<td{css}{number}>{escape(text)}</td>"

@@ -9,6 +9,7 @@ from typing import Any
 
 from groupwise.draw import numbers, phrases, text
 from groupwise.draw.folding import fold
+from groupwise.draw.legible import legible
 from groupwise.draw.split_text import split_text
 from groupwise.planning import DIRECTIONS
 
@@ -35,7 +36,9 @@ def table(report: dict[str, Any]) -> str:
     width = max(text.WIDTH, *(len(line) for shown in tables for line in shown))
     below = [line for note in notes(report, " (▌)") for line in textwrap.wrap(note, width)]
     spread = ["", split_text(report["split"])] if "split" in report else []
-    return "\n".join([report["title"], *(line for shown in tables for line in ("", *shown)), "", *below, *spread])
+    return "\n".join(
+        [legible(report["title"]), *(line for shown in tables for line in ("", *shown)), "", *below, *spread]
+    )
 
 
 def _table(
@@ -144,6 +147,7 @@ def milliseconds(value: float | None) -> str:
 
 def shorten(name: str) -> str:
     """A name in at most 32 columns, the middle left out."""
+    name = legible(name)
     half = _MOST_NAME // 2
     return name if len(name) <= _MOST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 

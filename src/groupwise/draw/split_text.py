@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from groupwise.draw import numbers, text
+from groupwise.draw.legible import legible
 
 # What a collective does to a tensor.
 VERBS = {"all_gather": "gathers", "all_reduce": "sums", "reduce_scatter": "scatters"}
@@ -32,7 +33,7 @@ def split_text(plan: dict[str, Any]) -> str:
         lines.append(
             (
                 named(row),
-                row["layer"],
+                legible(row["layer"]),
                 row["style"],
                 numbers.count(row["parameters"]) if row["parameters"] else "",
                 spread(row["held"]) if row["parameters"] else "",
@@ -52,7 +53,7 @@ def split_text(plan: dict[str, Any]) -> str:
     step = f"\nFor an input of {tuple(plan['input_shape'])} {in_all(plan, ' and')}." if sized else ""
     return "\n".join(
         [
-            f"{plan['model']} over {ranks:,} rank{'s' * (ranks > 1)}",
+            f"{legible(plan['model'])} over {ranks:,} rank{'s' * (ranks > 1)}",
             body[0],
             rule,
             *body[1:],
@@ -65,7 +66,7 @@ def split_text(plan: dict[str, Any]) -> str:
 
 def named(row: dict[str, Any]) -> str:
     """A layer's name in its model, which itself has none."""
-    return row["name"] or "(itself)"
+    return legible(row["name"]) or "(itself)"
 
 
 def met(row: dict[str, Any], backward: bool = False) -> str:

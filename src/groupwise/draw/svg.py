@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+
+from groupwise.draw.legible import escape, legible
 
 MARGIN = 24
 TITLE_SIZE, CAPTION_SIZE, LABEL_SIZE = 16, 12, 11
@@ -113,13 +114,14 @@ class Picture:
         self, x: float, y: float, text: str, anchor: str = "start", ink: str = "ink", size: float = LABEL_SIZE
     ) -> None:
         """One line of text: `x` is its start, middle or end (`anchor`), `y` its baseline."""
+        text = legible(text)
         width = text_width(text, size)
         self.right = max(self.right, x + {"start": width, "middle": width / 2, "end": 0}[anchor])
         where = f'x="{coordinate(x)}" y="{coordinate(y)}"'
         side = "" if anchor == "start" else f' text-anchor="{anchor}"'
         scale = "" if size == LABEL_SIZE else f' font-size="{size}"'
         tone = "" if ink == "ink" else f' class="gw-{ink}"'
-        self.add(f"<text {where}{side}{scale}{tone}>{html.escape(text, quote=False)}</text>")
+        self.add(f"<text {where}{side}{scale}{tone}>{escape(text, quote=False)}</text>")
 
     def label(self, x: float, middle: float, text: str, anchor: str = "start", ink: str = "ink") -> None:
         """A label whose digits are centred on the height `middle`."""
@@ -141,7 +143,7 @@ class Picture:
 
     def group(self, colour: str, tooltip: str) -> None:
         """Open a group of elements of one colour, with a tooltip; `end_group` closes it."""
-        self.add(f'<g fill="{colour}" stroke="{colour}" stroke-width="0"><title>{html.escape(tooltip)}</title>')
+        self.add(f'<g fill="{colour}" stroke="{colour}" stroke-width="0"><title>{escape(legible(tooltip))}</title>')
 
     def end_group(self) -> None:
         """Close what `group` opened."""
@@ -167,12 +169,12 @@ class Picture:
         width, height = coordinate(self.right + MARGIN), coordinate(self.y + MARGIN)
         body = "\n".join(self._elements)
         # Ids that differ between the pictures of one page, and stay the same between runs.
-        key = f"gw-{zlib.crc32(f'{self.title}{body}'.encode()):08x}"
+        key = f"gw-{zlib.crc32(f'{legible(self.title)}{body}'.encode()):08x}"
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
             f'height="{height}" role="img" aria-labelledby="{key}-t {key}-d">\n'
-            f'<title id="{key}-t">{html.escape(self.title, quote=False)}</title>\n'
-            f'<desc id="{key}-d">{html.escape(" ".join(description), quote=False)}</desc>\n'
+            f'<title id="{key}-t">{escape(legible(self.title), quote=False)}</title>\n'
+            f'<desc id="{key}-d">{escape(legible(" ".join(description)), quote=False)}</desc>\n'
             f"<style>{_STYLE}</style>\n"
             f'<rect class="gw-bg" width="{width}" height="{height}" rx="8"/>\n'
             f'<g class="gw-text gw-ink" font-size="{LABEL_SIZE}">\n{body}\n</g>\n</svg>\n'

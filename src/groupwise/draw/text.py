@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from groupwise.costs import Cost
 from groupwise.draw import numbers, phrases
+from groupwise.draw.legible import legible
 from groupwise.errors import list_some
 from groupwise.spec import ConvSpec
 from groupwise.wiring import Path, Wiring
@@ -29,7 +30,7 @@ KINDS = {
 def heading(spec: ConvSpec, name: str | None = None) -> str:
     """One line that names the convolution, its options off their defaults, and its kind."""
     title = phrases.title(spec)
-    return "\n".join([*wrap(f"{name}: {title}" if name else title), KINDS[spec.kind]])
+    return "\n".join([*wrap(f"{legible(name)}: {title}" if name else title), KINDS[spec.kind]])
 
 
 def wiring(spec: ConvSpec) -> str:

@@ -1,0 +1,63 @@
+"""A forked child convolves, whatever the threads of its parent were doing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kernels import needs_kernels
+
+pytestmark = [needs_kernels, pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")]
+
+
+def test_a_forked_child_convolves():
+    code = """
+import os, torch, groupwise
+torch.set_num_threads(1)
+groupwise.enable()
+layer, x = torch.nn.Conv2d(16, 16, 3, groups=4), torch.randn(2, 16, 20, 20)
+expected = layer(x)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(layer(x), expected) and groupwise.last_plans() else 3)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_child_forked_while_another_thread_switches():
+    """Neither the lock nor a block of a thread that the child does not have stays with it."""
+    code = """
+import os, threading, torch, groupwise
+torch.set_num_threads(1)
+layer, x = torch.nn.Conv2d(16, 16, 3, groups=4), torch.randn(2, 16, 20, 20)
+# Loads groupwise's modules: Python itself has no import end in a child that was forked in its midst.
+groupwise.enable(), groupwise.last_plans()
+stop = threading.Event()
+def switch():
+    while not stop.is_set():
+        groupwise.enable()
+        with groupwise.enabled():
+            groupwise.disable()
+thread = threading.Thread(target=switch)
+thread.start()
+codes = []
+for _ in range(60):
+    child = os.fork()
+    if child == 0:
+        groupwise.disable()
+        groupwise.last_plans()
+        layer(x)
+        off = not groupwise.last_plans()
+        with groupwise.enabled():
+            layer(x)
+        os._exit(0 if off and len(groupwise.last_plans()) == 1 else 3)
+    codes.append(os.waitpid(child, 0)[1])
+stop.set()
+thread.join()
+assert not any(codes), codes
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
