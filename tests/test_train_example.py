@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pathlib
 import signal
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from groupwise.examples import train
+from test_checkpoint_writers import WRITER, another, refuses
 
 pytest.importorskip("sklearn")
 
@@ -73,13 +76,45 @@ def test_a_killed_rank_is_replaced_and_nothing_but_the_steps_since_is_lost(tmp_p
 
     process = torchrun("--max-restarts", "1", program=options(tmp_path / "killed"))
     wait_for(lambda: checkpoints(tmp_path / "killed"), process)
-    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    victims = [pid for pid in children if b"LOCAL_RANK=1" in pathlib.Path(f"/proc/{pid}/environ").read_bytes()]
-    os.kill(int(victims[0]), signal.SIGKILL)
+    environments = {pid: pathlib.Path(f"/proc/{pid}/environ").read_bytes() for pid in children(process.pid)}
+    os.kill(next(pid for pid, text in environments.items() if b"LOCAL_RANK=1" in text), signal.SIGKILL)
     status, out, err = finish(process)
     assert status == 0, err
     assert "going on from " in out
     assert [line for line in out.splitlines() if line.startswith("epoch  2")] == last
+
+
+def children(pid):
+    return [int(word) for word in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_workers_that_outlive_their_torchrun_are_named(tmp_path):
+    process = torchrun(program=options(tmp_path, steps=500))
+    workers = []
+    try:
+        wait_for(lambda: checkpoints(tmp_path), process)
+        workers = children(process.pid)
+        process.kill()
+        status, out, err = finish(torchrun(program=(*options(tmp_path, steps=500), "--resume")))
+        holder = json.loads((tmp_path / "groupwise.lock").read_text())
+    finally:
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        finish(process)
+    assert status != 0
+    assert "going on from" not in out
+    assert holder["pid"] in workers
+    words = f"groupwise: checkpoints in {tmp_path} are being written by process {holder['pid']} on host "
+    assert sum(line.startswith(words) for line in err.splitlines()) == 1, err
+    # What they hold goes with them, and the next run clears away what they left.
+    (tmp_path / "step-00000999.part").mkdir()
+    newest = int(checkpoints(tmp_path)[-1].removeprefix("step-"))
+    again = torchrun(program=(*options(tmp_path, steps=-(-newest // 22) + 1), "--resume"))
+    status, out, err = finish(again)
+    assert status == 0, err
+    assert f"going on from {tmp_path}" in out
+    assert not list(tmp_path.glob("*.part"))
 
 
 # The last is the one that holds the store in which ranks find each other.
@@ -158,6 +193,17 @@ def test_alone_and_resumed(alone, tmp_path):
     message = f"groupwise: --resume: no checkpoint in {empty}; leave it out to begin anew"
     assert alone(empty, "--resume") == (2, [], [message])
     assert not empty.exists()
+
+
+def test_one_run_in_a_folder(alone, tmp_path, monkeypatch):
+    with another(WRITER, tmp_path) as process, monkeypatch.context() as patch:
+        # It is refused before it trains.
+        patch.setattr(train.Run, "learn", None)
+        status, out, (line,) = alone(tmp_path)
+    assert (status, out) == (2, [])
+    assert line.startswith(f"groupwise: checkpoints in {tmp_path} are being written by process {process.pid} on host ")
+    assert alone(tmp_path)[0] == 0
+    assert not refuses(tmp_path)
 
 
 def test_a_run_that_would_replace_another_is_refused(alone, tmp_path):

@@ -87,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    finally:
+        checkpoint.release(options.checkpoints)
     distributed.destroy_process_group()
     return 0
 
@@ -96,8 +98,14 @@ def train(options: argparse.Namespace) -> float:
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     device = _device()
     with alike():
-        data, path = DATA[options.data](), _find(options)
+        data = DATA[options.data]()
+        _find(options)
         _check(options, len(data[0]))
+    # Workers may outlive a torchrun that was killed: two runs would train in vain, and remove each other's checkpoints.
+    checkpoint.claim(options.checkpoints)
+    with alike():
+        # Until then another run may have written there.
+        path = _find(options)
     torch.manual_seed(options.seed)
     mesh = init_device_mesh(device.type, (ranks,), mesh_dim_names=("groups",))
     model = split(MODELS[options.model]().to(device), mesh)

@@ -1,0 +1,46 @@
+"""One error for all ranks: what one of them raises, each of them raises."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TypeVar
+
+from torch import distributed
+from torch.distributed.checkpoint.api import CheckpointException
+
+from groupwise.errors import GroupwiseError
+
+T = TypeVar("T")
+
+
+class AlikeError(GroupwiseError):
+    """An error that every rank raises with the same words."""
+
+
+@contextlib.contextmanager
+def alike(group: distributed.ProcessGroup | None = None) -> Iterator[None]:
+    """Raises what the body raises on one rank of `group` on each, as `AlikeError`, so that no rank waits in vain."""
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    for text in gather(None if problem is None else words(problem), group):
+        if text is not None:
+            raise AlikeError(text) from problem
+
+
+def gather(value: T, group: distributed.ProcessGroup | None) -> list[T]:
+    """Returns the `value` of each rank of `group`, which every rank calls."""
+    values: list[T] = [value] * distributed.get_world_size(group)
+    distributed.all_gather_object(values, value, group)
+    return values
+
+
+def words(error: BaseException) -> str:
+    """Says in one line what went wrong; of several ranks, on the first."""
+    if isinstance(error, CheckpointException):
+        _, (error, _) = min(error.failures.items(), key=lambda failure: failure[0])
+    text = str(error) if isinstance(error, GroupwiseError) else f"{type(error).__name__}: {error}"
+    return text.splitlines()[0].rstrip(".")
