@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from groupwise import native
+from groupwise.kernels import native
 
 # `make test` tries the same examples on every run and machine; `make fuzz` draws new ones and tells how to repeat them.
 settings.register_profile("fixed", derandomize=True)
@@ -26,5 +26,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if problem is None:
         return
     for item in items:
-        if item.name in ("groupwise.routing.enabled", "groupwise.planning.plan"):
+        if item.name in ("groupwise.kernels.dispatch.enabled", "groupwise.kernels.plan.plan"):
             item.add_marker(pytest.mark.skip(reason=problem))

@@ -14,7 +14,7 @@ from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record
 from shapes import read
 from summary import Times, collect
 
-from groupwise.draw.svg import LABEL_SIZE, MARGIN, Picture, colour, path
+from groupwise.draw.base.svg import LABEL_SIZE, MARGIN, Picture, colour, path
 
 WIDTH, HEIGHT, GAP = 250, 170, 78
 LINES = {"contiguous": (1, "contiguous (NCHW)"), "channels_last": (0, "channels_last (NHWC)")}

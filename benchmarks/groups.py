@@ -22,7 +22,8 @@ import torch
 from measuring import RECORDS, Case, Effort, about, figures, interleaved
 from shapes import FORMATS
 
-from groupwise import ConvSpec, cost, native, valid_groups
+from groupwise import ConvSpec, cost, valid_groups
+from groupwise.kernels import native
 
 # The grouped 3x3 layers of ResNeXt's four stages: channels and size. Every groups value is tried on them.
 SHAPES = [(128, 56), (256, 28), (512, 14), (1024, 7)]

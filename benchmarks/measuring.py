@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import groupwise
-from groupwise import routing
-from groupwise.reporting import machine
+from groupwise.kernels import dispatch
+from groupwise.profile.report import machine
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
@@ -36,7 +36,7 @@ class Case:
         """Within it the case's calls take the route, or do not, whatever the environment says."""
         if self.routed is None:
             return contextlib.nullcontext()
-        return groupwise.enabled() if self.routed else routing.forced(False)
+        return groupwise.enabled() if self.routed else dispatch.forced(False)
 
     def seconds(self) -> float:
         """One call."""

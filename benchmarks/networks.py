@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 import groupwise
 from groupwise import GroupwiseError
-from groupwise.targets import import_torchvision
+from groupwise.cli.targets import import_torchvision
 
 UNIT = ("benchmark", "network", "pass", "batch", "threads")
 NETWORKS = ("resnext50_32x4d", "mobilenet_v2", "convnext_tiny", "regnet_x_400mf")

@@ -24,8 +24,8 @@ from shapes import FORMATS
 
 import groupwise
 from groupwise import ConvSpec, cost
-from groupwise.planning import DIRECTIONS, KERNELS
-from groupwise.routing import forced
+from groupwise.kernels.dispatch import forced
+from groupwise.kernels.plan import DIRECTIONS, KERNELS
 
 UNIT = ("benchmark", "kind", "direction", "memory_format", "kernel")
 # About 0.2 ms of one core.

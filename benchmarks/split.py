@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from groupwise import models
 from groupwise.examples.digits import DigitsResNeXt
 from groupwise.parallel import Crossing, Link, Machine, exchange, plan_split, predict, split
-from groupwise.share import Share
+from groupwise.spec.partition import Share
 
 UNIT = ("benchmark", "network", "ranks")
 KIB = 1024

@@ -11,7 +11,7 @@ import torch
 
 import groupwise
 from groupwise import explain
-from groupwise.draw.strip import strip_svg
+from groupwise.draw.views.strip import strip_svg
 from groupwise.parallel import plan_split
 
 PICTURES = pathlib.Path(__file__).parent / "pictures"

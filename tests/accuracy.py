@@ -17,7 +17,7 @@ import math
 import torch
 
 from groupwise import last_plans
-from groupwise.routing import forced
+from groupwise.kernels.dispatch import forced
 
 UNIT = torch.finfo(torch.float32).eps / 2
 # Products that an accumulator takes before it is added to a total (csrc/layout.h). The taps of a channel stay together.

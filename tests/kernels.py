@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from groupwise import checking, native, reporting, routing
+from groupwise.kernels import dispatch, native
+from groupwise.profile import report as reporting
+from groupwise.profile import verify as checking
 
 needs_kernels = pytest.mark.skipif(native.status().problem is not None, reason=str(native.status().problem))
 
@@ -48,7 +50,7 @@ def stand_in(monkeypatch, change=lambda name, result: result):
             yield
 
     monkeypatch.setattr(native, "status", native.Status)
-    monkeypatch.setattr(routing, "forced", forced)
+    monkeypatch.setattr(dispatch, "forced", forced)
     monkeypatch.setattr(checking, "last_plans", list)
     monkeypatch.setattr(reporting, "measure_roofline", lambda threads: reporting.Roofline(1e9, 1e9))
     return asked

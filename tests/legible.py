@@ -9,7 +9,7 @@ from importlib import resources
 
 from PIL import ImageFont
 
-from groupwise.draw.png import FONT
+from groupwise.draw.base.png import FONT
 
 NS = "{http://www.w3.org/2000/svg}"
 MOST_BYTES = 30_000
@@ -17,7 +17,7 @@ MOST_BYTES = 30_000
 
 @cache
 def font() -> ImageFont.FreeTypeFont:
-    with resources.as_file(resources.files("groupwise.draw") / FONT) as file:
+    with resources.as_file(resources.files("groupwise.draw.base") / FONT) as file:
         return ImageFont.truetype(str(file), 1000, layout_engine=ImageFont.Layout.BASIC)
 
 

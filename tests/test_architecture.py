@@ -9,58 +9,25 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "groupwise"
-# Top to bottom; a folder is one step, and its own files may import each other.
-ORDER = [
-    "errors",
-    "arguments",
-    "spec",
-    "wiring",
-    "share",
-    "costs",
-    "processor",
-    "native",
-    "routing",
-    "planning",
-    "draw",
-    "explanation",
-    "nn",
-    "models",
-    "parallel",
-    "examples",
-    "recording",
-    "counting",
-    "roofline",
-    "checking",
-    "measuring",
-    "reporting",
-    "benching",
-    "photo",
-    "targets",
-    "diagnosis",
-    "web",
-    "cli",
-    "__main__",
-]
+# Top to bottom. A room imports from those above it only, and from itself without a circle.
+ROOMS = "errors spec kernels draw explanation nn models parallel examples profile web cli __main__".split()
+# The rooms inside a room that have an order of their own.
+INNER = {"draw": ["base", "text", "views", "html"]}
 FILES = sorted(SOURCE.rglob("*.py"))
-# Nothing of these may load when numbers are explained, or when it is asked what the native core lacks.
-LIGHT = [
-    "errors",
-    "arguments",
-    "spec",
-    "wiring",
-    "share",
-    "costs",
-    "processor",
-    "native",
-    "routing",
-    "planning",
-    "draw",
-]
-LIGHT += ["explanation", "diagnosis", "cli"]
+# What explains numbers and finds out what the native core lacks never loads torch.
+LIGHT = {"errors", "spec", "kernels", "draw", "explanation", "cli"}
+HEAVY = {"torch", "numpy", "PIL", "resvg_py"}
+NEED_TORCH = {"cli/photo.py", "cli/targets.py"}
 
 
-def step(path: pathlib.Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+def place(path: pathlib.Path) -> tuple[str, ...]:
+    """(room, ..., module) of a file."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def room(path: pathlib.Path) -> str:
+    return (place(path) or ("",))[0]
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -73,27 +40,51 @@ def imports(tree: ast.AST) -> set[str]:
     return names
 
 
-def test_every_module_has_its_place():
-    assert {step(path) for path in FILES} - {"__init__"} == set(ORDER)
+def at_the_top(path: pathlib.Path) -> ast.Module:
+    """The imports that run when the module is loaded."""
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return tree
+
+
+def ours(tree: ast.AST) -> set[tuple[str, ...]]:
+    """The places in this package that a module imports from."""
+    return {tuple(name.split(".")[1:]) for name in imports(tree) if name.startswith("groupwise.")}
+
+
+def test_every_module_has_its_room():
+    assert {room(path) for path in FILES} - {""} == set(ROOMS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_go_one_way(path):
-    if step(path) == "__init__":
+    here = place(path)
+    if not here:
         return
-    here = ORDER.index(step(path))
-    for name in imports(ast.parse(path.read_text())):
-        parts = name.split(".")
-        if parts[0] == "groupwise" and len(parts) > 1 and parts[1] in ORDER:
-            # A layer explains itself on request: nn is below explanation, which never imports nn.
-            assert ORDER.index(parts[1]) <= here, f"{path.name} imports {name}, which comes after it"
+    for name in ours(ast.parse(path.read_text())):
+        if name[0] in ROOMS:
+            assert ROOMS.index(name[0]) <= ROOMS.index(here[0]), f"{path.name} imports {name}, which comes after it"
+        order = INNER.get(here[0], [])
+        if name[0] == here[0] and len(name) > 1 and len(here) > 1 and {name[1], here[1]} <= set(order):
+            assert order.index(name[1]) <= order.index(here[1]), f"{path.name} imports {name}, which comes after it"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if step(p) in LIGHT], ids=lambda path: str(path.relative_to(SOURCE)))
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_has_no_circle(name):
+    modules = {place(path): path for path in FILES if room(path) == name}
+    needs = {here: {there for there in ours(at_the_top(path)) if there in modules} for here, path in modules.items()}
+    # A package's face hands on what its modules hold.
+    needs = {here: them - {here} for here, them in needs.items() if modules[here].name != "__init__.py"}
+    while free := [here for here, them in needs.items() if not them & needs.keys()]:
+        for here in free:
+            del needs[here]
+    assert not needs, f"these import each other: {sorted(needs)}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) in LIGHT], ids=lambda path: str(path.relative_to(SOURCE)))
 def test_numbers_are_explained_without_torch(path):
-    tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert not {name for name in imports(tree) if name.split(".")[0] in ("torch", "numpy", "PIL", "resvg_py")}
+    if str(path.relative_to(SOURCE)) not in NEED_TORCH:
+        assert not {name.split(".")[0] for name in imports(at_the_top(path))} & HEAVY
 
 
 @pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "docs", "examples"])

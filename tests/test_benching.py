@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import groupwise
-from groupwise import ConvSpec, GroupwiseError, bench, benching, cost, plan
-from groupwise.roofline import Roofline
+from groupwise import ConvSpec, GroupwiseError, bench, cost, plan
+from groupwise.profile import bench as benching
+from groupwise.profile.roofline import Roofline
 from kernels import needs_kernels, stand_in, without_kernels
 
 WORKS = ["forward", "training step"]

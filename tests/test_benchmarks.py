@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 import groupwise
-from groupwise import ConvSpec, cost, routing
+from groupwise import ConvSpec, cost
+from groupwise.kernels import dispatch
 from kernels import needs_kernels
 from scripts import ABOUT, load
 
@@ -156,7 +157,7 @@ def kernel(monkeypatch):
 
     real = shapes.Tensors.forward
     monkeypatch.setattr(groupwise, "enabled", lambda: switch(True))
-    monkeypatch.setattr(routing, "forced", lambda route=None: switch(bool(route)))
+    monkeypatch.setattr(dispatch, "forced", lambda route=None: switch(bool(route)))
     monkeypatch.setattr(shapes.Tensors, "forward", lambda self: Kernel.apply(real(self)))
     monkeypatch.setattr(floor, "measure", lambda threads: floor.Peaks(threads, 1e9, 1e9, "hand"))
     return state
@@ -212,7 +213,7 @@ def test_a_network_whose_one_gradient_is_wrong_is_refused(monkeypatch):
 
     monkeypatch.setattr(networks, "build", build)
     monkeypatch.setattr(groupwise, "enabled", contextlib.nullcontext)
-    monkeypatch.setattr(routing, "forced", lambda route=None: contextlib.nullcontext())
+    monkeypatch.setattr(dispatch, "forced", lambda route=None: contextlib.nullcontext())
     networks.exact.cache_clear()
     for training in (False, True):
         ours, pytorch = networks.check("small", 2, training)

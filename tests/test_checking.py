@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 import groupwise
-from groupwise import checking, measuring, plan, report
-from groupwise.checking import check, kernels_of, relative_error
+from groupwise import plan, report
+from groupwise.profile import timing as measuring
+from groupwise.profile import verify as checking
+from groupwise.profile.verify import check, kernels_of, relative_error
 from kernels import needs_kernels, stand_in
 
 

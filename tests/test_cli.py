@@ -107,7 +107,7 @@ def test_plan_prints_what_plan_says(capsys):
 def test_plan_without_kernels_says_how_to_have_them():
     """In a process of its own, where nothing is loaded yet."""
     code = (
-        "import sys, groupwise, groupwise.cli; groupwise.__path__[:] = ['nowhere'];"
+        "import sys, groupwise, groupwise.cli, groupwise.kernels.plan; groupwise.__path__[:] = ['nowhere'];"
         "sys.exit(groupwise.cli.main(['plan', '8', '8', '--size', '9']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -136,7 +136,7 @@ def test_explaining_numbers_takes_no_torch(capsys):
     arguments = ["explain", "8", "8", "-g", "8", "--size", "9", "-f", "json"]
     code = (
         f"import sys, groupwise.cli; status = groupwise.cli.main({arguments});"
-        "sys.exit(status or 'torch' in sys.modules or 'groupwise.native' in sys.modules)"
+        "sys.exit(status or 'torch' in sys.modules or 'groupwise.kernels.native' in sys.modules)"
     )
     alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(alone) == json.loads(run(capsys, *arguments)[1])

@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 from commands import run, write_net
-from groupwise import GroupwiseError, photo, reporting, targets
-from groupwise.checking import Agreement
+from groupwise import GroupwiseError
+from groupwise.cli import photo, targets
+from groupwise.profile import report as reporting
+from groupwise.profile.verify import Agreement
 from kernels import needs_kernels, stand_in, without_kernels
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -10,8 +10,8 @@ import torch
 
 from commands import run, write_net
 from groupwise import explain
+from groupwise.cli.targets import load_model
 from groupwise.parallel import plan_split
-from groupwise.targets import load_model
 
 LAYER = ["explain", "128", "128", "--groups", "32"]
 

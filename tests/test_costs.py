@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cases import layer_of, specs
 from groupwise import ConvSpec, GroupwiseError, cost
-from groupwise.costs import DTYPE_BYTES
+from groupwise.spec.cost import DTYPE_BYTES
 
 
 def loops(spec: ConvSpec, size: tuple[int, ...], batch: int) -> int:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from groupwise import ConvSpec, GroupwiseError, count
-from groupwise.counting import run
+from groupwise.profile.count import run
 
 
 class Everything(nn.Module):

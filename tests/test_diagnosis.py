@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import groupwise
-from groupwise import diagnosis, native, processor, reporting
 from groupwise.cli import main
+from groupwise.kernels import doctor as diagnosis
+from groupwise.kernels import native, processor
+from groupwise.profile import report as reporting
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOOD = native.Status(

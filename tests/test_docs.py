@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import groupwise
-from groupwise import native
 from groupwise.cli import main
+from groupwise.kernels import native
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

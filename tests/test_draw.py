@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groupwise.costs import cost
-from groupwise.draw import numbers, svg
-from groupwise.draw.cost import cost_svg
-from groupwise.draw.weight import weight_svg
-from groupwise.draw.wiring import wiring_svg
+from groupwise.draw.base import numbers, svg
+from groupwise.draw.views.cost import cost_svg
+from groupwise.draw.views.weight import weight_svg
+from groupwise.draw.views.wiring import wiring_svg
 from groupwise.errors import GroupwiseError
-from groupwise.spec import ConvSpec
+from groupwise.spec.convspec import ConvSpec
+from groupwise.spec.cost import cost
 from legible import NS, check_legible, texts, words
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,7 +10,7 @@ import torch
 
 import groupwise
 from groupwise.cli import main
-from groupwise.draw.legible import legible
+from groupwise.draw.base.legible import legible
 from groupwise.parallel import plan_split
 
 # What XML forbids, what a terminal obeys, what turns the direction of text, what no encoding takes, and markup.

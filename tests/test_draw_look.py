@@ -11,12 +11,12 @@ import pytest
 from PIL import Image, ImageChops
 
 from groupwise import ConvSpec, GroupwiseError
-from groupwise.draw import svg
-from groupwise.draw.cost import cost_svg
-from groupwise.draw.png import png_bytes
-from groupwise.draw.strip import strip_svg
-from groupwise.draw.weight import weight_svg
-from groupwise.draw.wiring import wiring_svg
+from groupwise.draw.base import svg
+from groupwise.draw.base.png import png_bytes
+from groupwise.draw.views.cost import cost_svg
+from groupwise.draw.views.strip import strip_svg
+from groupwise.draw.views.weight import weight_svg
+from groupwise.draw.views.wiring import wiring_svg
 from legible import NS, check_legible, font, texts, words
 from test_draw import family, views
 

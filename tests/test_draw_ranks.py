@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groupwise import ConvSpec
-from groupwise.costs import cost
-from groupwise.draw import numbers
-from groupwise.draw.png import png_bytes
-from groupwise.draw.ranks import ranks_svg
+from groupwise.draw.base import numbers
+from groupwise.draw.base.png import png_bytes
+from groupwise.draw.views.ranks import ranks_svg
+from groupwise.spec.cost import cost
 from legible import NS, check_legible, words
 from test_draw import specs
 from test_draw_split import BOX, check_boxed

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from groupwise import models
-from groupwise.draw import numbers, svg
-from groupwise.draw.png import png_bytes
-from groupwise.draw.split import split_svg
-from groupwise.draw.split_text import split_text
+from groupwise.draw.base import numbers, svg
+from groupwise.draw.base.png import png_bytes
+from groupwise.draw.text.split import split_text
+from groupwise.draw.views.split import split_svg
 from groupwise.parallel import plan_split
 from legible import NS, check_legible, shapes, texts, words
 from test_draw_look import contrast, mixed, themes

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 import groupwise
 from cases import SCENARIOS, layer_of, specs
-from groupwise import ConvSpec, GroupwiseError, Plan, explain, native, plan
-from groupwise.draw import text
+from groupwise import ConvSpec, GroupwiseError, Plan, explain, plan
+from groupwise.draw.text import layer as text
+from groupwise.kernels import native
 from kernels import needs_kernels, without_kernels
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -15,9 +15,9 @@ from torch import nn
 
 from cases import specs
 from groupwise import ConvSpec, GroupwiseError, explain, report
-from groupwise.draw.svg import LABEL_SIZE, text_width
+from groupwise.draw.base.svg import LABEL_SIZE, text_width
 from groupwise.parallel import GroupParallel, KeepWhole, plan_split
-from groupwise.share import Share, chunks
+from groupwise.spec.partition import Share, chunks
 
 MOST = 2**16
 

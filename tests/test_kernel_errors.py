@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from accuracy import check, mean_error, oracle, step
-from groupwise.routing import forced
+from groupwise.kernels.dispatch import forced
 from kernels import needs_kernels
 from test_kernels import FORMATS, OURS
 

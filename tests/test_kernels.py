@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from accuracy import check, oracle, poisoned, step, threads
 from cases import layer_of, specs
-from groupwise import ConvSpec, last_plans, native, plan
-from groupwise.planning import DIRECTIONS, KERNELS
-from groupwise.routing import forced
+from groupwise import ConvSpec, last_plans, plan
+from groupwise.kernels import native
+from groupwise.kernels.dispatch import forced
+from groupwise.kernels.plan import DIRECTIONS, KERNELS
 from kernels import needs_kernels
 
 pytestmark = needs_kernels

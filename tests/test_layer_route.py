@@ -7,7 +7,8 @@ import torch
 import torch.utils.checkpoint
 
 import groupwise
-from groupwise import last_plans, nn, routing
+from groupwise import last_plans, nn
+from groupwise.kernels import dispatch
 from kernels import needs_kernels
 
 pytestmark = needs_kernels
@@ -77,6 +78,6 @@ def test_what_a_checkpoint_makes_again_takes_no_route_of_its_own():
 
 
 def test_groupwise_layers_keep_off_where_the_thread_must():
-    with routing.forced(False):
+    with dispatch.forced(False):
         nn.Conv2d(8, 8, 3, groups=4)(torch.randn(1, 8, 9, 9)).sum().backward()
     assert not last_plans()

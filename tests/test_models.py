@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from groupwise import GroupwiseError, models, nn
+from groupwise.cli.targets import import_torchvision
 from groupwise.models.alexnet import LocalResponseNorm
-from groupwise.targets import import_torchvision
 
 COUNTS = {
     "alexnet": 60_965_224,

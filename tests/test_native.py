@@ -18,7 +18,8 @@ import pytest
 import torch
 
 import groupwise
-from groupwise import GroupwiseError, native
+from groupwise import GroupwiseError
+from groupwise.kernels import native
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECORD = {
@@ -129,7 +130,7 @@ def test_the_signatures_are_those_of_the_header():
 
 
 def test_importing_it_does_not_import_torch():
-    code = "import sys, groupwise.native, groupwise.diagnosis; sys.exit('torch' in sys.modules)"
+    code = "import sys, groupwise.kernels.native, groupwise.kernels.doctor; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from groupwise import GroupwiseError, photo
+from groupwise import GroupwiseError
+from groupwise.cli import photo
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]

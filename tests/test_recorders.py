@@ -63,6 +63,8 @@ NETWORKS = ["1-D", "2-D", "groupwise.nn"]
 @pytest.fixture(autouse=True)
 def quiet():
     groupwise.disable()
+    # Dynamo counts what other tests compiled before.
+    torch._dynamo.reset()
     with warnings.catch_warnings():
         # Each exporter warns of others that are to replace it.
         warnings.simplefilter("ignore")

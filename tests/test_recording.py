@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from groupwise import ConvSpec, GroupwiseError, cost, count
-from groupwise.counting import run
+from groupwise.profile.count import run
 
 
 @pytest.mark.parametrize("how", [count, lambda m, x: run(m, (x,), {}, False).calls], ids=["fake", "real"])

@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 import groupwise
-from groupwise import GroupwiseError, counting, measuring, report, reporting
-from groupwise.checking import Agreement, Checked
-from groupwise.draw import report_text
-from groupwise.draw.folding import fold
-from groupwise.targets import load_model
+from groupwise import GroupwiseError, report
+from groupwise.cli.targets import load_model
+from groupwise.draw.base.folding import fold
+from groupwise.draw.text import report as report_text
+from groupwise.profile import count as counting
+from groupwise.profile import report as reporting
+from groupwise.profile import timing as measuring
+from groupwise.profile.verify import Agreement, Checked
 from kernels import stand_in, without_kernels
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

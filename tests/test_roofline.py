@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from groupwise import ConvSpec, cost
-from groupwise.roofline import Roofline, measure_roofline
+from groupwise.profile.roofline import Roofline, measure_roofline
 
 
 def test_the_bound_by_hand():

@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional as F
 
 import groupwise
-from groupwise import GroupwiseError, last_plans, native, nn, routing
+from groupwise import GroupwiseError, last_plans, nn
+from groupwise.kernels import dispatch, native
 from kernels import needs_kernels
 
 pytestmark = needs_kernels
@@ -93,7 +94,7 @@ def test_a_block_of_one_thread_ends_without_another_s():
 
 def test_a_thread_can_be_kept_off():
     groupwise.enable()
-    with routing.forced(False):
+    with dispatch.forced(False):
         assert not routed()
     assert routed()
 
@@ -114,7 +115,7 @@ def test_the_environment_enables(value, on):
 def test_an_unknown_value_of_the_environment_is_told(monkeypatch):
     monkeypatch.setenv("GROUPWISE_ENABLE", "yes")
     with pytest.warns(RuntimeWarning, match="GROUPWISE_ENABLE=yes is not known; use 1 or 0"):
-        routing.enable_from_environment()
+        dispatch.enable_from_environment()
 
 
 def test_without_kernels_enable_says_why_and_the_environment_warns(monkeypatch):
@@ -129,7 +130,7 @@ def test_without_kernels_enable_says_why_and_the_environment_warns(monkeypatch):
     groupwise.disable()
     monkeypatch.setenv("GROUPWISE_ENABLE", "1")
     with pytest.warns(RuntimeWarning, match="build them"):
-        routing.enable_from_environment()
+        dispatch.enable_from_environment()
 
 
 CALLS = {
@@ -310,7 +311,7 @@ def test_no_plan_of_another_thread_is_lost():
     count, told, done = 300, [], threading.Event()
 
     def convolve():
-        with routing.forced(True):
+        with dispatch.forced(True):
             for _ in range(count):
                 layer()(source())
         done.set()
@@ -326,7 +327,7 @@ def test_no_plan_of_another_thread_is_lost():
 
 def test_the_newest_plans_are_kept():
     last_plans()
-    with routing.forced(True):
+    with dispatch.forced(True):
         for size in [*range(3, 10)] + [10] * 1020:
             layer()(torch.randn(1, 16, size, size))
     sizes = [plan.shape["input_size"][0] for plan in last_plans()]
@@ -336,8 +337,8 @@ def test_the_newest_plans_are_kept():
 
 def test_a_forced_kernel_is_that_of_the_innermost_block():
     depthwise = torch.nn.Conv2d(16, 16, 3, groups=16)
-    with routing.forced(True, "planar"):
-        with routing.forced(True, "channels"):
+    with dispatch.forced(True, "planar"):
+        with dispatch.forced(True, "channels"):
             depthwise(source())
         depthwise(source())
     assert [p.kernel for p in last_plans()] == ["channels", "planar"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from groupwise import GroupwiseError
-from groupwise.targets import import_torchvision, input_shape, load_model
+from groupwise.cli.targets import import_torchvision, input_shape, load_model
 
 MODEL = """
 import helper_beside_it

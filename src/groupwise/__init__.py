@@ -13,53 +13,52 @@ if TYPE_CHECKING:
     from groupwise import models as models
     from groupwise import nn as nn
     from groupwise import parallel as parallel
-    from groupwise.arguments import valid_groups as valid_groups
-    from groupwise.benching import Bench as Bench
-    from groupwise.benching import bench as bench
-    from groupwise.costs import Cost as Cost
-    from groupwise.costs import cost as cost
-    from groupwise.counting import count as count
     from groupwise.errors import GroupwiseError as GroupwiseError
     from groupwise.explanation import Explanation as Explanation
     from groupwise.explanation import explain as explain
-    from groupwise.planning import Plan as Plan
-    from groupwise.planning import last_plans as last_plans
-    from groupwise.planning import plan as plan
-    from groupwise.recording import ConvCall as ConvCall
-    from groupwise.reporting import Report as Report
-    from groupwise.reporting import report as report
-    from groupwise.routing import disable as disable
-    from groupwise.routing import enable as enable
-    from groupwise.routing import enabled as enabled
-    from groupwise.spec import ConvSpec as ConvSpec
-    from groupwise.wiring import Path as Path
-    from groupwise.wiring import Wiring as Wiring
+    from groupwise.kernels.dispatch import disable as disable
+    from groupwise.kernels.dispatch import enable as enable
+    from groupwise.kernels.dispatch import enabled as enabled
+    from groupwise.kernels.plan import Plan as Plan
+    from groupwise.kernels.plan import last_plans as last_plans
+    from groupwise.kernels.plan import plan as plan
+    from groupwise.profile.bench import Bench as Bench
+    from groupwise.profile.bench import bench as bench
+    from groupwise.profile.count import count as count
+    from groupwise.profile.record import ConvCall as ConvCall
+    from groupwise.profile.report import Report as Report
+    from groupwise.profile.report import report as report
+    from groupwise.spec.arguments import valid_groups as valid_groups
+    from groupwise.spec.convspec import ConvSpec as ConvSpec
+    from groupwise.spec.cost import Cost as Cost
+    from groupwise.spec.cost import cost as cost
+    from groupwise.spec.wiring import Path as Path
+    from groupwise.spec.wiring import Wiring as Wiring
 
 __version__ = "0.1.0"
 
-# Functions are verbs and the modules that hold them nouns, so that neither hides the other here.
 _HOME = {
-    "Bench": "benching",
-    "ConvCall": "recording",
-    "ConvSpec": "spec",
-    "Cost": "costs",
+    "Bench": "profile.bench",
+    "ConvCall": "profile.record",
+    "ConvSpec": "spec.convspec",
+    "Cost": "spec.cost",
     "Explanation": "explanation",
     "GroupwiseError": "errors",
-    "Path": "wiring",
-    "Plan": "planning",
-    "Report": "reporting",
-    "Wiring": "wiring",
-    "bench": "benching",
-    "cost": "costs",
-    "count": "counting",
-    "disable": "routing",
-    "enable": "routing",
-    "enabled": "routing",
+    "Path": "spec.wiring",
+    "Plan": "kernels.plan",
+    "Report": "profile.report",
+    "Wiring": "spec.wiring",
+    "bench": "profile.bench",
+    "cost": "spec.cost",
+    "count": "profile.count",
+    "disable": "kernels.dispatch",
+    "enable": "kernels.dispatch",
+    "enabled": "kernels.dispatch",
     "explain": "explanation",
-    "last_plans": "planning",
-    "plan": "planning",
-    "report": "reporting",
-    "valid_groups": "arguments",
+    "last_plans": "kernels.plan",
+    "plan": "kernels.plan",
+    "report": "profile.report",
+    "valid_groups": "spec.arguments",
 }
 _MODULES = ("models", "nn", "parallel")
 
@@ -79,4 +78,4 @@ def __dir__() -> list[str]:
 
 
 if os.environ.get("GROUPWISE_ENABLE"):
-    importlib.import_module("groupwise.routing").enable_from_environment()
+    importlib.import_module("groupwise.kernels.dispatch").enable_from_environment()

@@ -8,21 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from groupwise.arguments import Extent
-from groupwise.costs import Cost, check_dtype, cost
-from groupwise.draw import html, text
-from groupwise.draw.cost import cost_svg
-from groupwise.draw.ranks import ranks_svg, ranks_text
-from groupwise.draw.stacking import stack
-from groupwise.draw.weight import weight_svg
-from groupwise.draw.wiring import wiring_svg
+from groupwise.draw.base.stacking import stack
+from groupwise.draw.html import page as html
+from groupwise.draw.text import layer as text
+from groupwise.draw.views.cost import cost_svg
+from groupwise.draw.views.ranks import ranks_svg, ranks_text
+from groupwise.draw.views.weight import weight_svg
+from groupwise.draw.views.wiring import wiring_svg
 from groupwise.errors import GroupwiseError, check_choice, check_integer
-from groupwise.share import MOST_RANKS, Share
-from groupwise.spec import ConvSpec
-from groupwise.wiring import Wiring
+from groupwise.spec.arguments import Extent
+from groupwise.spec.convspec import ConvSpec
+from groupwise.spec.cost import Cost, check_dtype, cost
+from groupwise.spec.partition import MOST_RANKS, Share
+from groupwise.spec.wiring import Wiring
 
 if TYPE_CHECKING:
-    from groupwise.planning import Plan
+    from groupwise.kernels.plan import Plan
 
 VIEWS = ("wiring", "weight", "cost", "ranks", "all")
 
@@ -69,8 +70,8 @@ class Explanation:
         """
         if self.input_size is None or self.spec.dims == 3 or self.dtype != "float32":
             return {}
-        from groupwise import native
-        from groupwise.planning import DIRECTIONS, MEMORY_FORMATS, plan
+        from groupwise.kernels import native
+        from groupwise.kernels.plan import DIRECTIONS, MEMORY_FORMATS, plan
 
         if native.status().problem:
             return {}
@@ -120,7 +121,7 @@ class Explanation:
 
     def to_png(self, path: str | pathlib.Path, view: str = "all", scale: float = 2.0) -> pathlib.Path:
         """Write the picture as PNG, `scale` pixels to a unit. Needs the extra `groupwise[png]`."""
-        from groupwise.draw.png import png_bytes
+        from groupwise.draw.base.png import png_bytes
 
         target = pathlib.Path(path)
         target.write_bytes(png_bytes(self.to_svg(view), scale))

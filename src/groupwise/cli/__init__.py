@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from groupwise.cli.parser import parser
-from groupwise.draw.legible import legible
+from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
 
 

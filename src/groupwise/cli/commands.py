@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from groupwise.arguments import valid_groups
 from groupwise.cli.output import FORMATS, emit, format_of, say, write
-from groupwise.draw import numbers, phrases, text
+from groupwise.draw.base import numbers, phrases
+from groupwise.draw.text import layer as text
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.explanation import Explanation, explain
-from groupwise.spec import ConvSpec
+from groupwise.spec.arguments import valid_groups
+from groupwise.spec.convspec import ConvSpec
 
 if TYPE_CHECKING:
     import torch
@@ -86,8 +87,8 @@ def _from_model(options: argparse.Namespace) -> Explanation:
     own = [name for name, default in CONVOLUTION.items() if getattr(options, name) != default]
     if own:
         raise GroupwiseError(f"--{own[0].replace('_', '-')} goes with IN OUT; a layer of a MODEL has its own")
-    from groupwise.counting import count
-    from groupwise.targets import input_shape, load_model
+    from groupwise.cli.targets import input_shape, load_model
+    from groupwise.profile.count import count
 
     model = load_model(options.what[0], say).eval()
     shape = options.input or input_shape(model)
@@ -128,7 +129,7 @@ def run_compare(options: argparse.Namespace) -> None:
 
 def run_plan(options: argparse.Namespace) -> None:
     """Say which kernel computes a convolution, and why not the others."""
-    from groupwise.planning import plan
+    from groupwise.kernels.plan import plan
 
     kind = format_of(options, ("text", "json"))
     spec, shape = _layer(options)
@@ -141,7 +142,7 @@ def run_bench(options: argparse.Namespace) -> None:
     kind = format_of(options, ("text", "json"))
     check_integer("repeats", options.repeats, 1)
     spec, shape = _layer(options)
-    from groupwise.benching import bench
+    from groupwise.profile.bench import bench
 
     made = bench(spec, shape, options.dtype, options.threads, options.repeats)
     write(json.dumps(made.to_dict(), indent=2) if kind == "json" else str(made), options.output)
@@ -158,9 +159,9 @@ def run_report(options: argparse.Namespace) -> int:
 
     The exit status is 1 if --check finds that the outputs change by more than rounding, or has nothing to compare.
     """
-    from groupwise.photo import as_input, read_photo, thumbnail
-    from groupwise.reporting import report
-    from groupwise.targets import input_shape, load_model
+    from groupwise.cli.photo import as_input, read_photo, thumbnail
+    from groupwise.cli.targets import input_shape, load_model
+    from groupwise.profile.report import report
 
     # What can be refused is refused before the model is built.
     kind = format_of(options, ("text", "json", "html"))
@@ -262,7 +263,7 @@ def run_serve(options: argparse.Namespace) -> None:
 
 def run_doctor(options: argparse.Namespace) -> int:
     """Say whether the native kernels can run here; the exit status is 1 if they cannot."""
-    from groupwise.diagnosis import diagnose
+    from groupwise.kernels.doctor import diagnose
 
     kind = format_of(options, ("text", "json"))
     found = diagnose()

@@ -59,7 +59,7 @@ def emit(explanation: Explanation, kind: str, view: str, output: str | None) -> 
 
 
 def _emit_png(explanation: Explanation, view: str, output: str | None) -> None:
-    from groupwise.draw.png import png_bytes
+    from groupwise.draw.base.png import png_bytes
 
     if output:
         explanation.to_png(output, view)

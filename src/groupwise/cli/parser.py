@@ -8,8 +8,8 @@ from typing import NoReturn
 import groupwise
 from groupwise.cli import commands
 from groupwise.cli.output import FORMATS
-from groupwise.costs import DTYPE_BYTES
 from groupwise.explanation import VIEWS
+from groupwise.spec.cost import DTYPE_BYTES
 
 TARGET = (
     "one of ours (alexnet, resnext50_32x4d, ...), torchvision:NAME, timm:NAME, package.module:attribute or "

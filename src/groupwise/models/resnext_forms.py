@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from groupwise.arguments import check_groups
 from groupwise.errors import GroupwiseError
 from groupwise.models import parts
 from groupwise.models.resnext import Bottleneck, conv, shortcut_of
+from groupwise.spec.arguments import check_groups
 
 if TYPE_CHECKING:
     from typing_extensions import Self

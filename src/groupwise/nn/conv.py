@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.modules.conv import _ConvNd
 
-from groupwise.arguments import Extent
 from groupwise.errors import check_choice
+from groupwise.kernels.dispatch import LayerRoute
 from groupwise.nn.init import MODES, kaiming_normal_
-from groupwise.routing import LayerRoute
-from groupwise.spec import ConvSpec
-from groupwise.wiring import Path, Wiring
+from groupwise.spec.arguments import Extent
+from groupwise.spec.convspec import ConvSpec
+from groupwise.spec.wiring import Path, Wiring
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -13,7 +13,7 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 
 from groupwise.errors import check_choice
-from groupwise.spec import ConvSpec
+from groupwise.spec.convspec import ConvSpec
 
 MODES = ("fan_in", "fan_out")
 NONLINEARITIES = ("linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu")

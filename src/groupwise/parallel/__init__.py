@@ -9,7 +9,7 @@ from groupwise.parallel.prediction import Link, Machine, Prediction, predict
 from groupwise.parallel.splitting import Choice, SplitPlan, plan_split, split
 from groupwise.parallel.styles import ChannelParallel, GroupParallel, SumParallel
 from groupwise.parallel.traffic import traffic
-from groupwise.share import Share
+from groupwise.spec.partition import Share
 
 __all__ = [
     "ChannelParallel",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from groupwise.share import Share
+from groupwise.spec.partition import Share
 
 
 def call(layer: torch.nn.Module, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

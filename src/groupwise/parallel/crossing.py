@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch.distributed.tensor.parallel import ParallelStyle
 
-from groupwise.draw.split_text import VERBS
+from groupwise.draw.text.split import VERBS
 from groupwise.parallel.styles import ChannelParallel, GroupParallel, SumParallel
 
 

@@ -14,7 +14,7 @@ from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from groupwise.share import Share, chunks, overlaps
+from groupwise.spec.partition import Share, chunks, overlaps
 
 
 def move_rows(tensor: torch.Tensor, dim: int, have: list[int], want: list[int], mesh: DeviceMesh) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Placement, distribute_tensor
 
 from groupwise.errors import GroupwiseError
 from groupwise.parallel import exchange
-from groupwise.share import Share
+from groupwise.spec.partition import Share
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from groupwise.parallel.crossing import Crossing
 from groupwise.parallel.exchange import is_shard
 from groupwise.parallel.layer import Part
-from groupwise.share import chunks, received
+from groupwise.spec.partition import chunks, received
 
 
 class Move(NamedTuple):

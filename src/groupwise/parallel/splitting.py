@@ -15,7 +15,7 @@ from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 
-from groupwise.draw.split_text import MOVES
+from groupwise.draw.text.split import MOVES
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.parallel.agreement import agree
 from groupwise.parallel.crossing import Crossing, meetings
@@ -24,7 +24,7 @@ from groupwise.parallel.network import Decision, Step, style_of
 from groupwise.parallel.refusal import check_model, check_reads
 from groupwise.parallel.styles import LayerStyle, check_mesh, distribute
 from groupwise.parallel.work import tasks
-from groupwise.share import MOST_RANKS, Share
+from groupwise.spec.partition import MOST_RANKS, Share
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -107,7 +107,7 @@ class SplitPlan:
 
     def to_svg(self) -> str:
         """A picture of who holds what, and of what crosses between ranks where."""
-        from groupwise.draw.split import split_svg
+        from groupwise.draw.views.split import split_svg
 
         return split_svg(self.to_dict())
 
@@ -115,7 +115,7 @@ class SplitPlan:
         return self.to_svg()
 
     def __str__(self) -> str:
-        from groupwise.draw.split_text import split_text
+        from groupwise.draw.text.split import split_text
 
         return split_text(self.to_dict())
 

@@ -13,11 +13,11 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from groupwise import nn
-from groupwise.arguments import valid_groups
 from groupwise.errors import GroupwiseError, check_integer, list_some
 from groupwise.parallel import compute, exchange
 from groupwise.parallel.layer import End, Part, PartLayer, make_part
-from groupwise.share import Share
+from groupwise.spec.arguments import valid_groups
+from groupwise.spec.partition import Share
 
 _KNOWN = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),

@@ -14,15 +14,15 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from groupwise.costs import cost
 from groupwise.errors import GroupwiseError
 from groupwise.parallel.crossing import Crossing, meetings
 from groupwise.parallel.flow import held
 from groupwise.parallel.moves import end_moves, tensor_moves
 from groupwise.parallel.network import Decision, Joint, Step, style_of
 from groupwise.parallel.styles import LayerStyle, SumParallel
-from groupwise.share import Share
-from groupwise.spec import ConvSpec
+from groupwise.spec.convspec import ConvSpec
+from groupwise.spec.cost import cost
+from groupwise.spec.partition import Share
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from groupwise.arguments import valid_groups
 from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.explanation import Explanation, explain
+from groupwise.spec.arguments import valid_groups
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

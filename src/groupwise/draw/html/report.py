@@ -1,0 +1,110 @@
+"""A report as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from groupwise.draw.base import numbers, phrases
+from groupwise.draw.base.folding import fold
+from groupwise.draw.html import page as html
+from groupwise.draw.text.report import SPEED, figures, is_measured, kind, milliseconds, notes, speed
+from groupwise.draw.text.split import split_text
+from groupwise.draw.views.cost import cost_svg
+from groupwise.draw.views.split import split_svg
+from groupwise.draw.views.strip import strip_svg
+from groupwise.draw.views.weight import weight_svg
+from groupwise.draw.views.wiring import wiring_svg
+from groupwise.spec.cost import Cost
+
+_ROW = ("layer", "#", "×")
+_HEAD = (*_ROW, "kind", "groups", "weight", "parameters", "MACs", "bytes", "FLOP/B")
+
+# What a cell shows, and the number that it sorts by.
+_Cell = tuple[str, float | None]
+
+
+def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = None) -> str:
+    """The whole document. `costs` belong to the report's layers, in order; `photo` is a JPEG."""
+    body = [html.element("h1", f"{report['title']}: its convolutions")]
+    body += [html.element("p", line, "soft") for line in notes(report)]
+    if photo:
+        data = base64.b64encode(photo).decode()
+        image = f'<img alt="the photograph given as input" src="data:image/jpeg;base64,{data}">'
+        body.append(
+            f"<figure>{image}<figcaption>The input; the middle of it is what the model gets.</figcaption></figure>"
+        )
+    if report["layers"]:
+        body.append(html.figure(strip_svg(report)))
+    body.append(_tables(report))
+    if "split" in report:
+        body.append(html.element("h2", f"Split over {phrases.plural(report['split']['ranks'], 'rank')}"))
+        body += [html.figure(split_svg(report["split"])), html.element("pre", split_text(report["split"]))]
+    body.append(html.element("h2", "The grouped layers, drawn"))
+    body += _pictures(report, costs)
+    return html.page(f"groupwise: {report['title']}", "\n".join(body), sortable=True)
+
+
+def fragment(report: dict[str, Any], costs: Sequence[Cost]) -> str:
+    """What a notebook shows: the bars and the table."""
+    return html.figure(strip_svg(report)) + _tables(report)
+
+
+def _tables(report: dict[str, Any]) -> str:
+    rows, total = fold(report["layers"]), report["total"]
+    facts, sums = [_facts(row) for row in rows], ("", "", "", *figures(total), "")
+    shown = [html.element("h2", "Layers")]
+    if is_measured(report):
+        shown.append(_table(report, _HEAD, facts, sums))
+        shown.append(html.element("h2", "Before and after: PyTorch's kernels and groupwise's"))
+        shown.append(_table(report, (*_ROW, *SPEED), [_speed(row) for row in rows], speed(total)))
+    else:
+        times = [(milliseconds(row["pytorch_ms"]), row["pytorch_ms"]) for row in (*rows, total)]
+        timed = [[*fact, time] for fact, time in zip(facts, times[:-1], strict=True)]
+        shown.append(_table(report, (*_HEAD, "ms"), timed, (*sums, times[-1][0])))
+    return "\n".join(shown)
+
+
+def _table(report: dict[str, Any], head: Sequence[str], facts: Sequence[Sequence[_Cell]], sums: Sequence[str]) -> str:
+    body = []
+    for number, (row, fact) in enumerate(zip(fold(report["layers"]), facts, strict=True), 1):
+        cells = [(row["name"], None), (str(number), number), (str(row["count"]), row["count"]), *fact]
+        body.append(("grouped" if row["groups"] > 1 else "dense", cells))
+    return html.table(head, body, ("all", "", str(report["total"]["convolutions"]), *sums))
+
+
+def _facts(row: dict[str, Any]) -> list[_Cell]:
+    counted = (row["parameters"], row["macs"]["forward"], row["bytes"])
+    return [
+        (kind(row), None),
+        (str(row["groups"]), row["groups"]),
+        (numbers.product(row["weight_shape"]), math.prod(row["weight_shape"])),
+        *zip(figures(row), counted, strict=True),
+        (f"{row['intensity']:.3g}", row["intensity"]),
+    ]
+
+
+def _speed(row: dict[str, Any]) -> list[_Cell]:
+    values = (None, row["pytorch_ms"], row["groupwise_ms"], row["speedup"], row["roofline"], row["max_error"])
+    return list(zip(speed(row), values, strict=True))
+
+
+def _pictures(report: dict[str, Any], costs: Sequence[Cost]) -> list[str]:
+    names: dict[Cost, list[str]] = {}
+    for layer, at in zip(report["layers"], costs, strict=True):
+        if at.spec.groups > 1:
+            names.setdefault(at, []).append(layer["name"])
+    if not names:
+        return [html.element("p", "No convolution of this model has groups above 1.")]
+    drawn = []
+    for number, (at, layers) in enumerate(names.items()):
+        spec = at.spec
+        more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+        where = f"{spec.in_channels} → {spec.out_channels}, groups={spec.groups}, {numbers.product(at.input_size)}"
+        pictures = (wiring_svg(spec), weight_svg(spec), cost_svg(spec, at.input_size, at.batch, at.dtype))
+        summary = html.element("summary", f"{layers[0]}{more}: {where}")
+        shown = "".join(html.figure(picture, number) for picture in pictures)
+        drawn.append(f"<details{'' if number else ' open'}>{summary}{shown}</details>")
+    return drawn

@@ -1,0 +1,1 @@
+"""The same facts as plain text, one file for each kind."""

@@ -1,0 +1,184 @@
+"""The same facts as the pictures, as plain Unicode text of at most 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from groupwise.draw.base import numbers, phrases
+from groupwise.draw.base.legible import legible
+from groupwise.errors import list_some
+from groupwise.spec.convspec import ConvSpec
+from groupwise.spec.cost import Cost
+from groupwise.spec.wiring import Path, Wiring
+
+if TYPE_CHECKING:
+    from groupwise.kernels.plan import Plan
+
+WIDTH = 80
+MOST_PATHS = 8
+# A grid cell takes two columns, so 32 inputs are the most that fit beside the row labels.
+MOST_CELLS = 32
+KINDS = {
+    "dense": "dense: every input reaches every output",
+    "grouped": "grouped: each group joins its own inputs to its own outputs",
+    "depthwise": "depthwise: each filter reads one input channel",
+}
+
+
+def heading(spec: ConvSpec, name: str | None = None) -> str:
+    """One line that names the convolution, its options off their defaults, and its kind."""
+    title = phrases.title(spec)
+    return "\n".join([*wrap(f"{legible(name)}: {title}" if name else title), KINDS[spec.kind]])
+
+
+def wiring(spec: ConvSpec) -> str:
+    """The paths, one line a group (the first ones, a fold and the last one above 8)."""
+    wires = Wiring(spec)
+    shown: list[Path | None] = list(wires) if spec.groups <= MOST_PATHS else [wires.path(g) for g in range(5)]
+    if spec.groups > MOST_PATHS:
+        shown += [None, wires.path(spec.groups - 1)]
+    width = max(len(f"in {numbers.channels(path.inputs)}") for path in shown if path)
+    digits = max(1, len(str(spec.groups - 1)))
+    lines = [f"Wiring   {phrases.pairs(spec)}"]
+    for path in shown:
+        if path is None:
+            lines.append(f"  …      {' ' * digits} {spec.groups - 6:,} more groups of the same shape")
+        else:
+            left = f"in {numbers.channels(path.inputs)}"
+            lines.append(f"  group {path.group:<{digits}}  {left:<{width}} → out {numbers.channels(path.outputs)}")
+    return "\n".join([*lines, *wrap(_reading(spec), indent=9)])
+
+
+def _reading(spec: ConvSpec) -> str:
+    """What the numbers mean, in one sentence."""
+    filters = f"{spec.out_channels:,} filter{'s' * (spec.out_channels > 1)}"
+    each = "each filter reads" if spec.out_channels > 1 else "it reads"
+    inputs = f"{spec.inputs_per_filter:,} of {spec.in_channels:,} input{'s' * (spec.in_channels > 1)}"
+    if spec.channel_multiplier and spec.channel_multiplier > 1:
+        m = spec.channel_multiplier
+        return f"{filters}; {each} {inputs}; channel multiplier {m}: output o reads input o // {m}."
+    per_group = f", {spec.outputs_per_group:,} to a group" if spec.groups > 1 else ""
+    return f"{filters}{per_group}; {each} {inputs}."
+
+
+def weight(spec: ConvSpec) -> str:
+    """Weight and bias shapes; up to 32 channels, which of the dense weight's kernels exist."""
+    axes = "(in, out/groups, *kernel)" if spec.transposed else "(out, in/groups, *kernel)"
+    lines = wrap(f"{spec.weight_shape} = {spec.weights:,} weights, stored as {axes}", "Weight   ", 9)
+    if spec.groups > 1:
+        block, order = (spec.outputs_per_group, spec.inputs_per_filter), "out × in"
+        if spec.transposed:
+            block, order = block[::-1], "in × out"
+        blocks = f"{spec.groups:,} blocks of {block[0]:,} × {block[1]:,} kernels ({order})"
+        lines += wrap(f"dense {spec.dense().weight_shape} = {spec.dense().weights:,} weights; {blocks}", indent=9)
+    lines.append(f"Bias     {spec.bias_shape or 'none'}")
+    lines += wrap(f"valid: {list_some(list(spec.valid_groups), near=spec.groups)}", "Groups   ", 9)
+    if max(spec.in_channels, spec.out_channels) <= MOST_CELLS and spec.groups > 1:
+        lines += ["", "         in " + " ".join(_digit(i) for i in range(spec.in_channels))]
+        for path in Wiring(spec):
+            for out in path.outputs:
+                cells = (_digit(path.group) if i in path.inputs else "·" for i in range(spec.in_channels))
+                lines.append(f"  out {out:>3}   {' '.join(cells)}")
+        lines.append("         (digit: a kernel of that group, modulo 10; ·: no such weight)")
+    return "\n".join(lines)
+
+
+def cost(spec: ConvSpec, at: Cost | None) -> str:
+    """Parameters and, with a size, MACs and bytes, beside the dense equivalent."""
+    dense = spec.dense()
+    head = "Cost     give a size for MACs and bytes"
+    if at:
+        where = f"{numbers.product(at.input_size)} → {numbers.product(at.output_size)}"
+        head = f"Cost     {where}, batch {at.batch}, {at.dtype}"
+    table: list[tuple[str, ...]] = [("", f"groups={spec.groups}", "dense", "saves")]
+    table.append(_versus("parameters", spec.parameters, dense.parameters, f"{spec.parameters:,}"))
+    if at:
+        full = at.dense()
+        macs, traffic = at.macs, at.traffic
+        table.append(_versus("MACs, each pass", macs.forward, full.macs.forward))
+        if at.macs_on_padding:
+            table.append(_versus("  of them on padding", at.macs_on_padding, full.macs_on_padding))
+        table.append(_versus("MACs, training step", macs.total, full.macs.total))
+        table.append(_versus("bytes, each pass", at.bytes, full.bytes, numbers.data(at.bytes), numbers.data))
+        table.append(("FLOP per byte", f"{at.intensity:.3g}", f"{full.intensity:.3g}", ""))
+    lines = [head, *rows(table, indent=9)]
+    if at:
+        moved = f"input {numbers.data(traffic.input)}, weight {numbers.data(traffic.weight)}, "
+        lines += wrap(f"(bytes at least: {moved}output {numbers.data(traffic.output)}, each moved once)", indent=9)
+    return "\n".join(lines)
+
+
+def _versus(
+    what: str, part: int, whole: int, shown: str | None = None, form: Callable[[float], str] = numbers.count
+) -> tuple[str, ...]:
+    factor = numbers.times(part, whole) if part else "-"
+    return (what, shown or form(part), form(whole), factor if part != whole else "-")
+
+
+def plans(by_format: Mapping[str, Mapping[str, Plan]]) -> str:
+    """Kernel and tile of each pass by memory format, and why not the other kernels, each reason once."""
+    every = [(layout, name, plan) for layout, passes in by_format.items() for name, plan in passes.items()]
+    first = every[0][2]
+    lines = [f"Plan     kernel and tile of each pass ({first.isa}, {phrases.plural(first.threads, 'thread')})"]
+    for layout, passes in by_format.items():
+        lines.append(f"         {layout}")
+        for name, plan in passes.items():
+            start = f"           {name:<11}  {plan.kernel:<8}  "
+            lines += wrap(plan.tile or "PyTorch's own", start, len(start))
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for layout, name, plan in every:
+        for kernel, why in plan.refused.items():
+            reasons.setdefault(f"not {kernel}: {why}", {}).setdefault(layout, []).append(name)
+    for reason, places in reasons.items():
+        where = "; ".join(
+            layout if len(names) == len(by_format[layout]) else f"{layout} {', '.join(names)}"
+            for layout, names in places.items()
+        )
+        everywhere = sum(map(len, places.values())) == len(every)
+        lines += wrap(reason if everywhere else f"{reason} ({where})", indent=9)
+    return "\n".join(lines)
+
+
+def groups_table(spec: ConvSpec, values: Iterable[int], at: Cost | None) -> str:
+    """One line for each groups value: what a filter reads, parameters, MACs, bytes, and the savings."""
+    head = ["groups", "kind", "inputs/filter", "weight", "parameters", "saves"]
+    table = [(*head, "MACs", "bytes", "FLOP/B") if at else tuple(head)]
+    for groups in values:
+        one = spec.with_groups(groups)
+        row = [
+            str(groups),
+            one.kind,
+            str(one.inputs_per_filter),
+            numbers.product(one.weight_shape),
+            numbers.count(one.parameters),
+            numbers.share(spec.dense().parameters - one.parameters, spec.dense().parameters),
+        ]
+        if at:
+            here = at.with_groups(groups)
+            row += [numbers.count(here.macs.forward), numbers.data(here.bytes), f"{here.intensity:.3g}"]
+        table.append(tuple(row))
+    return "\n".join(rows(table))
+
+
+def rows(table: Sequence[Sequence[str]], indent: int = 0, left: Sequence[int] = (0,)) -> list[str]:
+    """Lines of a table; columns in `left` align left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        cells = [
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append((" " * indent + "  ".join(cells)).rstrip())
+    return lines
+
+
+def wrap(text: str, start: str = "", indent: int = 0) -> list[str]:
+    """`text` as lines of at most 80 columns; the first begins with `start`."""
+    first = start or " " * indent
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def _digit(value: int) -> str:
+    return str(value % 10)

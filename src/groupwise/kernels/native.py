@@ -1,0 +1,287 @@
+"""The native core: a shared library that is found, checked against this torch and loaded when it is first wanted.
+
+`_native.json` beside the library says which torch and which C interface it was built for. It is read before the library
+is opened, as a library of another torch may crash the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import sys
+import threading
+import urllib.parse
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import groupwise
+from groupwise.errors import GroupwiseError
+
+API_VERSION = 4  # GROUPWISE_API_VERSION of csrc/c_api.h, as are the signatures below
+
+_TEXT = [ctypes.c_char_p, ctypes.c_int64]  # the buffer that a call fills, and its size
+SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "groupwise_api_version": (ctypes.c_int32, []),
+    "groupwise_build": (ctypes.c_int64, _TEXT),
+    "groupwise_isa": (ctypes.c_int64, _TEXT),
+    "groupwise_register": (None, []),
+    "groupwise_route": (None, [ctypes.c_int32]),
+    "groupwise_route_thread": (ctypes.c_int32, [ctypes.c_int32]),
+    "groupwise_route_node": (None, []),
+    "groupwise_force": (ctypes.c_char_p, [ctypes.c_char_p]),
+    "groupwise_plan": (ctypes.c_int64, [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, *_TEXT]),
+    "groupwise_last_plans": (ctypes.c_int64, [ctypes.c_int32, *_TEXT]),
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of the native core: what was built, what runs, and what is wrong with it."""
+
+    path: str | None = None
+    """The library, if there is one."""
+    torch_built: str | None = None
+    torch_here: str | None = None
+    compiler: str | None = None
+    isas: tuple[str, ...] = ()
+    """The instruction sets that the library has kernels for."""
+    isa: str | None = None
+    """The one in use."""
+    problem: str | None = None
+    """Why the kernels cannot run; None if they can."""
+    fix: str | None = None
+    cause: str | None = None
+    """What the problem lies in: `platform`, `torch`, `library` or `setting`."""
+
+
+@dataclass(frozen=True)
+class _State:
+    status: Status = field(default_factory=Status)
+    library: ctypes.CDLL | None = None
+
+    def broken(self, problem: str, fix: str, cause: str = "library") -> _State:
+        return _State(replace(self.status, problem=problem, fix=fix, cause=cause))
+
+
+class ForkedLock:
+    """A lock that a fork waits for and a forked child finds open, whichever thread of the parent held it.
+
+    A thread may take it again while it holds it, so that a fork of its own does not wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release
+            )
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+_LOCK = ForkedLock()
+
+
+def library() -> ctypes.CDLL:
+    """The library with the signatures of its functions, or a `GroupwiseError` that says what to do to have it."""
+    state = _state()
+    if state.library is None:
+        raise GroupwiseError(f"groupwise's kernels cannot run: {state.status.problem}; {state.status.fix}")
+    return state.library
+
+
+def status() -> Status:
+    """The state of the native core, which this loads if it can."""
+    return _state().status
+
+
+def available() -> bool:
+    """Whether the kernels can run here.
+
+    Where a library is there and cannot be used, a `RuntimeWarning` says why, once; that there is none is no surprise.
+    """
+    state = _state()
+    if state.library is None and state.status.path:
+        _warn(f"groupwise's kernels cannot run: {state.status.problem}; {state.status.fix}")
+    return state.library is not None
+
+
+def read_text(function: Callable[..., int], *arguments: Any) -> str:
+    """What a function of the library writes into its last two arguments, a buffer and its size."""
+    size = 1024
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        needed = function(*arguments, buffer, size)
+        if needed <= size:
+            return buffer.value.decode()
+        size = needed
+
+
+def torch_problem() -> str | None:
+    """Why torch cannot be imported, or None: it is, after this."""
+    try:
+        importlib.import_module("torch")
+    except Exception as error:
+        return str(error).strip().split("\n")[0] or type(error).__name__
+    return None
+
+
+def torch_command() -> str:
+    """The command that installs torch."""
+    return f'{_pip(_origin()[1])} install "torch>=2.10"'
+
+
+def rebuild_command() -> str:
+    """The command that builds the library for the torch of this environment."""
+    source, installer = _origin()
+    # Who asks for the library wants to see why it cannot be had.
+    command = "GROUPWISE_REQUIRE_NATIVE=1 "
+    if installer == "uv":
+        # uv builds where the environment's torch is out of sight.
+        torch = importlib.util.find_spec("torch")
+        folders = (torch.submodule_search_locations if torch else None) or ["FOLDER_OF_TORCH"]
+        command += f"GROUPWISE_TORCH={shlex.quote(folders[0])} "
+        options = "--reinstall-package groupwise --no-deps --no-cache"
+    else:
+        options = "--force-reinstall --no-deps --no-cache-dir"
+    return f"{command}{_pip(installer)} install {options} {source}"
+
+
+def _pip(installer: str) -> str:
+    if installer == "uv":
+        return "uv pip"
+    here = shutil.which("pip")
+    if here and pathlib.Path(here).parent == pathlib.Path(sys.executable).parent:
+        return "pip"
+    return f"{shlex.quote(sys.executable)} -m pip"
+
+
+def _origin() -> tuple[str, str]:
+    """What an installer must be given to install this package again, and the installer that did."""
+    try:
+        distribution = importlib.metadata.distribution("groupwise")
+    except importlib.metadata.PackageNotFoundError:
+        return shlex.quote(str(pathlib.Path(__file__).parents[3])), "pip"
+    installer = (distribution.read_text("INSTALLER") or "pip").strip()
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    url = origin.get("url", "")
+    if "vcs_info" in origin:
+        return shlex.quote(f"{origin['vcs_info']['vcs']}+{url}@{origin['vcs_info']['commit_id']}"), installer
+    path = urllib.parse.unquote(urllib.parse.urlparse(url).path)
+    # A wheel would be installed as it is, and its name may be another's in an index.
+    if path.endswith(".whl"):
+        return ".  # in a clone of groupwise", installer
+    if not url:
+        return "groupwise", installer
+    if not url.startswith("file:"):
+        return shlex.quote(url), installer
+    editable = "--editable " if origin.get("dir_info", {}).get("editable") else ""
+    return editable + shlex.quote(path), installer
+
+
+def _state() -> _State:
+    with _LOCK:
+        return _load()
+
+
+@cache
+def _load() -> _State:
+    found = _found()
+    if found.status.problem:
+        return found
+    if (reason := torch_problem()) is not None:
+        fix = "install torch again" if found.status.torch_here else f"install it: {torch_command()}"
+        return found.broken(f"torch cannot be imported: {reason}", fix, "torch")
+    import torch
+
+    here = _State(replace(found.status, torch_here=str(torch.__version__)))
+    if here.status.torch_built != here.status.torch_here:
+        return here.broken(
+            f"the library was built for torch {here.status.torch_built} and this is torch {here.status.torch_here}",
+            f"rebuild it: {rebuild_command()}",
+        )
+    return _opened(here)
+
+
+def _found() -> _State:
+    """The library's record, read without torch; a problem where it leaves nothing to load."""
+    rebuild = f"build it: {rebuild_command()}"
+    state = _State(Status(torch_here=_torch_version()))
+    # A package installed for editing has two folders, that of the sources and that of what was built.
+    records = [pathlib.Path(folder) / "_native.json" for folder in groupwise.__path__]
+    record = next((path for path in records if path.is_file()), None)
+    if record is None:
+        if not sys.platform.startswith("linux"):
+            return state.broken("they are built on Linux only", "use Linux for them; all else works here", "platform")
+        return state.broken("the library was not built when groupwise was installed", rebuild)
+    try:
+        facts = json.loads(record.read_text(encoding="utf-8"))
+        if "problem" in facts:
+            return state.broken(f"when groupwise was installed, {facts['problem']}", f"mend that and {rebuild}")
+        known = replace(
+            state.status,
+            torch_built=str(facts["torch"]),
+            compiler=str(facts["compiler"]),
+            isas=tuple(map(str, facts["isas"])),
+        )
+        api = int(facts["api"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return state.broken(f"{record} cannot be read ({type(error).__name__}: {error})", f"re{rebuild}")
+    path = record.with_name("_native.so")
+    if not path.is_file():
+        return _State(known).broken(f"{path} is missing", f"re{rebuild}")
+    state = _State(replace(known, path=str(path)))
+    if api != API_VERSION:
+        return state.broken(_other_version(api), f"re{rebuild}")
+    return state
+
+
+def _opened(state: _State) -> _State:
+    rebuild = f"rebuild it: {rebuild_command()}"
+    try:
+        opened = ctypes.CDLL(str(state.status.path))
+        opened.groupwise_api_version.restype = ctypes.c_int32
+        if (api := opened.groupwise_api_version()) != API_VERSION:
+            return state.broken(_other_version(api), rebuild)
+        for name, (result, arguments) in SIGNATURES.items():
+            function = getattr(opened, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        return state.broken(f"the library cannot be loaded: {error}", rebuild)
+    isa = read_text(opened.groupwise_isa)
+    if isa.startswith("!"):
+        # The reason names the value and the ones that this processor has.
+        return state.broken(isa[1:], "set one of them, or unset GROUPWISE_ISA for the best", "setting")
+    return _State(replace(state.status, isa=isa), opened)
+
+
+def _other_version(api: int) -> str:
+    return f"the library is of another version of groupwise (interface {api}, and this one has {API_VERSION})"
+
+
+def _torch_version() -> str | None:
+    """Version of the torch of this environment, without importing it."""
+    if loaded := getattr(sys.modules.get("torch"), "__version__", None):
+        return str(loaded)
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)

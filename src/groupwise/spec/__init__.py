@@ -1,0 +1,1 @@
+"""The convolution as numbers; torch is never imported here."""

@@ -1,0 +1,229 @@
+"""What a convolution costs: parameters, multiply-accumulates (MACs), bytes, and its dense equivalent.
+
+Counted by formula from a `ConvSpec`; nothing is timed. Conventions:
+
+- One MAC is one multiplication and one addition, so 2 FLOP. The bias is not counted.
+- Every tap of the kernel counts at every position, also where it reads padding; those that do are given apart.
+- A transposed convolution is counted from its input positions, each of which is spread over the whole kernel.
+- Bytes are the least that any implementation moves: input and weight read once, output written once. The two
+  backward passes move as much: grad_input reads grad_output and the weight, grad_weight reads both activations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from groupwise.errors import GroupwiseError, check_choice, check_integer
+from groupwise.spec.arguments import Extent
+from groupwise.spec.convspec import ConvSpec
+
+DTYPE_BYTES = {
+    "float64": 8,
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "complex32": 4,
+    "complex64": 8,
+    "complex128": 16,
+}
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of the three passes."""
+
+    forward: int
+    grad_input: int
+    grad_weight: int
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(
+            self.forward + other.forward,
+            self.grad_input + other.grad_input,
+            self.grad_weight + other.grad_weight,
+        )
+
+    @property
+    def total(self) -> int:
+        """All three passes: one training step."""
+        return self.forward + self.grad_input + self.grad_weight
+
+    def to_dict(self) -> dict[str, int]:
+        """The three counts by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that have to move at least once, by tensor."""
+
+    input: int
+    weight: int
+    output: int
+
+    @property
+    def total(self) -> int:
+        """All three tensors."""
+        return self.input + self.weight + self.output
+
+    def to_dict(self) -> dict[str, int]:
+        """The three sizes by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of `spec` on an input of (batch, in_channels, *input_size) of `dtype`."""
+
+    spec: ConvSpec
+    input_size: tuple[int, ...]
+    output_size: tuple[int, ...]
+    batch: int
+    dtype: str
+    macs: Macs
+    macs_on_padding: int
+    traffic: Traffic
+
+    @property
+    def bytes(self) -> int:
+        """Bytes a pass moves at least: input and weight read once, output written once."""
+        return self.traffic.total
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity of the forward pass, in FLOP per byte (2 FLOP a MAC)."""
+        return 2 * self.macs.forward / self.bytes if self.bytes else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Sizes, MACs and bytes as plain JSON types."""
+        return {
+            "input_size": list(self.input_size),
+            "output_size": list(self.output_size),
+            "batch": self.batch,
+            "dtype": self.dtype,
+            "macs": self.macs.to_dict(),
+            "macs_on_padding": self.macs_on_padding,
+            "bytes": self.bytes,
+            "traffic": self.traffic.to_dict(),
+            "intensity": self.intensity,
+        }
+
+    @property
+    def ratio(self) -> dict[str, float | None]:
+        """The dense equivalent over this one: what the groups save in parameters, MACs and bytes; None of nothing."""
+        dense = self.dense()
+        pairs = {
+            "parameters": (dense.spec.parameters, self.spec.parameters),
+            "macs": (dense.macs.forward, self.macs.forward),
+            "bytes": (dense.bytes, self.bytes),
+        }
+        return {name: whole / part if part else None for name, (whole, part) in pairs.items()}
+
+    def with_groups(self, groups: int) -> Cost:
+        """The cost with another number of groups, all else equal."""
+        return cost(self.spec.with_groups(groups), self.input_size, self.batch, self.dtype)
+
+    def dense(self) -> Cost:
+        """The cost of the dense equivalent (groups=1)."""
+        return self.with_groups(1)
+
+
+def cost(spec: ConvSpec, size: Extent, batch: int = 1, dtype: str = "float32") -> Cost:
+    """Count one convolution on an input of spatial `size`.
+
+    `size` is an int (all dimensions) or one int per dimension; `dtype` a name such as `"float32"`, or a
+    torch.dtype. Raises `GroupwiseError` for a size that gives no output, or an unknown dtype.
+
+    Examples:
+        >>> cost(ConvSpec(128, 128, 3, padding=1, groups=32), 56).macs.forward
+        14450688
+    """
+    if not isinstance(spec, ConvSpec):
+        raise GroupwiseError(
+            f"cost takes a ConvSpec, not a {type(spec).__name__}; for a layer: ConvSpec.from_module(x)"
+        )
+    size = spec.check_size(size)
+    out_size = spec.output_size(size)
+    batch = check_integer("batch", batch, 0)
+    dtype = check_dtype(dtype)
+    positions = math.prod(size if spec.transposed else out_size)
+    per_tap = batch * spec.in_channels * spec.outputs_per_group
+    macs = per_tap * positions * math.prod(spec.kernel_size)
+    real = per_tap * math.prod(_real_taps(spec, axis, size[axis], out_size[axis]) for axis in range(spec.dims))
+    item = DTYPE_BYTES[dtype]
+    return Cost(
+        spec=spec,
+        input_size=size,
+        output_size=out_size,
+        batch=batch,
+        dtype=dtype,
+        macs=Macs(macs, macs, macs),
+        macs_on_padding=macs - real,
+        traffic=Traffic(
+            input=item * batch * spec.in_channels * math.prod(size),
+            weight=item * spec.weights,
+            output=item * batch * spec.out_channels * math.prod(out_size),
+        ),
+    )
+
+
+def check_dtype(dtype: object) -> str:
+    """The plain name of a dtype (`"float32"`), from a name or a torch.dtype."""
+    return check_choice("dtype", str(dtype).removeprefix("torch."), DTYPE_BYTES)
+
+
+def layer_and_input(spec_or_layer: Any, given: Any, dtype: Any) -> tuple[ConvSpec, Sequence[int], str]:
+    """The spec, the input's shape (of a tensor too), and the dtype: as asked, else the layer's own, else float32."""
+    layer = None if isinstance(spec_or_layer, ConvSpec) else spec_or_layer
+    spec = spec_or_layer if layer is None else ConvSpec.from_module(layer)
+    own = getattr(getattr(layer, "weight", None), "dtype", "float32")
+    return spec, getattr(given, "shape", given), check_dtype(own if dtype is None else dtype)
+
+
+def _real_taps(spec: ConvSpec, axis: int, size: int, out_size: int) -> int:
+    """Pairs (position, tap) along one dimension that touch a real value.
+
+    A plain convolution at position o reads o*stride - pad + tap*dilation, real when that lies in the input. A
+    transposed one at input position i writes the same expression, real when it lies in the (cropped) output.
+    Padding that copies the input (reflect, replicate, circular) is made of real values.
+    """
+    if spec.padding_mode != "zeros":
+        return out_size * spec.kernel_size[axis]
+    positions, limit = (size, out_size) if spec.transposed else (out_size, size)
+    taps, stride, dilation = spec.kernel_size[axis], spec.stride[axis], spec.dilation[axis]
+    pad = spec.pads[axis][0]
+    return _pairs(limit - 1 + pad, positions, taps, stride, dilation) - _pairs(
+        pad - 1, positions, taps, stride, dilation
+    )
+
+
+def _pairs(reach: int, positions: int, taps: int, stride: int, dilation: int) -> int:
+    """Pairs (position, tap) with position*stride + tap*dilation <= reach, in closed form: kernels may be huge."""
+    if reach < 0:
+        return 0
+    # A tap up to `full` has all positions; from there to `last` it has floor((reach - tap*dilation) / stride) + 1.
+    last = min(taps - 1, reach // dilation)
+    full = min(taps, max(0, (reach - (positions - 1) * stride) // dilation + 1))
+    rest = max(0, last - full + 1)
+    return positions * full + rest + _floor_sum(rest, stride, dilation, reach - last * dilation)
+
+
+def _floor_sum(n: int, m: int, a: int, b: int) -> int:
+    """Sum of floor((a*i + b) / m) for i in 0 .. n-1 (a, b not negative), by Euclid's algorithm."""
+    total = 0
+    while n:
+        total += n * (n - 1) // 2 * (a // m) + n * (b // m)
+        a, b = a % m, b % m
+        n, b = divmod(a * n + b, m)
+        m, a = a, m
+    return total
