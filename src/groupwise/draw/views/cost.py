@@ -35,7 +35,7 @@ class _Measure:
 def cost_svg(spec: ConvSpec, size: Extent | None = None, batch: int = 1, dtype: str = "float32") -> str:
     """The picture of parameters, MACs (forward) and bytes at every valid `groups`, dense being 100 %.
 
-    Without a `size` (an int or one int per dimension, as for `groupwise.costs.cost`) only the parameters.
+    Without a `size` (an int or one int per dimension, as for `groupwise.cost`) only the parameters.
     """
     at = None if size is None else cost(spec, size, batch, dtype)
     values = _shown(spec)
