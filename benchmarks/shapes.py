@@ -70,7 +70,7 @@ class Layer:
 
     def cost(self, batch: int) -> Cost:
         """MACs and bytes of a run at `batch`."""
-        return cost(self.spec, self.size, self.samples(batch))
+        return cost(self.spec, self.size, batch=self.samples(batch))
 
     def tensors(self, batch: int, groups: int | None = None) -> Tensors:
         """The same random values for a layer in every process, scaled so that an output is about 1."""

@@ -100,7 +100,7 @@ def test_all_are_timed_in_turn_on_their_routes(monkeypatch):
 def test_every_kind_of_layer(monkeypatch, spec, shape):
     stand_in(monkeypatch)
     made = bench(spec, shape, dtype=torch.float64, repeats=1)
-    assert made.cost == cost(spec, shape[2:], shape[0], "float64")
+    assert made.cost == cost(spec, input_shape=shape, dtype="float64")
     assert len(made.timings) == (8 if spec.dims == 2 else 4)
     assert {timing.roofline for timing in made.timings} == {None}
 

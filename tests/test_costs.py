@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cases import layer_of, specs
-from groupwise import ConvSpec, GroupwiseError, cost
+from groupwise import ConvSpec, GroupwiseError, cost, explain
 from groupwise.spec.cost import DTYPE_BYTES
 
 
@@ -33,7 +33,7 @@ def loops(spec: ConvSpec, size: tuple[int, ...], batch: int) -> int:
 def test_macs_against_a_sum_of_ones_and_against_loops(spec, sizes, batch):
     size = tuple(sizes[: spec.dims])
     try:
-        counted = cost(spec, size, batch)
+        counted = cost(spec, size, batch=batch)
     except GroupwiseError:
         assume(False)
     layer = layer_of(spec)
@@ -90,7 +90,7 @@ def test_early_layers_save_macs_late_ones_bytes_too(channels, size, groups, mmac
 
 @pytest.mark.parametrize(("dtype", "item"), [("float64", 8), ("bfloat16", 2), (torch.float16, 2), (torch.int8, 1)])
 def test_bytes_by_dtype(dtype, item):
-    counted = cost(ConvSpec(8, 4, 3, groups=2), (6, 5), 3, dtype)
+    counted = cost(ConvSpec(8, 4, 3, groups=2), (6, 5), batch=3, dtype=dtype)
     assert counted.bytes == item * (3 * 8 * 6 * 5 + 4 * 4 * 9 + 3 * 4 * 4 * 3)
 
 
@@ -99,9 +99,38 @@ def test_every_dtype_has_the_bytes_torch_gives_it():
         assert getattr(torch, name).itemsize == item
 
 
-def test_a_layer_is_not_a_spec():
-    with pytest.raises(GroupwiseError, match="cost takes a ConvSpec, not a Conv2d"):
-        cost(torch.nn.Conv2d(1, 1, 1), 5)
+def test_every_way_to_give_a_size_counts_the_same():
+    spec, layer = ConvSpec(8, 4, (3, 5), groups=2), torch.nn.Conv2d(8, 4, (3, 5), groups=2, dtype=torch.float64)
+    expected = cost(spec, (9, 7), batch=3, dtype="float64")
+    assert cost(spec, input_shape=(3, 8, 9, 7), dtype=torch.float64) == expected
+    assert cost(layer, size=(9, 7), batch=3) == cost(layer, input_shape=torch.empty(3, 8, 9, 7)) == expected
+    shown = (explain(layer, size=(9, 7), batch=3), explain(layer, input_shape=[3, 8, 9, 7]))
+    assert [one.cost for one in shown] == [expected] * 2
+    assert cost(spec, 9) == cost(spec, input_shape=(1, 8, 9, 9))
+
+
+@pytest.mark.parametrize("of", [cost, explain])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 9, "input_shape": (1, 8, 9, 9)}, "size=9 cannot be given beside input_shape=(1, 8, 9, 9)"),
+        ({"batch": 2, "input_shape": (1, 8, 9, 9)}, "batch=2 cannot be given beside input_shape=(1, 8, 9, 9)"),
+        ({"input_shape": (1, 4, 9, 9)}, "input of shape (1, 4, 9, 9) does not fit conv2d with in_channels=8"),
+        ({"input_shape": 9}, "input 9 does not fit conv2d"),
+        ({"input_shape": (8, 9, 9)}, "it must be (batch, 8, height, width)"),
+    ],
+)
+def test_a_size_given_twice_or_wrongly(of, options, message):
+    with pytest.raises(GroupwiseError) as caught:
+        of(ConvSpec(8, 4, 3), **options)
+    assert message in str(caught.value)
+
+
+def test_a_cost_needs_a_size():
+    with pytest.raises(GroupwiseError, match=r"cost needs a size: size=56, or input_shape=\(1, 8, 56\)"):
+        cost(ConvSpec(8, 4, 3, dims=1))
+    with pytest.raises(GroupwiseError, match="ReLU is not a convolution layer"):
+        cost(torch.nn.ReLU(), 5)
 
 
 def test_batch_of_none():

@@ -131,7 +131,7 @@ def test_every_door_gives_the_same():
         (lambda: explain(8, 4, 5, groups=3), "valid groups: 1, 2, 4"),
         (
             lambda: explain(torch.nn.LazyConv2d(4, 3)),
-            "LazyConv2d does not know its in_channels yet; run it on an input",
+            "LazyConv2d does not know its in_channels yet, nor the shape of its weight; run it once on an input",
         ),
         (lambda: explain(8, 4, 5, bias=torch.zeros(4)), "bias must be True or False"),
         (lambda: explain(8, 4, 5, group=2), "group is no option here; there are: stride, padding, dilation, groups"),

@@ -156,7 +156,7 @@ def test_a_layer_is_counted_as_it_states_itself(layer):
     size = (9, 7)[: layer.weight.ndim - 2]
     (call,) = count(layer, torch.zeros(2, 4, *size))
     assert call.spec == ConvSpec.from_module(layer)
-    assert call.cost == cost(call.spec, size, 2)
+    assert call.cost == cost(call.spec, size, batch=2)
 
 
 def test_a_layer_that_does_something_else_is_counted_as_it_does():

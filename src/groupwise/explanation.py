@@ -18,7 +18,8 @@ from groupwise.draw.views.wiring import wiring_svg
 from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.spec.arguments import Extent
 from groupwise.spec.convspec import ConvSpec
-from groupwise.spec.cost import Cost, check_dtype, cost
+from groupwise.spec.cost import Cost, check_dtype, cost, size_and_batch
+from groupwise.spec.effective import dtype_of
 from groupwise.spec.partition import MOST_RANKS, Share
 from groupwise.spec.wiring import Wiring
 
@@ -54,7 +55,7 @@ class Explanation:
         object.__setattr__(self, "batch", check_integer("batch", self.batch, 0))
         if self.ranks is not None:
             object.__setattr__(self, "ranks", check_integer("ranks", self.ranks, 1, MOST_RANKS))
-        at = None if self.input_size is None else cost(self.spec, self.input_size, self.batch, self.dtype)
+        at = None if self.input_size is None else cost(self.spec, self.input_size, batch=self.batch, dtype=self.dtype)
         object.__setattr__(self, "cost", at)
 
     @property
@@ -78,7 +79,9 @@ class Explanation:
         shape = (self.batch, self.spec.in_channels, *self.input_size)
         formats = MEMORY_FORMATS if self.spec.dims == 2 else MEMORY_FORMATS[:1]
         return {
-            layout: {name: plan(self.spec, shape, memory_format=layout, direction=name) for name in DIRECTIONS}
+            layout: {
+                name: plan(self.spec, input_shape=shape, memory_format=layout, direction=name) for name in DIRECTIONS
+            }
             for layout in formats
         }
 
@@ -186,7 +189,8 @@ def explain(
     *,
     in_channels: int | None = None,
     size: Extent | None = None,
-    batch: int = 1,
+    input_shape: Any = None,
+    batch: int | None = None,
     dtype: Any = None,
     name: str | None = None,
     ranks: int | None = None,
@@ -205,8 +209,10 @@ def explain(
 
     Beside it
 
-    - `size`: the spatial input size (an int for all dimensions), which brings MACs and bytes
-    - `batch`: how many samples the input has; `dtype`: the layer's own, else float32, if left out
+    - `size`: the spatial size of the input, an int for all dimensions or one int a dimension; or
+      `input_shape`: (N, in_channels, *size), or a tensor of that shape. Either one adds MACs and bytes
+    - `batch`: the N that goes with `size`, 1 if left out
+    - `dtype`: the layer's own, else float32, if left out
     - `name`: what the layer is called in its model, for the heading
     - `ranks`: over how many devices to split it, to see who would hold what and what would cross
     - `plans`: whether to list, with a size, the plan of every pass too, where the kernels can run. If left out, those
@@ -223,14 +229,15 @@ def explain(
     elif in_channels is not None:
         raise GroupwiseError(f"in_channels={in_channels} cannot be given beside {type(x).__name__}, which says it")
     spec, own_dtype = _spec_of(x, out_channels, kernel_size, options)
+    input_size, batch = size_and_batch(spec, size, input_shape, batch)
     return Explanation(
         spec=spec,
-        input_size=None if size is None else spec.check_size(size),
+        input_size=input_size,
         batch=batch,
         dtype=own_dtype if dtype is None else dtype,
         name=name,
         ranks=ranks,
-        with_plans=(hasattr(x, "weight") if plans is None else plans),
+        with_plans=_is_layer(x) if plans is None else plans,
     )
 
 
@@ -251,8 +258,7 @@ def _spec_of(
             )
         if isinstance(x, ConvSpec):
             return x, "float32"
-        weight = getattr(x, "weight", None)
-        return ConvSpec.from_module(x), getattr(weight, "dtype", "float32")
+        return ConvSpec.from_module(x), dtype_of(x)
     if hasattr(x, "shape") or isinstance(x, (tuple, list)):
         if extra:
             raise GroupwiseError(f"{', '.join(extra)} cannot be given beside a weight, whose shape says it")
@@ -263,6 +269,10 @@ def _spec_of(
         f"{shown} is not a convolution; give a ConvSpec, a torch.nn.Conv layer, a weight with keywords, or "
         "in_channels and out_channels (for a whole model: groupwise.report)"
     )
+
+
+def _is_layer(x: Any) -> bool:
+    return hasattr(x, "in_channels") and not isinstance(x, ConvSpec)
 
 
 def _check_options(door: Callable[..., Any], options: dict[str, Any]) -> None:

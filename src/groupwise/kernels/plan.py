@@ -15,6 +15,7 @@ from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.kernels import native
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import layer_and_input
+from groupwise.spec.effective import effective
 
 KERNELS = ("planar", "channels", "pytorch")
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
@@ -174,7 +175,7 @@ def _axes(spec: ConvSpec, size: Sequence[int]) -> list[tuple[int, ...]]:
 
 def _weight_is_channels_last(spec_or_layer: Any, input_is: bool) -> bool:
     """As the layer's weight lies, and not as it merely could; a spec's is taken to be in the format of the input."""
-    weight = getattr(spec_or_layer, "weight", None)
+    weight = effective(spec_or_layer, "weight")
     if weight is None or weight.dim() != 4:
         return input_is
     import torch

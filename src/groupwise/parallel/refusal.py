@@ -11,6 +11,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from groupwise.errors import GroupwiseError
 from groupwise.parallel.flow import Flow
 from groupwise.parallel.layer import PartLayer, WholeLayer
+from groupwise.spec.convspec import ConvSpec
 
 
 def check_model(model: nn.Module) -> None:
@@ -30,6 +31,8 @@ def check_model(model: nn.Module) -> None:
                     f"{owner} and {key} are one parameter, and would be two once they are split; give each layer its "
                     "own, or split the blocks around them one by one"
                 )
+        if isinstance(module, _ConvNd):
+            _check_layer(name, module)
 
 
 def _check_module(name: str, module: nn.Module) -> None:
@@ -47,6 +50,14 @@ def _check_module(name: str, module: nn.Module) -> None:
                 f"{name} has a hook of torch.nn.utils.{kind}, which takes no DTensor; use "
                 f"torch.nn.utils.parametrizations.{kind}"
             )
+
+
+def _check_layer(name: str, layer: _ConvNd) -> None:
+    """Refuses a convolution layer whose weight contradicts its attributes: its shards would have wrong shapes."""
+    try:
+        ConvSpec.from_module(layer)
+    except GroupwiseError as error:
+        raise GroupwiseError(f"{name}: {error}") from None
 
 
 def _check_parameter(name: str, parameter: nn.Parameter) -> None:

@@ -20,7 +20,6 @@ from groupwise.parallel.flow import held
 from groupwise.parallel.moves import end_moves, tensor_moves
 from groupwise.parallel.network import Decision, Joint, Step, style_of
 from groupwise.parallel.styles import LayerStyle, SumParallel
-from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import cost
 from groupwise.spec.partition import Share
 
@@ -162,7 +161,7 @@ class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _macs(layer: Any, given: torch.Tensor, made: torch.Tensor) -> int:
     """Multiply-accumulates of a convolution or a `Linear` forward."""
     if isinstance(layer, _ConvNd):
-        return cost(ConvSpec.from_module(layer), tuple(given.shape[2:]), given.shape[0]).macs.forward
+        return cost(layer, input_shape=given).macs.forward
     return math.prod(made.shape) * int(layer.in_features)
 
 

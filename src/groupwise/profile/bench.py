@@ -120,7 +120,7 @@ def bench(
     spec, input_shape, dtype = layer_and_input(spec_or_layer, input_shape, dtype)
     size = spec.check_input(input_shape)
     batch = check_integer("batch", input_shape[0], 1)
-    at = cost(spec, size, batch, check_choice("dtype", dtype, DTYPES))
+    at = cost(spec, size, batch=batch, dtype=check_choice("dtype", dtype, DTYPES))
     repeats = check_integer("repeats", repeats, 1)
     with _threads(threads) as count, torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng([]):
         reason = not_measured({"cpu"})

@@ -183,7 +183,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         at = self._layer_cost(source, weight, out_shape)
         if at is None:
             spec = ConvSpec.from_operator(source, weight, bias, *options)
-            at = cost(spec, tuple(source.shape[2:]), source.shape[0], str(source.dtype))
+            at = cost(spec, input_shape=source, dtype=source.dtype)
         elif parameter is None:
             # A layer whose weight is made of others (weight_norm): the layer's all the same.
             parameter = f"{self._frame.name}.weight"
@@ -199,7 +199,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
             return None
         try:
             spec = ConvSpec.from_module(frame.module)
-            at = cost(spec, frame.shape[-spec.dims :], source.shape[0], str(source.dtype))
+            at = cost(spec, frame.shape[-spec.dims :], batch=source.shape[0], dtype=source.dtype)
         except GroupwiseError:
             return None
         agrees = spec.weight_shape == tuple(weight.shape) and at.output_size == out_shape[2:]

@@ -18,6 +18,8 @@ from groupwise.spec.arguments import (
     shape_of,
 )
 from groupwise.spec.arguments import valid_groups as valid_groups_of
+from groupwise.spec.consistency import check_stored
+from groupwise.spec.effective import has_bias, shape_of_effective
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -118,19 +120,29 @@ class ConvSpec:
                 )
 
     @classmethod
-    def from_module(cls, module: Any) -> ConvSpec:
-        """The spec of a `torch.nn.ConvNd` or `ConvTransposeNd` layer (or anything with its attributes)."""
-        missing = [f.name for f in dataclasses.fields(cls) if not hasattr(module, f.name)]
+    def from_module(cls, layer: Any) -> ConvSpec:
+        """Returns the spec of a `torch.nn.ConvNd` or `ConvTransposeNd` layer, or of anything with its attributes.
+
+        The shapes of the weight and bias that the layer computes with must be those that its attributes promise. Of a
+        pruned or parametrized layer these are the effective ones; no parametrization runs. Quantized modules of
+        `torch.ao.nn` count too.
+
+        Raises `GroupwiseError` where `layer` is not a convolution layer, where it is lazy and has not run yet, and
+        where a shape contradicts the attributes: the message names both shapes and the attributes to set.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]
+        # The class first: to ask the layer for an attribute that is parametrized would compute it.
+        missing = [name for name in names if not hasattr(type(layer), name) and not hasattr(layer, name)]
         if missing:
             raise GroupwiseError(
-                f"{type(module).__name__} is not a convolution layer: it has no {', '.join(missing)}; "
+                f"{type(layer).__name__} is not a convolution layer: it has no {', '.join(missing)}; "
                 "give a torch.nn.Conv1d, Conv2d, Conv3d or ConvTranspose1d, 2d, 3d"
             )
-        values = {f.name: getattr(module, f.name) for f in dataclasses.fields(cls)}
-        if values["in_channels"] == 0:
-            raise GroupwiseError(f"{type(module).__name__} does not know its in_channels yet; run it on an input first")
-        values["bias"] = values["bias"] is not None
-        return cls(**values)
+        weight, bias = shape_of_effective(layer, "weight"), shape_of_effective(layer, "bias")
+        values = {name: getattr(layer, name) for name in names if name != "bias"}
+        spec = cls(**values, bias=has_bias(layer))
+        check_stored(spec, weight, bias)
+        return spec
 
     @classmethod
     def from_operator(

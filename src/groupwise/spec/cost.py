@@ -19,6 +19,7 @@ from typing import Any
 from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.spec.arguments import Extent
 from groupwise.spec.convspec import ConvSpec
+from groupwise.spec.effective import dtype_of
 
 DTYPE_BYTES = {
     "float64": 8,
@@ -131,50 +132,85 @@ class Cost:
 
     def with_groups(self, groups: int) -> Cost:
         """The cost with another number of groups, all else equal."""
-        return cost(self.spec.with_groups(groups), self.input_size, self.batch, self.dtype)
+        return cost(self.spec.with_groups(groups), self.input_size, batch=self.batch, dtype=self.dtype)
 
     def dense(self) -> Cost:
         """The cost of the dense equivalent (groups=1)."""
         return self.with_groups(1)
 
 
-def cost(spec: ConvSpec, size: Extent, batch: int = 1, dtype: str = "float32") -> Cost:
-    """Count one convolution on an input of spatial `size`.
+def cost(
+    spec_or_layer: Any,
+    size: Extent | None = None,
+    *,
+    input_shape: Any = None,
+    batch: int | None = None,
+    dtype: Any = None,
+) -> Cost:
+    """Counts one convolution, a `ConvSpec` or a layer, on an input of a given size.
 
-    `size` is an int (all dimensions) or one int per dimension; `dtype` a name such as `"float32"`, or a
-    torch.dtype. Raises `GroupwiseError` for a size that gives no output, or an unknown dtype.
+    - `size`: the spatial size of the input, an int for all dimensions or one int a dimension; or
+      `input_shape`: (N, in_channels, *size), or a tensor of that shape
+    - `batch`: the N that goes with `size`, 1 if left out
+    - `dtype`: a name such as `"float32"` or a `torch.dtype`; a layer's own, else float32, if left out
+
+    Raises `GroupwiseError` where neither or both sizes are given, for a size that gives no output, for an unknown
+    dtype, and for a layer whose weight contradicts its attributes.
 
     Examples:
         >>> cost(ConvSpec(128, 128, 3, padding=1, groups=32), 56).macs.forward
         14450688
     """
-    if not isinstance(spec, ConvSpec):
+    spec = spec_of(spec_or_layer)
+    given, batch = size_and_batch(spec, size, input_shape, batch)
+    if given is None:
         raise GroupwiseError(
-            f"cost takes a ConvSpec, not a {type(spec).__name__}; for a layer: ConvSpec.from_module(x)"
+            f"cost needs a size: size=56, or input_shape=(1, {spec.in_channels}, {', '.join(['56'] * spec.dims)})"
         )
-    size = spec.check_size(size)
-    out_size = spec.output_size(size)
-    batch = check_integer("batch", batch, 0)
-    dtype = check_dtype(dtype)
-    positions = math.prod(size if spec.transposed else out_size)
+    out_size = spec.output_size(given)
+    dtype = check_dtype(dtype_of(spec_or_layer) if dtype is None else dtype)
+    positions = math.prod(given if spec.transposed else out_size)
     per_tap = batch * spec.in_channels * spec.outputs_per_group
     macs = per_tap * positions * math.prod(spec.kernel_size)
-    real = per_tap * math.prod(_real_taps(spec, axis, size[axis], out_size[axis]) for axis in range(spec.dims))
+    real = per_tap * math.prod(_real_taps(spec, axis, given[axis], out_size[axis]) for axis in range(spec.dims))
     item = DTYPE_BYTES[dtype]
     return Cost(
         spec=spec,
-        input_size=size,
+        input_size=given,
         output_size=out_size,
         batch=batch,
         dtype=dtype,
         macs=Macs(macs, macs, macs),
         macs_on_padding=macs - real,
         traffic=Traffic(
-            input=item * batch * spec.in_channels * math.prod(size),
+            input=item * batch * spec.in_channels * math.prod(given),
             weight=item * spec.weights,
             output=item * batch * spec.out_channels * math.prod(out_size),
         ),
     )
+
+
+def spec_of(spec_or_layer: Any) -> ConvSpec:
+    """Returns a spec as it is, and the spec of a layer; raises `GroupwiseError` for anything else."""
+    return spec_or_layer if isinstance(spec_or_layer, ConvSpec) else ConvSpec.from_module(spec_or_layer)
+
+
+def size_and_batch(
+    spec: ConvSpec, size: Extent | None, input_shape: Any, batch: int | None = None
+) -> tuple[tuple[int, ...] | None, int]:
+    """Returns the spatial size and the batch that `size` and `batch`, or `input_shape`, ask for.
+
+    `input_shape` is (N, in_channels, *size), or a tensor of that shape. The size is None where neither is given, and
+    the batch is 1 where none is. Raises `GroupwiseError` for both, and for `batch` beside `input_shape`.
+    """
+    if input_shape is None:
+        batch = check_integer("batch", 1 if batch is None else batch, 0)
+        return None if size is None else spec.check_size(size), batch
+    shape = getattr(input_shape, "shape", input_shape)
+    for name, value in (("size", size), ("batch", batch)):
+        if value is not None:
+            raise GroupwiseError(f"{name}={value} cannot be given beside input_shape={shape}, which says it")
+    return spec.check_input(shape), check_integer("batch", shape[0], 0)
 
 
 def check_dtype(dtype: object) -> str:
@@ -182,12 +218,12 @@ def check_dtype(dtype: object) -> str:
     return check_choice("dtype", str(dtype).removeprefix("torch."), DTYPE_BYTES)
 
 
-def layer_and_input(spec_or_layer: Any, given: Any, dtype: Any) -> tuple[ConvSpec, Sequence[int], str]:
-    """The spec, the input's shape (of a tensor too), and the dtype: as asked, else the layer's own, else float32."""
-    layer = None if isinstance(spec_or_layer, ConvSpec) else spec_or_layer
-    spec = spec_or_layer if layer is None else ConvSpec.from_module(layer)
-    own = getattr(getattr(layer, "weight", None), "dtype", "float32")
-    return spec, getattr(given, "shape", given), check_dtype(own if dtype is None else dtype)
+def layer_and_input(spec_or_layer: Any, input_shape: Any, dtype: Any) -> tuple[ConvSpec, Sequence[int], str]:
+    """Returns the spec, the shape of the input (of a tensor too), and the dtype: the one asked for, else the layer's
+    own, else float32."""
+    spec = spec_of(spec_or_layer)
+    name = check_dtype(dtype_of(spec_or_layer) if dtype is None else dtype)
+    return spec, getattr(input_shape, "shape", input_shape), name
 
 
 def _real_taps(spec: ConvSpec, axis: int, size: int, out_size: int) -> int:

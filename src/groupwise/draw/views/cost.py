@@ -37,7 +37,7 @@ def cost_svg(spec: ConvSpec, size: Extent | None = None, batch: int = 1, dtype: 
 
     Without a `size` (an int or one int per dimension, as for `groupwise.cost`) only the parameters.
     """
-    at = None if size is None else cost(spec, size, batch, dtype)
+    at = None if size is None else cost(spec, size, batch=batch, dtype=dtype)
     values = _shown(spec)
     measures = _measures(spec, at, [value for value in values if value is not None])
     picture = Picture(phrases.title(spec), _subtitle(at))
