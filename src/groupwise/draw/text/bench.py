@@ -6,7 +6,7 @@ import textwrap
 from typing import Any
 
 from groupwise.draw.base import numbers, phrases
-from groupwise.draw.text import layer as text
+from groupwise.draw.text import lines as text
 from groupwise.draw.text.report import kernels, measured_on, milliseconds, percent, roofline_of, times
 from groupwise.spec.cost import Cost
 

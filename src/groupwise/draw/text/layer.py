@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.base.legible import legible
+from groupwise.draw.text.lines import rows, wrap
 from groupwise.errors import list_some
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost
@@ -16,7 +16,6 @@ from groupwise.spec.wiring import Path, Wiring
 if TYPE_CHECKING:
     from groupwise.kernels.plan import Plan
 
-WIDTH = 80
 MOST_PATHS = 8
 # A grid cell takes two columns, so 32 inputs are the most that fit beside the row labels.
 MOST_CELLS = 32
@@ -160,24 +159,6 @@ def groups_table(spec: ConvSpec, values: Iterable[int], at: Cost | None) -> str:
             row += [numbers.count(here.macs.forward), numbers.data(here.bytes), f"{here.intensity:.3g}"]
         table.append(tuple(row))
     return "\n".join(rows(table))
-
-
-def rows(table: Sequence[Sequence[str]], indent: int = 0, left: Sequence[int] = (0,)) -> list[str]:
-    """Lines of a table; columns in `left` align left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for row in table:
-        cells = [
-            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append((" " * indent + "  ".join(cells)).rstrip())
-    return lines
-
-
-def wrap(text: str, start: str = "", indent: int = 0) -> list[str]:
-    """`text` as lines of at most 80 columns; the first begins with `start`."""
-    first = start or " " * indent
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def _digit(value: int) -> str:

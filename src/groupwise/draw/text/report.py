@@ -10,7 +10,7 @@ from typing import Any
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.base.folding import fold
 from groupwise.draw.base.legible import legible
-from groupwise.draw.text import layer as text
+from groupwise.draw.text import lines as text
 from groupwise.draw.text.split import split_text
 from groupwise.kernels.plan import DIRECTIONS
 

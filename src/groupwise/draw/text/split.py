@@ -8,7 +8,7 @@ from typing import Any
 
 from groupwise.draw.base import numbers
 from groupwise.draw.base.legible import legible
-from groupwise.draw.text import layer as text
+from groupwise.draw.text import lines as text
 
 # What a collective does to a tensor.
 VERBS = {"all_gather": "gathers", "all_reduce": "sums", "reduce_scatter": "scatters"}

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.base.svg import LABEL_SIZE, MARGIN, Picture, colour, path, text_width
-from groupwise.draw.text import layer as text
+from groupwise.draw.text import lines as text
+from groupwise.draw.text.layer import MOST_PATHS
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost
 from groupwise.spec.partition import Share, chunks, received
@@ -55,7 +56,7 @@ def drawn(ranks: int) -> list[int | None]:
 def ranks_text(spec: ConvSpec, ranks: int, at: Cost | None = None) -> str:
     """A line for each rank (the first ones and the last of many), and what crosses between them."""
     table = []
-    for rank in phrases.elide(range(ranks), text.MOST_PATHS, text.MOST_PATHS - 2, 1):
+    for rank in phrases.elide(range(ranks), MOST_PATHS, MOST_PATHS - 2, 1):
         if rank is None:
             table.append(("…", "", "", "", "", ""))
             continue
