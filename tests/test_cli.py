@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pathlib
@@ -72,6 +73,44 @@ def test_groups_lists_every_valid_value(capsys):
     facts = json.loads(run(capsys, "groups", "8", "4", "--format", "json", "--size", "9")[1])
     assert facts["valid_groups"] == [1, 2, 4]
     assert [row["weights"] for row in facts["rows"]] == [288, 144, 72]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("csv", "csv"), ("markdown", "md")])
+@pytest.mark.parametrize("size", [[], ["--size", "9x7", "--batch", "2"]])
+def test_a_comparison_for_other_programs(capsys, tmp_path, kind, suffix, size):
+    """The raw values of `explain`, whatever the format."""
+    arguments = ["groups", "8", "4", "-k", "3x5", *size]
+    status, out, _ = run(capsys, *arguments, "-f", kind)
+    lines = out.splitlines()
+    if kind == "markdown":
+        assert lines.pop(1).strip("| -") == ""
+        lines = [",".join(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+    found = list(csv.DictReader(lines))
+    facts = json.loads(run(capsys, *arguments, "-f", "json")[1])["rows"]
+    assert status == 0
+    assert [int(row["groups"]) for row in found] == [1, 2, 4]
+    for row, fact in zip(found, facts, strict=True):
+        assert row["weight_shape"] == "×".join(map(str, fact["weight_shape"]))
+        assert [row[key] for key in ("kind", "parameters", "inputs_per_filter")] == [
+            fact["kind"], str(fact["parameters"]), str(fact["inputs_per_filter"])
+        ]  # fmt: skip
+        if size:
+            assert (int(row["macs"]), int(row["bytes"])) == (fact["macs"]["forward"], fact["bytes"])
+            assert float(row["intensity"]) == fact["intensity"]
+        else:
+            assert "macs" not in row
+    path = tmp_path / f"a.{suffix}"
+    assert run(capsys, *arguments, "-o", str(path)) == (0, "", "")
+    assert path.read_text(encoding="utf-8") == out
+
+
+def test_the_help_of_a_command_opens_with_its_line_in_the_list(capsys):
+    for command in ("explain", "groups", "compare", "plan", "bench", "report", "serve", "doctor"):
+        status, out, _ = run(capsys, command, "--help")
+        assert status == 0
+        listed = re.search(rf"^    {command}  +(.*(?:\n {{10,}}.*)*)", parser().format_help(), re.M).group(1)
+        summary = " ".join(listed.split())
+        assert f"{summary[0].upper()}{summary[1:]}." in " ".join(out.split())
 
 
 def test_compare_shows_the_chosen_ones(capsys):
@@ -170,22 +209,25 @@ def test_commands_in_the_docs_are_understood():
         ("explain 8 4 --groups True", "valid groups: 1, 2, 4"),
         ("explain 8 4 --padding SAME", "'SAME' is not same, valid, a number or numbers"),
         ("explain 8 4 --batch -1", "batch=-1 is too small"),
-        ("explain 8 4 --grops 2", "--grops 2 is not understood; see groupwise explain --help"),
-        ("explain 8 4 --input 1,3,9,9", "--input goes with a MODEL"),
+        ("explain 8 4 --grops 2", "--grops 2: no such option; see groupwise explain --help"),
+        (
+            "explain 8 4 --input-shape 1,3,9,9",
+            "--input-shape goes with a MODEL; write: groupwise explain MODEL --layer NAME",
+        ),
         ("explain ² 4", "neither IN OUT"),
         ("explain +-5 4", "neither IN OUT"),
         ("explain 8 4 -f svg -o a.png", "asks for png and --format for svg"),
-        ("groups 8 4 -o a.svg", "name a file that ends in one of .txt, .json"),
+        ("groups 8 4 -o a.svg", "name a file that ends in one of .txt, .json, .csv, .md"),
         ("compare 8 4 --groups 1,x", "groups='x' is a str"),
         ("explain alexnet --layer conv2 -g 5", "--groups goes with IN OUT"),
-        ("explain alexnet --layer conv2 --input 1,3", "alexnet failed on one input of shape (1, 3)"),
-        ("report alexnet --input 1,3,-9,9", "is not a shape of positive numbers such as 1,3,224,224"),
-        ("report alexnet --input 1,3,32,32 --repeats 1", "give another shape with --input"),
+        ("explain alexnet --layer conv2 --input-shape 1,3", "alexnet failed on one input of shape (1, 3)"),
+        ("report alexnet --input-shape 1,3,-9,9", "is not a shape of positive numbers such as 1,3,224,224"),
+        ("report alexnet --input-shape 1,3,32,32 --repeats 1", "give another shape with --input-shape"),
         ("report alexnet -o {tmp}/none/r.html", "there is no folder"),
-        ("report net.py", "'net.py' says no name; give net.py:NAME"),
-        ("report :", "':' is no TARGET"),
-        ("report ..:x", "'..:x' is no TARGET"),
-        ("report alexnet --input 1,3,999999999,999999999", "alexnet failed on one input of shape"),
+        ("report net.py", "'net.py' lacks a name; give net.py:NAME"),
+        ("report :", "':' is not a TARGET"),
+        ("report ..:x", "'..:x' is not a TARGET"),
+        ("report alexnet --input-shape 1,3,999999999,999999999", "alexnet failed on one input of shape"),
         ("report alexnet -o {tmp}", "name a file that ends in"),
         ("explain 8 4 -f svg -o {tmp}", "is a folder; name a file in it"),
         ("serve --port 0", "port=0 is too small"),
@@ -222,7 +264,7 @@ def test_commands_in_the_docs_are_understood():
         ("bench 8 4 --size 9 --dtype int8", "dtype='int8' is not known; choose one of: float32, float64, bfloat16"),
         ("compare 8 4", "the following arguments are required: --groups"),
         ("report alexnet --image {tmp}/none.jpg", "none.jpg does not exist"),
-        ("report alexnet --image {tmp}/none.jpg --input 1,3,9,9", "not allowed with argument"),
+        ("report alexnet --image {tmp}/none.jpg --input-shape 1,3,9,9", "not allowed with argument"),
         ("report alexnet -o a.svg", "name a file that ends in one of .txt, .json, .html"),
         ("report alexnet --repeats 0", "repeats=0 is too small"),
         ("report nothing:Net", "no module named 'nothing'"),

@@ -36,7 +36,7 @@ def test_a_layer_of_a_model(capsys):
 
 
 def test_a_layer_keeps_its_batch_and_name(capsys, net):
-    arguments = ["explain", f"{net}:Net", "--layer", "2", "--input", "5,3,9,8", "-f", "json"]
+    arguments = ["explain", f"{net}:Net", "--layer", "2", "--input-shape", "5,3,9,8", "-f", "json"]
     facts = json.loads(run(capsys, *arguments)[1])
     assert (facts["name"], facts["batch"], facts["dtype"], facts["input_size"]) == ("2", 5, "float32", [7, 6])
     assert run(capsys, "explain", f"{net}:Net", "--layer", "2")[1].startswith("2: conv2d 8 → 8")
@@ -84,22 +84,22 @@ def test_report_checks_the_outputs(capsys, monkeypatch, net, right):
     stand_in(monkeypatch)
     real = reporting.check
     monkeypatch.setattr(reporting, "check", lambda *of: (real(*of)[0], Agreement(0.0 if right else 0.1, 1.0, right)))
-    arguments = ["report", f"{net}:Net", "--input", "1,3,9,9", "--repeats", "1"]
+    arguments = ["report", f"{net}:Net", "--input-shape", "1,3,9,9", "--repeats", "1"]
     status, out, err = run(capsys, *arguments, "--check")
     assert status == (0 if right else 1)
     assert ("within rounding." if right else "MORE THAN ROUNDING.") in out
-    assert ("the outputs with groupwise's kernels are not those without" in err) != right
+    assert ("groupwise's kernels change the model's outputs" in err) != right
     assert run(capsys, *arguments)[0] == 0
 
 
 def test_report_without_kernels_has_nothing_to_check(capsys, monkeypatch, net):
     without_kernels(monkeypatch)
-    arguments = ["report", f"{net}:Net", "--input", "1,3,9,9", "--repeats", "1"]
+    arguments = ["report", f"{net}:Net", "--input-shape", "1,3,9,9", "--repeats", "1"]
     status, out, err = run(capsys, *arguments, "--check")
     assert status == 1
     assert "groupwise's kernels were not measured: there is none" in " ".join(out.split())
     why = "there is none; `groupwise doctor` says how to have them"
-    assert f"nothing was checked, as there are no outputs of groupwise's kernels: {why}\n" in err
+    assert f"nothing was checked, because groupwise's kernels did not run: {why}\n" in err
     status, _, err = run(capsys, *arguments)
     assert (status, "checked" in err) == (0, False)
 
@@ -107,13 +107,13 @@ def test_report_without_kernels_has_nothing_to_check(capsys, monkeypatch, net):
 def test_report_files_of_every_kind(capsys, tmp_path, net):
     for suffix, begin in (("json", "{"), ("txt", f"{net}:Net"), ("html", "<!doctype html>")):
         path = tmp_path / f"r.{suffix}"
-        arguments = ["report", f"{net}:Net", "--input", "1,3,9,9", "--repeats", "1", "-o", str(path)]
+        arguments = ["report", f"{net}:Net", "--input-shape", "1,3,9,9", "--repeats", "1", "-o", str(path)]
         assert run(capsys, *arguments)[0] == 0
         assert path.read_text(encoding="utf-8").startswith(begin)
 
 
 def test_report_json(capsys, net):
-    arguments = ["report", f"{net}:Net", "--input", "2,3,9,9", "--backward", "--repeats", "1", "--json"]
+    arguments = ["report", f"{net}:Net", "--input-shape", "2,3,9,9", "--backward", "--repeats", "1", "--json"]
     status, out, _ = run(capsys, *arguments)
     facts = json.loads(out)
     assert status == 0
@@ -155,7 +155,7 @@ def broken(tmp_path):
 )
 def test_what_a_model_raises(capsys, broken, command, expression):
     target, told = broken(expression), FAILURES[expression]
-    arguments = [command, target, "--input", "1,3,9,9", *(["--layer", "0"] if command == "explain" else [])]
+    arguments = [command, target, "--input-shape", "1,3,9,9", *(["--layer", "0"] if command == "explain" else [])]
     if isinstance(told, str):
         status, out, err = run(capsys, *arguments)
         running, line = err.splitlines()
@@ -175,7 +175,10 @@ def test_a_model_of_several_inputs(capsys, tmp_path):
     path.write_text("import torch\nclass Net(torch.nn.Module):\n    def forward(self, x, y):\n        return x\n")
     status, _, err = run(capsys, "report", f"{path}:Net")
     assert status == 2
-    assert "missing 1 required positional argument: 'y'; give its shape with --input, or call groupwise.report" in err
+    assert (
+        "missing 1 required positional argument: 'y'; give its shape with --input-shape, or call groupwise.report"
+        in err
+    )
 
 
 def test_the_fix_is_of_the_option_that_was_used(capsys, tmp_path, broken):
@@ -183,13 +186,13 @@ def test_the_fix_is_of_the_option_that_was_used(capsys, tmp_path, broken):
     Image.new("RGB", (9, 9)).save(picture)
     target = broken("x.view(1, 7)")
     for options, fix in (
-        (["--input", "1,3,9,9"], "; give another shape with --input, or call groupwise.report from Python"),
-        ([], "; give its shape with --input, or call groupwise.report from Python"),
-        (["--image", str(picture)], "; give --input with another shape in place of --image, or call groupwise.report"),
+        (["--input-shape", "1,3,9,9"], "; give another shape with --input-shape, or call groupwise.report in Python"),
+        ([], "; give its shape with --input-shape, or call groupwise.report in Python"),
+        (["--image", str(picture)], "; give --input-shape in place of --image, or call groupwise.report"),
     ):
         assert fix in run(capsys, "report", target, *options)[2]
     err = run(capsys, "explain", target, "--layer", "0")[2]
-    assert "; give its shape with --input, or call groupwise.count from Python" in err
+    assert "; give its shape with --input-shape, or call groupwise.count in Python" in err
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")

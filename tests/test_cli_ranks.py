@@ -85,7 +85,7 @@ def test_report_of_alexnet(capsys):
         ("explain 128 128 --groups 32 --view rank", "invalid choice: 'rank'"),
         ("report alexnet --ranks 0", "groupwise report: ranks=0 is too small; ranks must be an integer from 1 to"),
         ("report alexnet --ranks two", "argument --ranks: invalid int value: 'two'"),
-        ("groups 8 8 --ranks 2", "groupwise groups: --ranks 2 is not understood"),
+        ("groups 8 8 --ranks 2", "groupwise groups: --ranks 2: no such option"),
     ],
 )
 def test_a_bad_request_ends_with_status_2_and_one_line(capsys, arguments, message):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -150,3 +151,16 @@ def test_refusals(options, message):
     with pytest.raises(GroupwiseError) as caught:
         cost(ConvSpec(8, 4, 3), **options)
     assert message in str(caught.value)
+
+
+def test_the_texts_of_a_cost_have_its_figures_beside_the_dense_ones():
+    counted = cost(ConvSpec(128, 128, 3, padding=1, groups=32), input_shape=(2, 128, 56, 48), dtype="float16")
+    text, dense = str(counted), counted.dense()
+    first, _, parameters, macs, padding, moved, _ = text.split("\n")
+    assert first == "conv2d 128 → 128, kernel 3×3, padding 1×1, groups=32; 56×48 → 56×48, batch 2, float16"
+    assert parameters.split() == ["parameters", "4,736", "147,584"]
+    assert macs.split()[-2:] == [f"{counted.macs.forward:,}", f"{dense.macs.forward:,}"]
+    assert padding.split()[-2:] == [f"{counted.macs_on_padding:,}", f"{dense.macs_on_padding:,}"]
+    assert moved.split()[-2:] == [f"{counted.bytes:,}", f"{dense.bytes:,}"]
+    for cell in re.split(r"\s{2,}|\n", text)[1:]:
+        assert cell in counted._repr_html_()

@@ -215,7 +215,7 @@ def test_cost_shows_that_early_layers_save_macs_but_hardly_bytes():
     here, dense = cost(spec, 56), cost(spec.dense(), 56)
     said = words(root)
     assert {"14.5 M", "3.1 %", "3.23 MB", "85.0 %", "3.80 MB"} <= set(said)
-    assert numbers.share(here.bytes, dense.bytes) == "85.0 %"
+    assert numbers.percent(here.bytes, dense.bytes) == "85.0 %"
     assert "give a size" not in " ".join(said)
     assert "give a size" in " ".join(words(ET.fromstring(cost_svg(spec))))
 

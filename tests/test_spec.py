@@ -241,3 +241,13 @@ def test_explaining_numbers_never_imports_torch():
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@given(specs())
+def test_the_text_of_a_spec_has_what_differs_from_the_defaults(spec):
+    text = str(spec)
+    assert text.startswith(f"{spec.op} {spec.in_channels} → {spec.out_channels}, kernel ")
+    assert text.endswith(f", groups={spec.groups}")
+    plain = ConvSpec(spec.in_channels, spec.out_channels, spec.kernel_size, transposed=spec.transposed)
+    for name in ("stride", "padding", "dilation", "output_padding"):
+        assert (f", {name} " in text) == (getattr(spec, name) != getattr(plain, name))

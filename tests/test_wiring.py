@@ -57,3 +57,19 @@ def test_a_channel_that_is_not_there():
         Wiring(ConvSpec(8, 4, 3)).inputs_of(4)
     with pytest.raises(GroupwiseError, match="group=-1 is too small"):
         Wiring(ConvSpec(8, 4, 3)).path(-1)
+
+
+@given(specs())
+def test_the_texts_of_a_wiring_are_its_facts(spec):
+    wires = Wiring(spec)
+    facts = wires.to_dict()
+    assert facts["paths"] == [path.to_dict() for path in wires]
+    first, *lines = str(wires).split("\n")
+    assert first == f"{facts['connected_pairs']:,} of {facts['all_pairs']:,} channel pairs"
+    assert lines == [str(path) for path in wires] or len(lines) == 7 < len(wires)
+    assert wires._repr_html_().count("<tr>") == 1 + len(lines)
+
+
+def test_a_path_as_text():
+    assert str(Wiring(ConvSpec(8, 4, 3, groups=4)).path(1)) == "group 1: in 2-3 → out 1"
+    assert "… 2,042 more groups of the same shape\ngroup 2047: in" in str(Wiring(ConvSpec(2048, 2048, 3, groups=2048)))

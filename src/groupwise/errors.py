@@ -1,6 +1,6 @@
-"""The one exception of this package, and the checks whose messages every door shares.
+"""The one exception that groupwise raises for bad input, and the checks that its messages come from.
 
-A message says what was wrong, the value, the rule and the fix, in that order and in one line.
+A message is one line. It says what was wrong, the value, the rule and the fix, in this order.
 """
 
 from __future__ import annotations
@@ -8,27 +8,28 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 
-# Above every published layer (the widest found: 200 models of 512 channels joined by groups=200), and low
-# enough that the lists this package makes (paths, divisors) stay finite.
+# The limit exceeds every published layer (the widest found joins 200 models of 512 channels by groups=200), and keeps
+# the lists of paths and divisors small enough to print.
 MAX_CHANNELS = 2**24
-MAX_EXTENT = 2**31 - 1  # torch's kernels index one dimension with 32 bits
+# PyTorch's kernels index one dimension with 32 bits.
+MAX_EXTENT = 2**31 - 1
 
 
 class GroupwiseError(ValueError):
-    """Bad input, refused before any work: what was wrong, the value, the rule, the fix."""
+    """Bad input. groupwise raises it before any work; the message gives the value, the rule and the fix."""
 
 
 def check_integer(name: str, value: object, minimum: int, maximum: int = MAX_EXTENT) -> int:
-    """Return `value` as an int within [minimum, maximum], or raise `GroupwiseError` naming all three.
+    """Returns `value` as an int from `minimum` to `maximum`; raises `GroupwiseError`, which names all three.
 
-    Anything with `__index__` counts as an integer (numpy's integers do), but a bool does not: `groups=True`
-    is a slip, not a one.
+    Anything with `__index__` is an integer, such as numpy's integers. A bool is not: `groups=True` is a slip, and
+    not a 1.
     """
     rule = f"{name} must be an integer from {minimum} to {maximum}"
     if isinstance(value, bool):
         raise GroupwiseError(f"{name}={value!r} is a bool; {rule}")
     try:
-        number = operator.index(value)  # type: ignore[arg-type]  # the point is to find out
+        number = operator.index(value)  # type: ignore[arg-type]  # it may be anything
     except TypeError:
         fix = ""
         if isinstance(value, float) and value.is_integer():
@@ -42,14 +43,14 @@ def check_integer(name: str, value: object, minimum: int, maximum: int = MAX_EXT
 
 
 def _show(number: int) -> str:
-    """The number, or its size: Python prints no int of thousands of digits."""
+    """Returns the number as text, or its magnitude: Python refuses to print an int of thousands of digits."""
     if abs(number) < 10**30:
         return str(number)
     return f"{'-' * (number < 0)}2**{abs(number).bit_length() - 1}"
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
-    """Return `value` if it is one of `choices`, or raise `GroupwiseError` that lists them."""
+    """Returns `value` if it is one of `choices`; raises `GroupwiseError`, which lists them."""
     known = list(choices)
     if not isinstance(value, str) or value not in known:
         raise GroupwiseError(f"{name}={value!r} is not known; choose one of: {', '.join(known)}")
@@ -57,7 +58,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
 
 
 def list_some(values: list[int], near: int | None = None, most: int = 12) -> str:
-    """`values` (sorted) as text; of more than `most`, the ends and those nearest to `near`."""
+    """Returns the sorted `values` as text: all of them, or above `most` the ends and the ones nearest to `near`."""
     if len(values) <= most:
         return ", ".join(map(str, values))
     keep = {*values[:3], *values[-1:]}

@@ -1,4 +1,4 @@
-"""The command `groupwise`. Torch is imported only where a model is needed."""
+"""The command `groupwise`. It imports torch only for commands that need a model or the kernels."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from groupwise.errors import GroupwiseError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Runs the command line, whose words are `arguments` (those of the process if None), and returns its exit status.
 
-    The exit status is 0, 1 if `doctor` finds that the kernels cannot run or `report --check` that they change the
-    outputs or gave none, 2 for a bad request (reason on stderr), or 130 if interrupted.
+    - 0: done
+    - 1: `doctor` finds that the kernels cannot run, or `report --check` finds that they change the outputs or that
+      there is nothing to compare
+    - 2: a bad request; the reason is one line on stderr
+    - 130: interrupted
     """
     options, unknown = parser().parse_known_args(arguments)
     status = 0
     try:
         if unknown:
-            raise GroupwiseError(f"{' '.join(unknown)} is not understood; see groupwise {options.command} --help")
+            raise GroupwiseError(f"{' '.join(unknown)}: no such option; see groupwise {options.command} --help")
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # Arrows and crosses become question marks where the terminal or the pipe has no room for them.
+            # A terminal or a pipe may not encode arrows and crosses; they become question marks there.
             sys.stdout.reconfigure(errors="replace")
         status = options.run(options) or 0
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; what Python still flushes at exit goes nowhere.
+        # The reader (head, less) has closed the pipe. Python flushes at exit, so that has to go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130

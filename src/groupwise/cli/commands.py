@@ -1,4 +1,4 @@
-"""What each command does with its options."""
+"""The functions that run the commands."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from groupwise.cli.output import FORMATS, emit, format_of, say, write
+from groupwise.cli.output import FORMATS, TABLES, emit, format_of, say, write
 from groupwise.draw.base import numbers, phrases
-from groupwise.draw.text import layer as text
+from groupwise.draw.text import table
+from groupwise.draw.text.comparison import groups_table, groups_values
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.explanation import Explanation, explain
 from groupwise.spec.arguments import valid_groups
@@ -21,7 +22,7 @@ from groupwise.spec.convspec import ConvSpec
 if TYPE_CHECKING:
     import torch
 
-# Options that describe a convolution, and their defaults.
+# The options that describe a convolution, with their defaults.
 CONVOLUTION: dict[str, Any] = {
     "groups": 1,
     "kernel": 3,
@@ -37,28 +38,31 @@ CONVOLUTION: dict[str, Any] = {
     "dtype": "float32",
 }
 
-# What the messages of torch and of models speak of where an input has the wrong shape, or is too large for the memory.
+# Words in the messages of PyTorch and of models that refuse an input for its shape, or that run out of memory.
 _OF_SHAPE = re.compile(r"shape|size|\bdim|channel|height|width|memory|overflow", re.IGNORECASE)
 
 
 def run_explain(options: argparse.Namespace) -> None:
-    """Explain one convolution, from numbers or from a model's layer."""
-    # The format first: a file that cannot be written is refused before any work.
+    """Explains one convolution, from numbers or from a layer of a model."""
+    # The format comes first, so that a file that cannot be written is refused before any work.
     kind = format_of(options, FORMATS)
     emit(_explanation(options), kind, options.view, options.output)
 
 
 def _explanation(options: argparse.Namespace) -> Explanation:
     if len(options.what) == 2 and all(is_integer(word) for word in options.what):
-        for name in ("layer", "input"):
+        for name in ("layer", "input_shape"):
             if getattr(options, name):
                 raise GroupwiseError(
-                    f"--{name} goes with a MODEL, as in: groupwise explain resnext50_32x4d --layer NAME"
+                    f"--{name.replace('_', '-')} goes with a MODEL; write: groupwise explain MODEL --layer NAME"
                 )
         in_channels, out_channels = map(int, options.what)
         return _from_numbers(in_channels, out_channels, options, groups=options.groups)
     if len(options.what) != 1 or is_integer(options.what[0]):
-        raise GroupwiseError(f"{' '.join(options.what)!r} is neither IN OUT (two integers) nor MODEL with --layer NAME")
+        raise GroupwiseError(
+            f"{' '.join(options.what)!r} is neither IN OUT (two integers) nor a MODEL; write: groupwise explain 8 4, "
+            "or: groupwise explain resnext50_32x4d --layer layer1.0.conv2"
+        )
     return _from_model(options)
 
 
@@ -86,12 +90,14 @@ def _from_numbers(in_channels: int, out_channels: int, options: argparse.Namespa
 def _from_model(options: argparse.Namespace) -> Explanation:
     own = [name for name, default in CONVOLUTION.items() if getattr(options, name) != default]
     if own:
-        raise GroupwiseError(f"--{own[0].replace('_', '-')} goes with IN OUT; a layer of a MODEL has its own")
+        raise GroupwiseError(
+            f"--{own[0].replace('_', '-')} goes with IN OUT; a layer of a MODEL has its own, so leave it out"
+        )
     from groupwise.cli.targets import input_shape, load_model
     from groupwise.profile.count import count
 
     model = load_model(options.what[0], say).eval()
-    shape = options.input or input_shape(model)
+    shape = options.input_shape or input_shape(model)
     with _explaining_failure(options, options.what[0], model, shape):
         calls = count(model, _random_input(shape))
     named = {call.name: call for call in calls}
@@ -105,14 +111,14 @@ def _from_model(options: argparse.Namespace) -> Explanation:
 
 
 def run_groups(options: argparse.Namespace) -> None:
-    """Compare every valid groups value."""
+    """Compares every valid groups value."""
     options.groups = list(valid_groups(options.in_channels, options.out_channels))
     run_compare(options)
 
 
 def run_compare(options: argparse.Namespace) -> None:
-    """One line, or one JSON object, for each groups value asked for."""
-    kind = format_of(options, ("text", "json"))
+    """Writes one row for each groups value, in the order given."""
+    kind = format_of(options, TABLES)
     spec = _from_numbers(options.in_channels, options.out_channels, options, groups=1).spec
     groups = list(dict.fromkeys(options.groups))
     shown = [_from_numbers(options.in_channels, options.out_channels, options, groups=g) for g in groups]
@@ -121,55 +127,65 @@ def run_compare(options: argparse.Namespace) -> None:
         write(json.dumps({"valid_groups": list(spec.valid_groups), "rows": facts}, indent=2), options.output)
         return
     at = shown[0].cost
+    if kind != "text":
+        write({"csv": table.csv, "markdown": table.markdown}[kind](*groups_values(spec, groups, at)), options.output)
+        return
     title = phrases.title(spec).rsplit(", ", 1)[0]
     if at:
         title += f"; {numbers.product(at.input_size)}, batch {at.batch}, {at.dtype}"
-    write(f"{title}\n\n{text.groups_table(spec, groups, at)}", options.output)
+    write(f"{title}\n\n{groups_table(spec, groups, at)}", options.output)
 
 
 def run_plan(options: argparse.Namespace) -> None:
-    """Say which kernel computes a convolution, and why not the others."""
+    """Says which kernel computes a convolution, and why the others do not."""
     from groupwise.kernels.plan import plan
 
     kind = format_of(options, ("text", "json"))
     spec, shape = _layer(options)
-    made = plan(spec, shape, options.dtype, options.memory_format, options.threads, options.direction)
+    made = plan(
+        spec,
+        input_shape=shape,
+        dtype=options.dtype,
+        memory_format=options.memory_format,
+        threads=options.threads,
+        direction=options.direction,
+    )
     write(json.dumps(made.to_dict(), indent=2) if kind == "json" else str(made), options.output)
 
 
 def run_bench(options: argparse.Namespace) -> None:
-    """Time one layer by PyTorch's kernels and by groupwise's."""
+    """Times one layer with PyTorch's kernels and with groupwise's."""
     kind = format_of(options, ("text", "json"))
     check_integer("repeats", options.repeats, 1)
     spec, shape = _layer(options)
     from groupwise.profile.bench import bench
 
-    made = bench(spec, shape, options.dtype, options.threads, options.repeats)
+    made = bench(spec, input_shape=shape, dtype=options.dtype, threads=options.threads, repeats=options.repeats)
     write(json.dumps(made.to_dict(), indent=2) if kind == "json" else str(made), options.output)
 
 
 def _layer(options: argparse.Namespace) -> tuple[ConvSpec, tuple[int, ...]]:
-    """The convolution, and the shape of its input."""
+    """Returns the convolution and the shape of its input."""
     shown = _from_numbers(options.in_channels, options.out_channels, options, groups=options.groups)
     return shown.spec, (shown.batch, shown.spec.in_channels, *(shown.input_size or ()))
 
 
 def run_report(options: argparse.Namespace) -> int:
-    """Report on a model: the table or JSON on stdout, and FILE.
+    """Reports on a model: prints the table or JSON, and writes FILE.
 
-    The exit status is 1 if --check finds that the outputs change by more than rounding, or has nothing to compare.
+    Returns 1 if --check finds that the outputs change by more than rounding, or that there is nothing to compare.
     """
     from groupwise.cli.photo import as_input, read_photo, thumbnail
     from groupwise.cli.targets import input_shape, load_model
     from groupwise.profile.report import report
 
-    # What can be refused is refused before the model is built.
+    # Bad options are refused before the model is built, which may take long.
     kind = format_of(options, ("text", "json", "html"))
     check_integer("repeats", options.repeats, 1)
     photo = None if options.image is None else read_photo(options.image)
     model = load_model(options.target, say)
     model.train(options.backward)
-    shape = options.input or input_shape(model)
+    shape = options.input_shape or input_shape(model)
     with _explaining_failure(options, options.target, model, shape):
         batch = _random_input(shape) if photo is None else as_input(photo, (shape[-2], shape[-1]))
         made = report(
@@ -192,10 +208,10 @@ def run_report(options: argparse.Namespace) -> int:
     if not options.check:
         return 0
     if made.agreement is None:
-        say(f"nothing was checked, as there are no outputs of groupwise's kernels: {made.not_measured}")
+        say(f"nothing was checked, because groupwise's kernels did not run: {made.not_measured}")
         return 1
     if not made.agreement.within_rounding:
-        say("the outputs with groupwise's kernels are not those without, or a convolution is too far from float64")
+        say("groupwise's kernels change the model's outputs, or a convolution is too far from its float64 result")
         return 1
     return 0
 
@@ -204,13 +220,13 @@ def run_report(options: argparse.Namespace) -> int:
 def _explaining_failure(
     options: argparse.Namespace, target: str, model: torch.nn.Module, shape: tuple[int, ...]
 ) -> Iterator[None]:
-    """One line for an input that the model cannot take. What else its code raises keeps Python's traceback."""
+    """Turns an error about the input's shape into one line. Any other error of the model keeps Python's traceback."""
     try:
         yield
     except GroupwiseError:
         raise
     except OSError as error:
-        # An OSError of the command line's own, such as a file that cannot be written, is one line.
+        # `main` shows an OSError in one line, as for a file that it cannot write. This one is the model's.
         raise RuntimeError(f"{target} failed on one input of shape {shape}") from error
     except Exception as error:
         if not (_is_of_shape(error) or _takes_other_arguments(error, model)):
@@ -218,7 +234,7 @@ def _explaining_failure(
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise GroupwiseError(
             f"{target} failed on one input of shape {shape}: {reason}; {_other_input(options)}, or call "
-            f"groupwise.{'count' if options.command == 'explain' else 'report'} from Python for other arguments"
+            f"groupwise.{'count' if options.command == 'explain' else 'report'} in Python, which takes any arguments"
         ) from error
 
 
@@ -231,7 +247,7 @@ def _is_of_shape(error: Exception) -> bool:
 
 
 def _takes_other_arguments(error: Exception, model: torch.nn.Module) -> bool:
-    """Whether one tensor is not what the model is called with."""
+    """Returns whether the model cannot be called with a single tensor."""
     if not isinstance(error, TypeError):
         return False
     try:
@@ -242,10 +258,10 @@ def _takes_other_arguments(error: Exception, model: torch.nn.Module) -> bool:
 
 
 def _other_input(options: argparse.Namespace) -> str:
-    """How to have an input of another shape, by how this one was asked for."""
+    """Returns how to give an input of another shape, by the option that gave this one."""
     if getattr(options, "image", None) is not None:
-        return "give --input with another shape in place of --image"
-    return f"give {'another' if options.input else 'its'} shape with --input"
+        return "give --input-shape in place of --image"
+    return f"give {'another' if options.input_shape else 'its'} shape with --input-shape"
 
 
 def _random_input(shape: tuple[int, ...]) -> torch.Tensor:
@@ -255,14 +271,14 @@ def _random_input(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def run_serve(options: argparse.Namespace) -> None:
-    """Serve the interactive page."""
+    """Serves the interactive page."""
     from groupwise.web.server import serve
 
     serve(options.host, options.port, say)
 
 
 def run_doctor(options: argparse.Namespace) -> int:
-    """Say whether the native kernels can run here; the exit status is 1 if they cannot."""
+    """Says whether the native kernels can run here, and returns 1 if they cannot."""
     from groupwise.kernels.doctor import diagnose
 
     kind = format_of(options, ("text", "json"))
@@ -272,7 +288,7 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 
 def is_integer(word: str) -> bool:
-    """Whether Python reads the word as an int."""
+    """Returns whether Python reads the word as an int."""
     try:
         int(word)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where a command's result goes, and in which format."""
+"""Where the result of a command goes, and in which format."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from groupwise.errors import GroupwiseError
 from groupwise.explanation import Explanation
 
 FORMATS = ("text", "json", "svg", "png", "html")
+TABLES = ("text", "json", "csv", "markdown")
+_FORMAT_OF = {"txt": "text", "htm": "html", "md": "markdown", **{name: name for name in (*FORMATS, *TABLES)}}
 
 
 def format_of(options: argparse.Namespace, known: Sequence[str]) -> str:
-    """The format that --format or the ending of -o asks for; refused before any work if it cannot be written."""
+    """Returns the format that --format or the ending of -o asks for, of those in `known`; text if neither does.
+
+    Raises `GroupwiseError` for a format that is not known here, and for a file that cannot be written: before any work.
+    """
     wanted: str | None = getattr(options, "format", None)
     if options.output in (None, "-"):
         options.output = None
         return wanted or "text"
     path = pathlib.Path(options.output)
     suffix = path.suffix.lower().lstrip(".")
-    named = {"txt": "text", "htm": "html", **{name: name for name in FORMATS}}.get(suffix)
+    named = _FORMAT_OF.get(suffix)
     if wanted is None and named not in known:
-        endings = ", ".join("." + {"text": "txt"}.get(name, name) for name in known)
+        endings = ", ".join(map(ending_of, known))
         raise GroupwiseError(f"-o {options.output!r}: name a file that ends in one of {endings}")
     if wanted and named and named != wanted:
         raise GroupwiseError(f"-o {options.output} asks for {named} and --format for {wanted}; leave one of them out")
@@ -35,8 +40,13 @@ def format_of(options: argparse.Namespace, known: Sequence[str]) -> str:
     return wanted or str(named)
 
 
+def ending_of(name: str) -> str:
+    """Returns what the name of a file in this format ends in: `.txt` for text, `.md` for markdown."""
+    return "." + {"text": "txt", "markdown": "md"}.get(name, name)
+
+
 def write(document: str, output: str | None) -> None:
-    """Write text with one newline at its end to the file `output`, or to stdout."""
+    """Writes text, which ends in one newline, to the file `output` or to stdout."""
     document = document.rstrip("\n") + "\n"
     if output is None:
         sys.stdout.write(document)
@@ -45,7 +55,7 @@ def write(document: str, output: str | None) -> None:
 
 
 def emit(explanation: Explanation, kind: str, view: str, output: str | None) -> None:
-    """Write a view of an explanation to the file `output`, or to stdout, in the format `kind`."""
+    """Writes a view of an explanation in the format `kind` to the file `output` or to stdout."""
     if kind == "png":
         _emit_png(explanation, view, output)
     elif kind == "json":
@@ -64,11 +74,13 @@ def _emit_png(explanation: Explanation, view: str, output: str | None) -> None:
     if output:
         explanation.to_png(output, view)
     elif sys.stdout.isatty():
-        raise GroupwiseError("a PNG is not for the terminal; name a file with -o FILE.png or redirect")
+        raise GroupwiseError(
+            "a PNG cannot be shown in a terminal; name a file with -o FILE.png, or redirect the output"
+        )
     else:
         sys.stdout.buffer.write(png_bytes(explanation.to_svg(view)))
 
 
 def say(message: str) -> None:
-    """Tell the person at the terminal, beside the result."""
+    """Prints a message to stderr, so that it stays out of the result."""
     print(f"groupwise: {message}", file=sys.stderr)

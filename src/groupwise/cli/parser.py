@@ -1,24 +1,33 @@
-"""The command line's words: options, their values, the help."""
+"""The words of the command line: options, their values and the help."""
 
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import groupwise
 from groupwise.cli import commands
-from groupwise.cli.output import FORMATS
+from groupwise.cli.output import FORMATS, TABLES, ending_of
 from groupwise.explanation import VIEWS
 from groupwise.spec.cost import DTYPE_BYTES
 
 TARGET = (
-    "one of ours (alexnet, resnext50_32x4d, ...), torchvision:NAME, timm:NAME, package.module:attribute or "
-    "file.py:Name (which runs that file's code)"
+    "a network of groupwise (alexnet, resnext50_32x4d, ...), torchvision:NAME, timm:NAME, package.module:attribute, or "
+    "file.py:Name, which runs the code in that file"
 )
+RANKS = "also show the split over N devices: who holds what, and what they send each other"
+EXAMPLES = """examples:
+  groupwise explain 8 4 --groups 4 --kernel 5 --size 56
+  groupwise explain resnext50_32x4d --layer layer1.0.conv2
+  groupwise groups 96 64
+  groupwise report resnext50_32x4d --image photo.jpg -o report.html
+
+Every command has a --help of its own."""
 
 
 def _groups_value(word: str) -> int | str:
-    """The number, or the word as it is for `ConvSpec` to refuse together with the valid values."""
+    """Returns the number, or else the word: `ConvSpec` refuses that, and names the valid values."""
     return int(word) if commands.is_integer(word) else word
 
 
@@ -53,109 +62,164 @@ def _integers(word: str, wanted: str) -> tuple[int, ...]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and how to get help."""
+    """A parser whose errors are one line: what is wrong, and which help to read."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; each command leaves the function that runs it in `run`."""
-    root = _Parser(prog="groupwise", description="See what the groups of a convolution connect and cost.")
+    """Returns the parser of the whole command line; each command leaves the function that runs it in `run`."""
+    root = _Parser(
+        prog="groupwise",
+        description="Show what the groups of a convolution connect and cost, which kernel runs, and how fast.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     root.add_argument("--version", action="version", version=f"groupwise {groupwise.__version__}")
-    kinds = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    kinds = root.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for add in (_add_explain, _add_comparisons, _add_plan_and_bench, _add_report, _add_serve, _add_doctor):
+        add(kinds)
+    return root
 
-    one = kinds.add_parser(
+
+def _command(kinds: Any, name: str, help: str, usage: str | None = None) -> argparse.ArgumentParser:
+    """Adds a command, whose own help opens with the line that the list of commands has."""
+    made: argparse.ArgumentParser = kinds.add_parser(
+        name, help=help, description=f"{help[0].upper()}{help[1:]}.", usage=usage
+    )
+    return made
+
+
+def _add_explain(kinds: Any) -> None:
+    one = _command(
+        kinds,
         "explain",
-        help="one convolution: its paths, shapes and cost",
+        "explain one convolution: paths, shapes, cost",
         usage="groupwise explain (IN OUT | MODEL --layer NAME) [options]",
     )
     one.add_argument("what", nargs="+", metavar="IN OUT | MODEL", help=f"two channel counts, or a model: {TARGET}")
     one.add_argument("--layer", metavar="NAME", help="the layer of MODEL, such as layer1.0.conv2")
-    one.add_argument("--input", type=_shape, metavar="1,3,224,224", help="shape of MODEL's input")
+    one.add_argument("--input-shape", type=_shape, metavar="1,3,224,224", help="shape of MODEL's input, batch first")
+    _add_groups(one)
     _add_convolution(one)
-    one.add_argument("--groups", "-g", type=_groups_value, default=1, help="default 1")
-    one.add_argument("--ranks", type=int, metavar="N", help="split over N devices: who holds what, what crosses")
-    one.add_argument("--view", choices=VIEWS, default="all", help="default all")
+    one.add_argument("--ranks", type=int, metavar="N", help=RANKS)
+    one.add_argument("--view", choices=VIEWS, default="all", help="which part to show; default: all")
     one.add_argument(
-        "--plans", action="store_true", help="with --size, what would run for it too; MODEL's layer has it"
+        "--plans",
+        action="store_true",
+        help="with --size, also show the kernel of each pass; a layer of MODEL always shows it",
     )
-    one.add_argument("--format", "-f", choices=FORMATS, help="default text, or what FILE ends in")
-    _add_output(one)
+    _add_output(one, FORMATS)
     one.set_defaults(run=commands.run_explain)
 
-    every = kinds.add_parser("groups", help="every valid groups value and what each saves")
-    some = kinds.add_parser("compare", help="chosen groups values side by side")
+
+def _add_comparisons(kinds: Any) -> None:
+    every = _command(kinds, "groups", "compare every valid groups value")
+    some = _command(kinds, "compare", "compare the groups values that you choose")
     for command, run in ((every, commands.run_groups), (some, commands.run_compare)):
-        _add_numbers(command)
+        _add_channels(command)
+        if command is some:
+            values = "the values, separated by commas"
+            command.add_argument("--groups", "-g", type=_groups_values, required=True, metavar="1,2,32", help=values)
+        _add_convolution(command)
+        _add_output(command, TABLES)
         command.set_defaults(run=run)
-    some.add_argument("--groups", "-g", type=_groups_values, required=True, metavar="1,2,32")
 
-    planned = kinds.add_parser("plan", help="the kernel that computes a convolution, its tile, and why not the others")
-    timed = kinds.add_parser("bench", help="one layer timed, by PyTorch's kernels and by groupwise's")
+
+def _add_plan_and_bench(kinds: Any) -> None:
+    planned = _command(kinds, "plan", "show which kernel runs a convolution, its tile, and why the others do not")
+    timed = _command(kinds, "bench", "time one layer with PyTorch's kernels and with groupwise's")
     for command, run in ((planned, commands.run_plan), (timed, commands.run_bench)):
-        _add_numbers(command, size_required=True)
-        command.add_argument("--groups", "-g", type=_groups_value, default=1, help="default 1")
-        command.add_argument("--threads", type=int, help="default: those of torch")
+        _add_channels(command)
+        _add_groups(command)
+        _add_convolution(command, size_required=True)
+        command.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
+        _add_output(command, FORMATS[:2])
         command.set_defaults(run=run)
-    # What these two may be is the planner's to say: its module takes longer to load than an explanation.
-    planned.add_argument("--memory-format", default="contiguous", help="contiguous (default) or channels_last")
-    planned.add_argument("--direction", default="forward", help="forward (default), grad_input or grad_weight")
-    timed.add_argument("--repeats", type=int, default=20, help="samples that the medians are of; default 20")
+    # The planner checks these two values: its module would take longer to load than an explanation.
+    planned.add_argument(
+        "--memory-format", metavar="FORMAT", default="contiguous", help="contiguous (default) or channels_last"
+    )
+    planned.add_argument(
+        "--direction", default="forward", metavar="PASS", help="forward (default), grad_input or grad_weight"
+    )
+    timed.add_argument("--repeats", type=int, default=20, metavar="N", help="samples that a median is of; default: 20")
 
-    whole = kinds.add_parser("report", help="every convolution of a model, counted and timed")
+
+def _add_report(kinds: Any) -> None:
+    whole = _command(kinds, "report", "count and time every convolution of a model")
     whole.add_argument("target", metavar="TARGET", help=TARGET)
     source = whole.add_mutually_exclusive_group()
-    source.add_argument("--input", type=_shape, metavar="1,3,224,224", help="shape of a random input")
-    source.add_argument("--image", metavar="FILE", help="a photograph as the input")
-    whole.add_argument("--backward", action="store_true", help="the gradients too, in training mode")
-    whole.add_argument("--repeats", type=int, default=10, help="runs that the median is of; default 10")
-    whole.add_argument("--ranks", type=int, metavar="N", help="split over N devices: who holds what, what crosses")
+    source.add_argument(
+        "--input-shape", type=_shape, metavar="1,3,224,224", help="shape of a random input, batch first"
+    )
+    source.add_argument("--image", metavar="FILE", help="a photograph as the input, center-cropped and resized")
+    whole.add_argument("--backward", action="store_true", help="run the gradients too, in training mode")
+    whole.add_argument("--repeats", type=int, default=10, metavar="N", help="runs that a median is of; default: 10")
+    whole.add_argument("--ranks", type=int, metavar="N", help=RANKS)
     whole.add_argument("--json", action="store_true", help="print JSON instead of the table")
     whole.add_argument(
         "--check",
         action="store_true",
-        help="end with status 1 if groupwise's kernels change the outputs, or cannot run",
+        help="end with status 1 if groupwise's kernels change the outputs or cannot run",
     )
-    _add_output(whole)
+    _add_file(whole, ("text", "json", "html"))
     whole.set_defaults(run=commands.run_report)
 
-    page = kinds.add_parser("serve", help="an interactive page, with a slider for groups")
-    page.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine only")
-    page.add_argument("--port", type=int, default=8000, help="default 8000")
+
+def _add_serve(kinds: Any) -> None:
+    page = _command(kinds, "serve", "serve an interactive page with a slider for groups")
+    page.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, which answers this machine only")
+    page.add_argument("--port", type=int, default=8000, help="default: 8000")
     page.set_defaults(run=commands.run_serve)
 
-    doctor = kinds.add_parser("doctor", help="whether the native kernels can run here, and what they lack")
-    doctor.add_argument("--format", "-f", choices=FORMATS[:2], help="default text, or what FILE ends in")
-    _add_output(doctor)
+
+def _add_doctor(kinds: Any) -> None:
+    doctor = _command(kinds, "doctor", "check whether the native kernels can run here, and say what they lack")
+    _add_output(doctor, FORMATS[:2])
     doctor.set_defaults(run=commands.run_doctor)
-    return root
 
 
-def _add_numbers(command: argparse.ArgumentParser, size_required: bool = False) -> None:
-    """What a command takes that is about a convolution given by its numbers alone."""
+def _add_channels(command: argparse.ArgumentParser) -> None:
     command.add_argument("in_channels", type=int, metavar="IN", help="input channels")
     command.add_argument("out_channels", type=int, metavar="OUT", help="output channels")
-    _add_convolution(command, size_required)
-    command.add_argument("--format", "-f", choices=FORMATS[:2], help="default text, or what FILE ends in")
-    _add_output(command)
+
+
+def _add_groups(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--groups", "-g", type=_groups_value, default=1, metavar="1", help="default: 1")
 
 
 def _add_convolution(command: argparse.ArgumentParser, size_required: bool = False) -> None:
-    command.add_argument("--kernel", "--kernel-size", "-k", type=_extent, help="3 (default), 3x5 or 3,5")
-    size = "input size: 56 or 56x48" if size_required else "input size, for MACs and bytes: 56 or 56x48"
+    size = "spatial size of the input: 56 or 56x48" + ("" if size_required else "; adds MACs and bytes")
     command.add_argument("--size", type=_extent, metavar="56", required=size_required, help=size)
-    command.add_argument("--stride", type=_extent, help="default 1")
-    command.add_argument("--padding", type=_padding, help="a number, same or valid")
-    command.add_argument("--dilation", type=_extent, help="default 1")
-    command.add_argument("--output-padding", type=_extent, help="of a transposed convolution; default 0")
-    command.add_argument("--dims", type=int, choices=(1, 2, 3), help="default 2")
+    command.add_argument("--batch", type=int, metavar="N", help="default: 1")
+    command.add_argument(
+        "--dtype", choices=DTYPE_BYTES, metavar="DTYPE", help=f"one of {', '.join(DTYPE_BYTES)}; default: float32"
+    )
+    command.add_argument("--kernel", "--kernel-size", "-k", type=_extent, metavar="3", help="3 (default), 3x5 or 3,5")
+    command.add_argument("--stride", type=_extent, metavar="1", help="default: 1")
+    command.add_argument("--padding", type=_padding, metavar="0", help="a number, same or valid; default: 0")
+    command.add_argument("--dilation", type=_extent, metavar="1", help="default: 1")
     command.add_argument("--transposed", action="store_true", help="a transposed convolution")
+    command.add_argument("--output-padding", type=_extent, metavar="0", help="of a transposed convolution; default: 0")
+    command.add_argument(
+        "--dims", type=int, choices=(1, 2, 3), help="spatial dimensions; default: 2, or those of --kernel"
+    )
     command.add_argument("--no-bias", action="store_true", help="a layer without a bias")
-    command.add_argument("--batch", type=int, help="default 1")
-    command.add_argument("--dtype", choices=DTYPE_BYTES, metavar="DTYPE", help="default float32")
     command.set_defaults(**{name: value for name, value in commands.CONVOLUTION.items() if name != "groups"})
 
 
-def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--output", "-o", metavar="FILE", help="write to FILE, in the format that it ends in")
+def _add_output(command: argparse.ArgumentParser, formats: Sequence[str]) -> None:
+    command.add_argument("--format", "-f", choices=formats, help="default: text, or what the name of FILE ends in")
+    _add_file(command, formats)
+
+
+def _add_file(command: argparse.ArgumentParser, formats: Sequence[str]) -> None:
+    endings = ", ".join(ending_of(name) for name in formats)
+    command.add_argument(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help=f"write to FILE instead of stdout, in the format of its ending: {endings}",
+    )

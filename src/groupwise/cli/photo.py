@@ -1,4 +1,4 @@
-"""A photograph as the input of a network: any size, mode or orientation; one clear error for what is none."""
+"""A photograph as the input of a network: of any size, mode and orientation, with one clear error for anything else."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from groupwise.errors import GroupwiseError
 if TYPE_CHECKING:
     from PIL import Image
 
-# Just under Pillow's own limit; the largest camera sensors sold have about 150 million.
+# This is just under Pillow's own limit. The largest camera sensors have about 150 million pixels.
 MAX_PIXELS = 178_000_000
-# Mean and deviation of ImageNet's training set, which published networks expect to be taken out.
+# The mean and standard deviation of ImageNet's training set, by which published networks expect their input normalised.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
-# The usual test crop: 224 pixels out of 256.
+# The usual test crop takes 224 pixels out of 256.
 _CROP = 224 / 256
 
 
 def read_photo(path: str | pathlib.Path) -> Image.Image:
-    """The photograph in a file, upright and in RGB. Needs the extra `groupwise[report]`.
+    """Returns the photograph in a file, upright and in RGB. It needs the extra `groupwise[report]`.
 
-    Turned by its EXIF tag; grey, palette, CMYK and 16-bit images become RGB, transparency becomes white, and of an
-    animation the first frame is taken.
+    It rotates the image by its EXIF tag, converts grey, palette, CMYK and 16-bit images to RGB, puts transparent ones
+    on white, and takes the first frame of an animation.
 
     Raises `GroupwiseError` for a file that is missing, not an image, broken, truncated, or over 178 million pixels.
     """
@@ -41,11 +41,11 @@ def read_photo(path: str | pathlib.Path) -> Image.Image:
     too_large = f"{target} is too large; at most {MAX_PIXELS:,} pixels are read; scale it down"
     if target.is_dir():
         raise GroupwiseError(f"{target} is a folder; give the path of a photograph")
-    # Reading a pipe waits for whoever writes it, and a device may never end.
+    # A pipe blocks until someone writes to it, and a device may never end.
     if target.exists() and not target.is_file():
         raise GroupwiseError(f"{target} is a pipe, a device or a socket; give the path of a photograph in a file")
     try:
-        # Pillow warns of large images by limits of its own; ours is checked before anything is decoded.
+        # Pillow warns about large images by limits of its own; ours is checked before it decodes anything.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(target) as image:
@@ -63,12 +63,15 @@ def read_photo(path: str | pathlib.Path) -> Image.Image:
     except Image.DecompressionBombError:
         raise GroupwiseError(too_large) from None
     except Exception as error:
-        # Decoders fail in many ways on damaged files (OSError, SyntaxError, struct.error, ...), all meaning this.
+        # Decoders raise many errors on damaged files (OSError, SyntaxError, struct.error, ...); all of them mean this.
         raise GroupwiseError(f"{target} is broken or truncated and cannot be decoded: {error}") from None
 
 
 def as_input(image: Image.Image, size: tuple[int, int] = (224, 224)) -> torch.Tensor:
-    """The middle of an RGB image, normalised as ImageNet: float32 of shape (1, 3, *size), `size` as (height, width)."""
+    """Returns an RGB image as float32 of shape (1, 3, *size), where `size` is (height, width).
+
+    The image is center-cropped, resized and normalised by the mean and deviation of ImageNet.
+    """
     from PIL import Image
 
     pixels = image.resize(size[::-1], Image.Resampling.BICUBIC, box=_middle(image, size))
@@ -77,7 +80,7 @@ def as_input(image: Image.Image, size: tuple[int, int] = (224, 224)) -> torch.Te
 
 
 def thumbnail(image: Image.Image, most: int = 320) -> bytes:
-    """An RGB image as a JPEG of at most `most` pixels a side."""
+    """Returns an RGB image as a JPEG of at most `most` pixels a side."""
     small = image.copy()
     small.thumbnail((most, most))
     buffer = io.BytesIO()
@@ -86,7 +89,7 @@ def thumbnail(image: Image.Image, most: int = 320) -> bytes:
 
 
 def _middle(image: Image.Image, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The central box of the shape of `size`: cropped before scaling, so a strip of any length stays cheap."""
+    """Returns the central box with the aspect ratio of `size`, to crop before resizing: long strips stay cheap."""
     scale = min(image.width / size[1], image.height / size[0])
     if min(size) * scale > 2:
         scale *= _CROP
@@ -112,7 +115,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: npt.NDArray[np.float64], top: float | None) -> npt.NDArray[np.uint8]:
-    """Greys that Pillow would clip at 255. Where the mode does not say where white is, by the usual ranges."""
+    """Returns greys scaled to 8 bits, where Pillow would clip them at 255.
+
+    `top` is the value of white. Where the mode does not define it, the smallest usual range that holds the image does.
+    """
     values = np.nan_to_num(values)
     top = top or next((usual for usual in (1.0, 255.0, 65535.0) if values.max() <= usual), float(values.max()))
     return np.asarray((np.clip(values / top, 0, 1) * 255).round(), dtype=np.uint8)

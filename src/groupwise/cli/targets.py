@@ -1,4 +1,4 @@
-"""Models by name, as the command line takes them."""
+"""Builds the model that a word of the command line names."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ import torch
 from groupwise.errors import GroupwiseError
 from groupwise.models import MODELS
 
-FORMS = "a model of ours, torchvision:NAME, timm:NAME, package.module:attribute or file.py:Name"
+FORMS = "a network of groupwise, torchvision:NAME, timm:NAME, package.module:attribute or file.py:Name"
 
 
 def load_model(target: str, say: Callable[[str], None] = lambda message: None) -> torch.nn.Module:
-    """Build the model that `target` names, with random weights; nothing is downloaded.
+    """Returns the model that `target` names, with random weights; it downloads nothing.
 
-    - one of ours: `alexnet`, `resnext50_32x4d`, ...
+    - a network of `groupwise.models`: `alexnet`, `resnext50_32x4d`, ...
     - `torchvision:NAME`, `timm:NAME`
-    - `package.module:attribute` or `file.py:Name`: a module instance, or something that makes one without arguments.
-      Both run the code they name; for a file, `say` is told so first.
+    - `package.module:attribute` or `file.py:Name`: a module, or a class or function that makes one without arguments.
+      Both run the code that they name; for a file, `say` gets a message first.
 
-    Raises `GroupwiseError` for a name that is not found (with the nearest ones) or that makes no `torch.nn.Module`.
+    Raises `GroupwiseError` for a name that does not exist, with the nearest ones, and for one that makes no
+    `torch.nn.Module`.
     """
     source, colon, name = target.rpartition(":")
     if colon and (not source or not name or (source.startswith(".") and not source.endswith(".py"))):
-        raise GroupwiseError(f"{target!r} is no TARGET; give {FORMS}")
+        raise GroupwiseError(f"{target!r} is not a TARGET; give {FORMS}")
     if not colon and target.endswith(".py"):
-        raise GroupwiseError(f"{target!r} says no name; give {target}:NAME, a module or what makes one")
+        raise GroupwiseError(f"{target!r} lacks a name; give {target}:NAME, where NAME is a module or makes one")
     if not colon:
         if target not in MODELS:
             raise GroupwiseError(f"{_unknown('model', target, list(MODELS))}; or give {FORMS.split(', ', 1)[1]}")
@@ -48,7 +49,7 @@ def load_model(target: str, say: Callable[[str], None] = lambda message: None) -
 
 
 def input_shape(model: torch.nn.Module) -> tuple[int, ...]:
-    """The input that a model says it expects, as timm's do, with a batch of one; else (1, 3, 224, 224)."""
+    """Returns the shape of a model's input, for a batch of one: as a timm model states it, else (1, 3, 224, 224)."""
     config = getattr(model, "default_cfg", None)
     size = config.get("input_size") if isinstance(config, dict) else None
     return (1, *size) if size else (1, 3, 224, 224)
@@ -59,22 +60,22 @@ def _from_torchvision(name: str) -> torch.nn.Module:
     if name not in models.list_models():
         raise GroupwiseError(_unknown("torchvision model", name, models.list_models()))
     options: dict[str, Any] = {"weights": None}
-    # Some builders fetch a trained backbone unless told not to.
+    # Some builders download a trained backbone by default.
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         options["weights_backbone"] = None
     return _checked(models.get_model(name, **options), f"torchvision:{name}")
 
 
 def import_torchvision() -> ModuleType:
-    """`torchvision.models`, also beside a torch that torchvision's own compiled operators do not fit."""
+    """Returns `torchvision.models`, even where torchvision's compiled operators do not fit this torch."""
     _need("torchvision")
     try:
         return importlib.import_module("torchvision.models")
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
-    # A torchvision built for another torch lacks its own operators and stops at their first mention. The networks
-    # do without them, so declaring the two it mentions is enough.
+    # A torchvision built for another torch cannot load its operators, and its import fails where it first names one.
+    # The networks do not call them, so it is enough to declare the two that it names.
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]
     for name in ("nms", "qnms"):
@@ -83,7 +84,7 @@ def import_torchvision() -> ModuleType:
     return importlib.import_module("torchvision.models")
 
 
-# A library lives as long as its object.
+# PyTorch drops the declarations once this object is gone.
 _torchvision_library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -102,7 +103,7 @@ def _from_code(source: str, name: str, target: str, say: Callable[[str], None]) 
         module = _run_file(pathlib.Path(source), say)
     else:
         try:
-            # As `python -m` does, so that a module in the current folder is found.
+            # `python -m` finds modules in the current folder too.
             with _importing_from(pathlib.Path.cwd()):
                 module = importlib.import_module(source)
         except ModuleNotFoundError as error:
@@ -121,7 +122,7 @@ def _from_code(source: str, name: str, target: str, say: Callable[[str], None]) 
         inspect.signature(found).bind()
     except TypeError as error:
         raise GroupwiseError(
-            f"{target} cannot be called without arguments ({error}); name a function that can"
+            f"{target} cannot be called without arguments ({error}); name a function that can be"
         ) from None
     return _checked(found(), target)
 
@@ -130,12 +131,12 @@ def _run_file(path: pathlib.Path, say: Callable[[str], None]) -> ModuleType:
     if not path.is_file():
         raise GroupwiseError(f"{path} does not exist; give the path of a Python file, as in file.py:Name")
     say(f"running the code in {path}")
-    # A name of its own, so that a file called like an installed package does not take its place.
+    # The name must differ from that of any installed package, whose place the module would take.
     spec = importlib.util.spec_from_file_location(f"groupwise_target_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise GroupwiseError(f"{path} cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
-    # Registered as an import would be: dataclasses and pickle look a class's module up by name.
+    # Dataclasses and pickle look up the module of a class by its name, so it has to be registered.
     sys.modules[spec.name] = module
     with _importing_from(path.parent.resolve()):
         spec.loader.exec_module(module)
@@ -166,6 +167,6 @@ def _need(package: str) -> None:
 def _unknown(what: str, name: str, known: list[str]) -> str:
     begin = sorted(candidate for candidate in known if name and candidate.startswith(name))
     near = [*begin[:4], *difflib.get_close_matches(name, known, n=4, cutoff=0.4)]
-    word = "nearest" if near else "there are"
+    word = "nearest" if near else "known"
     shown = list(dict.fromkeys(near or sorted(known)))
     return f"no {what} named {name!r}; {word}: {', '.join(shown[:6])}{', ...' * (len(shown) > 6)}"

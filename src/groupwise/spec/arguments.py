@@ -1,4 +1,4 @@
-"""The arguments of a convolution, each checked by itself."""
+"""Checks of the arguments of a convolution, each by itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ Extent = int | Sequence[int]
 
 
 def valid_groups(in_channels: int, out_channels: int) -> tuple[int, ...]:
-    """Every legal `groups`, ascending: the divisors that both channel counts share.
+    """Returns every valid `groups` in ascending order: the common divisors of both channel counts.
+
+    Raises `GroupwiseError` for a channel count that is not an integer from 1 to 2**24.
 
     Examples:
         >>> valid_groups(8, 4)
@@ -27,7 +29,7 @@ def valid_groups(in_channels: int, out_channels: int) -> tuple[int, ...]:
 
 
 def check_groups(in_channels: int, out_channels: int, groups: object) -> int:
-    """Return `groups` as an int, or raise `GroupwiseError` with the valid values and the nearest channels."""
+    """Returns `groups` as an int; raises `GroupwiseError` with the valid values and the nearest channel counts."""
     valid = list(valid_groups(in_channels, out_channels))
     try:
         number = check_integer("groups", groups, 1, MAX_CHANNELS)
@@ -47,7 +49,7 @@ def check_groups(in_channels: int, out_channels: int, groups: object) -> int:
 
 
 def per_dimension(name: str, value: object, dims: int, minimum: int) -> tuple[int, ...]:
-    """`value`, an int or a sequence of `dims` ints, as a tuple of checked ints."""
+    """Returns `value`, an int or a sequence of `dims` ints, as a tuple of `dims` ints of at least `minimum`."""
     entries = _entries(value)
     if entries is None:
         return (check_integer(name, value, minimum),) * dims
@@ -59,7 +61,7 @@ def per_dimension(name: str, value: object, dims: int, minimum: int) -> tuple[in
 
 
 def dims_of(kernel_size: object, dims: int | None) -> int:
-    """The number of spatial dimensions: the length of `kernel_size`, or for an int `dims` (2 if None)."""
+    """Returns the number of spatial dimensions: the length of `kernel_size`, or `dims` (2 if None) for an int."""
     given = _entries(kernel_size)
     if given is None:
         return check_integer("dims", 2 if dims is None else dims, 1, 3)
@@ -70,7 +72,7 @@ def dims_of(kernel_size: object, dims: int | None) -> int:
 
 
 def padding_of(padding: object, dims: int, transposed: bool) -> tuple[int, ...] | str:
-    """`padding` as a tuple of checked ints, or "same" or "valid"."""
+    """Returns `padding` as a tuple of ints, or as "same" or "valid"."""
     if not isinstance(padding, str):
         return per_dimension("padding", padding, dims, 0)
     if transposed:
@@ -81,7 +83,7 @@ def padding_of(padding: object, dims: int, transposed: bool) -> tuple[int, ...] 
 
 
 def shape_of(name: str, value: Any) -> tuple[int, ...]:
-    """The shape of a tensor, or a shape as it is."""
+    """Returns the shape of a tensor, or a shape as a tuple."""
     shape = getattr(value, "shape", value)
     if isinstance(shape, str) or not isinstance(shape, Iterable):
         raise GroupwiseError(f"{name}={value!r} is neither a tensor nor a shape")
@@ -89,17 +91,17 @@ def shape_of(name: str, value: Any) -> tuple[int, ...]:
 
 
 def expand(value: Any, dims: int) -> Any:
-    """aten::convolution takes a list of one value for all dimensions."""
+    """Returns `value`, repeated `dims` times if it is a list of one: `aten::convolution` takes both forms."""
     if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
         return tuple(value) * dims
     return value
 
 
 def _entries(value: Any) -> tuple[object, ...] | None:
-    """What a sequence (tuple, list, array) holds; None for anything that is none."""
+    """Returns the entries of a sequence (tuple, list, array), or None for anything else."""
     if isinstance(value, str | Mapping) or not hasattr(value, "__getitem__"):
         return None
     try:
         return tuple(value)
-    except TypeError:  # an array of no dimensions is a number
+    except TypeError:  # An array of no dimensions is a number.
         return None

@@ -1,4 +1,4 @@
-"""A convolution as numbers: `ConvSpec`. No tensors, and torch is never imported here."""
+"""`ConvSpec`: a convolution as numbers, without tensors and without torch."""
 
 from __future__ import annotations
 
@@ -28,23 +28,26 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class ConvSpec:
     """One convolution layer as numbers: 1-D, 2-D or 3-D, plain or transposed. Frozen and hashable.
 
-    Arguments are those of `torch.nn.ConvNd`, in the same order. An int for `kernel_size` makes `dims`
-    dimensions of it; a sequence gives its own number. Every tuple below has one entry per spatial dimension.
+    The arguments are those of `torch.nn.ConvNd`, in the same order. Each tuple has one entry a spatial dimension. An
+    int `kernel_size` counts for `dims` dimensions (2 if left out); a sequence sets the number of dimensions itself.
 
-    - `in_channels`, `out_channels`: 1 to 2**24
+    - `in_channels`, `out_channels`: from 1 to 2**24
     - `kernel_size`, `stride`, `dilation`: positive
-    - `padding`: per side, or `"same"` / `"valid"` (plain convolutions; `"same"` needs stride 1)
+    - `padding`: positions added on each side, or `"same"` or `"valid"` (plain convolutions; `"same"` needs stride 1)
     - `groups`: a divisor of both channel counts
-    - `bias`: whether there is one
-    - `padding_mode`: zeros, reflect, replicate or circular (transposed: zeros)
-    - `transposed`: True for `ConvTransposeNd`; `output_padding`: its extra size on one side, less than the
-      stride or the dilation
+    - `bias`: whether the layer has one
+    - `padding_mode`: zeros, reflect, replicate or circular; transposed convolutions take zeros
+    - `transposed`: True for `ConvTransposeNd`
+    - `output_padding`: positions that a transposed convolution adds on one side of its output, fewer than the stride
+      or the dilation
 
-    Raises `GroupwiseError` (a `ValueError`) that names the value, the rule and the nearest valid values.
+    Raises `GroupwiseError`, a `ValueError`, which names the value, the rule and the nearest valid values.
 
     Examples:
         >>> ConvSpec(8, 4, 5, groups=4).weight_shape
         (4, 2, 5, 5)
+        >>> print(ConvSpec(8, 4, 5, stride=2, groups=4))
+        conv2d 8 → 4, kernel 5×5, stride 2×2, groups=4
     """
 
     in_channels: int
@@ -157,10 +160,10 @@ class ConvSpec:
         output_padding: Extent = 0,
         groups: int = 1,
     ) -> ConvSpec:
-        """The spec of one call of `aten::convolution`, whose arguments these are, in its order.
+        """Returns the spec of one call of `aten::convolution`, which takes these arguments in this order.
 
-        `input` (N, in_channels, *size), `weight` and `bias` are tensors or shapes; `input` may be None, and
-        `bias` a bool. Raises `GroupwiseError` when the shapes contradict each other.
+        `input`, of shape (N, in_channels, *size), `weight` and `bias` are tensors or shapes. `input` may be None, and
+        `bias` a bool. Raises `GroupwiseError` where the shapes contradict each other.
         """
         shape = shape_of("weight", weight)
         if not 3 <= len(shape) <= 5:
@@ -191,7 +194,7 @@ class ConvSpec:
 
     @property
     def dims(self) -> int:
-        """Number of spatial dimensions: 1, 2 or 3."""
+        """The number of spatial dimensions: 1, 2 or 3."""
         return len(self.kernel_size)
 
     @property
@@ -201,29 +204,32 @@ class ConvSpec:
 
     @property
     def kind(self) -> str:
-        """`dense` (one group), `depthwise` (one input channel per group) or `grouped` (all between)."""
+        """`dense` (one group), `depthwise` (one input channel a group) or `grouped` (anything between)."""
         if self.groups == 1:
             return "dense"
         return "depthwise" if self.groups == self.in_channels else "grouped"
 
     @property
     def inputs_per_filter(self) -> int:
-        """Input channels that each filter reads: in_channels / groups."""
+        """The number of input channels that each filter reads: in_channels / groups."""
         return self.in_channels // self.groups
 
     @property
     def outputs_per_group(self) -> int:
-        """Filters, and so output channels, of each group: out_channels / groups."""
+        """The number of filters, and so of output channels, of each group: out_channels / groups."""
         return self.out_channels // self.groups
 
     @property
     def channel_multiplier(self) -> int | None:
-        """Outputs per input of a depthwise convolution (output o reads input o // m); None for others."""
+        """The number m of outputs for each input of a depthwise convolution: output o reads input o // m.
+
+        None for other kinds.
+        """
         return self.outputs_per_group if self.kind == "depthwise" else None
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """(out, in/groups, *kernel); transposed convolutions store (in, out/groups, *kernel)."""
+        """(out, in/groups, *kernel), or (in, out/groups, *kernel) of a transposed convolution."""
         if self.transposed:
             return (self.in_channels, self.outputs_per_group, *self.kernel_size)
         return (self.out_channels, self.inputs_per_filter, *self.kernel_size)
@@ -235,22 +241,22 @@ class ConvSpec:
 
     @property
     def weights(self) -> int:
-        """Number of weights, without the bias."""
+        """The number of weights, without the bias."""
         return math.prod(self.weight_shape)
 
     @property
     def parameters(self) -> int:
-        """Number of weights and biases."""
+        """The number of weights and biases."""
         return self.weights + (self.out_channels if self.bias else 0)
 
     @property
     def valid_groups(self) -> tuple[int, ...]:
-        """Every `groups` these channel counts allow, ascending."""
+        """Every `groups` that these channel counts allow, in ascending order."""
         return valid_groups_of(self.in_channels, self.out_channels)
 
     @property
     def pads(self) -> tuple[tuple[int, int], ...]:
-        """Padding of each dimension as (before, after); an odd `"same"` has its extra position after."""
+        """The padding of each dimension as (before, after); an odd `"same"` has its extra position after."""
         if self.padding == "valid":
             return ((0, 0),) * self.dims
         if isinstance(self.padding, str):
@@ -259,15 +265,28 @@ class ConvSpec:
         return tuple((p, p) for p in self.padding)
 
     def with_groups(self, groups: int) -> ConvSpec:
-        """The same convolution with another number of groups."""
+        """Returns the same convolution with another number of groups."""
         return dataclasses.replace(self, groups=groups)
 
     def dense(self) -> ConvSpec:
-        """The equivalent with groups=1, in which every input reaches every output."""
+        """Returns the dense equivalent: groups=1, so that every input reaches every output."""
         return self.with_groups(1)
 
+    def __str__(self) -> str:
+        """Returns one line: operator, channels, kernel, the options that differ from their defaults, groups."""
+        facts = [f"{self.op} {self.in_channels:,} → {self.out_channels:,}", f"kernel {_product(self.kernel_size)}"]
+        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1), ("output_padding", 0)):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                facts.append(f"{name} {value}")
+            elif set(value) != {default}:
+                facts.append(f"{name} {_product(value)}")
+        if self.padding_mode != "zeros":
+            facts.append(self.padding_mode)
+        return ", ".join([*facts, f"groups={self.groups}"])
+
     def to_dict(self) -> dict[str, Any]:
-        """Arguments and what follows from them, as plain JSON types; tuples become lists."""
+        """Returns the arguments and what follows from them as plain JSON types; tuples become lists."""
         facts = {"op": self.op, "kind": self.kind, **dataclasses.asdict(self)}
         del facts["bias"]
         facts |= {
@@ -282,11 +301,14 @@ class ConvSpec:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
     def check_size(self, size: Extent) -> tuple[int, ...]:
-        """Spatial input size as a tuple of `dims` positive ints; an int stands for all dimensions."""
+        """Returns the spatial input size as a tuple of `dims` positive ints; an int counts for all dimensions."""
         return per_dimension("size", size, self.dims, 1)
 
     def check_input(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The spatial size of an input of `shape` (N, in_channels, *size), or `GroupwiseError`."""
+        """Returns the spatial size of an input of `shape`, which must be (N, in_channels, *size).
+
+        Raises `GroupwiseError` for any other shape.
+        """
         if not isinstance(shape, Sequence) or len(shape) != self.dims + 2 or shape[1] != self.in_channels:
             given = f"of shape {tuple(shape)}" if isinstance(shape, Sequence) else f"{shape!r}"
             sizes = ", ".join(("length", "height, width", "depth, height, width")[self.dims - 1].split(", "))
@@ -297,14 +319,14 @@ class ConvSpec:
         return self.check_size(tuple(shape[2:]))
 
     def output_size(self, size: Extent) -> tuple[int, ...]:
-        """Spatial output size for the input `size`; raises `GroupwiseError` when no output fits."""
+        """Returns the spatial output size for an input of `size`; raises `GroupwiseError` if there is no output."""
         return tuple(self._output_length(axis, length) for axis, length in enumerate(self.check_size(size)))
 
     def _output_length(self, axis: int, length: int) -> int:
         before, after = self.pads[axis]
         stride, kernel, dilation = self.stride[axis], self.kernel_size[axis], self.dilation[axis]
         reach = dilation * (kernel - 1) + 1
-        # PyTorch copies padding out of the input only as far as that reaches.
+        # PyTorch copies such padding from the input, which has to be long enough.
         spare = {"reflect": 1, "circular": 0}.get(self.padding_mode)
         pad = max(before, after)
         if spare is not None and pad > length - spare:
@@ -315,7 +337,7 @@ class ConvSpec:
             )
         if self.transposed:
             result = (length - 1) * stride - before - after + reach + self.output_padding[axis]
-            # Half of what is missing, rounded up: padding comes off on both sides.
+            # Padding removes positions on both sides, so half of the missing ones (rounded up) are enough.
             fix = f"padding {before} cuts away all of it; use padding of at most {before - (2 - result) // 2}"
         else:
             result = (length + before + after - reach) // stride + 1
@@ -331,8 +353,15 @@ class ConvSpec:
         return result
 
 
+def _product(values: Sequence[int]) -> str:
+    return "×".join(map(str, values))
+
+
 def _groups_of_weight(groups: object, rows: int, transposed: bool) -> int:
-    """A weight fixes one channel count; the other is groups times dim 1, so any divisor of the first is valid."""
+    """Returns `groups` as an int; raises `GroupwiseError` unless it divides `rows`, dim 0 of the weight.
+
+    Dim 1 sets no limit: the other channel count is groups times dim 1.
+    """
     name = "in_channels" if transposed else "out_channels"
     valid = list_some(list(valid_groups_of(rows, rows)))
     try:

@@ -1,12 +1,13 @@
 """What a convolution costs: parameters, multiply-accumulates (MACs), bytes, and its dense equivalent.
 
-Counted by formula from a `ConvSpec`; nothing is timed. Conventions:
+groupwise counts by formula from a `ConvSpec`, and times nothing. The conventions:
 
 - One MAC is one multiplication and one addition, so 2 FLOP. The bias is not counted.
-- Every tap of the kernel counts at every position, also where it reads padding; those that do are given apart.
-- A transposed convolution is counted from its input positions, each of which is spread over the whole kernel.
-- Bytes are the least that any implementation moves: input and weight read once, output written once. The two
-  backward passes move as much: grad_input reads grad_output and the weight, grad_weight reads both activations.
+- Every tap of the kernel counts at every position. `macs_on_padding` says how many of these read padding.
+- A transposed convolution counts from its input positions, each of which it spreads over the whole kernel.
+- Bytes are the least that any implementation moves: it reads input and weight once, and writes the output once.
+  Both backward passes move the same three tensors: grad_input reads grad_output and the weight, grad_weight reads
+  both activations.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.spec.arguments import Extent
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.effective import dtype_of
+from groupwise.spec.tables import html_table
 
 DTYPE_BYTES = {
     "float64": 8,
@@ -41,7 +43,7 @@ DTYPE_BYTES = {
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates of the three passes."""
+    """The multiply-accumulates of the forward and of the two gradients."""
 
     forward: int
     grad_input: int
@@ -56,17 +58,17 @@ class Macs:
 
     @property
     def total(self) -> int:
-        """All three passes: one training step."""
+        """The sum of the three passes: one training step."""
         return self.forward + self.grad_input + self.grad_weight
 
     def to_dict(self) -> dict[str, int]:
-        """The three counts by name."""
+        """Returns the three counts by name."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that have to move at least once, by tensor."""
+    """The bytes that have to move at least once, by tensor."""
 
     input: int
     weight: int
@@ -74,17 +76,23 @@ class Traffic:
 
     @property
     def total(self) -> int:
-        """All three tensors."""
+        """The sum of the three tensors."""
         return self.input + self.weight + self.output
 
     def to_dict(self) -> dict[str, int]:
-        """The three sizes by name."""
+        """Returns the three sizes by name."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of `spec` on an input of (batch, in_channels, *input_size) of `dtype`."""
+    """The cost of `spec` on an input of shape (batch, in_channels, *input_size) and of `dtype`. `print()` it.
+
+    - `output_size`: the spatial size of the output
+    - `macs`: the multiply-accumulates of each pass
+    - `macs_on_padding`: how many MACs of one pass read a zero of the padding (transposed: fall on the cropped edge)
+    - `traffic`: the bytes of each tensor
+    """
 
     spec: ConvSpec
     input_size: tuple[int, ...]
@@ -97,16 +105,47 @@ class Cost:
 
     @property
     def bytes(self) -> int:
-        """Bytes a pass moves at least: input and weight read once, output written once."""
+        """The least bytes that a pass moves: input and weight read once, output written once."""
         return self.traffic.total
 
     @property
     def intensity(self) -> float:
-        """Arithmetic intensity of the forward pass, in FLOP per byte (2 FLOP a MAC)."""
+        """The arithmetic intensity of the forward pass, in FLOP per byte (a MAC is 2 FLOP)."""
         return 2 * self.macs.forward / self.bytes if self.bytes else 0.0
 
+    def __str__(self) -> str:
+        """Returns the convolution and its sizes, and a line each for parameters, MACs, bytes and intensity."""
+        table = [self._head, *self._rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in table]
+        return "\n".join([self._title, *lines])
+
+    def _repr_html_(self) -> str:
+        return html_table(self._title, self._head, self._rows)
+
+    @property
+    def _title(self) -> str:
+        sizes = " → ".join("×".join(map(str, size)) for size in (self.input_size, self.output_size))
+        return f"{self.spec}; {sizes}, batch {self.batch:,}, {self.dtype}"
+
+    @property
+    def _head(self) -> tuple[str, str, str]:
+        return ("", f"groups={self.spec.groups}", "dense")
+
+    @property
+    def _rows(self) -> list[tuple[str, str, str]]:
+        """The facts of the two texts, each beside that of the dense equivalent."""
+        dense = self.dense()
+        return [
+            ("parameters", f"{self.spec.parameters:,}", f"{dense.spec.parameters:,}"),
+            ("MACs, each pass", f"{self.macs.forward:,}", f"{dense.macs.forward:,}"),
+            ("MACs on padding", f"{self.macs_on_padding:,}", f"{dense.macs_on_padding:,}"),
+            ("bytes, each pass", f"{self.bytes:,}", f"{dense.bytes:,}"),
+            ("FLOP per byte", f"{self.intensity:.3g}", f"{dense.intensity:.3g}"),
+        ]
+
     def to_dict(self) -> dict[str, Any]:
-        """Sizes, MACs and bytes as plain JSON types."""
+        """Returns sizes, MACs and bytes as plain JSON types."""
         return {
             "input_size": list(self.input_size),
             "output_size": list(self.output_size),
@@ -121,7 +160,10 @@ class Cost:
 
     @property
     def ratio(self) -> dict[str, float | None]:
-        """The dense equivalent over this one: what the groups save in parameters, MACs and bytes; None of nothing."""
+        """The dense equivalent's parameters, MACs and bytes, each divided by this convolution's.
+
+        A ratio is None where this convolution has none of what is counted, as an empty batch has no MACs.
+        """
         dense = self.dense()
         pairs = {
             "parameters": (dense.spec.parameters, self.spec.parameters),
@@ -131,11 +173,11 @@ class Cost:
         return {name: whole / part if part else None for name, (whole, part) in pairs.items()}
 
     def with_groups(self, groups: int) -> Cost:
-        """The cost with another number of groups, all else equal."""
+        """Returns the cost with another number of groups, all else equal."""
         return cost(self.spec.with_groups(groups), self.input_size, batch=self.batch, dtype=self.dtype)
 
     def dense(self) -> Cost:
-        """The cost of the dense equivalent (groups=1)."""
+        """Returns the cost of the dense equivalent (groups=1)."""
         return self.with_groups(1)
 
 
@@ -214,7 +256,7 @@ def size_and_batch(
 
 
 def check_dtype(dtype: object) -> str:
-    """The plain name of a dtype (`"float32"`), from a name or a torch.dtype."""
+    """Returns the plain name of a dtype, such as `"float32"`, from a name or a `torch.dtype`."""
     return check_choice("dtype", str(dtype).removeprefix("torch."), DTYPE_BYTES)
 
 
@@ -227,11 +269,11 @@ def layer_and_input(spec_or_layer: Any, input_shape: Any, dtype: Any) -> tuple[C
 
 
 def _real_taps(spec: ConvSpec, axis: int, size: int, out_size: int) -> int:
-    """Pairs (position, tap) along one dimension that touch a real value.
+    """Returns how many pairs (position, tap) along one dimension touch a real value.
 
-    A plain convolution at position o reads o*stride - pad + tap*dilation, real when that lies in the input. A
-    transposed one at input position i writes the same expression, real when it lies in the (cropped) output.
-    Padding that copies the input (reflect, replicate, circular) is made of real values.
+    A plain convolution at output position o reads o*stride - pad + tap*dilation, which is real inside the input. A
+    transposed one at input position i writes to the same expression, which is real inside the cropped output.
+    Padding that copies the input (reflect, replicate, circular) consists of real values.
     """
     if spec.padding_mode != "zeros":
         return out_size * spec.kernel_size[axis]
@@ -244,10 +286,13 @@ def _real_taps(spec: ConvSpec, axis: int, size: int, out_size: int) -> int:
 
 
 def _pairs(reach: int, positions: int, taps: int, stride: int, dilation: int) -> int:
-    """Pairs (position, tap) with position*stride + tap*dilation <= reach, in closed form: kernels may be huge."""
+    """Returns how many pairs (position, tap) have position*stride + tap*dilation <= reach.
+
+    The form is closed, as kernels may be huge.
+    """
     if reach < 0:
         return 0
-    # A tap up to `full` has all positions; from there to `last` it has floor((reach - tap*dilation) / stride) + 1.
+    # A tap below `full` has all positions; from `full` to `last` it has floor((reach - tap*dilation) / stride) + 1.
     last = min(taps - 1, reach // dilation)
     full = min(taps, max(0, (reach - (positions - 1) * stride) // dilation + 1))
     rest = max(0, last - full + 1)
@@ -255,7 +300,7 @@ def _pairs(reach: int, positions: int, taps: int, stride: int, dilation: int) ->
 
 
 def _floor_sum(n: int, m: int, a: int, b: int) -> int:
-    """Sum of floor((a*i + b) / m) for i in 0 .. n-1 (a, b not negative), by Euclid's algorithm."""
+    """Returns the sum of floor((a*i + b) / m) for i in 0 .. n-1, by Euclid's algorithm; a and b are not negative."""
     total = 0
     while n:
         total += n * (n - 1) // 2 * (a // m) + n * (b // m)

@@ -4,41 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from groupwise.spec.wiring import channels
+
+__all__ = ["channels", "count", "data", "percent", "product", "times"]
+
 
 def count(value: float) -> str:
-    """A count in three digits: `225`, `14.5 M` (powers of 1000)."""
+    """Returns a count in three digits, scaled by powers of 1000: `225`, `14.5 M`."""
     return _scaled(value, ("", " k", " M", " G", " T", " P", " E", " Z", " Y", " R", " Q"))
 
 
 def data(value: float) -> str:
-    """Bytes in three digits: `3.23 MB` (powers of 1000)."""
+    """Returns bytes in three digits, scaled by powers of 1000: `3.23 MB`."""
     return _scaled(value, (" B", " kB", " MB", " GB", " TB", " PB", " EB", " ZB", " YB", " RB", " QB"))
 
 
 def product(values: Sequence[int]) -> str:
-    """`3×5` for (3, 5)."""
+    """Returns `3×5` for (3, 5)."""
     return "×".join(map(str, values))
 
 
 def times(part: int, whole: int) -> str:
-    """`whole / part` as a factor: `32×`, `31.2×`."""
+    """Returns `whole / part` as a factor: `32×`, `31.2×`."""
     ratio = whole / part
     return f"{ratio:.0f}×" if ratio >= 100 or ratio == int(ratio) else f"{ratio:.3g}×"
 
 
-def share(part: float, whole: float) -> str:
-    """`part / whole` as a percentage in at most four characters and the sign: `3.1 %`."""
+def percent(part: float, whole: float) -> str:
+    """Returns `part / whole` as a percentage of at most four characters and the sign: `3.1 %`; `-` of nothing."""
     if not whole:
         return "-"
     percent = 100 * part / whole
     if percent >= 99.95:
         return f"{percent:.0f} %"
     return f"{percent:.1f} %" if percent >= 0.1 or percent == 0 else "<0.1 %"
-
-
-def channels(span: range) -> str:
-    """A range of channels, inclusive as people say it: `0-31`, or `7` for one."""
-    return f"{span.start}-{span.stop - 1}" if len(span) > 1 else str(span.start)
 
 
 def _scaled(value: float, units: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What the pictures say: titles, counts and folds, worded once."""
+"""The words that pictures and texts have in common: titles, counts and folds."""
 
 from __future__ import annotations
 
@@ -14,30 +14,17 @@ T = TypeVar("T")
 
 
 def title(spec: ConvSpec) -> str:
-    """`conv2d 8 → 4, kernel 5×5, stride 2×2, groups=4`: the options that are not their defaults."""
-    facts = [f"{spec.op} {spec.in_channels:,} → {spec.out_channels:,}", f"kernel {numbers.product(spec.kernel_size)}"]
-    for name, value, default in (
-        ("stride", spec.stride, 1),
-        ("padding", spec.padding, 0),
-        ("dilation", spec.dilation, 1),
-        ("output_padding", spec.output_padding, 0),
-    ):
-        if isinstance(value, str):
-            facts.append(f"{name} {value}")
-        elif set(value) != {default}:
-            facts.append(f"{name} {numbers.product(value)}")
-    if spec.padding_mode != "zeros":
-        facts.append(spec.padding_mode)
-    return ", ".join([*facts, f"groups={spec.groups}"])
+    """Returns `conv2d 8 → 4, kernel 5×5, stride 2×2, groups=4`, with the options that differ from their defaults."""
+    return str(spec)
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 channel`, `2,048 channels`."""
+    """Returns `1 channel`, `2,048 channels`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def pairs(spec: ConvSpec) -> str:
-    """Which share of the channel pairs is connected."""
+    """Returns how many of the channel pairs are connected, and which fraction that is."""
     wires = Wiring(spec)
     if spec.groups == 1:
         return "the only channel pair" if wires.all_pairs == 1 else f"all {wires.all_pairs:,} channel pairs"
@@ -45,18 +32,18 @@ def pairs(spec: ConvSpec) -> str:
 
 
 def joins(path: Path) -> str:
-    """`in 0-31 → out 0-31 (32×32)`."""
+    """Returns `in 0-31 → out 0-31 (32×32)`."""
     shape = f"{len(path.inputs):,}×{len(path.outputs):,}"
     return f"in {numbers.channels(path.inputs)} → out {numbers.channels(path.outputs)} ({shape})"
 
 
 def valid(spec: ConvSpec) -> str:
-    """The valid groups, the middle of a long list left out."""
+    """Returns the valid groups, a long list without its middle."""
     return list_some(list(spec.valid_groups), near=spec.groups).replace("...", "…")
 
 
 def elide(items: Sequence[T], most: int, head: int, tail: int) -> list[T | None]:
-    """All of `items`, or of more than `most` the first and last with None between."""
+    """Returns all of `items`; above `most` the first `head` and the last `tail` of them, with None between."""
     if len(items) <= most:
         return list(items)
     return [*items[:head], None, *items[-tail:]]

@@ -1,8 +1,8 @@
-"""The same facts as the pictures, as plain Unicode text of at most 80 columns."""
+"""One convolution as plain Unicode text of at most 80 columns: the facts that the pictures show."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from groupwise.draw.base import numbers, phrases
@@ -11,13 +11,12 @@ from groupwise.draw.text.lines import rows, wrap
 from groupwise.errors import list_some
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost
-from groupwise.spec.wiring import Path, Wiring
+from groupwise.spec.wiring import MOST_PATHS, Path, Wiring
 
 if TYPE_CHECKING:
     from groupwise.kernels.plan import Plan
 
-MOST_PATHS = 8
-# A grid cell takes two columns, so 32 inputs are the most that fit beside the row labels.
+# A cell of the grid takes two columns, so at most 32 inputs fit beside the row labels.
 MOST_CELLS = 32
 KINDS = {
     "dense": "dense: every input reaches every output",
@@ -27,13 +26,13 @@ KINDS = {
 
 
 def heading(spec: ConvSpec, name: str | None = None) -> str:
-    """One line that names the convolution, its options off their defaults, and its kind."""
+    """Returns the convolution with the options that differ from their defaults, and a line on its kind."""
     title = phrases.title(spec)
     return "\n".join([*wrap(f"{legible(name)}: {title}" if name else title), KINDS[spec.kind]])
 
 
 def wiring(spec: ConvSpec) -> str:
-    """The paths, one line a group (the first ones, a fold and the last one above 8)."""
+    """Returns the paths, one line a group (above 8 groups: the first five and the last)."""
     wires = Wiring(spec)
     shown: list[Path | None] = list(wires) if spec.groups <= MOST_PATHS else [wires.path(g) for g in range(5)]
     if spec.groups > MOST_PATHS:
@@ -51,7 +50,7 @@ def wiring(spec: ConvSpec) -> str:
 
 
 def _reading(spec: ConvSpec) -> str:
-    """What the numbers mean, in one sentence."""
+    """Returns what the numbers mean, in one sentence."""
     filters = f"{spec.out_channels:,} filter{'s' * (spec.out_channels > 1)}"
     each = "each filter reads" if spec.out_channels > 1 else "it reads"
     inputs = f"{spec.inputs_per_filter:,} of {spec.in_channels:,} input{'s' * (spec.in_channels > 1)}"
@@ -63,7 +62,7 @@ def _reading(spec: ConvSpec) -> str:
 
 
 def weight(spec: ConvSpec) -> str:
-    """Weight and bias shapes; up to 32 channels, which of the dense weight's kernels exist."""
+    """Returns the shapes of weight and bias and, up to 32 channels, which kernels of the dense weight exist."""
     axes = "(in, out/groups, *kernel)" if spec.transposed else "(out, in/groups, *kernel)"
     lines = wrap(f"{spec.weight_shape} = {spec.weights:,} weights, stored as {axes}", "Weight   ", 9)
     if spec.groups > 1:
@@ -85,7 +84,7 @@ def weight(spec: ConvSpec) -> str:
 
 
 def cost(spec: ConvSpec, at: Cost | None) -> str:
-    """Parameters and, with a size, MACs and bytes, beside the dense equivalent."""
+    """Returns the parameters and, with a size, MACs and bytes, each beside the dense equivalent's."""
     dense = spec.dense()
     head = "Cost     give a size for MACs and bytes"
     if at:
@@ -117,7 +116,7 @@ def _versus(
 
 
 def plans(by_format: Mapping[str, Mapping[str, Plan]]) -> str:
-    """Kernel and tile of each pass by memory format, and why not the other kernels, each reason once."""
+    """Returns kernel and tile of each pass by memory format, and once each reason against another kernel."""
     every = [(layout, name, plan) for layout, passes in by_format.items() for name, plan in passes.items()]
     first = every[0][2]
     lines = [f"Plan     kernel and tile of each pass ({first.isa}, {phrases.plural(first.threads, 'thread')})"]
@@ -138,27 +137,6 @@ def plans(by_format: Mapping[str, Mapping[str, Plan]]) -> str:
         everywhere = sum(map(len, places.values())) == len(every)
         lines += wrap(reason if everywhere else f"{reason} ({where})", indent=9)
     return "\n".join(lines)
-
-
-def groups_table(spec: ConvSpec, values: Iterable[int], at: Cost | None) -> str:
-    """One line for each groups value: what a filter reads, parameters, MACs, bytes, and the savings."""
-    head = ["groups", "kind", "inputs/filter", "weight", "parameters", "saves"]
-    table = [(*head, "MACs", "bytes", "FLOP/B") if at else tuple(head)]
-    for groups in values:
-        one = spec.with_groups(groups)
-        row = [
-            str(groups),
-            one.kind,
-            str(one.inputs_per_filter),
-            numbers.product(one.weight_shape),
-            numbers.count(one.parameters),
-            numbers.share(spec.dense().parameters - one.parameters, spec.dense().parameters),
-        ]
-        if at:
-            here = at.with_groups(groups)
-            row += [numbers.count(here.macs.forward), numbers.data(here.bytes), f"{here.intensity:.3g}"]
-        table.append(tuple(row))
-    return "\n".join(rows(table))
 
 
 def _digit(value: int) -> str:

@@ -191,4 +191,4 @@ def error(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """A share as a percentage."""
-    return "-" if value is None else numbers.share(value, 1)
+    return "-" if value is None else numbers.percent(value, 1)

@@ -29,7 +29,7 @@ class _Measure:
     def texts(self, row: int) -> tuple[str, str]:
         """The row's value and its share of the dense one."""
         value = sum(self.rows[row])
-        return self.form(value), numbers.share(value, self.dense)
+        return self.form(value), numbers.percent(value, self.dense)
 
 
 def cost_svg(spec: ConvSpec, size: Extent | None = None, batch: int = 1, dtype: str = "float32") -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.base.svg import LABEL_SIZE, MARGIN, Picture, colour, path, text_width
 from groupwise.draw.text import lines as text
-from groupwise.draw.text.layer import MOST_PATHS
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost
 from groupwise.spec.partition import Share, chunks, received
+from groupwise.spec.wiring import MOST_PATHS
 
 # As many columns: all ranks, or the first ones, how many are left out, and the last.
 MOST_DRAWN = 7

@@ -54,7 +54,7 @@ def _bar(picture: Picture, label: str, values: Sequence[float], kinds: Sequence[
         if paths[kind]:
             picture.curve("".join(paths[kind]), _paint(hue))
             part = sum(v for v, k in zip(values, kinds, strict=True) if k == kind)
-            facts.append((kind, hue, numbers.share(part, total)))
+            facts.append((kind, hue, numbers.percent(part, total)))
     x: float = MARGIN + _LEFT
     for kind, hue, share in facts:
         picture.box(x, picture.y + _BAR + 6, 10, 10, _paint(hue))
