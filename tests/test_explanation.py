@@ -134,8 +134,11 @@ def test_every_door_gives_the_same():
             "LazyConv2d does not know its in_channels yet, nor the shape of its weight; run it once on an input",
         ),
         (lambda: explain(8, 4, 5, bias=torch.zeros(4)), "bias must be True or False"),
-        (lambda: explain(8, 4, 5, group=2), "group is no option here; there are: stride, padding, dilation, groups"),
-        (lambda: explain((4, 2, 3, 3), dims=2), "dims is no option here; there are: bias, stride"),
+        (
+            lambda: explain(8, 4, 5, group=2),
+            "group is not an option here; choose from: stride, padding, dilation, groups",
+        ),
+        (lambda: explain((4, 2, 3, 3), dims=2), "dims is not an option here; choose from: bias, stride"),
         (lambda: explain((4, 2, 3, 3), padding="x"), "padding='x' must be 'same', 'valid'"),
         (lambda: explain(8, 4, 5, batch=-1), "batch=-1 is too small"),
         (lambda: explain(8, 4, 5, batch=1.5), "batch=1.5 is a float"),

@@ -174,7 +174,7 @@ def test_alexnet_starts_as_the_paper_says():
 
 def test_dropout_of_the_hidden_layers():
     """Half of the outputs of fc6 and fc7, and nothing else."""
-    model = models.Tower(share=2)
+    model = models.Tower(towers=2)
     torch.nn.init.zeros_(model.fc6.weight)
     torch.nn.init.zeros_(model.fc7.weight)
     for bias in (model.fc6.bias, model.fc7.bias):

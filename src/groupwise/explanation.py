@@ -1,4 +1,4 @@
-"""`explain`: one convolution, from whatever describes it, as text, dict, SVG, PNG or HTML."""
+"""`explain`: one convolution, from anything that describes it, as text, dict, SVG, PNG or HTML."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ VIEWS = ("wiring", "weight", "cost", "ranks", "all")
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """What a convolution connects and costs, and how it is planned. `print()` it, or let a notebook show its pictures.
+    """What a convolution connects and costs, and which kernels run it. `print()` it; a notebook shows its pictures.
 
     - `spec`: the convolution
-    - `input_size`: spatial input size, or None: then MACs and bytes are left out
+    - `input_size`: the spatial size of the input; without it (None) there are no MACs and bytes
     - `batch`, `dtype`: of the input
-    - `name`: the layer's name in its model, if known
-    - `ranks`: over how many devices its groups are split, or None
-    - `with_plans`: whether the text and the dict list the plans, which takes torch
+    - `name`: the layer's name in its model, or None
+    - `ranks`: the number of devices that its groups are split over, or None
+    - `with_plans`: whether the text and the dict contain the plans, which need torch
+    - `cost`: the `Cost` at `input_size`, or None
     """
 
     spec: ConvSpec
@@ -60,14 +61,15 @@ class Explanation:
 
     @property
     def wiring(self) -> Wiring:
-        """Its paths."""
+        """The paths of the convolution."""
         return Wiring(self.spec)
 
     @property
     def plans(self) -> dict[str, dict[str, Plan]]:
-        """The plan of each pass (`forward`, `grad_input`, `grad_weight`) by memory format.
+        """The plan of each pass (`forward`, `grad_input`, `grad_weight`) by memory format. It imports torch.
 
-        Imports torch. Empty without a size, for 3-D and other dtypes than float32, and where the kernels cannot run.
+        It is empty without a size, for 3-D convolutions, for dtypes other than float32, and where the native kernels
+        cannot run.
         """
         if self.input_size is None or self.spec.dims == 3 or self.dtype != "float32":
             return {}
@@ -88,16 +90,16 @@ class Explanation:
     def __str__(self) -> str:
         return self.to_text()
 
-    # So that a prompt shows what a notebook does.
+    # A prompt shows the text, as `print` does.
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return html.figure(self.to_svg())
 
     def to_text(self, view: str = "all") -> str:
-        """Plain Unicode of at most 80 columns; `view` is wiring, weight, cost, ranks or all.
+        """Returns plain Unicode of at most 80 columns; `view` is wiring, weight, cost, ranks or all.
 
-        All is the three, with `ranks` those too, and `with_plans` the plans.
+        `"all"` is the first three, the ranks if their number is given, and the plans if `with_plans`.
         """
         views: dict[str, Callable[[], str]] = {
             "ranks": lambda: ranks_text(self.spec, self._ranks, self.cost),
@@ -112,7 +114,10 @@ class Explanation:
         return "\n\n".join(parts)
 
     def to_svg(self, view: str = "all") -> str:
-        """A picture; `view` is wiring, weight, cost, ranks or all (one below the other; with `ranks` those too)."""
+        """Returns a picture as SVG; `view` is wiring, weight, cost, ranks or all.
+
+        `"all"` puts the first three one below the other, and the ranks if their number is given.
+        """
         views: dict[str, Callable[[], str]] = {
             "ranks": lambda: ranks_svg(self.spec, self._ranks, self.cost),
             "wiring": lambda: wiring_svg(self.spec),
@@ -123,7 +128,10 @@ class Explanation:
         return pictures[0] if len(pictures) == 1 else stack(pictures)
 
     def to_png(self, path: str | pathlib.Path, view: str = "all", scale: float = 2.0) -> pathlib.Path:
-        """Write the picture as PNG, `scale` pixels to a unit. Needs the extra `groupwise[png]`."""
+        """Writes the picture as PNG, `scale` (0.1 to 8) pixels to a unit of the SVG, and returns the path.
+
+        Raises `GroupwiseError` for another scale, and without the extra `groupwise[png]`.
+        """
         from groupwise.draw.base.png import png_bytes
 
         target = pathlib.Path(path)
@@ -131,7 +139,7 @@ class Explanation:
         return target
 
     def to_html(self, path: str | pathlib.Path | None = None, view: str = "all") -> str | pathlib.Path:
-        """One self-contained page with pictures and text: as a string, or written to `path`, which it returns."""
+        """Returns one self-contained page with pictures and text, or writes it to `path` and returns that."""
         title = text.heading(self.spec, self.name).split("\n")[0]
         pictures = [html.figure(self.to_svg(name)) for name in self._chosen(view)]
         body = "\n".join([html.element("h1", title), *pictures, html.element("pre", self.to_text(view))])
@@ -149,12 +157,16 @@ class Explanation:
         return self.ranks or 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Every fact as plain JSON types; sizes, MACs and bytes only when the input size is known.
+        """Returns every fact as plain JSON types; sizes, MACs and bytes only if the input size is known.
 
-        `paths` lists every group with half-open channel ranges. `bytes` is what one pass moves at least (input and
-        weight read once, output written once) and `traffic` splits it. `macs_on_padding` are of one pass. `with_plans`
-        there is `plans`, the plan of each pass by memory format, where there are any; with `ranks` the half-open range
-        of groups (of a dense convolution: of output channels) that each holds.
+        - `paths`: every group with half-open channel ranges
+        - `bytes`: the least that one pass moves: input and weight read once, output written once; `traffic` is the
+          same by tensor
+        - `macs_on_padding`: of one pass
+        - `dense`: the same figures of the dense equivalent, and their `ratio` to this convolution's
+        - `plans`, if `with_plans` and there are any: the plan of each pass by memory format
+        - `ranks`, if their number is given: the half-open range of groups that each rank holds; of a dense
+          convolution, of output channels
         """
         spec, dense = self.spec, self.spec.dense()
         facts: dict[str, Any] = {} if self.name is None else {"name": self.name}
@@ -172,9 +184,9 @@ class Explanation:
             facts["dense"] |= {key: full[key] for key in ("macs", "macs_on_padding", "bytes", "traffic", "intensity")}
             facts["dense"]["ratio"] = self.cost.ratio
         if self.ranks is not None:
-            share = Share(spec.groups if spec.groups > 1 else spec.out_channels, self.ranks)
-            held = [share.of(rank) for rank in range(self.ranks)]
-            facts["ranks"] = [[part.start, part.stop] for part in held]
+            partition = Share(spec.groups if spec.groups > 1 else spec.out_channels, self.ranks)
+            held = [partition.of(rank) for rank in range(self.ranks)]
+            facts["ranks"] = [[one.start, one.stop] for one in held]
         if self.with_plans and (plans := self.plans):
             facts["plans"] = {
                 layout: {name: plan.to_dict() for name, plan in passes.items()} for layout, passes in plans.items()
@@ -197,28 +209,29 @@ def explain(
     plans: bool | None = None,
     **options: Any,
 ) -> Explanation:
-    """Explain a convolution: what it connects, the shapes it stores, what it costs.
+    """Explains a convolution: what it connects, the shapes that it stores, what it costs.
 
     `x` is one of
 
-    - a `ConvSpec`, or a layer (`torch.nn.Conv2d`, ...): nothing else is needed
-    - a weight (tensor or shape) with the keywords of `torch.nn.functional.conv2d`: `groups`, `stride`, `padding`,
+    - a layer, such as `torch.nn.Conv2d`, or a `ConvSpec`: nothing else is needed
+    - a weight (a tensor or a shape) with the keywords of `torch.nn.functional.conv2d`: `groups`, `stride`, `padding`,
       `dilation`, and `bias`, `transposed`, `output_padding`
     - in_channels (here or by that keyword), then `out_channels`, `kernel_size` (3 if left out) and the keywords of
       `ConvSpec`
 
-    Beside it
+    The other arguments:
 
     - `size`: the spatial size of the input, an int for all dimensions or one int a dimension; or
       `input_shape`: (N, in_channels, *size), or a tensor of that shape. Either one adds MACs and bytes
     - `batch`: the N that goes with `size`, 1 if left out
     - `dtype`: the layer's own, else float32, if left out
-    - `name`: what the layer is called in its model, for the heading
-    - `ranks`: over how many devices to split it, to see who would hold what and what would cross
-    - `plans`: whether to list, with a size, the plan of every pass too, where the kernels can run. If left out, those
-      of a layer are listed, and of numbers, which are explained without torch, not
+    - `name`: the layer's name in its model, for the heading
+    - `ranks`: a number of devices to split it over, to see who would hold what and what they would send each other
+    - `plans`: whether to add the plan of every pass, which needs a size and kernels that can run. The default is True
+      for a layer, and False for everything else, so that numbers are explained without torch
 
-    Raises `GroupwiseError` for anything that is no convolution.
+    Raises `GroupwiseError` for anything that is not a convolution, and for a layer whose weight contradicts its
+    attributes.
 
     Examples:
         >>> explain(8, 4, 5, groups=4).spec.weight_shape
@@ -227,7 +240,9 @@ def explain(
     if x is None:
         x = in_channels
     elif in_channels is not None:
-        raise GroupwiseError(f"in_channels={in_channels} cannot be given beside {type(x).__name__}, which says it")
+        raise GroupwiseError(
+            f"in_channels={in_channels} cannot be given beside {type(x).__name__}, which says it; leave it out"
+        )
     spec, own_dtype = _spec_of(x, out_channels, kernel_size, options)
     input_size, batch = size_and_batch(spec, size, input_shape, batch)
     return Explanation(
@@ -261,7 +276,9 @@ def _spec_of(
         return ConvSpec.from_module(x), dtype_of(x)
     if hasattr(x, "shape") or isinstance(x, (tuple, list)):
         if extra:
-            raise GroupwiseError(f"{', '.join(extra)} cannot be given beside a weight, whose shape says it")
+            raise GroupwiseError(
+                f"{', '.join(extra)} cannot be given beside a weight, whose shape says it; leave it out"
+            )
         _check_options(ConvSpec.from_operator, options)
         return ConvSpec.from_operator(None, x, **options), getattr(x, "dtype", "float32")
     shown = repr(x) if isinstance(x, str | float) else type(x).__name__
@@ -280,4 +297,4 @@ def _check_options(door: Callable[..., Any], options: dict[str, Any]) -> None:
     known = [name for name in inspect.signature(door).parameters if name not in given_elsewhere]
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise GroupwiseError(f"{', '.join(unknown)} is no option here; there are: {', '.join(known)}")
+        raise GroupwiseError(f"{', '.join(unknown)} is not an option here; choose from: {', '.join(known)}")

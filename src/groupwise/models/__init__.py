@@ -1,4 +1,4 @@
-"""The networks that made groups famous, with random weights: AlexNet of two GPUs, and ResNeXt."""
+"""The networks that made groups famous, with random weights: AlexNet on two GPUs, and ResNeXt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from groupwise.models.alexnet import AlexNet, AlexNetTowers, Tower, alexnet, ale
 from groupwise.models.resnext import Bottleneck, ResNeXt, resnext50_32x4d, resnext101_32x8d, resnext101_64x4d
 from groupwise.models.resnext_forms import BranchBottleneck, ConcatBottleneck
 
-# Each takes num_classes=1000 and gives a network of (N, 3, 224, 224) to (N, num_classes).
+# Each takes num_classes=1000 and returns a network from (N, 3, 224, 224) to (N, num_classes).
 MODELS: dict[str, Callable[..., torch.nn.Module]] = {
     "alexnet": alexnet,
     "alexnet_towers": alexnet_towers,

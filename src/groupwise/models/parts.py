@@ -1,4 +1,4 @@
-"""Tensors of a grouped network as those of its parts, one per group, and back."""
+"""Converts tensors of a grouped network to those of its towers or branches, one a group, and back."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def split(tensors: Tensors, layers: Mapping[str, int], parts: int, prefix: str) -> dict[str, torch.Tensor]:
-    """Cut the tensors of `layers`, {name: dimension}, into `parts`, named `{prefix}.{part}.{name}`; all are copies.
+    """Returns copies, in which each tensor of `layers` ({name: dimension}) is cut into `parts` equal pieces.
 
-    Tensors of other layers are shared by the parts and keep their names; a scalar (a batch norm's counter) goes to
-    every part.
+    A piece is named `{prefix}.{part}.{name}`. Tensors of other layers stay whole and keep their names. Every part gets
+    a scalar, such as the counter of a batch norm.
     """
     result = {}
     for name, tensor in tensors.items():
@@ -28,7 +28,7 @@ def split(tensors: Tensors, layers: Mapping[str, int], parts: int, prefix: str) 
 
 
 def join(tensors: Tensors, layers: Mapping[str, int], prefix: str) -> dict[str, torch.Tensor]:
-    """The inverse of `split`; all are copies."""
+    """Returns copies of the tensors with all pieces concatenated: the inverse of `split`."""
     result = {}
     pieces: dict[str, list[torch.Tensor]] = {}
     for name, tensor in tensors.items():
@@ -42,5 +42,5 @@ def join(tensors: Tensors, layers: Mapping[str, int], prefix: str) -> dict[str, 
 
 
 def grouped_name(name: str, prefix: str) -> str:
-    """`{prefix}.{part}.{name}` without the part; other names as they are."""
+    """Returns `name` for `{prefix}.{part}.{name}`, and any other name as it is."""
     return name.split(".", 2)[2] if name.startswith(f"{prefix}.") else name

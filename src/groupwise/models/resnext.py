@@ -1,7 +1,7 @@
 """ResNeXt: residual networks whose bottlenecks are grouped convolutions.
 
-S. Xie, R. Girshick, P. Dollár, Z. Tu, K. He, "Aggregated Residual Transformations for Deep Neural Networks",
-CVPR 2017. The names of parameters and buffers are torchvision's, so state_dicts load both ways.
+Source: S. Xie, R. Girshick, P. Dollár, Z. Tu, K. He, "Aggregated Residual Transformations for Deep Neural Networks",
+CVPR 2017. The names of parameters and buffers are torchvision's, so that each loads the other's state_dict.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from groupwise.nn import Conv2d
 
 
 class Bottleneck(torch.nn.Module):
-    """Form (c) of figure 3: 1×1 to `width` channels, grouped 3×3, 1×1 to `out_channels`, plus the shortcut.
+    """Form (c) of figure 3: a 1×1 convolution to `width` channels, a grouped 3×3 one, and a 1×1 one to `out_channels`.
 
-    (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up. The shortcut is the input, or
-    a 1×1 convolution of it where the shape changes. Batch norm follows every convolution, and ReLU every batch
-    norm but the last, where it follows the sum.
+    It maps (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up. The shortcut adds the
+    input, or a 1×1 convolution of it where the shape changes. A batch norm follows every convolution, and a ReLU the
+    first two batch norms and the sum.
     """
 
     def __init__(self, in_channels: int, out_channels: int, width: int, groups: int = 32, stride: int = 1) -> None:
@@ -32,7 +32,7 @@ class Bottleneck(torch.nn.Module):
         self.downsample = shortcut_of(in_channels, out_channels, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        """Maps (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
         path = self.relu(self.bn1(self.conv1(x)))
         path = self.relu(self.bn2(self.conv2(path)))
         path = self.bn3(self.conv3(path))
@@ -44,8 +44,9 @@ class Bottleneck(torch.nn.Module):
 class ResNeXt(torch.nn.Module):
     """ResNeXt of four stages of `Bottleneck`s: (N, 3, H, W) to (N, num_classes).
 
-    `layers` is the number of blocks of each stage, `groups` the cardinality, and `width_per_group` the channels of
-    a group in the first stage; it doubles with every stage.
+    - `layers`: the number of blocks of each stage
+    - `groups`: the cardinality
+    - `width_per_group`: the channels of a group in the first stage; they double with every stage
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class ResNeXt(torch.nn.Module):
         self.fc = torch.nn.Linear(2048, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) to (N, num_classes), before the softmax."""
+        """Maps (N, 3, H, W) to (N, num_classes), before the softmax."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         out: torch.Tensor = self.fc(self.avgpool(x).flatten(1))
@@ -74,22 +75,22 @@ class ResNeXt(torch.nn.Module):
 
 
 def resnext50_32x4d(num_classes: int = 1000) -> ResNeXt:
-    """ResNeXt-50 of 32 groups of 4 channels, 25,028,904 parameters: (N, 3, H, W) to (N, num_classes)."""
+    """Returns ResNeXt-50 with 32 groups of 4 channels, of 25,028,904 parameters: (N, 3, H, W) to (N, num_classes)."""
     return ResNeXt((3, 4, 6, 3), 32, 4, num_classes)
 
 
 def resnext101_32x8d(num_classes: int = 1000) -> ResNeXt:
-    """ResNeXt-101 of 32 groups of 8 channels, 88,791,336 parameters: (N, 3, H, W) to (N, num_classes)."""
+    """Returns ResNeXt-101 with 32 groups of 8 channels, of 88,791,336 parameters: (N, 3, H, W) to (N, num_classes)."""
     return ResNeXt((3, 4, 23, 3), 32, 8, num_classes)
 
 
 def resnext101_64x4d(num_classes: int = 1000) -> ResNeXt:
-    """ResNeXt-101 of 64 groups of 4 channels, 83,455,272 parameters: (N, 3, H, W) to (N, num_classes)."""
+    """Returns ResNeXt-101 with 64 groups of 4 channels, of 83,455,272 parameters: (N, 3, H, W) to (N, num_classes)."""
     return ResNeXt((3, 4, 23, 3), 64, 4, num_classes)
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> Conv2d:
-    """The convolution of these networks: "same" padding, no bias, Kaiming's initialisation by the true fan_out."""
+    """Returns a convolution of these networks: padded to keep the size, without bias, Kaiming by the true fan_out."""
     return Conv2d(
         in_channels,
         out_channels,
@@ -103,7 +104,10 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
 
 
 def shortcut_of(in_channels: int, out_channels: int, stride: int) -> torch.nn.Sequential | None:
-    """The shortcut of a block that changes the shape, (N, in, H, W) to (N, out, H / stride, W / stride); else None."""
+    """Returns the shortcut of a block that changes the shape, (N, in, H, W) to (N, out, H / stride, W / stride).
+
+    Returns None for a block that keeps it.
+    """
     if stride == 1 and in_channels == out_channels:
         return None
     return torch.nn.Sequential(conv(in_channels, out_channels, 1, stride), torch.nn.BatchNorm2d(out_channels))

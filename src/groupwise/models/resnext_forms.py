@@ -1,9 +1,9 @@
 """The two other forms of ResNeXt's bottleneck (figure 3 of Xie et al., CVPR 2017), equal to its grouped one.
 
-A grouped convolution is a set of branches that never meet, so each of them can be drawn on its own: form (a) adds
-the branches up after their last convolution, form (b) concatenates them before it. The 1×1 convolution of a
-concatenation is the sum of 1×1 convolutions of its pieces, which is why (a) and (b) agree. Batch norm works on
-each channel by itself; that of the last convolution follows the sum.
+A grouped convolution is a set of independent branches, so each can be a module of its own. Form (a) sums the branches
+after their last convolution; form (b) concatenates them before it. Both agree, because the 1×1 convolution of a
+concatenation is the sum of 1×1 convolutions of its pieces. Batch norm treats each channel by itself; that of the last
+convolution follows the sum.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from groupwise.spec.arguments import check_groups
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Layers cut into branches, by the dimension of the cut.
+# These layers are cut into branches, along this dimension.
 CUT = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0}
 
 
 class Branch(torch.nn.Module):
-    """One path of `width` channels: 1×1, 3×3, and with `out_channels` the last 1×1 as well."""
+    """One path of `width` channels: a 1×1 and a 3×3 convolution, and the last 1×1 one if `out_channels` is given."""
 
     def __init__(self, in_channels: int, width: int, stride: int, out_channels: int | None = None) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Branch(torch.nn.Module):
         self.conv3 = torch.nn.Identity() if out_channels is None else conv(width, out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, in_channels, H, W) to (N, width or out_channels, H / stride, W / stride)."""
+        """Maps (N, in_channels, H, W) to (N, width or out_channels, H / stride, W / stride)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         out: torch.Tensor = self.conv3(x)
@@ -46,7 +46,7 @@ class Branch(torch.nn.Module):
 
 
 class _Form(torch.nn.Module):
-    """What the two forms share: the branches, the last batch norm and the shortcut."""
+    """The base of both forms: the branches, the last batch norm and the shortcut."""
 
     cut = CUT
 
@@ -61,11 +61,11 @@ class _Form(torch.nn.Module):
         self.downsample = shortcut_of(in_channels, out_channels, stride)
 
     def merge(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        """The branches' outputs as one."""
+        """Returns the outputs of the branches as one tensor."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        """Maps (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
         merged = self.merge([branch(x) for branch in self.branches])
         shortcut = x if self.downsample is None else self.downsample(x)
         out: torch.Tensor = self.relu(self.bn3(self.conv3(merged)) + shortcut)
@@ -73,7 +73,7 @@ class _Form(torch.nn.Module):
 
     @classmethod
     def from_grouped(cls, block: Bottleneck) -> Self:
-        """The form of `block`, with copies of its parameters and of its batch norms' statistics."""
+        """Returns `block` in this form, with copies of its parameters and of its batch norms' statistics."""
         spec = block.conv2.spec
         with torch.device("meta"):
             form = cls(
@@ -87,11 +87,14 @@ class _Form(torch.nn.Module):
         return form.train(block.training)
 
     def to_grouped_state_dict(self) -> dict[str, torch.Tensor]:
-        """Parameters and statistics as a state_dict of `Bottleneck`."""
+        """Returns parameters and statistics as a state_dict of `Bottleneck`."""
         return parts.join(self.state_dict(), self.cut, "branches")
 
     def to_grouped_gradients(self) -> dict[str, torch.Tensor]:
-        """The gradients as those of a `Bottleneck`: {name of its parameter: gradient}."""
+        """Returns the gradients as those of a `Bottleneck`: {name of its parameter: gradient}.
+
+        Raises `GroupwiseError` for a parameter without a gradient.
+        """
         gradients = {}
         for name, parameter in self.named_parameters():
             if parameter.grad is None:
@@ -101,18 +104,21 @@ class _Form(torch.nn.Module):
 
 
 class BranchBottleneck(_Form):
-    """Form (a): separate branches of three convolutions each, summed. Arguments and shapes of `Bottleneck`."""
+    """Form (a): branches of three convolutions each, summed. It has the arguments and shapes of `Bottleneck`."""
 
     cut = CUT | {"conv3": 1}
 
     def merge(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        """The sum of (N, out_channels, H', W') each."""
+        """Returns the sum of the outputs, each of shape (N, out_channels, H', W')."""
         return functools.reduce(torch.add, outputs)
 
 
 class ConcatBottleneck(_Form):
-    """Form (b): branches of two convolutions, concatenated for the third. Arguments and shapes of `Bottleneck`."""
+    """Form (b): branches of two convolutions, concatenated for the third.
+
+    It has the arguments and shapes of `Bottleneck`.
+    """
 
     def merge(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        """The concatenation to (N, width, H', W')."""
+        """Returns the concatenation, of shape (N, width, H', W')."""
         return torch.cat(outputs, 1)

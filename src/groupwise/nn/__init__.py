@@ -1,4 +1,4 @@
-"""Grouped convolution layers: `torch.nn` ones that can explain themselves, and initialisation by their true fans."""
+"""The convolution layers of `torch.nn`, which explain their groups here, and initialisation by their true fans."""
 
 from groupwise.nn import init as init
 from groupwise.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d

@@ -1,4 +1,4 @@
-"""The six convolution layers: `torch.nn`'s, with their groups in view."""
+"""The six convolution layers of `torch.nn`, with their groups in view."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Device = torch.device | str | int | None
 
 
 class _Grouped(_ConvNd):
-    """What the six layers add; it precedes `torch.nn`'s class among their bases."""
+    """What the six layers add to `torch.nn`. It precedes the class of `torch.nn` among their bases."""
 
     __jit_unused_properties__ = ("spec", "paths")
     _dims: int
@@ -33,7 +33,7 @@ class _Grouped(_ConvNd):
     def _construct(self, spec: ConvSpec, init: str | None, device: Device, dtype: torch.dtype | None) -> None:
         if init is not None:
             check_choice("init", init, MODES)
-        # First, because torch's constructor ends by calling reset_parameters.
+        # This comes first, because PyTorch's constructor calls reset_parameters, which reads it.
         self.init: str | None = init
         super().__init__(**_arguments(spec), device=device, dtype=dtype)
 
@@ -50,38 +50,39 @@ class _Grouped(_ConvNd):
 
     @property
     def spec(self) -> ConvSpec:
-        """This layer as numbers."""
+        """This layer as numbers; raises `GroupwiseError` if its weight contradicts its attributes."""
         return ConvSpec.from_module(self)
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """One `Path` per group: its input channels, its output channels and its slice of the weight."""
+        """One `Path` a group: its input channels, its output channels and its slice of the weight."""
         return tuple(Wiring(self.spec))
 
     def weight_of(self, group: int) -> torch.Tensor:
-        """The weight of one group, a view of (out/groups, in/groups, *kernel).
+        """Returns the weight of one group: a view of shape (out/groups, in/groups, *kernel).
 
-        Of a transposed convolution it is (in/groups, out/groups, *kernel). Writing into it changes the layer, and
-        gradients flow through it.
+        The shape is (in/groups, out/groups, *kernel) for a transposed convolution. To write into the view is to change
+        the layer, and gradients flow through it. Raises `GroupwiseError` unless `group` is from 0 to groups - 1.
         """
         rows = Wiring(self.spec).path(group).weight
         return self.weight[rows.start : rows.stop]
 
     def explain(self, size: int | Sequence[int] | None = None, **options: Any) -> Explanation:
-        """What this layer connects and costs, on an input of spatial `size`: see `groupwise.explain`."""
+        """Explains this layer, on an input of spatial `size`; `options` are those of `groupwise.explain`."""
         from groupwise.explanation import explain
 
         return explain(self, size=size, **options)
 
     def to_dense(self) -> Self:
-        """The equal layer with groups=1: this weight on the blocks of the diagonal, zeros elsewhere, the same bias.
+        """Returns the equal layer with groups=1: this weight in the diagonal blocks, zeros elsewhere, the same bias.
 
-        Its weight is (out, in, *kernel), transposed (in, out, *kernel). A subclass gives the layer of this module
-        that it derives from. Equal for finite inputs: the dense layer multiplies every input by its zeros.
+        Its weight has shape (out, in, *kernel), or (in, out, *kernel) if transposed. A subclass returns the layer of
+        `groupwise.nn` that it derives from. Both layers are equal on finite inputs: the dense one multiplies every
+        input by zeros too, and an infinity times zero is not a number.
         """
         spec = self.spec
         layer = next(cls for cls in type(self).__mro__ if cls.__module__ == __name__)
-        # On the meta device no random number is drawn for a weight that is then replaced.
+        # The meta device draws no random numbers for the weight, which is replaced below.
         dense: Self = layer(**_arguments(spec.dense()), init=self.init, device="meta", dtype=self.weight.dtype)
         with torch.no_grad():
             blocks = self.weight.reshape(spec.groups, -1, *self.weight.shape[1:])
@@ -95,7 +96,7 @@ class _Grouped(_ConvNd):
         return dense.train(self.training)
 
     def reset_parameters(self) -> None:
-        """Draw the parameters again, the way `init` says."""
+        """Draws the parameters again, as `init` says."""
         if self.init is None:
             super().reset_parameters()
             return
@@ -104,7 +105,7 @@ class _Grouped(_ConvNd):
             torch.nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
-        """`torch.nn`'s, and `init` where it is not PyTorch's."""
+        """Returns the text of `torch.nn`, and `init` if there is one."""
         text: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return text if self.init is None else f"{text}, init={self.init!r}"
 
@@ -179,9 +180,9 @@ class _Transposed(_Grouped):
 class Conv1d(_Plain, torch.nn.Conv1d):
     """`torch.nn.Conv1d` with its groups in view: (N, in, L) to (N, out, L').
 
-    Same arguments, state_dict and numbers, and one more argument: `init="fan_in"` or `"fan_out"` draws the weight
-    from Kaiming's normal distribution with the true fans of the groups (bias 0); None leaves it to PyTorch. Bad
-    arguments raise `GroupwiseError`, a `ValueError` that lists the valid ones.
+    It has the same arguments, state_dict and results. One argument is new: `init="fan_in"` or `"fan_out"` draws the
+    weight from Kaiming's normal distribution with the true fan of the groups, and sets the bias to 0; None keeps
+    PyTorch's initialisation. Raises `GroupwiseError`, a `ValueError`, for bad arguments, with the valid values.
     """
 
     _dims = 1
@@ -226,7 +227,7 @@ class ConvTranspose3d(_Transposed, torch.nn.ConvTranspose3d):
 
 
 def _arguments(spec: ConvSpec) -> dict[str, Any]:
-    """`spec` as the keyword arguments of its layer."""
+    """Returns `spec` as the keyword arguments of its layer."""
     arguments = dataclasses.asdict(spec)
     if not arguments.pop("transposed"):
         del arguments["output_padding"]

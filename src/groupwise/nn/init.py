@@ -1,6 +1,6 @@
-"""Kaiming initialisation by the fans that a grouped convolution really has.
+"""Kaiming initialisation by the true fans of a grouped convolution.
 
-`torch.nn.init` reads the fans off the shape of the weight, which knows nothing of groups: it counts the filters
+`torch.nn.init` computes the fans from the shape of the weight, which does not contain the groups. It counts the filters
 of all groups as fan_out, and takes the dimensions of a transposed convolution's weight in the wrong order
 (https://github.com/pytorch/pytorch/issues/23854). The functions here take the layer instead of its weight.
 """
@@ -20,10 +20,10 @@ NONLINEARITIES = ("linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu")
 
 
 def fans(conv: _ConvNd) -> tuple[int, int]:
-    """(fan_in, fan_out) of any `torch.nn` convolution layer, plain or transposed.
+    """Returns (fan_in, fan_out) of any convolution layer of `torch.nn`, plain or transposed.
 
-    fan_in = in/groups · prod(kernel), fan_out = out/groups · prod(kernel): the taps that make one output, and
-    those that read one input, at stride 1.
+    fan_in = in/groups · prod(kernel) is how many products make one output; fan_out = out/groups · prod(kernel) is how
+    many use one input, at stride 1. Raises `GroupwiseError` for anything that is not a convolution layer.
 
     Examples:
         >>> fans(torch.nn.Conv2d(4, 4, 3, groups=4))
@@ -37,9 +37,10 @@ def fans(conv: _ConvNd) -> tuple[int, int]:
 def kaiming_normal_(
     conv: _ConvNd, mode: str = "fan_out", nonlinearity: str = "relu", generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Fill `conv.weight` from N(0, gain² / fan) and return it; `mode` is the true fan, fan_in or fan_out.
+    """Fills `conv.weight` from N(0, gain² / fan) and returns it; `mode` selects the fan, fan_in or fan_out.
 
-    Of He et al., "Delving Deep into Rectifiers", ICCV 2015. The bias is left alone.
+    The bias stays as it is. Raises `GroupwiseError` for an unknown mode or nonlinearity. Source: He et al., "Delving
+    Deep into Rectifiers", ICCV 2015.
     """
     std = _std(conv, mode, nonlinearity)
     with torch.no_grad():
@@ -49,7 +50,10 @@ def kaiming_normal_(
 def kaiming_uniform_(
     conv: _ConvNd, mode: str = "fan_out", nonlinearity: str = "relu", generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Fill `conv.weight` from U(-b, b), b = gain · sqrt(3 / fan), and return it: the variance of `kaiming_normal_`."""
+    """Fills `conv.weight` from U(-b, b) with b = gain · sqrt(3 / fan), and returns it.
+
+    The variance is that of `kaiming_normal_`.
+    """
     bound = math.sqrt(3) * _std(conv, mode, nonlinearity)
     with torch.no_grad():
         return conv.weight.copy_(_contiguous(conv).uniform_(-bound, bound, generator=generator))
@@ -62,5 +66,5 @@ def _std(conv: _ConvNd, mode: str, nonlinearity: str) -> float:
 
 
 def _contiguous(conv: _ConvNd) -> torch.Tensor:
-    """Room for the numbers in one order, so that a seed gives the same weight in every memory format."""
+    """Returns an empty contiguous tensor of the weight's shape: a seed then gives one weight in any memory format."""
     return torch.empty_like(conv.weight, memory_format=torch.contiguous_format)

@@ -251,7 +251,9 @@ def size_and_batch(
     shape = getattr(input_shape, "shape", input_shape)
     for name, value in (("size", size), ("batch", batch)):
         if value is not None:
-            raise GroupwiseError(f"{name}={value} cannot be given beside input_shape={shape}, which says it")
+            raise GroupwiseError(
+                f"{name}={value} cannot be given beside input_shape={shape}, which says it; leave it out"
+            )
     return spec.check_input(shape), check_integer("batch", shape[0], 0)
 
 

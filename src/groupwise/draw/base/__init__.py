@@ -1,1 +1,1 @@
-"""What every picture is made of: a card, a font, numbers and phrases."""
+"""The base of every picture and text: the card, the font, numbers and phrases."""

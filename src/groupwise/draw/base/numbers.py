@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: `14.5 M`, `3.23 MB`, `3×3`, `1/32`."""
+"""Numbers as people read them: `14.5 M`, `3.23 MB`, `3×3`, `1/32`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several pictures as one."""
+"""Stacks several pictures into one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _SIZE = re.compile(r'<svg xmlns="\S+" viewBox="0 0 (\S+) (\S+)"')
 
 
 def stack(pictures: Sequence[str]) -> str:
-    """SVGs of ours one below the other, left-aligned on one card. Title and description name them all."""
+    """Returns groupwise's SVGs one below the other on one card, left-aligned; the description is that of all."""
     sizes = [tuple(map(float, _size(picture))) for picture in pictures]
     width, height = max(w for w, _ in sizes), sum(h for _, h in sizes)
     nested, y = [], 0.0
     for picture, (_, tall) in zip(pictures, sizes, strict=True):
         nested.append(picture.replace('<svg xmlns="http://www.w3.org/2000/svg"', f'<svg y="{coordinate(y)}"', 1))
         y += tall
-    # The style sheet of the first picture serves the card too.
+    # The card uses the style sheet of the first picture.
     card = f'<rect class="gw-bg" width="{coordinate(width)}" height="{coordinate(height)}" rx="8"/>'
     names = "".join(re.findall(r"<title id=.*?>(.*?)</title>", pictures[0])[:1])
     told = " ".join(text for picture in pictures for text in re.findall(r"<desc[^>]*>(.*?)</desc>", picture, re.S))
@@ -36,5 +36,5 @@ def stack(pictures: Sequence[str]) -> str:
 def _size(picture: str) -> tuple[str, str]:
     match = _SIZE.match(picture)
     if match is None:
-        raise ValueError("not a picture of ours: it does not begin with its xmlns and viewBox")
+        raise ValueError("not a picture of groupwise: it does not begin with its xmlns and viewBox")
     return match.group(1), match.group(2)

@@ -1,4 +1,4 @@
-"""A picture as a string: text, boxes and curves on a card that is readable in light and dark."""
+"""`Picture`: text, boxes and curves as an SVG string, on a card that reads well in light and dark."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from groupwise.draw.base.legible import escape, legible
 
 MARGIN = 24
 TITLE_SIZE, CAPTION_SIZE, LABEL_SIZE = 16, 12, 11
-# Captions wrap within this width, or within the picture's where that is more.
+# Captions wrap at this width, or at the picture's if that is larger.
 MIN_WIDTH = 560
 
-# Group colours: at least 3:1 against both backgrounds and both voids, and neighbours far apart in hue. They
-# repeat after twelve, so every group is numbered as well.
+# Each colour of a group has a contrast of at least 3:1 with both backgrounds and both voids, and neighbours differ
+# clearly in hue. The colours repeat after twelve, so pictures number the groups as well.
 COLOURS = (
     "#2f6fde", "#cd690a", "#2a9548", "#c2409b", "#12939a", "#d43d3d",
     "#7d5bd0", "#a08200", "#2588c9", "#96633a", "#da4f83", "#6f8f1f",
 )  # fmt: skip
 
-# ink: text; soft: quieter text; line: rules and outlines; void: what does not exist; gap: lines cut in the
-# background's colour. Class selectors only, and no variables: resvg knows no more (and skips @media).
+# ink is for text, soft for quieter text, line for rules and outlines, void for what does not exist, and gap for lines
+# in the colour of the background. The style sheet has class selectors and no variables, as resvg supports no more (it
+# skips @media).
 _LIGHT = {"bg": "#ffffff", "ink": "#1f2328", "soft": "#59636e", "line": "#7d8590", "void": "#e9ecf0"}
 _DARK = {"bg": "#0d1117", "ink": "#e6edf3", "soft": "#9198a1", "line": "#7d8590", "void": "#1f252d"}
 
@@ -36,8 +37,8 @@ _STYLE = (
     f"{_theme(_LIGHT)}@media(prefers-color-scheme:dark){{{_theme(_DARK)}}}"
 )
 
-# Advance widths of the bundled DejaVu Sans, in 1/2048 of the font size, from U+0020 on. Verdana's are the
-# same to a few percent, and those of the other families named above are smaller.
+# These are the advance widths of the bundled DejaVu Sans from U+0020 on, in 1/2048 of the font size. Verdana's differ
+# by a few percent, and those of the other families named above are smaller.
 _ASCII_WIDTHS = (
     651, 821, 942, 1716, 1303, 1946, 1597, 563, 799, 799, 1024, 1716, 651, 739, 651, 690, 1303, 1303, 1303, 1303,
     1303, 1303, 1303, 1303, 1303, 1303, 690, 690, 1716, 1716, 1716, 1087, 2048, 1401, 1405, 1430, 1577, 1294,
@@ -51,12 +52,12 @@ _WIDTHS |= {"·": 651, "×": 1716, "…": 2048, "→": 1716, "⋮": 2048, "▶":
 
 
 def text_width(text: str, size: float) -> float:
-    """Width of `text` set in the bundled font at `size`; a character unknown here counts as a whole em."""
+    """Returns the width of `text` in the bundled font at `size`; a character without a known width counts as 1 em."""
     return sum(_WIDTHS.get(character, 2048) for character in text) * size / 2048
 
 
 def wrap(text: str, size: float, width: float) -> list[str]:
-    """`text` as lines of at most `width`, broken at spaces."""
+    """Returns `text` as lines of at most `width`, broken at spaces; a longer word keeps a line to itself."""
     lines: list[str] = []
     for word in text.split(" "):
         if lines and text_width(f"{lines[-1]} {word}", size) <= width:
@@ -67,30 +68,30 @@ def wrap(text: str, size: float, width: float) -> list[str]:
 
 
 def colour(group: int) -> str:
-    """The colour of a group."""
+    """Returns the colour of a group."""
     return COLOURS[group % len(COLOURS)]
 
 
 def coordinate(value: float) -> str:
-    """A coordinate in as few characters as a hundredth allows."""
+    """Returns a coordinate to a hundredth, in as few characters as possible."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if value else "0"
 
 
 def path(*parts: str | float) -> str:
-    """Path data of commands and coordinates: `path("M", 0, 1.5, "h", -4)` is `M0 1.5h-4`."""
+    """Returns path data from commands and coordinates: `path("M", 0, 1.5, "h", -4)` is `M0 1.5h-4`."""
     words = (part if isinstance(part, str) else coordinate(part) for part in parts)
     return re.sub(r" ?([A-Za-z]) ?| (?=-)", r"\1", " ".join(words))
 
 
 def box_path(x: float, y: float, width: float, height: float) -> str:
-    """Path data of one box, to be joined with others of the same colour."""
+    """Returns the path data of a box; boxes of one colour concatenate to one path."""
     return path("M", x, y, "h", width, "v", height, "h", -width, "z")
 
 
 class Picture:
-    """Elements drawn on one card, which grows to hold them.
+    """Elements on one card, which grows to hold them.
 
-    `right` is where the rightmost text or box ends, `y` where the next row may start; drawing code moves `y`.
+    `right` is where the rightmost text or box ends. `y` is where the next row may start; drawing code moves it.
     """
 
     def __init__(self, title: str, subtitle: str) -> None:
@@ -107,13 +108,13 @@ class Picture:
         self.y += 18
 
     def add(self, *elements: str) -> None:
-        """Append elements as they are."""
+        """Appends elements as they are."""
         self._elements += elements
 
     def text(
         self, x: float, y: float, text: str, anchor: str = "start", ink: str = "ink", size: float = LABEL_SIZE
     ) -> None:
-        """One line of text: `x` is its start, middle or end (`anchor`), `y` its baseline."""
+        """Draws one line of text: `x` is its start, middle or end (`anchor`), `y` its baseline."""
         text = legible(text)
         width = text_width(text, size)
         self.right = max(self.right, x + {"start": width, "middle": width / 2, "end": 0}[anchor])
@@ -124,33 +125,33 @@ class Picture:
         self.add(f"<text {where}{side}{scale}{tone}>{escape(text, quote=False)}</text>")
 
     def label(self, x: float, middle: float, text: str, anchor: str = "start", ink: str = "ink") -> None:
-        """A label whose digits are centred on the height `middle`."""
+        """Draws a label whose digits are centred on the height `middle`."""
         self.text(x, middle + 0.36 * LABEL_SIZE, text, anchor, ink)
 
     def box(self, x: float, y: float, width: float, height: float, more: str = "") -> None:
-        """A rectangle; `more` is its remaining attributes."""
+        """Draws a rectangle; `more` is its remaining attributes."""
         self.right = max(self.right, x + width)
         size = f'width="{coordinate(width)}" height="{coordinate(height)}"'
         self.add(f'<rect x="{coordinate(x)}" y="{coordinate(y)}" {size} {more}/>')
 
     def circle(self, x: float, y: float, radius: float) -> None:
-        """A circle of the group's colour."""
+        """Draws a circle in the colour of the open group."""
         self.add(f'<circle cx="{coordinate(x)}" cy="{coordinate(y)}" r="{coordinate(radius)}"/>')
 
     def curve(self, data: str, more: str) -> None:
-        """A path; `more` is its remaining attributes."""
+        """Draws a path; `more` is its remaining attributes."""
         self.add(f'<path d="{data}" {more}/>')
 
     def group(self, colour: str, tooltip: str) -> None:
-        """Open a group of elements of one colour, with a tooltip; `end_group` closes it."""
+        """Opens a group of elements with one colour and a tooltip; `end_group` closes it."""
         self.add(f'<g fill="{colour}" stroke="{colour}" stroke-width="0"><title>{escape(legible(tooltip))}</title>')
 
     def end_group(self) -> None:
-        """Close what `group` opened."""
+        """Closes what `group` opened."""
         self.add("</g>")
 
     def caption(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Facts below the picture, as (name, value), under a rule."""
+        """Draws a rule and below it facts, each a (name, value)."""
         rows = list(rows)
         self.y += 20
         rule = path("M", MARGIN, self.y, "H", self.right)
@@ -165,10 +166,10 @@ class Picture:
         self.y -= 6
 
     def render(self, description: Sequence[str]) -> str:
-        """The whole SVG; `description` is sentences that say what the picture shows."""
+        """Returns the whole SVG; `description` is sentences that say what the picture shows."""
         width, height = coordinate(self.right + MARGIN), coordinate(self.y + MARGIN)
         body = "\n".join(self._elements)
-        # Ids that differ between the pictures of one page, and stay the same between runs.
+        # The ids must differ between the pictures of a page, and stay the same from run to run.
         key = f"gw-{zlib.crc32(f'{legible(self.title)}{body}'.encode()):08x}"
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '

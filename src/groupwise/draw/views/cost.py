@@ -1,4 +1,4 @@
-"""What each valid `groups` costs, as bars against the dense convolution."""
+"""The cost picture: what each valid `groups` costs, as bars against the dense convolution."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from groupwise.spec.arguments import Extent
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost, cost
 
-# Widths of published networks have up to 30 valid values (720 does), which take 26 kB. Of more, the first, those about
-# the current one and the last are drawn.
+# The widths of published networks have up to 30 valid values (720 does), which take 26 kB. Of more, the picture has the
+# first, those around the current one, and the last.
 MOST_VALUES, FIRST, LAST = 30, 8, 4
 ROW, THICK, BAR, SPACE = 26, 11, 112, 34
 
 
 @dataclass(frozen=True)
 class _Measure:
-    """One column of bars. A row is (fixed, varying): the part that groups does not change, and the rest."""
+    """One column of bars. A row is (fixed, varying): what groups does not change, and what it does."""
 
     name: str
     rows: Sequence[tuple[int, int]]
@@ -27,15 +27,15 @@ class _Measure:
     form: Callable[[float], str] = numbers.count
 
     def texts(self, row: int) -> tuple[str, str]:
-        """The row's value and its share of the dense one."""
+        """Returns the row's value, and its percentage of the dense one."""
         value = sum(self.rows[row])
         return self.form(value), numbers.percent(value, self.dense)
 
 
 def cost_svg(spec: ConvSpec, size: Extent | None = None, batch: int = 1, dtype: str = "float32") -> str:
-    """The picture of parameters, MACs (forward) and bytes at every valid `groups`, dense being 100 %.
+    """Returns the picture of parameters, MACs and bytes of a forward at every valid `groups`; dense is 100 %.
 
-    Without a `size` (an int or one int per dimension, as for `groupwise.cost`) only the parameters.
+    `size` is the spatial size of the input, as for `groupwise.cost`. Without it the picture has the parameters only.
     """
     at = None if size is None else cost(spec, size, batch=batch, dtype=dtype)
     values = _shown(spec)
@@ -47,13 +47,13 @@ def cost_svg(spec: ConvSpec, size: Extent | None = None, batch: int = 1, dtype: 
 
 
 def _shown(spec: ConvSpec) -> list[int | None]:
-    """The values of groups that get a row; None stands for those left out there."""
+    """Returns the values of groups that get a row, with None where some are left out."""
     valid = spec.valid_groups
     if len(valid) <= MOST_VALUES:
         return list(valid)
     here, last = valid.index(spec.groups), len(valid)
     kept = {*range(FIRST), *range(here - 1, here + 2), *range(last - LAST, last)}
-    # A fold of one value would take as much room as the value.
+    # To leave out a single value would save no room.
     kept |= {index for index in range(last) if index - 1 in kept and index + 1 in kept}
     shown: list[int | None] = []
     for index, value in enumerate(valid):
@@ -83,7 +83,7 @@ def _subtitle(at: Cost | None) -> str:
 
 
 def _draw(picture: Picture, spec: ConvSpec, values: Sequence[int | None], measures: Sequence[_Measure]) -> None:
-    """A row for each value of groups, a column for each measure."""
+    """Draws a row for each value of groups and a column for each measure."""
     names = [f"groups={value}" for value in values if value is not None]
     start = MARGIN + 24 + max(text_width(name, LABEL_SIZE) for name in names) + 16
     top = picture.y + CAPTION_SIZE + LABEL_SIZE + 22
@@ -111,7 +111,7 @@ def _draw(picture: Picture, spec: ConvSpec, values: Sequence[int | None], measur
 
 
 def _draw_legend(picture: Picture, x: float, y: float) -> None:
-    """What the two parts of a bar are."""
+    """Draws the legend: a bar is an outline for the activations, then a filled part for the weight."""
     picture.box(x + 0.5, y - 3.5, 7, 7, 'class="gw-bg gw-line"')
     picture.label(x + 13, y, "in + out", ink="soft")
     after = x + 13 + text_width("in + out", LABEL_SIZE) + 12
@@ -120,12 +120,12 @@ def _draw_legend(picture: Picture, x: float, y: float) -> None:
 
 
 def _draw_bars(picture: Picture, measure: _Measure, x: float, middles: Sequence[float], current: int) -> float:
-    """The bars of one measure with value and share at their right; returns where these end."""
+    """Draws the bars of one measure, with value and percentage at their right; returns where these end."""
     texts = [measure.texts(row) for row in range(len(middles))]
     value_end = x + BAR + 12 + max(text_width(value, LABEL_SIZE) for value, _ in texts)
-    share_end = value_end + 12 + max(text_width(share, LABEL_SIZE) for _, share in texts)
+    percent_end = value_end + 12 + max(text_width(percent, LABEL_SIZE) for _, percent in texts)
     for row, (y, parts) in enumerate(zip(middles, measure.rows, strict=True)):
-        # Anything above zero is drawn at least a pixel wide.
+        # A bar above zero is at least a pixel wide.
         fixed, varying = (max(BAR * part / measure.dense, 1) if part else 0 for part in parts)
         if fixed:
             outline = 'class="gw-bg gw-line"' if row != current else f'class="gw-bg" stroke="{colour(0)}"'
@@ -134,12 +134,12 @@ def _draw_bars(picture: Picture, measure: _Measure, x: float, middles: Sequence[
         if varying:
             picture.box(x + fixed, y - THICK / 2, varying, THICK, fill)
         picture.label(value_end, y, texts[row][0], "end")
-        picture.label(share_end, y, texts[row][1], "end")
-    return share_end
+        picture.label(percent_end, y, texts[row][1], "end")
+    return percent_end
 
 
 def _label_folds(picture: Picture, spec: ConvSpec, values: Sequence[int | None], middles: Sequence[float]) -> None:
-    """How many values each fold leaves out."""
+    """Draws how many values are left out at each gap."""
     for index, value in enumerate(values):
         if value is None:
             hidden = _hidden(spec, values, index)
@@ -155,10 +155,10 @@ def _facts(
     spec: ConvSpec, at: Cost | None, measures: Sequence[_Measure], values: Sequence[int | None]
 ) -> list[tuple[str, str]]:
     current = [value for value in values if value is not None].index(spec.groups)
-    # An empty batch needs no MACs, with or without groups.
+    # An empty batch takes no MACs with any groups, and a percentage of nothing says nothing.
     compared = [measure for measure in measures if measure.dense]
-    shares = [f"{measure.texts(current)[1]} of the {measure.name.split(',')[0]}" for measure in compared]
-    against = f"{', '.join(shares)} of the dense convolution" if spec.groups > 1 else "the dense convolution itself"
+    fractions = [f"{measure.texts(current)[1]} of the {measure.name.split(',')[0]}" for measure in compared]
+    against = f"{', '.join(fractions)} of the dense convolution" if spec.groups > 1 else "the dense convolution itself"
     facts = [(f"groups={spec.groups}", against)]
     if at is None:
         return [*facts, ("MACs, bytes", "give a size (such as size=56) to see them")]

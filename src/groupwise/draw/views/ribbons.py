@@ -1,4 +1,4 @@
-"""The wiring of wide convolutions: one ribbon per group, and one group drawn in full beside them."""
+"""Draws the wiring of wide convolutions: one ribbon a group, and one group in full beside them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from groupwise.draw.views.pairs import RADIUS, draw_pairs, spread
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.wiring import Path, Wiring
 
-# Above this many groups the first and last are drawn, the others folded into a line of text.
+# Above this many groups the picture has the first and the last ones, and a line of text for the others.
 MOST_GROUPS, FIRST, LAST = 24, 6, 3
-# The same for the channels of the group drawn in full: wider meshes say no more, and take many bytes.
+# The same holds for the channels of the group in full: a wider mesh says no more, and takes many bytes.
 MOST_CHANNELS = 16
 RIBBON, GAP = 190, 10
 ROW = 30
-# The group drawn in full: the space between its channels, how far its lines run, and the space inside its frame.
+# In the group in full, these are the space between channels, the length of the lines, and the space in the frame.
 PITCH, REACH, INSET = 15, 150, 20
 
 
 def draw_ribbons(picture: Picture, spec: ConvSpec) -> None:
-    """Ribbons on the left, the first group's channels on the right."""
+    """Draws the ribbons on the left and the channels of the first group on the right."""
     wires = Wiring(spec)
     shown = [
         None if group is None else wires.path(group)
@@ -44,7 +44,7 @@ def draw_ribbons(picture: Picture, spec: ConvSpec) -> None:
 
 
 def _measure(shown: Sequence[Path | None]) -> tuple[float, float]:
-    """Where the ribbons' labels end on the right, and the room that they take on the left."""
+    """Returns where the ribbons' labels end on the right, and the room that they take on the left."""
     groups = [group for group in shown if group]
     names = max(text_width(_name(group) + _ends(group)[0], LABEL_SIZE) for group in groups)
     outs = max(text_width(_ends(group)[1], LABEL_SIZE) for group in groups)
@@ -61,7 +61,7 @@ def _ends(group: Path) -> tuple[str, str]:
 
 
 def _draw_ribbon(picture: Picture, group: Path, x: float, middle: float, height: float) -> None:
-    """A ribbon from the group's inputs to its outputs; its ends are as high as their channels are many."""
+    """Draws a ribbon from the group's inputs to its outputs; each end is as high as it has channels."""
     n_in, n_out = len(group.inputs), len(group.outputs)
     left, right = (max(height * n / max(n_in, n_out), 3) / 2 for n in (n_in, n_out))
     picture.group(colour(group.group), f"{_name(group)}: {phrases.joins(group)}")
@@ -80,7 +80,7 @@ def _draw_ribbon(picture: Picture, group: Path, x: float, middle: float, height:
 
 
 def _draw_group(picture: Picture, group: Path, x: float, top: float) -> float:
-    """Draw the channels and pairs of `group`, or the first and last of many, in a frame; return its height."""
+    """Draws the channels and pairs of `group`, or the first and last of many, in a frame; returns its height."""
     columns = [phrases.elide(channels, MOST_CHANNELS, FIRST, LAST) for channels in (group.inputs, group.outputs)]
     elided = any(None in column for column in columns)
     title = f"{_name(group)}, first and last channels" if elided else f"{_name(group)} in full"

@@ -1,4 +1,4 @@
-"""The weight as a picture: what a dense convolution would hold, and the packed tensor that is stored."""
+"""The weight picture: the weight of a dense convolution, and the packed tensor that is stored."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from groupwise.draw.base.svg import (
 )
 from groupwise.spec.convspec import ConvSpec
 
-# The longer side of the dense weight, the most that a cell takes of it, and the least at which cells are parted.
+# The longer side of the dense weight, the longest side of a cell, and the shortest one at which lines part the cells.
 LONG, CELL, PARTED = 312, 34, 12
-# Up to this many channels a side is true to scale however short it is: its cells are large enough to count.
+# Weights of up to so many channels a side are always true to scale: their cells are large enough to count.
 FEW = 24
-# A side of very many fewer channels than the other is drawn this long, not to scale.
+# A side of far fewer channels than the other is this long, and not to scale.
 SHORT = 56
-# Groups have their own colours while their blocks are at least BLOCK wide and high (thinner ones blend into a grey),
-# and their own numbers while their rows have room for one.
+# Groups have colours of their own while their blocks are at least BLOCK wide and high (thinner ones blend into a grey),
+# and numbers of their own while their rows are at least NAME_ROW high.
 BLOCK, NAME_ROW = 2.0, 12.9
-# The least width of the diagonal and of the stored tensor, for them to be seen.
+# The diagonal and the stored tensor are at least so wide, to be visible.
 THIN, THIN_STORED = 1.0, 5.0
 SPACE = 64
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """A weight's first two dimensions, `rows` × `columns` kernels, as a box cut into blocks."""
+    """The first two dimensions of a weight, `rows` × `columns` kernels, as a box."""
 
     x: float
     y: float
@@ -46,9 +46,9 @@ class _Grid:
 
 
 def weight_svg(spec: ConvSpec) -> str:
-    """The picture of the weight: the dense one with its blocks on the diagonal, and the stored one beside it.
+    """Returns the picture of the weight: the dense one with its blocks on the diagonal, and the stored one beside it.
 
-    Rows are the stored weight's first dimension: outputs, or for a transposed convolution inputs.
+    Rows are dim 0 of the stored weight: the outputs, or the inputs of a transposed convolution.
     """
     picture = Picture(phrases.title(spec), "Each cell is one kernel. Left: a dense weight; right: what is stored.")
     rows, columns = _dense_shape(spec)
@@ -84,13 +84,13 @@ def _axes(spec: ConvSpec) -> tuple[str, str]:
 
 
 def _extent(channels: int, other: int) -> float:
-    """How long a side of `channels` is drawn beside one of `other`."""
+    """Returns the length of a side of `channels` beside one of `other`."""
     cell = min(CELL, LONG / max(channels, other))
     return channels * cell if max(channels, other) <= FEW else max(channels * cell, SHORT)
 
 
 def _draw_axes(picture: Picture, grid: _Grid, heading: str, across: str) -> None:
-    """The heading and the dimension line above a box."""
+    """Draws the heading and the dimension line above a box."""
     base = grid.y - LABEL_SIZE - 26
     picture.text(grid.x, base + 4, heading, size=CAPTION_SIZE)
     picture.text(grid.x, grid.y - 18, across, ink="soft")
@@ -100,7 +100,7 @@ def _draw_axes(picture: Picture, grid: _Grid, heading: str, across: str) -> None
 
 
 def _draw_side(picture: Picture, grid: _Grid, text: str) -> None:
-    """The dimension line at the left of a box, and its label."""
+    """Draws the dimension line at the left of a box, and its label."""
     middle, x = grid.y + grid.height / 2, grid.x - 9
     picture.label(x - 8, middle - 8, "dim 0", "end", "soft")
     picture.label(x - 8, middle + 8, text, "end", "soft")
@@ -110,7 +110,7 @@ def _draw_side(picture: Picture, grid: _Grid, text: str) -> None:
 
 
 def _draw_weights(picture: Picture, dense: _Grid, stored: _Grid, groups: int) -> None:
-    """Both boxes: grey where no weight exists, the blocks in their colours, lines between few cells."""
+    """Draws both boxes: grey where no weight exists, blocks in their colours, lines between cells if they are few."""
     picture.box(dense.x, dense.y, dense.width, dense.height, 'class="gw-void"')
     if min(dense.width, dense.height) / groups >= BLOCK:
         for hue in range(min(groups, len(COLOURS))):
@@ -138,14 +138,14 @@ def _stored_block(grid: _Grid, group: int, groups: int) -> str:
 
 
 def _band(grid: _Grid, groups: int) -> str:
-    """The diagonal of blocks too many to be told apart, as one shape."""
+    """Returns the diagonal as one shape, for blocks too small to tell apart."""
     width, height = max(grid.width / groups, THIN), max(grid.height / groups, THIN)
     right, down = grid.width - width, grid.height - height
     return path("M", grid.x, grid.y, "h", width, "l", right, down, "v", height, "h", -width, "l", -right, -down, "z")
 
 
 def _lines(grid: _Grid) -> str:
-    """Lines between cells, in the directions in which cells are large."""
+    """Returns the lines between cells, in the directions in which cells are large enough."""
     across, down = grid.width / grid.columns, grid.height / grid.rows
     data = []
     if across >= PARTED:
@@ -156,7 +156,7 @@ def _lines(grid: _Grid) -> str:
 
 
 def _label_groups(picture: Picture, grid: _Grid, groups: int) -> None:
-    """The number of each group beside its rows, or of the first and last."""
+    """Draws the number of each group beside its rows, or those of the first and last one."""
     x, row = grid.x + grid.width + 12, grid.height / groups
     if row >= NAME_ROW:
         for group in range(groups):
@@ -195,7 +195,7 @@ def _formula(spec: ConvSpec) -> str:
 
 
 def _scale_note(spec: ConvSpec, dense: _Grid, stored: _Grid) -> str:
-    """What the drawing had to stretch."""
+    """Returns what in the drawing is not to scale."""
     notes = []
     if not math.isclose(dense.width * dense.rows, dense.height * dense.columns):
         notes.append("rows and columns are not to the same scale")

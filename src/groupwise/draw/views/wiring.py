@@ -1,4 +1,4 @@
-"""Which input channels reach which output channels, as a picture."""
+"""The wiring picture: which input channels reach which output channels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from groupwise.draw.views.ribbons import draw_ribbons
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.wiring import Path, Wiring
 
-# How many groups the description tells one by one.
+# The description names so many groups one by one.
 MOST_TOLD = 6
 
 
 def wiring_svg(spec: ConvSpec) -> str:
-    """The picture of which inputs reach which outputs.
+    """Returns the picture of which inputs reach which outputs.
 
-    Up to 24 channels a side every pair is a curve; above that every group is a ribbon, the first one is drawn
-    in full beside them, and more than 24 groups are folded.
+    Up to 24 channels a side every pair is a curve. Above that every group is a ribbon and the first one is drawn in
+    full beside them; of more than 24 groups the picture has the first and the last ones.
     """
     picture = Picture(phrases.title(spec), _subtitle(spec))
     if max(spec.in_channels, spec.out_channels) <= MOST_CHANNELS:
@@ -59,7 +59,7 @@ def _description(spec: ConvSpec) -> list[str]:
 
 
 def _draw_channels(picture: Picture, spec: ConvSpec) -> None:
-    """Every channel and every pair. A group takes the same height on both sides, so its curves stay in its band."""
+    """Draws every channel and every pair. A group is as high on both sides, so its curves stay in its band."""
     n_in, n_out = spec.inputs_per_filter, spec.outputs_per_group
     pitch = 26 if max(spec.in_channels, spec.out_channels) <= 12 else 20
     band = pitch * max(n_in, n_out)
@@ -82,7 +82,7 @@ def _draw_channels(picture: Picture, spec: ConvSpec) -> None:
 
 
 def _label_group(picture: Picture, group: Path, ends: Sequence[Sequence[float]]) -> None:
-    """Channel numbers beside the nodes, and the group's number outside them on both sides."""
+    """Draws the channels' numbers beside the nodes, and the group's number outside of them on both sides."""
     left, right = MARGIN, MARGIN + MIN_WIDTH
     for channel, y in zip(group.inputs, ends[0], strict=True):
         picture.label(left + 92, y, str(channel), "end")
