@@ -292,9 +292,9 @@ def _is_layer(x: Any) -> bool:
     return hasattr(x, "in_channels") and not isinstance(x, ConvSpec)
 
 
-def _check_options(door: Callable[..., Any], options: dict[str, Any]) -> None:
+def _check_options(function: Callable[..., Any], options: dict[str, Any]) -> None:
     given_elsewhere = {"in_channels", "out_channels", "kernel_size", "input", "weight"}
-    known = [name for name in inspect.signature(door).parameters if name not in given_elsewhere]
+    known = [name for name in inspect.signature(function).parameters if name not in given_elsewhere]
     unknown = [name for name in options if name not in known]
     if unknown:
         raise GroupwiseError(f"{', '.join(unknown)} is not an option here; choose from: {', '.join(known)}")

@@ -10,8 +10,8 @@ from typing import Any
 
 from groupwise.errors import GroupwiseError
 
-# What `torch.nn.utils.weight_norm`, `spectral_norm` and `prune` keep beside a tensor that they compute before each
-# forward, under its own name: the tensor itself may be stale, its source is not.
+# The hooks of `torch.nn.utils.prune`, `spectral_norm` and `weight_norm` compute a tensor before each forward from a
+# parameter whose name ends so. The tensor may be stale between forwards, and the parameter cannot be.
 _SOURCES = ("orig", "v")
 
 
@@ -81,11 +81,11 @@ def _parametrized(parametrization: Any) -> Any:
     import torch
 
     memo: dict[int, Any] = {}
-    for tensor in (*parametrization.parameters(), *parametrization.buffers()):
-        shape = torch.empty_like(tensor, device="meta", requires_grad=False)
-        kept = isinstance(tensor, torch.nn.Parameter)
-        memo[id(tensor)] = torch.nn.Parameter(shape, requires_grad=tensor.requires_grad) if kept else shape
     try:
+        for tensor in (*parametrization.parameters(), *parametrization.buffers()):
+            shape = torch.empty_like(tensor, device="meta", requires_grad=False)
+            kept = isinstance(tensor, torch.nn.Parameter)
+            memo[id(tensor)] = torch.nn.Parameter(shape, requires_grad=tensor.requires_grad) if kept else shape
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return copy.deepcopy(parametrization, memo)()
     except Exception:

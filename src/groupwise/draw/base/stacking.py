@@ -22,14 +22,14 @@ def stack(pictures: Sequence[str]) -> str:
     # The card uses the style sheet of the first picture.
     card = f'<rect class="gw-bg" width="{coordinate(width)}" height="{coordinate(height)}" rx="8"/>'
     names = "".join(re.findall(r"<title id=.*?>(.*?)</title>", pictures[0])[:1])
-    told = " ".join(text for picture in pictures for text in re.findall(r"<desc[^>]*>(.*?)</desc>", picture, re.S))
+    words = " ".join(text for picture in pictures for text in re.findall(r"<desc[^>]*>(.*?)</desc>", picture, re.S))
     key = f"gw-{zlib.crc32(''.join(pictures).encode()):08x}"
     box = f"0 0 {coordinate(width)} {coordinate(height)}"
     labels = f'role="img" aria-labelledby="{key}-t {key}-d"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" width="{coordinate(width)}" '
         f'height="{coordinate(height)}" {labels}>\n<title id="{key}-t">{names}</title>\n'
-        f'<desc id="{key}-d">{told}</desc>\n{card}\n{"".join(nested)}</svg>\n'
+        f'<desc id="{key}-d">{words}</desc>\n{card}\n{"".join(nested)}</svg>\n'
     )
 
 

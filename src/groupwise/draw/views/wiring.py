@@ -12,7 +12,7 @@ from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.wiring import Path, Wiring
 
 # The description names so many groups one by one.
-MOST_TOLD = 6
+MOST_NAMED = 6
 
 
 def wiring_svg(spec: ConvSpec) -> str:
@@ -42,15 +42,15 @@ def _subtitle(spec: ConvSpec) -> str:
 
 def _description(spec: ConvSpec) -> list[str]:
     wires = Wiring(spec)
-    told = phrases.elide(range(len(wires)), MOST_TOLD, MOST_TOLD - 2, 1)
+    named = phrases.elide(range(len(wires)), MOST_NAMED, MOST_NAMED - 2, 1)
     lines = [
         f"Wiring of {phrases.plural(spec.in_channels, 'input channel')} to "
         f"{phrases.plural(spec.out_channels, 'output channel')} in {phrases.plural(spec.groups, 'group')}.",
         _subtitle(spec),
     ]
-    for group in told:
+    for group in named:
         if group is None:
-            lines.append(f"{phrases.plural(len(wires) - len(told) + 1, 'more group')} of the same shape.")
+            lines.append(f"{phrases.plural(len(wires) - len(named) + 1, 'more group')} of the same shape.")
         else:
             lines.append(f"Group {group}: {phrases.joins(wires.path(group))}.")
     if spec.groups > 1:
