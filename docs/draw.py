@@ -1,42 +1,46 @@
-"""Draw every picture of the docs that is computed, not measured, into docs/pictures.
+"""Draws every picture of the docs into docs/pictures.
 
 python docs/draw.py
+
+The code that draws a picture stands below it in docs/gallery.md, where readers see it. This script runs that code, and
+benchmarks/chart.py for the two pictures that show measurements.
 """
 
 from __future__ import annotations
 
 import pathlib
+import re
+import subprocess
+import sys
+import tempfile
 
-import torch
-
-import groupwise
-from groupwise import explain
-from groupwise.draw.views.strip import strip_svg
-from groupwise.parallel import plan_split
-
-PICTURES = pathlib.Path(__file__).parent / "pictures"
-SCENARIOS = [(3, 3, 1), (8, 4, 4), (8, 4, 2), (4, 8, 4), (4, 8, 2), (4, 4, 4), (4, 4, 2)]
+DOCS = pathlib.Path(__file__).parent
+PICTURES = DOCS / "pictures"
+# An image, and the block of code that follows it directly: the code leaves the picture in `svg`.
+DRAWN = re.compile(r"!\[[^\]]*\]\(pictures/([\w-]+\.svg)\)\n\n```python\n(.*?)```", re.S)
 
 
 def pictures() -> dict[str, str]:
-    """File name and SVG of each."""
-    drawn = {f"scenario-{i}-{o}-g{g}": explain(i, o, 5, groups=g).to_svg("wiring") for i, o, g in SCENARIOS}
-    stage_1 = explain(128, 128, 3, groups=32, padding=1, bias=False, size=56)
-    stage_4 = explain(1024, 1024, 3, groups=32, padding=1, bias=False, size=7)
-    drawn |= {
-        "wiring-128-g32": stage_1.to_svg("wiring"),
-        "weight-8-4-g4": explain(8, 4, 5, groups=4).to_svg("weight"),
-        "weight-128-g32": stage_1.to_svg("weight"),
-        "weight-4-8-g4-transposed": explain(4, 8, 5, groups=4, transposed=True).to_svg("weight"),
-        "cost-128-56": stage_1.to_svg("cost"),
-        "cost-1024-7": stage_4.to_svg("cost"),
-    }
-    with torch.device("meta"):
-        report = groupwise.report(groupwise.models.resnext50_32x4d(), torch.empty(1, 3, 224, 224))
-        towers = plan_split(groupwise.models.alexnet(), 2, input_shape=(128, 3, 224, 224))
-    drawn["alexnet-towers"] = towers.to_svg()
-    drawn["report-strip"] = strip_svg(report.to_dict())
-    return {f"{name}.svg": svg for name, svg in drawn.items()}
+    """Returns the SVG of each picture of the gallery by its file name, drawn anew."""
+    return computed() | measured()
+
+
+def computed() -> dict[str, str]:
+    """Returns the pictures that the gallery's own code draws."""
+    drawn: dict[str, str] = {}
+    for name, code in DRAWN.findall((DOCS / "gallery.md").read_text(encoding="utf-8")):
+        names: dict[str, str] = {}
+        exec(compile(code, f"gallery.md: {name}", "exec"), names)
+        drawn[name] = names["svg"]
+    return drawn
+
+
+def measured() -> dict[str, str]:
+    """Returns the charts of the records in benchmarks/records."""
+    chart = DOCS.parent / "benchmarks" / "chart.py"
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, chart, "--pictures", folder], check=True)
+        return {path.name: path.read_text(encoding="utf-8") for path in pathlib.Path(folder).glob("*.svg")}
 
 
 if __name__ == "__main__":

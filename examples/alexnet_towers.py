@@ -1,4 +1,4 @@
-"""AlexNet with groups=2 is two towers: carry its weights over and compare the outputs."""
+"""AlexNet with groups=2 is two towers. This carries the weights over and compares the outputs."""
 
 import torch
 

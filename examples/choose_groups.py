@@ -1,4 +1,4 @@
-"""What every valid groups value of one layer would cost."""
+"""Lists what every valid groups value of one layer costs. Nothing is timed; groupwise.bench does that."""
 
 from groupwise import ConvSpec, cost
 

@@ -1,4 +1,4 @@
-"""One layer, in every form an explanation takes. Writes its files into the current folder."""
+"""Shows one layer in every form that an explanation takes. Writes its files into the current folder."""
 
 import pathlib
 
@@ -15,5 +15,5 @@ facts = explanation.to_dict()
 saved = facts["dense"]["macs"]["forward"] / facts["macs"]["forward"]
 print(
     f"\ngroups={facts['groups']} makes {saved:.0f} times fewer MACs, "
-    f"and {facts['dense']['bytes'] / facts['bytes']:.2f} times fewer bytes"
+    f"and moves {facts['dense']['bytes'] / facts['bytes']:.2f} times fewer bytes"
 )

@@ -1,4 +1,4 @@
-"""Count and time the convolutions of a model of your own, forward and backward."""
+"""Counts and times the convolutions of a model of your own, forward and backward."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ import groupwise
 
 
 class Separable(torch.nn.Module):
-    """A depthwise layer, a pointwise one, and a blur that no layer holds."""
+    """A depthwise layer, a pointwise layer, and a blur that is a function and no layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -16,7 +16,7 @@ class Separable(torch.nn.Module):
         self.register_buffer("blur", torch.full((64, 1, 3, 3), 1 / 9))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 32, H, W) to (N, 64, H, W)."""
+        """Maps (N, 32, H, W) to (N, 64, H, W)."""
         x = self.pointwise(self.depthwise(x))
         return F.conv2d(x, self.blur, padding=1, groups=64)
 

@@ -1,4 +1,4 @@
-"""ResNeXt's block as summed branches, as joined branches and as a grouped convolution: one function."""
+"""The three forms of a ResNeXt block are equal: summed branches, joined branches, one grouped convolution."""
 
 import torch
 

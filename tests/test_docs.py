@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import os
 import pathlib
@@ -19,11 +20,14 @@ from groupwise.kernels import native
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = [
-    pytest.param(code, id=f"{page.stem}-{number}")
-    for page in PAGES
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
-]
+
+
+def blocks(language):
+    return [
+        pytest.param(code, id=f"{page.stem}-{number}")
+        for page in PAGES
+        for number, code in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
+    ]
 
 
 def skip_without_kernels(code):
@@ -31,14 +35,28 @@ def skip_without_kernels(code):
         pytest.skip(native.status().problem)
 
 
-@pytest.mark.parametrize("code", BLOCKS)
+@pytest.mark.parametrize("code", blocks("python"))
 def test_code_in_the_docs_runs(code, tmp_path, monkeypatch):
     skip_without_kernels(code)
     monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
     try:
         exec(compile(code, "docs", "exec"), {})
     finally:
         groupwise.disable()
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("code", blocks("pycon"))
+def test_a_prompt_in_the_docs_answers_as_it_shows(code):
+    """Long messages are wrapped in the page, so white space does not count."""
+    skip_without_kernels(code)
+    answers = doctest.DocTestParser().get_doctest(code, {}, "docs", None, None)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE, verbose=False)
+    assert answers.examples
+    wrong: list[str] = []
+    runner.run(answers, out=wrong.append)
+    assert not wrong, "".join(wrong)
 
 
 # What torchrun starts is in test_split_examples.py.
