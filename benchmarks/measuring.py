@@ -16,7 +16,7 @@ from typing import Any
 
 import groupwise
 from groupwise.kernels import dispatch
-from groupwise.profile.report import machine
+from groupwise.profile.machine import machine
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"

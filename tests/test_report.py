@@ -15,9 +15,9 @@ from groupwise import GroupwiseError, report
 from groupwise.cli.targets import load_model
 from groupwise.draw.base.folding import fold
 from groupwise.draw.text import report as report_text
-from groupwise.profile import count as counting
+from groupwise.profile import record as recording
 from groupwise.profile import report as reporting
-from groupwise.profile import timing as measuring
+from groupwise.profile import timing
 from groupwise.profile.verify import Agreement, Checked
 from kernels import stand_in, without_kernels
 
@@ -135,6 +135,7 @@ def test_a_shared_weight_is_counted_once():
 
 def test_folding_joins_names_and_sums():
     row = {
+        "operator": "aten::convolution",
         "op": "conv2d", "in_channels": 4, "weight_shape": [4, 2, 3, 3], "bias_shape": None, "stride": [1, 1],
         "padding": [0, 0], "dilation": [1, 1], "output_padding": [0, 0], "groups": 2, "input_size": [5, 5], "batch": 1,
         "dtype": "float32", "passes": ["forward"], "parameters": 72, "bytes": 10, "pytorch_ms": 0.5,
@@ -160,27 +161,27 @@ def test_folding_joins_names_and_sums():
     assert len(fold([faster[0] | {"kernels": {"forward": "planar"}}, faster[1]])) == 2
 
 
-def canned(monkeypatch, seconds, routed=()):
+def canned(monkeypatch, seconds, ours=()):
     """Let every recorded run take times that are known: `seconds` for each forward, ten times that for the backward.
 
-    `routed` has those of the runs with groupwise's kernels, which are stood in for; without any there are none.
+    `ours` has those of the runs with groupwise's kernels, which are stood in for; without any there are none.
     """
-    if routed:
+    if ours:
         asked = stand_in(monkeypatch)
     else:
         asked = [False]
         without_kernels(monkeypatch)
-    turn = {False: iter(seconds), True: iter(routed)}
-    real = counting.run
+    turn = {False: iter(seconds), True: iter(ours)}
+    real = recording.run
 
-    def timed(*arguments):
-        one, now = real(*arguments), next(turn[asked[-1]])
+    def timed(workload):
+        one, now = real(workload), next(turn[asked[-1]])
         for place, call in enumerate(one.calls, 1):
             call.seconds = {"forward": now * place, "backward": 10 * now * place}
-        return counting.Run(one.calls, 100 * now)
+        return recording.Run(one.calls, {}, 100 * now)
 
-    monkeypatch.setattr(counting, "run", timed)
-    monkeypatch.setattr(counting, "time_run", lambda *_: 0.25 if asked[-1] else 0.5)
+    monkeypatch.setattr(recording, "run", timed)
+    monkeypatch.setattr(recording, "time_run", lambda *_: 0.25 if asked[-1] else 0.5)
 
 
 def test_times_are_medians_without_the_warm_up(small, monkeypatch):
@@ -233,7 +234,7 @@ def test_without_the_kernels(small, monkeypatch):
 
 def test_a_model_beyond_the_cpu_is_not_measured():
     reason = "they compute on the CPU, and the model has tensors on cuda"
-    assert measuring.not_measured({"cuda", "cpu"}) == reason
+    assert timing.not_measured({"cuda", "cpu"}) == reason
 
 
 def golden(name, shown):
@@ -260,8 +261,8 @@ def test_golden_report(small, monkeypatch):
     monkeypatch.setattr(reporting, "machine", lambda: HERE)
     kernels = [("pytorch",) * 2, ("planar",) * 3, ("planar",) * 3, ("channels", "channels", "pytorch")]
 
-    def found(model, inputs, keywords, backward):
-        calls = counting.run(model, inputs, keywords, backward).calls
+    def found(workload):
+        calls = recording.run(workload).calls
         checked = [
             Checked(call, dict(zip(call.passes, used, strict=True)), 1e-7 * number)
             for number, (call, used) in enumerate(zip(calls, kernels, strict=True), 1)
