@@ -147,7 +147,7 @@ def tiles(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         of = "MACs" if share["time"] is None else "MACs · of the time in convolutions"
         found.append(("Grouped layers", f"{percent(share['macs'])}{time}", f"of the {of}"))
     else:
-        found.append(("Grouped layers", "-", not_counted(report["not_counted"], False)[0].split(":")[0].rstrip(".")))
+        found.append(("Grouped layers", "-", "groupwise counted no convolution"))
     if outputs is None:
         found.append(("Agreement of outputs", "-", "groupwise's kernels were not measured"))
     else:
