@@ -19,7 +19,8 @@ from groupwise.profile import record as recording
 from groupwise.profile import report as reporting
 from groupwise.profile import timing
 from groupwise.profile.verify import Agreement, Checked
-from kernels import stand_in, without_kernels
+from kernels import without_kernels
+from reports import HERE, canned, small_model
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -75,11 +76,7 @@ def test_models_against_an_independent_count(target, size, grouped):
 
 @pytest.fixture(scope="module")
 def small():
-    torch.manual_seed(0)
-    block = lambda: nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.BatchNorm2d(16), nn.ReLU())  # noqa: E731
-    # Pooling keeps the shares of MACs and of parameters apart.
-    first = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.MaxPool2d(2))
-    return nn.Sequential(first, block(), block(), nn.ConvTranspose2d(16, 16, 2, 2, groups=16))
+    return small_model()
 
 
 def test_rows_total_and_shares(small):
@@ -161,29 +158,6 @@ def test_folding_joins_names_and_sums():
     assert len(fold([faster[0] | {"kernels": {"forward": "planar"}}, faster[1]])) == 2
 
 
-def canned(monkeypatch, seconds, ours=()):
-    """Let every recorded run take times that are known: `seconds` for each forward, ten times that for the backward.
-
-    `ours` has those of the runs with groupwise's kernels, which are stood in for; without any there are none.
-    """
-    if ours:
-        asked = stand_in(monkeypatch)
-    else:
-        asked = [False]
-        without_kernels(monkeypatch)
-    turn = {False: iter(seconds), True: iter(ours)}
-    real = recording.run
-
-    def timed(workload):
-        one, now = real(workload), next(turn[asked[-1]])
-        for place, call in enumerate(one.calls, 1):
-            call.seconds = {"forward": now * place, "backward": 10 * now * place}
-        return recording.Run(one.calls, {}, 100 * now)
-
-    monkeypatch.setattr(recording, "run", timed)
-    monkeypatch.setattr(recording, "time_run", lambda *_: 0.25 if asked[-1] else 0.5)
-
-
 def test_times_are_medians_without_the_warm_up(small, monkeypatch):
     canned(monkeypatch, [9, 9, 0.001, 0.007, 0.002])
     made = report(small, torch.randn(1, 3, 8, 8), repeats=3)
@@ -242,9 +216,6 @@ def golden(name, shown):
     if os.environ.get("GROUPWISE_UPDATE_GOLDEN"):
         path.write_text(shown, encoding="utf-8")
     assert shown == path.read_text(encoding="utf-8")
-
-
-HERE = {"processor": "a processor", "threads": 2, "torch": "2.0", "groupwise": "0", "date": "2000-01-01"}
 
 
 def test_golden_report_without_the_kernels(small, monkeypatch):
@@ -321,83 +292,6 @@ def test_computed_weights_are_no_parameters():
     total = report(Hyper(), torch.randn(3, 4, 5, 5), repeats=1).to_dict()["total"]
     assert (total["convolutions"], total["parameters"]) == (2, 4 * 4 * 9 + 4)
     assert total["grouped"]["parameters"] == 0
-
-
-def test_page(small, tmp_path):
-    layer = nn.ModuleDict({"<b>bold</b>": small})
-
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x):
-            return self.layer["<b>bold</b>"](x)
-
-    made = report(Named(), torch.randn(1, 3, 8, 8), repeats=1, title="small & <fast>")
-    page = made.to_html(photo=b"jpeg")
-    assert made.to_html(tmp_path / "r.html", photo=b"jpeg").read_text(encoding="utf-8") == page
-    assert "small &amp; &lt;fast&gt;" in page
-    assert "<b>" not in page
-    assert "&lt;b&gt;bold" in page
-    assert not re.findall(r'(?:src|href)="http|url\(http|@import', page)
-    # Three views of each grouped layer that differs from the others, and the bars.
-    assert page.count("<svg") == 3 * 2 + 1
-    assert "data:image/jpeg;base64,anBlZw==" in page
-
-
-def tiles_of(page):
-    """(label, figure, line below) of each tile."""
-    return re.findall(r'<dl class="tile"><dt>(.*?)</dt><dd>(.*?)</dd><dd>(.*?)</dd></dl>', page)
-
-
-def test_the_page_opens_with_four_figures(small, monkeypatch):
-    canned(monkeypatch, [0.001] * 6, [0.0004] * 6)
-    monkeypatch.setattr(reporting, "machine", lambda: HERE)
-    monkeypatch.setattr(reporting, "check", lambda of: (checked(of), Agreement(0.25, 0.5, False)))
-    page = report(small.eval(), torch.randn(2, 3, 8, 8), repeats=1).to_html()
-    assert tiles_of(page) == [
-        ("Whole model", "500 → 250 ms", "forward, PyTorch&#x27;s kernels → groupwise&#x27;s: 2.00×"),
-        ("Grouped layers", "41.3 % · 90.0 %", "of the MACs · of the time in convolutions"),
-        ("Top-1 agreement", "50.0 %", "outputs differ by 2.5e-01 of the largest output: MORE THAN ROUNDING"),
-        ("Machine", "a processor", "2 threads, torch 2.0"),
-    ]
-    order = [
-        page.index(part) for part in ("<h1>", 'class="tiles"', "<svg", "<table", "How this was measured", "Measured on")
-    ]
-    assert order == sorted(order)
-    monkeypatch.setattr(reporting, "check", lambda of: (checked(of), Agreement(0.25, None, True)))
-    page = report(small.eval(), torch.randn(2, 3, 8, 8), repeats=1).to_html()
-    assert tiles_of(page)[2] == ("Largest difference", "2.5e-01", "of the largest output: within rounding")
-
-
-def checked(workload):
-    return [Checked(call, {"forward": "pytorch"}, None) for call in recording.record(workload).calls]
-
-
-def test_the_four_figures_where_they_are_not_known(small, monkeypatch):
-    canned(monkeypatch, [0.001] * 3)
-    page = report(small.eval(), torch.randn(2, 3, 8, 8), repeats=1).to_html()
-    assert [tile[1] for tile in tiles_of(page)][:3] == ["500 ms", "41.3 % · 90.0 %", "-"]
-    monkeypatch.undo()
-    with torch.device("meta"):
-        page = report(nn.Conv2d(4, 4, 3, groups=2), torch.empty(1, 4, 5, 5)).to_html()
-    assert tiles_of(page)[0][1:] == ("648", "MACs of the counted convolutions")
-    assert tiles_of(page)[1][1:] == ("100 %", "of the MACs")
-    page = report(nn.Linear(3, 3), torch.randn(1, 3), repeats=1).to_html()
-    assert tiles_of(page)[1][1:] == ("-", "groupwise counted no convolution")
-
-
-def test_ids_of_a_page_are_its_own():
-    """The same layer at two sizes: the same wiring twice on one page."""
-    layer = nn.Conv2d(8, 8, 3, padding=1, groups=4)
-    page = report(nn.Sequential(layer, nn.MaxPool2d(2), layer), torch.randn(1, 8, 8, 8), repeats=1).to_html()
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids)) == 2 * (3 * 2 + 1)
-    for svg in re.findall(r"<svg.*?</svg>", page, re.S):
-        named = re.search(r'aria-labelledby="(\S+) (\S+)"', svg)
-        assert f'<title id="{named[1]}"' in svg
-        assert f'<desc id="{named[2]}"' in svg
 
 
 def test_a_model_without_convolutions():
