@@ -73,9 +73,9 @@ def table(only: str = "", batches: Sequence[int] = BATCHES, counts: Sequence[int
             model = make().bfloat16()
         for batch in batches:
             for gpus in counts:
-                ways = {groups: _step(model, batch, groups, gpus // groups) for groups in _splits(gpus, most)}
-                alone, data = ways.get(gpus) if gpus > 1 else None, ways[1]
-                both = {groups: way for groups, way in ways.items() if way and 1 < groups < gpus}
+                steps = {groups: _step(model, batch, groups, gpus // groups) for groups in _splits(gpus, most)}
+                alone, data = steps.get(gpus) if gpus > 1 else None, steps[1]
+                both = {groups: step for groups, step in steps.items() if step and 1 < groups < gpus}
                 best = min(both, key=lambda groups: both[groups].seconds, default=0)
                 named = f"{best} × {gpus // best}" if best else "-"
                 yield name, str(batch), str(gpus), _ms(alone), _ms(data), _ms(both.get(best)), named

@@ -42,8 +42,8 @@ def test_speedup_and_roofline_by_hand(monkeypatch):
 
     def canned(calls, repeats):
         return {
-            (work, route, name): [0.0, seconds[name][route] * (3 if work == "training step" else 1), 99.0]
-            for work, route, name in calls
+            (work, ours, name): [0.0, seconds[name][ours] * (3 if work == "training step" else 1), 99.0]
+            for work, ours, name in calls
         }
 
     monkeypatch.setattr(benching, "_interleave", canned)
@@ -77,9 +77,7 @@ def test_the_table(monkeypatch):
 def test_all_are_timed_in_turn_by_their_kernels(monkeypatch):
     asked = stand_in(monkeypatch)
     order = []
-    calls = {
-        ("forward", route, name): lambda r=route, n=name: order.append((r, n)) for route in (0, 1) for name in "ab"
-    }
+    calls = {("forward", ours, name): lambda o=ours, n=name: order.append((o, n)) for ours in (0, 1) for name in "ab"}
     monkeypatch.setattr(benching, "_MOST_CALLS", 2)
     times = benching._interleave(calls, repeats=3)
     assert {len(of) for of in times.values()} == {3}

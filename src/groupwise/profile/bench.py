@@ -16,7 +16,7 @@ import torch
 
 from groupwise.draw.html import page as html
 from groupwise.draw.text import bench as bench_text
-from groupwise.draw.text import table
+from groupwise.draw.text.table import Tabular
 from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.kernels.plan import DIRECTIONS, MEMORY_FORMATS
 from groupwise.nn.layer import layer_of
@@ -64,7 +64,7 @@ class Timing:
 
 
 @dataclass(frozen=True, repr=False)
-class Bench:
+class Bench(Tabular):
     """One layer, timed. `print()` it for the table.
 
     - `cost`: the layer, its size and what it costs
@@ -88,17 +88,9 @@ class Bench:
     def _repr_html_(self) -> str:
         return html.element("pre", str(self))
 
-    def to_markdown(self) -> str:
-        """Returns a Markdown table with a row for each timing."""
-        return table.markdown(*bench_text.columns(self.to_dict()["timings"]))
-
-    def to_csv(self) -> str:
-        """Returns comma-separated values with a row for each timing."""
-        return table.csv(*bench_text.columns(self.to_dict()["timings"]))
-
-    def to_pandas(self) -> Any:
-        """Returns a `pandas.DataFrame` with a row for each timing. Raises `GroupwiseError` without pandas."""
-        return table.pandas(*bench_text.columns(self.to_dict()["timings"]))
+    def columns(self) -> tuple[list[str], list[list[Any]]]:
+        """Returns the column names, and the values of each timing."""
+        return bench_text.columns(self.to_dict()["timings"])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from groupwise.draw.html import page as html
 from groupwise.draw.text import count as count_text
-from groupwise.draw.text import table
+from groupwise.draw.text.table import Tabular
 from groupwise.errors import GroupwiseError
 from groupwise.profile.record import ConvCall, Run, record, run
 from groupwise.profile.workload import Workload
@@ -19,7 +19,7 @@ from groupwise.profile.workload import Workload
 Keywords = Mapping[str, Any] | None
 
 
-class Count(list[ConvCall]):
+class Count(list[ConvCall], Tabular):
     """A list of `ConvCall`s in order of execution. `print()` it for the table.
 
     `not_counted` names the operators that are convolutions but do not say their shapes, with the calls of each.
@@ -42,17 +42,9 @@ class Count(list[ConvCall]):
         """Returns `layers`, a dict of plain JSON types for each call, and `not_counted`."""
         return {"layers": [call.to_dict() for call in self], "not_counted": dict(self.not_counted)}
 
-    def to_markdown(self) -> str:
-        """Returns a Markdown table with a row for each call."""
-        return table.markdown(*count_text.columns(self.to_dict()["layers"]))
-
-    def to_csv(self) -> str:
-        """Returns comma-separated values with a row for each call."""
-        return table.csv(*count_text.columns(self.to_dict()["layers"]))
-
-    def to_pandas(self) -> Any:
-        """Returns a `pandas.DataFrame` with a row for each call. Raises `GroupwiseError` without pandas."""
-        return table.pandas(*count_text.columns(self.to_dict()["layers"]))
+    def columns(self) -> tuple[list[str], list[list[Any]]]:
+        """Returns the column names, and the values of each call."""
+        return count_text.columns(self.to_dict()["layers"])
 
 
 def count(model: Callable[..., Any], *inputs: Any, kwargs: Keywords = None, backward: bool = False) -> Count:

@@ -14,7 +14,7 @@ from groupwise.draw.base.folding import ratio
 from groupwise.draw.html import page as html
 from groupwise.draw.html import report as report_html
 from groupwise.draw.text import report as report_text
-from groupwise.draw.text import table
+from groupwise.draw.text.table import Tabular
 from groupwise.draw.views.strip import strip_svg
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.profile import record
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(Tabular):
     """Every convolution that one call of a model executed, in order. `print()` it for the table.
 
     - `title`: the model's name; `rows`: one `Row` for each execution
@@ -77,17 +77,9 @@ class Report:
         """Returns bars of parameters, MACs, bytes and times, a segment for each convolution executed."""
         return strip_svg(self.to_dict())
 
-    def to_markdown(self) -> str:
-        """Returns a Markdown table with a row for each convolution executed."""
-        return table.markdown(*report_text.columns(self.to_dict()["layers"]))
-
-    def to_csv(self) -> str:
-        """Returns comma-separated values with a row for each convolution executed."""
-        return table.csv(*report_text.columns(self.to_dict()["layers"]))
-
-    def to_pandas(self) -> Any:
-        """Returns a `pandas.DataFrame` with a row for each convolution. Raises `GroupwiseError` without pandas."""
-        return table.pandas(*report_text.columns(self.to_dict()["layers"]))
+    def columns(self) -> tuple[list[str], list[list[Any]]]:
+        """Returns the column names, and the values of each convolution executed."""
+        return report_text.columns(self.to_dict()["layers"])
 
     def to_html(self, path: str | pathlib.Path | None = None, photo: bytes | None = None) -> str | pathlib.Path:
         """One self-contained page: the main figures, a table that sorts, and pictures of the grouped layers.

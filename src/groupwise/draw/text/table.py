@@ -11,6 +11,26 @@ from typing import Any
 from groupwise.errors import GroupwiseError
 
 
+class Tabular:
+    """A result that is a table: what derives from it says its columns once, and has every format."""
+
+    def columns(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        """Returns the column names, and the values of each row."""
+        raise NotImplementedError
+
+    def to_markdown(self) -> str:
+        """Returns the table as Markdown."""
+        return markdown(*self.columns())
+
+    def to_csv(self) -> str:
+        """Returns the table as comma-separated values."""
+        return csv(*self.columns())
+
+    def to_pandas(self) -> Any:
+        """Returns the table as a `pandas.DataFrame`. Raises `GroupwiseError` if pandas is not installed."""
+        return pandas(*self.columns())
+
+
 def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Returns a Markdown table: None is an empty cell, a float has six digits, a sequence of sizes reads `3×3`."""
     lines = [head, ["---"] * len(head), *rows]
