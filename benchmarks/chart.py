@@ -1,4 +1,4 @@
-"""Draw the records as the README's charts: what groups give back in PyTorch, and how much faster this package is.
+"""Draw the records as the README's charts: what groups save in PyTorch, and how much faster this package is.
 
 python benchmarks/chart.py [--records DIR] [--pictures DIR]
 """
@@ -18,14 +18,14 @@ from groupwise.draw.base.svg import LABEL_SIZE, MARGIN, Picture, colour, path
 
 WIDTH, HEIGHT, GAP = 250, 170, 78
 LINES = {"contiguous": (1, "contiguous (NCHW)"), "channels_last": (0, "channels_last (NHWC)")}
-# Of the chart of speedups: the height of a layer's row, where its axis begins, and how long that is.
+# The chart of speedups has rows of this height, and an axis of this start and length.
 ROW, AXIS, LENGTH = 16, 200, 500
 MOST_LINES = 9
 PASSES = {"forward": (0, "forward"), "training": (1, "training step")}
 
 
 def main() -> None:
-    """Read the records that are there, write the SVGs."""
+    """Reads the records that are there, and writes the SVGs."""
     parser = argparse.ArgumentParser(description="Draw the records.")
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     parser.add_argument("--pictures", type=pathlib.Path, default=ROOT / "docs/pictures")
@@ -37,14 +37,14 @@ def main() -> None:
 
 
 def of_one_machine(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a record that are of the machine and the torch of its newest."""
+    """Returns the rows of a record that share the machine and the torch of its newest row."""
     rows = read_record(path)
     newest = newest_machine(rows)
     return [row for row in rows if machine_of(row) == newest]
 
 
 def chart(rows: list[dict[str, Any]]) -> str:
-    """One panel a shape: time against groups, both relative to dense, on logarithmic axes."""
+    """Draws one panel a shape: time over groups, relative to dense, on logarithmic axes."""
     picture = Picture(
         "groups=g promises 1/g of the work; what PyTorch takes",
         "Forward of a 3×3 convolution, as many channels out as in; 100 % is groups=1 in the same memory format.",
@@ -63,14 +63,14 @@ def chart(rows: list[dict[str, Any]]) -> str:
 
 
 def chosen(rows: list[dict[str, Any]]) -> list[Times]:
-    """The listed layers at batch 1 with the most threads."""
+    """Returns the listed layers at batch 1 with the most threads."""
     rows = [row for row in rows if row.get("set") == "listed" and row["batch"] == 1]
     most = max((row["threads"] for row in rows), default=0)
     return collect([row for row in rows if row["threads"] == most], "layer", ("layer", "pass"))
 
 
 def speedup_chart(layers: list[Times]) -> str:
-    """One row a layer: how many times as long PyTorch takes, forward and training step, on a logarithmic axis."""
+    """Draws one row a layer: how many times as long PyTorch takes, forward and training step, on a logarithmic axis."""
     picture = Picture(
         "How many times as fast as PyTorch",
         "PyTorch's time over groupwise's, each in its better memory format, layer by layer.",
@@ -154,7 +154,7 @@ def _panel(picture: Picture, x: float, y: float, shape: tuple[int, int], rows: l
 
 
 def _mark(picture: Picture, spot: tuple[float, float], hue: int) -> None:
-    """Round for the first colour, square for the second: colour is not the only difference."""
+    """Draws a mark, round in the first colour and square in the second, which tells them apart without colour."""
     if hue:
         picture.box(spot[0] - 3, spot[1] - 3, 6, 6, f'fill="{colour(hue)}"')
     else:

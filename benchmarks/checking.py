@@ -1,4 +1,4 @@
-"""No figure from a wrong result: what is timed is compared with float64 first."""
+"""No figure comes from a wrong result: what is timed is first compared with float64."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-# PyTorch's own error, doubled, is what a kernel of this package may have.
+# A kernel of this package may have at most this many times PyTorch's own error.
 TIMES_PYTORCH = 2.0
-# An inference engine may transform (Winograd), at the price of some digits.
+# An inference engine may use Winograd's transforms, which cost some digits.
 ENGINE_ERROR = 1e-3
 
 
 class WrongResult(Exception):
-    """A result that is too far from float64 to be timed."""
+    """Raised for a result that is too far from float64 to be timed."""
 
 
 def largest_error(result: Tensor, exact: Tensor) -> float:
-    """The largest deviation of any value, as a share of the largest exact value."""
+    """Returns the largest difference of any value, relative to the largest exact value."""
     if result.shape != exact.shape:
         return float("inf")
     scale = exact.abs().max().item() or 1.0
     error = (result.double() - exact).abs().max().item() / scale
-    # No number is no small error, whatever it is compared with.
+    # NaN compares false with everything, and is a large error here.
     return error if error == error else float("inf")
 
 
 def mean_error(result: Tensor, exact: Tensor) -> float:
-    """The root of the mean square deviation, as a share of that of the exact values."""
+    """Returns the root mean square difference, relative to that of the exact values."""
     if result.shape != exact.shape:
         return float("inf")
     error = ((result.double() - exact).norm() / (exact.norm() or 1.0)).item()
@@ -36,7 +36,7 @@ def mean_error(result: Tensor, exact: Tensor) -> float:
 
 
 def check_error(what: str, ours: float, pytorch: float, dtype: torch.dtype = torch.float32) -> None:
-    """Raise `WrongResult` if an error exceeds twice PyTorch's and the rounding of the output."""
+    """Raises `WrongResult` if an error exceeds twice PyTorch's plus the rounding of the output."""
     allowed = TIMES_PYTORCH * pytorch + torch.finfo(dtype).eps
     if not ours <= allowed:
         raise WrongResult(
@@ -50,10 +50,10 @@ def check(
     pytorch: Sequence[Mapping[str, Tensor]],
     exact: Mapping[str, Tensor],
 ) -> tuple[float, float]:
-    """Compare named results, of one memory format or several, with float64.
+    """Compares named results, of one memory format or several, with float64.
 
-    The larger of PyTorch's errors counts: it takes either for right. Gives the largest error of ours and of
-    PyTorch's, or raises `WrongResult`.
+    Returns the largest error of groupwise and of PyTorch. Raises `WrongResult` if groupwise's is too large beside the
+    largest that PyTorch has in any of its memory formats.
     """
     errors = {}
     for name, right in exact.items():
@@ -64,7 +64,7 @@ def check(
 
 
 def check_engine(what: str, result: Tensor, exact: Tensor) -> float:
-    """The error of an inference engine's output, or `WrongResult`."""
+    """Returns the error of an inference engine's output. Raises `WrongResult` if it is too large."""
     error = largest_error(result, exact)
     if not error <= ENGINE_ERROR:
         raise WrongResult(f"{what} is {error:.2e} from float64; at most {ENGINE_ERROR:.0e} is timed")

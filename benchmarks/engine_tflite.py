@@ -1,4 +1,4 @@
-"""One convolution in the format of LiteRT, by the classes of its schema: there is no small converter to make it."""
+"""One convolution in LiteRT's format, made from the classes of its schema because there is no small converter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def tflite_model(layer: Layer) -> bytes:
-    """The model: a padding, where `SAME` does not say it, and a convolution with constant weights."""
+    """Returns a model of a padding, if `SAME` does not cover it, and a convolution with constant weights."""
     model = schema.ModelT()
     model.version = 3
     model.buffers = [_buffer(b"")]
@@ -52,7 +52,7 @@ def tflite_model(layer: Layer) -> bytes:
         operator(schema.BuiltinOperator.PAD, given, padded, schema.BuiltinOptions.PadOptions, schema.PadOptionsT())
         source = padded
     depthwise = layer.groups == channels and layer.groups > 1
-    # (out, in / groups, height, width) as (1, height, width, out), or as (out, height, width, in / groups).
+    # (out, in / groups, height, width) becomes (1, height, width, out), or (out, height, width, in / groups).
     weight = layer.weight.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
     options = schema.DepthwiseConv2DOptionsT() if depthwise else schema.Conv2DOptionsT()
     options.padding = schema.Padding.SAME if same else schema.Padding.VALID

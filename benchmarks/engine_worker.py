@@ -3,8 +3,9 @@
     {"load": "layer.npz", "threads": 2}  ->  {"output": "output.npy", "variant": "NHWC", "version": "..."}
     {"run": 5}                           ->  {"seconds": [...]}
 
-or `{"problem": "..."}`. Runs without torch and without groupwise. A layer has constant weights, which an engine may
-rearrange when it loads them; of an engine's variants the fastest is kept. A 1-D layer is a 2-D one of height 1.
+or `{"problem": "..."}`. The worker runs without torch and without groupwise. A layer has constant weights, which an
+engine may rearrange when it loads them. If an engine has several variants, the fastest one is timed. A 1-D layer is a
+2-D one of height 1.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
-# A name, a call that infers once, and one that gives the output as (N, C, H, W).
+# A variant is a name, a call that infers once, and a call that returns the output as (N, C, H, W).
 Variant = tuple[str, Callable[[], object], Callable[[], np.ndarray]]
 
 
 class Unsupported(Exception):
-    """What an engine does not take."""
+    """Raised for a layer that an engine does not take."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Layer:
 
     @classmethod
     def read(cls, path: str) -> Layer:
-        """From a file of `numpy.savez`."""
+        """Reads a layer from a file of `numpy.savez`."""
         with np.load(path) as arrays:
             pair = {name: tuple(map(int, arrays[name])) for name in ("stride", "padding", "dilation", "output_shape")}
             tensors = {name: np.ascontiguousarray(arrays[name]) for name in ("input", "weight", "bias")}
@@ -55,12 +56,12 @@ class Layer:
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Height and width."""
+        """The kernel's height and width."""
         return self.weight.shape[2:]
 
 
 def onnx_model(layer: Layer) -> bytes:
-    """A model of this one layer, its weights constants."""
+    """Returns an ONNX model of this one layer, with constant weights."""
     from onnx import TensorProto, helper, numpy_helper
 
     node = helper.make_node(
@@ -77,13 +78,13 @@ def onnx_model(layer: Layer) -> bytes:
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, layer.output_shape)
     constants = [numpy_helper.from_array(layer.weight, "w"), numpy_helper.from_array(layer.bias, "b")]
     graph = helper.make_graph([node], "layer", [x], [y], constants)
-    # An older version of the format than the package's own: the engines lag behind it.
+    # The engines lag behind the package, so the model has an older version of the format.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return model.SerializeToString()
 
 
 def onnxruntime(layer: Layer, threads: int) -> Iterator[Variant]:
-    """ONNX Runtime, with its blocked layout (ALL) and without (EXTENDED)."""
+    """Yields ONNX Runtime with its blocked layout (ALL) and without (EXTENDED)."""
     import onnxruntime as ort
 
     for level in ("ALL", "EXTENDED"):
@@ -99,7 +100,7 @@ def onnxruntime(layer: Layer, threads: int) -> Iterator[Variant]:
 
 
 def openvino(layer: Layer, threads: int) -> Iterator[Variant]:
-    """OpenVINO, with tensors in NCHW and in NHWC."""
+    """Yields OpenVINO with tensors in NCHW and in NHWC."""
     import io
 
     import openvino as ov
@@ -118,7 +119,7 @@ def openvino(layer: Layer, threads: int) -> Iterator[Variant]:
         request = core.compile_model(model, "CPU", settings).create_infer_request()
         request.set_input_tensor(ov.Tensor(given, shared_memory=True))
 
-        # The array is held here, as the engine only points at it.
+        # The function holds the array, because the engine only points at it.
         def result(request: Any = request, layout: str = layout, given: np.ndarray = given) -> np.ndarray:
             data = request.get_output_tensor().data
             return data.transpose(0, 3, 1, 2) if layout == "NHWC" else data
@@ -127,7 +128,7 @@ def openvino(layer: Layer, threads: int) -> Iterator[Variant]:
 
 
 def ncnn(layer: Layer, threads: int) -> Iterator[Variant]:
-    """Of ncnn: its text and binary formats, written here."""
+    """Yields ncnn, whose text and binary formats this function writes itself."""
     import ncnn as engine
 
     if layer.transposed or len(layer.input) > 1:
@@ -161,8 +162,8 @@ def ncnn(layer: Layer, threads: int) -> Iterator[Variant]:
 
 
 def mnn(layer: Layer, threads: int) -> Iterator[Variant]:
-    """Of MNN: its own format, converted from ONNX."""
-    # The converter itself, not MNN.tools: that sends what is converted to a log service, for which it calls pip.
+    """Yields MNN, whose format is converted from ONNX."""
+    # This calls the converter itself, because MNN.tools reports conversions to a log service, for which it calls pip.
     import _tools
     import MNN.expr as expr
     from MNN import nn
@@ -188,7 +189,7 @@ def mnn(layer: Layer, threads: int) -> Iterator[Variant]:
 
 
 def litert(layer: Layer, threads: int) -> Iterator[Variant]:
-    """LiteRT (TensorFlow Lite) with XNNPACK, in its one layout, NHWC."""
+    """Yields LiteRT (TensorFlow Lite) with XNNPACK, in its only layout, NHWC."""
     from ai_edge_litert.interpreter import Interpreter
     from engine_tflite import tflite_model
 
@@ -206,7 +207,7 @@ PACKAGES = {"litert": "ai-edge-litert"}
 
 
 def seconds(run: Callable[[], object], times: int) -> list[float]:
-    """How long each of some calls takes."""
+    """Times each of some calls; returns seconds."""
     found = []
     for _ in range(times):
         start = time.perf_counter()
@@ -216,7 +217,7 @@ def seconds(run: Callable[[], object], times: int) -> list[float]:
 
 
 def serve(engine: str, answers: Any) -> None:
-    """Answer until there is no more to read."""
+    """Answers until there is no more to read."""
     run: Callable[[], object]
     for line in sys.stdin:
         asked = json.loads(line)
@@ -236,7 +237,7 @@ def serve(engine: str, answers: Any) -> None:
 
 
 if __name__ == "__main__":
-    # Engines print to stdout as they please; the answers keep it to themselves.
+    # Engines print to stdout, so the answers use a copy of it, and prints go to stderr.
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
         serve(sys.argv[1], answers)

@@ -1,7 +1,7 @@
 """Time inference engines, which rearrange constant weights beforehand, against PyTorch and this package.
 
-Each engine lives in an environment of its own and answers in a process of its own; a turn is a few calls of one of
-them, and the turns alternate. An engine's answer is compared with float64 before its time counts.
+Each engine has an environment and a process of its own. A turn is a few calls of one engine, and the turns alternate.
+An engine's output is compared with float64 before its time counts.
 
     python benchmarks/engines.py --make-envs DIR
     python benchmarks/engines.py --envs DIR [--threads 1 2] [--only resnext] [--repeats 15]
@@ -34,7 +34,7 @@ from groupwise import GroupwiseError
 
 WORKER = pathlib.Path(__file__).with_name("engine_worker.py")
 UNIT = ("benchmark", "set", "layer", "threads")
-# What each environment holds, as last tried.
+# Each environment holds these packages, in the versions last tried.
 PACKAGES = {
     "onnxruntime": ["onnxruntime==1.32.0", "onnx==1.23.2"],
     "openvino": ["openvino==2026.4.1", "onnx==1.23.2"],
@@ -42,12 +42,12 @@ PACKAGES = {
     "mnn": ["MNN==3.6.1", "onnx==1.23.2"],
     "litert": ["ai-edge-litert==2.3.0", "numpy", "flatbuffers"],
 }
-# A turn is so many calls that it takes about this many seconds; the pause after it lets threads that spin go to sleep.
+# A turn has as many calls as take about this many seconds; the pause after it lets spinning threads go to sleep.
 TURN, MOST_CALLS, PAUSE = 0.01, 20, 0.02
 
 
 def main() -> None:
-    """Make the environments, or measure layer by layer."""
+    """Makes the environments, or measures layer by layer."""
     parser = argparse.ArgumentParser(description="Time inference engines against groupwise.")
     parser.add_argument("--make-envs", type=pathlib.Path, metavar="DIR", help="make the environments there and stop")
     parser.add_argument("--envs", type=pathlib.Path, metavar="DIR", help="where they are")
@@ -63,7 +63,8 @@ def main() -> None:
     if not names:
         parser.error("no engine is there; make the environments with --make-envs DIR and give --envs DIR")
     refused = []
-    keep_memory()  # for the first layer too, before a record asks
+    # The first layer is measured before a record asks for this.
+    keep_memory()
     for threads in options.threads:
         torch.set_num_threads(threads)
         with contextlib.ExitStack() as stack:
@@ -90,7 +91,7 @@ def main() -> None:
 
 
 def make_envs(folder: pathlib.Path) -> None:
-    """An environment for each engine; one that cannot be had is left out."""
+    """Makes an environment for each engine, and leaves out one that cannot be installed."""
     for name, packages in PACKAGES.items():
         venv.create(folder / name, with_pip=True, clear=True)
         command = [
@@ -110,12 +111,12 @@ def make_envs(folder: pathlib.Path) -> None:
 
 
 def interpreter(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """The Python of an engine's environment."""
+    """Returns the Python of an engine's environment."""
     return folder / name / "bin" / "python"
 
 
 class Stopped(Exception):
-    """An engine that failed while it was timed."""
+    """Raised for an engine that failed while it was timed."""
 
 
 class Worker:
@@ -134,7 +135,7 @@ class Worker:
         self.process.wait()
 
     def ask(self, **question: Any) -> dict[str, Any]:
-        """Its answer; a process that has ended gives a problem."""
+        """Returns the answer of the process, or a problem if it has ended."""
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(question), file=self.process.stdin, flush=True)
             if answer := self.process.stdout.readline():
@@ -145,12 +146,12 @@ class Worker:
 
 
 def measure(layer: Layer, workers: dict[str, Worker], repeats: int) -> list[dict[str, Any]]:
-    """The rows of one layer: PyTorch, this package and every engine that takes it, or why it does not."""
+    """Returns the rows of one layer: PyTorch, this package, and every engine or the reason it has no time."""
     given = layer.tensors(1)
     exact = given.to(torch.Tensor.double).forward()
     layers.check(layer, given, {"output": exact})
     rows, turns = [], {}
-    for key, case in layers.ways(layer, given, "forward").items():
+    for key, case in layers.cases_of(layer, given, "forward").items():
         rows.append({"implementation": key[0], "memory_format": key[1]})
         turns[len(rows) - 1] = turn_of(case)
     with tempfile.TemporaryDirectory() as folder:
@@ -175,11 +176,11 @@ def measure(layer: Layer, workers: dict[str, Worker], repeats: int) -> list[dict
 
 
 def turn_of(case: Case) -> Callable[[int], list[float]]:
-    """So many calls of a case one after the other, as a worker makes them."""
+    """Returns a turn of a case: calls one after the other, as a worker makes them."""
 
     def turn(calls: int) -> list[float]:
         found = []
-        with torch.inference_mode(), case.route():
+        with torch.inference_mode(), case.dispatching():
             for _ in range(calls):
                 start = time.perf_counter()
                 case.call()
@@ -190,7 +191,7 @@ def turn_of(case: Case) -> Callable[[int], list[float]]:
 
 
 def turn_of_worker(worker: Worker) -> Callable[[int], list[float]]:
-    """So many calls by an engine's process, or `Stopped`."""
+    """Returns a turn of an engine's process, which raises `Stopped` if the process fails."""
 
     def turn(calls: int) -> list[float]:
         answer = worker.ask(run=calls)
@@ -202,7 +203,7 @@ def turn_of_worker(worker: Worker) -> Callable[[int], list[float]]:
 
 
 def save(layer: Layer, given: shapes.Tensors, output: torch.Tensor, folder: pathlib.Path) -> pathlib.Path:
-    """The layer as a worker reads it: 2-D, a 1-D one with height 1."""
+    """Saves the layer as a worker reads it: in 2-D, a 1-D layer with height 1."""
     spec, path = layer.spec, folder / "layer.npz"
 
     def flat(tensor: torch.Tensor) -> np.ndarray:
@@ -229,13 +230,14 @@ def save(layer: Layer, given: shapes.Tensors, output: torch.Tensor, folder: path
 def alternate(
     turns: dict[int, Callable[[int], list[float]]], repeats: int
 ) -> tuple[dict[int, list[float]], dict[int, str]]:
-    """For each, the median of every turn's calls, the first of which is not counted: others have had the caches.
+    """Returns for each key the median of every turn's calls, and for each key that stopped the reason.
 
-    Beside them, for each that stopped on the way, why; the others go on.
+    The first call of a turn does not count, because others have used the caches since. When one stops, the others
+    continue.
     """
     times: dict[int, list[float]] = {key: [] for key in turns}
     calls, problems = dict.fromkeys(turns, 3), {}
-    # The first round says how many calls make a turn.
+    # The first round determines how many calls make a turn.
     for number in range(-1, repeats):
         for key in [key for key in turns if key not in problems]:
             time.sleep(PAUSE)

@@ -1,11 +1,11 @@
-"""The least time that this machine could take for a layer: its arithmetic at peak, or its bytes once at a cache's rate.
+"""The roofline floor: the least time that this machine could take for a layer.
 
     floor = max(FLOP / peak, bytes once / copy rate)        a training step has three such passes
 
-The peak is that of a loop of fused multiply-adds on registers, which the C++ compiler makes of the lines below; without
-one, that of torch's matrix product, which is some 15 % less. The copy rate is that of `tensor.copy_` between tensors of
-1 to 4 MiB, in L3 on most machines, bytes read and written. A method with less arithmetic (Winograd) may go below the
-floor, and so may a small layer whose tensors stay in L2.
+The peak is the rate of a loop of fused multiply-adds on registers, which the C++ compiler makes of the lines below;
+without a compiler, it is the rate of torch's matrix product, some 15 % less. The copy rate counts the bytes that
+`tensor.copy_` reads and writes between tensors of 1 to 4 MiB, which stay in L3 on most machines. A method with less
+arithmetic (Winograd) can take less than the floor, and so can a small layer whose tensors stay in L2.
 
     python benchmarks/floor.py [--threads 1 2]
 """
@@ -37,7 +37,7 @@ LOOP = r"""
 #define BYTES 16
 #endif
 typedef float vector __attribute__((vector_size(BYTES)));
-// As many sums as two fused multiply-adds a cycle need in flight. Returns the FLOP that it did.
+// Two fused multiply-adds a cycle need this many sums in flight. Returns the FLOP of the loop.
 extern "C" double burn(long rounds) {
   vector sums[12], factor = {}, term = {};
   for (int i = 0; i < 12; i++) sums[i] = term + float(i);
@@ -46,7 +46,7 @@ extern "C" double burn(long rounds) {
   for (long round = 0; round < rounds; round++)
     for (int i = 0; i < 12; i++) sums[i] = sums[i] * factor + term;
   for (int i = 1; i < 12; i++) sums[0] += sums[i];
-  // Not zero, and read: so that the loop stays.
+  // The sum is read, so that the compiler keeps the loop.
   return sums[0][0] < -1 ? 0 : 2.0 * 12 * (BYTES / 4) * rounds;
 }
 """
@@ -56,7 +56,7 @@ COPIED_MIB = (1, 2, 4)
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the machine does at best with a number of threads, a second."""
+    """The best rates of the machine with a number of threads: FLOP and copied bytes per second."""
 
     threads: int
     flop: float
@@ -64,13 +64,13 @@ class Peaks:
     flop_by: str
 
     def floor_ms(self, cost: Cost, training: bool = False) -> float:
-        """The floor of a layer's forward, or of its training step."""
+        """Returns the roofline floor of a layer's forward, or of its training step, in ms."""
         passes = 3 if training else 1
         return passes * 1e3 * max(2 * cost.macs.forward / self.flop, cost.bytes / self.copied_bytes)
 
 
 def measure(threads: int) -> Peaks:
-    """The peaks with that many threads; torch keeps its own number."""
+    """Measures the peaks with that many threads; torch keeps its own number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -97,14 +97,14 @@ def _flop(threads: int) -> tuple[float, str]:
         seconds = _best(lambda: torch.mm(left, right, out=out), 20)
         return 2 * size**3 / seconds, "torch.mm"
     rounds = 1_000_000
-    # ctypes lets go of the interpreter's lock, so Python's threads do.
+    # ctypes releases the interpreter's lock, so threads of Python run in parallel.
     with ThreadPoolExecutor(threads) as pool:
         seconds = _best(lambda: list(pool.map(burn, [rounds] * threads)), 100)
     return threads * burn(rounds) / seconds, "multiply-add loop"
 
 
 def loop() -> Callable[[int], float]:
-    """The loop of multiply-adds on registers, of one thread: that many rounds, and the FLOP they took."""
+    """Returns the loop of multiply-adds for one thread: a function from a number of rounds to their FLOP."""
     burn = _compiled()
     if burn is None:
         raise SystemExit("the peak is that of a compiled loop: this needs c++, g++ or clang++")
@@ -127,7 +127,7 @@ def _compiled() -> Callable[[int], float] | None:
 
 
 def _copy_rate() -> float:
-    """Bytes a second, read and written, at the best of the sizes."""
+    """Measures bytes per second, read and written, at the best of the sizes."""
     rates = []
     for mib in COPIED_MIB:
         source = torch.ones(mib << 18)
@@ -137,8 +137,8 @@ def _copy_rate() -> float:
 
 
 def main() -> None:
-    """Print the peaks."""
-    parser = argparse.ArgumentParser(description="Measure what the floor of a layer is reckoned from.")
+    """Prints the peaks."""
+    parser = argparse.ArgumentParser(description="Measure the rates from which the roofline floor of a layer follows.")
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     for threads in parser.parse_args().threads:
         peaks = measure(threads)

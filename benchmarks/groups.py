@@ -1,4 +1,4 @@
-"""Time what groups give back in PyTorch today, without this package's kernels.
+"""Time how much groups save in PyTorch today, without this package's kernels.
 
 For each shape, every power-of-two `groups` from dense to depthwise is timed in both memory formats, in turn in one
 process.
@@ -25,13 +25,13 @@ from shapes import FORMATS
 from groupwise import ConvSpec, cost, valid_groups
 from groupwise.kernels import native
 
-# The grouped 3x3 layers of ResNeXt's four stages: channels and size. Every groups value is tried on them.
+# Channels and size of the grouped 3x3 layers of ResNeXt's four stages. Every groups value is tried on them.
 SHAPES = [(128, 56), (256, 28), (512, 14), (1024, 7)]
 COLD_START = "cold start of `groupwise explain`"
 
 
 def main() -> None:
-    """Measure and write one line a figure."""
+    """Measures, and writes one line a figure."""
     parser = argparse.ArgumentParser(description="Time grouped convolutions of PyTorch against dense ones.")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -47,16 +47,16 @@ def main() -> None:
 
 
 def sweep(channels: int, size: int, repeats: int) -> list[dict[str, Any]]:
-    """Median forward time of every groups value of one shape."""
+    """Returns the median forward time of every groups value of one shape."""
     cases = {}
-    # Off, should the environment say otherwise; without a library there is nothing to turn off.
-    routed = False if native.available() else None
+    # groupwise is off even if the environment enables it; without a library there is nothing to turn off.
+    ours = False if native.available() else None
     for groups in valid_groups(channels, channels):
         for name, memory_format in FORMATS.items():
             layer = torch.nn.Conv2d(channels, channels, 3, padding=1, groups=groups, bias=False)
             layer = layer.to(memory_format=memory_format)
             source = torch.randn(1, channels, size, size).to(memory_format=memory_format)
-            cases[groups, name] = Case(functools.partial(layer, source), routed)
+            cases[groups, name] = Case(functools.partial(layer, source), ours)
     with torch.inference_mode():
         times = interleaved(cases, Effort(repeats, budget=0, most=repeats))
     print(f"{channels} channels, {size}×{size}: done", file=sys.stderr)
@@ -78,7 +78,7 @@ def sweep(channels: int, size: int, repeats: int) -> list[dict[str, Any]]:
 
 
 def _cold_start(runs: int = 11) -> list[float]:
-    """Seconds of the command in processes of their own."""
+    """Times the command in processes of their own; returns seconds."""
     command = [sys.executable, "-m", "groupwise", "explain", "8", "4", "--groups", "4", "--size", "56"]
     times = []
     for _ in range(runs):

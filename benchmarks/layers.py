@@ -1,8 +1,8 @@
 """Time each layer in PyTorch and with this package's kernels, forward and training step, in both memory formats.
 
-A training step is the forward and the gradients by input, weight and bias, by one call of autograd. All ways of one
-layer are timed in turn in one process. Before that every result is compared with float64: a layer with a wrong one is
-not timed, what the record had of it goes, and the run ends with status 1.
+A training step is the forward and the gradients of input, weight and bias, in one call of autograd. All cases of one
+layer are timed in turn in one process. Before that, every result is compared with float64: a layer with a wrong one is
+not timed, its rows leave the record, and the run ends with status 1.
 
     python benchmarks/layers.py [--threads 1 2] [--batch 1 8] [--held-out] [--only resnext] [--repeats 15]
 """
@@ -27,19 +27,21 @@ from shapes import RESULTS, Layer, Tensors
 
 import groupwise
 from groupwise import GroupwiseError
+from groupwise.profile.verify import recorded_plans
 
 UNIT = ("benchmark", "set", "layer", "pass", "batch", "threads")
 PASSES = ("forward", "training")
-# Prints the microseconds of a convolution of one pixel that PyTorch computes: without this package, or with it behind
-# the operator, off and in turn enabled, so that it finds at every call that no kernel of its own is the one.
-PASS_THROUGH = """
+# The script prints the microseconds of a convolution of one pixel that PyTorch computes: without this package, or with
+# it registered, off and in turn enabled. When it is enabled, every call falls back.
+FALLBACK = """
 import sys, time, torch
 conv, pixel = torch.nn.Conv2d(40, 40, 1), torch.randn(1, 40, 1, 1)
 if sys.argv[1] != "without":
     import groupwise
-    with groupwise.enabled():
+    from groupwise.profile.verify import recorded_plans
+    with groupwise.enabled(), recorded_plans() as plans:
         conv(pixel)
-    assert [plan.kernel for plan in groupwise.last_plans()] == ["pytorch"]
+    assert [plan.kernel for plan in plans] == ["pytorch"]
 best = [float("inf")] * (1 if sys.argv[1] == "without" else 2)
 with torch.inference_mode():
     for _ in range(50):
@@ -55,14 +57,14 @@ print(*(seconds / 200 * 1e6 for seconds in best))
 
 
 def main() -> None:
-    """Measure layer by layer, and write each as it is done."""
+    """Measures layer by layer, and writes the rows of each as soon as they are there."""
     options = parse()
     which = "held_out" if options.held_out else "listed"
     effort = Effort(options.repeats, options.budget, max(options.repeats, Effort.most))
     refused = []
     try:
         if not options.only and not options.held_out:
-            write_record(options.output, [{**pass_through(), **about()}], UNIT)
+            write_record(options.output, [{**fallback(), **about()}], UNIT)
         peaks = {threads: floor.measure(threads) for threads in options.threads}
         for batch, layer in itertools.product(options.batch, shapes.chosen(which, options.only)):
             facts = {"set": which, "layer": layer.name, "batch": batch, "samples": layer.samples(batch)}
@@ -83,7 +85,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options."""
+    """Parses the options."""
     parser = argparse.ArgumentParser(description="Time layers in PyTorch and with groupwise.")
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
@@ -96,7 +98,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure(layer: Layer, batch: int, peaks: dict[int, floor.Peaks], effort: Effort) -> Iterator[list[dict[str, Any]]]:
-    """The rows of one layer: a list for each number of threads and each pass."""
+    """Yields the rows of one layer: a list for each number of threads and each pass."""
     given = layer.tensors(batch)
     exact = dict(zip(RESULTS, given.to(torch.Tensor.double).step(), strict=True))
     dense = layer.tensors(batch, groups=1) if layer.name in shapes.PAYOFF else None
@@ -106,7 +108,7 @@ def measure(layer: Layer, batch: int, peaks: dict[int, floor.Peaks], effort: Eff
         for which in PASSES:
             floor_ms = round(peak.floor_ms(layer.cost(batch), which == "training"), 6)
             rows = []
-            for (implementation, name), seconds in interleave(ways(layer, given, which), which, effort).items():
+            for (implementation, name), seconds in interleave(cases_of(layer, given, which), which, effort).items():
                 row = {"benchmark": "layer", "pass": which, "implementation": implementation, "memory_format": name}
                 row |= {**figures(seconds), "floor_ms": floor_ms}
                 if implementation == "groupwise":
@@ -119,42 +121,41 @@ def measure(layer: Layer, batch: int, peaks: dict[int, floor.Peaks], effort: Eff
 
 
 def check(layer: Layer, given: Tensors, exact: dict[str, torch.Tensor]) -> tuple[float, float]:
-    """The errors of this package and of PyTorch, or `WrongResult` if ours is too large."""
+    """Returns the errors of groupwise and of PyTorch. Raises `WrongResult` if groupwise's is too large."""
     results: dict[bool, list[dict[str, torch.Tensor]]] = {True: [], False: []}
     for name in layer.memory_formats:
         tensors = given.in_format(name)
-        for routed, found in results.items():
-            with Case(tensors.step, routed).route():
+        for ours, found in results.items():
+            with Case(tensors.step, ours).dispatching():
                 with torch.inference_mode():
                     output = tensors.forward()
                 found.append(dict(zip(RESULTS, tensors.step(), strict=True)) | {"inference": output})
-    groupwise.last_plans()
     return checking.check(layer.name, results[True], results[False], exact | {"inference": exact["output"]})
 
 
-def ways(layer: Layer, given: Tensors, which: str) -> dict[tuple[str, str], Case]:
-    """A case for each implementation and memory format."""
+def cases_of(layer: Layer, given: Tensors, which: str) -> dict[tuple[str, str], Case]:
+    """Makes a case for each implementation and memory format."""
     cases = {}
     for implementation in ("pytorch", "groupwise"):
         for name in layer.memory_formats:
             formatted = given.in_format(name)
             call = formatted.forward if which == "forward" else formatted.step
-            # Each call that is timed follows one that is not: its input is as near as it is behind another layer, and
-            # nothing of the other ways is in the caches.
+            # Each timed call follows one that is not timed: so its input is in the caches, as it is behind another
+            # layer, and the tensors of the other cases are not.
             cases[implementation, name] = Case(call, implementation == "groupwise", prepare=call)
     return cases
 
 
 def interleave(cases: dict[tuple[str, str], Case], which: str, effort: Effort) -> dict[tuple[str, str], list[float]]:
-    """Seconds of each case, a forward as inference has it."""
+    """Times the cases, a forward in inference mode; returns seconds."""
     with torch.inference_mode(which == "forward"):
         return interleaved(cases, effort)
 
 
 def payoff(layer: Layer, given: Tensors, dense: Tensors, which: str, effort: Effort) -> list[dict[str, Any]]:
-    """The rows of a layer beside the dense one, which is PyTorch's."""
-    cases = ways(layer, given, which)
-    cases |= {("dense", name): case for (who, name), case in ways(layer, dense, which).items() if who == "pytorch"}
+    """Returns the rows of a layer beside the dense one, which PyTorch computes."""
+    cases = cases_of(layer, given, which)
+    cases |= {("dense", name): case for (who, name), case in cases_of(layer, dense, which).items() if who == "pytorch"}
     groups = {"dense": 1}
     return [
         {"benchmark": "payoff", "pass": which, "implementation": who, "groups": groups.get(who, layer.groups)}
@@ -164,28 +165,27 @@ def payoff(layer: Layer, given: Tensors, dense: Tensors, which: str, effort: Eff
 
 
 def kernels(tensors: Tensors, which: str) -> list[str]:
-    """What runs where this package is asked: `forward planar`, for each of the passes."""
-    groupwise.last_plans()
-    with groupwise.enabled():
+    """Returns the kernel of each pass with groupwise enabled, as `forward planar`."""
+    with groupwise.enabled(), recorded_plans() as plans:
         if which == "training":
             tensors.step()
         else:
             with torch.inference_mode():
                 tensors.forward()
-    return [f"{plan.direction} {plan.kernel}" for plan in groupwise.last_plans()]
+    return [f"{plan.direction} {plan.kernel}" for plan in plans]
 
 
-def pass_through(runs: int = 11) -> dict[str, Any]:
-    """What a small convolution of PyTorch costs without groupwise, with it off, and enabled, in processes in turn."""
+def fallback(runs: int = 11) -> dict[str, Any]:
+    """Times a small convolution that falls back, without groupwise, with it off, and enabled, in processes in turn."""
     times: dict[str, list[float]] = {"without": [], "registered": [], "enabled": []}
     for _ in range(runs):
         for process, states in (("without", ["without"]), ("registered", ["registered", "enabled"])):
-            command = [sys.executable, "-c", PASS_THROUGH, process]
+            command = [sys.executable, "-c", FALLBACK, process]
             told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             for state, found in zip(states, told.split(), strict=True):
                 times[state].append(float(found))
     medians = {f"{state}_us": round(statistics.median(found), 4) for state, found in times.items()}
-    return {"benchmark": "pass through", **medians, "repeats": runs}
+    return {"benchmark": "fallback", **medians, "repeats": runs}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Timing in turn, the facts that stand beside every figure, and records of one JSON line a figure."""
+"""Interleaved timing, the facts recorded with every figure, and records of one JSON line a figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import groupwise
 from groupwise.kernels import dispatch
-from groupwise.profile.report import machine
+from groupwise.profile.machine import machine
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
@@ -25,22 +25,22 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed, and whether this package's kernels take it: None leaves that as it is."""
+    """A call to time, and by whose kernels: True groupwise's, False PyTorch's, None whatever is enabled."""
 
     call: Callable[[], object]
-    routed: bool | None = None
+    ours: bool | None = None
     prepare: Callable[[], object] = lambda: None
-    """Runs before each call, on the same route, and is not timed."""
+    """Runs before each call, by the same kernels, and is not timed."""
 
-    def route(self) -> contextlib.AbstractContextManager[None]:
-        """Within it the case's calls take the route, or do not, whatever the environment says."""
-        if self.routed is None:
+    def dispatching(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block the case's calls dispatch to those kernels, whatever the environment says."""
+        if self.ours is None:
             return contextlib.nullcontext()
-        return groupwise.enabled() if self.routed else dispatch.forced(False)
+        return groupwise.enabled() if self.ours else dispatch.forced(False)
 
     def seconds(self) -> float:
-        """One call."""
-        with self.route():
+        """Times one call."""
+        with self.dispatching():
             self.prepare()
             start = time.perf_counter()
             self.call()
@@ -49,7 +49,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Effort:
-    """How often a set of cases is timed: at least `repeats` times, and on for `budget` seconds up to `most` times."""
+    """How often cases are timed: `repeats` times, then on for `budget` seconds, up to `most` times."""
 
     repeats: int = 15
     budget: float = 1.5
@@ -58,10 +58,11 @@ class Effort:
 
 @functools.cache
 def keep_memory() -> bool:
-    """Let the C library keep what is freed, as jemalloc and a caching allocator do; whether it does.
+    """Makes the C library keep freed memory, as jemalloc and a caching allocator do; returns whether it does.
 
-    glibc gives it back as it sees fit, and the next output then takes a page fault for every 4 KiB: up to four times
-    what a kernel takes, on both sides alike, by what ran in the process before. Above 32 MiB it always does.
+    By default glibc may return freed memory to the system, and the next output then takes a page fault for every 4 KiB.
+    That takes up to four times as long as a kernel, on both sides alike, and depends on what ran in the process before.
+    Blocks above 32 MiB are always returned.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -72,7 +73,7 @@ def keep_memory() -> bool:
 
 
 def interleaved(cases: Mapping[Hashable, Case], effort: Effort) -> dict[Hashable, list[float]]:
-    """Seconds of every case, in turn, so that a slow moment of the machine falls on all alike."""
+    """Times every case in turn, so that a slow moment of the machine affects all alike; returns seconds."""
     keep_memory()
     times: dict[Hashable, list[float]] = {key: [] for key in cases}
     for _ in range(WARM_UP):
@@ -88,8 +89,8 @@ def interleaved(cases: Mapping[Hashable, Case], effort: Effort) -> dict[Hashable
 
 
 def figures(seconds: list[float]) -> dict[str, Any]:
-    """The median in ms, how far it spreads, and of how many."""
-    # Inclusive, as no quantile of a few samples may lie beyond them.
+    """Returns the median in ms, its 20 and 80 percent quantiles, and the number of samples."""
+    # The inclusive method keeps the quantiles of a few samples within them.
     fifths = statistics.quantiles(seconds, n=5, method="inclusive") if len(seconds) > 1 else [*seconds] * 4
     return {
         "ms": round(statistics.median(seconds) * 1e3, 6),
@@ -100,16 +101,16 @@ def figures(seconds: list[float]) -> dict[str, Any]:
 
 
 def about() -> dict[str, Any]:
-    """Where, when (UTC) and of what this is measured."""
+    """Returns the facts of a measurement: machine, versions, time (UTC), dtype and commit."""
     now = time.gmtime()
     when = {"date": time.strftime("%Y-%m-%d", now), "time": time.strftime("%H:%M:%S", now)}
     return {**machine(), **when, "dtype": "float32", "commit": commit(), "freed_memory_kept": keep_memory()}
 
 
 def busy(seconds: float = 0.2) -> float | None:
-    """The share of the processors that others take while this process sleeps; None where it cannot be known.
+    """Returns the fraction of the processors that others use while this process sleeps, or None if it is unknown.
 
-    Beside a process that computes, threads that wait for each other take many times as long: such times say nothing.
+    Beside a process that computes, threads that wait for each other take many times as long, so such times are useless.
     """
 
     def ticks() -> list[int]:
@@ -122,13 +123,13 @@ def busy(seconds: float = 0.2) -> float | None:
         spent = [after - start for start, after in zip(before, ticks(), strict=True)]
     except (OSError, ValueError):
         return None
-    # The fourth and the fifth are idle, and idle while a disk works.
+    # The fourth and the fifth count idle time, and idle time while a disk works.
     return round(1 - sum(spent[3:5]) / max(1, sum(spent)), 3)
 
 
 @functools.cache
 def commit() -> str:
-    """The commit that is measured, with a `+` where its code has changes that are not committed."""
+    """Returns the commit that is measured, with a `+` if its code has uncommitted changes."""
     try:
         shown = _git("rev-parse", "--short", "HEAD")
         changed = _git("status", "--porcelain", "--", "src", "csrc", "CMakeLists.txt")
@@ -142,28 +143,28 @@ def _git(*words: str) -> str:
 
 
 def read_record(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a record; none if there is no such file."""
+    """Reads the rows of a record; returns none if there is no such file."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def newest_machine(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
-    """The processor and the torch of the row that was measured last; None without rows."""
+    """Returns the processor and the torch of the row that was measured last, or None without rows."""
     if not rows:
         return None
     return machine_of(max(reversed(rows), key=lambda row: (row["date"], row.get("time", ""))))
 
 
 def machine_of(row: Mapping[str, Any]) -> tuple[str, str]:
-    """The processor and the torch: figures of another of either say nothing beside these."""
+    """Returns the processor and the torch; only figures that share both can be compared."""
     return row["processor"], row["torch"]
 
 
 def write_record(path: pathlib.Path, rows: Iterable[Mapping[str, Any]], unit: tuple[str, ...]) -> None:
-    """Put rows into a record, in place of all that are of the same `unit`.
+    """Writes rows into a record, in place of all rows of the same `unit`.
 
-    Only times of one interleaved run may be compared, so a unit (a layer and a batch, say) is replaced as a whole.
+    Only times of one interleaved run can be compared, so a unit (a layer and a batch, say) is replaced as a whole.
     """
     rows = list(rows)
 
@@ -176,7 +177,7 @@ def write_record(path: pathlib.Path, rows: Iterable[Mapping[str, Any]], unit: tu
 
 
 def forget(path: pathlib.Path, facts: Mapping[str, Any]) -> None:
-    """Take the rows with all these facts out of a record."""
+    """Removes the rows with all these facts from a record."""
     _write(path, [row for row in read_record(path) if any(row.get(key) != value for key, value in facts.items())])
 
 

@@ -1,7 +1,7 @@
 """Time whole networks with this package's kernels and without, inference and training step, in both memory formats.
 
 A training step is the loss and its gradients, without an optimiser. Dropout and stochastic depth are off, so that all
-ways compute the same; their logits and gradients are compared with float64 first.
+cases compute the same; their logits and gradients are first compared with float64.
 
     python benchmarks/networks.py [--threads 2] [--batch 1 8] [--only mobilenet] [--repeats 15]
 """
@@ -27,17 +27,18 @@ from torch.nn import functional as F
 import groupwise
 from groupwise import GroupwiseError
 from groupwise.cli.targets import import_torchvision
+from groupwise.profile.verify import recorded_plans
 
 UNIT = ("benchmark", "network", "pass", "batch", "threads")
 NETWORKS = ("resnext50_32x4d", "mobilenet_v2", "convnext_tiny", "regnet_x_400mf")
 PASSES = ("forward", "training")
 SIZE = 224
-# Images of a check: float64 is slow, and other batches are checked layer by layer.
+# A check uses at most this many images: float64 is slow, and larger batches are checked layer by layer.
 MOST_CHECKED = 2
 
 
 def main() -> None:
-    """Measure network by network, and write each as it is done."""
+    """Measures network by network, and writes the rows of each as soon as they are there."""
     parser = argparse.ArgumentParser(description="Time networks with groupwise and without.")
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def build(name: str) -> nn.Module:
-    """A network with random weights, the same in every process; this package's own, or torchvision's."""
+    """Builds a network, this package's own or torchvision's, with random weights that are the same in every process."""
     torch.manual_seed(0)
     if name in groupwise.models.MODELS:
         model = groupwise.models.MODELS[name]()
@@ -81,14 +82,14 @@ def build(name: str) -> nn.Module:
 
 
 def inputs(samples: int) -> tuple[Tensor, Tensor]:
-    """Images and labels, the same in every process."""
+    """Draws images and labels, the same in every process."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(samples, 3, SIZE, SIZE, generator=generator)
     return images, torch.randint(1000, (samples,), generator=generator)
 
 
 def measure(name: str, batch: int, which: str, effort: Effort) -> list[dict[str, Any]]:
-    """The rows of one pass: with and without this package's kernels, in each memory format."""
+    """Returns the rows of one pass: with and without this package's kernels, in each memory format."""
     training = which == "training"
     error, error_of_pytorch = check(name, min(batch, MOST_CHECKED), training)
     images, labels = inputs(batch)
@@ -97,7 +98,7 @@ def measure(name: str, batch: int, which: str, effort: Effort) -> list[dict[str,
         model = build(name).train(training).to(memory_format=FORMATS[memory_format])
         given = images.to(memory_format=FORMATS[memory_format])
         run = step(model, given, labels) if training else functools.partial(model, given)
-        # Gradients are summed into those that are there, which is more work: a step begins with none.
+        # Adding to existing gradients is more work, so every step begins without any.
         prepare = model.zero_grad if training else lambda: None
         cases[implementation, memory_format] = Case(run, implementation == "groupwise", prepare)
     with torch.inference_mode(not training):
@@ -114,33 +115,32 @@ def measure(name: str, batch: int, which: str, effort: Effort) -> list[dict[str,
 
 
 def kernels(case: Case, training: bool) -> dict[str, int]:
-    """How often each kernel runs in one pass."""
-    groupwise.last_plans()
-    with torch.inference_mode(not training):
+    """Counts how often each kernel runs in one pass."""
+    with torch.inference_mode(not training), recorded_plans() as plans:
         case.seconds()
-    return dict(collections.Counter(f"{plan.direction} {plan.kernel}" for plan in groupwise.last_plans()))
+    return dict(collections.Counter(f"{plan.direction} {plan.kernel}" for plan in plans))
 
 
 def step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """The loss of a model, and its gradients."""
+    """Returns a call that computes the loss of a model and its gradients."""
     return lambda: F.cross_entropy(model(images), labels).backward()
 
 
 def check(name: str, samples: int, training: bool) -> tuple[float, float]:
-    """The largest errors of this package and of PyTorch in logits and gradients, or `WrongResult` if ours is too large.
+    """Returns the largest errors of groupwise and of PyTorch in logits and gradients.
 
-    A tensor's error is its mean one: what rounding does to a deep network is too chaotic for a single value to count.
+    A tensor's error is its mean one, because rounding in a deep network is too chaotic for a single value to count.
+    Raises `WrongResult` if groupwise's error is too large.
     """
     right = exact(name, samples, training)
     errors: dict[bool, list[list[float]]] = {True: [], False: []}
-    for memory_format, routed in itertools.product(FORMATS.values(), errors):
+    for memory_format, ours in itertools.product(FORMATS.values(), errors):
         model = build(name).train(training).to(memory_format=memory_format)
         images, labels = inputs(samples)
-        with Case(model, routed).route():
+        with Case(model, ours).dispatching():
             found = results(model, images.to(memory_format=memory_format), labels)
-        errors[routed].append([checking.mean_error(found[key], right[key]) for key in right])
-    groupwise.last_plans()
-    ours, pytorch = ([max(of_tensor) for of_tensor in zip(*errors[routed], strict=True)] for routed in (True, False))
+        errors[ours].append([checking.mean_error(found[key], right[key]) for key in right])
+    ours, pytorch = ([max(of_tensor) for of_tensor in zip(*errors[which], strict=True)] for which in (True, False))
     for key, mine, theirs in zip(right, ours, pytorch, strict=True):
         checking.check_error(f"{name}: {key}", mine, theirs)
     return max(ours), max(pytorch)
@@ -148,7 +148,7 @@ def check(name: str, samples: int, training: bool) -> tuple[float, float]:
 
 @functools.lru_cache(maxsize=1)
 def exact(name: str, samples: int, training: bool) -> dict[str, Tensor]:
-    """The results in float64, less gradients that are nothing but rounding (a bias before a normalisation, say)."""
+    """Returns the results in float64, without gradients that are all rounding (a bias before a normalisation, say)."""
     images, labels = inputs(samples)
     found = results(build(name).train(training).double(), images.double(), labels)
     largest = max(tensor.norm() for tensor in found.values())
@@ -156,7 +156,7 @@ def exact(name: str, samples: int, training: bool) -> dict[str, Tensor]:
 
 
 def results(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The logits; of a model in training also the gradient of every parameter."""
+    """Returns the logits, and for a model in training the gradient of every parameter."""
     if not model.training:
         with torch.inference_mode():
             return {"logits": model(images)}

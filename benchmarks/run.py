@@ -1,8 +1,8 @@
 """Measure, each benchmark in a process of its own, then draw the charts and print the summary.
 
-    python benchmarks/run.py [groups layers held-out shares networks engines] [--envs DIR] [--threads 1 2]
+    python benchmarks/run.py [groups layers held-out peak networks engines] [--envs DIR] [--threads 1 2]
 
-Without names it runs all that needs nothing but this package's environment; `engines` takes the folder that
+Without names it runs every benchmark that needs only this package's environment. `engines` needs the folder that
 `python benchmarks/engines.py --make-envs DIR` made.
 """
 
@@ -20,7 +20,7 @@ STEPS = {
     "groups": ["groups.py"],
     "layers": ["layers.py"],
     "held-out": ["layers.py", "--held-out"],
-    "shares": ["shares.py"],
+    "peak": ["peak.py"],
     "networks": ["networks.py"],
     "engines": ["engines.py"],
 }
@@ -28,9 +28,11 @@ AFTER = (["chart.py"], ["summary.py"])
 
 
 def main() -> None:
-    """Run the benchmarks that were named, and say at the end which failed."""
+    """Runs the benchmarks that were named, and says at the end which failed."""
     parser = argparse.ArgumentParser(description="Run the benchmarks.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(STEPS)}; all but engines if left out")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"one of {', '.join(STEPS)}; all except engines if left out"
+    )
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--envs", help="the folder of the engines' environments")
     options = parser.parse_args()
@@ -45,8 +47,8 @@ def main() -> None:
 
 
 def arguments(name: str, options: argparse.Namespace) -> list[str]:
-    """What a benchmark is given."""
-    if name == "shares":
+    """Returns the arguments of a benchmark's script."""
+    if name == "peak":
         return []
     threads = options.threads if name != "groups" else [max(options.threads)]
     more = ["--threads", *map(str, threads)]
@@ -56,7 +58,7 @@ def arguments(name: str, options: argparse.Namespace) -> list[str]:
 
 
 def run(words: list[str]) -> int:
-    """The exit status of a script of this folder."""
+    """Runs a script of this folder; returns its exit status."""
     return subprocess.run([sys.executable, HERE / words[0], *words[1:]], check=False).returncode
 
 

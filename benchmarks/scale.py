@@ -1,4 +1,4 @@
-"""Tables of what `groupwise.parallel.predict` says of many GPUs: groups split, data parallel, and both.
+"""Tables of what `groupwise.parallel.predict` predicts for many GPUs: groups split, data parallel, and both.
 
     python benchmarks/scale.py [--markdown]
 
@@ -15,9 +15,9 @@ import torch
 from groupwise import models
 from groupwise.parallel import Link, Machine, Prediction, predict
 
-# One NVIDIA A100 of 80 GB in nodes of 8, by its data sheet (312 TFLOPS in bfloat16, 2.0 TB/s, NVLink of 300 GB/s each
-# way), and one 200 Gbit/s adapter a GPU between nodes; of arithmetic 40 % are taken as sustained, of memory 70 %, of
-# links 80 %.
+# This is an NVIDIA A100 of 80 GB in nodes of 8, by its data sheet (312 TFLOPS in bfloat16, 2.0 TB/s, NVLink of 300 GB/s
+# each way), with one 200 Gbit/s adapter a GPU between nodes. Sustained are assumed 40 % of its arithmetic, 70 % of its
+# memory's rate and 80 % of its links'.
 GPU = Machine(
     macs=0.4 * 156e12,
     memory=0.7 * 2.0e12,
@@ -35,7 +35,7 @@ ASSUMED = (
 )
 GPUS = (1, 8, 64, 256, 1024)
 BATCHES = (1024, 128)
-# The network, and over how many ranks its groups go at most.
+# Each network, and over how many ranks at most its groups are split.
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], int]] = {
     "AlexNet": (models.alexnet, 2),
     "ResNeXt-50 32x4d": (models.resnext50_32x4d, 32),
@@ -45,7 +45,7 @@ HEAD = ("network", "samples", "GPUs", "groups split", "data parallel", "both", "
 
 
 def main() -> None:
-    """Print the tables."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description="Predict training steps on many GPUs.")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
@@ -60,12 +60,12 @@ def main() -> None:
 
 
 def markdown_row(cells: tuple[str, ...]) -> str:
-    """One line of a Markdown table."""
+    """Returns one line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def table(only: str = "", batches: Sequence[int] = BATCHES, counts: Sequence[int] = GPUS) -> Iterator[tuple[str, ...]]:
-    """A row for each network, batch and number of GPUs: the milliseconds of a step in three ways to use the GPUs."""
+    """Yields a row for each network, batch and number of GPUs: the ms of a step split, data parallel, and both."""
     for name, (make, most) in NETWORKS.items():
         if only not in name:
             continue
@@ -73,9 +73,9 @@ def table(only: str = "", batches: Sequence[int] = BATCHES, counts: Sequence[int
             model = make().bfloat16()
         for batch in batches:
             for gpus in counts:
-                ways = {groups: _step(model, batch, groups, gpus // groups) for groups in _splits(gpus, most)}
-                alone, data = ways.get(gpus) if gpus > 1 else None, ways[1]
-                both = {groups: way for groups, way in ways.items() if way and 1 < groups < gpus}
+                steps = {groups: _step(model, batch, groups, gpus // groups) for groups in _splits(gpus, most)}
+                alone, data = steps.get(gpus) if gpus > 1 else None, steps[1]
+                both = {groups: step for groups, step in steps.items() if step and 1 < groups < gpus}
                 best = min(both, key=lambda groups: both[groups].seconds, default=0)
                 named = f"{best} × {gpus // best}" if best else "-"
                 yield name, str(batch), str(gpus), _ms(alone), _ms(data), _ms(both.get(best)), named

@@ -1,7 +1,7 @@
 """The layers that the benchmarks time, as data, and the tensors of each.
 
-`data/layers.json` lists layers of published networks and of users' reports; `data/held_out.json` has others of the same
-kinds, which no kernel and no rule of the planner may be tuned to.
+`data/layers.json` lists layers of published networks and of users' reports. `data/held_out.json` lists others of the
+same kinds; no kernel and no rule of the planner may be tuned to them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from groupwise import ConvSpec, Cost, cost
 DATA = pathlib.Path(__file__).parent / "data"
 FILES = {"listed": "layers.json", "held_out": "held_out.json"}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# The 3x3 layers of ResNeXt-50's four stages, and a depthwise one: what groups give back is told of these.
+# The payoff of groups is measured on these: the 3x3 layers of ResNeXt-50's four stages, and a depthwise one.
 PAYOFF = ("resnext50-s1", "resnext50-s2", "resnext50-s3", "resnext50-s4", "mobilenetv2-dw144")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution with its input's size, and where it comes from."""
+    """One convolution with its input's size and its source."""
 
     name: str
     network: str
@@ -61,19 +61,19 @@ class Layer:
 
     @property
     def memory_formats(self) -> tuple[str, ...]:
-        """PyTorch has two for the tensors of a 2-D convolution, one for those of a 1-D."""
+        """The memory formats that PyTorch has: two for a 2-D convolution, one for a 1-D one."""
         return tuple(FORMATS) if self.spec.dims == 2 else ("contiguous",)
 
     def samples(self, batch: int) -> int:
-        """How many a run at `batch` takes: a layer listed with more of them keeps those."""
+        """How many samples a run at `batch` has: a layer listed with more keeps its own number."""
         return max(self.batch, batch)
 
     def cost(self, batch: int) -> Cost:
-        """MACs and bytes of a run at `batch`."""
+        """Counts the MACs and bytes of a run at `batch`."""
         return cost(self.spec, self.size, batch=self.samples(batch))
 
     def tensors(self, batch: int, groups: int | None = None) -> Tensors:
-        """The same random values for a layer in every process, scaled so that an output is about 1."""
+        """Draws the layer's values, the same in every process, scaled so that an output is about 1."""
         spec = self.spec if groups is None else self.spec.with_groups(groups)
         generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
 
@@ -95,7 +95,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Tensors:
-    """What a forward and a training step of one layer take."""
+    """The tensors that a forward and a training step of one layer need."""
 
     spec: ConvSpec
     input: Tensor
@@ -104,23 +104,23 @@ class Tensors:
     grad_output: Tensor
 
     def to(self, change: Callable[[Tensor], Tensor]) -> Tensors:
-        """All of them changed, with nothing recorded for gradients."""
+        """Returns all of them changed, with nothing recorded for gradients."""
         with torch.no_grad():
             return Tensors(self.spec, *map(change, (self.input, self.weight, self.bias, self.grad_output)))
 
     def in_format(self, name: str) -> Tensors:
-        """Those of four dimensions in a memory format, the weight too, as `model.to(memory_format=...)` has it."""
+        """Returns them in a memory format, the weight too, as `model.to(memory_format=...)` does with 4-D tensors."""
         return self.to(lambda t: t.to(memory_format=FORMATS[name]) if t.dim() == 4 else t)
 
     def forward(self) -> Tensor:
-        """The output, by the function that PyTorch's layer calls."""
+        """Computes the output by the function that PyTorch's layer calls."""
         spec = self.spec
         function = getattr(F, spec.op)
         options = {"stride": spec.stride, "padding": spec.padding, "dilation": spec.dilation, "groups": spec.groups}
         return function(self.input, self.weight, self.bias, **options)
 
     def step(self) -> tuple[Tensor, ...]:
-        """The output and its gradients by input, weight and bias: one training step of the layer."""
+        """Computes the output and the gradients of input, weight and bias: one training step of the layer."""
         wanted = [t.requires_grad_() for t in (self.input, self.weight, self.bias)]
         output = self.forward()
         return output.detach(), *torch.autograd.grad(output, wanted, self.grad_output)
@@ -130,13 +130,13 @@ RESULTS = ("output", "grad_input", "grad_weight", "grad_bias")
 
 
 def read(which: str) -> list[Layer]:
-    """The layers of `listed` or `held_out`."""
+    """Reads the layers of `listed` or `held_out`."""
     entries = json.loads((DATA / FILES[which]).read_text(encoding="utf-8"))
     return [Layer(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}) for entry in entries]
 
 
 def chosen(which: str, only: str) -> list[Layer]:
-    """Those whose name or network contains `only`."""
+    """Returns the layers whose name or network contains `only`."""
     found = [layer for layer in read(which) if only in layer.name or only in layer.network]
     if not found:
         raise SystemExit(f"no layer of data/{FILES[which]} has {only!r} in its name or network")

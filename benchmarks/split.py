@@ -2,10 +2,10 @@
 
     python benchmarks/split.py                       # 2 ranks of one thread, and 4 that share the processors
 
-The links are fitted to sums and gathers of 4 KiB to 16 MiB as layers ask gloo for them, and the overhead of a layer to
-a network of tiny ones on a rank alone. A rank's arithmetic and memory are measured once and scaled, for each network,
-to the step of the whole network on all ranks at once; what is predicted is the step of the split network, which is in
-no fit.
+The links are fitted to all-reduces and all-gathers of 4 KiB to 16 MiB, which layers ask gloo for; the overhead of a
+layer is fitted to a network of tiny ones on a single rank. A rank's arithmetic and memory are measured once and scaled,
+for each network, to the step of the whole network on all ranks at once. The prediction is for the step of the split
+network, which is in no fit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from groupwise.spec.partition import Share
 UNIT = ("benchmark", "network", "ranks")
 KIB = 1024
 SIZES = [2**power * KIB for power in (2, 6, 8, 10, 12, 14)]
-# Networks with inputs that give a step of some tenths of a second.
+# The inputs make a step of each network last some tenths of a second.
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
     "resnext of digits": (DigitsResNeXt, (64, 1, 8, 8)),
     "resnext50_32x4d": (models.resnext50_32x4d, (4, 3, 96, 96)),
@@ -47,7 +47,7 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
 
 
 def main() -> None:
-    """Start the ranks, and write what rank 0 found."""
+    """Starts the ranks; rank 0 writes the record."""
     parser = argparse.ArgumentParser(description="Time steps of split networks, and predict them.")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--repeats", type=int, default=11)
@@ -89,7 +89,7 @@ def _network(
     base: Machine,
     repeats: int,
 ) -> dict[str, Any]:
-    """Medians over the ranks' slowest of a whole step, a split one and a data-parallel one, and what is predicted."""
+    """Returns medians of a whole step, a split one and a data-parallel one on the slowest rank, and the predictions."""
     ranks = mesh.size()
     torch.manual_seed(0)
     whole, parts, replica = make(), make(), make()
@@ -142,7 +142,7 @@ def _step(model: torch.nn.Module, pictures: torch.Tensor) -> Callable[[], None]:
 
 
 def _fit_link(mesh: DeviceMesh) -> Link:
-    """Least squares of the relative errors of alpha and beta, over sums and gathers as the layers ask for them."""
+    """Fits latency and bandwidth to all-reduces and all-gathers by least squares of the relative errors."""
     ranks, rows = mesh.size(), []
     for size in SIZES:
         count = size // 4 // ranks * ranks
@@ -154,14 +154,14 @@ def _fit_link(mesh: DeviceMesh) -> Link:
             crossing = Crossing("", False, operation, 4 * count)
             messages = Link(1, float("inf")).seconds(crossing, ranks)
             rows.append((messages / seconds, crossing.moved(ranks) / seconds))
-    # Of messages * alpha + bytes * beta = seconds, divided by seconds.
+    # The rows are those of messages * alpha + bytes * beta = seconds, divided by the seconds.
     system, ones = torch.tensor(rows, dtype=torch.float64), torch.ones(len(rows), 1, dtype=torch.float64)
     alpha, beta = torch.linalg.lstsq(system, ones).solution.flatten().tolist()
     return Link(alpha, 1 / beta)
 
 
 def _overhead(alone: DeviceMesh) -> float:
-    """Seconds a layer that a network of tiny layers takes longer when it is split, on each rank by itself."""
+    """Measures the seconds a layer by which splitting slows a network of tiny layers down on a single rank."""
     model, shape = DigitsResNeXt(), (2, 1, 8, 8)
     layers = sum(bool(choice.parameters) for choice in plan_split(model, 1).choices)
     whole, parts = _step(DigitsResNeXt(), torch.randn(shape)), _step(split(model, alone), torch.randn(shape))
@@ -186,20 +186,20 @@ def _timed(call: Callable[[], Any]) -> float:
 
 
 def _slowest(seconds: float) -> float:
-    """Of all ranks."""
+    """Returns the longest of all ranks' times."""
     longest = torch.tensor(seconds, dtype=torch.float64)
     distributed.all_reduce(longest, distributed.ReduceOp.MAX)
     return longest.item()
 
 
 def _arithmetic() -> float:
-    """Multiply-accumulates a second of a matrix product."""
+    """Measures the multiply-accumulates per second of a matrix product."""
     a = torch.randn(768, 768)
     return 768**3 / min(_timed(lambda: a @ a) for _ in range(20))
 
 
 def _memory() -> float:
-    """Bytes a second, read and written, of an activation of 16 MiB."""
+    """Measures the bytes per second, read and written, of an activation of 16 MiB."""
     x = torch.randn(4 << 20)
     return 2 * 4 * x.numel() / min(_timed(x.relu) for _ in range(10))
 

@@ -2,8 +2,9 @@
 
     python benchmarks/summary.py [--markdown] [--records DIR]
 
-Of records of several machines, or of several versions of torch, the rows of the newest count, and the rest is named.
-A ratio above 1 is in favour of this package, but for those to the floor, which are how many times the floor it takes.
+If the records are of several machines or versions of torch, only the rows of the newest count, and the summary names
+the rest. A ratio above 1 favours this package, except for ratios to the roofline floor, which say how many times the
+floor a layer takes.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from measuring import RECORDS, machine_of, newest_machine, read_record
 from shapes import FILES, read
 
 Row = dict[str, Any]
-# Less than this and it is called slower. Two runs of the same kernels may differ by more: by how much stands beside the
-# table, of the pairs in which both sides ran PyTorch's.
+# A ratio below this is called slower. Two runs of the same kernels can differ by more; the table's note says by how
+# much they did where both sides ran PyTorch's.
 SLOWER = 0.97
-NAMES = ("layers", "networks", "engines", "shares", "groups", "split")
+NAMES = ("layers", "networks", "engines", "peak", "groups", "split")
 PASSES = ("forward", "training")
-# The share of the processors that others may take before it is said.
+# The summary names a layer if others used more than this fraction of the processors.
 BUSY = 0.1
 
 
 @dataclass(frozen=True)
 class Table:
-    """What is printed as text or as Markdown."""
+    """A table that is printed as text or as Markdown."""
 
     title: str
     head: Sequence[str]
@@ -41,13 +42,13 @@ class Table:
     note: str = ""
 
     def text(self) -> str:
-        """Columns side by side."""
+        """Returns columns side by side."""
         widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in self]
         return "\n".join([self.title, "=" * len(self.title), *([self.note] if self.note else []), *lines])
 
     def markdown(self) -> str:
-        """A heading and a table."""
+        """Returns a heading and a table."""
         head, *rows = (f"| {' | '.join(row)} |".replace("<", "&lt;") for row in self)
         note = [self.note, ""] if self.note else []
         return "\n".join([f"### {self.title}", "", *note, head, "|---" * len(self.head) + "|", *rows])
@@ -58,7 +59,7 @@ class Table:
 
 @dataclass
 class Times:
-    """The medians of one layer or network, in ms, of one interleaved run."""
+    """The medians, in ms, of one layer or network in one interleaved run."""
 
     facts: Row
     ms: dict[tuple[str, str | None], float] = field(default_factory=dict)
@@ -66,24 +67,24 @@ class Times:
     repeats: list[int] = field(default_factory=list)
 
     def better(self, implementation: str) -> float:
-        """In its better memory format."""
+        """Returns the time in the better memory format."""
         return min(ms for (name, _), ms in self.ms.items() if name == implementation)
 
     def speedup(self, other: str = "pytorch") -> float:
-        """How many times as long another takes, each in its better memory format."""
+        """Returns how many times as long another takes, each in its better memory format."""
         return self.better(other) / self.better("groupwise")
 
     def of_floor(self, implementation: str) -> float:
-        """How many times the floor."""
+        """Returns how many times the roofline floor it takes."""
         return self.better(implementation) / self.facts["floor_ms"]
 
     def has(self, *implementations: str) -> bool:
-        """Whether all of them were timed."""
+        """Returns whether all of them were timed."""
         return set(implementations) <= {name for name, _ in self.ms}
 
 
 def collect(rows: Iterable[Row], benchmark: str, key: Sequence[str]) -> list[Times]:
-    """The rows of a benchmark that were timed in turn, together."""
+    """Collects the rows of a benchmark that were timed in turn."""
     found: dict[tuple[Any, ...], Times] = {}
     for row in rows:
         if row["benchmark"] == benchmark and "ms" in row:
@@ -96,11 +97,11 @@ def collect(rows: Iterable[Row], benchmark: str, key: Sequence[str]) -> list[Tim
 
 
 def summarise(*records: Sequence[Row]) -> list[Table]:
-    """Every table that there are records for, which come in the order of `NAMES`; the last may be left out."""
+    """Returns every table that has records. `records` come in the order of `NAMES`; the last may be left out."""
     every = [row for record in records for row in record]
     newest = newest_machine(every)
     kept = [[row for row in record if machine_of(row) == newest] for record in records]
-    layers, networks, engines, shares, groups, split = [*kept, [], [], [], [], [], []][: len(NAMES)]
+    layers, networks, engines, peak, groups, split = [*kept, [], [], [], [], [], []][: len(NAMES)]
     of_layers = collect(layers, "layer", ("set", "layer", "pass", "batch", "threads"))
     payoffs = collect(layers, "payoff", ("layer", "pass", "batch", "threads"))
     of_networks = collect(networks, "network", ("network", "pass", "batch", "threads"))
@@ -111,32 +112,32 @@ def summarise(*records: Sequence[Row]) -> list[Table]:
         layer_table(of_layers),
         slower_table(of_layers),
         payoff_table(payoffs),
-        share_table(shares),
+        peak_table(peak),
         groups_table(groups),
         network_table(of_networks),
         engine_table(of_engines),
         problem_table(engines),
-        pass_through_table(layers),
+        fallback_table(layers),
         split_table(split),
     ]
     return [table for table in tables if table.rows]
 
 
 def where(rows: list[Row]) -> Table:
-    """The machine, versions and commits of the records, what else ran there, and what was measured elsewhere."""
+    """The machine, versions and commits of the records, which layers were disturbed, and what was left out."""
     newest, notes = newest_machine(rows), []
     here = [row for row in rows if machine_of(row) == newest]
     if others := Counter(machine_of(row) for row in rows if machine_of(row) != newest):
         told = ", ".join(f"{count} of {processor} with torch {torch}" for (processor, torch), count in others.items())
-        notes.append(f"Rows that are left out, as they are of another machine or torch: {told}.")
+        notes.append(f"Rows that are left out, because they are of another machine or torch: {told}.")
     if disturbed := sorted({row.get("layer") or row["network"] for row in here if (row.get("busy") or 0) > BUSY}):
-        notes.append(f"Others took more than {BUSY:.0%} of the processors just before: {', '.join(disturbed)}.")
+        notes.append(f"Others used more than {BUSY:.0%} of the processors just before: {', '.join(disturbed)}.")
     names = ("processor", "torch", "groupwise", "commit", "date", "dtype")
     return Table("Measured", names, sorted({tuple(str(row[name]) for name in names) for row in here}), " ".join(notes))
 
 
 def missing_table(layers: list[Times], engines: list[Times]) -> Table:
-    """The layers of a set that the records lack, where they have others of it."""
+    """The layers that the records lack of a set from which they have others."""
     rows = []
     names = {which: [layer.name for layer in read(which)] for which in FILES}
     for record, times, passes in (("layers", layers, PASSES), ("engines", engines, PASSES[:1])):
@@ -150,7 +151,7 @@ def missing_table(layers: list[Times], engines: list[Times]) -> Table:
 
 
 def shortest(names: Sequence[str], some: Sequence[str]) -> str:
-    """Some of the names, or all but the others, whichever is less to read."""
+    """Names some layers, or all but the others, whichever is shorter."""
     others = [name for name in names if name not in some]
     if len(some) <= len(others):
         return ", ".join(some)
@@ -158,13 +159,13 @@ def shortest(names: Sequence[str], some: Sequence[str]) -> str:
 
 
 def fewest(repeats: Iterable[int | None]) -> str:
-    """How many runs the medians of a table are of."""
+    """Says over how many runs at least the medians of a table are taken."""
     known = [number for number in repeats if number]
     return f"Medians of {min(known)} runs or more." if known else ""
 
 
 def layer_table(layers: list[Times]) -> Table:
-    """One row for each set, number of threads, batch and pass."""
+    """Compares all layers: one row for each set, number of threads, batch and pass."""
     rows = []
     for key, some in grouped(layers, "set", "threads", "batch", "pass"):
         worst = min(some, key=Times.speedup)
@@ -187,14 +188,14 @@ def layer_table(layers: list[Times]) -> Table:
 
 
 def repeats_of(some: Iterable[Times]) -> str:
-    """The fewest of all of them."""
+    """Says the fewest runs of all of them."""
     return fewest(number for times in some for number in times.repeats)
 
 
 def slower_table(layers: list[Times]) -> Table:
-    """Every layer and memory format in which a kernel of ours runs and is slower.
+    """Lists every layer and memory format in which a kernel of groupwise ran and was slower.
 
-    Where none does, both sides are PyTorch's kernels, and their ratio is the spread of the machine.
+    Where none ran, both sides are PyTorch's kernels, and their ratio shows the spread of the machine.
     """
     slower, same = [], []
     for times in layers:
@@ -219,7 +220,7 @@ def slower_table(layers: list[Times]) -> Table:
 
 
 def payoff_table(payoffs: list[Times]) -> Table:
-    """What groups give back of what they promise, with PyTorch and with this package."""
+    """How much of the promise of groups is kept, with PyTorch and with this package."""
     rows = []
     for times in payoffs:
         if times.has("dense"):
@@ -233,21 +234,23 @@ def payoff_table(payoffs: list[Times]) -> Table:
     return Table("Payoff", head, rows, f"{note} {repeats_of(payoffs)}")
 
 
-def share_table(shares: Sequence[Row]) -> Table:
-    """One row for each kind of layer and memory format, the kernels beside each other."""
+def peak_table(peak: Sequence[Row]) -> Table:
+    """The fraction of peak of each kind of layer and memory format, the kernels side by side."""
     found: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
-    for row in shares:
-        key = (row["kind"], row["direction"], row["memory_format"], f"{row['bound']:.0%}")
-        found[key][row["kernel"]] = row["share"]
+    for row in peak:
+        key = (row["kind"], row["direction"], row["memory_format"], f"{row['attainable']:.0%}")
+        found[key][row["kernel"]] = row["fraction_of_peak"]
     kernels = ("pytorch", "planar", "channels")
     rows = [[*key, *(f"{one[name]:.0%}" if name in one else "" for name in kernels)] for key, one in found.items()]
     head = ["kind", "direction", "format", "bytes allow", "PyTorch", "planar", "channels"]
-    note = "Of what multiply-adds on registers reach at the same moment; the whole operator, with its padding and call."
-    return Table("Share of one core's peak", head, rows, f"{note} {fewest(row['repeats'] for row in shares)}")
+    note = (
+        "Peak is the rate of multiply-adds on registers at the same moment; the operator counts with padding and call."
+    )
+    return Table("Fraction of one core's peak", head, rows, f"{note} {fewest(row['repeats'] for row in peak)}")
 
 
 def groups_table(rows: Sequence[Row]) -> Table:
-    """What groups give back in PyTorch alone, of a few values."""
+    """The time of a few groups values in PyTorch alone, relative to dense."""
     found: dict[tuple[str, ...], dict[int, Row]] = defaultdict(dict)
     for row in rows:
         if row["benchmark"] == "groups":
@@ -255,29 +258,29 @@ def groups_table(rows: Sequence[Row]) -> Table:
             found[key][row["groups"]] = row
     cells = []
     for key, by_groups in found.items():
-        shares = (f"{by_groups[groups]['of_dense']:.0%}" if groups in by_groups else "" for groups in (2, 8, 32))
-        cells.append([*key, time(by_groups[1]["ms"]), *shares, f"{by_groups[int(key[0])]['of_dense']:.1%}"])
-    notes = ["Forward without groupwise's kernels, of the time of the dense layer; the promise is 1/groups."]
+        relative = (f"{by_groups[groups]['of_dense']:.0%}" if groups in by_groups else "" for groups in (2, 8, 32))
+        cells.append([*key, time(by_groups[1]["ms"]), *relative, f"{by_groups[int(key[0])]['of_dense']:.1%}"])
+    notes = ["Forward without groupwise's kernels, relative to the dense layer's time; groups promise 1/groups."]
     notes.append(fewest(row["repeats"] for by_groups in found.values() for row in by_groups.values()))
     notes += [f"A {COLD_START} takes {time(row['ms'])} ms." for row in rows if row["benchmark"] == COLD_START]
     head = ["channels", "size", "format", "dense ms", "groups=2", "groups=8", "groups=32", "depthwise"]
-    return Table("What groups give back in PyTorch", head, cells, " ".join(notes))
+    return Table("What groups save in PyTorch", head, cells, " ".join(notes))
 
 
 def network_table(networks: list[Times]) -> Table:
-    """Whole networks."""
+    """Compares whole networks."""
     rows = []
     for times in networks:
         facts = [str(times.facts[name]) for name in ("network", "threads", "batch", "pass")]
         names = [(who, name) for who in ("pytorch", "groupwise") for name in ("contiguous", "channels_last")]
         rows.append([*facts, *(time(times.ms[name]) for name in names), ratio(times.speedup())])
     head = ["network", "threads", "batch", "pass", "PyTorch NCHW", "NHWC", "ours NCHW", "NHWC", "PyTorch / ours"]
-    note = f"In ms; the ratio is of each one's better memory format. {repeats_of(networks)}"
+    note = f"In ms; the ratio compares each side in its better memory format. {repeats_of(networks)}"
     return Table("Networks", head, rows, note)
 
 
 def engine_table(layers: list[Times]) -> Table:
-    """This package against each engine, the best of them, and PyTorch."""
+    """Compares this package with each engine, the best of them, and PyTorch."""
     rows = []
     for (threads,), some in grouped(layers, "threads"):
         for times in some:
@@ -292,12 +295,12 @@ def engine_table(layers: list[Times]) -> Table:
                 ends = (f"{ratio(speedup)} {layer}" for speedup, layer in (timed[0], timed[-1]))
                 rows.append([threads, name, str(len(timed)), mean, *ends])
     head = ["threads", "engine", "layers", "engine / ours", "worst", "best"]
-    note = "Forward, batch as listed, each in its best variant; the engines have rearranged the weights beforehand."
+    note = "Forward, batch as listed, each engine in its best variant; the engines rearrange the weights beforehand."
     return Table("Inference engines", head, rows, f"{note} {repeats_of(layers)}")
 
 
 def problem_table(engines: list[Row]) -> Table:
-    """What an engine did not compute, or not rightly."""
+    """Lists what an engine did not compute, or computed wrongly."""
     reasons = defaultdict(set)
     for row in engines:
         if "problem" in row:
@@ -306,20 +309,20 @@ def problem_table(engines: list[Row]) -> Table:
     return Table("Not timed", ["engine", "why", "layers"], rows)
 
 
-def pass_through_table(layers: list[Row]) -> Table:
-    """What PyTorch's convolutions pay for this package while it is off, and while it is on and leaves them alone."""
-    found = [row for row in layers if row["benchmark"] == "pass through"]
+def fallback_table(layers: list[Row]) -> Table:
+    """The time of a convolution that falls back: without this package, with it off, and with it enabled."""
+    found = [row for row in layers if row["benchmark"] == "fallback"]
     rows = [
         [str(row["threads"]), *(f"{row[f'{state}_us']:.2f}" for state in ("without", "registered", "enabled"))]
         for row in found
     ]
     head = ["threads", "without groupwise", "groupwise off", "enabled"]
     note = fewest(row.get("repeats") for row in found)
-    return Table("A convolution of one pixel by PyTorch, µs", head, rows, note)
+    return Table("A convolution of one pixel that falls back, µs", head, rows, note)
 
 
 def split_table(split: list[Row]) -> Table:
-    """Steps of split networks and of data parallel ones, beside what was predicted of them."""
+    """Steps of split networks and of data parallel ones, beside their predictions."""
     rows = []
     for row in sorted(split, key=lambda row: row["ranks"]):
         told = [cell for way in ("split", "data") for cell in _predicted(row[f"{way}_ms"], row[f"{way}_predicted_ms"])]
@@ -335,7 +338,7 @@ def _predicted(measured: float, predicted: float) -> list[str]:
 
 
 def grouped(some: Iterable[Times], *names: str) -> list[tuple[list[str], list[Times]]]:
-    """By these facts, in their order, but the listed layers first."""
+    """Groups times by these facts, in their order, with the listed layers first."""
     found = defaultdict(list)
     for times in some:
         found[tuple(str(times.facts[name]) for name in names)].append(times)
@@ -343,23 +346,23 @@ def grouped(some: Iterable[Times], *names: str) -> list[tuple[list[str], list[Ti
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """The one mean for which the mean of ratios is the ratio of means."""
+    """The mean for which the mean of ratios equals the ratio of means."""
     logarithms = [math.log(value) for value in values]
     return math.exp(sum(logarithms) / len(logarithms))
 
 
 def ratio(value: float) -> str:
-    """Three digits are what such times are good for."""
+    """Writes a ratio with the three digits that such times justify."""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def time(ms: float) -> str:
-    """Likewise, in ms."""
+    """Writes a time in ms with three digits."""
     return f"{ms:.3g}" if ms < 100 else f"{ms:.0f}"
 
 
 def main() -> None:
-    """Read the records, print the tables."""
+    """Reads the records and prints the tables."""
     parser = argparse.ArgumentParser(description="Summarise the records.")
     parser.add_argument("--markdown", action="store_true", help="for the docs")
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)

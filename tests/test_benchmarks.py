@@ -23,7 +23,7 @@ from scripts import ABOUT, load
 
 shapes, checking, measuring, floor = map(load, ("shapes", "checking", "measuring", "floor"))
 layers, networks, engines, worker = map(load, ("layers", "networks", "engines", "engine_worker"))
-shares, groups, run = map(load, ("shares", "groups", "run"))
+peak, groups, run = map(load, ("peak", "groups", "run"))
 LAYERS = [(which, layer) for which in shapes.FILES for layer in shapes.read(which)]
 SMALL = next(layer for _, layer in LAYERS if layer.name == "odd-width6")
 
@@ -157,7 +157,7 @@ def kernel(monkeypatch):
 
     real = shapes.Tensors.forward
     monkeypatch.setattr(groupwise, "enabled", lambda: switch(True))
-    monkeypatch.setattr(dispatch, "forced", lambda route=None: switch(bool(route)))
+    monkeypatch.setattr(dispatch, "forced", lambda ours=None: switch(bool(ours)))
     monkeypatch.setattr(shapes.Tensors, "forward", lambda self: Kernel.apply(real(self)))
     monkeypatch.setattr(floor, "measure", lambda threads: floor.Peaks(threads, 1e9, 1e9, "hand"))
     return state
@@ -213,7 +213,7 @@ def test_a_network_whose_one_gradient_is_wrong_is_refused(monkeypatch):
 
     monkeypatch.setattr(networks, "build", build)
     monkeypatch.setattr(groupwise, "enabled", contextlib.nullcontext)
-    monkeypatch.setattr(dispatch, "forced", lambda route=None: contextlib.nullcontext())
+    monkeypatch.setattr(dispatch, "forced", lambda ours=None: contextlib.nullcontext())
     networks.exact.cache_clear()
     for training in (False, True):
         ours, pytorch = networks.check("small", 2, training)
@@ -316,17 +316,17 @@ def test_a_worker_answers(tmp_path, monkeypatch):
 
 @needs_kernels
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
-@pytest.mark.parametrize("direction", shares.DIRECTIONS)
-def test_the_shares_of_a_kind(direction):
-    kind = shares.Kind("small", 16, 4, 8, 3)
+@pytest.mark.parametrize("direction", peak.DIRECTIONS)
+def test_the_fraction_of_peak_of_a_kind(direction):
+    kind = peak.Kind("small", 16, 4, 8, 3)
     peaks = floor.Peaks(1, 1e9, 1e9, "made up")
-    rows = shares.measure(kind, direction, "channels_last", measuring.Effort(2, 0, 2), peaks)
+    rows = peak.measure(kind, direction, "channels_last", measuring.Effort(2, 0, 2), peaks)
     assert [one["kernel"] for one in rows] == ["pytorch", "planar", "channels"]
     # 2 FLOP a MAC of 4 channels by 9 taps, against 16 channels read and written and the weight, 4 bytes each.
     at_peak, copied = 2 * 16 * 64 * 36, 4 * (2 * 16 * 64 + 16 * 36)
-    assert all(one["share"] > 0 and one["bound"] == round(min(1, at_peak / copied), 4) for one in rows)
-    told = load("summary").share_table([{**ABOUT, **one} for one in rows])
-    assert told.rows[0][-1] == f"{rows[2]['share']:.0%}"
+    assert all(one["fraction_of_peak"] > 0 and one["attainable"] == round(min(1, at_peak / copied), 4) for one in rows)
+    told = load("summary").peak_table([{**ABOUT, **one} for one in rows])
+    assert told.rows[0][-1] == f"{rows[2]['fraction_of_peak']:.0%}"
 
 
 def test_what_run_takes(monkeypatch, capsys):
@@ -339,10 +339,8 @@ def test_what_run_takes(monkeypatch, capsys):
     assert done[2] == ["layers.py", "--held-out", "--threads", "1", "2"]
     assert [
         words[0] for words in done
-    ] == "groups.py layers.py layers.py shares.py networks.py chart.py summary.py".split()
+    ] == "groups.py layers.py layers.py peak.py networks.py chart.py summary.py".split()
     monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
     with pytest.raises(SystemExit):
         run.main()
-    assert (
-        "speed is no benchmark; valid: groups, layers, held-out, shares, networks, engines" in capsys.readouterr().err
-    )
+    assert "speed is no benchmark; valid: groups, layers, held-out, peak, networks, engines" in capsys.readouterr().err

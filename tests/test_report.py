@@ -15,11 +15,12 @@ from groupwise import GroupwiseError, report
 from groupwise.cli.targets import load_model
 from groupwise.draw.base.folding import fold
 from groupwise.draw.text import report as report_text
-from groupwise.profile import count as counting
+from groupwise.profile import record as recording
 from groupwise.profile import report as reporting
-from groupwise.profile import timing as measuring
+from groupwise.profile import timing
 from groupwise.profile.verify import Agreement, Checked
-from kernels import stand_in, without_kernels
+from kernels import without_kernels
+from reports import HERE, canned, small_model
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -75,11 +76,7 @@ def test_models_against_an_independent_count(target, size, grouped):
 
 @pytest.fixture(scope="module")
 def small():
-    torch.manual_seed(0)
-    block = lambda: nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.BatchNorm2d(16), nn.ReLU())  # noqa: E731
-    # Pooling keeps the shares of MACs and of parameters apart.
-    first = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.MaxPool2d(2))
-    return nn.Sequential(first, block(), block(), nn.ConvTranspose2d(16, 16, 2, 2, groups=16))
+    return small_model()
 
 
 def test_rows_total_and_shares(small):
@@ -135,6 +132,7 @@ def test_a_shared_weight_is_counted_once():
 
 def test_folding_joins_names_and_sums():
     row = {
+        "operator": "aten::convolution",
         "op": "conv2d", "in_channels": 4, "weight_shape": [4, 2, 3, 3], "bias_shape": None, "stride": [1, 1],
         "padding": [0, 0], "dilation": [1, 1], "output_padding": [0, 0], "groups": 2, "input_size": [5, 5], "batch": 1,
         "dtype": "float32", "passes": ["forward"], "parameters": 72, "bytes": 10, "pytorch_ms": 0.5,
@@ -158,29 +156,6 @@ def test_folding_joins_names_and_sums():
     assert (both["groupwise_ms"], both["speedup"], both["max_error"]) == (0.75, pytest.approx(1 / 0.75), 3e-7)
     assert both["roofline"] == pytest.approx((0.25 * 0.4 + 0.5 * 0.1) / 0.75)
     assert len(fold([faster[0] | {"kernels": {"forward": "planar"}}, faster[1]])) == 2
-
-
-def canned(monkeypatch, seconds, routed=()):
-    """Let every recorded run take times that are known: `seconds` for each forward, ten times that for the backward.
-
-    `routed` has those of the runs with groupwise's kernels, which are stood in for; without any there are none.
-    """
-    if routed:
-        asked = stand_in(monkeypatch)
-    else:
-        asked = [False]
-        without_kernels(monkeypatch)
-    turn = {False: iter(seconds), True: iter(routed)}
-    real = counting.run
-
-    def timed(*arguments):
-        one, now = real(*arguments), next(turn[asked[-1]])
-        for place, call in enumerate(one.calls, 1):
-            call.seconds = {"forward": now * place, "backward": 10 * now * place}
-        return counting.Run(one.calls, 100 * now)
-
-    monkeypatch.setattr(counting, "run", timed)
-    monkeypatch.setattr(counting, "time_run", lambda *_: 0.25 if asked[-1] else 0.5)
 
 
 def test_times_are_medians_without_the_warm_up(small, monkeypatch):
@@ -233,7 +208,7 @@ def test_without_the_kernels(small, monkeypatch):
 
 def test_a_model_beyond_the_cpu_is_not_measured():
     reason = "they compute on the CPU, and the model has tensors on cuda"
-    assert measuring.not_measured({"cuda", "cpu"}) == reason
+    assert timing.not_measured({"cuda", "cpu"}) == reason
 
 
 def golden(name, shown):
@@ -241,9 +216,6 @@ def golden(name, shown):
     if os.environ.get("GROUPWISE_UPDATE_GOLDEN"):
         path.write_text(shown, encoding="utf-8")
     assert shown == path.read_text(encoding="utf-8")
-
-
-HERE = {"processor": "a processor", "threads": 2, "torch": "2.0", "groupwise": "0", "date": "2000-01-01"}
 
 
 def test_golden_report_without_the_kernels(small, monkeypatch):
@@ -260,8 +232,8 @@ def test_golden_report(small, monkeypatch):
     monkeypatch.setattr(reporting, "machine", lambda: HERE)
     kernels = [("pytorch",) * 2, ("planar",) * 3, ("planar",) * 3, ("channels", "channels", "pytorch")]
 
-    def found(model, inputs, keywords, backward):
-        calls = counting.run(model, inputs, keywords, backward).calls
+    def found(workload):
+        calls = recording.run(workload).calls
         checked = [
             Checked(call, dict(zip(call.passes, used, strict=True)), 1e-7 * number)
             for number, (call, used) in enumerate(zip(calls, kernels, strict=True), 1)
@@ -320,41 +292,6 @@ def test_computed_weights_are_no_parameters():
     total = report(Hyper(), torch.randn(3, 4, 5, 5), repeats=1).to_dict()["total"]
     assert (total["convolutions"], total["parameters"]) == (2, 4 * 4 * 9 + 4)
     assert total["grouped"]["parameters"] == 0
-
-
-def test_page(small, tmp_path):
-    layer = nn.ModuleDict({"<b>bold</b>": small})
-
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x):
-            return self.layer["<b>bold</b>"](x)
-
-    made = report(Named(), torch.randn(1, 3, 8, 8), repeats=1, title="small & <fast>")
-    page = made.to_html(photo=b"jpeg")
-    assert made.to_html(tmp_path / "r.html", photo=b"jpeg").read_text(encoding="utf-8") == page
-    assert "small &amp; &lt;fast&gt;" in page
-    assert "<b>" not in page
-    assert "&lt;b&gt;bold" in page
-    assert not re.findall(r'(?:src|href)="http|url\(http|@import', page)
-    # Three views of each grouped layer that differs from the others, and the bars.
-    assert page.count("<svg") == 3 * 2 + 1
-    assert "data:image/jpeg;base64,anBlZw==" in page
-
-
-def test_ids_of_a_page_are_its_own():
-    """The same layer at two sizes: the same wiring twice on one page."""
-    layer = nn.Conv2d(8, 8, 3, padding=1, groups=4)
-    page = report(nn.Sequential(layer, nn.MaxPool2d(2), layer), torch.randn(1, 8, 8, 8), repeats=1).to_html()
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids)) == 2 * (3 * 2 + 1)
-    for svg in re.findall(r"<svg.*?</svg>", page, re.S):
-        named = re.search(r'aria-labelledby="(\S+) (\S+)"', svg)
-        assert f'<title id="{named[1]}"' in svg
-        assert f'<desc id="{named[2]}"' in svg
 
 
 def test_a_model_without_convolutions():

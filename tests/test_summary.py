@@ -35,7 +35,7 @@ def table(tables, title):
 
 def test_the_summary_of_layers():
     tables = summary.summarise([row("e", busy=0.2), row("f", busy=0.05), *made_up()], [], [])
-    assert tables[0].note == "Others took more than 10% of the processors just before: e."
+    assert tables[0].note == "Others used more than 10% of the processors just before: e."
     (facts,) = table(tables, "Layers")
     assert facts["layers"] == "2", "d was not timed with our kernels"
     assert facts["PyTorch / ours"] == "4", "the mean of 4 / 2 and 8 / 1"
@@ -74,18 +74,18 @@ def test_the_fewest_repeats_stand_beside_every_table():
     of_9, of_4 = {"repeats": 9}, {"repeats": 4, "who": "groupwise", "kernels": ["forward planar"]}
     layers = [row(**of_9), row(**of_4)]
     layers += [row(benchmark="payoff", groups=32, **one) for one in (of_9, of_4, {"who": "dense", "repeats": 7})]
-    layers.append({**row(benchmark="pass through", repeats=5), "without_us": 1, "registered_us": 1, "enabled_us": 1})
+    layers.append({**row(benchmark="fallback", repeats=5), "without_us": 1, "registered_us": 1, "enabled_us": 1})
     formats = ("contiguous", "channels_last")
     nets = [
         row(benchmark="network", network="net", memory_format=name, **one) for one in (of_9, of_4) for name in formats
     ]
     engines = [row(benchmark="engine", **one) for one in (of_9, of_4, {"who": "x", "repeats": 3})]
-    share = {"kind": "a", "direction": "forward", "memory_format": "contiguous", "kernel": "planar"}
-    shares = [{**ABOUT, **share, "share": 0.5, "bound": 1.0, "repeats": 20}]
+    kind = {"kind": "a", "direction": "forward", "memory_format": "contiguous", "kernel": "planar"}
+    peak = [{**ABOUT, **kind, "fraction_of_peak": 0.5, "attainable": 1.0, "repeats": 20}]
     groups = [row(benchmark="groups", channels=8, size=9, groups=g, of_dense=1 / g, repeats=30) for g in (1, 2, 8)]
     groups.append({**ABOUT, "benchmark": summary.COLD_START, "ms": 150.0, "repeats": 11})
-    tables = summary.summarise(layers, nets, engines, shares, groups)
-    expected = {"Layers": 4, "Slower": 4, "Payoff": 4, "Share": 20, "What groups": 30, "Networks": 4}
+    tables = summary.summarise(layers, nets, engines, peak, groups)
+    expected = {"Layers": 4, "Slower": 4, "Payoff": 4, "Fraction": 20, "What groups": 30, "Networks": 4}
     expected |= {"Inference": 3, "A convolution of one pixel": 5}
     assert {title: f"Medians of {few} runs or more." in note(tables, title) for title, few in expected.items()} == (
         dict.fromkeys(expected, True)

@@ -97,6 +97,6 @@ def test_an_empty_host_is_not_every_network():
         serve("")
 
 
-def test_a_port_that_is_none():
+def test_an_invalid_port():
     with pytest.raises(GroupwiseError, match="port=70000 is too large"):
         serve(port=70000)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from groupwise.kernels.plan import plan as plan
     from groupwise.profile.bench import Bench as Bench
     from groupwise.profile.bench import bench as bench
+    from groupwise.profile.count import Count as Count
     from groupwise.profile.count import count as count
     from groupwise.profile.record import ConvCall as ConvCall
     from groupwise.profile.report import Report as Report
@@ -42,6 +43,7 @@ _HOME = {
     "ConvCall": "profile.record",
     "ConvSpec": "spec.convspec",
     "Cost": "spec.cost",
+    "Count": "profile.count",
     "Explanation": "explanation",
     "GroupwiseError": "errors",
     "Path": "spec.wiring",

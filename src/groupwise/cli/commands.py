@@ -103,7 +103,7 @@ def _from_model(options: argparse.Namespace) -> Explanation:
     named = {call.name: call for call in calls}
     if options.layer not in named:
         wrong = f"no convolution named {options.layer!r} in" if options.layer else "--layer NAME is needed with"
-        raise GroupwiseError(f"{wrong} {options.what[0]}; its convolutions: {', '.join(named) or 'none ran'}")
+        raise GroupwiseError(f"{wrong} {options.what[0]}; its convolutions: {', '.join(named) or 'none was seen'}")
     at = named[options.layer].cost
     return explain(
         at.spec, size=at.input_size, batch=at.batch, dtype=at.dtype, name=options.layer, ranks=options.ranks, plans=True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from groupwise.errors import check_choice
 from groupwise.kernels.dispatch import LayerRoute
 from groupwise.nn.init import MODES, kaiming_normal_
+from groupwise.nn.layer import arguments_of
 from groupwise.spec.arguments import Extent
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.wiring import Path, Wiring
@@ -35,7 +35,7 @@ class _Grouped(_ConvNd):
             check_choice("init", init, MODES)
         # This comes first, because PyTorch's constructor calls reset_parameters, which reads it.
         self.init: str | None = init
-        super().__init__(**_arguments(spec), device=device, dtype=dtype)
+        super().__init__(**arguments_of(spec), device=device, dtype=dtype)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`torch.nn`'s call, through this package's kernels where they run."""
@@ -83,7 +83,7 @@ class _Grouped(_ConvNd):
         spec = self.spec
         layer = next(cls for cls in type(self).__mro__ if cls.__module__ == __name__)
         # The meta device draws no random numbers for the weight, which is replaced below.
-        dense: Self = layer(**_arguments(spec.dense()), init=self.init, device="meta", dtype=self.weight.dtype)
+        dense: Self = layer(**arguments_of(spec.dense()), init=self.init, device="meta", dtype=self.weight.dtype)
         with torch.no_grad():
             blocks = self.weight.reshape(spec.groups, -1, *self.weight.shape[1:])
             groups, rows, columns, *kernel = blocks.shape
@@ -224,14 +224,6 @@ class ConvTranspose3d(_Transposed, torch.nn.ConvTranspose3d):
     """`torch.nn.ConvTranspose3d` with its groups in view: (N, in, D, H, W) to (N, out, D', H', W'). See `Conv1d`."""
 
     _dims = 3
-
-
-def _arguments(spec: ConvSpec) -> dict[str, Any]:
-    """Returns `spec` as the keyword arguments of its layer."""
-    arguments = dataclasses.asdict(spec)
-    if not arguments.pop("transposed"):
-        del arguments["output_padding"]
-    return arguments
 
 
 def _parameter(values: torch.Tensor, requires_grad: bool) -> torch.nn.Parameter:

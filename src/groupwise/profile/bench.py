@@ -1,4 +1,4 @@
-"""`bench`: one layer, timed by PyTorch's kernels and by groupwise's, in every memory format that it may have."""
+"""`bench`: one layer, timed by PyTorch's kernels and by groupwise's, in every memory format that it can have."""
 
 from __future__ import annotations
 
@@ -14,36 +14,40 @@ from typing import Any
 
 import torch
 
+from groupwise.draw.html import page as html
 from groupwise.draw.text import bench as bench_text
+from groupwise.draw.text.table import Tabular
 from groupwise.errors import GroupwiseError, check_choice, check_integer
-from groupwise.kernels.plan import DIRECTIONS, MEMORY_FORMATS, last_plans
-from groupwise.profile.report import machine
+from groupwise.kernels.plan import DIRECTIONS, MEMORY_FORMATS
+from groupwise.nn.layer import layer_of
+from groupwise.profile.machine import machine
 from groupwise.profile.roofline import measure_roofline
-from groupwise.profile.timing import not_measured, routing_of
-from groupwise.profile.verify import kernels_of
+from groupwise.profile.timing import dispatching, not_measured
+from groupwise.profile.verify import kernels_of, recorded_plans
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost, cost, layer_and_input
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 WORKS = {"forward": ("forward",), "training step": DIRECTIONS}
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# Shorter than this, a sample is of several calls.
+# A sample that would be shorter than this is the mean of several calls.
 _SAMPLE_SECONDS = 1e-3
 _MOST_CALLS = 100
-# What PyTorch's RuntimeErrors say where memory runs out, or where a size is more than any memory.
+# PyTorch's RuntimeErrors say one of these where memory runs out, or where a size exceeds any memory.
 _NO_MEMORY = re.compile(r"memory(?![_ ]format)|bad_alloc|overflow", re.IGNORECASE)
-# Which work, whether by groupwise's kernels, and in which memory format.
+# A key says which work, whether by groupwise's kernels, and in which memory format.
 _Key = tuple[str, bool, str]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One way to compute a layer, and the median time of one call.
+    """The median time of one call of a layer, by one library in one memory format.
 
     - `work`: `forward`, or `training step`: the forward and the gradients of input, weight and bias
-    - `library`: whose kernels, `pytorch` or `groupwise`; `kernels`: the one that each pass took
-    - `speedup`: against PyTorch in the same memory format
-    - `roofline`: the share of the bound that it reaches; None for other dtypes than float32
+    - `library`: whose kernels, `pytorch` or `groupwise`; `kernels`: the kernel of each pass
+    - `speedup`: PyTorch's time in the same memory format over this one
+    - `roofline`: the fraction of peak that it reaches: its roofline floor over its time; None for other dtypes than
+      float32
     """
 
     work: str
@@ -55,16 +59,17 @@ class Timing:
     roofline: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Returns plain JSON types."""
         return {**dataclasses.asdict(self), "kernels": dict(self.kernels)}
 
 
 @dataclass(frozen=True, repr=False)
-class Bench:
+class Bench(Tabular):
     """One layer, timed. `print()` it for the table.
 
-    - `cost`: the layer, its size and what it costs; `timings`: one for each way to compute it
-    - `repeats`: how many samples the medians are of; `machine`: where it was measured
+    - `cost`: the layer, its size and what it costs
+    - `timings`: one for each work, library and memory format
+    - `repeats`: how many samples each median is taken over; `machine`: where it was measured
     - `not_measured`: why groupwise's kernels were not measured; None if they were
     """
 
@@ -77,11 +82,18 @@ class Bench:
     def __str__(self) -> str:
         return bench_text.table(self.to_dict(), self.cost)
 
-    # So that a prompt shows what a notebook does.
+    # A prompt shows what a notebook does.
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        return html.element("pre", str(self))
+
+    def columns(self) -> tuple[list[str], list[list[Any]]]:
+        """Returns the column names, and the values of each timing."""
+        return bench_text.columns(self.to_dict()["timings"])
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Returns plain JSON types."""
         return {
             **self.cost.spec.to_dict(),
             **self.cost.to_dict(),
@@ -101,16 +113,16 @@ def bench(
 ) -> Bench:
     """Time a convolution (a `ConvSpec` or a layer) on the CPU, on an input of `input_shape`, (N, in_channels, *size).
 
-    A layer with weights of its own is made, and run by PyTorch's kernels and by groupwise's, contiguous and (2-D)
-    channels_last, forward and a training step, all in turn. Times are medians of `repeats` samples, and a sample is
-    one call, or the mean of as many as take a millisecond.
+    groupwise makes a layer with weights of its own and runs it by PyTorch's kernels and by groupwise's, contiguous and
+    (2-D) channels_last, forward and training step, all in turn. Each time is the median of `repeats` samples; a sample
+    is one call, or the mean of as many calls as take a millisecond.
 
-    - `dtype`: float32, float64, bfloat16 or float16, of which groupwise's kernels take float32; the layer's own, and
-      float32 for a spec, if left out
-    - `threads`: `torch.get_num_threads()` if left out
+    - `dtype`: float32, float64, bfloat16 or float16; groupwise's kernels take float32, the others fall back. If left
+      out: the layer's own, or float32 for a spec
+    - `threads`: how many threads PyTorch's pool may use; `torch.get_num_threads()` if left out
 
-    Raises `GroupwiseError` for a shape that does not fit the layer, or the memory. Where groupwise's kernels cannot
-    run, PyTorch's are timed.
+    Raises `GroupwiseError` for a shape that does not fit the layer, and for one that does not fit the memory. Where
+    groupwise's kernels cannot run, only PyTorch's are timed.
 
     Examples:
         >>> made = bench(ConvSpec(8, 8, 3, groups=8), (1, 8, 16, 16), repeats=1)
@@ -126,28 +138,28 @@ def bench(
         reason = not_measured({"cpu"})
         roofline = measure_roofline(count)
         formats = MEMORY_FORMATS if spec.dims == 2 else MEMORY_FORMATS[:1]
-        ways = list(itertools.product((False,) if reason else (False, True), formats))
+        pairs = list(itertools.product((False,) if reason else (False, True), formats))
         calls: dict[_Key, Callable[[], object]] = {}
         kernels = {}
         with _refusing_what_does_not_fit(tuple(input_shape)):
-            for route, name in ways:
+            for ours, name in pairs:
                 made = _calls(at, _FORMATS[name])
-                calls |= {(work, route, name): call for work, call in zip(WORKS, made, strict=True)}
-                kernels[route, name] = _kernels(made[-1], spec, route)
+                calls |= {(work, ours, name): call for work, call in zip(WORKS, made, strict=True)}
+                kernels[ours, name] = _kernels(made[-1], spec, ours)
             medians = {key: statistics.median(times) * 1e3 for key, times in _interleave(calls, repeats).items()}
         about = {**machine(), "roofline": roofline.to_dict()}
     timings = []
-    for work, (route, name) in itertools.product(WORKS, ways):
-        ms, bound = medians[work, route, name], roofline.bound_ms(at, len(WORKS[work]))
+    for work, (ours, name) in itertools.product(WORKS, pairs):
+        ms, floor = medians[work, ours, name], roofline.floor_ms(at, len(WORKS[work]))
         timings.append(
             Timing(
                 work,
-                "groupwise" if route else "pytorch",
+                "groupwise" if ours else "pytorch",
                 name,
-                {passed: kernels[route, name][passed] for passed in WORKS[work]},
+                {passed: kernels[ours, name][passed] for passed in WORKS[work]},
                 ms,
                 medians[work, False, name] / ms,
-                None if bound is None else bound / ms,
+                None if floor is None else floor / ms,
             )
         )
     return Bench(at, tuple(timings), repeats, about, reason)
@@ -155,7 +167,7 @@ def bench(
 
 @contextlib.contextmanager
 def _threads(count: int | None) -> Iterator[int]:
-    """Let torch have so many threads."""
+    """Let PyTorch use that many threads within the block."""
     before = torch.get_num_threads()
     count = before if count is None else check_integer("threads", count, 1)
     torch.set_num_threads(count)
@@ -167,20 +179,21 @@ def _threads(count: int | None) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _refusing_what_does_not_fit(shape: tuple[int, ...]) -> Iterator[None]:
-    """Memory may run out where a tensor is made, in the first training step or between two that are timed."""
+    """Turn an error of memory, wherever it runs out, into one that names the input's shape."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
         raise GroupwiseError(
-            f"an input of shape {shape} and what is made of it do not fit the memory; give a smaller size or batch"
+            f"an input of shape {shape} and the tensors computed from it do not fit the memory; give a smaller size or "
+            "batch"
         ) from None
 
 
 def _calls(at: Cost, memory_format: torch.memory_format) -> tuple[Callable[[], object], Callable[[], object]]:
     """The layer's forward and its training step, on tensors of their own."""
-    layer = _layer(at)
+    layer = layer_of(at.spec, getattr(torch, at.dtype))
     source = torch.randn(at.batch, at.spec.in_channels, *at.input_size, dtype=getattr(torch, at.dtype))
     source = source.contiguous(memory_format=memory_format).requires_grad_()
     if memory_format is torch.channels_last:
@@ -198,34 +211,23 @@ def _calls(at: Cost, memory_format: torch.memory_format) -> tuple[Callable[[], o
     return forward, step
 
 
-def _layer(at: Cost) -> torch.nn.Module:
-    arguments = dataclasses.asdict(at.spec)
-    transposed = arguments.pop("transposed")
-    if not transposed:
-        del arguments["output_padding"]
-    layer = getattr(torch.nn, f"Conv{'Transpose' * transposed}{at.spec.dims}d")
-    made: torch.nn.Module = layer(**arguments, dtype=getattr(torch, at.dtype))
-    return made
-
-
-def _kernels(step: Callable[[], object], spec: ConvSpec, route: bool) -> dict[str, str]:
+def _kernels(step: Callable[[], object], spec: ConvSpec, ours: bool) -> dict[str, str]:
     """The kernel of each pass of a training step."""
-    if not route:
+    if not ours:
         return dict.fromkeys(DIRECTIONS, "pytorch")
-    with routing_of(route):
-        last_plans()
+    with dispatching(ours), recorded_plans() as plans:
         step()
-        return kernels_of(DIRECTIONS, spec.transposed)
+    return kernels_of(plans, DIRECTIONS, spec.transposed)
 
 
 def _interleave(calls: Mapping[_Key, Callable[[], object]], repeats: int) -> dict[_Key, list[float]]:
-    """Seconds of each call, all in turn, so that a slow moment of the machine falls on all alike."""
+    """The seconds of each call, all timed in turn, so that a slow moment of the machine affects all alike."""
     times: dict[_Key, list[float]] = {key: [] for key in calls}
     counts = dict.fromkeys(calls, 1)
-    # Two rounds warm up, and the second says how many calls make a sample.
+    # Two rounds warm up, and the second determines how many calls make a sample.
     for number in range(-2, repeats):
         for key, call in calls.items():
-            with routing_of(key[1]):
+            with dispatching(key[1]):
                 start = time.perf_counter()
                 for _ in range(counts[key]):
                     call()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from groupwise.errors import GroupwiseError
+from groupwise.profile.operators import dtype_name, is_convolution, operator_name, read
+from groupwise.profile.workload import Workload, synchronize
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost, cost
 
-# The second is what traced modules call; its first nine arguments are the same.
+# Traced modules call the second one; its first nine arguments are the same.
 _FORWARD = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
 _BACKWARD = torch.ops.aten.convolution_backward.default
 _CAST = torch.ops.aten._to_copy.default
@@ -31,6 +34,7 @@ class ConvCall:
     - `cost`: its spec, sizes, dtype, MACs and bytes: the layer's own where a layer ran, padding of any kind included
     - `parameter`: which parameter of the model holds the weight, equal for calls that share it; None for a weight
       computed on the fly
+    - `operator`: PyTorch's operator that ran, such as `aten::convolution` or `quantized::conv2d`
     - `passes`: those that ran, of forward, grad_input, grad_weight
     - `seconds`: wall time of its forward and its backward, where the run was real
     """
@@ -38,6 +42,7 @@ class ConvCall:
     name: str
     cost: Cost
     parameter: Hashable
+    operator: str = "aten::convolution"
     passes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "backward": 0.0})
 
@@ -45,6 +50,45 @@ class ConvCall:
     def spec(self) -> ConvSpec:
         """The convolution as numbers."""
         return self.cost.spec
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON types. `macs` is what each pass costs; `passes` says which ran."""
+        facts = {"name": self.name, "operator": self.operator, **self.spec.to_dict(), **self.cost.to_dict()}
+        return {**facts, "passes": list(self.passes)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded run of a workload.
+
+    - `calls`: its convolutions in order of execution
+    - `not_counted`: the operators that are convolutions but do not say their shapes, and how often each ran
+    - `seconds`: the wall time of the whole run
+    """
+
+    calls: list[ConvCall]
+    not_counted: dict[str, int]
+    seconds: float
+
+
+def record(workload: Workload) -> Run:
+    """Run a workload once on the tensors it has, and record and time each convolution."""
+    recorder = Recorder(workload)
+    with recorder.naming(), recorder:
+        _, seconds = workload.execute()
+    return Run(recorder.calls, dict(recorder.not_counted), seconds)
+
+
+def run(workload: Workload) -> Run:
+    """As `record`, on copies: buffers, `.grad` fields, the inputs and the random state stay as they were."""
+    with workload.unchanged() as copies:
+        return record(copies)
+
+
+def time_run(workload: Workload) -> float:
+    """The seconds that the same run takes with nothing recorded."""
+    with workload.unchanged() as copies:
+        return copies.execute()[1]
 
 
 @dataclass(frozen=True)
@@ -65,48 +109,62 @@ _OUTSIDE = _Frame("", None, ())
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, without types
-    """Records each `aten::convolution` of one thread and the backward that belongs to it; times both."""
+    """Records each convolution of one thread and the backward that belongs to it; times both."""
 
-    def __init__(self, model: Callable[..., Any]) -> None:
+    def __init__(self, workload: Workload) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[ConvCall] = []
-        self._model = model
+        self.not_counted: Counter[str] = Counter()
+        self._workload = workload
         self._thread = threading.get_ident()
         self._frames: list[_Frame] = []
         self._unnamed: dict[str, int] = {}
         self._parameters: dict[int, str] = {}
         # Held so that no later tensor takes their addresses, and with them their identities.
-        self._held: list[torch.Tensor] = []
+        self._held: list[Any] = []
         # Calls by the tensors they read, and by the shapes of those.
         self._read: list[tuple[tuple[int, int], tuple[Any, ...], ConvCall]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Pass the operator on; look at convolutions."""
+        """Runs the operator, and looks at it if it is a convolution."""
         kwargs = kwargs or {}
         if func in _FORWARD:
-            result, seconds = _timed(func, args, kwargs)
+            result, seconds = self.compute(func, args, kwargs)
             self._forward(args, result, seconds)
             return result
         if func is _BACKWARD:
-            result, seconds = _timed(func, args, kwargs)
+            result, seconds = self.compute(func, args, kwargs)
             self._backward(args, result, seconds)
             return result
         if func is _CAST:
             return self._cast(args[0], func(*args, **kwargs))
-        # Under inference_mode composite operators (conv2d, ...) arrive whole; open them to see the convolution.
-        # (prim::device and its like are no dispatcher operators, and asking about one throws.)
+        # Under inference_mode composite operators (conv2d, ...) arrive whole; decomposing one shows the convolution.
+        # prim::device and its like are not in the dispatcher, which throws when it is asked about them.
         composite = torch._C._dispatch_has_kernel_for_dispatch_key
         if func.namespace != "prim" and composite(func.name(), "CompositeImplicitAutograd"):
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        if is_convolution(func):
+            result, seconds = self.compute(func, args, kwargs)
+            self._other(func, args, kwargs, result, seconds)
+            return result
         return func(*args, **kwargs)
 
+    def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
+        """Returns a convolution's result and the wall time that it took."""
+        device = next(argument.device for argument in args if isinstance(argument, torch.Tensor))
+        synchronize(device)
+        start = time.perf_counter()
+        result = func(*args, **kwargs)
+        synchronize(device)
+        return result, time.perf_counter() - start
+
     def _cast(self, source: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-        """A parameter in another dtype, as autocast makes it, is still that parameter."""
+        """Lets a parameter in another dtype, as autocast makes it, still be that parameter."""
         name = self._parameters.get(_identity(source))
         if name is not None:
             self._parameters[_identity(result)] = name
@@ -115,15 +173,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
 
     @contextmanager
     def naming(self) -> Iterator[None]:
-        """Know which module is running, by hooks that leave with the context."""
+        """Knows within the block which module is running, by hooks that it removes at the end."""
         handles = []
-        if isinstance(self._model, torch.nn.Module):
-            self._parameters = {_identity(tensor): name for name, tensor in self._model.named_parameters()}
-            for name, module in self._model.named_modules():
-                # Scripted modules take no such hooks; what they run is named after the module around them.
-                if not isinstance(module, torch.jit.ScriptModule):
-                    handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-                    handles.append(module.register_forward_hook(self._leave, always_call=True))
+        self._parameters = {_identity(tensor): name for name, tensor in self._workload.named_parameters()}
+        for name, module in self._workload.named_modules():
+            # Scripted modules take no such hooks; what they run is named after the module around them.
+            if not isinstance(module, torch.jit.ScriptModule):
+                handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave, always_call=True))
         try:
             yield
         finally:
@@ -141,13 +198,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         return hook
 
     def _leave(self, module: torch.nn.Module, *_: Any) -> None:
-        # A hook of the user's that raised before ours leaves no frame.
+        # A user's hook that raised before this one leaves no frame.
         if threading.get_ident() == self._thread and self._frames and self._frames[-1].module is module:
             self._frames.pop()
 
     @property
     def _frame(self) -> _Frame:
-        """What is running: a module, or code outside of any."""
+        """The module that is running, or a frame that stands for code outside of any."""
         return self._frames[-1] if self._frames else _OUTSIDE
 
     def _name(self, spec: ConvSpec) -> str:
@@ -168,7 +225,44 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
     def examine(
         self, call: ConvCall, passes: Sequence[str], args: tuple[Any, ...], results: Sequence[torch.Tensor | None]
     ) -> None:
-        """For a recorder that looks at the tensors too: what an operator was given, and what came of it."""
+        """Does nothing; a recorder that looks at the tensors too overrides it. `args` are the operator's arguments."""
+
+    def _other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, seconds: float) -> None:
+        """Records a convolution of another operator, or at least that it ran."""
+        name = operator_name(func)
+        if "backward" in name and any(noted.startswith("gradients of") for noted in self.not_counted):
+            # Its forward has been noted with its gradients.
+            return
+        reading = read(func, args, kwargs, result)
+        if reading is None:
+            self.not_counted[name] += 1
+            return
+        self._held.append(reading.weight)
+        at, parameter = self._stated(reading.cost), self._parameters.get(_identity(reading.weight))
+        call = ConvCall(self._name(at.spec), at, parameter, name, ["forward"])
+        if parameter is None and (self._frame.is_conv or isinstance(reading.weight, torch.ScriptObject)):
+            call.parameter = self._parameters.setdefault(_identity(reading.weight), f"{call.name}.weight")
+        call.seconds["forward"] = seconds
+        self.calls.append(call)
+        # Its gradients end in operators that have no fixed name, or in several.
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        if self._workload.backward and torch.is_grad_enabled() and any(one.requires_grad for one in tensors):
+            self.not_counted[f"gradients of {name}"] += 1
+
+    def _stated(self, at: Cost) -> Cost:
+        """The cost with the padding that the running layer states and applies before its operator."""
+        frame = self._frame
+        if not frame.is_conv or getattr(frame.module, "padding_mode", "zeros") == "zeros":
+            return at
+        module: Any = frame.module
+        try:
+            spec = replace(at.spec, padding=module.padding, padding_mode=module.padding_mode)
+            stated = cost(spec, frame.shape[-spec.dims :], batch=at.batch, dtype=at.dtype)
+        except (GroupwiseError, AttributeError):
+            return at
+        if stated.output_size != at.output_size:
+            return at
+        return replace(stated, traffic=replace(at.traffic, input=stated.traffic.input))
 
     def _call(
         self,
@@ -183,17 +277,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         at = self._layer_cost(source, weight, out_shape)
         if at is None:
             spec = ConvSpec.from_operator(source, weight, bias, *options)
-            at = cost(spec, input_shape=source, dtype=source.dtype)
+            at = cost(spec, tuple(source.shape[2:]), batch=source.shape[0], dtype=dtype_name(source.dtype))
         elif parameter is None:
-            # A layer whose weight is made of others (weight_norm): the layer's all the same.
+            # weight_norm makes a layer's weight of two others, which are still the layer's.
             parameter = f"{self._frame.name}.weight"
         call = ConvCall(self._name(at.spec), at, parameter)
         self.calls.append(call)
         return call
 
     def _layer_cost(self, source: torch.Tensor, weight: torch.Tensor, out_shape: tuple[int, ...]) -> Cost | None:
-        """The cost as the running layer states it: padding that is copied, or longer on one side, never reaches the
-        operator. None where no layer runs, or it computes something else than it states."""
+        """The cost as the running layer states it, or None where no layer runs or it computes something else.
+
+        Padding that is copied, or longer on one side, never reaches the operator.
+        """
         frame = self._frame
         if not frame.is_conv:
             return None
@@ -209,7 +305,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         grad_output, source, weight, bias_sizes, mask = args[0], args[1], args[2], args[3], args[10]
         call = self._claim(source, weight)
         if call is None:
-            # Its forward had other shapes: vmap folds a batch into the channels of one, not of the other.
+            # Its forward had other shapes: vmap folds a batch into the channels of one and not of the other.
             call = self._call(source, weight, bias_sizes, args[4:10], tuple(grad_output.shape))
         passes = [name for name, asked in zip(("grad_input", "grad_weight"), mask, strict=False) if asked]
         call.passes += passes
@@ -217,8 +313,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         self.examine(call, passes, args, results)
 
     def _claim(self, source: torch.Tensor, weight: torch.Tensor) -> ConvCall | None:
-        """The call that this is the backward of: of those that read the same tensors, or else (checkpoints and saved
-        tensor hooks make new ones) tensors of the same shapes, the latest one, still without a backward if any is."""
+        """The call that this is the backward of.
+
+        It read the same tensors, or else tensors of the same shapes, as checkpoints and saved tensor hooks make new
+        ones. Of several it is the latest one, still without a backward if any is.
+        """
         tensors, shapes = _read_by(source, weight)
         same = [call for read, _, call in self._read if read == tensors]
         same = same or [call for _, read, call in self._read if read == shapes]
@@ -230,21 +329,6 @@ def _read_by(source: torch.Tensor, weight: torch.Tensor) -> tuple[tuple[int, int
     return (_identity(source), _identity(weight)), (tuple(source.shape), tuple(weight.shape))
 
 
-def _timed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
-    """The operator's result and the wall time it took."""
-    synchronize(args[0].device)
-    start = time.perf_counter()
-    result = func(*args, **kwargs)
-    synchronize(args[0].device)
-    return result, time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what the device has queued; the CPU queues nothing."""
-    if device.type not in ("cpu", "meta"):
-        torch.accelerator.synchronize(device)
-
-
-def _identity(tensor: torch.Tensor) -> int:
-    # The address of the TensorImpl: Python objects of one tensor come and go, that stays.
-    return int(tensor._cdata)
+def _identity(thing: Any) -> int:
+    # The address of the TensorImpl: it stays, while Python objects of one tensor come and go.
+    return int(thing._cdata) if isinstance(thing, torch.Tensor) else id(thing)

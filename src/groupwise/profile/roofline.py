@@ -1,5 +1,7 @@
-"""The least time that this machine allows a convolution, by the roofline model: it computes no faster than a matrix
-product, and moves bytes no faster than a copy.
+"""The roofline floor: the least time that this machine allows a convolution.
+
+By the roofline model (Williams, Waterman and Patterson, 2009) a kernel computes no faster than the processor's peak and
+moves bytes no faster than its memory. Here a matrix product stands for the peak, and a copy for the memory.
 """
 
 from __future__ import annotations
@@ -13,49 +15,49 @@ import torch
 
 from groupwise.spec.cost import Cost
 
-# A product large enough to reach the peak, and a copy as large as an activation of an early layer: 2 MiB, which fits
-# the caches of most processors.
+# The product is large enough to reach the peak. The copy is as large as an activation of an early layer: 2 MiB, which
+# fits the caches of most processors.
 _SIDE = 768
 _COPIED = 2**21
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """What the CPU reaches: float32 FLOP a second, and bytes a second."""
+    """What the CPU reaches: `flops` in float32 FLOP per second, `bandwidth` in bytes per second."""
 
     flops: float
     bandwidth: float
 
-    def bound_ms(self, at: Cost, passes: int = 1) -> float | None:
-        """The least time of so many passes of a convolution; None for dtypes that the peak is not of.
+    def floor_ms(self, at: Cost, passes: int = 1) -> float | None:
+        """The roofline floor of so many passes of a convolution, in ms: max(FLOP / peak, bytes once / bandwidth) each.
 
-        FLOP are twice the MACs and bytes those that a pass moves at least, both as `cost` counts them; each pass of a
-        convolution has the same.
+        FLOP are twice the MACs, and bytes those that a pass moves at least, both as `cost` counts them; every pass of a
+        convolution has the same. None for other dtypes than float32, whose peak is not measured.
         """
         if at.dtype != "float32":
             return None
         return passes * max(2 * at.macs.forward / self.flops, at.bytes / self.bandwidth) * 1e3
 
     def to_dict(self) -> dict[str, float]:
-        """Both by name."""
+        """Returns both by name."""
         return {"flop_per_second": self.flops, "bytes_per_second": self.bandwidth}
 
 
 @cache
 def measure_roofline(threads: int) -> Roofline:
-    """The roofline of this process on torch's threads, which are `threads`: measured once, in about 0.2 s."""
+    """Measure the roofline of this process with PyTorch's `threads` threads: once a process, in about 0.2 s."""
     with torch.inference_mode():
         left = torch.ones(_SIDE, _SIDE)
         product = torch.empty_like(left)
         source = torch.ones(_COPIED // 4)
         copied = torch.empty_like(source)
         flops = 2 * _SIDE**3 / _fastest(lambda: torch.mm(left, left, out=product))
-        # The source is read and the copy written.
+        # A copy reads the source and writes as much.
         return Roofline(flops, 2 * _COPIED / _fastest(lambda: copied.copy_(source)))
 
 
 def _fastest(work: Callable[[], object], seconds: float = 0.1) -> float:
-    """The least time of as many runs as fit in `seconds`, at least two: the first one warms up."""
+    """The least time, in seconds, of as many runs as fit in `seconds`, at least two: the first one warms up."""
     times: list[float] = []
     while len(times) < 2 or sum(times) < seconds:
         start = time.perf_counter()

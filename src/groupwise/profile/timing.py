@@ -1,17 +1,17 @@
-"""Running a model by PyTorch's kernels and by groupwise's, in turn, with the time that each run took."""
+"""Timing: a workload run by PyTorch's kernels and by groupwise's, in turn."""
 
 from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import dispatch, native
-from groupwise.profile import count as counting
+from groupwise.profile import record
 from groupwise.profile.record import ConvCall
+from groupwise.profile.workload import Workload
 
 
 def not_measured(devices: set[str]) -> str | None:
@@ -24,56 +24,56 @@ def not_measured(devices: set[str]) -> str | None:
 
 @dataclass
 class Timed:
-    """The calls of each recorded run, the seconds that it took, and the seconds of as many runs that were not."""
+    """The runs of a workload by one library's kernels.
 
-    calls: list[list[ConvCall]] = field(default_factory=list)
-    recorded: list[float] = field(default_factory=list)
+    - `runs`: those that were recorded; `whole`: the seconds of as many runs that were not
+    """
+
+    runs: list[record.Run] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
 
     @property
+    def calls(self) -> list[list[ConvCall]]:
+        """The convolutions of each recorded run."""
+        return [run.calls for run in self.runs]
+
+    @property
     def model_ms(self) -> float:
-        """The median of the latter."""
+        """The median time of a run with nothing recorded."""
         return statistics.median(self.whole) * 1e3
 
     @property
     def recorded_ms(self) -> float:
-        """The median of the former."""
-        return statistics.median(self.recorded) * 1e3
+        """The median time of a recorded run."""
+        return statistics.median(run.seconds for run in self.runs) * 1e3
 
 
-def measure(
-    model: Callable[..., Any],
-    inputs: Sequence[Any],
-    keywords: Mapping[str, Any],
-    backward: bool,
-    repeats: int,
-    routes: Sequence[bool],
-    progress: bool,
-) -> dict[bool, Timed]:
-    """Runs without and with groupwise's kernels in turn, so that a slow moment of the machine falls on both alike."""
-    timed = {route: Timed() for route in routes}
+def measure(workload: Workload, repeats: int, libraries: Sequence[bool], progress: bool) -> dict[bool, Timed]:
+    """Time a workload by the kernels of each library, in turn, so that a slow moment of the machine affects both alike.
+
+    `libraries` are False for PyTorch's kernels and True for groupwise's. The first two rounds warm up and do not count.
+    """
+    timed = {ours: Timed() for ours in libraries}
     for number in _bar(range(-2, repeats), progress):
-        # Each begins every other round: what runs first leaves the caches to what runs next.
-        for route in routes if number % 2 else reversed(routes):
-            here = timed[route]
-            with routing_of(route):
-                recorded = counting.run(model, inputs, keywords, backward)
-                seconds = counting.time_run(model, inputs, keywords, backward)
+        # Each library begins every other round: what runs first leaves the caches to what runs next.
+        for ours in libraries if number % 2 else reversed(libraries):
+            with dispatching(ours):
+                run = record.run(workload)
+                seconds = record.time_run(workload)
             if number >= 0:
-                here.calls.append(recorded.calls)
-                here.recorded.append(recorded.seconds)
-                here.whole.append(seconds)
+                timed[ours].runs.append(run)
+                timed[ours].whole.append(seconds)
     return timed
 
 
-def routing_of(route: bool) -> contextlib.AbstractContextManager[None]:
-    """Within it this thread's convolutions take groupwise's kernels, or PyTorch's whatever is enabled."""
-    # Where the kernels cannot run there is no route to leave either.
-    return contextlib.nullcontext() if native.status().problem else dispatch.forced(route)
+def dispatching(ours: bool) -> contextlib.AbstractContextManager[None]:
+    """Within the block this thread's convolutions use groupwise's kernels, or PyTorch's, whatever is enabled."""
+    # Where groupwise's kernels cannot run, nothing dispatches to them.
+    return contextlib.nullcontext() if native.status().problem else dispatch.forced(ours)
 
 
 def check_same(runs: Sequence[Sequence[ConvCall]]) -> None:
-    """Refuse runs that did not execute the same convolutions."""
+    """Refuses runs that did not execute the same convolutions."""
     costs = [[call.cost for call in calls] for calls in runs]
     if any(one != costs[0] for one in costs):
         raise GroupwiseError("the model executes other convolutions from one run to the next, so it has no one report")
@@ -86,5 +86,5 @@ def _bar(numbers: Iterable[int], progress: bool) -> Iterable[int]:
         from tqdm import tqdm
     except ImportError:
         return numbers
-    # disable=None: no bar where stderr is no terminal.
+    # disable=None hides the bar where stderr is not a terminal.
     return tqdm(numbers, desc="measuring", unit="run", leave=False, disable=None)

@@ -1,34 +1,33 @@
-"""What a model's convolutions compute with groupwise's kernels: by which kernel, how far from float64, and whether the
-model's outputs stay what they are without.
-"""
+"""Verification: which kernel computed each convolution, how far from float64, and whether the outputs stay the same."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from groupwise.kernels import dispatch
-from groupwise.kernels.plan import last_plans
-from groupwise.profile import count as counting
+from groupwise.kernels.plan import Plan, last_plans
 from groupwise.profile.record import ConvCall, Recorder
+from groupwise.profile.workload import Workload, tensors_of
 
-# Roundings of float32 that results of two kernels may be apart, of the largest value: a sum of thousands of products
-# is off by tens of them, and a network of many layers by hundreds.
+# The results of two kernels may differ by this many roundings of float32, relative to the largest value: a sum of
+# thousands of products is off by tens of them, and a network of many layers by hundreds.
 _ROUNDINGS = 2**10
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One convolution as the kernels compute it.
+    """One convolution as groupwise's kernels compute it.
 
-    - `kernels`: the one that each pass took, by the pass's name
-    - `max_error`: the largest `relative_error` of what its passes gave, against float64; None where torch computes no
-      such convolution in float64
+    - `kernels`: the kernel of each pass that ran, by the pass's name
+    - `max_error`: the largest `relative_error` of the results of its passes, against float64; None where PyTorch
+      computes no such convolution in float64
     """
 
     call: ConvCall
@@ -38,10 +37,11 @@ class Checked:
 
 @dataclass(frozen=True)
 class Agreement:
-    """A model's outputs with the kernels against those without.
+    """A model's outputs by groupwise's kernels, compared with those by PyTorch's.
 
     - `max_difference`: the largest `relative_error` of an output tensor of floats
-    - `top1`: the share of the batch whose largest class is the same, of the first output of shape (batch, classes)
+    - `top1`: the fraction of the batch whose largest class is the same, in the first output of shape (batch, classes);
+      None where there is no such output
     - `within_rounding`: whether the outputs, and each convolution against float64, differ by rounding only
     """
 
@@ -50,30 +50,34 @@ class Agreement:
     within_rounding: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The three by name."""
+        """Returns the three by name."""
         return {"max_difference": self.max_difference, "top1": self.top1, "within_rounding": self.within_rounding}
 
 
-def check(
-    model: Callable[..., Any], inputs: Sequence[Any], keywords: Mapping[str, Any], backward: bool
-) -> tuple[list[Checked], Agreement]:
-    """Run a model once without the kernels and once with them, and compare."""
+def check(workload: Workload) -> tuple[list[Checked], Agreement]:
+    """Run a workload once by PyTorch's kernels and once by groupwise's, and compare."""
     with dispatch.forced(False):
-        expected = counting.outputs_of(model, inputs, keywords, backward, Recorder(model))
-    checker = _Checker(model)
+        expected = _outputs(workload, Recorder(workload))
+    checker = _Checker(workload)
     with dispatch.forced(True):
-        # Of runs before; what is read while this one runs is its own.
-        last_plans()
-        outputs = counting.outputs_of(model, inputs, keywords, backward, checker)
-    checked = [
-        Checked(call, checker.kernels[id(call)], max(checker.errors[id(call)], default=None)) for call in checker.calls
-    ]
+        outputs = _outputs(workload, checker)
+    checked = [Checked(call, checker.kernels_of(call), checker.error_of(call)) for call in checker.calls]
     return checked, _compared(outputs, expected, checked)
 
 
-def kernels_of(passes: Sequence[str], transposed: bool) -> dict[str, str]:
-    """The kernels of the passes that just ran of one convolution. What took no route PyTorch computed."""
-    ran = {plan.direction: plan.kernel for plan in last_plans()}
+@contextlib.contextmanager
+def recorded_plans() -> Iterator[list[Plan]]:
+    """A list that holds, once the block has ended, the plans of the convolutions that dispatched to groupwise in it."""
+    plans: list[Plan] = []
+    # Drops the plans of runs before the block.
+    last_plans()
+    yield plans
+    plans += last_plans()
+
+
+def kernels_of(plans: Sequence[Plan], passes: Sequence[str], transposed: bool) -> dict[str, str]:
+    """The kernel of each pass of one convolution that just ran, given its plans; a pass without one fell back."""
+    ran = {plan.direction: plan.kernel for plan in plans}
     # A transposed convolution's forward is a plain one's gradient, and its gradient a plain one's forward.
     other = {"forward": "grad_input", "grad_input": "forward"} if transposed else {}
     return {name: ran.get(other.get(name, name), "pytorch") for name in passes}
@@ -82,8 +86,8 @@ def kernels_of(passes: Sequence[str], transposed: bool) -> dict[str, str]:
 def relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
     """The largest absolute difference from `reference`, relative to the largest absolute value of `reference`.
 
-    Where the reference is not finite nothing is compared. A result of another shape, or not finite where the reference
-    is, counts as the largest float, since JSON has no infinity.
+    Values where the reference is not finite are skipped. A result of another shape, or one that is not finite where
+    the reference is, counts as the largest float, since JSON has no infinity.
     """
     if result.shape != reference.shape:
         return sys.float_info.max
@@ -99,27 +103,50 @@ def relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
 class _Checker(Recorder):  # type: ignore[no-untyped-call]  # torch's, without types
     """Records the kernels and the errors of each convolution, by the identity of its call."""
 
-    def __init__(self, model: Callable[..., Any]) -> None:
-        super().__init__(model)
-        self.kernels: dict[int, dict[str, str]] = {}
-        self.errors: dict[int, list[float]] = {}
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(workload)
+        self._kernels: dict[int, dict[str, str]] = {}
+        self._errors: dict[int, list[float]] = {}
+        self._plans: list[Plan] = []
+
+    def kernels_of(self, call: ConvCall) -> dict[str, str]:
+        """The kernel of each pass that ran; only `aten::convolution` dispatches to groupwise's."""
+        return self._kernels.get(id(call), dict.fromkeys(call.passes, "pytorch"))
+
+    def error_of(self, call: ConvCall) -> float | None:
+        """The largest error of the passes that ran; None where none could be compared."""
+        return max(self._errors.get(id(call), ()), default=None)
+
+    def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
+        """Runs a convolution and keeps its plans."""
+        with recorded_plans() as plans:
+            computed = super().compute(func, args, kwargs)
+        self._plans = plans
+        return computed
 
     def examine(
         self, call: ConvCall, passes: Sequence[str], args: tuple[Any, ...], results: Sequence[torch.Tensor | None]
     ) -> None:
-        """Compare the results with those of the same operator in float64."""
-        self.kernels.setdefault(id(call), {}).update(kernels_of(passes, call.spec.transposed))
-        errors = self.errors.setdefault(id(call), [])
+        """Compares the results with those of the same operator in float64."""
+        self._kernels.setdefault(id(call), {}).update(kernels_of(self._plans, passes, call.spec.transposed))
+        errors = self._errors.setdefault(id(call), [])
         try:
             wide = [_wide(argument) if isinstance(argument, torch.Tensor) else argument for argument in args]
             references = _forward(*wide[:9]) if "forward" in passes else _backward(*wide)
         except RuntimeError:
-            # Tensors of another layout (mkldnn) have no float64.
+            # Tensors of another layout (mkldnn) have no float64 form.
             return
-        # The bias's gradient is left out: before a batch norm it is zero, and all that is computed of it rounding.
+        # The bias's gradient is left out: before a batch norm it is zero, and its computed value is all rounding.
         for result, reference in list(zip(results, references, strict=True))[:2]:
             if result is not None and reference is not None:
                 errors.append(relative_error(result, reference))
+
+
+def _outputs(workload: Workload, recorder: Recorder) -> list[torch.Tensor]:
+    """The tensors of the model's output, from a run that `recorder` looks at."""
+    with workload.unchanged() as copies, recorder.naming(), recorder:
+        output, _ = copies.execute()
+        return [tensor.detach().clone() for tensor in tensors_of(output)]
 
 
 def _forward(*arguments: Any) -> Sequence[torch.Tensor | None]:
@@ -152,6 +179,6 @@ def _compared(
 
 
 def _rounding(dtype: torch.dtype) -> float:
-    """What is taken for rounding: of float32, in which the kernels compute, or some of a dtype that is coarser."""
+    """The largest difference that counts as rounding: of float32, in which kernels compute, or of a coarser dtype."""
     own = torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else 0.0
     return max(_ROUNDINGS * torch.finfo(torch.float32).eps, 4 * own)

@@ -1,4 +1,4 @@
-"""`groupwise serve`: one page, and one address that answers it with the pictures. Python draws, the page only asks."""
+"""`groupwise serve`: one page, and one address that answers it with pictures. The page asks, and Python draws."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 MISSING = 'the page needs starlette and uvicorn; install them with: pip install "groupwise[web]"'
-# What the page may ask for: whole numbers, each the same in every dimension.
+# The page may ask for these: whole numbers, each the same in every dimension.
 _NUMBERS = ("batch", "kernel_size", "groups", "stride", "padding", "dilation", "size", "dims")
 _FIELDS = ("in_channels", "out_channels", *_NUMBERS, "dtype", "bias", "transposed")
 
 
 def app() -> Starlette:
-    """The application: `/` is the page, `/explain?in_channels=8&out_channels=4&groups=4` its pictures as JSON.
+    """Returns the application: `/` is the page, `/explain?in_channels=8&out_channels=4&groups=4` its pictures as JSON.
 
-    The answer has `pictures` (SVG by view), `text`, and `valid_groups`. A bad request gets status 400 and `error`, and
-    still `valid_groups` where the channels are right. Needs the extra `groupwise[web]`.
+    An answer has `pictures` (SVG by view), `text` and `valid_groups`. A bad request gets status 400 and `error`, and
+    still `valid_groups` if the channels are right. Raises `GroupwiseError` without the extra `groupwise[web]`.
     """
     try:
         from starlette.applications import Starlette
@@ -47,9 +47,10 @@ def app() -> Starlette:
 
 
 def serve(host: str = "127.0.0.1", port: int = 8000, say: Callable[[str], None] = lambda message: None) -> None:
-    """Serve the page until interrupted, and `say` where it is. Needs the extra `groupwise[web]`.
+    """Serve the page until interrupted, and `say` its address.
 
-    Raises `GroupwiseError` for a port that is none, `OSError` for an address that cannot be had.
+    Raises `GroupwiseError` for an invalid port, for an empty host and without the extra `groupwise[web]`, and `OSError`
+    for an address that is in use or not this machine's.
     """
     port = check_integer("port", port, 1, 65535)
     try:
@@ -67,7 +68,7 @@ def serve(host: str = "127.0.0.1", port: int = 8000, say: Callable[[str], None] 
 
 
 def respond(query: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
-    """HTTP status and JSON for the fields of the page's form."""
+    """Returns the HTTP status and the JSON for the fields of the page's form."""
     answer: dict[str, Any] = {}
     try:
         for name in query:

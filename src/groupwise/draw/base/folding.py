@@ -1,18 +1,29 @@
-"""Fold the repeats of a report's rows: the same convolution in every block of a stage becomes one row."""
+"""Folding: the same convolution in every block of a stage becomes one row of a report."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-_SAME = ("op", "in_channels", "weight_shape", "bias_shape", "stride", "padding", "dilation", "output_padding", "groups")
+_SAME = (
+    "operator",
+    "op",
+    "in_channels",
+    "weight_shape",
+    "bias_shape",
+    "stride",
+    "padding",
+    "dilation",
+    "output_padding",
+    "groups",
+)
 _SHAPES = ("input_size", "batch", "dtype", "passes", "kernels")
 
 
 def fold(layers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with equal shapes and kernels whose names differ in numbers only, as one at the place of the first.
+    """Joins rows with equal shapes and kernels whose names differ only in numbers, at the place of the first.
 
     A folded row has the first one's fields, a `name` with the numbers joined (`layer1.0-2.conv2`), `count`, sums of
     `parameters`, `macs`, `bytes` and times, the `speedup` and `roofline` of these, and the largest `max_error`.
@@ -25,12 +36,12 @@ def fold(layers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _joined(same: list[dict[str, Any]]) -> dict[str, Any]:
-    # A layer that runs several times has its parameters once.
+    # The parameters of a layer that runs several times count once.
     parameters = {layer["name"]: layer["parameters"] for layer in same}
     sums = {"parameters": sum(parameters.values()), "bytes": sum(layer["bytes"] for layer in same)}
-    before, after = (_sum([layer[key] for layer in same]) for key in ("pytorch_ms", "groupwise_ms"))
-    # A share of the bound times its time is the bound.
-    bound = _sum([layer["roofline"] and layer["roofline"] * layer["groupwise_ms"] for layer in same])
+    before, after = (known_sum(layer[key] for layer in same) for key in ("pytorch_ms", "groupwise_ms"))
+    # The fraction of peak times the time is the roofline floor.
+    floor = known_sum(layer["roofline"] and layer["roofline"] * layer["groupwise_ms"] for layer in same)
     errors = [layer["max_error"] for layer in same if layer["max_error"] is not None]
     return {
         **same[0],
@@ -40,19 +51,26 @@ def _joined(same: list[dict[str, Any]]) -> dict[str, Any]:
         "macs": {key: sum(layer["macs"][key] for layer in same) for key in same[0]["macs"]},
         "pytorch_ms": before,
         "groupwise_ms": after,
-        "speedup": before / after if before is not None and after else None,
+        "speedup": ratio(before, after),
         "max_error": max(errors, default=None),
-        "roofline": bound / after if bound is not None and after else None,
+        "roofline": ratio(floor, after),
     }
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+def known_sum(values: Iterable[float | None]) -> float | None:
+    """The sum, or None where one of the values is not known."""
+    given = list(values)
+    known = [value for value in given if value is not None]
+    return sum(known) if len(known) == len(given) else None
+
+
+def ratio(part: float | None, whole: float | None) -> float | None:
+    """`part / whole`, or None where one of them is not known or the whole is nothing."""
+    return part / whole if part is not None and whole else None
 
 
 def _join_names(names: Sequence[str]) -> str:
-    """`a.0.x`, `a.1.x`, `a.2.x` become `a.0-2.x`; with gaps `a.0,3.x`; what no such name says, `a.0.x … a.2.y`."""
+    """Joins `a.0.x`, `a.1.x`, `a.2.x` to `a.0-2.x`, with gaps to `a.0,3.x`, else to `a.0.x … a.2.y`."""
     if len(set(names)) == 1:
         return names[0]
     pieces = [re.split(r"(\d+)", name) for name in names]

@@ -1,4 +1,4 @@
-"""HTML that stands alone: one file, inline styles and pictures, nothing fetched, readable in light and dark."""
+"""Self-contained HTML: one file with inline styles and pictures that fetches nothing, readable in light and dark."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; background: var(--page
   font: 15px/1.5 system-ui, "DejaVu Sans", Verdana, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .soft { color: var(--soft); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: .75rem;
+  margin: 1rem 0 1.5rem; }
+.tile { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .75rem 1rem;
+  overflow-wrap: anywhere; }
+.tile dt, .tile dd + dd { color: var(--soft); font-size: 13px; } .tile dd { margin: 0; }
+.tile dt + dd { font-size: 1.3rem; line-height: 1.35; font-weight: 600; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
 table { font-size: 13.5px; border-collapse: collapse; background: var(--card); font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .4rem; border: 1px solid var(--line); text-align: right; white-space: nowrap; }
@@ -31,7 +37,7 @@ pre { background: var(--card); border: 1px solid var(--line); padding: .75rem; o
 details { margin: .5rem 0; } summary { cursor: pointer; }
 """
 
-# Sorts by the number in data-v where a cell has one, else by its text; a second click turns the order round.
+# The script sorts by the number in data-v where a cell has one, else by its text; a second click reverses the order.
 _SORT = """
 for (const button of document.querySelectorAll("table.sort th button")) button.onclick = () => {
   const th = button.closest("th"), body = th.closest("table").tBodies[0];
@@ -47,7 +53,7 @@ for (const button of document.querySelectorAll("table.sort th button")) button.o
 
 
 def page(title: str, body: str, sortable: bool = False) -> str:
-    """A whole document; `body` is HTML, `title` is text."""
+    """Returns a whole document; `body` is HTML, `title` is text."""
     script = f"<script>{_SORT}</script>" if sortable else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -58,7 +64,7 @@ def page(title: str, body: str, sortable: bool = False) -> str:
 
 
 def deliver(document: str, path: str | pathlib.Path | None) -> str | pathlib.Path:
-    """The document, or where it was written to."""
+    """Returns the document, or writes it to `path` and returns that."""
     if path is None:
         return document
     target = pathlib.Path(path)
@@ -67,16 +73,22 @@ def deliver(document: str, path: str | pathlib.Path | None) -> str | pathlib.Pat
 
 
 def element(tag: str, text: str, css: str = "") -> str:
-    """`<tag class=css>text</tag>` with the text escaped."""
+    """Returns `<tag class=css>text</tag>` with the text escaped."""
     attribute = f' class="{css}"' if css else ""
     return f"<{tag}{attribute}>{escape(text)}</{tag}>"
 
 
 def figure(svg: str, number: int | None = None) -> str:
-    """An inline picture. `number` keeps its ids apart from those of the same picture elsewhere on the page."""
+    """Returns an inline picture. `number` makes its ids differ from those of the same picture elsewhere on the page."""
     if number is not None:
         svg = re.sub(r"\b(gw-[0-9a-f]{8})(?=-[td]\b)", rf"\1-{number}", svg)
     return f"<figure>{svg}</figure>"
+
+
+def tiles(facts: Iterable[tuple[str, str, str]]) -> str:
+    """Returns cards side by side, below each other on a narrow screen: each has a label, a figure and a line below."""
+    cards = [element("dt", label) + element("dd", figure) + element("dd", line) for label, figure, line in facts]
+    return f'<div class="tiles">{"".join(f"""<dl class="tile">{card}</dl>""" for card in cards)}</div>'
 
 
 def table(
@@ -84,7 +96,7 @@ def table(
     body: Iterable[tuple[str, Sequence[tuple[str, float | None]]]],
     foot: Sequence[str] = (),
 ) -> str:
-    """A table that sorts. Each row of `body` is (css class, cells); a cell is (text, number to sort by or None)."""
+    """Returns a table that sorts. A row of `body` is (css class, cells); a cell is (text, number to sort by)."""
     lines = ['<div class="scroll"><table class="sort"><thead><tr>']
     for i, label in enumerate(head):
         css = ' class="name"' if i == 0 else ""

@@ -10,7 +10,8 @@ from typing import Any
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.base.folding import fold
 from groupwise.draw.html import page as html
-from groupwise.draw.text.report import SPEED, figures, is_measured, kind, milliseconds, notes, speed
+from groupwise.draw.text.count import not_counted
+from groupwise.draw.text.report import SPEED, figures, is_measured, kind, milliseconds, notes, speed, tiles
 from groupwise.draw.text.split import split_text
 from groupwise.draw.views.cost import cost_svg
 from groupwise.draw.views.split import split_svg
@@ -22,19 +23,21 @@ from groupwise.spec.cost import Cost
 _ROW = ("layer", "#", "×")
 _HEAD = (*_ROW, "kind", "groups", "weight", "parameters", "MACs", "bytes", "FLOP/B")
 
-# What a cell shows, and the number that it sorts by.
+# A cell is the text that it shows and the number that it sorts by.
 _Cell = tuple[str, float | None]
 
 
 def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = None) -> str:
-    """The whole document. `costs` belong to the report's layers, in order; `photo` is a JPEG."""
-    body = [html.element("h1", f"{report['title']}: its convolutions")]
-    body += [html.element("p", line, "soft") for line in notes(report)]
+    """The whole document: the main figures as tiles, the strip, the tables, the pictures, and how it was measured.
+
+    `costs` belong to the report's layers, in order; `photo` is a JPEG.
+    """
+    body = [html.element("h1", f"{report['title']}: its convolutions"), html.tiles(tiles(report))]
     if photo:
         data = base64.b64encode(photo).decode()
         image = f'<img alt="the photograph given as input" src="data:image/jpeg;base64,{data}">'
         body.append(
-            f"<figure>{image}<figcaption>The input; the middle of it is what the model gets.</figcaption></figure>"
+            f"<figure>{image}<figcaption>The input. The model gets it resized and center-cropped.</figcaption></figure>"
         )
     if report["layers"]:
         body.append(html.figure(strip_svg(report)))
@@ -44,12 +47,15 @@ def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = No
         body += [html.figure(split_svg(report["split"])), html.element("pre", split_text(report["split"]))]
     body.append(html.element("h2", "The grouped layers, drawn"))
     body += _pictures(report, costs)
+    body.append(html.element("h2", "How this was measured"))
+    body += [html.element("p", line, "soft") for line in notes(report)]
     return html.page(f"groupwise: {report['title']}", "\n".join(body), sortable=True)
 
 
 def fragment(report: dict[str, Any], costs: Sequence[Cost]) -> str:
-    """What a notebook shows: the bars and the table."""
-    return html.figure(strip_svg(report)) + _tables(report)
+    """The part of the page that a notebook shows: the strip and the tables, and what could not be counted."""
+    missing = not_counted(report["not_counted"], bool(report["layers"]))
+    return html.figure(strip_svg(report)) + _tables(report) + "".join(html.element("p", line) for line in missing)
 
 
 def _tables(report: dict[str, Any]) -> str:
@@ -97,7 +103,9 @@ def _pictures(report: dict[str, Any], costs: Sequence[Cost]) -> list[str]:
         if at.spec.groups > 1:
             names.setdefault(at, []).append(layer["name"])
     if not names:
-        return [html.element("p", "No convolution of this model has groups above 1.")]
+        counted = "counted " * bool(report["not_counted"])
+        none = f"No {counted}convolution of this model has groups above 1."
+        return [html.element("p", line) for line in ([none] if costs else not_counted(report["not_counted"], False))]
     drawn = []
     for number, (at, layers) in enumerate(names.items()):
         spec = at.spec

@@ -10,28 +10,37 @@ from groupwise.draw.text import lines as text
 from groupwise.draw.text.report import kernels, measured_on, milliseconds, percent, roofline_of, times
 from groupwise.spec.cost import Cost
 
+# What a table shows of each timing, by its key in the timing's dict.
+_COLUMNS = ("work", "library", "memory_format", "kernels", "ms", "speedup", "roofline")
 _HEAD = ("", "kernels of", "memory format", "kernel", "ms", "speedup", "roofline")
 
 
+def columns(timings: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Column names and values, one row for each timing."""
+    rows = [{**timing, "kernels": kernels(timing["kernels"])} for timing in timings]
+    return list(_COLUMNS), [[row[key] for key in _COLUMNS] for row in rows]
+
+
 def table(bench: dict[str, Any], at: Cost) -> str:
-    """A line for each way to compute the layer, and what the figures are."""
+    """A line for each timing, and sentences that say what the figures are."""
     lines = [_HEAD]
     for row in bench["timings"]:
         last = (milliseconds(row["ms"]), times(row["speedup"]), percent(row["roofline"]))
         lines.append((row["work"], row["library"], row["memory_format"], kernels(row["kernels"]), *last))
     rows = text.rows(lines, left=(0, 1, 2, 3))
     notes = [
-        f"ms: medians of {phrases.plural(bench['repeats'], 'sample')}, all in turn. A training step is the forward and "
-        "the gradients of input, weight and bias. speedup: against PyTorch in the same memory format.",
+        f"ms: median of {phrases.plural(bench['repeats'], 'sample')}, all taken in turn. A training step is the "
+        "forward and the gradients of input, weight and bias. speedup: PyTorch's time in the same memory format over "
+        "this one.",
         *_better_against_better(bench["timings"]),
         roofline_of(bench["machine"]["roofline"]),
-        "What else the machine does moves such times by some ten percent: measure twice before you decide by less.",
+        "Other work on the machine changes such times by some ten percent: measure twice before you rely on less.",
         measured_on(bench["machine"]),
     ]
     if any((row["roofline"] or 0) > 1 for row in bench["timings"]):
         notes.append(
-            "A share of the roofline above 100 % cannot be: the machine was busy with something else while its rates "
-            "were measured, or while the layer was. Do not trust these times; measure again when it is idle."
+            "A fraction of peak above 100 % is impossible: the machine was busy with something else while groupwise "
+            "measured its rates or the layer. Do not trust these times; measure again when it is idle."
         )
     if bench["not_measured"]:
         notes.append(f"groupwise's kernels were not measured: {bench['not_measured']}.")
@@ -43,7 +52,7 @@ def table(bench: dict[str, Any], at: Cost) -> str:
 
 
 def _better_against_better(timings: list[dict[str, Any]]) -> list[str]:
-    """What a user wins who is free to choose the memory format, with groupwise and without."""
+    """Compares the libraries for a user who is free to choose the memory format."""
     best: dict[str, dict[str, float]] = {}
     for row in timings:
         libraries = best.setdefault(row["work"], {})

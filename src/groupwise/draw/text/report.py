@@ -11,16 +11,27 @@ from groupwise.draw.base import numbers, phrases
 from groupwise.draw.base.folding import fold
 from groupwise.draw.base.legible import legible
 from groupwise.draw.text import lines as text
+from groupwise.draw.text.count import columns as columns_of_calls
+from groupwise.draw.text.count import not_counted
 from groupwise.draw.text.split import split_text
 from groupwise.kernels.plan import DIRECTIONS
 
 _HEAD = ("kind", "groups", "weight", "params", "MACs", "bytes")
 _MOST_NAME = 32
+# The measured columns, by their keys in a layer's dict.
+_MEASURED = ("pytorch_ms", "groupwise_ms", "speedup", "kernel", "roofline", "max_error")
 SPEED = ("kernel", "PyTorch ms", "groupwise ms", "speedup", "roofline", "max error")
 
 
+def columns(layers: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Column names and values, one row for each convolution executed."""
+    head, rows = columns_of_calls(layers)
+    measured = [[layer[key] for key in _MEASURED] for layer in layers]
+    return [*head, *_MEASURED], [[*row, *more] for row, more in zip(rows, measured, strict=True)]
+
+
 def table(report: dict[str, Any]) -> str:
-    """Rows in order of execution with repeats folded (their figures are sums), totals, and what is grouped.
+    """Rows in order of execution with repeats folded (their figures are sums), totals, and sums of the grouped layers.
 
     Where groupwise's kernels were measured, the times are in a second table with the same rows.
     """
@@ -48,7 +59,7 @@ def _table(
     facts: Sequence[tuple[str, ...]],
     sums: Sequence[tuple[str, ...]],
 ) -> list[str]:
-    """A line for each folded row and its facts, and below a rule the sums: of all, and of the grouped ones."""
+    """A line for each folded row with its facts, a rule, and the sums of all rows and of the grouped ones."""
     total = report["total"]
     lines = [("", "layer", "", *head)]
     for row, fact in zip(fold(report["layers"]), facts, strict=True):
@@ -62,25 +73,25 @@ def _table(
 
 
 def notes(report: dict[str, Any], mark: str = "") -> list[str]:
-    """Sentences that say what the figures are and what share the grouped layers have; `mark` follows these words."""
+    """Sentences that say which share the grouped layers have, and what the figures are.
+
+    `mark` follows the words "Grouped layers".
+    """
     total, machine = report["total"], report["machine"]
-    count = phrases.plural
     share = total["grouped"]["share"]
     parts = [f"{percent(share['macs'])} of the MACs", f"{percent(share['parameters'])} of the parameters"]
     if share["time"] is not None:
         parts.append(f"{percent(share['time'])} of the time in convolutions")
         parts.append(f"{percent(share['time_of_model'])} of the whole model's time")
-    passes = "forward and backward" if report["backward"] else "forward"
-    lines = [f"Grouped layers{mark} have {', '.join(parts)}."]
-    if not total["grouped"]["convolutions"]:
-        lines = ["No convolution has groups above 1." if total["convolutions"] else "No convolution ran."]
-    lines.append("MACs and bytes (each tensor moved once) are of one forward pass; folded rows (×) are sums.")
+    lines = []
+    if total["grouped"]["convolutions"]:
+        lines.append(f"Grouped layers{mark} have {', '.join(parts)}.")
+    elif total["convolutions"]:
+        lines.append(f"No {'counted ' * bool(report['not_counted'])}convolution has groups above 1.")
+    lines += not_counted(report["not_counted"], bool(total["convolutions"]))
+    lines.append("MACs and bytes (each tensor moved once) are those of one forward pass; folded rows (×) are sums.")
     if total["pytorch_ms"] is not None:
-        lines.append(
-            f"ms: {passes}, median of {count(report['repeats'], 'run')}; the whole model takes "
-            f"{milliseconds(total['model_ms'])} ms, or {milliseconds(total['recorded_ms'])} ms while each convolution "
-            "is timed, which is what the shares are of."
-        )
+        lines += _notes_on_times(report)
         if is_measured(report):
             lines += _notes_on_speed(report)
         lines.append(measured_on(machine))
@@ -89,51 +100,109 @@ def notes(report: dict[str, Any], mark: str = "") -> list[str]:
     return lines
 
 
+def _notes_on_times(report: dict[str, Any]) -> list[str]:
+    total = report["total"]
+    passes = "forward and backward" if report["backward"] else "forward"
+    lines = [
+        f"ms: {passes}, median of {phrases.plural(report['repeats'], 'run')}. The whole model takes "
+        f"{milliseconds(total['model_ms'])} ms, and {milliseconds(total['recorded_ms'])} ms while groupwise times each "
+        "convolution; shares of the whole model's time refer to the latter."
+    ]
+    if report["compiled"]:
+        lines.append(
+            "PyTorch runs a compiled model uncompiled while groupwise records its convolutions, so only the time of "
+            "the whole model is that of the compiled one."
+        )
+    return lines
+
+
 def _notes_on_speed(report: dict[str, Any]) -> list[str]:
     total, outputs = report["total"], report["outputs"]
     lines = [
-        f"With groupwise's kernels, timed in turn with PyTorch's, the convolutions take "
-        f"{_against(total['groupwise_ms'], total['pytorch_ms'], total['speedup'])}, and the whole model "
+        f"By groupwise's kernels, timed in turn with PyTorch's, the convolutions take "
+        f"{_against(total['groupwise_ms'], total['pytorch_ms'], total['speedup'])}, and the whole model takes "
         f"{_against(total['groupwise_model_ms'], total['model_ms'], total['model_speedup'])}. Where the kernel is "
-        "pytorch both ran the same code, and the speedup shows noise and caches.",
+        "pytorch, both sides ran the same code, and the speedup shows noise and caches.",
         f"{roofline_of(report['machine']['roofline'])} max error: the largest difference from the same convolution in "
         "float64, relative to its largest value.",
     ]
     if report["backward"]:
-        lines.append("kernel: of forward/grad_input/grad_weight where they differ; - where no such gradient ran.")
-    same = "" if outputs["top1"] is None else f", and the top-1 of {percent(outputs['top1'])} of the batch is the same"
+        lines.append("kernel: forward/grad_input/grad_weight where they differ; - where no such gradient ran.")
+    same = "" if outputs["top1"] is None else f", and top-1 agrees on {percent(outputs['top1'])} of the batch"
     verdict = "within rounding" if outputs["within_rounding"] else "MORE THAN ROUNDING"
     lines.append(
-        f"With groupwise's kernels the model's outputs differ by at most {error(outputs['max_difference'])} of the "
-        f"largest{same}: {verdict}."
+        f"By groupwise's kernels the model's outputs differ by at most {error(outputs['max_difference'])} of the "
+        f"largest value{same}: {verdict}."
     )
     return lines
 
 
+def tiles(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The main figures, each as (label, figure, what it means)."""
+    total, outputs, machine = report["total"], report["outputs"], report["machine"]
+    share = total["grouped"]["share"]
+    found = [("Whole model", *_whole_model(report))]
+    if total["convolutions"]:
+        time = "" if share["time"] is None else f" · {percent(share['time'])}"
+        of = "MACs" if share["time"] is None else "MACs · of the time in convolutions"
+        found.append(("Grouped layers", f"{percent(share['macs'])}{time}", f"of the {of}"))
+    else:
+        found.append(("Grouped layers", "-", "groupwise counted no convolution"))
+    if outputs is None:
+        found.append(("Agreement of outputs", "-", "groupwise's kernels were not measured"))
+    else:
+        verdict = "within rounding" if outputs["within_rounding"] else "MORE THAN ROUNDING"
+        largest = f"{error(outputs['max_difference'])} of the largest output"
+        if outputs["top1"] is None:
+            found.append(("Largest difference", error(outputs["max_difference"]), f"of the largest output: {verdict}"))
+        else:
+            found.append(("Top-1 agreement", percent(outputs["top1"]), f"outputs differ by {largest}: {verdict}"))
+    devices = [device for device in machine.get("devices", ()) if device != "cpu"]
+    where = f"{phrases.plural(machine['threads'], 'thread')}, torch {machine['torch']}"
+    found.append(("Machine", legible(", ".join([machine["processor"], *devices])), where))
+    return found
+
+
+def _whole_model(report: dict[str, Any]) -> tuple[str, str]:
+    """Before and after; before alone where groupwise's kernels were not measured."""
+    total = report["total"]
+    passes = "forward and backward" if report["backward"] else "forward"
+    if total["model_ms"] is None:
+        return numbers.count(total["macs"]["forward"]), "MACs of the counted convolutions"
+    before = f"{milliseconds(total['model_ms'])}"
+    if not is_measured(report):
+        return f"{before} ms", f"{passes}, PyTorch's kernels"
+    after = milliseconds(total["groupwise_model_ms"])
+    return f"{before} → {after} ms", f"{passes}, PyTorch's kernels → groupwise's: {times(total['model_speedup'])}"
+
+
 def roofline_of(machine: dict[str, float]) -> str:
-    """What a share of the roofline is of."""
+    """Says what the fraction of peak refers to."""
     rates = f"{numbers.count(machine['flop_per_second'])}FLOP/s", f"{numbers.data(machine['bytes_per_second'])}/s"
-    return f"roofline: the share of the least time that a matrix product's {rates[0]} and a copy's {rates[1]} allow."
+    return (
+        f"roofline: the fraction of peak, which is the roofline floor over the time; the floor follows from a matrix "
+        f"product's {rates[0]} and a copy's {rates[1]}."
+    )
 
 
 def measured_on(machine: dict[str, Any]) -> str:
-    """Where it was measured."""
+    """Says where it was measured."""
     devices = [device for device in machine.get("devices", ()) if device != "cpu"]
     where = ", ".join([machine["processor"], *devices])
     return f"Measured on {where}, {phrases.plural(machine['threads'], 'thread')}, torch {machine['torch']}."
 
 
 def _against(after: float | None, before: float | None, speedup: float | None) -> str:
-    return f"{milliseconds(after)} ms instead of {milliseconds(before)} ({times(speedup)})"
+    return f"{milliseconds(after)} ms instead of {milliseconds(before)} ms ({times(speedup)})"
 
 
 def is_measured(report: dict[str, Any]) -> bool:
-    """Whether groupwise's kernels were."""
+    """Whether groupwise's kernels were measured."""
     return report["outputs"] is not None
 
 
 def kind(row: dict[str, Any]) -> str:
-    """`dense`, `grouped` or `depthwise`; more for what is no plain 2-D convolution."""
+    """`dense`, `grouped` or `depthwise`, with the dimensions and `transposed` where it is not a plain 2-D one."""
     dims = "" if row["op"] == "conv2d" else f" {row['op'][-2:]}"
     return f"{row['kind']}{dims}{' transposed' * row['transposed']}"
 
@@ -147,19 +216,19 @@ def milliseconds(value: float | None) -> str:
 
 
 def shorten(name: str) -> str:
-    """A name in at most 32 columns, the middle left out."""
+    """A name in at most 32 columns, without its middle if it is longer."""
     name = legible(name)
     half = _MOST_NAME // 2
     return name if len(name) <= _MOST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def figures(row: dict[str, Any]) -> tuple[str, str, str]:
-    """Parameters, MACs and bytes of a row or a total."""
+    """The parameters, MACs and bytes of a row or a total."""
     return numbers.count(row["parameters"]), numbers.count(row["macs"]["forward"]), numbers.data(row["bytes"])
 
 
 def speed(row: dict[str, Any]) -> tuple[str, ...]:
-    """What `SPEED` names, of a row or a total."""
+    """The cells of the columns `SPEED`, for a row or a total."""
     return (
         kernels(row["kernels"]) if "kernel" in row else "",
         milliseconds(row["pytorch_ms"]),
@@ -183,12 +252,12 @@ def times(value: float | None) -> str:
 
 
 def error(value: float | None) -> str:
-    """Two digits of what is small: `3.1e-07`."""
+    """An error with two digits: `3.1e-07`."""
     if value is None:
         return "-"
     return f"{value:.1e}" if value else "0"
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage."""
+    """A fraction as a percentage."""
     return "-" if value is None else numbers.percent(value, 1)

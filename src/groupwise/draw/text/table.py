@@ -1,37 +1,66 @@
-"""A table of raw column names and values as Markdown, CSV or a pandas data frame."""
+"""One table as Markdown, CSV or a pandas data frame: raw column names and raw values."""
 
 from __future__ import annotations
 
-import csv as csv_module
+import csv as comma_separated
 import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from groupwise.errors import GroupwiseError
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns the table in GitHub's Markdown, without a newline at its end; None becomes an empty cell."""
-    rule = ["---"] * len(head)
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in (head, rule, *rows))
+class Tabular:
+    """A result that is a table: what derives from it says its columns once, and has every format."""
+
+    def columns(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        """Returns the column names, and the values of each row."""
+        raise NotImplementedError
+
+    def to_markdown(self) -> str:
+        """Returns the table as Markdown."""
+        return markdown(*self.columns())
+
+    def to_csv(self) -> str:
+        """Returns the table as comma-separated values."""
+        return csv(*self.columns())
+
+    def to_pandas(self) -> Any:
+        """Returns the table as a `pandas.DataFrame`. Raises `GroupwiseError` if pandas is not installed."""
+        return pandas(*self.columns())
 
 
-def csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns the table as comma-separated values (RFC 4180, with newlines of one character)."""
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a Markdown table: None is an empty cell, a float has six digits, a sequence of sizes reads `3×3`."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines) + "\n"
+
+
+def csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns comma-separated values with every digit: None is an empty cell, a sequence of sizes reads `3×3`."""
     text = io.StringIO()
-    csv_module.writer(text, lineterminator="\n").writerows([head, *rows])
+    writer = comma_separated.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows([_joined(value) for value in row] for row in rows)
     return text.getvalue()
 
 
-def pandas(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
-    """Returns the table as a `pandas.DataFrame`; raises `GroupwiseError` where pandas is not installed."""
+def pandas(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
+    """Returns a `pandas.DataFrame` of the values as they are. Raises `GroupwiseError` if pandas is not installed."""
     try:
         library: Any = importlib.import_module("pandas")
     except ImportError:
         raise GroupwiseError("to_pandas needs pandas; install it with: pip install pandas") from None
-    return library.DataFrame(list(rows), columns=list(head))
+    return library.DataFrame([list(row) for row in rows], columns=list(head))
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+    if value is None:
+        return ""
+    text = f"{value:.6g}" if isinstance(value, float) else str(_joined(value))
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def _joined(value: Any) -> Any:
+    return "×".join(map(str, value)) if isinstance(value, (list, tuple)) else value

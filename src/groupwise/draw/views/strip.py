@@ -1,4 +1,4 @@
-"""Where a model's convolutions spend MACs, bytes and time: one bar each, in order of execution, by kind."""
+"""The strip: where a model's convolutions have their parameters, MACs, bytes and times, in order of execution."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from groupwise.draw.base import numbers
 from groupwise.draw.base.svg import LABEL_SIZE, MARGIN, Picture, box_path, colour
 
-# Dense work is hollow and grouped work solid, so that they differ without colour.
+# Dense work is drawn hollow and grouped work solid, so that they differ without colour.
 _KINDS = {"dense": None, "grouped": 0, "depthwise": 1}
 _BAR, _LEFT, _WIDTH = 26, 84, 620
 
 
 def strip_svg(report: dict[str, Any]) -> str:
-    """Bars of parameters, MACs, bytes and (where measured) times, one segment for each convolution executed."""
+    """Draws bars of parameters, MACs, bytes and (where measured) times, a segment for each convolution executed."""
     layers = report["layers"]
     picture = Picture("Where the work is", "Each segment is one convolution, in order of execution.")
     picture.right = MARGIN + _LEFT + _WIDTH
@@ -46,7 +46,7 @@ def _bar(picture: Picture, label: str, values: Sequence[float], kinds: Sequence[
     paths: dict[str, list[str]] = {kind: [] for kind in _KINDS}
     for value, kind in zip(values, kinds, strict=True):
         width = _WIDTH * value / total
-        # A gap between neighbours, as long as the segment is wide enough to spare it.
+        # Neighbours have a gap between them, unless the segment is too narrow for one.
         paths[kind].append(box_path(start, picture.y, max(width - 0.6, width * 0.7), _BAR))
         start += width
     facts = []

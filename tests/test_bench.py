@@ -42,8 +42,8 @@ def test_speedup_and_roofline_by_hand(monkeypatch):
 
     def canned(calls, repeats):
         return {
-            (work, route, name): [0.0, seconds[name][route] * (3 if work == "training step" else 1), 99.0]
-            for work, route, name in calls
+            (work, ours, name): [0.0, seconds[name][ours] * (3 if work == "training step" else 1), 99.0]
+            for work, ours, name in calls
         }
 
     monkeypatch.setattr(benching, "_interleave", canned)
@@ -52,13 +52,13 @@ def test_speedup_and_roofline_by_hand(monkeypatch):
     made = bench(torch.nn.Conv2d(8, 8, 3, groups=2, padding=1), (1, 8, 20, 20), repeats=3)
     won = "Each in its better memory format: forward 2.00×, training step 2.00×."
     assert won in " ".join(str(made).split())
-    bound_ms = 2 * cost(spec, 20).macs.forward / 1e9 * 1e3
+    floor_ms = 2 * cost(spec, 20).macs.forward / 1e9 * 1e3
     expected = []
     for work, factor in zip(WORKS, (1, 3), strict=True):
-        for route, library in enumerate(("pytorch", "groupwise")):
+        for ours, library in enumerate(("pytorch", "groupwise")):
             for name, both in seconds.items():
-                ms = both[route] * factor * 1e3
-                expected.append((work, library, name, ms, both[0] / both[route], bound_ms * factor / ms))
+                ms = both[ours] * factor * 1e3
+                expected.append((work, library, name, ms, both[0] / both[ours], floor_ms * factor / ms))
     got = [(t.work, t.library, t.memory_format, t.ms, t.speedup, t.roofline) for t in made.timings]
     assert [row[:3] for row in got] == [row[:3] for row in expected]
     assert [row[3:] for row in got] == [pytest.approx(row[3:]) for row in expected]
@@ -74,12 +74,10 @@ def test_the_table(monkeypatch):
     assert max(map(len, lines)) <= 100
 
 
-def test_all_are_timed_in_turn_on_their_routes(monkeypatch):
+def test_all_are_timed_in_turn_by_their_kernels(monkeypatch):
     asked = stand_in(monkeypatch)
     order = []
-    calls = {
-        ("forward", route, name): lambda r=route, n=name: order.append((r, n)) for route in (0, 1) for name in "ab"
-    }
+    calls = {("forward", ours, name): lambda o=ours, n=name: order.append((o, n)) for ours in (0, 1) for name in "ab"}
     monkeypatch.setattr(benching, "_MOST_CALLS", 2)
     times = benching._interleave(calls, repeats=3)
     assert {len(of) for of in times.values()} == {3}
@@ -168,7 +166,7 @@ def test_memory_that_runs_out_on_the_way(monkeypatch, where, error):
 
     stand_in(monkeypatch)
     monkeypatch.setattr(benching, where, fail)
-    with pytest.raises(GroupwiseError, match=r"an input of shape \(1, 4, 9, 9\) and what is made of it do not fit"):
+    with pytest.raises(GroupwiseError, match=r"an input of shape \(1, 4, 9, 9\) and the tensors .* do not fit"):
         bench(ConvSpec(4, 4, 3), (1, 4, 9, 9), repeats=1)
 
 

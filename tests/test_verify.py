@@ -12,9 +12,10 @@ from torch import nn
 
 import groupwise
 from groupwise import plan, report
-from groupwise.profile import timing as measuring
+from groupwise.profile import timing
 from groupwise.profile import verify as checking
 from groupwise.profile.verify import check, kernels_of, relative_error
+from groupwise.profile.workload import Workload
 from kernels import needs_kernels, stand_in
 
 
@@ -70,7 +71,7 @@ def off_by(share, where):
 @pytest.mark.parametrize("share", [0.5, 1e-2])
 def test_one_wrong_value_is_found(monkeypatch, where, share):
     stand_in(monkeypatch, off_by(share, where))
-    checked, agreement = check(net().train(), (SOURCE,), {}, backward=True)
+    checked, agreement = check(Workload(net().train(), (SOURCE,), backward=True))
     # Nothing asks for the gradient of the image, so the first convolution has none to get wrong.
     wrong = checked[1:] if where == "x" else checked
     assert [one.max_error for one in wrong] == pytest.approx([share] * len(wrong), rel=0.01)
@@ -81,7 +82,7 @@ def test_one_wrong_value_is_found(monkeypatch, where, share):
 def test_right_kernels_are_not_accused(monkeypatch):
     """The gradient of a bias before a batch norm is nothing but rounding."""
     asked = stand_in(monkeypatch)
-    checked, agreement = check(net().train(), (SOURCE,), {}, backward=True)
+    checked, agreement = check(Workload(net().train(), (SOURCE,), backward=True))
     assert asked == [False, True]
     assert agreement == checking.Agreement(0.0, 1.0, True)
     assert all(0 < one.max_error < 1e-5 for one in checked)
@@ -93,7 +94,7 @@ def test_the_largest_class_that_changes(monkeypatch):
         return -result if result.shape[1] == 8 and result.shape[2] == 20 else result
 
     stand_in(monkeypatch, change)
-    _, agreement = check(net().eval(), (SOURCE,), {}, backward=False)
+    _, agreement = check(Workload(net().eval(), (SOURCE,), backward=False))
     with torch.no_grad():
         right = net().eval()(SOURCE)
     # The last batch norm has nothing to add, so its output changes sign with its input.
@@ -104,10 +105,10 @@ def test_the_largest_class_that_changes(monkeypatch):
 
 def test_outputs_of_another_shape_do_not_agree(monkeypatch):
     stand_in(monkeypatch, lambda name, result: result[:, :1])
-    _, agreement = check(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(2)), (SOURCE,), {}, backward=False)
+    _, agreement = check(Workload(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(2)), (SOURCE,), backward=False))
     assert (agreement.max_difference, agreement.within_rounding) == (sys.float_info.max, False)
     layer, turn = nn.Conv2d(3, 8, 3), iter(range(2))
-    _, agreement = check(lambda x: [layer(x)] * (next(turn) + 1), (SOURCE,), {}, backward=False)
+    _, agreement = check(Workload(lambda x: [layer(x)] * (next(turn) + 1), (SOURCE,), backward=False))
     assert (agreement.max_difference, agreement.within_rounding) == (sys.float_info.max, False)
 
 
@@ -119,7 +120,7 @@ def test_outputs_in_containers_and_whole_numbers(monkeypatch):
     def model(x):
         return {"labels": layer(x).argmax(1), "scores": [layer(x)]}
 
-    _, agreement = check(model, (SOURCE,), {}, backward=False)
+    _, agreement = check(Workload(model, (SOURCE,), backward=False))
     assert agreement.max_difference == pytest.approx(1e-2, rel=0.01)
     assert agreement.top1 is None
 
@@ -128,7 +129,7 @@ def test_outputs_in_containers_and_whole_numbers(monkeypatch):
 def test_other_dtypes_have_their_own_rounding(monkeypatch, dtype, most):
     stand_in(monkeypatch)
     kind = getattr(torch, dtype)
-    checked, agreement = check(net().eval().to(kind), (SOURCE.to(kind),), {}, backward=False)
+    checked, agreement = check(Workload(net().eval().to(kind), (SOURCE.to(kind),), backward=False))
     assert all(one.max_error < most for one in checked)
     assert agreement.within_rounding
 
@@ -140,7 +141,7 @@ def test_what_has_no_float64_has_no_error(monkeypatch):
         raise RuntimeError("no such layout")
 
     monkeypatch.setattr(checking, "_wide", refuse)
-    checked, agreement = check(net().eval(), (SOURCE,), {}, backward=False)
+    checked, agreement = check(Workload(net().eval(), (SOURCE,), backward=False))
     assert [one.max_error for one in checked] == [None] * 3
     assert agreement.within_rounding
 
@@ -154,7 +155,7 @@ def test_the_kernels_are_those_of_the_plans(layout):
     x = torch.randn(1, 16, 12, 12)
     formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     x = x.contiguous(memory_format=formats[layout]).requires_grad_()
-    checked, agreement = check(model.to(memory_format=formats[layout]), (x,), {}, backward=True)
+    checked, agreement = check(Workload(model.to(memory_format=formats[layout]), (x,), backward=True))
     for one, transposed in zip(checked, (False, True), strict=True):
         at = groupwise.ConvSpec(16, 16, 3, padding=1, groups=16, transposed=transposed)
         passes = ("forward", "grad_input", "grad_weight")
@@ -166,13 +167,13 @@ def test_the_kernels_are_those_of_the_plans(layout):
 
 
 @needs_kernels
-def test_what_took_no_route_is_pytorchs():
+def test_what_falls_back_is_pytorchs():
     layer = nn.Conv2d(8, 8, 3, groups=8).double()
     facts = report(layer, torch.randn(1, 8, 9, 9).double(), repeats=1).to_dict()
     assert facts["layers"][0]["kernels"] == {"forward": "pytorch"}
     assert facts["layers"][0]["roofline"] is None
     assert json.loads(json.dumps(facts)) == facts
-    assert kernels_of(("forward",), False) == {"forward": "pytorch"}
+    assert kernels_of([], ("forward",), False) == {"forward": "pytorch"}
 
 
 @needs_kernels
@@ -180,9 +181,9 @@ def test_an_enabled_process_still_measures_pytorchs_own():
     layer, x = nn.Conv2d(8, 8, 3, groups=8), torch.randn(1, 8, 9, 9)
     with groupwise.enabled():
         groupwise.last_plans()
-        timed = measuring.measure(layer, (x,), {}, False, 1, (False,), False)
+        timed = timing.measure(Workload(layer, (x,)), 1, (False,), False)
         assert groupwise.last_plans() == []
-        measuring.measure(layer, (x,), {}, False, 1, (True,), False)
+        timing.measure(Workload(layer, (x,)), 1, (True,), False)
         ran = {one.kernel for one in groupwise.last_plans()}
         row = report(layer, x, repeats=1).to_dict()["layers"][0]
     assert list(timed) == [False]

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from groupwise import ConvSpec, GroupwiseError, cost, count
-from groupwise.profile.count import run
+from groupwise.profile.record import run
+from groupwise.profile.workload import Workload
 
 
-@pytest.mark.parametrize("how", [count, lambda m, x: run(m, (x,), {}, False).calls], ids=["fake", "real"])
+@pytest.mark.parametrize("how", [count, lambda m, x: run(Workload(m, (x,), {}, False)).calls], ids=["fake", "real"])
 def test_hooks_of_the_users_that_raise(how):
     """Ours leaves no trace of a module that was never entered, and later names are right."""
     model = nn.ModuleDict({"a": nn.Conv2d(4, 4, 1), "b": nn.Conv2d(4, 4, 1)})
@@ -68,7 +69,7 @@ def test_saved_tensors_that_come_back_as_others():
             with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
                 return self.model(x)
 
-    first, second = run(Offloads(), (torch.zeros(1, 4, 5, 5),), {}, True).calls
+    first, second = run(Workload(Offloads(), (torch.zeros(1, 4, 5, 5),), {}, True)).calls
     assert first.passes == ["forward", "grad_weight"]
     assert second.passes == ["forward", "grad_input", "grad_weight"]
 
@@ -89,7 +90,7 @@ def test_gradients_are_recorded_only_when_asked_for(backward):
 def test_an_error_leaves_no_hook():
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     with pytest.raises(RuntimeError):
-        run(model, (torch.zeros(1, 9, 9, 9),), {}, False)
+        run(Workload(model, (torch.zeros(1, 9, 9, 9),), {}, False))
     assert not model._forward_hooks
     assert not model[0]._forward_pre_hooks
 
@@ -136,7 +137,7 @@ def test_the_backward_goes_to_the_call_that_read_the_same_tensors():
             return self.parts["first"](x) + self.parts["second"](x)
 
     for calls in (count(Both(), torch.zeros(1, 4, 5, 5), backward=True),
-                  run(Both(), (torch.zeros(1, 4, 5, 5),), {}, True).calls):  # fmt: skip
+                  run(Workload(Both(), (torch.zeros(1, 4, 5, 5),), {}, True)).calls):  # fmt: skip
         assert {call.name: call.passes for call in calls} == {
             "parts.first": ["forward", "grad_weight"],
             "parts.second": ["forward"],
@@ -192,7 +193,7 @@ def test_keywords_dataclasses_and_inference_mode():
 
     model = Model()
     with torch.inference_mode():
-        (call,) = run(model, (torch.ones(1, 4, 5, 5),), {"scale": torch.ones(1)}, True).calls
+        (call,) = run(Workload(model, (torch.ones(1, 4, 5, 5),), {"scale": torch.ones(1)}, True)).calls
     assert call.passes == ["forward", "grad_weight"]
     assert count(Model(), torch.ones(1, 4, 5, 5), kwargs={"scale": 2}, backward=True)[0].passes == call.passes
 
@@ -236,7 +237,7 @@ def test_buffers_in_every_way_they_change(meta):
     with torch.device("meta" if meta else "cpu"):
         model, source = Counts(), torch.zeros(1, 1, 3, 3)
     kept = model.replaced
-    (call,) = run(model, (source,), {}, False).calls
+    (call,) = run(Workload(model, (source,), {}, False)).calls
     assert call.name == "conv"
     assert model.replaced is kept
     assert model.grown.shape == (1,)
@@ -294,5 +295,5 @@ def test_counting_inside_inference_mode():
 def test_one_model_in_several_threads():
     model, source = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), torch.zeros(1, 4, 9, 9)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: [c.name for c in run(model, (source,), {}, False).calls], range(12)))
+        found = list(pool.map(lambda _: [c.name for c in run(Workload(model, (source,), {}, False)).calls], range(12)))
     assert found == [["0", "1"]] * 12

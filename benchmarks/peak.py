@@ -1,9 +1,9 @@
-"""Measure what share of one core's arithmetic peak each kind of kernel reaches, the whole operator with its padding.
+"""Measure the fraction of one core's arithmetic peak that each kind of kernel reaches: the whole operator with padding.
 
 Each turn times a loop of fused multiply-adds and then the kernels, so that both see the same moment of the machine.
-What a compiler may spoil shows here: a tile whose sums leave their registers falls to half of the share recorded.
+What a compiler can spoil shows here: a tile whose sums spill from the registers falls to half of the recorded fraction.
 
-    python benchmarks/shares.py [--only depthwise] [--budget 2]
+    python benchmarks/peak.py [--only depthwise] [--budget 2]
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import torch
 from measuring import RECORDS, Case, Effort, about, interleaved, write_record
 from shapes import FORMATS
 
-import groupwise
 from groupwise import ConvSpec, cost
 from groupwise.kernels.dispatch import forced
 from groupwise.kernels.plan import DIRECTIONS, KERNELS
+from groupwise.profile.verify import recorded_plans
 
 UNIT = ("benchmark", "kind", "direction", "memory_format", "kernel")
-# About 0.2 ms of one core.
+# This many rounds take one core about 0.2 ms.
 BURN = 100_000
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Layers of one kind, as one of them; none is a layer of `data/`."""
+    """One layer that stands for a kind; none is a layer of `data/`."""
 
     name: str
     channels: int
@@ -45,7 +45,7 @@ class Kind:
 
     @functools.cached_property
     def spec(self) -> ConvSpec:
-        """With the padding that keeps the size."""
+        """The layer as numbers, with the padding that keeps the size."""
         keep = {"kernel_size": self.kernel, "padding": self.kernel // 2, "stride": self.stride}
         return ConvSpec(self.channels, self.channels, groups=self.groups, **keep)
 
@@ -65,11 +65,11 @@ KINDS = (
 
 
 def main() -> None:
-    """Measure kind by kind, and write each as it is done."""
-    parser = argparse.ArgumentParser(description="Measure the kernels' share of one core's peak.")
+    """Measures kind by kind, and writes the rows of each as soon as they are there."""
+    parser = argparse.ArgumentParser(description="Measure the fraction of one core's peak that the kernels reach.")
     parser.add_argument("--only", default="", help="kinds whose name contains this")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds for each kind, direction and memory format")
-    parser.add_argument("--output", type=pathlib.Path, default=RECORDS / "shares.jsonl")
+    parser.add_argument("--output", type=pathlib.Path, default=RECORDS / "peak.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(1)
     peaks = floor.measure(1)
@@ -86,10 +86,10 @@ def main() -> None:
 def measure(
     kind: Kind, direction: str, memory_format: str, effort: Effort, peaks: floor.Peaks
 ) -> list[dict[str, object]]:
-    """One row for PyTorch and for each of our kernels that takes it; shares are medians of turns."""
+    """Returns a row for PyTorch and for each kernel of groupwise that takes the layer: the median fraction of peak."""
     call = operator(kind, direction, memory_format)
     burn = floor.loop()
-    cases = {"peak": Case(functools.partial(burn, BURN)), "pytorch": Case(call, routed=False)}
+    cases = {"peak": Case(functools.partial(burn, BURN)), "pytorch": Case(call, ours=False)}
     for name in KERNELS:
         if name != "pytorch" and takes(call, name):
             cases[name] = Forced(call, kernel=name)
@@ -101,36 +101,36 @@ def measure(
     for name, seconds in times.items():
         if name == "peak":
             continue
-        shares = [flop / took / (burn(BURN) / at_peak) for took, at_peak in zip(seconds, times["peak"], strict=True)]
-        row = {"benchmark": "share", "kind": kind.name, "direction": direction, "memory_format": memory_format}
-        row |= {"kernel": name, "share": float(f"{statistics.median(shares):.4g}"), "repeats": len(shares)}
-        # What the layer's bytes, once at the cache's copy rate, leave of the peak.
-        row["bound"] = round(min(1.0, flop / peaks.flop / (expense.bytes / peaks.copied_bytes)), 4)
+        reached = [flop / took / (burn(BURN) / at_peak) for took, at_peak in zip(seconds, times["peak"], strict=True)]
+        row = {"benchmark": "peak", "kind": kind.name, "direction": direction, "memory_format": memory_format}
+        median = float(f"{statistics.median(reached):.4g}")
+        row |= {"kernel": name, "fraction_of_peak": median, "repeats": len(reached)}
+        # Moving the layer's bytes once, at the cache's copy rate, allows no more than this.
+        row["attainable"] = round(min(1.0, flop / peaks.flop / (expense.bytes / peaks.copied_bytes)), 4)
         rows.append(row)
     return rows
 
 
 @dataclass(frozen=True)
 class Forced(Case):
-    """A case that one kernel runs."""
+    """A case that one kernel computes."""
 
     kernel: str = ""
 
-    def route(self) -> contextlib.AbstractContextManager[None]:
-        """On that kernel."""
+    def dispatching(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block calls dispatch to that kernel."""
         return forced(True, self.kernel)
 
 
 def takes(call: Callable[[], object], kernel: str) -> bool:
-    """Whether the kernel is the one that runs when it is asked for."""
-    groupwise.last_plans()
-    with forced(True, kernel):
+    """Returns whether the kernel runs when it is forced."""
+    with forced(True, kernel), recorded_plans() as plans:
         call()
-    return [plan.kernel for plan in groupwise.last_plans()] == [kernel]
+    return [plan.kernel for plan in plans] == [kernel]
 
 
 def operator(kind: Kind, direction: str, memory_format: str) -> Callable[[], object]:
-    """One pass of the layer, by the operators that convolutions of PyTorch end in."""
+    """Returns one pass of the layer, by the operators in which PyTorch's convolutions end."""
     spec, layout = kind.spec, FORMATS[memory_format]
     x = torch.randn(1, kind.channels, kind.size, kind.size).contiguous(memory_format=layout)
     weight = torch.randn(spec.weight_shape).contiguous(memory_format=layout)

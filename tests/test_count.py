@@ -7,7 +7,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from groupwise import ConvSpec, GroupwiseError, count
-from groupwise.profile.count import run
+from groupwise.profile.record import run
+from groupwise.profile.workload import Workload
 
 
 class Everything(nn.Module):
@@ -47,7 +48,9 @@ EXPECTED = [
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("how", [count, lambda m, x, backward: run(m, (x,), {}, backward).calls], ids=["fake", "real"])
+@pytest.mark.parametrize(
+    "how", [count, lambda m, x, backward: run(Workload(m, (x,), {}, backward)).calls], ids=["fake", "real"]
+)
 def test_every_convolution_is_seen(how, backward):
     calls = how(Everything(), torch.randn(2, 3, 16, 16), backward=backward)
     assert [(c.name, c.spec.weight_shape, c.spec.groups, c.cost.macs.forward) for c in calls] == EXPECTED
@@ -64,7 +67,9 @@ def test_on_meta_nothing_is_computed():
     assert [c.cost.macs.forward for c in calls] == [row[3] for row in EXPECTED]
 
 
-@pytest.mark.parametrize("how", [count, lambda m, x, backward: run(m, (x,), {}, backward).calls], ids=["fake", "real"])
+@pytest.mark.parametrize(
+    "how", [count, lambda m, x, backward: run(Workload(m, (x,), {}, backward)).calls], ids=["fake", "real"]
+)
 def test_the_model_stays_as_it_was(how):
     model = Everything().train()
     model.first.weight.grad = torch.ones_like(model.first.weight)
@@ -92,7 +97,10 @@ def test_weights_made_on_the_fly_are_not_taken_for_one():
             x = F.conv2d(x, torch.rand(4, 1, 1, 1), groups=4)
         return x
 
-    for calls in (count(model, torch.zeros(1, 4, 5, 5)), run(model, (torch.zeros(1, 4, 5, 5),), {}, False).calls):
+    for calls in (
+        count(model, torch.zeros(1, 4, 5, 5)),
+        run(Workload(model, (torch.zeros(1, 4, 5, 5),), {}, False)).calls,
+    ):
         assert [call.parameter for call in calls] == [None] * 4
 
 
@@ -165,7 +173,7 @@ def test_no_fake_tensor_stays_in_the_model():
 
 def test_inputs_changed_in_place_are_copies():
     source = torch.ones(1, 4, 5, 5)
-    run(nn.Sequential(nn.Hardtanh(0, 0.5, inplace=True), nn.Conv2d(4, 4, 1)), (source,), {}, False)
+    run(Workload(nn.Sequential(nn.Hardtanh(0, 0.5, inplace=True), nn.Conv2d(4, 4, 1)), (source,), {}, False))
     assert torch.equal(source, torch.ones(1, 4, 5, 5))
 
 

@@ -1,0 +1,97 @@
+"""The report's page: its tiles, what it shows, and that it stands alone."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from groupwise import report
+from groupwise.profile import record as recording
+from groupwise.profile import report as reporting
+from groupwise.profile.verify import Agreement, Checked
+from reports import HERE, canned, small_model
+
+
+@pytest.fixture(scope="module")
+def small():
+    return small_model()
+
+
+def test_page(small, tmp_path):
+    layer = nn.ModuleDict({"<b>bold</b>": small})
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer["<b>bold</b>"](x)
+
+    made = report(Named(), torch.randn(1, 3, 8, 8), repeats=1, title="small & <fast>")
+    page = made.to_html(photo=b"jpeg")
+    assert made.to_html(tmp_path / "r.html", photo=b"jpeg").read_text(encoding="utf-8") == page
+    assert "small &amp; &lt;fast&gt;" in page
+    assert "<b>" not in page
+    assert "&lt;b&gt;bold" in page
+    assert not re.findall(r'(?:src|href)="http|url\(http|@import', page)
+    # Three views of each grouped layer that differs from the others, and the bars.
+    assert page.count("<svg") == 3 * 2 + 1
+    assert "data:image/jpeg;base64,anBlZw==" in page
+
+
+def tiles_of(page):
+    """(label, figure, line below) of each tile."""
+    return re.findall(r'<dl class="tile"><dt>(.*?)</dt><dd>(.*?)</dd><dd>(.*?)</dd></dl>', page)
+
+
+def test_the_page_opens_with_four_figures(small, monkeypatch):
+    canned(monkeypatch, [0.001] * 6, [0.0004] * 6)
+    monkeypatch.setattr(reporting, "machine", lambda: HERE)
+    monkeypatch.setattr(reporting, "check", lambda of: (checked(of), Agreement(0.25, 0.5, False)))
+    page = report(small.eval(), torch.randn(2, 3, 8, 8), repeats=1).to_html()
+    assert tiles_of(page) == [
+        ("Whole model", "500 → 250 ms", "forward, PyTorch&#x27;s kernels → groupwise&#x27;s: 2.00×"),
+        ("Grouped layers", "41.3 % · 90.0 %", "of the MACs · of the time in convolutions"),
+        ("Top-1 agreement", "50.0 %", "outputs differ by 2.5e-01 of the largest output: MORE THAN ROUNDING"),
+        ("Machine", "a processor", "2 threads, torch 2.0"),
+    ]
+    order = [
+        page.index(part) for part in ("<h1>", 'class="tiles"', "<svg", "<table", "How this was measured", "Measured on")
+    ]
+    assert order == sorted(order)
+    monkeypatch.setattr(reporting, "check", lambda of: (checked(of), Agreement(0.25, None, True)))
+    page = report(small.eval(), torch.randn(2, 3, 8, 8), repeats=1).to_html()
+    assert tiles_of(page)[2] == ("Largest difference", "2.5e-01", "of the largest output: within rounding")
+
+
+def checked(workload):
+    return [Checked(call, {"forward": "pytorch"}, None) for call in recording.record(workload).calls]
+
+
+def test_the_four_figures_where_they_are_not_known(small, monkeypatch):
+    canned(monkeypatch, [0.001] * 3)
+    page = report(small.eval(), torch.randn(2, 3, 8, 8), repeats=1).to_html()
+    assert [tile[1] for tile in tiles_of(page)][:3] == ["500 ms", "41.3 % · 90.0 %", "-"]
+    monkeypatch.undo()
+    with torch.device("meta"):
+        page = report(nn.Conv2d(4, 4, 3, groups=2), torch.empty(1, 4, 5, 5)).to_html()
+    assert tiles_of(page)[0][1:] == ("648", "MACs of the counted convolutions")
+    assert tiles_of(page)[1][1:] == ("100 %", "of the MACs")
+    page = report(nn.Linear(3, 3), torch.randn(1, 3), repeats=1).to_html()
+    assert tiles_of(page)[1][1:] == ("-", "groupwise counted no convolution")
+
+
+def test_ids_of_a_page_are_its_own():
+    """The same layer at two sizes: the same wiring twice on one page."""
+    layer = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+    page = report(nn.Sequential(layer, nn.MaxPool2d(2), layer), torch.randn(1, 8, 8, 8), repeats=1).to_html()
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) == 2 * (3 * 2 + 1)
+    for svg in re.findall(r"<svg.*?</svg>", page, re.S):
+        named = re.search(r'aria-labelledby="(\S+) (\S+)"', svg)
+        assert f'<title id="{named[1]}"' in svg
+        assert f'<desc id="{named[2]}"' in svg
