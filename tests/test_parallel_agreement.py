@@ -11,7 +11,7 @@ from torch import nn
 
 from groupwise import GroupwiseError
 from groupwise.parallel import split
-from groupwise.parallel.agreement import agree
+from groupwise.parallel.runtime.agreement import agree
 from ranks import ranks
 
 
@@ -45,7 +45,7 @@ def other_seeds(mesh, function):
 def test_seeds_that_differ_are_told_where_values_are_dropped(function):
     for text in ranks.run(2, other_seeds, function):
         assert "the state of random numbers is " in text
-        assert "seeded alike" in text
+        assert "set the same seed" in text
 
 
 def other_layers(mesh):

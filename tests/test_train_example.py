@@ -253,7 +253,7 @@ def test_going_on_from_an_older_checkpoint(alone, tmp_path):
     status, _, (line,) = alone(one, "--resume", epochs=2)
     assert status == 2
     assert line.startswith(f"groupwise: checkpoint {newest} is truncated: {part.name} has ")
-    assert line.endswith(f"; go on from an older one (the one before it: --resume {older})")
+    assert line.endswith(f"; resume from an older one (the one before it: --resume {older})")
     status, out, _ = alone(two, "--resume", str(older), epochs=2)
     assert (status, out[0]) == (0, f"going on from {older}, step 3 of 4")
     assert checkpoints(two) == [older.name, newest.name]

@@ -19,7 +19,7 @@ from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.spec.arguments import Extent
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost, check_dtype, cost
-from groupwise.spec.partition import MOST_RANKS, Share
+from groupwise.spec.partition import MOST_RANKS, Partition
 from groupwise.spec.wiring import Wiring
 
 if TYPE_CHECKING:
@@ -169,8 +169,8 @@ class Explanation:
             facts["dense"] |= {key: full[key] for key in ("macs", "macs_on_padding", "bytes", "traffic", "intensity")}
             facts["dense"]["ratio"] = self.cost.ratio
         if self.ranks is not None:
-            share = Share(spec.groups if spec.groups > 1 else spec.out_channels, self.ranks)
-            held = [share.of(rank) for rank in range(self.ranks)]
+            partition = Partition(spec.groups if spec.groups > 1 else spec.out_channels, self.ranks)
+            held = [partition.of(rank) for rank in range(self.ranks)]
             facts["ranks"] = [[part.start, part.stop] for part in held]
         if self.with_plans and (plans := self.plans):
             facts["plans"] = {
