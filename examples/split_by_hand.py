@@ -1,4 +1,4 @@
-"""A block of ResNeXt over two ranks by a plan written by hand; 5 groups, too, which lie as 3 and 2.
+"""Splits a block of ResNeXt over two ranks by a plan written by hand: 8 groups, and 5, of which the ranks hold 3 and 2.
 
 torchrun --nproc-per-node 2 examples/split_by_hand.py
 """
@@ -27,7 +27,7 @@ for groups in (8, 5):
     block = Bottleneck(32, 64, width=4 * groups, groups=groups).to(device)
     x = torch.randn(2, 32, 14, 14).to(device)
     alone = copy.deepcopy(block)
-    # The ranks' parts of the channels have to end where groups do: hence the numbers of parts.
+    # The ranks' shards of the channels have to end where groups do, so that each style gets the number of units.
     plan = {
         "conv1": ColwiseParallel(output_units=groups),
         "bn1": ChannelwiseParallel(units=groups),
@@ -44,5 +44,7 @@ for groups in (8, 5):
     torch.testing.assert_close(block.conv2.weight.grad.full_tensor(), alone.conv2.weight.grad)
     if distributed.get_rank() == 0:
         held = " and ".join(map(str, parallel.Partition(groups, 2).lengths(groups)))
-        print(f"{groups} groups lie as {held}, equal to one process; a step exchanges {dict(collectives)}")
+        print(
+            f"{groups} groups: the ranks hold {held}, equal to one process; collectives of a step: {dict(collectives)}"
+        )
 distributed.destroy_process_group()

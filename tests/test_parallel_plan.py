@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -133,3 +134,23 @@ def test_what_cannot_be_planned():
         plan_split(Stubborn(), 2)
     with pytest.raises(GroupwiseError, match="ranks=0 is too small"):
         plan_split(Shared(), 0)
+
+
+@pytest.mark.parametrize("input_shape", [None, (2, 3, 224, 224)])
+def test_the_table_of_a_plan_as_data(input_shape):
+    with torch.device("meta"):
+        plan = plan_split(models.alexnet(), 2, input_shape=input_shape)
+    rows = list(csv.DictReader(plan.to_csv().splitlines()))
+    assert [row["name"] for row in rows] == [choice.name for choice in plan.choices]
+    assert [row["style"] for row in rows] == [type(choice.style).__name__ for choice in plan.choices]
+    assert sum(int(row["most_held"]) for row in rows) == plan.held[0]
+    for row, choice in zip(rows, plan.choices, strict=True):
+        for direction, back in (("forward", False), ("backward", True)):
+            payload = sum(one.payload for one in choice.collectives if one.backward is back)
+            assert row[f"{direction}_bytes"] == ("" if input_shape is None else str(payload))
+        assert row["forward"] == choice.forward
+    head, rule, *body = plan.to_markdown().splitlines()
+    assert head.split(" | ")[0] == "| name"
+    assert len(body) == len(rows)
+    assert head.count("|") == rule.count("|")
+    assert plan.to_svg() in plan._repr_html_()

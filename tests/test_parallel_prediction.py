@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 import torch
 
 from groupwise import GroupwiseError, models
-from groupwise.parallel import Collective, Link, Machine, plan_split, predict, split, traffic
+from groupwise.parallel import Collective, Link, Machine, Prediction, plan_split, predict, split, traffic
 from groupwise.parallel.planning.decision import Decision
 from groupwise.parallel.planning.work import tasks
 from ranks import ranks
@@ -135,8 +136,8 @@ def test_what_cannot_be_predicted():
         predict(plan_split(model, 1, input_shape=(4, 4, 5)), MACHINE, data=3)
     with pytest.raises(GroupwiseError, match=r"Sequential does not take an input of shape \(4, 5, 5\): "):
         predict(plan_split(model, 1, input_shape=(4, 5, 5)), MACHINE)
-    with pytest.raises(GroupwiseError, match="groups=0 is too small"):
-        predict(plan_split(model, 0, input_shape=(4, 4, 5)), MACHINE)
+    with pytest.raises(GroupwiseError, match="data=0 is too small"):
+        predict(plan_split(model, 1, input_shape=(4, 4, 5)), MACHINE, data=0)
 
 
 PAGE = (BENCHMARKS.parent / "docs" / "when-to-split.md").read_text(encoding="utf-8")
@@ -185,3 +186,21 @@ def test_many_ranks_sum_along_trees():
     assert trees.seconds(Collective("", False, "all_gather", 1000), 512) == LINK.seconds(
         Collective("", False, "all_gather", 1000), 512
     )
+
+
+def test_a_prediction_as_text_and_json():
+    step = Prediction(2, 4, 128, 1.5e-3, 2.5e-4, 0.0, 12_345_678.0)
+    facts = step.to_dict()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["seconds"] == step.seconds == pytest.approx(1.75e-3)
+    assert str(step) == (
+        "a step of 128 samples on 2 x 4 ranks takes 1.75 ms: 1.5 ms of work, 0.25 ms of collectives in the network, "
+        "0 ms more to sum gradients; a rank holds 12.3 MB of parameters, gradients and momentum"
+    )
+    assert str(step) in step._repr_html_()
+
+
+def test_a_plan_without_a_shape_predicts_nothing():
+    model = torch.nn.Sequential(torch.nn.Conv1d(4, 4, 1, groups=4))
+    with pytest.raises(GroupwiseError, match=r"the plan of Sequential has no input_shape, .* input_shape=\(N, C"):
+        predict(plan_split(model, 2), MACHINE)

@@ -1,11 +1,14 @@
-"""What crosses between ranks, by hand and by PyTorch's own count."""
+"""The collectives of a step, by hand and by PyTorch's own count."""
 
 from __future__ import annotations
+
+import csv
+import json
 
 import pytest
 import torch
 
-from groupwise.parallel import Collective, split, traffic
+from groupwise.parallel import Collective, Collectives, split, traffic
 from ranks import ranks
 from test_parallel_split import NETWORKS, make
 
@@ -55,3 +58,22 @@ def test_what_a_rank_sends_in_a_ring():
     assert Collective("a", False, "all_gather", 900).moved(3) == 600
     assert Collective("a", False, "reduce_scatter", 900).moved(1) == 0
     assert Collective("a", False, "all_to_all", 90).moved(3) == 90
+
+
+def test_collectives_as_data():
+    made = Collectives([Collective("conv3", False, "all_gather", 900), Collective("", True, "all_reduce", 8)])
+    facts = made.to_dict()
+    assert json.loads(json.dumps(facts)) == facts
+    assert [Collective(**one) for one in facts["collectives"]] == list(made)
+    assert str(made).splitlines() == [
+        "all_gather of 900 bytes for conv3, forward",
+        "all_reduce of 8 bytes for the model, backward",
+    ]
+    assert str(made) in made._repr_html_()
+    assert list(csv.reader(made.to_csv().splitlines())) == [
+        ["layer", "backward", "operation", "payload"],
+        ["conv3", "False", "all_gather", "900"],
+        ["", "True", "all_reduce", "8"],
+    ]
+    assert made.to_markdown().splitlines()[2] == "| conv3 | False | all_gather | 900 |"
+    assert str(Collectives()) == "no collective"

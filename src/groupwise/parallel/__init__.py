@@ -6,7 +6,7 @@ from groupwise.parallel.checkpoint import list_checkpoints, load, save
 from groupwise.parallel.planning.plan import Choice, SplitPlan, plan_split
 from groupwise.parallel.planning.prediction import Link, Machine, Prediction, predict
 from groupwise.parallel.planning.splitting import split
-from groupwise.parallel.runtime.traffic import traffic
+from groupwise.parallel.runtime.traffic import Collectives, traffic
 from groupwise.parallel.styles.channelwise import ChannelwiseParallel, KeepWhole
 from groupwise.parallel.styles.dense import ColwiseParallel, RowwiseParallel
 from groupwise.parallel.styles.group import GroupParallel
@@ -17,6 +17,7 @@ __all__ = [
     "ChannelwiseParallel",
     "Choice",
     "Collective",
+    "Collectives",
     "ColwiseParallel",
     "GroupParallel",
     "KeepWhole",
