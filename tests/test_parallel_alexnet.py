@@ -37,11 +37,11 @@ def train(mesh, dtype, steps):
     return losses, before, after if first else {}
 
 
-# `fraction` bounds the differences by each tensor's largest change. The layers of 2012 begin with biases of 1 over weights
-# of 0.01, so that float32 rounds off much of what differs from place to place: one process pools other maxima in float32
-# than in float64, and its weights end up to 0.06 of their change apart. Two ranks are as near to it (0.03), and how near
-# the losses are depends on the order of sums in the machine's kernels. In float64 the differences are 4e-12, so that a
-# mistake of the split would show there.
+# `fraction` bounds the differences by each tensor's largest change. The layers of 2012 begin with biases of 1 over
+# weights of 0.01, so that float32 rounds off much of what differs from place to place: one process pools other maxima
+# in float32 than in float64, and its weights end up to 0.06 of their change apart. Two ranks are as near to it (0.03),
+# and how near the losses are depends on the order of sums in the machine's kernels. In float64 the differences are
+# 4e-12, so that a mistake of the split would show there.
 @pytest.mark.parametrize(("dtype", "steps", "fraction"), [(torch.float32, 10, 0.1), (torch.float64, 2, 1e-9)])
 def test_steps_on_two_ranks_are_those_of_one_process(dtype, steps, fraction):
     losses, before, after = train(None, dtype, steps)

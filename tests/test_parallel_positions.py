@@ -21,13 +21,13 @@ WIDTH, TAPS = 12, 4
 class Mixer(nn.Module):
     """The token mixer of a Mamba-like block: (N, L, 6) to (N, L', 6), with a depthwise convolution along L."""
 
-    def __init__(self, between, padding=0, norm=False):
+    def __init__(self, between, padding=0, norm=False, taken=WIDTH):
         super().__init__()
         self.in_proj = nn.Linear(6, WIDTH)
         self.conv = nn.Conv1d(WIDTH, WIDTH, TAPS, padding=padding, groups=WIDTH)
         self.norm = nn.BatchNorm1d(WIDTH) if norm else nn.Identity()
         self.pad = nn.ConstantPad1d((TAPS - 1, 0), 0.5)
-        self.out_proj = nn.Linear(WIDTH, 6)
+        self.out_proj = nn.Linear(taken, 6)
         self.between = between
 
     def forward(self, x):
@@ -158,45 +158,73 @@ def test_outputs_and_gradients_equal_one_process(count, name):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+def convolved(self, h):
+    return self.conv(self.pad(h.transpose(1, 2)))
+
+
 def sliced_channels(self, x, h):
-    return F.pad(self.conv(self.pad(h.transpose(1, 2)))[:, : WIDTH - 2], (0, 0, 1, 1)).transpose(1, 2)
+    return convolved(self, h)[:, :6].transpose(1, 2)
+
+
+def sliced_last_channels(self, x, h):
+    return convolved(self, h).transpose(1, 2)[..., -6:]
 
 
 def padded_channels(self, x, h):
-    h = self.conv(self.pad(h.transpose(1, 2)))[:, 2:]
-    return F.pad(h.transpose(1, 2), (1, 1))
+    return F.pad(convolved(self, h), (0, 0, 4, 2)).transpose(1, 2)
+
+
+def padded_last_channels(self, x, h):
+    return F.pad(convolved(self, h).transpose(1, 2), (2, 4))
 
 
 def chunked_channels(self, x, h):
-    first, second = self.conv(self.pad(h.transpose(1, 2))).chunk(2, dim=1)
-    return torch.cat([second, first], 1).transpose(1, 2)
+    first, second = convolved(self, h).chunk(2, dim=1)
+    return (first * second).transpose(1, 2)
+
+
+def split_channels(self, x, h):
+    first, second = torch.split(convolved(self, h).transpose(1, 2), 6, -1)
+    return first * second
 
 
 def narrowed_channels(self, x, h):
-    return F.pad(self.conv(self.pad(h.transpose(1, 2))).transpose(1, 2).narrow(2, 1, 11), (0, 1))
+    return convolved(self, h).narrow(-2, 3, 6).transpose(1, 2)
 
 
 def scaled_by_their_number(self, x, h):
-    h = self.conv(self.pad(h.transpose(1, 2)))
+    h = convolved(self, h)
     return (h / h.shape[1]).transpose(1, 2)
 
 
+def scaled_by_their_size(self, x, h):
+    h = convolved(self, h)
+    return (h / h.size(-2)).transpose(1, 2)
+
+
+def scaled_by_an_unpacked_size(self, x, h):
+    h = convolved(self, h).transpose(1, 2)
+    _, _, width = h.size()
+    return h * width
+
+
 def selected(self, x, h):
-    return self.conv(self.pad(h.transpose(1, 2)))[..., 0][:, None, :]
+    return convolved(self, h)[..., 0][:, None, :]
 
 
-def as_positions(self, x, h):
-    """A convolution along the channels, in which positions are taken for channels."""
-    return self.conv(self.pad(h))[..., :WIDTH]
-
-
+# What is done with the channels, and how many of them come out.
 REFUSED = {
-    "slice": sliced_channels,
-    "pad": padded_channels,
-    "chunk": chunked_channels,
-    "narrow": narrowed_channels,
-    "number": scaled_by_their_number,
-    "select": selected,
+    "slice": (sliced_channels, 6),
+    "slice, last": (sliced_last_channels, 6),
+    "pad": (padded_channels, 18),
+    "pad, last": (padded_last_channels, 18),
+    "chunk": (chunked_channels, 6),
+    "split": (split_channels, 6),
+    "narrow": (narrowed_channels, 6),
+    "number": (scaled_by_their_number, WIDTH),
+    "size": (scaled_by_their_size, WIDTH),
+    "unpacked size": (scaled_by_an_unpacked_size, WIDTH),
+    "select": (selected, WIDTH),
 }
 
 
@@ -212,7 +240,8 @@ def test_what_mixes_channels_finds_all_of_them(count, name):
 
 def make_refused(name):
     torch.manual_seed(0)
-    return Mixer(REFUSED[name]).double(), torch.randn(2, 8, 6).double()
+    between, taken = REFUSED[name]
+    return Mixer(between, taken=taken).double(), torch.randn(2, 8, 6).double()
 
 
 def on_rank_refused(mesh, name):
@@ -221,7 +250,8 @@ def on_rank_refused(mesh, name):
 
 
 def test_a_convolution_along_channels_stays_whole():
-    plan = plan_split(Mixer(as_positions), 2)
+    # The convolution takes the 12 positions of (N, 12, 12) for its channels.
+    plan = plan_split(Mixer(lambda self, x, h: F.silu(self.conv(h))), 2)
     assert all(choice.input is None and choice.output is None for choice in plan.choices)
 
 
