@@ -188,7 +188,7 @@ def test_a_line_that_crosses_goes_from_each_rank_to_all():
 
 
 @pytest.mark.parametrize("sized", [True, False])
-def test_the_towers_of_alexnet_meet_where_the_paper_says(sized):
+def test_the_towers_of_alexnet_gather_where_the_paper_says(sized):
     facts = plan("alexnet", 2, sized)
     root = ET.fromstring(split_svg(facts))
     order = "conv1 | conv2 = conv3 | conv4 | conv5 = fc6 = fc7 | fc8 ="
@@ -335,12 +335,12 @@ def test_the_text_has_the_same_facts(name, ranks, sized):
         counts = [numbers.count(row["parameters"]), low if low == high else f"{low} to {high}"]
         sums = [sum(one["payload"] for one in row["collectives"] if one["backward"] is back) for back in (False, True)]
         forward, backward = (numbers.data(total) if total else "" for total in sums)
-        met = {"all_gather": "all-gathers", "all_reduce": "all-reduces", "reduce_scatter": "reduce-scatters"}
-        back = [f"{met[one['operation']]} input gradients" for one in row["collectives"] if one["backward"]]
+        verbs = {"all_gather": "all-gathers", "all_reduce": "all-reduces", "reduce_scatter": "reduce-scatters"}
+        back = [f"{verbs[one['operation']]} input gradients" for one in row["collectives"] if one["backward"]]
         told = [row["forward"], forward, *back, backward]
         assert cells[3:] == [*(counts if row["parameters"] else []), *filter(None, told)]
-    met = [text for row in facts["layers"] for text in row["forward"].split(", ") if text not in ("", "moves rows")]
-    assert f"; {len(met)} collective{'' if len(met) == 1 else 's'} in a forward" in last
+    found = [text for row in facts["layers"] for text in row["forward"].split(", ") if text not in ("", "moves rows")]
+    assert f"; {len(found)} collective{'' if len(found) == 1 else 's'} in a forward" in last
     assert ("rows move" in last) == any("moves rows" in line for line in lines)
     if sized:
         assert split_text(facts).split("\n")[-1].startswith(f"For an input of {tuple(facts['input_shape'])} ")

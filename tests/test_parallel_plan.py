@@ -64,8 +64,8 @@ def test_a_block_of_resnext_costs_one_collective(ranks):
     rows = table(plan)
     sums = [f"layer{stage + 1}.{block}.conv3" for stage, blocks in enumerate((3, 4, 6, 3)) for block in range(blocks)]
     # 32 groups over 3 ranks are other rows than DTensor's chunks.
-    met = [name for name, row in rows.items() if row[1] not in ("", "moves rows")]
-    assert met == (sums if ranks > 1 else [])
+    found = [name for name, row in rows.items() if row[1] not in ("", "moves rows")]
+    assert found == (sums if ranks > 1 else [])
     assert any("moves rows" in row[1] for row in rows.values()) == (ranks == 3)
     for name, (style, _) in rows.items():
         place = name.split(".")[-1]

@@ -37,9 +37,9 @@ def facts(collective):
 @pytest.mark.parametrize("count", [2, 3, 4])
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_a_plan_tells_the_collectives_of_ranks(name, count):
-    # Each rank meets the others in the same order; of rows that move the rank counts that receives most.
-    met = zip(*ranks.run(count, counted_on, name), strict=True)
-    counted = sorted(max(map(facts, collectives)) for collectives in met)
+    # Each rank runs the collectives in the same order; for rows that move, the rank counts that receives most.
+    steps = zip(*ranks.run(count, counted_on, name), strict=True)
+    counted = sorted(max(map(facts, collectives)) for collectives in steps)
     planned = sorted(map(facts, told(name, count)))
     assert [collective[:3] for collective in counted] == [collective[:3] for collective in planned]
     for (*_, operation, real), (layer, *_, expected) in zip(counted, planned, strict=True):

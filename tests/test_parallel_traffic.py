@@ -30,7 +30,7 @@ def counted(mesh, name):
     return collectives, theirs.get_total_counts()
 
 
-def test_a_block_of_resnext_exchanges_its_sum_and_nothing_else():
+def test_a_block_of_resnext_all_reduces_its_sum_and_nothing_else():
     sums = [4 * 64 * 64 * 4, 4 * 128 * 16 * 4, 4 * 128 * 16 * 4]
     inputs = [4 * 32 * 64 * 4, 4 * 64 * 64 * 4, 4 * 128 * 16 * 4]
     for collectives, _ in ranks.run(2, counted, "resnext"):
@@ -39,11 +39,11 @@ def test_a_block_of_resnext_exchanges_its_sum_and_nothing_else():
         assert list(collectives) == forward + backward[::-1]
 
 
-def test_towers_meet_where_alexnets_do():
-    meeting = {"conv3": 4 * 12 * 25 * 4, "fc5": 4 * 48 * 4, "fc6": 4 * 20 * 4}
+def test_towers_gather_where_alexnets_do():
+    gathered = {"conv3": 4 * 12 * 25 * 4, "fc5": 4 * 48 * 4, "fc6": 4 * 20 * 4}
     for collectives, _ in ranks.run(2, counted, "towers"):
-        gathers = [Collective(name, False, "all_gather", size) for name, size in meeting.items()]
-        scatters = [Collective(name, True, "reduce_scatter", size) for name, size in meeting.items()]
+        gathers = [Collective(name, False, "all_gather", size) for name, size in gathered.items()]
+        scatters = [Collective(name, True, "reduce_scatter", size) for name, size in gathered.items()]
         assert list(collectives) == [*gathers, Collective("fc7", False, "all_reduce", 4 * 5 * 4), *scatters[::-1]]
 
 
