@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from groupwise import models
-from groupwise.parallel import Link, Machine, Prediction, predict
+from groupwise.parallel import Link, Machine, Prediction, plan_split, predict
 
 # This is an NVIDIA A100 of 80 GB in nodes of 8, by its data sheet (312 TFLOPS in bfloat16, 2.0 TB/s, NVLink of 300 GB/s
 # each way), with one 200 Gbit/s adapter a GPU between nodes. Sustained are assumed 40 % of its arithmetic, 70 % of its
@@ -86,7 +86,9 @@ def _splits(gpus: int, most: int) -> list[int]:
 
 
 def _step(model: torch.nn.Module, batch: int, groups: int, data: int) -> Prediction | None:
-    return predict(model, (batch, 3, 224, 224), GPU, groups=groups, data=data) if data <= batch else None
+    if data > batch:
+        return None
+    return predict(plan_split(model, groups, input_shape=(batch, 3, 224, 224)), GPU, data=data)
 
 
 def _ms(way: Prediction | None) -> str:

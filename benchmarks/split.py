@@ -31,8 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from groupwise import models
 from groupwise.examples.digits import DigitsResNeXt
-from groupwise.parallel import Crossing, Link, Machine, exchange, plan_split, predict, split
-from groupwise.spec.partition import Share
+from groupwise.parallel import Collective, Link, Machine, plan_split, predict, split
+from groupwise.parallel.runtime import collectives
+from groupwise.spec.partition import Partition
 
 UNIT = ("benchmark", "network", "ranks")
 KIB = 1024
@@ -106,11 +107,12 @@ def _network(
             if number >= 2:
                 times[key].append(seconds)
     found = {key: statistics.median(values) for key, values in times.items()}
-    scale = predict(whole, shape, base).seconds / found["whole"]
+    alone, over_ranks = (plan_split(whole, count, input_shape=shape) for count in (1, ranks))
+    scale = predict(alone, base).seconds / found["whole"]
     machine = dataclasses.replace(base, macs=base.macs * scale, memory=base.memory * scale)
     told = {
-        "split": predict(whole, shape, machine, groups=ranks),
-        "data": predict(whole, shape, machine, data=ranks),
+        "split": predict(over_ranks, machine),
+        "data": predict(alone, machine, data=ranks),
     }
     return {
         "network": name,
@@ -120,7 +122,7 @@ def _network(
         "processors": os.cpu_count(),
         **{f"{key}_ms": round(seconds * 1e3, 3) for key, seconds in found.items()},
         **{f"{key}_predicted_ms": round(made.seconds * 1e3, 3) for key, made in told.items()},
-        "exchange_predicted_ms": round(told["split"].exchange * 1e3, 3),
+        "exchange_predicted_ms": round(told["split"].collectives * 1e3, 3),
         "latency_us": round(base.near.latency * 1e6, 2),
         "bandwidth_gb_s": round(base.near.bandwidth / 1e9, 3),
         "overhead_us": round(machine.overhead * 1e6, 1),
@@ -146,14 +148,14 @@ def _fit_link(mesh: DeviceMesh) -> Link:
     ranks, rows = mesh.size(), []
     for size in SIZES:
         count = size // 4 // ranks * ranks
-        share = Share(ranks, ranks)
+        partition = Partition(ranks, ranks)
         whole, part = torch.randn(1, count), torch.randn(1, count // ranks)
         for operation, tensor, source in (("all_reduce", whole, Partial()), ("all_gather", part, Shard(1))):
-            ask = functools.partial(exchange.redistribute, tensor, mesh, source, Replicate(), 1, count, share)
+            ask = functools.partial(collectives.redistribute, tensor, mesh, source, Replicate(), 1, count, partition)
             seconds = statistics.median(_repeat(ask, 30 if size <= 256 * KIB else 9))
-            crossing = Crossing("", False, operation, 4 * count)
-            messages = Link(1, float("inf")).seconds(crossing, ranks)
-            rows.append((messages / seconds, crossing.moved(ranks) / seconds))
+            collective = Collective("", False, operation, 4 * count)
+            messages = Link(1, float("inf")).seconds(collective, ranks)
+            rows.append((messages / seconds, collective.moved(ranks) / seconds))
     # The rows are those of messages * alpha + bytes * beta = seconds, divided by the seconds.
     system, ones = torch.tensor(rows, dtype=torch.float64), torch.ones(len(rows), 1, dtype=torch.float64)
     alpha, beta = torch.linalg.lstsq(system, ones).solution.flatten().tolist()

@@ -1,9 +1,9 @@
-"""A checkpoint of one number of ranks, loaded on another: run it on 2 ranks, then on as many as you like.
+"""Saves a checkpoint on one number of ranks and loads it on another: run it on 2 ranks, then on as many as you like.
 
     torchrun --nproc-per-node 2 examples/split_and_move.py
     torchrun --nproc-per-node 3 examples/split_and_move.py
 
-The first run trains 5 steps and writes the folder split-checkpoint, later ones load it; each goes on to 10 steps.
+The first run trains 5 steps and writes the folder split-checkpoint. Later runs load it. Each run trains up to 10 steps.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Split a grouped convolution over two processes, and compare with one."""
+"""Splits a grouped convolution over two processes, and compares the result with one process."""
 
 import os
 
@@ -17,9 +17,9 @@ def run(rank, ranks, folder):
     conv, x = torch.nn.Conv2d(8, 4, 5, groups=4), torch.randn(1, 8, 9, 9)
     whole = conv(x)
     mesh = init_device_mesh("cpu", (ranks,))
-    part = parallelize_module(conv, mesh, GroupParallel())(x)
-    torch.testing.assert_close(part, whole[:, 2 * rank : 2 * rank + 2])
-    print(f"rank {rank} has {tuple(part.shape)} of {tuple(whole.shape)}: {conv}")
+    shard = parallelize_module(conv, mesh, GroupParallel())(x)
+    torch.testing.assert_close(shard, whole[:, 2 * rank : 2 * rank + 2])
+    print(f"rank {rank} has {tuple(shard.shape)} of {tuple(whole.shape)}: {conv}")
     distributed.destroy_process_group()
 
 

@@ -1,10 +1,10 @@
-"""Groups over two ranks and data over two: a split network in DistributedDataParallel, on a mesh of 2 x 2.
+"""Splits groups over two ranks and data over two, with DistributedDataParallel, on a mesh of 2 x 2.
 
 torchrun --nproc-per-node 4 examples/split_with_ddp.py
 
-DistributedDataParallel takes the parameters out of a split model at its first forward, and warns of it here: the
-optimiser is made before that and zeroes the gradients. To clip gradients or to write checkpoints use FSDP2, as in
-split_with_fsdp.py.
+DistributedDataParallel takes the parameters out of a split model at its first forward, and groupwise warns about it. So
+this program makes the optimiser before that, and zeroes the gradients by it. To clip gradients or to write checkpoints,
+use FSDP2 as in split_with_fsdp.py.
 """
 
 import copy
@@ -43,7 +43,7 @@ alone = copy.deepcopy(model)
 
 split(model, mesh["groups"])
 parallel = nn.parallel.DistributedDataParallel(model, device_mesh=mesh["data"])
-# Each row of the mesh takes half of the pictures, and both ranks of a row the same half.
+# Each row of the mesh gets half of the pictures, and both ranks of a row get the same half.
 row = mesh.get_local_rank("data")
 loss = train(parallel, pictures.chunk(2)[row], labels.chunk(2)[row])
 distributed.all_reduce(loss, group=mesh.get_group("data"))

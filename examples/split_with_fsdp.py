@@ -1,4 +1,4 @@
-"""Groups over two ranks, and over two others data and parameters: a split network in FSDP2, on a mesh of 2 x 2.
+"""Splits groups over two ranks, and data and parameters over two, with FSDP2, on a mesh of 2 x 2.
 
 torchrun --nproc-per-node 4 examples/split_with_fsdp.py
 """
@@ -42,10 +42,10 @@ model = nn.Sequential(block(3), block(10)).to(device)
 pictures, labels = torch.randn(8, 3, 16, 16).to(device), torch.randint(10, (8,)).to(device)
 alone = copy.deepcopy(model)
 
-# First the groups; FSDP then shards what each rank holds, and gathers a block's share of it while the block runs.
+# Split the groups first. FSDP then shards what each rank holds, and gathers it for a block while that block runs.
 split(model, mesh["groups"])
-for part in model:
-    fully_shard(part, mesh=mesh["data"])
+for layers in model:
+    fully_shard(layers, mesh=mesh["data"])
 fully_shard(model, mesh=mesh["data"])
 row = mesh.get_local_rank("data")
 loss = train(model, pictures.chunk(2)[row], labels.chunk(2)[row])

@@ -12,7 +12,7 @@ SOURCE = ROOT / "src" / "groupwise"
 # Top to bottom. A room imports from those above it only, and from itself without a circle.
 ROOMS = "errors spec kernels draw explanation nn models parallel examples profile web cli __main__".split()
 # The rooms inside a room that have an order of their own.
-INNER = {"draw": ["base", "text", "views", "html"]}
+INNER = {"draw": ["base", "text", "views", "html"], "parallel": ["styles", "planning"]}
 FILES = sorted(SOURCE.rglob("*.py"))
 # What explains numbers and finds out what the native core lacks never loads torch.
 LIGHT = {"errors", "spec", "kernels", "draw", "explanation", "cli"}

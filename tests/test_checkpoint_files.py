@@ -93,7 +93,7 @@ def loaded_with_flips(mesh, path):
         torch.distributed.barrier(mesh.get_group())
         text = told(load, path, model, optimizer, group=mesh.get_group())
         same = all(map(torch.equal, map(whole, model.state_dict().values()), before)) and not optimizer.state
-        if not same or f"checkpoint {path} is damaged: " not in text or "; go on from an older one" not in text:
+        if not same or f"checkpoint {path} is damaged: " not in text or "; resume from an older one" not in text:
             missed.append((*change, text))
         torch.distributed.barrier(mesh.get_group())
         if first:

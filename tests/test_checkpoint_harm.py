@@ -67,7 +67,7 @@ def test_an_index_that_names_something_else(path, name):
     (path / ".metadata").write_bytes(named(name))
     resum(path)
     shown = name.replace(":", ".").replace("\n", "\\n")
-    say(path, f".metadata cannot be used, as it names {shown}, which no checkpoint of groupwise holds; go on from")
+    say(path, f".metadata cannot be used, as it names {shown}, which no checkpoint of groupwise holds; resume from")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_an_index_that_names_something_else(path, name):
 def test_an_index_that_is_none(path, content):
     (path / ".metadata").write_bytes(content)
     resum(path)
-    say(path, f"checkpoint {path} is damaged: .metadata ", "; go on from an older one")
+    say(path, f"checkpoint {path} is damaged: .metadata ", "; resume from an older one")
     assert not hasattr(index.Metadata, "a")
 
 
@@ -154,7 +154,7 @@ def chunk(known):
 )
 def test_an_index_that_is_wrong(path, change, words):
     reindex(path, change)
-    say(path, f"checkpoint {path} is damaged: ", words, "; go on from an older one")
+    say(path, f"checkpoint {path} is damaged: ", words, "; resume from an older one")
 
 
 def test_a_value_in_the_place_of_a_tensor(path):
@@ -222,7 +222,7 @@ def test_a_tensor_that_is_none(path):
     resum(path)
     for text in ranks.run(2, unreadable, str(path)):
         assert text.startswith(f"checkpoint {path} cannot be read: UnpicklingError: ")
-        assert text.endswith("go on from another one, as parts of this one may be in the model by now")
+        assert text.endswith("resume from another one, because some tensors of this one may be in the model by now")
 
 
 class Counted:

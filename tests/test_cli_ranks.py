@@ -42,7 +42,7 @@ def test_explain(capsys, tmp_path):
 
 def test_the_size_brings_bytes(capsys):
     out = run(capsys, *LAYER, "--ranks", "2", "--view", "ranks", "--size", "56")[1]
-    assert "its gradient is gathered backward (1.61 MB)" in " ".join(out.split())
+    assert "input's gradient is all-gathered backward (1.61 MB)" in " ".join(out.split())
 
 
 def test_a_layer_of_a_model(capsys, net):
@@ -72,7 +72,7 @@ def test_report_of_alexnet(capsys):
         plan = plan_split(load_model("alexnet"), 2, input_shape=(1, 3, 224, 224))
     assert status == 0
     assert str(plan) in out
-    assert "4 exchanges in a forward." in out
+    assert "4 collectives in a forward." in out
 
 
 @pytest.mark.parametrize(

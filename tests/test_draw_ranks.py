@@ -39,7 +39,7 @@ def check_ranks(spec, ranks, at=None):
     found = columns(root)
     assert list(found) == ([*range(ranks)] if ranks <= 7 else [0, 1, 2, 3, 4, ranks - 1])
     assert (f"… {ranks - 6:,} more" in words(root)) == (ranks > 7)
-    assert words(root).count("crosses") == 1
+    assert words(root).count("collectives") == 1
     units = spec.groups if spec.groups > 1 else spec.out_channels
     inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // units
     expected = 0
@@ -78,7 +78,7 @@ def test_any_convolution_over_any_ranks(spec, ranks):
         (ConvSpec(8, 16, 3, groups=4, transposed=True), 2, "2 groups of 4."),
         (ConvSpec(2048, 2048, 3, groups=2048), 1000, "2 to 3 groups of 2,048."),
         (ConvSpec(2048, 2048, 3, groups=2048), 1, "2,048 groups of 2,048."),
-        (ConvSpec(3, 7, 3), 2, "a dense layer is split by its output channels (ChannelParallel)."),
+        (ConvSpec(3, 7, 3), 2, "a dense layer is split by its output channels (ColwiseParallel)."),
         (ConvSpec(3, 2, 3), 5, "a dense layer"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The pictures of who holds what of a network, and the tables: legible, and the same facts as the plan."""
+"""The pictures of what each rank holds of a network, and the tables: legible, and the same facts as the plan."""
 
 from __future__ import annotations
 
@@ -158,23 +158,23 @@ def test_numbers_that_are_shown_alike_are_said_once():
     assert "61.0 M, of which a rank holds 21.9 M" in words(ET.fromstring(split_svg(plan("alexnet", 3))))
 
 
-def test_what_crosses_backward_is_told_once():
+def test_collectives_backward_are_told_once():
     model = nn.Sequential(nn.Conv1d(9, 9, 1), nn.Softmax(1), nn.Conv1d(9, 6, 1, groups=3), nn.Softmax(1))
     said = words(ET.fromstring(plan_split(model, 2, input_shape=(1, 9, 9)).to_svg()))
     assert [text for text in said if text.endswith("backward")] == [
-        "gathers input gradients 324 B backward",
+        "all-gathers input gradients 324 B backward",
         "moves rows 88 B, 88 B backward",
     ]
     # 6 outputs of 9 values.
-    assert "gathers outputs 216 B" in said
+    assert "all-gathers outputs 216 B" in said
     # One row of 3 weights and a bias, and one channel of 9 values at each end.
     assert 4 * (3 + 1 + 9 + 9) == 88
 
 
 @pytest.mark.parametrize("sized", [True, False])
-def test_nothing_crosses_on_one_rank(sized):
+def test_one_rank_has_no_collective(sized):
     assert "=" not in rows(ET.fromstring(split_svg(plan("alexnet", 1, sized))))
-    assert "0 exchanges in a forward" in split_text(plan("alexnet", 1, sized))
+    assert "0 collectives in a forward" in split_text(plan("alexnet", 1, sized))
 
 
 def test_a_line_that_crosses_goes_from_each_rank_to_all():
@@ -188,26 +188,26 @@ def test_a_line_that_crosses_goes_from_each_rank_to_all():
 
 
 @pytest.mark.parametrize("sized", [True, False])
-def test_the_towers_of_alexnet_meet_where_the_paper_says(sized):
+def test_the_towers_of_alexnet_gather_where_the_paper_says(sized):
     facts = plan("alexnet", 2, sized)
     root = ET.fromstring(split_svg(facts))
     order = "conv1 | conv2 = conv3 | conv4 | conv5 = fc6 = fc7 | fc8 ="
     assert " ".join(rows(root)) == order
-    notes = [re.sub(r" [\d.]+ \w?B\b", "", text) for text in words(root) if re.match("gathers|sums|scatters", text)]
-    back = ["scatters input gradients backward"] * sized
-    assert notes == ["gathers inputs", *back] * 3 + ["sums outputs"]
+    notes = [re.sub(r" [\d.]+ \w?B\b", "", text) for text in words(root) if re.match("all-|reduce-", text)]
+    back = ["reduce-scatters input gradients backward"] * sized
+    assert notes == ["all-gathers inputs", *back] * 3 + ["all-reduces outputs"]
 
 
 def test_bytes_are_told_where_the_input_is_known():
     sized, plain = (words(ET.fromstring(split_svg(plan("alexnet", 2, known)))) for known in (True, False))
-    assert [text for text in sized if text.startswith("gathers")] == [
-        f"gathers inputs {n} kB" for n in (173, 36.9, 16.4)
+    assert [text for text in sized if text.startswith("all-gathers")] == [
+        f"all-gathers inputs {n} kB" for n in (173, 36.9, 16.4)
     ]
-    assert "sums outputs 4.00 kB" in sized
+    assert "all-reduces outputs 4.00 kB" in sized
     # 256 × 13 × 13 inputs of conv3, 256 × 6 × 6 of fc6, 4096 of fc7 and 1000 outputs, of 4 bytes each.
     forward = sum(4 * n for n in (256 * 13 * 13, 256 * 36, 4096, 1000))
     assert f"in a training step {numbers.data(forward)} forward, 226 kB backward, as whole tensors" in " ".join(sized)
-    assert "crosses, for an input of 1×3×224×224." in sized
+    assert "for an input of 1×3×224×224." in sized
     assert not re.search(r"\d [kM]?B\b|backward|input of", " ".join(plain))
 
 
@@ -216,7 +216,7 @@ def test_the_blocks_of_resnext_are_folded(sized):
     facts = plan("resnext", 4, sized)
     every = drawn_of(facts)
     names = [row["name"] for row in every]
-    kinds = [(row["layer"], row["style"], row["parameters"], row["held"], row["exchange"]) for row in every]
+    kinds = [(row["layer"], row["style"], row["parameters"], row["held"], row["forward"]) for row in every]
     at, folds = 0, []
     for text in (row for row in rows(ET.fromstring(split_svg(facts))) if row not in "=|"):
         if match := re.fullmatch(r"the same (?:again|(\d+) times more), to (\S+)", text):
@@ -333,14 +333,14 @@ def test_the_text_has_the_same_facts(name, ranks, sized):
         assert cells[:3] == [row["name"], row["layer"], row["style"]]
         low, high = numbers.count(min(row["held"])), numbers.count(max(row["held"]))
         counts = [numbers.count(row["parameters"]), low if low == high else f"{low} to {high}"]
-        sums = [sum(one["payload"] for one in row["crossings"] if one["backward"] is back) for back in (False, True)]
+        sums = [sum(one["payload"] for one in row["collectives"] if one["backward"] is back) for back in (False, True)]
         forward, backward = (numbers.data(total) if total else "" for total in sums)
-        met = {"all_gather": "gathers", "all_reduce": "sums", "reduce_scatter": "scatters"}
-        back = [f"{met[one['operation']]} input gradients" for one in row["crossings"] if one["backward"]]
-        told = [row["exchange"], forward, *back, backward]
+        verbs = {"all_gather": "all-gathers", "all_reduce": "all-reduces", "reduce_scatter": "reduce-scatters"}
+        back = [f"{verbs[one['operation']]} input gradients" for one in row["collectives"] if one["backward"]]
+        told = [row["forward"], forward, *back, backward]
         assert cells[3:] == [*(counts if row["parameters"] else []), *filter(None, told)]
-    met = [text for row in facts["layers"] for text in row["exchange"].split(", ") if text not in ("", "moves rows")]
-    assert f"; {len(met)} exchange{'' if len(met) == 1 else 's'} in a forward" in last
+    found = [text for row in facts["layers"] for text in row["forward"].split(", ") if text not in ("", "moves rows")]
+    assert f"; {len(found)} collective{'' if len(found) == 1 else 's'} in a forward" in last
     assert ("rows move" in last) == any("moves rows" in line for line in lines)
     if sized:
         assert split_text(facts).split("\n")[-1].startswith(f"For an input of {tuple(facts['input_shape'])} ")
@@ -354,7 +354,7 @@ def test_nothing_that_can_be_split(ranks):
     assert "in a training step nothing forward, nothing backward" in words(root)
     assert "layers without parameters" in words(root)
     assert split_text(facts).endswith("nothing forward and nothing backward.")
-    assert "0 exchanges in a forward" in split_text(facts)
+    assert "0 collectives in a forward" in split_text(facts)
     bare = plan_split(nn.ReLU(), ranks).to_dict()
     assert rows(check_boxed(split_svg(bare))) == []
     assert "0 parameters, of which a rank holds 0" in split_text(bare)

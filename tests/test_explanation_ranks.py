@@ -17,7 +17,7 @@ from cases import specs
 from groupwise import ConvSpec, GroupwiseError, explain, report
 from groupwise.draw.base.svg import LABEL_SIZE, text_width
 from groupwise.parallel import GroupParallel, KeepWhole, plan_split
-from groupwise.spec.partition import Share, chunks
+from groupwise.spec.partition import Partition, chunks
 
 MOST = 2**16
 
@@ -45,7 +45,7 @@ def test_text_dict_picture_and_page(tmp_path):
     places = [text.index(f"\n{head}  ") for head in ("Wiring", "Weight", "Ranks")]
     assert places == sorted(places)
     assert "GroupParallel: whole groups to each rank, 8 groups of 32." in text
-    assert "its gradient is gathered backward (1.61 MB)" in " ".join(text.split())
+    assert "input's gradient is all-gathered backward (1.61 MB)" in " ".join(text.split())
     facts = shown.to_dict()
     assert json.loads(json.dumps(facts)) == facts
     assert facts["ranks"] == [[0, 8], [8, 16], [16, 24], [24, 32]]
@@ -109,7 +109,7 @@ def test_every_door_takes_ranks():
 @pytest.mark.parametrize(
     ("spec", "ranks", "held", "reading"),
     [
-        (ConvSpec(3, 7, 3), 2, [[0, 4], [4, 7]], "a dense layer is split by its output channels (ChannelParallel)."),
+        (ConvSpec(3, 7, 3), 2, [[0, 4], [4, 7]], "a dense layer is split by its output channels (ColwiseParallel)."),
         (ConvSpec(9, 2, 3), 3, [[0, 1], [1, 2], [2, 2]], "a dense layer is split by its output channels"),
         (ConvSpec(8, 8, 3, groups=4), 6, [[0, 1], [1, 2], [2, 3], [3, 4], [4, 4], [4, 4]], "0 to 1 group of 4."),
         (ConvSpec(6, 12, 3, groups=3, transposed=True), 2, [[0, 2], [2, 3]], "1 to 2 groups of 3."),
@@ -139,25 +139,25 @@ def test_who_holds_what(spec, ranks, held, reading):
         assert lines[rank][3] == f"{spec.parameters * (stop - start) // units} parameters"
 
 
-def test_what_crosses_is_told_by_kind():
+def test_collectives_are_told_by_kind():
     grouped, dense = (" ".join(explain(8, 8, 3, groups=g, ranks=2, size=9).to_text("ranks").split()) for g in (4, 1))
-    assert "No activation crosses between layers that are split alike, forward or backward." in grouped
+    assert "No collective runs between layers that are split alike, forward or backward." in grouped
     # 8 × 9 × 9 inputs and 8 × 7 × 7 outputs of 4 bytes.
-    assert "its gradient is gathered backward (2.59 kB)" in grouped
-    assert "it is gathered forward (1.57 kB)" in grouped
-    assert "ChannelParallel: a split input is gathered forward (2.59 kB)" in dense
-    assert "a whole input's gradient is summed backward (2.59 kB)" in dense
-    assert "an output that is to be whole is gathered forward (1.57 kB)" in dense
-    assert "SumParallel, by input channels instead, where the input is split: the outputs are summed forward" in dense
+    assert "A whole input's gradient is all-gathered backward (2.59 kB)" in grouped
+    assert "an output that has to be whole is all-gathered forward (1.57 kB)" in grouped
+    assert "ColwiseParallel: a split input is all-gathered forward (2.59 kB)" in dense
+    assert "a whole input's gradient is all-reduced backward (2.59 kB)" in dense
+    assert "an output that has to be whole is all-gathered forward (1.57 kB)" in dense
+    assert "RowwiseParallel splits a split input by its channels instead: the outputs are all-reduced forward" in dense
     assert "kB" not in explain(8, 8, 3, groups=4, ranks=2).to_text("ranks")
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-def test_nothing_crosses_on_one_rank(groups):
+def test_one_rank_has_no_collective(groups):
     shown = explain(8, 4, 5, groups=groups, ranks=1, size=9)
     for told in (shown.to_text("ranks"), shown.to_svg("ranks")):
-        assert "Nothing crosses: there is one rank." in told
-        assert not re.search("gathered|summed|scattered|all-to-all|kB", told)
+        assert "No collective: there is one rank." in told
+        assert not re.search("gathered|reduced|scattered|all-to-all|kB", told)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_nothing_crosses_on_one_rank(groups):
         (ConvSpec(8, 4, 5, groups=4), 5, "Rank 4 is left without. split() of a network keeps a layer of fewer groups"),
         (ConvSpec(8, 4, 5, groups=4), 7, "Ranks 4 to 6 are left without. split() of a network keeps"),
         (ConvSpec(9, 2, 3), 3, "Rank 2 is left without. split() of a network keeps a layer of fewer channels than"),
-        (ConvSpec(2, 9, 3), 3, "(ChannelParallel). split() of a network keeps a layer of fewer channels than ranks"),
+        (ConvSpec(2, 9, 3), 3, "(ColwiseParallel). split() of a network keeps a layer of fewer channels than ranks"),
         (ConvSpec(8, 4, 5, groups=4), 4, ""),
         (ConvSpec(3, 9, 3), 3, ""),
     ],
@@ -198,8 +198,8 @@ def test_rows_between_the_borders_move():
 
 @settings(max_examples=100, deadline=None)
 @given(specs(), st.integers(1, 12))
-def test_rows_move_only_where_parts_are_not_chunks(spec, ranks):
-    share, text = Share(units(spec), ranks), " ".join(explain(spec, ranks=ranks).to_text("ranks").split())
+def test_rows_move_only_where_shards_are_not_chunks(spec, ranks):
+    share, text = Partition(units(spec), ranks), " ".join(explain(spec, ranks=ranks).to_text("ranks").split())
 
     def moved(size):
         ours, theirs = (np.repeat(range(ranks), lengths) for lengths in (share.lengths(size), chunks(size, ranks)))
@@ -213,7 +213,7 @@ def test_rows_move_only_where_parts_are_not_chunks(spec, ranks):
         count = moved(size)
         assert (f"{count:,} of {size:,} {what}" in text) == (count > 0)
         assert (what in text) == (count > 0)
-    assert ("DTensor cuts" in text) == any(map(moved, told.values()))
+    assert ("DTensor splits" in text) == any(map(moved, told.values()))
 
 
 @settings(max_examples=80, deadline=None)
@@ -236,7 +236,7 @@ def test_each_group_has_one_rank(spec, ranks):
 def test_it_is_what_the_styles_hold():
     layer = nn.Conv2d(20, 30, 3, groups=10)
     for ranks in (1, 2, 3, 4, 7):
-        part = [GroupParallel().part(layer, ranks, rank).held for rank in range(ranks)]
+        part = [GroupParallel().shard(layer, ranks, rank).held for rank in range(ranks)]
         assert explain(layer, ranks=ranks).to_dict()["ranks"] == [[one.start, one.stop] for one in part]
 
 
@@ -277,7 +277,7 @@ def test_a_report_has_the_plan():
     assert facts["split"] == plan.to_dict()
     assert facts["split"]["input_shape"] == [2, 3, 6, 6]
     assert str(plan) in str(made)
-    assert "sums outputs" in str(made)
+    assert "all-reduces outputs" in str(made)
     page = made.to_html()
     assert "<h2>Split over 2 ranks</h2>" in page
     assert plan.to_svg() in page

@@ -11,7 +11,7 @@ from torch import nn
 
 from groupwise import GroupwiseError
 from groupwise.parallel import split
-from groupwise.parallel.agreement import agree
+from groupwise.parallel.runtime.agreement import agree
 from ranks import ranks
 
 
@@ -45,7 +45,7 @@ def other_seeds(mesh, function):
 def test_seeds_that_differ_are_told_where_values_are_dropped(function):
     for text in ranks.run(2, other_seeds, function):
         assert "the state of random numbers is " in text
-        assert "seeded alike" in text
+        assert "set the same seed" in text
 
 
 def other_layers(mesh):
@@ -75,14 +75,14 @@ def test_layers_that_differ_are_told():
         assert " on rank 0 and " in text
 
 
-def meet(mesh, *meetings):
-    """What each meeting gave, where `meetings` say which mesh a rank comes with, by rank; None for none."""
+def compare(mesh, *rounds):
+    """Returns the outcome of each round; `rounds` say with which mesh each rank comes, None for none."""
     from torch.distributed.device_mesh import DeviceMesh
 
     # All of the world take part in making a mesh.
     meshes = {members: DeviceMesh("cpu", list(members)) for members in ((0, 1), (0, 1, 2))}
     said = []
-    for members in meetings:
+    for members in rounds:
         torch.distributed.barrier()
         mine = members[mesh.get_local_rank()]
         try:
@@ -97,49 +97,49 @@ LATE = "has not come within 3 s to split a model over ranks"
 
 
 @pytest.fixture(scope="module")
-def met():
-    """What each rank was told at four meetings in a row."""
-    meetings = (
+def noted():
+    """What each rank was told at four rounds in a row."""
+    rounds = (
         [None, THREE, THREE, None],
         [PAIR, PAIR, THREE, None],
         [PAIR, THREE, THREE, None],
         [PAIR, PAIR, None, None],
     )
     try:
-        return ranks.run(4, meet, *meetings)
+        return ranks.run(4, compare, *rounds)
     finally:
-        # No test after this uses ranks that have failed to meet.
+        # No test after this uses ranks that failed to compare notes.
         ranks.stop()
 
 
-def test_a_rank_that_does_not_come_is_named(met):
-    assert [said[0] is None for said in met] == [True, False, False, True]
-    for said in met[1:3]:
+def test_a_rank_that_does_not_come_is_named(noted):
+    assert [said[0] is None for said in noted] == [True, False, False, True]
+    for said in noted[1:3]:
         assert said[0].startswith(f"rank 0 {LATE} [0, 1, 2] of cpu")
         assert said[0].endswith("; each rank of a mesh has to call split with that mesh")
 
 
-def test_a_rank_that_the_others_leave_out_is_told(met):
+def test_a_rank_that_the_others_leave_out_is_told(noted):
     # These two agree, and the third is not theirs.
-    assert met[0][1] is met[1][1] is None
-    assert met[2][1].startswith(
+    assert noted[0][1] is noted[1][1] is None
+    assert noted[2][1].startswith(
         f"rank 0 {LATE} [0, 1, 2] of cpu (it last came with ranks [0, 1] of cpu); each rank of a mesh"
     )
 
 
-def test_ranks_that_come_with_other_meshes_are_told(met):
+def test_ranks_that_come_with_other_meshes_are_told(noted):
     with_pair, with_three = "(it last came with ranks [0, 1] of cpu)", "(it last came with ranks [0, 1, 2] of cpu)"
-    assert met[0][2].startswith(f"rank 1 {LATE} [0, 1] of cpu {with_three}; each rank of a mesh has to call split")
-    for said in met[1:3]:
+    assert noted[0][2].startswith(f"rank 1 {LATE} [0, 1] of cpu {with_three}; each rank of a mesh has to call split")
+    for said in noted[1:3]:
         assert said[2].startswith(f"rank 0 {LATE} [0, 1, 2] of cpu {with_pair}; each rank of a mesh has to call split")
 
 
-def test_ranks_meet_again_after_a_meeting_that_failed(met):
-    assert [said[3] for said in met] == [None] * 4
+def test_ranks_compare_again_after_a_round_that_failed(noted):
+    assert [said[3] for said in noted] == [None] * 4
 
 
 def late(mesh, delays, patience):
-    """What a first meeting gave, to which ranks come after so many seconds, and a second one with a collective."""
+    """Returns the outcomes of a round to which ranks come after so many seconds, and of one with a collective."""
     torch.distributed.barrier(mesh.get_group())
     rank, said, began = mesh.get_local_rank(), [], time.monotonic()
     for delay in (delays[rank], max(delays) + 3 * patience):
@@ -153,7 +153,7 @@ def late(mesh, delays, patience):
     return said, float(counted)
 
 
-def test_a_rank_that_leaves_ends_the_meeting_for_those_who_wait():
+def test_a_rank_that_leaves_ends_the_round_for_those_who_wait():
     """The first leaves at 2 s, when the third has waited for 1 s; the second comes at 3 s to nobody."""
     first, second, third = ranks.run(3, late, (0, 3, 1), 2)
     assert first == third == (["rank 1 has not come within 2 s", None], 3.0)

@@ -37,17 +37,18 @@ def train(mesh, dtype, steps):
     return losses, before, after if first else {}
 
 
-# The differences, in parts of each tensor's largest change. The layers of 2012 begin with biases of 1 over weights of
-# 0.01, so that float32 rounds off much of what differs from place to place: with it one process finds other maxima to
-# pool than with float64, and its weights end up to 0.06 of their change away from those. Two ranks are as near to it
-# (0.03). In float64, where nothing is rounded off, they are at 4e-12, and whatever they did wrong would show.
-@pytest.mark.parametrize(("dtype", "steps", "part"), [(torch.float32, 10, 0.1), (torch.float64, 2, 1e-9)])
-def test_steps_on_two_ranks_are_those_of_one_process(dtype, steps, part):
+# `fraction` bounds the differences by each tensor's largest change. The layers of 2012 begin with biases of 1 over
+# weights of 0.01, so that float32 rounds off much of what differs from place to place: one process pools other maxima
+# in float32 than in float64, and its weights end up to 0.06 of their change apart. Two ranks are as near to it (0.03),
+# and how near the losses are depends on the order of sums in the machine's kernels. In float64 the differences are
+# 4e-12, so that a mistake of the split would show there.
+@pytest.mark.parametrize(("dtype", "steps", "fraction"), [(torch.float32, 10, 0.1), (torch.float64, 2, 1e-9)])
+def test_steps_on_two_ranks_are_those_of_one_process(dtype, steps, fraction):
     losses, before, after = train(None, dtype, steps)
     (theirs, _, state), (others, _, _) = ranks.run(2, train, dtype, steps)
     assert theirs == others
-    assert theirs == pytest.approx(losses, rel=1e-5 if dtype == torch.float32 else 1e-13)
+    assert theirs == pytest.approx(losses, rel=1e-3 if dtype == torch.float32 else 1e-13)
     assert set(state) == set(after)
     for name, expected in after.items():
         change = (expected - before[name]).abs().max()
-        assert (state[name] - expected).abs().max() <= part * change, name
+        assert (state[name] - expected).abs().max() <= fraction * change, name

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from groupwise import GroupwiseError
-from groupwise.parallel import ChannelParallel, GroupParallel, SumParallel, plan_split, split
+from groupwise.parallel import ColwiseParallel, GroupParallel, RowwiseParallel, plan_split, split
 from ranks import ranks
 from test_parallel_split import OPTIMIZERS, data, learn, make, whole
 
@@ -97,8 +97,8 @@ def errors(mesh):
     return [
         told(lambda: parallelize_module(torch.nn.Conv2d(8, 4, 3), mesh, GroupParallel())),
         told(lambda: parallelize_module(torch.nn.Conv2d(9, 9, 3, groups=9), mesh, GroupParallel(uneven=False))),
-        told(lambda: parallelize_module(grouped, mesh, GroupParallel(parts=3))),
-        told(lambda: parallelize_module(grouped, mesh, ChannelParallel())),
+        told(lambda: parallelize_module(grouped, mesh, GroupParallel(units=3))),
+        told(lambda: parallelize_module(grouped, mesh, ColwiseParallel())),
         told(lambda: parallelize_module(torch.nn.ReLU(), mesh, GroupParallel())),
         told(lambda: parallelize_module(ready, mesh, GroupParallel())),
         told(lambda: parallelize_module(parametrizations.weight_norm(grouped), mesh, GroupParallel())),
@@ -113,12 +113,12 @@ def test_errors_of_styles():
     for text, part in zip(
         texts,
         [
-            "this layer has groups=1; use ChannelParallel() or SumParallel(), or give it groups: 1, 2, 4",
+            "this layer has groups=1; use ColwiseParallel() or RowwiseParallel(), or give it groups: 1, 2, 4",
             "groups=9 cannot be spread evenly over 2 ranks; valid numbers of ranks: 1, 3, 9; uneven=True spreads",
-            "3 parts must divide 4 groups; valid: 1, 2, 4",
-            "ChannelParallel is for dense layers, not for groups=4; use GroupParallel()",
+            "3 units must divide 4 groups; valid: 1, 2, 4",
+            "ColwiseParallel is for dense layers, not for groups=4; use GroupParallel()",
             "GroupParallel is for convolutions, and this is a ReLU",
-            "PartConv2d is split already",
+            "ShardConv2d is split already",
             "cannot split a layer whose tensors are computed (weight)",
             "output_layouts=P(sum) is not the layout of a whole tensor",
             "has 8 channels; with input_layouts=S(1) this GroupParallel layer takes 4 of 8 on rank 1",
@@ -156,8 +156,8 @@ def single_samples(mesh):
     answers = []
     for layer, style in (
         (torch.nn.Conv2d(8, 8, 3, padding=1, groups=4), GroupParallel(**whole)),
-        (torch.nn.Conv2d(8, 8, 3, padding=1), ChannelParallel(**whole)),
-        (torch.nn.Conv2d(8, 8, 3, padding=1), SumParallel(**whole)),
+        (torch.nn.Conv2d(8, 8, 3, padding=1), ColwiseParallel(**whole)),
+        (torch.nn.Conv2d(8, 8, 3, padding=1), RowwiseParallel(**whole)),
         (torch.nn.ConvTranspose2d(8, 8, 3, padding=1, groups=2), GroupParallel(**whole)),
     ):
         ready = parallelize_module(layer, mesh, style)
@@ -171,7 +171,7 @@ def single_samples(mesh):
 def test_a_single_sample_has_to_be_a_batch_of_one():
     fix = "; give a single sample as a batch of one, input.unsqueeze(0)"
     for (*layers, line), net, batch in ranks.run(2, single_samples):
-        for style, answers in zip(("Group", "Channel", "Sum", "Group"), layers, strict=True):
+        for style, answers in zip(("Group", "Colwise", "Rowwise", "Group"), layers, strict=True):
             for shape, text in zip(((8, 8, 5), (8, 5, 8), (8, 8, 8)), answers, strict=False):
                 has = f"has 3 dimensions; this {style}Parallel layer takes 4, (N, C, ...)"
                 assert text == f"input of shape {shape} {has}{fix}"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from groupwise.parallel import ChannelParallel, GroupParallel, SumParallel, plan_split, split
+from groupwise.parallel import ColwiseParallel, GroupParallel, RowwiseParallel, plan_split, split
 from ranks import ranks
 from test_parallel_split import whole
 
@@ -189,9 +189,8 @@ def test_equal_to_one_process(name, count):
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_split(name):
     plan = plan_split(make(name), 2, input_shape=(2, *MODELS[name][1]))
-    assert {c.name for c in plan.choices if type(c.style) in (ChannelParallel, GroupParallel, SumParallel)} == MODELS[
-        name
-    ][2]
+    styles = (ColwiseParallel, GroupParallel, RowwiseParallel)
+    assert {choice.name for choice in plan.choices if type(choice.style) in styles} == MODELS[name][2]
 
 
 def test_names_that_are_no_identifiers():

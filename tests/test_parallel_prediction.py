@@ -1,15 +1,17 @@
-"""What a step computes and exchanges, against what ranks really exchange, and what follows for its time, by hand."""
+"""What a step computes and sends, against what ranks really send, and the time that follows from it, by hand."""
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 import torch
 
 from groupwise import GroupwiseError, models
-from groupwise.parallel import Crossing, Link, Machine, plan_split, predict, split, traffic
-from groupwise.parallel.work import tasks
+from groupwise.parallel import Collective, Link, Machine, Prediction, plan_split, predict, split, traffic
+from groupwise.parallel.planning.decision import Decision
+from groupwise.parallel.planning.work import tasks
 from ranks import ranks
 from scripts import BENCHMARKS, load
 from test_parallel_split import NETWORKS, make
@@ -18,62 +20,62 @@ LINK = Link(latency=1e-3, bandwidth=1e6)
 MACHINE = Machine(macs=1e9, memory=1e9, near=LINK, far=Link(1e-2, 1e5), node=4)
 
 
-def exchanged(mesh, name):
+def counted_on(mesh, name):
     model = split(make(name, torch.float32), mesh)
     return traffic(model, torch.randn(4, *NETWORKS[name][1]))
 
 
 def told(name, count):
     plan = plan_split(make(name, torch.float32), count, input_shape=(4, *NETWORKS[name][1]))
-    return [crossing for choice in plan.choices for crossing in choice.crossings]
+    return [collective for choice in plan.choices for collective in choice.collectives]
 
 
-def facts(crossing):
-    return crossing.layer, crossing.backward, crossing.operation, crossing.payload
+def facts(collective):
+    return collective.layer, collective.backward, collective.operation, collective.payload
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 @pytest.mark.parametrize("name", list(NETWORKS))
-def test_a_plan_tells_what_ranks_exchange(name, count):
-    # Each rank meets the others in the same order; of rows that move the rank counts that receives most.
-    met = zip(*ranks.run(count, exchanged, name), strict=True)
-    counted = sorted(max(map(facts, crossings)) for crossings in met)
+def test_a_plan_tells_the_collectives_of_ranks(name, count):
+    # Each rank runs the collectives in the same order; for rows that move, the rank counts that receives most.
+    steps = zip(*ranks.run(count, counted_on, name), strict=True)
+    counted = sorted(max(map(facts, collectives)) for collectives in steps)
     planned = sorted(map(facts, told(name, count)))
-    assert [crossing[:3] for crossing in counted] == [crossing[:3] for crossing in planned]
+    assert [collective[:3] for collective in counted] == [collective[:3] for collective in planned]
     for (*_, operation, real), (layer, *_, expected) in zip(counted, planned, strict=True):
         if operation == "all_to_all" or (count == 2 and layer != "alone"):
             assert real == expected, layer
-        # DTensor fills parts up to equal chunks before it gathers them.
+        # DTensor fills shards up to equal chunks before it gathers them.
         assert expected <= real < 1.4 * expected or real == expected == 0
 
 
 def test_work_of_one_process():
     model = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3, groups=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
-    conv, relu, last = tasks(model, (5, 4, 6, 6))
+    conv, relu, last = tasks(Decision(model, 1), (5, 4, 6, 6))
     assert (conv.name, conv.macs, conv.gradients) == ("0", 5 * 8 * 2 * 9 * 16, 1)
     assert conv.bytes == 4 * (5 * 4 * 36 + 8 * 2 * 9 + 8 + 5 * 8 * 16)
     assert (relu.macs, relu.bytes, relu.gradients) == (0, 2 * 4 * 5 * 8 * 16, 2)
-    assert (last.macs, last.gradients, last.crossings) == (5 * 2 * 8 * 16, 2, ())
+    assert (last.macs, last.gradients, last.collectives) == (5 * 2 * 8 * 16, 2, ())
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])
-def test_parts_add_up(count):
+def test_shards_add_up(count):
     with torch.device("meta"):
         model = models.resnext50_32x4d()
-    whole, parts = tasks(model, (2, 3, 64, 64)), tasks(model, (2, 3, 64, 64), count)
-    assert [task.name for task in whole] == [task.name for task in parts]
-    for one, part in zip(whole, parts, strict=True):
+    whole, shards = tasks(Decision(model, 1), (2, 3, 64, 64)), tasks(Decision(model, count), (2, 3, 64, 64))
+    assert [task.name for task in whole] == [task.name for task in shards]
+    for one, shard in zip(whole, shards, strict=True):
         shared = one.name.startswith("layer") and ".conv" in one.name
-        assert part.macs == (one.macs // count if shared else one.macs), one.name
-    assert {task.name for task in parts if task.crossings} == {
+        assert shard.macs == (one.macs // count if shared else one.macs), one.name
+    assert {task.name for task in shards if task.collectives} == {
         name for name, _ in model.named_modules() if name.endswith((".conv1", ".conv3"))
     }
 
 
-def test_uneven_parts_are_those_of_the_rank_with_most():
-    (one,) = tasks(torch.nn.Sequential(torch.nn.Conv1d(10, 10, 3, groups=5)), (1, 10, 5), 2)
+def test_uneven_shards_are_those_of_the_rank_with_most():
+    (one,) = tasks(Decision(torch.nn.Sequential(torch.nn.Conv1d(10, 10, 3, groups=5)), 2), (1, 10, 5))
     assert one.macs == 3 / 5 * 10 * 2 * 3 * 3
-    gather, *rows = one.crossings
+    gather, *rows = one.collectives
     assert (gather.operation, gather.payload) == ("all_gather", 4 * 30)
     assert {row.operation for row in rows} == {"all_to_all"}
     # 5 and 5 rows of chunks for 6 and 4 of groups: one of the weight, of the bias, of the input and of the output.
@@ -83,37 +85,38 @@ def test_uneven_parts_are_those_of_the_rank_with_most():
     assert sorted(row.payload for row in rows if row.backward) == sorted(set(one_row) - {20})
 
 
-def test_the_time_of_an_exchange():
+def test_the_time_of_a_collective():
     # 900 bytes to 3 ranks: in a ring 2 or 4 messages of a third each.
-    assert LINK.seconds(Crossing("", False, "all_gather", 900), 3) == pytest.approx(2e-3 + 600e-6)
-    assert LINK.seconds(Crossing("", False, "all_reduce", 900), 3) == pytest.approx(4e-3 + 1200e-6)
+    assert LINK.seconds(Collective("", False, "all_gather", 900), 3) == pytest.approx(2e-3 + 600e-6)
+    assert LINK.seconds(Collective("", False, "all_reduce", 900), 3) == pytest.approx(4e-3 + 1200e-6)
 
 
 def test_the_time_of_a_step():
     model = torch.nn.Sequential(torch.nn.Conv1d(4, 4, 1, groups=2, bias=False))
-    step = predict(model, (1000, 4, 100), MACHINE)
+    step = predict(plan_split(model, 1, input_shape=(1000, 4, 100)), MACHINE)
     # Forward and the weight's gradient are bound by 3.2 MB each; the update by 5 times the 4 bytes of 8 weights.
     assert step.seconds == pytest.approx(2 * (2 * 4 * 400_000 + 32) / 1e9 + 5 * 32 / 1e9)
     assert step.memory == 3 * 32
     # Two replicas, in one node, sum 32 bytes; eight reach over the node.
-    near = predict(model, (1000, 4, 100), MACHINE, data=2)
+    near = predict(plan_split(model, 1, input_shape=(1000, 4, 100)), MACHINE, data=2)
     assert near.gradients == pytest.approx(2e-3 + 32e-6)
     assert near.compute == pytest.approx(2 * (4 * 400_000 + 32) / 1e9 + 5 * 32 / 1e9)
-    assert predict(model, (1000, 4, 100), MACHINE, data=8).gradients == pytest.approx(14e-2 + 56e-5)
+    far = predict(plan_split(model, 1, input_shape=(1000, 4, 100)), MACHINE, data=8)
+    assert far.gradients == pytest.approx(14e-2 + 56e-5)
     # Its groups on two ranks: half of the output each, gathered.
-    parts = predict(model, (1000, 4, 100), MACHINE, groups=2)
-    assert parts.exchange == pytest.approx(1e-3 + 0.8)
-    assert parts.compute == pytest.approx(2 * (4 * 400_000 + 16) / 1e9 + 5 * 16 / 1e9)
-    assert parts.memory == 3 * 16
+    shards = predict(plan_split(model, 2, input_shape=(1000, 4, 100)), MACHINE)
+    assert shards.collectives == pytest.approx(1e-3 + 0.8)
+    assert shards.compute == pytest.approx(2 * (4 * 400_000 + 16) / 1e9 + 5 * 16 / 1e9)
+    assert shards.memory == 3 * 16
 
 
 def test_the_backward_hides_what_it_may():
     model = torch.nn.Sequential(torch.nn.Conv1d(4, 4, 1, groups=2, bias=False))
     overlapping = Machine(1e9, 1e9, LINK, LINK, overlap=1.0)
-    assert predict(model, (1000, 4, 100), overlapping, data=2).gradients == pytest.approx(
+    assert predict(plan_split(model, 1, input_shape=(1000, 4, 100)), overlapping, data=2).gradients == pytest.approx(
         2e-3 + 32e-6 - 1.6e-3, rel=0.02
     )
-    assert predict(model, (100_000, 4, 100), overlapping, data=2).gradients == 0
+    assert predict(plan_split(model, 1, input_shape=(100_000, 4, 100)), overlapping, data=2).gradients == 0
 
 
 def test_a_flatten_module_is_passed_like_the_function():
@@ -124,17 +127,17 @@ def test_a_flatten_module_is_passed_like_the_function():
         torch.nn.Linear(32, 8),
     ]
     plan = plan_split(torch.nn.Sequential(*layers), 2)
-    assert [(choice.name, choice.exchange) for choice in plan.choices] == [("0", ""), ("3", "sums outputs")]
+    assert [(choice.name, choice.forward) for choice in plan.choices] == [("0", ""), ("3", "all-reduces outputs")]
 
 
 def test_what_cannot_be_predicted():
     model = torch.nn.Sequential(torch.nn.Conv1d(4, 4, 1, groups=4))
     with pytest.raises(GroupwiseError, match=r"data=3 must divide the 4 samples of a step; the next valid: 2"):
-        predict(model, (4, 4, 5), MACHINE, data=3)
+        predict(plan_split(model, 1, input_shape=(4, 4, 5)), MACHINE, data=3)
     with pytest.raises(GroupwiseError, match=r"Sequential does not take an input of shape \(4, 5, 5\): "):
-        predict(model, (4, 5, 5), MACHINE)
-    with pytest.raises(GroupwiseError, match="groups=0 is too small"):
-        predict(model, (4, 4, 5), MACHINE, groups=0)
+        predict(plan_split(model, 1, input_shape=(4, 5, 5)), MACHINE)
+    with pytest.raises(GroupwiseError, match="data=0 is too small"):
+        predict(plan_split(model, 1, input_shape=(4, 4, 5)), MACHINE, data=0)
 
 
 PAGE = (BENCHMARKS.parent / "docs" / "when-to-split.md").read_text(encoding="utf-8")
@@ -176,10 +179,28 @@ def test_the_example_of_the_docs_is_of_the_tables_machine(capsys):
 
 
 def test_many_ranks_sum_along_trees():
-    summed, trees = Crossing("", True, "all_reduce", 1000), Link(1e-3, 1e6, trees=True)
+    summed, trees = Collective("", True, "all_reduce", 1000), Link(1e-3, 1e6, trees=True)
     assert trees.seconds(summed, 2) == LINK.seconds(summed, 2)
     # 9 messages up and 9 down, before 2 * 511 round the ring.
     assert trees.seconds(summed, 512) == pytest.approx(18e-3 + 2e-3)
-    assert trees.seconds(Crossing("", False, "all_gather", 1000), 512) == LINK.seconds(
-        Crossing("", False, "all_gather", 1000), 512
+    assert trees.seconds(Collective("", False, "all_gather", 1000), 512) == LINK.seconds(
+        Collective("", False, "all_gather", 1000), 512
     )
+
+
+def test_a_prediction_as_text_and_json():
+    step = Prediction(2, 4, 128, 1.5e-3, 2.5e-4, 0.0, 12_345_678.0)
+    facts = step.to_dict()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["seconds"] == step.seconds == pytest.approx(1.75e-3)
+    assert str(step) == (
+        "a step of 128 samples on 2 x 4 ranks takes 1.75 ms: 1.5 ms of work, 0.25 ms of collectives in the network, "
+        "0 ms more to sum gradients; a rank holds 12.3 MB of parameters, gradients and momentum"
+    )
+    assert str(step) in step._repr_html_()
+
+
+def test_a_plan_without_a_shape_predicts_nothing():
+    model = torch.nn.Sequential(torch.nn.Conv1d(4, 4, 1, groups=4))
+    with pytest.raises(GroupwiseError, match=r"the plan of Sequential has no input_shape, .* input_shape=\(N, C"):
+        predict(plan_split(model, 2), MACHINE)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from groupwise import GroupwiseError
-from groupwise.parallel import ChannelParallel, GroupParallel, Link, Machine, plan_split, split
+from groupwise.parallel import ColwiseParallel, GroupParallel, Link, Machine, plan_split, split
 from ranks import ranks
 
 
@@ -72,18 +72,18 @@ class Standardised(nn.Conv2d):
 def test_a_forward_of_its_own():
     model = nn.Sequential(grouped(), nn.ReLU(), Standardised(8, 8, 3))
     assert styles(plan_split(model, 2)) == {"0": "GroupParallel", "2": "KeepWhole"}
-    with pytest.raises(GroupwiseError, match="Standardised has a forward of its own, so that ChannelParallel"):
-        ChannelParallel().part(Standardised(8, 8, 3), 2, 0)
+    with pytest.raises(GroupwiseError, match="Standardised has a forward of its own, so that ColwiseParallel"):
+        ColwiseParallel().shard(Standardised(8, 8, 3), 2, 0)
     patched = grouped()
     patched.forward = lambda x: x
     with pytest.raises(GroupwiseError, match="Conv2d has a forward of its own, so that GroupParallel"):
-        GroupParallel().part(patched, 2, 0)
+        GroupParallel().shard(patched, 2, 0)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_a_weight_that_a_hook_computes():
     with pytest.raises(GroupwiseError, match="Conv2d has a weight that a hook computes, so that GroupParallel"):
-        GroupParallel().part(nn.utils.weight_norm(grouped()), 2, 0)
+        GroupParallel().shard(nn.utils.weight_norm(grouped()), 2, 0)
 
 
 class Attention(nn.Module):
@@ -108,7 +108,7 @@ class Reader(nn.Module):
 def test_weights_that_are_read_beside_their_layer():
     with pytest.raises(GroupwiseError, match="attend is a MultiheadAttention, which reads the weight of its out_proj"):
         plan_split(Attention(), 2)
-    with pytest.raises(GroupwiseError, match=r"conv\.weight is read beside its own layer"):
+    with pytest.raises(GroupwiseError, match=r"conv\.weight is read outside its own layer"):
         plan_split(Reader(), 2)
 
 
@@ -129,7 +129,7 @@ class Holder(nn.Module):
 
 @pytest.mark.parametrize(("what", "name"), [("several", r"several\.0"), ("norm", r"norm\.weight")])
 def test_parameters_of_modules_that_are_not_called(what, name):
-    with pytest.raises(GroupwiseError, match=f"{name} is read beside its own layer.*a parameter of the model itself"):
+    with pytest.raises(GroupwiseError, match=f"{name} is read outside its own layer.*a parameter of the model itself"):
         plan_split(Holder(what), 2)
 
 
@@ -152,7 +152,7 @@ def test_what_dtensors_cannot_stand_for():
 def test_what_is_no_network():
     for what in (grouped(), nn.Linear(2, 2), 5):
         with pytest.raises(
-            GroupwiseError, match=rf"{type(what).__name__} is no network .* parallelize_module\(layer, mesh"
+            GroupwiseError, match=rf"{type(what).__name__} is not a network .* parallelize_module\(layer, mesh"
         ):
             plan_split(what, 2)
     for mesh in (None, 2):
@@ -247,10 +247,10 @@ def test_statistics_are_those_of_the_first_rank():
 def under_autocast(mesh):
     torch.manual_seed(0)
     one = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 4, 1), nn.Flatten())
-    parts, x = copy.deepcopy(one), torch.randn(2, 4, 6, 6)
-    split(parts, mesh)
+    shards, x = copy.deepcopy(one), torch.randn(2, 4, 6, 6)
+    split(shards, mesh)
     with torch.autocast("cpu", torch.bfloat16):
-        expected, made = one(x), parts(x)
+        expected, made = one(x), shards(x)
     made.float().sum().backward()
     return expected.dtype, made.dtype, float((made.float() - expected.float()).abs().max())
 
@@ -332,7 +332,7 @@ def test_a_plain_state_dict_is_loaded_into_a_split_model(groups):
 def test_machines_that_cannot_be():
     with pytest.raises(GroupwiseError, match="macs=0 must be above 0"):
         Machine(0, 1, Link(0, 1), Link(0, 1))
-    with pytest.raises(GroupwiseError, match="overlap=5 must be a share"):
+    with pytest.raises(GroupwiseError, match="overlap=5 must be a fraction"):
         Machine(1, 1, Link(0, 1), Link(0, 1), overlap=5)
 
 

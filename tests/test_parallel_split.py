@@ -40,7 +40,7 @@ class Towers(torch.nn.Module):
 
 
 class Mobile(torch.nn.Module):
-    """An inverted residual with squeeze-and-excitation, and a shuffle in which channels meet."""
+    """An inverted residual with squeeze-and-excitation, and a shuffle that mixes channels."""
 
     def __init__(self):
         super().__init__()

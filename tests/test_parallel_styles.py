@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cases import layer_of, specs
-from groupwise.parallel import ChannelParallel, ChannelwiseParallel, GroupParallel, Share, SumParallel
+from groupwise.parallel import ChannelwiseParallel, ColwiseParallel, GroupParallel, Partition, RowwiseParallel
 from ranks import ranks
 
 LAYOUTS = ("whole", "split")
@@ -22,7 +22,7 @@ def placement(layout, dim=1):
     return Shard(dim) if layout == "split" else Replicate()
 
 
-def on_rank(mesh, layer, style, options, layouts, parts, x, grad, channels_last=False):
+def on_rank(mesh, layer, style, options, layouts, units, x, grad, channels_last=False):
     """Output, gradients and state of a split layer: the tensors' own whole, the others as they lie on this rank."""
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor.parallel import parallelize_module
@@ -32,21 +32,21 @@ def on_rank(mesh, layer, style, options, layouts, parts, x, grad, channels_last=
     before, after = (placement(layout, dim) for layout in layouts)
     parallelize_module(layer, mesh, style(input_layouts=before, output_layouts=after, **options))
 
-    def mine(tensor, layout, parts):
+    def mine(tensor, layout, units):
         if layout == "whole":
             return tensor
-        held = Share(parts or tensor.shape[dim], count).span(rank, tensor.shape[dim])
+        held = Partition(units or tensor.shape[dim], count).span(rank, tensor.shape[dim])
         return tensor.narrow(dim, held.start, len(held))
 
-    x = mine(x, layouts[0], parts[0]).clone().requires_grad_()
+    x = mine(x, layouts[0], units[0]).clone().requires_grad_()
     out = layer(x)
     if isinstance(out, DTensor):
         assert out.placements == (after,)
         assert out.shape[dim] == grad.shape[dim]
         whole = out.full_tensor()
         assert torch.equal(mine(whole, layouts[1], None), out.to_local())
-        out = mine(whole, layouts[1], parts[1])
-    out.backward(mine(grad, layouts[1], parts[1]))
+        out = mine(whole, layouts[1], units[1])
+    out.backward(mine(grad, layouts[1], units[1]))
     state = {
         name: tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
         for name, tensor in layer.state_dict().items()
@@ -55,16 +55,16 @@ def on_rank(mesh, layer, style, options, layouts, parts, x, grad, channels_last=
     return out.detach(), x.grad, gradients, state
 
 
-def whole(parts, layout, dim=1):
-    """The tensor that ranks hold: their parts side by side, or what each of them has."""
+def whole(units, layout, dim=1):
+    """The tensor that ranks hold: their units side by side, or what each of them has."""
     if layout == "split":
-        return torch.cat(parts, dim)
-    for part in parts[1:]:
-        torch.testing.assert_close(part, parts[0])
-    return parts[0]
+        return torch.cat(units, dim)
+    for part in units[1:]:
+        torch.testing.assert_close(part, units[0])
+    return units[0]
 
 
-def check(count, layer, style, options, layouts, x, parts=(None, None)):
+def check(count, layer, style, options, layouts, x, units=(None, None)):
     dim = -1 if isinstance(layer, torch.nn.Linear) else 1
     x = x.requires_grad_()
     split_layer = copy.deepcopy(layer)
@@ -73,7 +73,7 @@ def check(count, layer, style, options, layouts, x, parts=(None, None)):
     expected.backward(grad)
     gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
     state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    answers = ranks.run(count, on_rank, split_layer, style, options, layouts, parts, x.detach(), grad)
+    answers = ranks.run(count, on_rank, split_layer, style, options, layouts, units, x.detach(), grad)
     close = torch.testing.assert_close
     close(whole([answer[0] for answer in answers], layouts[1], dim), expected.detach())
     close(whole([answer[1] for answer in answers], layouts[0], dim), x.grad)
@@ -114,14 +114,14 @@ def divisors(number):
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-@pytest.mark.parametrize("style", [ChannelParallel, SumParallel])
+@pytest.mark.parametrize("style", [ColwiseParallel, RowwiseParallel])
 @many
 @given(dense, counts, layouts, st.data())
 def test_dense_layers(style, facts, count, layouts, data):
     layer, x = dense_of(*facts)
-    parts = [data.draw(st.sampled_from(divisors(size))) for size in facts[1:3]]
-    options = {"input_parts": parts[0], "output_parts": parts[1]}
-    check(count, layer, style, options, layouts, x, parts)
+    units = [data.draw(st.sampled_from(divisors(size))) for size in facts[1:3]]
+    options = {"input_units": units[0], "output_units": units[1]}
+    check(count, layer, style, options, layouts, x, units)
 
 
 NORMS = {
@@ -138,11 +138,11 @@ NORMS = {
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("layouts", [("split", "split"), ("whole", "whole")])
 def test_normalisations(name, count, layouts):
-    make, parts = NORMS[name]
+    make, units = NORMS[name]
     torch.manual_seed(0)
     layer = make().double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     check(
-        count, layer, ChannelwiseParallel, {"parts": parts}, layouts, torch.randn(3, 12, 4, 5).double(), (parts, parts)
+        count, layer, ChannelwiseParallel, {"units": units}, layouts, torch.randn(3, 12, 4, 5).double(), (units, units)
     )

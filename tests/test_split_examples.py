@@ -21,7 +21,7 @@ COMMANDS = {
 MOVED = "split_and_move"
 # What each tells, in any run of it.
 WORDS = {
-    "split_by_hand": ["8 groups lie as 4 and 4", "5 groups lie as 3 and 2", "'all_reduce': 1}"],
+    "split_by_hand": ["8 groups: the ranks hold 4 and 4", "5 groups: the ranks hold 3 and 2", "'all_reduce': 1}"],
     "split_with_ddp": ["rank 0 holds (16, 4, 3, 3) of the grouped weight's (32, 4, 3, 3)", "in one process"],
     "split_with_fsdp": ["rank 0 holds (8, 4, 3, 3) of the grouped weight's (32, 4, 3, 3)", "in one process"],
 }

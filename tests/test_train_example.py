@@ -80,7 +80,7 @@ def test_a_killed_rank_is_replaced_and_nothing_but_the_steps_since_is_lost(tmp_p
     os.kill(next(pid for pid, text in environments.items() if b"LOCAL_RANK=1" in text), signal.SIGKILL)
     status, out, err = finish(process)
     assert status == 0, err
-    assert "going on from " in out
+    assert "resuming from " in out
     assert [line for line in out.splitlines() if line.startswith("epoch  2")] == last
 
 
@@ -103,7 +103,7 @@ def test_workers_that_outlive_their_torchrun_are_named(tmp_path):
                 os.kill(pid, signal.SIGKILL)
         finish(process)
     assert status != 0
-    assert "going on from" not in out
+    assert "resuming from" not in out
     assert holder["pid"] in workers
     words = f"groupwise: checkpoints in {tmp_path} are being written by process {holder['pid']} on host "
     assert sum(line.startswith(words) for line in err.splitlines()) == 1, err
@@ -113,7 +113,7 @@ def test_workers_that_outlive_their_torchrun_are_named(tmp_path):
     again = torchrun(program=(*options(tmp_path, steps=-(-newest // 22) + 1), "--resume"))
     status, out, err = finish(again)
     assert status == 0, err
-    assert f"going on from {tmp_path}" in out
+    assert f"resuming from {tmp_path}" in out
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -142,12 +142,12 @@ def test_the_others_stop_with_an_error_that_says_how_to_go_on(how, victim, tmp_p
     assert status == 1, err
     line = next(line for line in err.splitlines() if line.startswith("groupwise: "))
     stops = f"rank {1 - victim} stops, because another rank has stopped or not answered in {timeout} s; "
-    assert f"{stops}the last checkpoint is {tmp_path / checkpoints(tmp_path)[-1]}; go on with --resume" in line
+    assert f"{stops}the last checkpoint is {tmp_path / checkpoints(tmp_path)[-1]}; continue with --resume" in line
     # And what the end of a process takes.
     assert took < timeout + 10
 
 
-REFUSED = "holds checkpoints of another run, the newest {}, which this one would replace; go on with --resume, or"
+REFUSED = "holds checkpoints of another run, the newest {}, which this one would replace; continue with --resume, or"
 
 
 def test_a_run_that_is_refused_is_not_begun_by_a_restart(alone, tmp_path):
@@ -187,10 +187,10 @@ def test_alone_and_resumed(alone, tmp_path):
     first = tmp_path / "step-00000002"
     assert (status, out[1:]) == (0, [f"the checkpoint is {first}"])
     status, out, _ = alone(tmp_path, "--resume", epochs=2)
-    assert (status, out[0]) == (0, f"going on from {first}, step 2 of 4")
+    assert (status, out[0]) == (0, f"resuming from {first}, step 2 of 4")
     assert out[1].startswith("epoch  2 of 2: ")
     empty = tmp_path / "empty"
-    message = f"groupwise: --resume: no checkpoint in {empty}; leave it out to begin anew"
+    message = f"groupwise: --resume: no checkpoint in {empty}; leave it out to start a new run"
     assert alone(empty, "--resume") == (2, [], [message])
     assert not empty.exists()
 
@@ -253,9 +253,9 @@ def test_going_on_from_an_older_checkpoint(alone, tmp_path):
     status, _, (line,) = alone(one, "--resume", epochs=2)
     assert status == 2
     assert line.startswith(f"groupwise: checkpoint {newest} is truncated: {part.name} has ")
-    assert line.endswith(f"; go on from an older one (the one before it: --resume {older})")
+    assert line.endswith(f"; resume from an older one (the one before it: --resume {older})")
     status, out, _ = alone(two, "--resume", str(older), epochs=2)
-    assert (status, out[0]) == (0, f"going on from {older}, step 3 of 4")
+    assert (status, out[0]) == (0, f"resuming from {older}, step 3 of 4")
     assert checkpoints(two) == [older.name, newest.name]
     # What a run goes on from is written again: a restart is to find it, and not what it was chosen over.
     assert alone(one, "--resume", str(older), epochs=3)[0] == 0

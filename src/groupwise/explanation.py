@@ -20,7 +20,7 @@ from groupwise.spec.arguments import Extent
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost, check_dtype, cost, size_and_batch
 from groupwise.spec.effective import dtype_of
-from groupwise.spec.partition import MOST_RANKS, Share
+from groupwise.spec.partition import MOST_RANKS, Partition
 from groupwise.spec.wiring import Wiring
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Explanation:
             facts["dense"] |= {key: full[key] for key in ("macs", "macs_on_padding", "bytes", "traffic", "intensity")}
             facts["dense"]["ratio"] = self.cost.ratio
         if self.ranks is not None:
-            partition = Share(spec.groups if spec.groups > 1 else spec.out_channels, self.ranks)
+            partition = Partition(spec.groups if spec.groups > 1 else spec.out_channels, self.ranks)
             held = [partition.of(rank) for rank in range(self.ranks)]
             facts["ranks"] = [[one.start, one.stop] for one in held]
         if self.with_plans and (plans := self.plans):

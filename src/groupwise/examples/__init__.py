@@ -1,1 +1,1 @@
-"""Programs to run and to read: `torchrun --nproc-per-node 2 -m groupwise.examples.train`."""
+"""Holds programs to run and to read, such as `torchrun --nproc-per-node 2 -m groupwise.examples.train`."""

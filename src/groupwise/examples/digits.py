@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn, and a ResNeXt of their size."""
+"""Loads the handwritten digits that come with scikit-learn, and defines a ResNeXt for pictures of that size."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ TEST = 360
 
 
 class DigitsResNeXt(torch.nn.Module):
-    """ResNeXt of three blocks for pictures of 8x8: (N, 1, 8, 8) to (N, 10), before the softmax.
+    """Maps pictures (N, 1, 8, 8) to the logits (N, 10) of their digits: a ResNeXt of three blocks.
 
-    Each block has `groups` groups of 4 channels at first and 8 later.
+    Each block has `groups` groups: of 4 channels in the first block, and of 8 in the other two.
     """
 
     def __init__(self, groups: int = 8) -> None:
@@ -29,16 +29,16 @@ class DigitsResNeXt(torch.nn.Module):
         self.fc = torch.nn.Linear(128, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 1, 8, 8) to (N, 10)."""
+        """Returns the logits (N, 10) of pictures (N, 1, 8, 8)."""
         out: torch.Tensor = self.fc(self.pool(self.blocks(self.stem(x))).flatten(1))
         return out
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures (N, 1, 8, 8) from 0 to 1 and their digits (N,), to train on (1,437) and to test with (360).
+    """Returns pictures (N, 1, 8, 8) from 0 to 1 and their digits (N,), to train on (1,437) and to test with (360).
 
     They are the test set of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
-    Learning Repository, 1998. Raises `GroupwiseError` without scikit-learn.
+    Learning Repository, 1998. Raises `GroupwiseError` if scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
@@ -47,7 +47,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     data = load_digits()
     pictures = torch.from_numpy(data.images).float().div(16).unsqueeze(1)
     labels = torch.from_numpy(data.target)
-    # The last come from other writers than most, so both sets are drawn from all.
+    # The last pictures come from other writers than most, so that both sets are drawn from all pictures.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     pictures, labels = pictures[order], labels[order]
     return pictures[:-TEST], labels[:-TEST], pictures[-TEST:], labels[-TEST:]

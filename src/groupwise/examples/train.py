@@ -1,9 +1,9 @@
-"""Train a small ResNeXt whose groups lie on several ranks.
+"""Trains a small ResNeXt whose groups are split over several ranks.
 
     torchrun --nproc-per-node 2 -m groupwise.examples.train --model resnext --data digits
 
-The paths of each block are spread over the ranks, so that a block costs one all-reduce. Every rank sees the same
-pictures, and the run is the one that a single process would make.
+The paths of each block are spread over the ranks, so that a block needs one all-reduce. Every rank gets the same
+pictures, and the run equals that of a single process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from groupwise.parallel.checkpoint import AlikeError, alike
 MODELS = {"resnext": DigitsResNeXt}
 DATA = {"digits": digits}
 NEWEST = ""
-# In torchrun's store once a run has begun.
+# This key is in torchrun's store once a run has begun.
 BEGUN = "groupwise/begun"
 
 
@@ -47,8 +47,8 @@ class Run:
     step: int = 0
 
     def learn(self, pictures: torch.Tensor, labels: torch.Tensor) -> float:
-        """One step; gives the loss."""
-        # Up to the peak in a tenth of the steps, then down a cosine.
+        """Takes one step and returns the loss."""
+        # The rate rises to its peak in a tenth of the steps, and follows a cosine.
         done = self.step / self.steps
         rate = min(done / 0.1, 1) * 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item())
         for group in self.optimizer.param_groups:
@@ -62,7 +62,7 @@ class Run:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as the command line says; gives its exit status."""
+    """Trains as the command line says, and returns its exit status."""
     options = _parse(arguments)
     rank = _join(options.timeout)
     try:
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AlikeError as error:
         if rank == 0:
             print(f"groupwise: {error}", file=sys.stderr)
-        # As soon as one rank ends torchrun ends the others, and the first has to have its say.
+        # torchrun ends all ranks as soon as one ends, so that they wait until the first has printed.
         distributed.barrier()
         return 2
     except GroupwiseError as error:
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         state = f"the last checkpoint is {newest[-1]}" if newest else "there is no checkpoint yet"
         print(
             f"groupwise: rank {rank} stops, because another rank has stopped or not answered in {options.timeout:g} s; "
-            f"{state}; go on with --resume, or let torchrun --max-restarts do it ({str(error).splitlines()[0]})",
+            f"{state}; continue with --resume, or let torchrun --max-restarts do it ({str(error).splitlines()[0]})",
             file=sys.stderr,
         )
         return 1
@@ -94,17 +94,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(options: argparse.Namespace) -> float:
-    """Train, write checkpoints, and give the accuracy on the test pictures."""
+    """Trains, writes checkpoints, and returns the accuracy on the test pictures."""
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     device = _device()
     with alike():
         data = DATA[options.data]()
         _find(options)
         _check(options, len(data[0]))
-    # Workers may outlive a torchrun that was killed: two runs would train in vain, and remove each other's checkpoints.
+    # Workers may outlive a killed torchrun, and two runs in one folder would remove each other's checkpoints.
     checkpoint.claim(options.checkpoints)
     with alike():
-        # Until then another run may have written there.
+        # Before the claim another run may have written there.
         path = _find(options)
     torch.manual_seed(options.seed)
     mesh = init_device_mesh(device.type, (ranks,), mesh_dim_names=("groups",))
@@ -124,9 +124,9 @@ def train(options: argparse.Namespace) -> float:
         return accuracy
 
     if path is not None:
-        _go_on(run, path, options)
+        _resume(run, path, options)
         if path not in checkpoint.list_checkpoints(options.checkpoints)[-1:]:
-            # A restart goes on from the newest.
+            # A restart resumes from the newest checkpoint of the folder.
             path = save()
     for group in optimizer.param_groups:
         group["initial_lr"] = options.lr
@@ -151,21 +151,21 @@ def train(options: argparse.Namespace) -> float:
 
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, pictures: torch.Tensor, labels: torch.Tensor) -> float:
-    """The share of pictures whose digit the model finds."""
+    """Returns the fraction of pictures that the model classifies correctly."""
     model.eval()
     found: torch.Tensor = model(pictures).argmax(1)
     return (found == labels).float().mean().item()
 
 
 def _shift(pictures: torch.Tensor, seed: int) -> torch.Tensor:
-    """Each picture moved by up to one pixel each way, the same on each rank."""
+    """Returns each picture moved by up to one pixel each way, equally on each rank."""
     moves = torch.randint(3, (len(pictures), 2), generator=torch.Generator().manual_seed(seed))
     padded = F.pad(pictures, (1, 1, 1, 1))
     return torch.stack([p[:, y : y + 8, x : x + 8] for p, (y, x) in zip(padded, moves.tolist(), strict=True)])
 
 
 def _find(options: argparse.Namespace) -> pathlib.Path | None:
-    """The checkpoint to go on from; None to begin anew, which a folder of checkpoints is no place for."""
+    """Returns the checkpoint to resume from, or None for a new run, which needs a folder without checkpoints."""
     folder = pathlib.Path(options.checkpoints)
     found = checkpoint.list_checkpoints(folder)
     newest = found[-1] if found else None
@@ -173,19 +173,19 @@ def _find(options: argparse.Namespace) -> pathlib.Path | None:
         return newest
     if options.resume == NEWEST:
         if newest is None:
-            raise GroupwiseError(f"--resume: no checkpoint in {folder}; leave it out to begin anew")
+            raise GroupwiseError(f"--resume: no checkpoint in {folder}; leave it out to start a new run")
         return newest
     path = None if options.resume is None else pathlib.Path(options.resume)
     if newest is not None and (path is None or path.resolve().parent != folder.resolve()):
         raise GroupwiseError(
             f"--checkpoints {folder} holds checkpoints of another run, the newest {newest}, which this one would "
-            "replace; go on with --resume, or give another --checkpoints folder"
+            "replace; continue with --resume, or give another --checkpoints folder"
         )
     return path
 
 
 def _check(options: argparse.Namespace, pictures: int) -> None:
-    """Refuse, before any work, a batch that the pictures do not fill and a folder that takes no checkpoint."""
+    """Refuses, before any work, a batch of more than all pictures, and a folder that cannot be written."""
     if options.batch > pictures:
         raise GroupwiseError(
             f"--batch {options.batch} is more than the {pictures} pictures to train on; give at most {pictures}"
@@ -199,8 +199,8 @@ def _check(options: argparse.Namespace, pictures: int) -> None:
         ) from error
 
 
-def _go_on(run: Run, path: pathlib.Path, options: argparse.Namespace) -> None:
-    """Load a checkpoint, of this run or of one that had fewer steps to take."""
+def _resume(run: Run, path: pathlib.Path, options: argparse.Namespace) -> None:
+    """Loads a checkpoint of this run, or of a run that had fewer steps."""
     try:
         facts = checkpoint.load(path, run.model, run.optimizer)
     except AlikeError as error:
@@ -221,13 +221,13 @@ def _go_on(run: Run, path: pathlib.Path, options: argparse.Namespace) -> None:
             )
     run.step = step
     if distributed.get_rank() == 0:
-        print(f"going on from {path}, step {step} of {run.steps}")
+        print(f"resuming from {path}, step {step} of {run.steps}")
 
 
 def _progress(epoch: int, options: argparse.Namespace, first: int, batches: int, rank: int) -> Iterator[int]:
     from tqdm import tqdm
 
-    shown = None if rank == 0 else True  # None: where there is a terminal
+    shown = None if rank == 0 else True  # None shows the bar only in a terminal.
     bar = tqdm(range(first, batches), f"epoch {epoch + 1:2}", disable=shown, leave=False, unit="step")
     yield from bar
 
@@ -241,13 +241,13 @@ def _device() -> torch.device:
 
 
 def _join(timeout: float) -> int:
-    """Join torchrun's process group, or make one of this process alone."""
+    """Joins torchrun's process group, or makes one of this process alone, and returns the rank."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     patience = timedelta(seconds=timeout)
     if "RANK" not in os.environ:
         distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=patience)
     elif agent := _agent(timeout):
-        # The addresses in it of the processes before a restart are no good.
+        # Each restart gets a prefix of its own: the store still has the addresses of the processes before it.
         store = PrefixStore(f"restart-{_restarts()}", agent)
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=patience)
@@ -257,7 +257,7 @@ def _join(timeout: float) -> int:
 
 
 def _agent(timeout: float) -> TCPStore | None:
-    """torchrun's own store, if it lends that: it outlives a restart."""
+    """Returns torchrun's own store, which outlives a restart; None if torchrun does not offer it."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -265,12 +265,12 @@ def _agent(timeout: float) -> TCPStore | None:
 
 
 def _restarts() -> int:
-    """How often torchrun has started this rank anew."""
+    """Returns how often torchrun has restarted this rank."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _is_of_the_group(error: RuntimeError) -> bool:
-    """Whether another rank was lost: gloo names its own source then, and all else has a type of its own."""
+    """Says whether another rank was lost: gloo's error names its source then, and others have a type of their own."""
     return isinstance(error, distributed.DistError) or re.match(r"\[\S*gloo/\S+\] ", str(error)) is not None
 
 
@@ -303,13 +303,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--data", "the pictures", choices=DATA, default="digits")
     add(
         "--epochs",
-        "how often each picture is seen in all; the learning rate falls along a cosine over them",
+        "passes over all pictures; the learning rate falls along a cosine over them",
         type=_count,
         default=15,
     )
-    add("--batch", "pictures a step", type=_count, default=64)
-    add("--lr", "the learning rate at its peak", type=_positive, default=0.1)
-    add("--seed", "seed of the first weights and of the order of the pictures", type=int, default=0)
+    add("--batch", "pictures per step", type=_count, default=64)
+    add("--lr", "peak of the learning rate", type=_positive, default=0.1)
+    add("--seed", "seed of the initial weights and of the order of the pictures", type=int, default=0)
     add("--checkpoints", "the folder for checkpoints", metavar="FOLDER", default="groupwise-checkpoints")
     add("--every", "steps from one checkpoint to the next", type=_count, default=50)
     parser.add_argument(
@@ -317,9 +317,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="?",
         const=NEWEST,
         metavar="PATH",
-        help="go on from the checkpoint PATH, or without it from the newest in FOLDER; default is to begin anew",
+        help="resume from the checkpoint PATH, or without PATH from the newest in FOLDER; by default a new run starts",
     )
-    add("--timeout", "seconds that a rank waits for the others", type=_positive, default=60)
+    add("--timeout", "seconds that a rank waits for other ranks", type=_positive, default=60)
     return parser.parse_args(arguments)
 
 

@@ -1,29 +1,32 @@
-"""The groups of a network over the ranks of a `torch.distributed` mesh, as AlexNet's two towers lay on two GPUs."""
+"""Splits the groups of a network over the ranks of a `torch.distributed` mesh, as AlexNet used two GPUs."""
 
 from __future__ import annotations
 
-from groupwise.parallel.channelwise import ChannelwiseParallel, KeepWhole
 from groupwise.parallel.checkpoint import list_checkpoints, load, save
-from groupwise.parallel.crossing import Crossing
-from groupwise.parallel.prediction import Link, Machine, Prediction, predict
-from groupwise.parallel.splitting import Choice, SplitPlan, plan_split, split
-from groupwise.parallel.styles import ChannelParallel, GroupParallel, SumParallel
-from groupwise.parallel.traffic import traffic
-from groupwise.spec.partition import Share
+from groupwise.parallel.planning.plan import Choice, SplitPlan, plan_split
+from groupwise.parallel.planning.prediction import Link, Machine, Prediction, predict
+from groupwise.parallel.planning.splitting import split
+from groupwise.parallel.runtime.traffic import Collectives, traffic
+from groupwise.parallel.styles.channelwise import ChannelwiseParallel, KeepWhole
+from groupwise.parallel.styles.dense import ColwiseParallel, RowwiseParallel
+from groupwise.parallel.styles.group import GroupParallel
+from groupwise.spec.collectives import Collective
+from groupwise.spec.partition import Partition
 
 __all__ = [
-    "ChannelParallel",
     "ChannelwiseParallel",
     "Choice",
-    "Crossing",
+    "Collective",
+    "Collectives",
+    "ColwiseParallel",
     "GroupParallel",
     "KeepWhole",
     "Link",
     "Machine",
+    "Partition",
     "Prediction",
-    "Share",
+    "RowwiseParallel",
     "SplitPlan",
-    "SumParallel",
     "list_checkpoints",
     "load",
     "plan_split",

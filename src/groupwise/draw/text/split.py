@@ -1,4 +1,4 @@
-"""Who holds what of a split network, and what is exchanged when, as a plain text table."""
+"""What each rank holds of a split network, and which collectives run when, as a plain text table."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from typing import Any
 from groupwise.draw.base import numbers
 from groupwise.draw.base.legible import legible
 from groupwise.draw.text import lines as text
+from groupwise.spec.collectives import MOVES, VERBS
 
-# What a collective does to a tensor.
-VERBS = {"all_gather": "gathers", "all_reduce": "sums", "reduce_scatter": "scatters"}
-# What an all_to_all does to tensors whose parts are not DTensor's equal chunks.
-MOVES = "moves rows"
-# A block of so many layers is looked for again right after itself.
+# The columns of the table of a plan, with raw names.
+HEAD = (
+    *("name", "layer", "style", "reason", "input", "output", "parameters", "least_held", "most_held"),
+    *("forward", "forward_bytes", "backward", "backward_bytes"),
+)
+# The longest block of layers whose repeats are folded.
 _LONGEST_BLOCK = 12
 
 
 def split_text(plan: dict[str, Any]) -> str:
-    """A line a layer: its style, its parameters, each rank's part of them, and what it exchanges.
+    """Returns a line for each layer: its style, its parameters, how many a rank holds, and its collectives.
 
-    With `plan["folded"]` blocks of layers that repeat are told once. What is exchanged backward is told where the
-    plan knows the shape of the model's input, and so which gradients there are.
+    With `plan["folded"]` a block of layers that repeats is printed once. The collectives of the backward are printed if
+    the plan knows the shape of the model's input, and with it which gradients there are.
     """
     ranks = plan["ranks"]
     sized = plan["input_shape"] is not None
-    told = folded(plan["layers"]) if plan.get("folded") else ((row, "") for row in plan["layers"])
+    shown = folded(plan["layers"]) if plan.get("folded") else ((row, "") for row in plan["layers"])
     head = ("layer", "", "style", "params", "a rank", "forward", *(("", "backward", "") if sized else ()))
     lines, notes = [head], [""]
-    for row, note in told:
-        forward, back = crossed(row["crossings"])
+    for row, note in shown:
+        forward, back = payloads(row["collectives"])
         lines.append(
             (
                 named(row),
@@ -38,8 +40,8 @@ def split_text(plan: dict[str, Any]) -> str:
                 row["style"],
                 numbers.count(row["parameters"]) if row["parameters"] else "",
                 spread(row["held"]) if row["parameters"] else "",
-                met(row),
-                *((forward, met(row, backward=True), back) if sized else ()),
+                words(row),
+                *((forward, words(row, backward=True), back) if sized else ()),
             )
         )
         notes.append(note)
@@ -47,9 +49,9 @@ def split_text(plan: dict[str, Any]) -> str:
     rows = text.rows(lines, left=(0, 1, 2, 5, 7))
     rule = "─" * max(map(len, rows))
     body = [line for row, note in zip(rows, notes, strict=True) for line in (row, note) if line]
-    met_forward = [word for row in plan["layers"] for word in met(row).split(", ") if word]
-    moving = met_forward.count(MOVES)
-    exchanges = len(met_forward) - moving
+    in_forward = [word for row in plan["layers"] for word in words(row).split(", ") if word]
+    moving = in_forward.count(MOVES)
+    count = len(in_forward) - moving
     rows_move = f", and rows move in {moving} layer{'s' * (moving > 1)}" if moving else ""
     step = f"\nFor an input of {tuple(plan['input_shape'])} {in_all(plan, ' and')}." if sized else ""
     return "\n".join(
@@ -60,55 +62,68 @@ def split_text(plan: dict[str, Any]) -> str:
             *body[1:],
             rule,
             f"{numbers.count(total)} parameters, of which a rank holds {spread(plan['held'])}; "
-            f"{exchanges} exchange{'s' * (exchanges != 1)} in a forward{rows_move}.{step}",
+            f"{count} collective{'s' * (count != 1)} in a forward{rows_move}.{step}",
         ]
     )
 
 
 def named(row: dict[str, Any]) -> str:
-    """A layer's name in its model, which itself has none."""
+    """Returns a layer's name in its model; the model itself has none."""
     return legible(row["name"]) or "(itself)"
 
 
-def met(row: dict[str, Any], backward: bool = False) -> str:
-    """What is exchanged in a layer's forward or backward, in words."""
-    words = [] if backward else row["exchange"].split(", ")
-    for one in row["crossings"]:
+def records(plan: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Yields the raw values of each layer, in the order of `HEAD`; bytes are None if the plan knows no input_shape."""
+    for row in plan["layers"]:
+        sums = [sum(one["payload"] for one in row["collectives"] if one["backward"] is back) for back in (False, True)]
+        forward, backward = sums if plan["input_shape"] is not None else (None, None)
+        held = min(row["held"]), max(row["held"])
+        facts = [row[key] for key in HEAD[:7]]
+        yield (*facts, *held, words(row), forward, words(row, backward=True), backward)
+
+
+def words(row: dict[str, Any], backward: bool = False) -> str:
+    """Returns the collectives of a layer's forward or backward in words."""
+    found = [] if backward else row["forward"].split(", ")
+    for one in row["collectives"]:
         if one["operation"] == "all_to_all" and one["backward"] is backward:
-            words.append(MOVES)
+            found.append(MOVES)
         elif backward and one["backward"]:
-            # Of a layer's ends only the input has gradients that are exchanged.
-            words.append(f"{VERBS[one['operation']]} input gradients")
-    return ", ".join(dict.fromkeys(words))
+            # Only the gradients of a layer's input need a collective.
+            found.append(f"{VERBS[one['operation']]} input gradients")
+    return ", ".join(dict.fromkeys(found))
 
 
 def in_all(plan: dict[str, Any], joined: str) -> str:
-    """The bytes of a training step, forward and backward, and what they are counted of."""
-    crossings = [crossing for row in plan["layers"] for crossing in row["crossings"]]
-    forward, backward = crossed(crossings)
-    rows = " and rows that move" if any(one["operation"] == "all_to_all" for one in crossings) else ""
-    counted = f", as whole tensors{rows}" if crossings else ""
+    """Returns the bytes of the collectives of a training step, forward and backward, and how they are counted."""
+    collectives = [collective for row in plan["layers"] for collective in row["collectives"]]
+    forward, backward = payloads(collectives)
+    rows = " and rows that move" if any(one["operation"] == "all_to_all" for one in collectives) else ""
+    counted = f", as whole tensors{rows}" if collectives else ""
     return f"{forward or 'nothing'} forward{joined} {backward or 'nothing'} backward{counted}"
 
 
-def crossed(crossings: list[dict[str, Any]]) -> tuple[str, str]:
-    """Bytes of the tensors that are exchanged forward and backward; empty for none."""
-    sums = [sum(one["payload"] for one in crossings if one["backward"] is back) for back in (False, True)]
+def payloads(collectives: list[dict[str, Any]]) -> tuple[str, str]:
+    """Returns the bytes of the tensors of collectives, forward and backward, as text; empty for none."""
+    sums = [sum(one["payload"] for one in collectives if one["backward"] is back) for back in (False, True)]
     return numbers.data(sums[0]) if sums[0] else "", numbers.data(sums[1]) if sums[1] else ""
 
 
 def spread(counts: list[int]) -> str:
-    """What each rank holds: as many, or the least and the most."""
+    """Returns how many each rank holds: one number, or the least and the most."""
     low, high = numbers.count(min(counts)), numbers.count(max(counts))
     return low if low == high else f"{low} to {high}"
 
 
 def folded(layers: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
-    """The layers to tell of; of a block that repeats the first, and with its last layer what is left out."""
+    """Yields the layers to show, and after the last one of a block that repeats a note on what is left out."""
 
     def kind(row: dict[str, Any]) -> tuple[Any, ...]:
-        name, sizes = re.sub(r"\d+", "*", row["name"]), [(one["operation"], one["payload"]) for one in row["crossings"]]
-        same = ("layer", "style", "input", "output", "parameters", "exchange")
+        name, sizes = (
+            re.sub(r"\d+", "*", row["name"]),
+            [(one["operation"], one["payload"]) for one in row["collectives"]],
+        )
+        same = ("layer", "style", "input", "output", "parameters", "forward")
         return name, sizes, *(row[key] for key in same)
 
     kinds = [kind(row) for row in layers]
@@ -124,7 +139,7 @@ def folded(layers: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], s
 
 
 def _repeats(kinds: Sequence[Any], at: int) -> tuple[int, int]:
-    """How long the block at `at` is that repeats most, and how often it is there in a row; (1, 1) for none."""
+    """Returns the length of the block at `at` that repeats most, and its repeats in a row; (1, 1) for none."""
     best = 1, 1
     for block in range(1, _LONGEST_BLOCK + 1):
         count = 1

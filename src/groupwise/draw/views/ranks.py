@@ -9,17 +9,17 @@ from groupwise.draw.base.svg import LABEL_SIZE, MARGIN, Picture, colour, path, t
 from groupwise.draw.text import lines as text
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost
-from groupwise.spec.partition import Share, chunks, received
+from groupwise.spec.partition import Partition, chunks, received
 from groupwise.spec.wiring import MOST_PATHS
 
-# As many columns: all ranks, or the first ones, how many are left out, and the last.
+# The picture has at most this many columns: all ranks, or the first ones, a count of those left out, and the last.
 MOST_DRAWN = 7
-# COLUMN is the least: a column is as wide as its longest text.
+# A column is at least COLUMN wide, and as wide as its longest text.
 COLUMN, GAP, BOX, WIRE = 132, 22, 64, 22
 
 
 def ranks_svg(spec: ConvSpec, ranks: int, at: Cost | None = None) -> str:
-    """A column for each rank: the channels that come in, its groups and parameters, the channels that go out."""
+    """Returns a picture with a column for each rank: its input channels, groups, parameters and output channels."""
     picture = Picture(f"{phrases.title(spec)}, over {phrases.plural(ranks, 'rank')}", _reading(spec, ranks))
     shown = drawn(ranks)
     told = {rank: _facts(spec, ranks, rank) for rank in shown if rank is not None}
@@ -42,19 +42,19 @@ def ranks_svg(spec: ConvSpec, ranks: int, at: Cost | None = None) -> str:
         for y, line in zip(ends, (facts[1], facts[0], facts[3], facts[2]), strict=True):
             picture.text(middle, y, line, "middle")
     picture.y = top + WIRE + BOX + 30
-    crossed, borders = _crossings(spec, ranks, at), _between_borders(spec, ranks, at)
-    picture.caption([("crosses", " ".join(crossed)), *(("borders", line) for line in borders)])
+    needed, borders = _collectives(spec, ranks, at), _between_borders(spec, ranks, at)
+    picture.caption([("collectives", " ".join(needed)), *(("borders", line) for line in borders)])
     lines = [f"Rank {rank:,}: {', '.join(filter(None, facts))}." for rank, facts in told.items()]
-    return picture.render([_reading(spec, ranks), *lines, *crossed, *borders])
+    return picture.render([_reading(spec, ranks), *lines, *needed, *borders])
 
 
 def drawn(ranks: int) -> list[int | None]:
-    """The ranks to draw; None stands for those left out, which are two or more."""
+    """Returns the ranks to draw; None stands for those left out, which are two or more."""
     return phrases.elide(range(ranks), MOST_DRAWN, MOST_DRAWN - 2, 1)
 
 
 def ranks_text(spec: ConvSpec, ranks: int, at: Cost | None = None) -> str:
-    """A line for each rank (the first ones and the last of many), and what crosses between them."""
+    """Returns a line for each rank (of many, the first ones and the last), and the collectives between them."""
     table = []
     for rank in phrases.elide(range(ranks), MOST_PATHS, MOST_PATHS - 2, 1):
         if rank is None:
@@ -64,38 +64,39 @@ def ranks_text(spec: ConvSpec, ranks: int, at: Cost | None = None) -> str:
         table.append((f"rank {rank:,}", held, inputs, "→" if outputs else "", outputs, parameters))
     lines = text.rows(table, indent=2, left=(0, 1, 2, 4))
     if max(map(len, lines)) > text.WIDTH:
-        # Of very many channels the ranges alone fit.
+        # With very many channels only the ranges fit.
         lines = text.rows([row[:-1] for row in table], indent=2, left=(0, 1, 2, 4))
-    told = [*_crossings(spec, ranks, at), *_between_borders(spec, ranks, at)]
-    crossed = [line for fact in told for line in text.wrap(fact, indent=9)]
-    return "\n".join([*text.wrap(_reading(spec, ranks), "Ranks    ", 9), *lines, *crossed])
+    told = [*_collectives(spec, ranks, at), *_between_borders(spec, ranks, at)]
+    facts = [line for fact in told for line in text.wrap(fact, indent=9)]
+    return "\n".join([*text.wrap(_reading(spec, ranks), "Ranks    ", 9), *lines, *facts])
 
 
-def _crossings(spec: ConvSpec, ranks: int, at: Cost | None = None) -> list[str]:
-    """What ranks exchange for the layer, by how its ends lie; with bytes where the size is known."""
+def _collectives(spec: ConvSpec, ranks: int, at: Cost | None = None) -> list[str]:
+    """Returns the collectives of the layer, by how its ends lie, with bytes if the size is known."""
     if ranks == 1:
-        return ["Nothing crosses: there is one rank."]
+        return ["No collective: there is one rank."]
     given, made = (_bytes(at.traffic.input), _bytes(at.traffic.output)) if at else ("", "")
     if spec.groups > 1:
         return [
-            "No activation crosses between layers that are split alike, forward or backward.",
-            f"Where the input is whole, its gradient is gathered backward{given}; "
-            f"where the output is to be whole, it is gathered forward{made}.",
+            "No collective runs between layers that are split alike, forward or backward.",
+            f"A whole input's gradient is all-gathered backward{given}; "
+            f"an output that has to be whole is all-gathered forward{made}.",
         ]
     return [
-        f"ChannelParallel: a split input is gathered forward{given} and its gradient scattered backward; "
-        f"a whole input's gradient is summed backward{given}; an output that is to be whole is gathered forward{made}.",
-        "SumParallel, by input channels instead, where the input is split: the outputs are summed "
-        f"forward{made}, and nothing backward.",
+        f"ColwiseParallel: a split input is all-gathered forward{given} and its gradient reduce-scattered backward; "
+        f"a whole input's gradient is all-reduced backward{given}; an output that has to be whole is all-gathered "
+        f"forward{made}.",
+        "RowwiseParallel splits a split input by its channels instead: the outputs are all-reduced "
+        f"forward{made}, and no collective runs backward.",
     ]
 
 
 def _between_borders(spec: ConvSpec, ranks: int, at: Cost | None) -> list[str]:
-    """What moves because the parts of the ranks are not DTensor's chunks; nothing where they are."""
-    share, grouped = _share(spec, ranks), spec.groups > 1
-    inputs = _moved(share, spec.in_channels) if grouped else 0
-    outputs = _moved(share, spec.out_channels)
-    # The first dimension of a transposed convolution's weight is its inputs; a dense one is cut along the second.
+    """Returns which rows move because the ranks' shards are not DTensor's chunks; nothing where they are."""
+    partition, grouped = _partition(spec, ranks), spec.groups > 1
+    inputs = _moved(partition, spec.in_channels) if grouped else 0
+    outputs = _moved(partition, spec.out_channels)
+    # The first dimension of a transposed weight is the input channels; a dense one is split along the second.
     rows, size = (inputs, spec.in_channels) if grouped and spec.transposed else (outputs, spec.out_channels)
     biases = outputs if spec.bias else 0
     item = at.traffic.weight // spec.weights if at else 0
@@ -110,18 +111,18 @@ def _between_borders(spec: ConvSpec, ranks: int, at: Cost | None) -> list[str]:
     if inputs or outputs:
         ends = (("input", inputs, spec.in_channels), ("output", outputs, spec.out_channels))
         told.append(f"Where the input or the output is whole, {_some('channel', ends)} move too.")
-    lead = "DTensor cuts a tensor into equal chunks, and the parts of these ranks end elsewhere."
+    lead = "DTensor splits a tensor into equal chunks, and the shards of these ranks end elsewhere."
     return [" ".join([lead, *told])] if told else []
 
 
 def _some(noun: str, counts: Sequence[tuple[str, int, int]]) -> str:
-    """`2 of 20 rows of the weight and 1 of 10 rows of the bias`, without those of which there are none."""
+    """Returns `2 of 20 rows of the weight and 1 of 10 rows of the bias`, without counts of zero."""
     return " and ".join(f"{count:,} of {size:,} {noun}s of the {name}" for name, count, size in counts if count)
 
 
-def _moved(share: Share, size: int) -> int:
-    """How many elements of a dimension DTensor's chunks, which are equal, put on another rank than the share does."""
-    return sum(received(chunks(size, share.ranks), share.lengths(size)))
+def _moved(partition: Partition, size: int) -> int:
+    """Returns how many elements of a dimension DTensor's equal chunks put on another rank than the partition does."""
+    return sum(received(chunks(size, partition.ranks), partition.lengths(size)))
 
 
 def _bytes(size: int | None) -> str:
@@ -129,9 +130,9 @@ def _bytes(size: int | None) -> str:
 
 
 def _reading(spec: ConvSpec, ranks: int) -> str:
-    held = [len(_share(spec, ranks).of(rank)) for rank in range(ranks)]
+    held = [len(_partition(spec, ranks).of(rank)) for rank in range(ranks)]
     if spec.groups == 1:
-        reading = "No groups to hold whole: a dense layer is split by its output channels (ChannelParallel)."
+        reading = "No groups to hold whole: a dense layer is split by its output channels (ColwiseParallel)."
     else:
         each = (
             phrases.plural(held[0], "group")
@@ -150,14 +151,14 @@ def _reading(spec: ConvSpec, ranks: int) -> str:
 
 
 def _facts(spec: ConvSpec, ranks: int, rank: int) -> tuple[str, str, str, str]:
-    """What a rank holds, the channels in and out, and its parameters."""
-    grouped, share = spec.groups > 1, _share(spec, ranks)
-    held = share.of(rank)
+    """Returns what a rank holds, its channels in and out, and its parameters."""
+    grouped, partition = spec.groups > 1, _partition(spec, ranks)
+    held = partition.of(rank)
     if not held:
         return "nothing", "", "", "0 parameters"
-    inputs = share.span(rank, spec.in_channels) if grouped else range(spec.in_channels)
-    outputs = share.span(rank, spec.out_channels)
-    own = spec.parameters // share.parts * len(held)
+    inputs = partition.span(rank, spec.in_channels) if grouped else range(spec.in_channels)
+    outputs = partition.span(rank, spec.out_channels)
+    own = spec.parameters // partition.units * len(held)
     what = f"groups {numbers.channels(held)}" if grouped else f"filters {numbers.channels(held)}"
     if len(held) == 1:
         what = what.replace("s ", " ", 1)
@@ -165,6 +166,6 @@ def _facts(spec: ConvSpec, ranks: int, rank: int) -> tuple[str, str, str, str]:
     return what, *ends, f"{numbers.count(own)} parameters"
 
 
-def _share(spec: ConvSpec, ranks: int) -> Share:
-    """Of the groups, or of a dense layer's output channels."""
-    return Share(spec.groups if spec.groups > 1 else spec.out_channels, ranks)
+def _partition(spec: ConvSpec, ranks: int) -> Partition:
+    """Returns the partition of the groups, or of a dense layer's output channels."""
+    return Partition(spec.groups if spec.groups > 1 else spec.out_channels, ranks)

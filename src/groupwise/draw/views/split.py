@@ -1,4 +1,4 @@
-"""Who holds what of a split network, and what crosses where: a column a rank, a row a layer, towers that meet."""
+"""What each rank holds of a split network, and its collectives: a column for each rank, a row for each layer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 
 from groupwise.draw.base import numbers
 from groupwise.draw.base.svg import LABEL_SIZE, MARGIN, Picture, colour, path, text_width
-from groupwise.draw.text.split import MOVES, crossed, folded, in_all, met, named, spread
+from groupwise.draw.text.split import folded, in_all, named, payloads, spread, words
 from groupwise.draw.views.ranks import drawn
+from groupwise.spec.collectives import MOVES, VERBS
 
 COLUMN, GAP, ROW, APART, BAND = 104, 26, 22, 12, 30
 _SHORTCUT = re.compile(r"(.*)\.(?:downsample|shortcut)\b")
 
 
 def split_svg(plan: dict[str, Any]) -> str:
-    """The picture of a plan as `SplitPlan.to_dict` gives it.
+    """Returns the picture of a plan, given as `SplitPlan.to_dict` returns it.
 
-    A box is what a rank holds of a layer, a wide one a layer that is whole on each rank; lines between columns are
-    what crosses. Blocks of layers that repeat are drawn once.
+    A box is what a rank holds of a layer, and a wide box is a layer that is whole on each rank. Lines between columns
+    are collectives. A block of layers that repeats is drawn once.
     """
     ranks = plan["ranks"]
     layers = [row for row in plan["layers"] if row["style"] != "ChannelwiseParallel" and row["parameters"]]
@@ -36,13 +37,13 @@ class _Drawing:
         self.picture, self.drawn, self.layers = picture, drawn, layers
         names = max((text_width(named(row), LABEL_SIZE) for row in layers), default=0)
         start = MARGIN + names + 18
-        # Between the last two columns there is room for what is left out.
+        # A gap before the last column has room for an ellipsis.
         self.left = {
             rank: start + index * (COLUMN + GAP) + (GAP if rank - index > 0 else 0) for index, rank in enumerate(drawn)
         }
         self.right = self.left[drawn[-1]] + COLUMN
         self.folded = ranks > len(drawn)
-        # Whether a shortcut has been drawn.
+        # `_row` notes here that it has drawn a shortcut.
         self.beside = False
 
     def draw(self) -> None:
@@ -85,8 +86,8 @@ class _Drawing:
         picture.y += ROW
 
     def _before(self, row: dict[str, Any], before: dict[str, Any] | None) -> None:
-        """What leads to a layer, from the one before where that is drawn."""
-        if gathered := _met(row, "gathers inputs"):
+        """Draws what leads to a layer, from the one before if that is drawn."""
+        if gathered := _forward(row, f"{VERBS['all_gather']} inputs"):
             self._band(gathered, _backward(row))
         elif row["style"] != "KeepWhole" and (text := _backward(row)):
             self._say(text, APART)
@@ -96,12 +97,12 @@ class _Drawing:
             self.picture.y += APART
 
     def _after(self, row: dict[str, Any]) -> None:
-        for words in ("sums outputs", "gathers outputs"):
-            if found := _met(row, words):
+        for operation in ("all_reduce", "all_gather"):
+            if found := _forward(row, f"{VERBS[operation]} outputs"):
                 self._band(found, "")
 
     def _straight(self) -> None:
-        """Each rank's channels stay with it."""
+        """Draws a line for each rank, whose channels stay with it."""
         y = self.picture.y
         for rank in self.drawn:
             data = path("M", self._middle(rank), y, "v", APART)
@@ -109,7 +110,7 @@ class _Drawing:
         self.picture.y += APART
 
     def _band(self, text: str, backward: str) -> None:
-        """Lines from each rank to all."""
+        """Draws lines from each rank to all ranks."""
         y = self.picture.y
         for rank in self.drawn:
             lines = []
@@ -137,43 +138,43 @@ class _Drawing:
         self.picture.y += 22
 
 
-def _met(row: dict[str, Any], words: str) -> str:
-    """An exchange of the forward, with its bytes where they are known."""
-    if words not in row["exchange"].split(", "):
+def _forward(row: dict[str, Any], text: str) -> str:
+    """Returns a collective of the forward with its bytes, if they are known; empty if the layer does not need it."""
+    if text not in row["forward"].split(", "):
         return ""
-    forward, _ = crossed([one for one in row["crossings"] if one["operation"] != "all_to_all"])
-    return f"{words} {forward}".strip()
+    forward, _ = payloads([one for one in row["collectives"] if one["operation"] != "all_to_all"])
+    return f"{text} {forward}".strip()
 
 
 def _backward(row: dict[str, Any]) -> str:
-    found = [one for one in row["crossings"] if one["backward"] and one["operation"] != "all_to_all"]
-    return f"{met(dict(row, crossings=found), backward=True)} {crossed(found)[1]} backward" if found else ""
+    found = [one for one in row["collectives"] if one["backward"] and one["operation"] != "all_to_all"]
+    return f"{words(dict(row, collectives=found), backward=True)} {payloads(found)[1]} backward" if found else ""
 
 
 def _moved(row: dict[str, Any]) -> str:
-    """The rows of uneven parts, which belong to a layer and its ends."""
-    forward, backward = crossed([one for one in row["crossings"] if one["operation"] == "all_to_all"])
+    """Returns the rows that uneven shards of a layer and of its ends move."""
+    forward, backward = payloads([one for one in row["collectives"] if one["operation"] == "all_to_all"])
     if not forward and not backward:
-        return MOVES if MOVES in met(row) else ""
+        return MOVES if MOVES in words(row) else ""
     return f"{MOVES} {', '.join(filter(None, (forward, backward and f'{backward} backward')))}"
 
 
 def _is_shortcut(row: dict[str, Any], before: dict[str, Any] | None) -> bool:
-    """Whether a whole layer is called a shortcut of the block that ends above it; the plan knows names, no graph."""
+    """Says whether the name of a whole layer makes it a shortcut of the block above it: the plan has no graph."""
     found = _SHORTCUT.match(row["name"]) if row["style"] == "KeepWhole" else None
     return bool(found and before and before["name"].startswith(f"{found[1]}."))
 
 
 def _subtitle(plan: dict[str, Any]) -> str:
     size = "" if plan["input_shape"] is None else f", for an input of {numbers.product(plan['input_shape'])}"
-    return f"A column is a rank, with the parameters that it holds; lines between columns are what crosses{size}."
+    return f"A column is a rank, with the parameters that it holds; lines between columns are collectives{size}."
 
 
 def _facts(plan: dict[str, Any], layers: Sequence[dict[str, Any]], beside: bool) -> list[tuple[str, str]]:
     total = sum(row["parameters"] for row in plan["layers"])
     facts = [("parameters", f"{numbers.count(total)}, of which a rank holds {spread(plan['held'])}")]
     if plan["input_shape"] is not None:
-        facts.append(("crosses", f"in a training step {in_all(plan, ',')}"))
+        facts.append(("collectives", f"in a training step {in_all(plan, ',')}"))
     if beside:
         facts.append(("order", "as the model calls its layers; a shortcut runs beside the block above it"))
     rest = total - sum(row["parameters"] for row in layers)
@@ -185,5 +186,5 @@ def _description(plan: dict[str, Any], layers: Sequence[dict[str, Any]]) -> list
     lines = [f"The layers of {plan['model']} over {plan['ranks']:,} rank{'s' * (plan['ranks'] > 1)}."]
     for row in layers:
         held = "whole on each rank" if row["style"] == "KeepWhole" else f"{numbers.count(max(row['held']))} a rank"
-        lines.append(f"{named(row)}: {held}{', ' + row['exchange'] if row['exchange'] else ''}.")
+        lines.append(f"{named(row)}: {held}{', ' + row['forward'] if row['forward'] else ''}.")
     return lines

@@ -1,4 +1,4 @@
-"""Checkpoints of split models, by `torch.distributed.checkpoint`: written on any number of ranks, read on any other."""
+"""Saves and loads split models by `torch.distributed.checkpoint`, on any number of ranks and then on any other."""
 
 from __future__ import annotations
 

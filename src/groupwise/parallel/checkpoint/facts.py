@@ -1,4 +1,4 @@
-"""What groupwise.json says of a checkpoint, which other hands may have written: its schema, and which are listed."""
+"""Reads and lists checkpoints by their groupwise.json, whose schema it checks: a stranger may have written it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _MOST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a checkpoint before its tensors are read."""
+    """Holds what is known about a checkpoint before its tensors are read."""
 
     step: int
-    # The number of the checkpoint among those of its folder: files have no time that every copy keeps.
+    # `order` numbers the checkpoints of a folder: a copy of a file need not keep its time.
     order: int
     facts: dict[str, Any]
-    # The shape and the dtype of each tensor, and what the optimiser keeps, in words.
+    # These describe in words the shape and dtype of each tensor, and what the optimiser keeps.
     model: dict[str, str]
     optimizer: dict[str, str]
-    # The size of each file, and the SHA-256 of each, groupwise.json included.
+    # These hold the size and the SHA-256 of each file; the sums include groupwise.json.
     files: dict[str, int]
     sums: dict[str, str]
 
 
 def list_checkpoints(folder: str | pathlib.Path) -> list[pathlib.Path]:
-    """The checkpoints in `folder` in the order in which they were written, the newest last."""
+    """Returns the checkpoints in `folder` in the order in which they were written, the newest last."""
     return list(orders(pathlib.Path(folder)))
 
 
@@ -45,7 +45,7 @@ def orders(folder: pathlib.Path) -> dict[pathlib.Path, int]:
     """Returns the checkpoints in `folder`, the newest last, each with its number."""
     found = {}
     for path in sorted(folder.glob("step-*")):
-        # A checkpoint that is being written or removed has another name, and a copy that was broken off lacks files.
+        # Others are skipped: a checkpoint being written or removed has another name, and a partial copy lacks files.
         if _NAME.fullmatch(path.name):
             with contextlib.suppress(GroupwiseError):
                 found[path] = read_facts(path).order
@@ -53,7 +53,7 @@ def orders(folder: pathlib.Path) -> dict[pathlib.Path, int]:
 
 
 def read_facts(path: pathlib.Path) -> Facts:
-    """Reads groupwise.json, and raises one `GroupwiseError` for whatever is wrong with it."""
+    """Reads groupwise.json. Raises one `GroupwiseError` for whatever is wrong with it."""
     try:
         content = read_file(path / FACTS)
     except (OSError, ValueError) as error:
@@ -82,7 +82,7 @@ def _foreign(path: pathlib.Path, what: str) -> GroupwiseError:
 
 
 def _checked(content: object, sums: dict[str, str]) -> Facts:
-    """Returns `content` if all of it is as `save` writes it. Raises `ValueError` that names the key."""
+    """Returns `content` if it is what `save` writes. Raises a `ValueError` that names the wrong key otherwise."""
     known = _object("the whole", content)
     for key in ("step", "order", "facts", "model", "optimizer", "files"):
         if key not in known:

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: their sizes, their SHA-256, and that each of them is a file."""
+"""Reads and checks the files of a checkpoint: sizes, SHA-256, and that each is an ordinary file."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from collections.abc import Iterable, Mapping
 from groupwise.errors import GroupwiseError
 
 SUMS = "SHA256SUMS"
-# No name with a separator, a line break or a blank: sha256sum would write some of them otherwise.
+# A name has no separator, line break or blank: sha256sum would escape some of them.
 PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 _LINE = re.compile(rf"([0-9a-f]{{64}})  ({PLAIN.pattern})\n")
 _CHUNK = 2**20
-# Far above what the names of a model take, and low enough to be held in memory.
+# The limit is far above what the names of a model take, and low enough to be held in memory.
 _MOST = 2**28
 
 
 def read_file(path: pathlib.Path) -> bytes:
-    """Returns what a small file holds. Raises `OSError` or `GroupwiseError` for what is no such file."""
+    """Returns the content of a small file. Raises `OSError` or `GroupwiseError` if it is not a file or not small."""
     size = _size(path)
     if size > _MOST:
         raise GroupwiseError(f"{path.name} has {size:,} bytes, and at most {_MOST:,} are read")
@@ -29,7 +29,7 @@ def read_file(path: pathlib.Path) -> bytes:
 
 
 def write_file(path: pathlib.Path, text: str) -> None:
-    """Writes a file, and has the disk hold it before the checkpoint gets its name."""
+    """Writes a file and waits until the disk holds it, so that it is there before the checkpoint gets its name."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
@@ -50,7 +50,7 @@ def read_sums(path: pathlib.Path) -> dict[str, str]:
     """Returns the SHA-256 of each file that the SHA256SUMS of a checkpoint lists."""
     try:
         content = read_file(path / SUMS)
-        # Each byte counts: a line that sha256sum would overlook is damage here.
+        # Every byte is checked: a line that sha256sum would skip counts as damage here.
         lines = content.decode("ascii").splitlines(keepends=True)
         found = [_LINE.fullmatch(line) for line in lines]
         if None in found:
@@ -60,7 +60,7 @@ def read_sums(path: pathlib.Path) -> dict[str, str]:
             raise GroupwiseError(f"{SUMS} lists a file twice")
     except FileNotFoundError as error:
         raise GroupwiseError(
-            f"checkpoint {path} has no {SUMS}: an earlier groupwise wrote it, or a copy of it was broken off; go on "
+            f"checkpoint {path} has no {SUMS}: an earlier groupwise wrote it, or a copy of it was interrupted; resume "
             "from another one, or load it with the groupwise that wrote it and save it anew"
         ) from error
     except (OSError, ValueError) as error:
@@ -74,7 +74,7 @@ def sums_text(sums: Mapping[str, str]) -> str:
 
 
 def check_sizes(path: pathlib.Path, files: Mapping[str, int]) -> None:
-    """Refuses a checkpoint that lacks a file, or a part of one."""
+    """Refuses a checkpoint that lacks a file, or has one of another size."""
     for name, size in files.items():
         try:
             there = _size(path / name)
@@ -86,7 +86,7 @@ def check_sizes(path: pathlib.Path, files: Mapping[str, int]) -> None:
             if there == size:
                 continue
             what = f"has {there:,} of its {size:,} bytes"
-        raise GroupwiseError(f"checkpoint {path} is truncated: {name} {what}; go on from an older one")
+        raise GroupwiseError(f"checkpoint {path} is truncated: {name} {what}; resume from an older one")
 
 
 def check_sums(path: pathlib.Path, sums: Mapping[str, str], names: Iterable[str]) -> None:
@@ -103,11 +103,11 @@ def check_sum(path: pathlib.Path, name: str, there: str, written: str) -> None:
 
 def damaged(path: pathlib.Path, what: str) -> GroupwiseError:
     """Returns the error for a checkpoint that does not hold what was written."""
-    return GroupwiseError(f"checkpoint {path} is damaged: {what}; go on from an older one")
+    return GroupwiseError(f"checkpoint {path} is damaged: {what}; resume from an older one")
 
 
 def _size(path: pathlib.Path) -> int:
-    """Returns the size of a file. Nothing else is ever opened: a FIFO would wait, and a device may do anything."""
+    """Returns the size of a file. It refuses anything else unopened: a FIFO would wait, a device may do anything."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, a pipe or a socket"

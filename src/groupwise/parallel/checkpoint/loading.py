@@ -1,4 +1,4 @@
-"""Reads checkpoints: all that can be checked is checked before the model or the optimiser is changed."""
+"""Loads checkpoints, and checks all that can be checked before it changes the model or the optimiser."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
 from groupwise.errors import GroupwiseError
-from groupwise.parallel.agreement import difference
 from groupwise.parallel.checkpoint.facts import Facts, read_facts
 from groupwise.parallel.checkpoint.files import check_sizes, check_sums
 from groupwise.parallel.checkpoint.reading import Planner, Reader
 from groupwise.parallel.checkpoint.state import SET, describe_model, describe_optimizer, state_of, states
 from groupwise.parallel.checkpoint.together import AlikeError, alike, words
+from groupwise.parallel.runtime.agreement import difference
 
 
 def load(
@@ -27,11 +27,12 @@ def load(
     *,
     group: distributed.ProcessGroup | None = None,
 ) -> dict[str, Any]:
-    """Read a checkpoint of any number of ranks into `model` and `optimizer`; gives its `step` and its facts.
+    """Loads a checkpoint of any number of ranks into `model` and `optimizer`; returns its `step` and its facts.
 
-    Every rank of `group` (None: of the default one) calls it. Raises `GroupwiseError` on each, before anything is
-    changed, for one that is truncated or damaged, or of another model or optimiser, by its name. It runs no code that
-    the files name, and refuses those that name any, except for what `torch.serialization.add_safe_globals` admits.
+    Every rank of `group` (None: the default group) calls it. If a checkpoint is truncated, damaged, or of another model
+    or optimiser, every rank raises a `GroupwiseError` that names the reason, before anything is changed. It runs no
+    code that the files name, and refuses files that name any, except what `torch.serialization.add_safe_globals`
+    admits.
     """
     path = pathlib.Path(path)
     state, optimizer_state = states(model, optimizer)
@@ -42,11 +43,11 @@ def load(
         saved = _same(path, facts, state, describe_optimizer(optimizer, optimizer_state))
         kept = {name: value for name, value in optimizer_state["state"].items() if state_of(name) in saved}
         optimizer_state["state"] = kept
-        # Each file is read once more, and the ranks divide that.
+        # To check the sums, each file is read once more; the ranks divide that work.
         check_sums(path, facts.sums, sorted(facts.files)[rank::ranks])
     whole = {"model": state, "optimizer": optimizer_state}
     planner = Planner()
-    # Only of files that are as they were written, so that damage has one name on all ranks.
+    # This comes after the sums, so that damage gets the same message on all ranks.
     with alike(group):
         reader = Reader(path, facts.files)
         reader.check_values(path)
@@ -55,8 +56,8 @@ def load(
         state_dict_loader.load(whole, storage_reader=reader, planner=planner, process_group=group)
     except CheckpointException as error:
         raise AlikeError(
-            f"checkpoint {path} cannot be read: {words(error)}; go on from another one, as parts of this one may be "
-            "in the model by now"
+            f"checkpoint {path} cannot be read: {words(error)}; resume from another one, because some tensors of "
+            "this one may be in the model by now"
         ) from error
     set_state_dict(
         model,
@@ -76,7 +77,7 @@ def _same(path: pathlib.Path, facts: Facts, state: dict[str, Any], optimizer: di
             f"checkpoint {path} is of another model: {difference(facts.model, 'there', own, 'here')}; load it into the "
             "model that it was written from"
         )
-    # A schedule may have set more there, and a parameter that no step had reached has no state there.
+    # The saved optimiser may have settings from a schedule, and no state for parameters that no step reached.
     saved = {name: what for name, what in facts.optimizer.items() if name in optimizer or what != SET}
     own = {name: what for name, what in optimizer.items() if name in saved or what == SET}
     if own != saved:

@@ -1,4 +1,4 @@
-"""One writer a folder: a lock that the system takes back when its process ends, whatever ends it."""
+"""Locks a folder for one writer: the system releases the lock when the process ends, whatever ends it."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 @dataclass
 class _Held:
-    # A forked child has the table of its parent, and none of its locks.
+    # A forked child inherits its parent's table, but none of its locks.
     process: int
     file: int
 
 
-# By the device and the inode of the folder, which has many names. Each lock file is open once in its process: closing
-# any descriptor of it, even one that only read it, would let the lock go.
+# The keys are the device and the inode of a folder, which may have many names. Each lock file is open once in its
+# process: closing any descriptor of it, even one that only read it, would release the lock.
 _held: dict[tuple[int, int], _Held] = {}
 
 
 def claim(folder: str | pathlib.Path, *, group: distributed.ProcessGroup | None = None) -> None:
-    """Make the first rank of `group` the one that writes checkpoints to `folder`, until it ends or lets go.
+    """Makes the first rank of `group` the only writer of checkpoints in `folder`, until it ends or calls `release`.
 
-    Every rank of `group` (None: of the default one) calls it; `save` calls it too, and a second time changes nothing.
-    Where another process writes there it raises `GroupwiseError` on each rank, with that process, its host and the time
-    it began. The lock is on `folder`/groupwise.lock. The system releases it when the process ends, and what the file
-    holds means nothing then. A file system without locks refuses nobody.
+    Every rank of `group` (None: the default group) calls it. `save` calls it too, and a second call changes nothing. If
+    another process writes to the folder, every rank raises a `GroupwiseError` with that process, its host and the time
+    at which it began. The lock is on `folder`/groupwise.lock. The system releases it when the process ends, and the
+    content of the file has no meaning then. On a file system without locks nobody is refused.
     """
     folder = pathlib.Path(folder)
     with alike(group):
@@ -61,7 +61,7 @@ def claim(folder: str | pathlib.Path, *, group: distributed.ProcessGroup | None 
 
 
 def release(folder: str | pathlib.Path) -> None:
-    """Let another process write to `folder`: the opposite of `claim`. Does nothing in a process that holds nothing."""
+    """Lets another process write to `folder`: the opposite of `claim`. Does nothing without the lock."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         held = _held.pop(_place(pathlib.Path(folder)), None)
         if held is not None and held.process == os.getpid():
@@ -69,7 +69,7 @@ def release(folder: str | pathlib.Path) -> None:
 
 
 def take(folder: pathlib.Path) -> bool:
-    """Makes this process the one writer in `folder`, which it makes. Returns False where there are no locks."""
+    """Creates `folder` and makes this process its one writer. Returns False if the file system has no locks."""
     folder.mkdir(parents=True, exist_ok=True)
     if not _LOCKS:
         return False
@@ -92,7 +92,7 @@ def take(folder: pathlib.Path) -> bool:
     _held[place] = _Held(os.getpid(), file)
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
-    # On a full disk the lock holds all the same.
+    # The lock holds even if a full disk cannot take the text.
     with contextlib.suppress(OSError):
         os.ftruncate(file, 0)
         os.pwrite(file, text.encode(), 0)
@@ -113,23 +113,23 @@ def _holds(place: tuple[int, int], path: pathlib.Path) -> bool:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(held.file), path.lstat()):
                 return True
-        # Someone has removed the file: the lock on it keeps nobody out.
+        # Someone has removed the file, so that the lock on it stops nobody.
         os.close(held.file)
     del _held[place]
     return False
 
 
 def _open(path: pathlib.Path) -> int:
-    """Opens the lock file, or makes it; neither follows a link nor waits for the other end of a pipe."""
+    """Opens or creates the lock file. It follows no link, and does not wait for the other end of a pipe."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise GroupwiseError(f"{path} is not a file, and groupwise locks it; remove it, or give another folder")
+        raise GroupwiseError(f"{path} is not a file that groupwise could lock; remove it, or give another folder")
     return file
 
 
 def _holder(file: int) -> str:
-    """Says who holds the lock, as that process wrote it; the text may be unfinished, or of anyone."""
+    """Says who holds the lock, as that process wrote it; the text may be unfinished or forged."""
     try:
         known = json.loads(os.pread(file, 4096, 0))
         return f"process {int(known['pid'])} on host {known['host']!s:.100} since {known['since']!s:.40}"

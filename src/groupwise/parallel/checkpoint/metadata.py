@@ -1,4 +1,4 @@
-"""The index that torch.distributed.checkpoint writes as a pickle, read without running anything that it names."""
+"""Reads the index that torch.distributed.checkpoint writes as a pickle, and runs nothing that the pickle names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MOST = 2**63 - 1
 
 
 class _StandIn:
-    """Takes the place of whatever the pickle names: keeps what it is given, and does nothing with it."""
+    """Replaces whatever the pickle names: it keeps its arguments, and does nothing with them."""
 
     arguments: tuple[Any, ...]
     state: Any
@@ -44,12 +44,12 @@ class _StandIn:
     def __init__(self, *arguments: Any) -> None:
         pass
 
-    # Without this a pickle may set attributes of the class, which every later checkpoint would find.
+    # Without this a pickle could set attributes of the class, which every later checkpoint would see.
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
-# Every name in a checkpoint of torch 2.10 and later, except for the dtypes. Python's versions write an enum and a path
+# These are all names in a checkpoint of torch 2.10 and later, except dtypes. Python's versions write an enum and a path
 # in several ways.
 _STAND_INS: dict[tuple[str, str], type[_StandIn]] = {
     (module, name): type(name, (_StandIn,), {})
@@ -73,7 +73,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if stand_in := _STAND_INS.get((module, name)):
             return stand_in
-        # getattr would import what PyTorch loads on demand.
+        # `vars` finds only what is loaded; getattr would import what PyTorch loads on demand.
         dtype = vars(torch).get(name) if module == "torch" else None
         if isinstance(dtype, torch.dtype):
             return dtype
@@ -89,12 +89,12 @@ def read_metadata(path: pathlib.Path, files: Mapping[str, int]) -> Metadata:
     except GroupwiseError as error:
         raise damaged(path, f"{METADATA} cannot be used, as {error}") from error
     except Exception as error:
-        # A pickle of other hands raises anything.
+        # A stranger's pickle may raise anything.
         raise damaged(path, f"{METADATA} is no index of a checkpoint ({type(error).__name__}: {error})") from error
 
 
 def _metadata(root: object, files: Mapping[str, int]) -> Metadata:
-    """Makes the index anew from the stand-ins, of values that have been looked at."""
+    """Builds the index anew from the stand-ins, and checks each value."""
     fields = _fields("Metadata", root)
     storage = {
         _index(key): _info(info, files) for key, info in _mapping("storage_data", fields["storage_data"]).items()
@@ -129,7 +129,7 @@ def _tensor(name: str, entry: object) -> TensorStorageMetadata:
         if not inside or any(a + n > most for a, n, most in zip(offsets, sizes, size, strict=True)):
             raise GroupwiseError(f"{name} of shape {tuple(size)} has a chunk {tuple(sizes)} at {tuple(offsets)}")
         chunks.append(ChunkStorageMetadata(offsets, sizes))
-    # What no chunk covers would keep the values that it has.
+    # Elements that no chunk covers would silently keep the model's values.
     if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(size):
         raise GroupwiseError(f"the chunks of {name} are not the whole tensor")
     return TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
@@ -140,7 +140,7 @@ def _info(value: object, files: Mapping[str, int]) -> _StorageInfo:
     file, offset, length = fields["relative_path"], _number(fields["offset"]), _number(fields["length"])
     if fields.get("transform_descriptors"):
         raise GroupwiseError("it asks for a transform of the data, which groupwise never writes")
-    # A path would lead out of the checkpoint, to a file that has not been checked.
+    # A path could lead out of the checkpoint, to a file that was not checked.
     if not isinstance(file, str) or file not in files or file == METADATA:
         raise GroupwiseError(f"it refers to {reprlib.repr(file)}, which is no file of tensors of this checkpoint")
     if offset + length > files[file]:

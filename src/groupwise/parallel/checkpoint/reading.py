@@ -1,6 +1,7 @@
-"""Reads a checkpoint as torch.distributed.checkpoint does, except that nothing in it runs: no pickle calls a function.
+"""Reads a checkpoint as torch.distributed.checkpoint does, except that no pickle in it can call a function.
 
-PyTorch's own reader unpickles the index of a checkpoint, and its planner what is no tensor, as the pickles ask.
+PyTorch's own reader unpickles the index of a checkpoint, and its planner unpickles values other than tensors: both run
+whatever the pickles name.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from groupwise.parallel.checkpoint.together import words
 
 
 class Reader(FileSystemReader):
-    """Reads the files of one checkpoint, whose index it checks when it is made."""
+    """Reads the files of one checkpoint, and checks their index when it is created."""
 
     def __init__(self, path: pathlib.Path, files: Mapping[str, int]) -> None:
         super().__init__(path)
         self.metadata = read_metadata(path, files)
 
-    # By the name of the last parameter PyTorch tells whether to look for an index of each rank too: there is none.
+    # PyTorch looks for an index of each rank if the last parameter has a certain name; groupwise writes none.
     def read_metadata(self, *arguments: Any, **names: Any) -> Metadata:
         """Returns the index that has been checked."""
         return self.metadata
@@ -49,7 +50,7 @@ class Reader(FileSystemReader):
 
 
 class Planner(DefaultLoadPlanner):
-    """Loads what is no tensor as `torch.load(weights_only=True)` does."""
+    """Loads values other than tensors as `torch.load(weights_only=True)` does."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Puts one such value into the state."""
@@ -60,7 +61,8 @@ class Planner(DefaultLoadPlanner):
         self.set_up_planner(state, metadata)
         for name, value in self.state_dict.items():
             tensor = isinstance(metadata.state_dict_metadata.get(name), TensorStorageMetadata)
-            # An optimiser may count its steps in a tensor or in a number: PyTorch takes one for the other.
+            # Only the model is checked: an optimiser may count its steps in a tensor or in a number, and PyTorch
+            # accepts either.
             if name.startswith("model.") and isinstance(value, torch.Tensor) and not tensor:
                 raise damaged(path, f"its index has no tensor {name}")
         try:
@@ -70,7 +72,7 @@ class Planner(DefaultLoadPlanner):
 
 
 def check_state(state: dict[str, Any]) -> None:
-    """Refuses a state with a value that `load` would refuse, before anything of it is written."""
+    """Refuses a state with a value that `load` would refuse, before anything is written."""
     planner = DefaultSavePlanner()
     planner.set_up_planner(state)
     for name, value in planner.state_dict.items():
@@ -90,7 +92,7 @@ def _read(buffer: io.BytesIO) -> Any:
 
 
 def _problem(content: bytes) -> str | None:
-    """Says why a value cannot be read without running code, if so."""
+    """Says why a value cannot be read without running code; None if it can."""
     try:
         _read(io.BytesIO(content))
     except Exception as error:

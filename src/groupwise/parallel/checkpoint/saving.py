@@ -1,4 +1,4 @@
-"""Writes checkpoints: what is refused before, how one gets its name, and what is removed thereafter."""
+"""Saves checkpoints: refuses bad input first, names a checkpoint once it is whole, and removes older ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from groupwise.parallel.checkpoint.reading import check_state
 from groupwise.parallel.checkpoint.state import describe_model, describe_optimizer, states
 from groupwise.parallel.checkpoint.together import AlikeError, alike, gather, words
 
-# What is being written or removed; the first part of it is the name of the checkpoint.
+# A folder that is being written or removed has such a name, which begins with the name of the checkpoint.
 _PART = re.compile(r"step-\d+(\.[0-9a-f]{8})?\.part")
 
 
@@ -38,13 +38,14 @@ def save(
     group: distributed.ProcessGroup | None = None,
     **facts: Any,
 ) -> pathlib.Path:
-    """Write the state of `model` and `optimizer` to `folder`/step-<step>, and give that path.
+    """Writes the state of `model` and `optimizer` to `folder`/step-<step>, and returns that path.
 
-    Every rank of `group` (None: of the default one) calls it. The folder has its name only once it is whole. The
-    checkpoint written before it is kept, and all others in `folder` are removed, except for symbolic links: give each
-    run a folder of its own. `facts` are JSON values that `load` gives back, such as an epoch. What one rank cannot
-    write is a `GroupwiseError` on each, and so is a folder that another process writes to (see `checkpoint.claim`).
-    What cannot be removed is a `RuntimeWarning`.
+    Every rank of `group` (None: the default group) calls it. The folder gets its name only once it is whole. `save`
+    keeps the checkpoint written before, and removes all others in `folder` except symbolic links: give each run a
+    folder of its own. `facts` are JSON values that `load` returns, such as an epoch.
+
+    If one rank cannot write, or if another process writes to the folder (see `checkpoint.claim`), every rank raises a
+    `GroupwiseError`. Anything that cannot be removed is a `RuntimeWarning`.
     """
     for name, fact in facts.items():
         try:
@@ -97,17 +98,17 @@ def _unwritten(target: pathlib.Path, error: BaseException) -> str:
 
 
 def _begin(target: pathlib.Path) -> tuple[str, list[pathlib.Path]]:
-    """Takes the folder for this process, and makes a new one in it.
+    """Locks the folder for this process, and creates a new one in it.
 
-    Returns its name, and what earlier ones left that cannot be removed.
+    Returns its name, and the remains of earlier writers that cannot be removed.
     """
     try:
         alone = take(target.parent)
         _refuse_others(target)
         parts = [path for path in sorted(target.parent.glob("step-*")) if _PART.fullmatch(path.name)]
-        # Nobody writes these once the lock is held: whoever began them has been killed.
+        # With the lock held nobody writes these: their writers have been killed.
         left = _discard([path for path in parts if path.is_dir() and not path.is_symlink()] if alone else [])
-        # The name is new: without locks there may be another writer.
+        # The name is unique, because without locks there may be another writer.
         part = _beside(target)
         part.mkdir()
     except OSError as error:
@@ -116,7 +117,7 @@ def _begin(target: pathlib.Path) -> tuple[str, list[pathlib.Path]]:
 
 
 def _refuse_others(target: pathlib.Path) -> None:
-    """Refuses to replace what `save` has not written."""
+    """Refuses to replace anything that `save` did not write."""
     try:
         mode = target.lstat().st_mode
     except FileNotFoundError:
@@ -135,26 +136,26 @@ def _refuse_others(target: pathlib.Path) -> None:
 
 
 def _files(part: pathlib.Path, pattern: str) -> dict[str, tuple[int, str]]:
-    """Returns the size and the SHA-256 of the files of that pattern."""
+    """Returns the size and the SHA-256 of the files that match a pattern."""
     return {path.name: (path.stat().st_size, digest(path)) for path in sorted(part.glob(pattern))}
 
 
 def _finish(
     part: pathlib.Path, target: pathlib.Path, content: Mapping[str, Any], files: Mapping[str, tuple[int, str]]
 ) -> list[pathlib.Path]:
-    """Gives the checkpoint its facts and its name, and removes those before the one before it.
+    """Writes the facts, names the checkpoint, and removes all older ones but the newest of them.
 
-    Returns what cannot be removed.
+    Returns those that cannot be removed.
     """
     found = orders(target.parent)
-    # What no rank takes for its own, such as the index of them all.
+    # The pattern also finds files that belong to no rank, such as the index.
     files = {**_files(part, "*"), **files}
     sizes = {name: size for name, (size, _) in files.items()}
     order = max(found.values(), default=-1) + 1
     write_file(part / FACTS, json.dumps({**content, "order": order, "files": sizes}))
     sums = {name: sha for name, (_, sha) in files.items()} | {FACTS: digest(part / FACTS)}
     write_file(part / SUMS, sums_text(sums))
-    # What load would refuse, such as a file of another name, is found out while the other checkpoints are there.
+    # This raises for anything that load would refuse, while the older checkpoints still exist.
     read_facts(part)
     replaced = _beside(target) if target.exists() else None
     if replaced:
@@ -165,18 +166,18 @@ def _finish(
         if replaced:
             replaced.rename(target)
         raise
-    # A link may lead to any of them, or to another run's.
+    # A link may lead to any of them, or to a checkpoint of another run.
     own = [path for path in found if path != target and not path.is_symlink()]
     return _discard([replaced, *own[:-1]] if replaced else own[:-1])
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:
-    """Returns a new name for what is not or no longer a checkpoint."""
+    """Returns a unique name for a folder that is not yet, or no longer, a checkpoint."""
     return path.with_name(f"{path.name.partition('.')[0]}.{uuid.uuid4().hex[:8]}.part")
 
 
 def _discard(paths: list[pathlib.Path]) -> list[pathlib.Path]:
-    """Removes folders, each of which loses its name first: half a checkpoint is none. Returns what is left of them."""
+    """Renames folders and removes them, so that half a checkpoint never has its name. Returns those that remain."""
     left = []
     for path in paths:
         place = path

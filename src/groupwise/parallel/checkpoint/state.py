@@ -1,4 +1,4 @@
-"""The state of a model and its optimiser by the names of the plain model, and what describes both in words."""
+"""Reads the state of a model and its optimiser by the names of the plain model, and describes both in words."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from groupwise.errors import GroupwiseError
-from groupwise.parallel.agreement import described
+from groupwise.parallel.runtime.agreement import described
 
-# The description of a setting of an optimiser: that there is one.
+# This describes a setting of an optimiser: that it is there.
 SET = "set"
 
 
 def states(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the state of both by the names that the plain model has; the optimiser stays as it is."""
+    """Returns the state of both by the names of the plain model, and leaves the optimiser unchanged."""
     held = set(model.parameters())
     stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     others = stepped - held
-    # PyTorch's mark of a part of a DTensor; the DTensors it makes of them for a forward are no parameters.
+    # DDP marks the local tensors that it makes of DTensors by `_st_info`; what it lends for a forward is no parameter.
     if any(hasattr(parameter, "_st_info") for parameter in held | others) or (others and not held):
         raise GroupwiseError(
             "DistributedDataParallel(device_mesh=...) has taken the parameters out of the split model, and without "
@@ -34,7 +34,7 @@ def states(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[di
     fresh = not optimizer.state
     state, optimizer_state = get_state_dict(model, optimizer)
     if fresh:
-        # What torch has made up: the state after a step without gradients.
+        # torch invents a state as after a step without gradients, so that it is removed again.
         optimizer.state.clear()
     return state, optimizer_state
 
@@ -45,7 +45,7 @@ def describe_model(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what an optimiser is and keeps, in words by name."""
+    """Returns a description of an optimiser and of what it keeps, in words by name."""
     groups = enumerate(state["param_groups"])
     keys = {state_of(name): ", ".join(sorted(map(str, values))) for name, values in state["state"].items()}
     return {

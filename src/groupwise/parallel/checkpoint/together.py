@@ -1,4 +1,4 @@
-"""One error for all ranks: what one of them raises, each of them raises."""
+"""Raises an error of one rank on all ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AlikeError(GroupwiseError):
 
 @contextlib.contextmanager
 def alike(group: distributed.ProcessGroup | None = None) -> Iterator[None]:
-    """Raises what the body raises on one rank of `group` on each, as `AlikeError`, so that no rank waits in vain."""
+    """Raises an `AlikeError` on every rank of `group` if the body raises on one, so that no rank waits in vain."""
     problem: Exception | None = None
     try:
         yield
@@ -32,14 +32,14 @@ def alike(group: distributed.ProcessGroup | None = None) -> Iterator[None]:
 
 
 def gather(value: T, group: distributed.ProcessGroup | None) -> list[T]:
-    """Returns the `value` of each rank of `group`, which every rank calls."""
+    """Returns the `value` of each rank of `group`. Every rank calls it."""
     values: list[T] = [value] * distributed.get_world_size(group)
     distributed.all_gather_object(values, value, group)
     return values
 
 
 def words(error: BaseException) -> str:
-    """Says in one line what went wrong; of several ranks, on the first."""
+    """Says in one line what went wrong, on the first rank if several report."""
     if isinstance(error, CheckpointException):
         _, (error, _) = min(error.failures.items(), key=lambda failure: failure[0])
     text = str(error) if isinstance(error, GroupwiseError) else f"{type(error).__name__}: {error}"

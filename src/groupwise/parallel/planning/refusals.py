@@ -1,4 +1,4 @@
-"""Models that a split would change without a word are refused, before anything is done to them."""
+"""Refuses the models that a split would silently change, before it does anything to them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from groupwise.errors import GroupwiseError
-from groupwise.parallel.flow import Flow
-from groupwise.parallel.layer import PartLayer, WholeLayer
+from groupwise.parallel.planning.flow import Flow
+from groupwise.parallel.styles.layer import ShardLayer, WholeLayer
 from groupwise.spec.convspec import ConvSpec
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what is no network, what is split already, and what DTensors cannot stand for."""
+    """Refuses what is not a network, what is split already, and parameters that DTensors cannot replace."""
     if isinstance(model, _ConvNd | nn.Linear) or not isinstance(model, nn.Module):
         raise GroupwiseError(
-            f"{type(model).__name__} is no network whose layers could be split; give a module with layers in it, or "
-            "split a single layer by a style: parallelize_module(layer, mesh, GroupParallel())"
+            f"{type(model).__name__} is not a network whose layers could be split; give a module with layers in it, or "
+            "split a single layer with a style: parallelize_module(layer, mesh, GroupParallel())"
         )
     owners: dict[int, str] = {}
     for name, module in model.named_modules():
@@ -36,7 +36,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def _check_module(name: str, module: nn.Module) -> None:
-    if isinstance(module, PartLayer | WholeLayer):
+    if isinstance(module, ShardLayer | WholeLayer):
         raise GroupwiseError(f"{name} is split already; split a model once")
     if isinstance(module, nn.MultiheadAttention):
         raise GroupwiseError(
@@ -68,12 +68,12 @@ def _check_parameter(name: str, parameter: nn.Parameter) -> None:
 
 
 def check_reads(model: nn.Module, flow: Flow) -> None:
-    """Refuse parameters that code reads in another module than their own, where they would be DTensors or parts."""
+    """Refuses parameters that code reads outside their own module, where it would find DTensors or shards."""
     owned = {f"{name}.{key}" if name else key: name for name, m in model.named_modules() for key in m._parameters}
     for node in flow.graph.find_nodes(op="get_attr"):
         target, reader = str(node.target), next(reversed(node.meta.get("nn_module_stack") or {"": None}))
         if target in owned and owned[target] != reader:
             raise GroupwiseError(
-                f"{target} is read beside its own layer, which would find a part of it; let {owned[target]} compute "
-                f"with it, or hold it as a parameter of {reader or 'the model'} itself"
+                f"{target} is read outside its own layer, where code would find a shard of it; let {owned[target]} "
+                f"compute with it, or hold it as a parameter of {reader or 'the model'} itself"
             )

@@ -1,4 +1,4 @@
-"""`traffic`: what the ranks of a split model exchange in a step, layer by layer, counted while it runs."""
+"""`traffic`: counts the collectives that the ranks of a split model run in a step, layer by layer."""
 
 from __future__ import annotations
 
@@ -13,18 +13,54 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from groupwise.parallel.crossing import Crossing
-from groupwise.parallel.layer import PartLayer
+from groupwise.draw.base.legible import escape
+from groupwise.draw.text import table
+from groupwise.parallel.styles.layer import ShardLayer
+from groupwise.spec.collectives import Collective
+
+_HEAD = ("layer", "backward", "operation", "payload")
 
 
-def traffic(model: nn.Module, *inputs: Any, backward: bool = True) -> tuple[Crossing, ...]:
-    """The exchanges of a forward of `model` on `inputs`, and of the backward of its outputs' sum, in order.
+class Collectives(tuple[Collective, ...]):
+    """The collectives of a step, in the order in which they ran: a tuple that prints as a table."""
 
-    Every rank calls it, as it would the model, which may give a tensor or several in tuples, lists and dicts.
-    Parameters keep the gradients that they have, and buffers their values.
+    __slots__ = ()
 
-    Their number is that of PyTorch's `CommDebugMode`, which knows no sizes, and cannot watch a model with activations
-    in place or with a module that is called twice.
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the collectives as JSON values."""
+        return {"collectives": [one.to_dict() for one in self]}
+
+    def to_markdown(self) -> str:
+        """Returns a Markdown table with a row for each collective."""
+        return table.markdown(_HEAD, self._rows())
+
+    def to_csv(self) -> str:
+        """Returns comma-separated values with a row for each collective."""
+        return table.csv(_HEAD, self._rows())
+
+    def to_pandas(self) -> Any:
+        """Returns a `pandas.DataFrame` with a row for each collective."""
+        return table.pandas(_HEAD, self._rows())
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "no collective"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+    def _rows(self) -> list[tuple[Any, ...]]:
+        return [tuple(one.to_dict().values()) for one in self]
+
+
+def traffic(model: nn.Module, *inputs: Any, backward: bool = True) -> Collectives:
+    """Runs a step of `model` on `inputs` and returns its collectives in order.
+
+    The step is a forward and, with `backward`, the backward of the outputs' sum. Every rank calls it, as it would call
+    the model. The model may return a tensor, or several in tuples, lists and dicts. Parameters keep the gradients that
+    they have, and buffers their values.
+
+    PyTorch's `CommDebugMode` counts the same collectives without their bytes, and cannot watch a model that has
+    activations in place or calls a module twice.
     """
     counter = _Counter()
     kept = {parameter: parameter.grad for parameter in model.parameters()}
@@ -44,10 +80,10 @@ def traffic(model: nn.Module, *inputs: Any, backward: bool = True) -> tuple[Cros
             parameter.grad = grad
         for buffer, before in buffers:
             buffer.copy_(before)
-    return tuple(counter.crossings)
+    return Collectives(counter.collectives)
 
 
-# Of each collective its name, and which tensor is the payload.
+# The name of each of PyTorch's operators, and the function that picks the payload from its input and its output.
 _OPERATIONS: dict[str, tuple[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]] = {
     "all_gather_into_tensor": ("all_gather", lambda given, made: made),
     "all_reduce": ("all_reduce", lambda given, made: made),
@@ -59,15 +95,15 @@ _OPERATIONS: dict[str, tuple[str, Callable[[torch.Tensor, torch.Tensor], torch.T
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.crossings: list[Crossing] = []
+        self.collectives: list[Collective] = []
         self._layer, self._backward = "", False
 
     @contextlib.contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
-        """Note, within the block, which layer of `model` is at work."""
-        parts = [(name, module) for name, module in model.named_modules() if isinstance(module, PartLayer)]
-        hooks = [module.register_forward_pre_hook(self._begins(name)) for name, module in parts]
-        hooks += [module.register_forward_hook(self._ends(name)) for name, module in parts]
+        """Notes, within the block, which layer of `model` runs."""
+        layers = [(name, module) for name, module in model.named_modules() if isinstance(module, ShardLayer)]
+        hooks = [module.register_forward_pre_hook(self._begins(name)) for name, module in layers]
+        hooks += [module.register_forward_hook(self._ends(name)) for name, module in layers]
         try:
             yield
         finally:
@@ -85,7 +121,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._layer, self._backward = name, True
 
         def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            # A layer's backward begins when the gradient by its output has come.
+            # A layer's backward begins once the gradient by its output is there.
             if output.requires_grad:
                 output.register_hook(backward)  # type: ignore[no-untyped-call]
 
@@ -93,7 +129,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            # DTensor says what it does in operations of local tensors, which come here next.
+            # DTensor runs as operations on local tensors, which come here next.
             return NotImplemented
         made = func(*args, **(kwargs or {}))
         name = func._overloadpacket.__name__ if isinstance(func, torch._ops.OpOverload) else ""
@@ -102,8 +138,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tensor = payload(args[0], made)
             size = tensor.numel() * tensor.element_size()
             if operation == "all_to_all":
-                # Of what a rank has thereafter, as much as did not lie there before.
+                # The rows that this rank held before do not count.
                 own = args[1][distributed.get_rank(_resolve_process_group(args[3]))]
                 size -= size // max(1, sum(args[1])) * own
-            self.crossings.append(Crossing(self._layer, self._backward, operation, size))
+            self.collectives.append(Collective(self._layer, self._backward, operation, size))
         return made

@@ -1,4 +1,4 @@
-"""Before ranks divide a model they compare notes: what differs is told on each, where else they would hang or mix."""
+"""Compares the ranks' models before a split: every rank reports what differs, where they would hang or mix models."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from groupwise.errors import GroupwiseError
 
 MESH = "the mesh"
 ALL = b"all"
-# How long a rank waits for the others to come.
+# A rank waits this long for the others.
 PATIENCE = timedelta(seconds=60)
-# How often this process has met the same ranks.
-_meetings: Counter[str] = Counter()
+# How often this process has compared notes with the same ranks.
+_rounds: Counter[str] = Counter()
 
 
 def agree(model: torch.nn.Module, mesh: DeviceMesh, *, random: bool = False, patience: timedelta = PATIENCE) -> None:
-    """Raise `GroupwiseError` on each rank of `mesh` unless all come with this model, its dtypes, and this mesh.
+    """Raises `GroupwiseError` on each rank of `mesh` unless all ranks give the same model, dtypes and mesh.
 
-    Its layers are compared by their classes, what these print of themselves (strides, paddings, rates of dropout), and
-    whether they train; its code is not. The state of random numbers is compared where the model is `random`.
+    It compares the layers by their classes, their printed settings (strides, paddings, rates of dropout) and whether
+    they train, but not their code. If the model is `random`, it compares the states of random numbers too. A rank waits
+    `patience` for the others.
 
-    The notes go through the process group's store and not by a collective, which would hang where meshes differ.
+    The notes go through the process group's store: a collective would hang if meshes differ.
     """
     store = distributed.distributed_c10d._get_default_store()
     rank, ranks = distributed.get_rank(), mesh.mesh.flatten().tolist()
     notes = _notes(model, mesh, random)
-    where = _meet(store, rank, ranks, json.dumps(notes), patience)
+    where = _leave_note(store, rank, ranks, json.dumps(notes), patience)
     if store.get(f"{where}/outcome") != ALL:
         missing = [other for other in ranks if not store.check([f"{where}/{other}"])]
         who = f"rank {missing[0]} has not" if missing else "not all ranks have"
@@ -47,20 +48,21 @@ def agree(model: torch.nn.Module, mesh: DeviceMesh, *, random: bool = False, pat
         theirs = json.loads(store.get(f"{where}/{other}"))
         if theirs != notes:
             differs = difference(notes, f"on rank {rank}", theirs, f"on rank {other}")
-            raise GroupwiseError(f"{differs}; ranks that share a model have to make the same one, seeded alike")
+            raise GroupwiseError(f"{differs}; every rank has to make the same model, and to set the same seed")
 
 
-def _meet(store: Any, rank: int, ranks: list[int], note: str, patience: timedelta) -> str:
-    """Leave a note and wait for all ranks: gives where the notes are, with an `outcome` that is the same on each.
+def _leave_note(store: Any, rank: int, ranks: list[int], note: str, patience: timedelta) -> str:
+    """Leaves a note, waits for all ranks, and returns the key of the notes, with an `outcome` equal on all ranks.
 
-    The last rank to come settles it, or the first whose patience ends; one that comes later begins the next meeting.
+    The last rank to come decides the outcome, or the first rank whose patience ends. A rank that comes later begins the
+    next round.
     """
     store.set(f"groupwise/last/{rank}", note)
-    meeting = ",".join(map(str, sorted(ranks)))
-    while store.check([f"groupwise/{meeting}/{_meetings[meeting]}/outcome"]):
-        _meetings[meeting] += 1
-    where = f"groupwise/{meeting}/{_meetings[meeting]}"
-    _meetings[meeting] += 1
+    who = ",".join(map(str, sorted(ranks)))
+    while store.check([f"groupwise/{who}/{_rounds[who]}/outcome"]):
+        _rounds[who] += 1
+    where = f"groupwise/{who}/{_rounds[who]}"
+    _rounds[who] += 1
     store.set(f"{where}/{rank}", note)
     if store.add(f"{where}/come", 1) == len(ranks):
         store.compare_set(f"{where}/outcome", "", ALL.decode())
@@ -72,7 +74,7 @@ def _meet(store: Any, rank: int, ranks: list[int], note: str, patience: timedelt
 
 
 def _instead(store: Any, missing: list[int], mesh: str) -> str:
-    """With which mesh the first of those that are missing came, where it was another."""
+    """Says with which other mesh the first missing rank came last; empty if it came with none."""
     last = f"groupwise/last/{missing[0]}" if missing else ""
     other = json.loads(store.get(last))[MESH] if last and store.check([last]) else mesh
     return f" (it last came with {other})" if other != mesh else ""
@@ -81,7 +83,7 @@ def _instead(store: Any, missing: list[int], mesh: str) -> str:
 def _notes(model: torch.nn.Module, mesh: DeviceMesh, random: bool) -> dict[str, str]:
     notes = {MESH: f"ranks {mesh.mesh.tolist()} of {mesh.device_type}"}
     if random:
-        # Ranks draw the same masks from the same state: others would drift apart without a word.
+        # Ranks with equal states draw equal masks; with other states their results would silently differ.
         device = torch.get_device_module(mesh.device_type) if mesh.device_type != "cpu" else torch
         notes["the state of random numbers"] = f"{zlib.crc32(device.get_rng_state().numpy().tobytes()):08x}"
     layers = {name or "the model": _layer(module) for name, module in model.named_modules()}
@@ -95,12 +97,12 @@ def _layer(module: torch.nn.Module) -> str:
 
 
 def described(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
-    """The shape and the dtype of each tensor by its name, in words."""
+    """Returns the shape and the dtype of each tensor by its name, in words."""
     return {name: f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}" for name, t in tensors}
 
 
 def difference(one: dict[str, str], place: str, other: dict[str, str], elsewhere: str) -> str:
-    """What differs first in two notes, and how much more does: `x is ... here and ... there (2 more differ)`."""
+    """Says what differs first in two notes, and how many others do: `x is ... here and ... there (2 more differ)`."""
     names = [name for name in one | other if one.get(name) != other.get(name)]
     more = f" ({len(names) - 1} more differ)" if len(names) > 1 else ""
     name = names[0]
