@@ -37,9 +37,9 @@ import sys, time, torch
 conv, pixel = torch.nn.Conv2d(40, 40, 1), torch.randn(1, 40, 1, 1)
 if sys.argv[1] != "without":
     import groupwise
-    with groupwise.enabled():
+    with groupwise.enabled(), groupwise.record_plans() as plans:
         conv(pixel)
-    assert [plan.kernel for plan in groupwise.last_plans()] == ["pytorch"]
+    assert [plan.kernel for plan in plans] == ["pytorch"]
 best = [float("inf")] * (1 if sys.argv[1] == "without" else 2)
 with torch.inference_mode():
     for _ in range(50):
@@ -128,7 +128,6 @@ def check(layer: Layer, given: Tensors, exact: dict[str, torch.Tensor]) -> tuple
                 with torch.inference_mode():
                     output = tensors.forward()
                 found.append(dict(zip(RESULTS, tensors.step(), strict=True)) | {"inference": output})
-    groupwise.last_plans()
     return checking.check(layer.name, results[True], results[False], exact | {"inference": exact["output"]})
 
 
@@ -165,14 +164,13 @@ def payoff(layer: Layer, given: Tensors, dense: Tensors, which: str, effort: Eff
 
 def kernels(tensors: Tensors, which: str) -> list[str]:
     """What runs where this package is asked: `forward planar`, for each of the passes."""
-    groupwise.last_plans()
-    with groupwise.enabled():
+    with groupwise.enabled(), groupwise.record_plans() as plans:
         if which == "training":
             tensors.step()
         else:
             with torch.inference_mode():
                 tensors.forward()
-    return [f"{plan.direction} {plan.kernel}" for plan in groupwise.last_plans()]
+    return [f"{plan.direction} {plan.kernel}" for plan in plans]
 
 
 def pass_through(runs: int = 11) -> dict[str, Any]:

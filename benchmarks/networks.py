@@ -115,10 +115,9 @@ def measure(name: str, batch: int, which: str, effort: Effort) -> list[dict[str,
 
 def kernels(case: Case, training: bool) -> dict[str, int]:
     """How often each kernel runs in one pass."""
-    groupwise.last_plans()
-    with torch.inference_mode(not training):
+    with torch.inference_mode(not training), groupwise.record_plans() as plans:
         case.seconds()
-    return dict(collections.Counter(f"{plan.direction} {plan.kernel}" for plan in groupwise.last_plans()))
+    return dict(collections.Counter(f"{plan.direction} {plan.kernel}" for plan in plans))
 
 
 def step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
@@ -139,7 +138,6 @@ def check(name: str, samples: int, training: bool) -> tuple[float, float]:
         with Case(model, routed).route():
             found = results(model, images.to(memory_format=memory_format), labels)
         errors[routed].append([checking.mean_error(found[key], right[key]) for key in right])
-    groupwise.last_plans()
     ours, pytorch = ([max(of_tensor) for of_tensor in zip(*errors[routed], strict=True)] for routed in (True, False))
     for key, mine, theirs in zip(right, ours, pytorch, strict=True):
         checking.check_error(f"{name}: {key}", mine, theirs)

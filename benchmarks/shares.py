@@ -123,10 +123,9 @@ class Forced(Case):
 
 def takes(call: Callable[[], object], kernel: str) -> bool:
     """Whether the kernel is the one that runs when it is asked for."""
-    groupwise.last_plans()
-    with forced(True, kernel):
+    with forced(True, kernel), groupwise.record_plans() as plans:
         call()
-    return [plan.kernel for plan in groupwise.last_plans()] == [kernel]
+    return [plan.kernel for plan in plans] == [kernel]
 
 
 def operator(kind: Kind, direction: str, memory_format: str) -> Callable[[], object]:

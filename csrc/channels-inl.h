@@ -162,7 +162,7 @@ GW_INLINE void run_tile(const Walk& k, const PixelRow& r, int64_t i) {
 
 // Whether tiles take outputs two inputs apart.
 template <class Lanes>
-GW_INLINE bool in_twos(const Sweep& s) {
+GW_INLINE bool in_twos(const Phase& s) {
   return s.stride == 2 && s.spacing == 1 && (Lanes::kChannels == 1 || s.taps == 3);
 }
 
@@ -198,21 +198,21 @@ struct Vectors {
   int64_t count, a_group;  // a_group: how many share their inputs
 };
 
-// Outputs of a task: `rows` rows, and of each sweep at most `columns` columns from `column` on. The first reads the image
-// from at_row and, but for what the sweep adds, at_column on; y_row and y_pixel are floats between outputs.
+// Outputs of a task: `rows` rows, and of each phase at most `columns` columns from `column` on. The first reads the image
+// from at_row and, but for what the phase adds, at_column on; y_row and y_pixel are floats between outputs.
 struct Outputs {
   int64_t rows, column, columns, at_row, at_column, y_row, y_pixel;
 };
 
 // `image` begins at the inputs of the first vector.
 template <class Lanes>
-inline void run_vectors(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v,
-                        const Outputs& out, bool ahead) {
-  // Row by row, so that what the sweeps of a row read and write is still in the cache.
+inline void run_vectors(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
+                        bool ahead) {
+  // Row by row, so that what the phases of a row read and write is still in the cache.
   for (int64_t r = 0; r < out.rows; r++) {
     const int64_t at = out.at_row + r * c.h.stride;
     const Span there = clip(at, c.h.spacing, c.h.taps, image.height);
-    for (const Sweep& s : c.w) {
+    for (const Phase& s : c.w) {
       const int64_t columns = std::min(out.columns, s.out - out.column);
       // Outputs a tap apart share inputs; a dilation makes as many turns of them. Where taps and outputs meet no common
       // column, taps are taken one at a time.
@@ -221,13 +221,27 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
       const int64_t unit = two ? 1 : s.stride * apart, run = run_of_channels(c, s);
       for (int64_t i = 0; i < c.in_channels; i += Lanes::kChannels > 0 ? c.in_channels : run) {
         const int64_t rows = there.last - there.first;
-        const Walk k{std::min(run, c.in_channels - i), rows, s.taps, c.h.spacing * image.row, unit * image.pixel,
-                     s.spacing * image.pixel, packed.channel, c.h.index_step * packed.row, s.index_step * packed.column,
-                     packed.vector, unit, s.spacing, image.width, v.a_group, c.in_channels, apart * s.step * out.y_pixel,
-                     i > 0, ahead ? std::min(rows, c.h.stride) : 0};
+        const Walk k{std::min(run, c.in_channels - i),
+                     rows,
+                     s.taps,
+                     c.h.spacing * image.row,
+                     unit * image.pixel,
+                     s.spacing * image.pixel,
+                     packed.channel,
+                     c.h.index_step * packed.row,
+                     s.index_step * packed.column,
+                     packed.vector,
+                     unit,
+                     s.spacing,
+                     image.width,
+                     v.a_group,
+                     c.in_channels,
+                     apart * s.step * out.y_pixel,
+                     i > 0,
+                     ahead ? std::min(rows, c.h.stride) : 0};
         const float* row = image.x + (at + there.first * c.h.spacing) * image.row + i;
-        const float* taps = v.w + i * packed.channel + (c.h.index + there.first * c.h.index_step) * packed.row +
-                            s.index * packed.column;
+        const float* taps =
+            v.w + i * packed.channel + (c.h.index + there.first * c.h.index_step) * packed.row + s.index * packed.column;
         float* y = v.y + r * out.y_row + s.first * out.y_pixel;
         for (int64_t start = 0; start < std::min(apart, columns); start++) {
           const int64_t x = out.at_column + start * s.stride + s.low;
@@ -287,7 +301,7 @@ inline void correlate_channels(const Correlation& c, const ChannelsLayout& l, in
   float* weights = scratch + l.input_floats;
   float* stage = weights + l.weight_floats;
   int64_t out_w = 0, packed_block = -1;
-  for (const Sweep& w : c.w) out_w += w.out;
+  for (const Phase& w : c.w) out_w += w.out;
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
     const int64_t n = task / (by_w * by_h) % c.batch, block = task / (by_w * by_h * c.batch);

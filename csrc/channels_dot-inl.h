@@ -58,12 +58,18 @@ GW_NOINLINE void run_dots(const DotWalk& k, const PixelBlock& block, const float
 
 // Tasks [begin, end) of a correlation.
 inline void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
-  const Sweep& s = c.w.front();
+  const Phase& s = c.w.front();
   const WeightStrides& ws = c.weight_strides;
   const int64_t by_w = ceil_div(s.out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
   const int64_t line = l.input.columns * l.input.width;
-  DotWalk k{c.h.taps, s.taps, c.in_channels, c.h.spacing * line, s.spacing * l.input.width,
-            c.h.index_step * ws.h, s.index_step * ws.w, ws.o};
+  DotWalk k{c.h.taps,
+            s.taps,
+            c.in_channels,
+            c.h.spacing * line,
+            s.spacing * l.input.width,
+            c.h.index_step * ws.h,
+            s.index_step * ws.w,
+            ws.o};
   // The taps of a row side by side too, where their sums are not too long for that.
   if (k.x_column == k.floats && k.w_column == k.floats && k.floats * k.columns <= kRun * kLanes)
     k.floats *= k.columns, k.columns = 1;
@@ -73,14 +79,20 @@ inline void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_
     // Samples first: the weights of a group stay in the cache.
     const int64_t n = task / (by_w * by_h) % c.batch, group = task / (by_w * by_h * c.batch);
     const int64_t first = group * c.out_channels;
-    pack_pixels(l.input, c.input_strides, c.h.in, s.in, c.input + n * c.input_strides.n + group * c.in_channels,
-                c.in_channels, row * c.h.stride + c.h.low, column * s.stride + s.low, scratch);
-    float* output = c.output + n * c.output_strides.n + first + c.h.first * c.output_strides.h + row * y_row +
-                    column * c.output_strides.w;
+    pack_pixels(l.input, c.input_strides, c.h.in, s.in, c.input + n * c.input_strides.n + group * c.in_channels, c.in_channels,
+                row * c.h.stride + c.h.low, column * s.stride + s.low, scratch);
+    float* output =
+        c.output + n * c.output_strides.n + first + c.h.first * c.output_strides.h + row * y_row + column * c.output_strides.w;
     for (int64_t o = 0; o < c.out_channels; o += 4) {
       // The last four start early rather than end late.
       const int64_t from = std::min(o, c.out_channels - 4);
-      const PixelBlock block{scratch, c.h.stride * line, s.stride * l.input.width, output + from, y_row, c.output_strides.w, std::min(l.block.rows, c.h.out - row),
+      const PixelBlock block{scratch,
+                             c.h.stride * line,
+                             s.stride * l.input.width,
+                             output + from,
+                             y_row,
+                             c.output_strides.w,
+                             std::min(l.block.rows, c.h.out - row),
                              std::min(l.block.columns, s.out - column)};
       const float* w = c.weight + group * ws.group + from * ws.o + c.h.index * ws.h + s.index * ws.w;
       run_dots<3>(k, block, w, c.bias ? c.bias + first + from : nullptr);

@@ -38,8 +38,8 @@ GW_INLINE void group_tile(const GroupWalk& k, const float* const (&x)[PX], const
 
 // `OV` vectors of output channels of a block, of which `outputs` channels exist.
 template <int OV, int PX>
-GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const float* w, const Vec (&bias)[OV],
-                           int64_t outputs, bool add) {
+GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const float* w, const Vec (&bias)[OV], int64_t outputs,
+                           bool add) {
   each_tile<PX>(block, [&](const float* const(&in)[PX], float* const(&out)[PX], int64_t left) GW_LAMBDA {
     Vec sum[PX][OV];
     group_tile<OV, PX>(k, in, w, bias, sum);
@@ -73,8 +73,7 @@ inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const fl
       for (int64_t i = 0; i < c.in_channels; i++) copy(to + i * kGroupBlock, at + i * s.c, outputs);
     } else if (s.c == 1) {
       for (int64_t i = 0; i < c.in_channels; i += kLanes)
-        split_pixels(to + i * kGroupBlock, kGroupBlock, at + i, s.o, std::min<int64_t>(kLanes, c.in_channels - i),
-                     outputs);
+        split_pixels(to + i * kGroupBlock, kGroupBlock, at + i, s.o, std::min<int64_t>(kLanes, c.in_channels - i), outputs);
     } else {
       for (int64_t i = 0; i < c.in_channels; i++)
         for (int64_t o = 0; o < outputs; o++) to[i * kGroupBlock + o] = at[i * s.c + o * s.o];
@@ -93,7 +92,7 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
   const int64_t block_floats = group_block_floats(c, l.kernel_h, l.kernel_w);
   const bool once = l.weight_floats >= block_floats * ceil_div(c.out_channels, kGroupBlock);
   int64_t out_w = 0, packed_group = -1;
-  for (const Sweep& w : c.w) out_w += w.out;
+  for (const Phase& w : c.w) out_w += w.out;
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
     const int64_t n = task / (by_w * by_h) % c.batch, group = task / (by_w * by_h * c.batch);
@@ -108,14 +107,13 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
     for (int64_t o = 0; o < c.out_channels; o += kGroupBlock) {
       const int64_t outputs = std::min<int64_t>(kGroupBlock, c.out_channels - o);
       float* packed = weights + (once ? o / kGroupBlock * block_floats : 0);
-      if (packed_group != group || !once)
-        pack_weights(c, l, c.weight + group * ws.group + o * ws.o, outputs, packed);
+      if (packed_group != group || !once) pack_weights(c, l, c.weight + group * ws.group + o * ws.o, outputs, packed);
       Vec bias[kVectors];
       unroll<kVectors>([&](auto v) GW_LAMBDA {
         const int64_t lanes = std::clamp<int64_t>(outputs - v * kLanes, 0, kLanes);
         bias[v] = c.bias ? load_some(c.bias + group * c.out_channels + o + v * kLanes, lanes) : Vec{};
       });
-      for (const Sweep& w : c.w) {
+      for (const Phase& w : c.w) {
         const int64_t columns = std::min(l.block.columns, w.out - column);
         if (columns <= 0) continue;
         const float* first = packed + (c.h.index * l.kernel_w + w.index) * c.in_channels * kGroupBlock;
@@ -123,12 +121,15 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
         const int64_t x_row = c.h.stride * l.input.columns * l.input.width, x_pixel = w.stride * l.input.width;
         const int64_t run = run_of_channels(c, w);
         for (int64_t i = 0; i < c.in_channels; i += run) {
-          const GroupWalk k{c.h.taps, w.taps, std::min(run, c.in_channels - i),
-                            c.h.spacing * l.input.columns * l.input.width, w.spacing * l.input.width,
+          const GroupWalk k{c.h.taps,
+                            w.taps,
+                            std::min(run, c.in_channels - i),
+                            c.h.spacing * l.input.columns * l.input.width,
+                            w.spacing * l.input.width,
                             c.h.index_step * l.kernel_w * c.in_channels * kGroupBlock,
                             w.index_step * c.in_channels * kGroupBlock};
-          const PixelBlock block{scratch + (w.low - l.low_w) * l.input.width + i, x_row, x_pixel, y, y_row, step * pixel,
-                                 rows, columns};
+          const PixelBlock block{
+              scratch + (w.low - l.low_w) * l.input.width + i, x_row, x_pixel, y, y_row, step * pixel, rows, columns};
           const float* taps = first + i * kGroupBlock;
           if (outputs > kLanes || kVectors > 2) {
             Vec start[kVectors];

@@ -1,17 +1,17 @@
 // The gradient of a weight of depthwise and narrow groups, from channels-last tensors in place: vectors of output channels,
 // whose lanes meet the input channels of their groups (lanes-inl.h). A tile keeps the sums of its taps and input channels in
-// registers while it sweeps the pixels of a piece; taps outside the image are left out.
+// registers while it goes through the pixels of an image block; taps outside the image are left out.
 #pragma once
 #include "lanes-inl.h"
 #include "pack-inl.h"
 
 namespace groupwise::GW_TARGET {
 
-// One axis of a piece: outputs read the image at first + i * stride + tap * dilation.
+// One axis of an image block: outputs read the image at first + i * stride + tap * dilation.
 struct Reading {
   int64_t first, count, stride, dilation, size;
-  int64_t x, go;      // floats between outputs, in the input and in grad_output
-  int64_t x_tap;      // and between taps
+  int64_t x, go;  // floats between outputs, in the input and in grad_output
+  int64_t x_tap;  // and between taps
 };
 
 // KH x KW taps of IC input channels; sums[channel][row][column] are kLanes floats each, in `slots` steps.
@@ -22,9 +22,8 @@ GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const float* x, c
   Vec sum[KH * KW][IC];
   const auto each_sum = [&](auto&& f) GW_LAMBDA {
     unroll<KH * KW>([&](auto t) GW_LAMBDA {
-      unroll<IC>([&](auto c) GW_LAMBDA {
-        f(sum[t][c], sums + t / KW * slots.row + t % KW * slots.column + c * slots.channel);
-      });
+      unroll<IC>([&](auto c)
+                     GW_LAMBDA { f(sum[t][c], sums + t / KW * slots.row + t % KW * slots.column + c * slots.channel); });
     });
   };
   each_sum([](Vec& v, float*) GW_LAMBDA { v = Vec{}; });
@@ -122,7 +121,7 @@ inline void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLay
   const WeightStrides& ws = work.weight_strides;
   const int64_t taps = p.h.kernel * p.w.kernel, slots = p.in_channels * taps, all = p.groups * p.out_channels;
   const int64_t by_h = ceil_div(p.h.out, l.block.rows), by_w = ceil_div(p.w.out, l.block.columns);
-  const int64_t pieces = p.batch * by_h * by_w;
+  const int64_t image_blocks = p.batch * by_h * by_w;
   // In the order of the weight's memory, where one of the two is.
   const Packed packed = packed_order(l.parts == 1 && ws.c == 1, p.in_channels, p.h.kernel, p.w.kernel);
   for (int64_t task = begin; task < end; task++) {
@@ -132,13 +131,26 @@ inline void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLay
     const Runs runs = runs_of(p.out_channels, channels, true);
     const int64_t vectors = runs.count * runs.vectors;
     zero(scratch, vectors * packed.vector);
-    for (int64_t piece = part * pieces / l.parts; piece < (part + 1) * pieces / l.parts; piece++) {
-      const int64_t column = piece % by_w * l.block.columns, row = piece / by_w % by_h * l.block.rows;
-      const int64_t n = piece / (by_w * by_h);
-      const Reading h{row * p.h.stride - p.h.pad, std::min(l.block.rows, p.h.out - row), p.h.stride, p.h.dilation, p.h.in,
-                      p.h.stride * xs.h, gs.h, p.h.dilation * xs.h};
-      const Reading w{column * p.w.stride - p.w.pad, std::min(l.block.columns, p.w.out - column), p.w.stride,
-                      p.w.dilation, p.w.in, p.w.stride * xs.w, gs.w, p.w.dilation * xs.w};
+    for (int64_t image_block = part * image_blocks / l.parts; image_block < (part + 1) * image_blocks / l.parts;
+         image_block++) {
+      const int64_t column = image_block % by_w * l.block.columns, row = image_block / by_w % by_h * l.block.rows;
+      const int64_t n = image_block / (by_w * by_h);
+      const Reading h{row * p.h.stride - p.h.pad,
+                      std::min(l.block.rows, p.h.out - row),
+                      p.h.stride,
+                      p.h.dilation,
+                      p.h.in,
+                      p.h.stride * xs.h,
+                      gs.h,
+                      p.h.dilation * xs.h};
+      const Reading w{column * p.w.stride - p.w.pad,
+                      std::min(l.block.columns, p.w.out - column),
+                      p.w.stride,
+                      p.w.dilation,
+                      p.w.in,
+                      p.w.stride * xs.w,
+                      gs.w,
+                      p.w.dilation * xs.w};
       const float* x = work.input + n * xs.n + h.first * xs.h + w.first * xs.w;
       const float* go = work.grad_output + n * gs.n + row * gs.h + column * gs.w;
       with_lanes(p.in_channels, p.out_channels, [&]<class Lanes>(Lanes) {

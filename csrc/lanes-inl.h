@@ -8,9 +8,8 @@ namespace groupwise::GW_TARGET {
 // Lane l of the result is lane from(l) of a and b side by side.
 template <class From, class V>
 GW_INLINE Vec spread(From, V a, V b) {
-  return [&]<int... L>(std::integer_sequence<int, L...>) GW_LAMBDA {
-    return __builtin_shufflevector(a, b, From{}(L)...);
-  }(std::make_integer_sequence<int, kLanes>{});
+  return [&]<int... L>(std::integer_sequence<int, L...>)
+             GW_LAMBDA { return __builtin_shufflevector(a, b, From{}(L)...); }(std::make_integer_sequence<int, kLanes>{});
 }
 
 // I input and O output channels a group, several groups in a vector: input channel C of each lane's group. kStep: floats

@@ -12,23 +12,23 @@ int64_t channel_floats(int64_t floats) { return floats % 1024 == 0 ? floats + 16
 // 0.102, floats of 1024 0.093, 2048 0.091, 4096 0.089, 8192 0.090).
 constexpr int64_t kSmall = 4096;
 
-// The sweeps' reach: the lowest position that an output's taps read, and how far beyond it others read.
-int64_t lowest(const std::vector<Sweep>& sweeps) {
-  int64_t low = sweeps.front().low;
-  for (const Sweep& s : sweeps)
+// The phases' reach: the lowest position that an output's taps read, and how far beyond it others read.
+int64_t lowest(const std::vector<Phase>& phases) {
+  int64_t low = phases.front().low;
+  for (const Phase& s : phases)
     if (s.taps > 0) low = std::min(low, s.low);
   return low;
 }
-int64_t reach(const std::vector<Sweep>& sweeps) {
-  int64_t high = lowest(sweeps);
-  for (const Sweep& s : sweeps)
+int64_t reach(const std::vector<Phase>& phases) {
+  int64_t high = lowest(phases);
+  for (const Phase& s : phases)
     if (s.taps > 0) high = std::max(high, s.low + s.span());
-  return high - lowest(sweeps);
+  return high - lowest(phases);
 }
 // The most outputs of a row, and one where there are none.
-int64_t widest(const std::vector<Sweep>& sweeps) {
+int64_t widest(const std::vector<Phase>& phases) {
   int64_t out = 1;
-  for (const Sweep& s : sweeps) out = std::max(out, s.out);
+  for (const Phase& s : phases) out = std::max(out, s.out);
   return out;
 }
 
@@ -45,7 +45,7 @@ void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
   p.channel = channel_floats(p.rows * p.row);
   p.wide = l->block.columns == widest(c.w);
   p.whole = p.wide && l->block.rows == c.h.out;
-  l->stage.sweep = columns;
+  l->stage.phase = columns;
   l->stage.row = columns * static_cast<int64_t>(c.w.size());
   l->stage.channel = channel_floats(l->stage.row * l->block.rows);
   // A tile of rows may read, and not use, one row of outputs more than there is.
@@ -85,7 +85,7 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
     b.rows = ceil_div(b.rows, 2);
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();
-  for (const Sweep& s : c.w) {
+  for (const Phase& s : c.w) {
     std::vector<int32_t> at;
     for (int64_t t = 0; t < s.taps; t++) {
       const int64_t x = s.low - l->plane.low_w + t * s.spacing;
@@ -153,8 +153,9 @@ bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_
   l->input_floats = 0;
   l->weight_floats = l->floats = floats(largest_block(c.groups, l->blocks, b.groups));
   // Where the tensors do not stay in the L2 cache: others lose up to 8 % by it, and so do rows of less than three tiles.
-  const int64_t floats_of_all = c.batch * c.groups * (c.in_channels * c.h.in * c.w.front().in +
-                                                      c.out_channels * c.h.out * c.h.step * out_w * c.w.front().step);
+  const int64_t floats_of_all =
+      c.batch * c.groups *
+      (c.in_channels * c.h.in * c.w.front().in + c.out_channels * c.h.out * c.h.step * out_w * c.w.front().step);
   l->ahead = floats_of_all > 3 * kScratchFloats && b.columns > 2 * kPixelTile;
   return l->floats <= kScratchFloats;
 }
@@ -240,8 +241,8 @@ void share_out(const Problem& p, int64_t threads, Layout* l) {
   l->parts = 1;
   const int64_t tasks = l->tasks(p);
   if (threads <= 1 || tasks >= 2 * threads) return;
-  const int64_t pieces = p.batch * ceil_div(p.h.out, l->block.rows) * ceil_div(p.w.out, l->block.columns);
-  l->parts = std::max<int64_t>(1, std::min(pieces, ceil_div(2 * threads, tasks)));
+  const int64_t image_blocks = p.batch * ceil_div(p.h.out, l->block.rows) * ceil_div(p.w.out, l->block.columns);
+  l->parts = std::max<int64_t>(1, std::min(image_blocks, ceil_div(2 * threads, tasks)));
 }
 
 bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightLayout* l) {
@@ -259,7 +260,8 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
     const int64_t columns = round_up(b.columns, lanes);
     const bool wide = b.columns == p.w.out, whole = wide && b.rows == p.h.out;
     Plane& in = l->input;
-    in = {-p.h.pad, -p.w.pad, (b.rows - 1) * p.h.stride + span + 1, p.w.stride, columns + reach / p.w.stride, 0, 0, 0, wide, whole};
+    in = {-p.h.pad, -p.w.pad, (b.rows - 1) * p.h.stride + span + 1, p.w.stride, columns + reach / p.w.stride, 0, 0, 0,
+          wide,     whole};
     in.padded = in.phase;
     in.row = round_up(in.phase * in.stride, lanes);
     in.channel = channel_floats(in.rows * in.row);
@@ -299,7 +301,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightN
   const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel, least = std::max<int64_t>(1, lanes / p.out_channels);
   const auto floats = [&](int64_t groups) { return vectors_of(groups, p.out_channels, lanes) * lanes * slots; };
   Block& b = l->block;
-  // Sums of a lane end with the piece.
+  // Sums of a lane end with the block.
   b.columns = ceil_div(p.w.out, ceil_div(p.w.out, kRun));
   b.rows = std::min(p.h.out, std::max<int64_t>(1, kRun / p.w.out));
   b.groups = groups_within(kTarget, p.groups, least, floats);

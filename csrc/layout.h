@@ -1,4 +1,4 @@
-// Where a kernel keeps its piece of the input and the output in scratch, and how work is cut into pieces that fit.
+// Where a kernel keeps its block of the input and the output in scratch, and how work is divided into blocks that fit.
 #pragma once
 
 #include <algorithm>
@@ -17,13 +17,13 @@ constexpr int64_t kRun = 192;
 // PyTorch's, with 64 it is 1.4 times. Shorter runs take 0-13 % more time with a stride, 0-20 % with a dilation, and 20-35 % with
 // neither, where PyTorch's sums are as long as ours.
 constexpr int64_t kGradInputRun = 64;
-// Channels of a sweep that one accumulator sums: as many as `longest_run` allows, but one at least, in even runs.
-inline int64_t run_of_channels(const Correlation& c, const Sweep& w) {
+// Channels of a phase that one accumulator sums: as many as `longest_run` allows, but one at least, in even runs.
+inline int64_t run_of_channels(const Correlation& c, const Phase& w) {
   const int64_t most = std::max<int64_t>(1, c.longest_run / std::max<int64_t>(1, c.h.taps * w.taps));
   return ceil_div(c.in_channels, ceil_div(c.in_channels, most));
 }
 
-// One task makes `rows` x `columns` outputs (of each sweep) of `groups` groups of one sample.
+// One task makes `rows` x `columns` outputs (of each phase) of `groups` groups of one sample.
 struct Block {
   int64_t rows, columns, groups;
 };
@@ -38,10 +38,10 @@ struct Plane {
   bool wide, whole;
 };
 
-// Output rows in scratch, [channel][row][sweep][column], where the output is not written at once: it interleaves several
-// sweeps, or its channels are next to each other.
+// Output rows in scratch, [channel][row][phase][column], where the output is not written at once: it interleaves several
+// phases, or its channels are next to each other.
 struct Stage {
-  int64_t sweep, row, channel;
+  int64_t phase, row, channel;
 };
 
 // Output rows and taps that read the same input rows: output j (`apart` rows from the next) and tap t meet row j + t of a
@@ -55,7 +55,7 @@ constexpr int kRowTile = 4, kSingleRows = 7;
 
 // Whether the tiles of a single input channel (planar_single-inl.h) make `rows` rows of outputs: of at most 7 rows of taps (of
 // stride 1, 1 to 5 and 7; of stride 2, 3, 5 and 7), 3 of them with 3 columns, and four rows or more that share their inputs.
-inline bool takes_single(const Sweep& h, const Sweep& w, int64_t rows) {
+inline bool takes_single(const Phase& h, const Phase& w, int64_t rows) {
   if (rows / h.spacing < 4 || (h.taps == 3 && w.taps != 3)) return false;
   if (h.stride == 1) return h.taps >= 1 && h.taps <= 7 && h.taps != 6;
   return h.stride == 2 && h.spacing == 1 && (h.taps == 3 || h.taps == 5 || h.taps == 7);
@@ -68,7 +68,7 @@ struct CorrelationLayout {
   bool staged;
   Stage stage;
   int64_t input_floats, output_floats;
-  std::vector<std::vector<int32_t>> columns;  // of each sweep of the width: where tap t reads, from the row's start
+  std::vector<std::vector<int32_t>> columns;  // of each phase of the width: where tap t reads, from the row's start
   int64_t tasks(const Correlation& c) const {
     return c.batch * ceil_div(c.groups, block.groups) * ceil_div(c.h.out, block.rows) *
            ceil_div(c.w.front().out, block.columns);
@@ -161,9 +161,7 @@ struct GradWeightLayout {
   int64_t input_floats, output_floats, floats;
   std::vector<int32_t> columns;  // where tap t of a row reads
   std::vector<int32_t> slots;    // where each (input channel, tap) reads
-  int64_t tasks(const Problem& p) const {
-    return parts * ceil_div(p.out_channels, outputs) * ceil_div(p.groups, block.groups);
-  }
+  int64_t tasks(const Problem& p) const { return parts * ceil_div(p.out_channels, outputs) * ceil_div(p.groups, block.groups); }
 };
 
 bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightLayout* layout);
@@ -196,8 +194,7 @@ struct GradWeightChannelsLayout {
   int64_t input_floats, output_floats, floats;
   std::vector<int32_t> slots;  // where each (tap, vector of input channels) reads
   int64_t tasks(const Problem& p) const {
-    return parts *
-           (depthwise ? ceil_div(p.groups, kChannelBlock) : p.groups * ceil_div(p.out_channels, outputs));
+    return parts * (depthwise ? ceil_div(p.groups, kChannelBlock) : p.groups * ceil_div(p.out_channels, outputs));
   }
 };
 

@@ -65,9 +65,7 @@ GW_NOINLINE void split_pixels(float* to, int64_t channel, const float* from, int
       transpose(block);
       unroll<kLanes>([&](auto j) GW_LAMBDA { store(to + j * channel + i, block[j]); });
     } else {
-      unroll<kLanes>([&](auto j) GW_LAMBDA {
-        block[j] = i + j < n ? load_some(from + (i + j) * pixel, channels) : Vec{};
-      });
+      unroll<kLanes>([&](auto j) GW_LAMBDA { block[j] = i + j < n ? load_some(from + (i + j) * pixel, channels) : Vec{}; });
       transpose(block);
       unroll<kLanes>([&](auto j) GW_LAMBDA {
         if (j < channels) store_some(to + j * channel + i, block[j], n - i);
@@ -156,8 +154,8 @@ inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, c
 
 // Rows from `row` and columns from `column` on, of `channels` channels, to [row][column][p.width]; zero where there is no
 // input, and in the channels that fill the width.
-inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input,
-                        int64_t channels, int64_t row, int64_t column, float* scratch) {
+inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input, int64_t channels,
+                        int64_t row, int64_t column, float* scratch) {
   const Span in = inside(column, in_w, 1, p.columns);
   for (int64_t r = 0; r < p.rows; r++) {
     float* to = scratch + r * p.columns * p.width;
@@ -183,9 +181,7 @@ inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t
       for (int64_t x = 0; x < in.last - in.first; x += kLanes) {
         const int64_t n = std::min<int64_t>(kLanes, in.last - in.first - x);
         Vec block[kLanes];
-        unroll<kLanes>([&](auto j) GW_LAMBDA {
-          block[j] = j < lanes ? load_some(from + (c + j) * s.c + x, n) : Vec{};
-        });
+        unroll<kLanes>([&](auto j) GW_LAMBDA { block[j] = j < lanes ? load_some(from + (c + j) * s.c + x, n) : Vec{}; });
         transpose(block);
         unroll<kLanes>([&](auto j) GW_LAMBDA {
           if (j < n) store(to + (x + j) * p.width + c, block[j]);
@@ -225,18 +221,18 @@ inline void unpack(const Correlation& c, const CorrelationLayout& l, const float
     if (!join && c.w.size() == 2 && s.w == 1 && step == 2) {
       for (int64_t o = 0; o < channels; o++) {
         const float* from = stage + o * l.stage.channel + r * l.stage.row;
-        interleave(to_row + o * s.c + 2 * column, from, from + l.stage.sweep, count(0), count(1));
+        interleave(to_row + o * s.c + 2 * column, from, from + l.stage.phase, count(0), count(1));
       }
       continue;
     }
     for (size_t i = 0; i < c.w.size(); i++) {
       const int64_t n = count(i);
-      const float* from = stage + r * l.stage.row + static_cast<int64_t>(i) * l.stage.sweep;
+      const float* from = stage + r * l.stage.row + static_cast<int64_t>(i) * l.stage.phase;
       float* to = to_row + (c.w[i].first + column * step) * s.w;
       if (join) {
         for (int64_t o = 0; o < channels; o += kLanes)
-          join_pixels(to + o, step * s.w, from + o * l.stage.channel, l.stage.channel,
-                      std::min<int64_t>(kLanes, channels - o), n);
+          join_pixels(to + o, step * s.w, from + o * l.stage.channel, l.stage.channel, std::min<int64_t>(kLanes, channels - o),
+                      n);
       } else {
         for (int64_t o = 0; o < channels; o++)
           for (int64_t x = 0; x < n; x++) to[o * s.c + x * step * s.w] = from[o * l.stage.channel + x];

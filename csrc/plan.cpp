@@ -8,9 +8,9 @@
 namespace groupwise {
 namespace {
 
-std::vector<Sweep> sweeps(const Request& r, const Axis& axis) {
-  if (r.direction == Direction::grad_input) return grad_input_sweeps(axis);
-  return {forward_sweep(axis)};
+std::vector<Phase> phases(const Request& r, const Axis& axis) {
+  if (r.direction == Direction::grad_input) return grad_input_phases(axis);
+  return {forward_phase(axis)};
 }
 
 // Lays a kernel's work out and, if it fits the scratch, calls f(layout, tasks, floats of scratch); whether it fits.
@@ -70,7 +70,7 @@ Refusal unfit(const Request& r) {
     if (std::max({a.stride, a.pad, a.dilation, a.kernel}) > kMostExtent || std::max(a.in, a.out) > kMostSize)
       return Refusal::extent;
   // Every remainder of the strides is a correlation of its own.
-  if (r.direction == Direction::grad_input && p.h.stride * p.w.stride > kMostSweeps) return Refusal::extent;
+  if (r.direction == Direction::grad_input && p.h.stride * p.w.stride > kMostPhases) return Refusal::extent;
   return Refusal::none;
 }
 
@@ -185,27 +185,26 @@ const char* text(Refusal refusal, Kernel kernel) {
              "input channels), or, in channels_last, of groups of 1, 2 or 4 side by side";
     case Refusal::scratch: return "its smallest block exceeds 512 KiB of scratch";
     case Refusal::slower: return "measured slower here than PyTorch's own";
-    case Refusal::not_first: return kernel == Kernel::planar ? "measured slower here than vectors along the channels"
-                                                                   : "measured slower here than vectors along the width";
+    case Refusal::not_first:
+      return kernel == Kernel::planar ? "measured slower here than vectors along the channels"
+                                      : "measured slower here than vectors along the width";
     case Refusal::forced: return "another kernel was asked for";
   }
   return "";
 }
 
 std::string number(const char* key, int64_t value) { return std::string("\"") + key + "\": " + std::to_string(value); }
-std::string quoted(const char* key, const std::string& value) {
-  return std::string("\"") + key + "\": \"" + value + "\"";
-}
+std::string quoted(const char* key, const std::string& value) { return std::string("\"") + key + "\": \"" + value + "\""; }
 
 std::string tile(const Request& r, Kernel kernel) {
   const std::string lanes = std::to_string(kernels().lanes);
   const Problem& p = r.problem;
   const bool weight = r.direction == Direction::grad_weight;
   if (kernel == Kernel::channels) {
-    if (weight && narrow(grad_weight_of(r), kernels().lanes))
-      return "up to 12 sums x " + lanes + " output channels";
+    if (weight && narrow(grad_weight_of(r), kernels().lanes)) return "up to 12 sums x " + lanes + " output channels";
     if (weight)
-      return depthwise(p) ? "3 x 4 taps x " + lanes + " channels" : "4 output channels x 3 vectors of " + lanes + " input channels";
+      return depthwise(p) ? "3 x 4 taps x " + lanes + " channels"
+                          : "4 output channels x 3 vectors of " + lanes + " input channels";
     const ChannelsForm form = channels_form(correlations_of(r).front(), kernels().lanes);
     if (form == ChannelsForm::narrow) return std::to_string(kPixelTile) + " pixels x " + lanes + " channels";
     if (form == ChannelsForm::dots) return "3 pixels x 4 output channels x " + lanes + " input channels";
@@ -215,11 +214,11 @@ std::string tile(const Request& r, Kernel kernel) {
   if (!weight && outputs < 4) {
     const Correlation c = correlations_of(r).front();
     CorrelationLayout l;
-    if (c.in_channels == 1 && lay_out(c, kernels().lanes, threads_worth(r), &l) &&
-        takes_single(c.h, c.w.front(), l.block.rows))
+    if (c.in_channels == 1 && lay_out(c, kernels().lanes, threads_worth(r), &l) && takes_single(c.h, c.w.front(), l.block.rows))
       return std::to_string(kSingleRows) + " rows x " + lanes + " columns";
   }
-  if (outputs >= 4) return (weight ? "4 output channels x 3 taps x " : "4 output channels x 3 vectors of ") + lanes + " columns";
+  if (outputs >= 4)
+    return (weight ? "4 output channels x 3 taps x " : "4 output channels x 3 vectors of ") + lanes + " columns";
   return (weight ? "3 x 4 taps x " : "4 rows x 3 vectors of ") + lanes + " columns";
 }
 
@@ -248,7 +247,7 @@ std::vector<Correlation> correlations_of(const Request& r) {
   c.groups = p.groups;
   c.in_channels = forward ? p.in_channels : p.out_channels;
   c.out_channels = forward ? p.out_channels : p.in_channels;
-  c.w = sweeps(r, p.w);
+  c.w = phases(r, p.w);
   c.input_strides = forward ? r.x_strides : r.y_strides;
   c.output_strides = forward ? r.y_strides : r.x_strides;
   c.weight_strides = r.w_strides;
@@ -256,7 +255,7 @@ std::vector<Correlation> correlations_of(const Request& r) {
   const auto spread = [](const Axis& a) { return a.kernel > 1 && std::max(a.stride, a.dilation) > 1; };
   c.longest_run = !forward && (spread(p.h) || spread(p.w)) ? kGradInputRun : kRun;
   std::vector<Correlation> all;
-  for (const Sweep& h : sweeps(r, p.h)) {
+  for (const Phase& h : phases(r, p.h)) {
     c.h = h;
     all.push_back(c);
   }
@@ -303,8 +302,8 @@ std::string describe(const Plan& plan) {
   const Kernel kernel = choice.kernel;
   const Problem& p = r.problem;
   std::string json = "{" + quoted("kernel", kKernelNames[static_cast<int>(kernel)]) + ", " +
-                     quoted("direction", kDirectionNames[static_cast<int>(r.direction)]) + ", " +
-                     quoted("isa", kernels().isa) + ", " + number("threads", kernel == Kernel::pytorch ? r.threads : threads_worth(r)) + ", " +
+                     quoted("direction", kDirectionNames[static_cast<int>(r.direction)]) + ", " + quoted("isa", kernels().isa) +
+                     ", " + number("threads", kernel == Kernel::pytorch ? r.threads : threads_worth(r)) + ", " +
                      quoted("memory_format", r.channels_last ? "channels_last" : "contiguous") + ", ";
   json += number("batch", p.batch) + ", " + number("groups", p.groups) + ", " +
           number("in_channels", p.groups * p.in_channels) + ", " + number("out_channels", p.groups * p.out_channels);

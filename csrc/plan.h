@@ -27,7 +27,7 @@ struct Request {
 // Of strides, paddings, dilations and kernels, and of sizes: beyond all networks.
 constexpr int64_t kMostExtent = 1024, kMostSize = int64_t{1} << 24;
 // Of the product of the strides of a grad_input, which are laid out one by one for every call.
-constexpr int64_t kMostSweeps = 1024;
+constexpr int64_t kMostPhases = 1024;
 
 // Why a kernel is not taken.
 enum class Refusal { none, dimensions, dtype, empty, extent, channels, scratch, slower, not_first, forced };

@@ -1,7 +1,7 @@
 // Correlation of one input channel with vectors along the width: one column of taps after the other, whose weights then fit
 // the registers beside the sums.
 #pragma once
-#include "planar_piece-inl.h"
+#include "planar_task-inl.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -9,7 +9,7 @@ namespace groupwise::GW_TARGET {
 // broadcasts and (R - 1) * STRIDE + K unaligned loads serve R * K FMAs: 12 for 21 where
 // R is 7 and K 3.
 template <int K, int R, int STRIDE>
-GW_NOINLINE void single_tile(const Piece& p, const float* x, const float* w, const float* bias, float* y, int64_t y_row) {
+GW_NOINLINE void single_tile(const PlanarTask& p, const float* x, const float* w, const float* bias, float* y, int64_t y_row) {
   constexpr int kRows = (R - 1) * STRIDE + K;
   const int64_t x_row = p.sharing.pitch / STRIDE * p.row_floats;
   const int64_t w_row = p.taps.w_row, w_column = p.taps.w_column, columns = p.taps.columns;
@@ -46,7 +46,7 @@ GW_NOINLINE void single_tile(const Piece& p, const float* x, const float* w, con
 
 // Rows in sevens and fours; the last start early, as the last vectors do.
 template <int K, int STRIDE>
-inline void single_rows(const Piece& p, int64_t o) {
+inline void single_rows(const PlanarTask& p, int64_t o) {
   const int64_t apart = p.sharing.apart, y_row = apart * p.y_row;
   const float* w = p.w + o * p.taps.w_output;
   const float* bias = p.bias ? p.bias + o : nullptr;
@@ -71,8 +71,8 @@ inline void single_rows(const Piece& p, int64_t o) {
   }
 }
 
-// Output channel o of a piece that `takes_single`.
-inline void run_single(const Piece& p, int64_t o) {
+// Output channel o of an image block that `takes_single`.
+inline void run_single(const PlanarTask& p, int64_t o) {
   const auto with_rows = [&]<int K>() {
     if (p.stride == 1) return single_rows<K, 1>(p, o);
     if constexpr (K % 2 && K > 1) single_rows<K, 2>(p, o);

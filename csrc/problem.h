@@ -59,22 +59,22 @@ inline int64_t begin_of(const WeightStrides& s, int64_t out_channels, int64_t ch
 
 // What one axis of a correlation does: output first + i * step, for i in [0, out), sums over t in [0, taps) the input at
 // i * stride + low + t * spacing times the weight at index + t * index_step.
-struct Sweep {
+struct Phase {
   int64_t in, out, stride, low, taps, spacing, index, index_step, first, step;
   int64_t span() const { return taps > 0 ? (taps - 1) * spacing : 0; }
 };
 
-// The one sweep of a forward convolution, and the `stride` sweeps that make its grad_input: the inputs that leave
+// The one phase of a forward convolution, and the `stride` phases that make its grad_input: the inputs that leave
 // remainder r when divided by the stride meet the same taps, whose reach into grad_output is then a plain correlation.
-Sweep forward_sweep(const Axis& axis);
-std::vector<Sweep> grad_input_sweeps(const Axis& axis);
+Phase forward_phase(const Axis& axis);
+std::vector<Phase> grad_input_phases(const Axis& axis);
 
-// output[o] = bias[o] + sum over input channels and taps; channels are those of one group. All sweeps of the width are
+// output[o] = bias[o] + sum over input channels and taps; channels are those of one group. All phases of the width are
 // done together, as they interleave in one output row.
 struct Correlation {
   int64_t batch, groups, in_channels, out_channels;
-  Sweep h;
-  std::vector<Sweep> w;
+  Phase h;
+  std::vector<Phase> w;
   const float* input;
   Strides input_strides;
   const float* weight;
@@ -97,7 +97,7 @@ struct GradWeight {
   WeightStrides weight_strides;
 };
 
-// Runs fn(begin, end, context) over pieces of [0, count) on the caller's threads.
+// Runs fn(begin, end, context) over ranges of [0, count) on the caller's threads.
 using ParallelFor = void (*)(int64_t count, void (*fn)(int64_t begin, int64_t end, void* context), void* context);
 
 // What a thread may hold beside the tensors: half of a 1 MiB L2, all of a 512 KiB one.

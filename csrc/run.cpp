@@ -32,8 +32,7 @@ void share(int64_t tasks, bool worth, ParallelFor parallel_for, F&& f) {
     if (tasks > 0) f(int64_t{0}, tasks);
     return;
   }
-  parallel_for(
-      tasks, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); }, &f);
+  parallel_for(tasks, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); }, &f);
 }
 
 // The plan takes no kernel whose work exceeds the scratch; to go on would write beyond it.
@@ -113,12 +112,11 @@ void run(const Request& r, Kernel kernel, const Tensors& t, ParallelFor parallel
   correlate(r, kernel, t, parallel_for);
 }
 
-void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& s,
-                  float* sums, ParallelFor parallel_for) {
+void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& s, float* sums,
+                  ParallelFor parallel_for) {
   const int64_t tasks = ceil_div(channels, kChannelBlock);
-  share(tasks, batch * channels * h * w >= kWorthAThread / 4, parallel_for, [&](int64_t begin, int64_t end) {
-    kernels().sum_channels(batch, channels, h, w, tensor, s, sums, begin, end);
-  });
+  share(tasks, batch * channels * h * w >= kWorthAThread / 4, parallel_for,
+        [&](int64_t begin, int64_t end) { kernels().sum_channels(batch, channels, h, w, tensor, s, sums, begin, end); });
 }
 
 }  // namespace groupwise

@@ -40,9 +40,8 @@ GW_INLINE void add_product(Vec& sum, Vec a, Vec b) {
 // f(0), ..., f(N-1) with constant arguments: arrays of vectors indexed in an ordinary loop stay on the stack.
 template <int N, class F>
 GW_INLINE void unroll(F&& f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
-    (f(std::integral_constant<int, I>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
+  [&]<int... I>(std::integer_sequence<int, I...>)
+      __attribute__((always_inline)) { (f(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, N>{});
 }
 
 // f(0), ..., f(n-1); N is n where that is known, and 0 elsewhere.

@@ -13,8 +13,7 @@ GW_INLINE void add_four(Doubles& sum, const float* p) { sum += __builtin_convert
 template <int N>
 GW_INLINE void add_columns(const float* from, int64_t step, int64_t n, double* total) {
   Doubles sum[N] = {};
-  for (int64_t i = 0; i < n; i++, from += step)
-    unroll<N>([&](auto k) GW_LAMBDA { add_four(sum[k], from + 4 * k); });
+  for (int64_t i = 0; i < n; i++, from += step) unroll<N>([&](auto k) GW_LAMBDA { add_four(sum[k], from + 4 * k); });
   unroll<N>([&](auto k) GW_LAMBDA {
     Doubles all;
     std::memcpy(&all, total + 4 * k, sizeof all);

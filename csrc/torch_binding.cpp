@@ -6,15 +6,15 @@
 #include <ATen/ops/convolution_backward_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/convolution_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/empty.h>
-#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/library.h>
 
 #include <optional>
 
 #include "c_api.h"
+#include "dispatch.h"
+#include "recording.h"
 #include "run.h"
-#include "state.h"
 
 namespace groupwise {
 namespace {
@@ -29,30 +29,9 @@ void parallel_for(int64_t count, void (*fn)(int64_t, int64_t, void*), void* cont
               "groupwise: a convolution kernel failed");
 }
 
-// A node of autograd's graph. Its place in memory may be another's later, but not with the same number.
-struct NodeId {
-  const torch::autograd::Node* node;
-  uint64_t number;
-  bool operator==(const NodeId&) const = default;
-};
-
-NodeId running_node() {
-  const auto node = torch::autograd::get_current_node();
-  return node ? NodeId{node.get(), node->sequence_nr()} : NodeId{nullptr, 0};
-}
-
-// The node that this thread was asked to route. That it runs is asked of autograd: no error can leave the route taken, and
-// what else runs meanwhile, as a forward that is made again, does not take it.
-thread_local NodeId routed_node{nullptr, 0};
-
-bool node_routed() {
-  if (thread_route() < 0 || !routed_node.node) return false;
-  return running_node() == routed_node;
-}
-
 // Whether torch.jit.trace is recording what this thread calls. It does not record aten::convolution itself but the operators
 // below it, so a kernel that writes into a tensor from at::empty would leave a graph of aten::empty alone.
-bool recorded() { return at::tracer::impl::is_dispatch_enabled(); }
+bool traced() { return at::tracer::impl::is_dispatch_enabled(); }
 
 // The arguments of aten::convolution as a Problem. Of a transposed convolution, x is the output and y the input.
 struct Call {
@@ -75,8 +54,7 @@ bool read(Ints values, int64_t dimensions, int64_t least, int64_t* out) {
 }
 
 bool plain(const Tensor& t) {
-  return t.defined() && t.scalar_type() == at::kFloat && t.layout() == at::kStrided && t.device().is_cpu() &&
-         t.numel() > 0;
+  return t.defined() && t.scalar_type() == at::kFloat && t.layout() == at::kStrided && t.device().is_cpu() && t.numel() > 0;
 }
 
 // Whether these arguments are a convolution that kernels may take. What is wrong with others is PyTorch's to say.
@@ -87,8 +65,7 @@ bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints pad
   const int64_t dimensions = static_cast<int64_t>(sizes.size()) - 2;
   if (dimensions < 1 || dimensions > 2 || weights.size() != sizes.size()) return false;
   int64_t s[2], p[2], d[2], extra[2] = {0, 0};
-  if (!read(stride, dimensions, 1, s) || !read(padding, dimensions, 0, p) || !read(dilation, dimensions, 1, d))
-    return false;
+  if (!read(stride, dimensions, 1, s) || !read(padding, dimensions, 0, p) || !read(dilation, dimensions, 1, d)) return false;
   if (transposed && !read(output_padding, dimensions, 0, extra)) return false;
   const int64_t g = groups.maybe_as_int().value_or(0), channels = sizes[1];
   if (g < 1 || channels % g != 0 || weights[0] % g != 0) return false;
@@ -137,9 +114,7 @@ Strides strides_of(const Tensor& t) {
 bool readable(const Strides& s, const Call& call) { return s.c == 1 || (s.w == 1 && !call.channels_last); }
 
 // The tensor itself, or a copy in the call's format.
-Tensor as_read(const Tensor& t, const Call& call) {
-  return readable(strides_of(t), call) ? t : t.contiguous(format(call));
-}
+Tensor as_read(const Tensor& t, const Call& call) { return readable(strides_of(t), call) ? t : t.contiguous(format(call)); }
 
 // Of a new x, or y, in the call's format.
 Strides new_strides(const Call& call, bool x) {
@@ -172,13 +147,13 @@ Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
 // The tensors are those that are read; the one that is written is null.
 Plan decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y, const Tensor* weight) {
   const int64_t available = at::get_num_threads(), threads = available > 1 && at::in_parallel_region() ? 1 : available;
-  Plan plan{{direction, call.problem, call.channels_last, true, threads, call.dimensions,
-             x ? read_strides(*x, call, true) : new_strides(call, true),
-             y ? read_strides(*y, call, false) : new_strides(call, false),
-             weight ? weight_strides(*weight, call) : dense_weight_strides(call.problem, call.channels_last), call.transposed},
-            {}};
+  Plan plan{
+      {direction, call.problem, call.channels_last, true, threads, call.dimensions,
+       x ? read_strides(*x, call, true) : new_strides(call, true), y ? read_strides(*y, call, false) : new_strides(call, false),
+       weight ? weight_strides(*weight, call) : dense_weight_strides(call.problem, call.channels_last), call.transposed},
+      {}};
   plan.choice = choose(plan.request, forced().c_str());
-  remember(plan);
+  record(plan);
   return plan;
 }
 
@@ -212,14 +187,14 @@ Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Te
   return to;
 }
 
-Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Ints stride,
-                   Ints padding, Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups) {
+Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Ints stride, Ints padding,
+                   Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups) {
   Call call;
   const auto bias_fits = [&] {
     return !bias || !bias->defined() ||
            (plain(*bias) && bias->dim() == 1 && bias->size(0) == (transposed ? call.x_channels : call.y_channels));
   };
-  if (routed() && !recorded() &&
+  if (dispatched() && !traced() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && bias_fits()) {
     const Plan plan = decide(call, transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
                              transposed ? &input : nullptr, &weight);
@@ -229,10 +204,9 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
                                                            output_padding, groups);
 }
 
-std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_output, const Tensor& input,
-                                                        const Tensor& weight, at::OptionalSymIntArrayRef bias_sizes,
-                                                        Ints stride, Ints padding, Ints dilation, bool transposed,
-                                                        Ints output_padding, c10::SymInt groups,
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                        at::OptionalSymIntArrayRef bias_sizes, Ints stride, Ints padding,
+                                                        Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups,
                                                         std::array<bool, 3> mask) {
   Call call;
   Tensor grads[3];
@@ -246,7 +220,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
     if (grad_output.size(last) != (transposed ? w.in : w.out)) return false;
     return call.dimensions == 1 || grad_output.size(2) == (transposed ? h.in : h.out);
   };
-  if ((routed() || node_routed()) && !recorded() &&
+  if (dispatched() && !traced() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && matches()) {
     if (mask[0]) {
       const Plan plan = decide(call, transposed ? Direction::forward : Direction::grad_input,
@@ -257,8 +231,8 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
       }
     }
     if (mask[1]) {
-      const Plan plan = decide(call, Direction::grad_weight, transposed ? &grad_output : &input,
-                               transposed ? &input : &grad_output, nullptr);
+      const Plan plan =
+          decide(call, Direction::grad_weight, transposed ? &grad_output : &input, transposed ? &input : &grad_output, nullptr);
       if (plan.choice.kernel != Kernel::pytorch) {
         grads[1] = transposed ? grad_weight(call, plan, grad_output, input, weight)
                               : grad_weight(call, plan, input, grad_output, weight);
@@ -287,8 +261,6 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
 
 }  // namespace
 }  // namespace groupwise
-
-void groupwise_route_node() { groupwise::routed_node = groupwise::running_node(); }
 
 void groupwise_register() {
   // For good: to take a kernel out while another thread dispatches to it is not safe. What is not routed passes through.

@@ -14,9 +14,9 @@ def main() -> None:
     )
     image = torch.randn(1, 64, 56, 56)
     expected = model(image)
-    with groupwise.enabled():
+    with groupwise.enabled(), groupwise.record_plans() as plans:
         output = model(image)
-    for plan in groupwise.last_plans():
+    for plan in plans:
         print(plan)
     difference = (output - expected).abs().max().item()
     print(f"largest difference to PyTorch: {difference:.1e}")

@@ -157,7 +157,7 @@ def kernel(monkeypatch):
 
     real = shapes.Tensors.forward
     monkeypatch.setattr(groupwise, "enabled", lambda: switch(True))
-    monkeypatch.setattr(dispatch, "forced", lambda route=None: switch(bool(route)))
+    monkeypatch.setattr(dispatch, "forced", lambda on=None: switch(bool(on)))
     monkeypatch.setattr(shapes.Tensors, "forward", lambda self: Kernel.apply(real(self)))
     monkeypatch.setattr(floor, "measure", lambda threads: floor.Peaks(threads, 1e9, 1e9, "hand"))
     return state
@@ -213,7 +213,7 @@ def test_a_network_whose_one_gradient_is_wrong_is_refused(monkeypatch):
 
     monkeypatch.setattr(networks, "build", build)
     monkeypatch.setattr(groupwise, "enabled", contextlib.nullcontext)
-    monkeypatch.setattr(dispatch, "forced", lambda route=None: contextlib.nullcontext())
+    monkeypatch.setattr(dispatch, "forced", lambda on=None: contextlib.nullcontext())
     networks.exact.cache_clear()
     for training in (False, True):
         ours, pytorch = networks.check("small", 2, training)

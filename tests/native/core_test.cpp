@@ -37,8 +37,7 @@ float random_float() { return std::uniform_real_distribution<float>(-1, 1)(gener
 class Guarded {
  public:
   explicit Guarded(int64_t size, bool random) : size_(size), all_(size + 2 * kGuard, kMark) {
-    for (int64_t i = 0; i < size; i++)
-      data()[i] = random ? random_float() : std::numeric_limits<float>::quiet_NaN();
+    for (int64_t i = 0; i < size; i++) data()[i] = random ? random_float() : std::numeric_limits<float>::quiet_NaN();
     ASAN_POISON_MEMORY_REGION(all_.data(), kGuard * sizeof(float));
     ASAN_POISON_MEMORY_REGION(data() + size, kGuard * sizeof(float));
   }
@@ -70,8 +69,8 @@ void in_two(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) {
 }
 
 Axis random_axis(std::initializer_list<int64_t> sizes) {
-  Axis a{pick(sizes), 0, pick({1, 1, 2, 3, 3, 4, 5, 7, 11}), pick({1, 1, 1, 2, 2, 3, 5}),
-         pick({0, 0, 1, 2, 3, 6}), pick({1, 1, 1, 2, 3})};
+  Axis a{pick(sizes),          0, pick({1, 1, 2, 3, 3, 4, 5, 7, 11}), pick({1, 1, 1, 2, 2, 3, 5}), pick({0, 0, 1, 2, 3, 6}),
+         pick({1, 1, 1, 2, 3})};
   const int64_t after = pick({0, a.pad, a.pad, 1});
   a.out = (a.in + a.pad + after - a.dilation * (a.kernel - 1) - 1) / a.stride + 1;
   if (a.in + a.pad + after < a.dilation * (a.kernel - 1) + 1) a.out = 0;
@@ -142,7 +141,7 @@ WeightStrides random_weight_strides(const Problem& p) {
 using Ran = std::map<std::string, int64_t>;
 
 bool test_one(Ran* ran) {
-  Problem p{pick({1, 1, 2, 3}), pick({1, 2, 3, 5, 16, 19}), pick({1, 1, 2, 3, 4, 8, 9}), pick({1, 1, 2, 3, 4, 5, 8, 9}),
+  Problem p{pick({1, 1, 2, 3}),  pick({1, 2, 3, 5, 16, 19}), pick({1, 1, 2, 3, 4, 8, 9}), pick({1, 1, 2, 3, 4, 5, 8, 9}),
             random_axis(kSizes), random_axis(kSizes)};
   // Wide groups, of images that plain loops get through.
   if (pick({0, 0, 1})) {
@@ -157,7 +156,8 @@ bool test_one(Ran* ran) {
   const WeightStrides ws = depthwise(p) ? dense_weight_strides(p, false) : random_weight_strides(p);
   const Strides xs = strides(p.groups * p.in_channels, p.h, p.w, true, channels_last);
   const Strides ys = strides(p.groups * p.out_channels, p.h, p.w, false, channels_last);
-  const int64_t sizes[3] = {p.batch * p.groups * p.in_channels * p.h.in * p.w.in, p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel,
+  const int64_t sizes[3] = {p.batch * p.groups * p.in_channels * p.h.in * p.w.in,
+                            p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel,
                             p.batch * p.groups * p.out_channels * p.h.out * p.w.out};
   for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
     Request r{direction, p, channels_last, true, two ? 2 : 1, 2, xs, ys, ws};

@@ -26,7 +26,7 @@ from typing import Any
 import groupwise
 from groupwise.errors import GroupwiseError
 
-API_VERSION = 4  # GROUPWISE_API_VERSION of csrc/c_api.h, as are the signatures below
+API_VERSION = 5  # GROUPWISE_API_VERSION of csrc/c_api.h, as are the signatures below
 
 _TEXT = [ctypes.c_char_p, ctypes.c_int64]  # the buffer that a call fills, and its size
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -34,12 +34,12 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "groupwise_build": (ctypes.c_int64, _TEXT),
     "groupwise_isa": (ctypes.c_int64, _TEXT),
     "groupwise_register": (None, []),
-    "groupwise_route": (None, [ctypes.c_int32]),
-    "groupwise_route_thread": (ctypes.c_int32, [ctypes.c_int32]),
-    "groupwise_route_node": (None, []),
+    "groupwise_dispatch": (None, [ctypes.c_int32]),
+    "groupwise_dispatch_thread": (ctypes.c_int32, [ctypes.c_int32]),
     "groupwise_force": (ctypes.c_char_p, [ctypes.c_char_p]),
     "groupwise_plan": (ctypes.c_int64, [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, *_TEXT]),
-    "groupwise_last_plans": (ctypes.c_int64, [ctypes.c_int32, *_TEXT]),
+    "groupwise_record_start": (ctypes.c_int64, []),
+    "groupwise_record_stop": (ctypes.c_int64, [ctypes.c_int64, *_TEXT]),
 }
 
 

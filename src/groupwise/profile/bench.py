@@ -16,7 +16,7 @@ import torch
 
 from groupwise.draw.text import bench as bench_text
 from groupwise.errors import GroupwiseError, check_choice, check_integer
-from groupwise.kernels.plan import DIRECTIONS, MEMORY_FORMATS, last_plans
+from groupwise.kernels.plan import DIRECTIONS, MEMORY_FORMATS, record_plans
 from groupwise.profile.report import machine
 from groupwise.profile.roofline import measure_roofline
 from groupwise.profile.timing import not_measured, routing_of
@@ -212,10 +212,9 @@ def _kernels(step: Callable[[], object], spec: ConvSpec, route: bool) -> dict[st
     """The kernel of each pass of a training step."""
     if not route:
         return dict.fromkeys(DIRECTIONS, "pytorch")
-    with routing_of(route):
-        last_plans()
+    with routing_of(route), record_plans() as plans:
         step()
-        return kernels_of(DIRECTIONS, spec.transposed)
+    return kernels_of(plans, DIRECTIONS, spec.transposed)
 
 
 def _interleave(calls: Mapping[_Key, Callable[[], object]], repeats: int) -> dict[_Key, list[float]]:

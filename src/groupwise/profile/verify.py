@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from groupwise.kernels import dispatch
-from groupwise.kernels.plan import last_plans
+from groupwise.kernels.plan import Plan, record_plans
 from groupwise.profile import count as counting
 from groupwise.profile.record import ConvCall, Recorder
 
@@ -62,8 +62,6 @@ def check(
         expected = counting.outputs_of(model, inputs, keywords, backward, Recorder(model))
     checker = _Checker(model)
     with dispatch.forced(True):
-        # Of runs before; what is read while this one runs is its own.
-        last_plans()
         outputs = counting.outputs_of(model, inputs, keywords, backward, checker)
     checked = [
         Checked(call, checker.kernels[id(call)], max(checker.errors[id(call)], default=None)) for call in checker.calls
@@ -71,9 +69,9 @@ def check(
     return checked, _compared(outputs, expected, checked)
 
 
-def kernels_of(passes: Sequence[str], transposed: bool) -> dict[str, str]:
-    """The kernels of the passes that just ran of one convolution. What took no route PyTorch computed."""
-    ran = {plan.direction: plan.kernel for plan in last_plans()}
+def kernels_of(plans: Sequence[Plan], passes: Sequence[str], transposed: bool) -> dict[str, str]:
+    """Returns the kernel of each pass of one convolution, whose `plans` were recorded; without a plan PyTorch ran."""
+    ran = {plan.direction: plan.kernel for plan in plans}
     # A transposed convolution's forward is a plain one's gradient, and its gradient a plain one's forward.
     other = {"forward": "grad_input", "grad_input": "forward"} if transposed else {}
     return {name: ran.get(other.get(name, name), "pytorch") for name in passes}
@@ -103,12 +101,26 @@ class _Checker(Recorder):  # type: ignore[no-untyped-call]  # torch's, without t
         super().__init__(model)
         self.kernels: dict[int, dict[str, str]] = {}
         self.errors: dict[int, list[float]] = {}
+        self._examined: tuple[ConvCall, Sequence[str]] | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not str(func).startswith("aten.convolution"):
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        with record_plans() as plans:
+            result = super().__torch_dispatch__(func, types, args, kwargs)
+        if self._examined is not None:
+            call, passes = self._examined
+            self.kernels.setdefault(id(call), {}).update(kernels_of(plans, passes, call.spec.transposed))
+            self._examined = None
+        return result
 
     def examine(
         self, call: ConvCall, passes: Sequence[str], args: tuple[Any, ...], results: Sequence[torch.Tensor | None]
     ) -> None:
         """Compare the results with those of the same operator in float64."""
-        self.kernels.setdefault(id(call), {}).update(kernels_of(passes, call.spec.transposed))
+        self._examined = call, passes
         errors = self.errors.setdefault(id(call), [])
         try:
             wide = [_wide(argument) if isinstance(argument, torch.Tensor) else argument for argument in args]

@@ -8,8 +8,8 @@ namespace groupwise::GW_TARGET {
 // What one tile sums over. x points at the first tap of the first output, w at the first tap's weight of its channel.
 struct Taps {
   int64_t channels, rows, columns;
-  const int32_t* column;                 // where the taps of a row read, from its start
-  int64_t x_channel, x_row;              // floats between channels, and between taps of neighbouring kernel rows
+  const int32_t* column;     // where the taps of a row read, from its start
+  int64_t x_channel, x_row;  // floats between channels, and between taps of neighbouring kernel rows
   int64_t w_channel, w_row, w_column, w_output;
 };
 
@@ -20,8 +20,8 @@ struct Target {
   bool add;
 };
 
-// One piece of work: the outputs of one block, group and sweep.
-struct Piece {
+// One Unit of work: the outputs of one block, group and phase.
+struct PlanarTask {
   Taps taps;
   const float* x;
   const float* w;
@@ -42,7 +42,7 @@ struct Bundle {
 
 // The next `taken` vectors of a row, of which x outputs are made. The last ones start early rather than end late, as whole
 // vectors are stored at once and what is made twice is the same; not so where it is added.
-GW_INLINE Bundle bundle(const Piece& p, int64_t x, int64_t taken) {
+GW_INLINE Bundle bundle(const PlanarTask& p, int64_t x, int64_t taken) {
   const int64_t left = p.columns - x, floats = taken * kLanes;
   if (left >= floats || p.add || p.columns < kLanes) return {x, kLanes, left};
   if (p.columns >= floats) return {p.columns - floats, kLanes, floats};

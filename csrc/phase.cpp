@@ -4,18 +4,16 @@
 
 namespace groupwise {
 
-Sweep forward_sweep(const Axis& a) {
-  return {a.in, a.out, a.stride, -a.pad, a.kernel, a.dilation, 0, 1, 0, 1};
-}
+Phase forward_phase(const Axis& a) { return {a.in, a.out, a.stride, -a.pad, a.kernel, a.dilation, 0, 1, 0, 1}; }
 
-std::vector<Sweep> grad_input_sweeps(const Axis& a) {
-  std::vector<Sweep> sweeps;
+std::vector<Phase> grad_input_phases(const Axis& a) {
+  std::vector<Phase> phases;
   const int64_t common = std::gcd(a.stride, a.dilation), step = a.stride / common;
   for (int64_t remainder = 0; remainder < a.stride && remainder < a.in; remainder++) {
     // Taps k with (remainder + pad - k * dilation) divisible by the stride: every `step`-th from the first on.
     int64_t first = 0;
     while (first < step && first < a.kernel && (remainder + a.pad - first * a.dilation) % a.stride != 0) first++;
-    Sweep s{a.out, (a.in - remainder + a.stride - 1) / a.stride, 1, 0, 0, 1, 0, 0, remainder, a.stride};
+    Phase s{a.out, (a.in - remainder + a.stride - 1) / a.stride, 1, 0, 0, 1, 0, 0, remainder, a.stride};
     if (first < step && first < a.kernel) {
       s.taps = (a.kernel - 1 - first) / step + 1;
       s.index = first + (s.taps - 1) * step;  // the last tap reaches furthest back
@@ -23,9 +21,9 @@ std::vector<Sweep> grad_input_sweeps(const Axis& a) {
       s.spacing = a.dilation / common;
       s.low = (remainder + a.pad - s.index * a.dilation) / a.stride;
     }
-    sweeps.push_back(s);
+    phases.push_back(s);
   }
-  return sweeps;
+  return phases;
 }
 
 }  // namespace groupwise
