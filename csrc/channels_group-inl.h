@@ -1,12 +1,12 @@
-// Correlation of groups with vectors along the output channels: 2 vectors of them by 6 pixels are 12 sums, fed by 2 vectors
-// of packed weights and 6 broadcast inputs, 8 loads for 12 FMAs.
+// Correlation of groups with vectors along the output channels. 2 vectors by 6 pixels are 12 sums, fed by 2 vectors of packed
+// weights and 6 broadcast inputs: 8 loads for 12 FMAs.
 #pragma once
 #include "pack-inl.h"
 #include "pixels-inl.h"
 
 namespace groupwise::GW_TARGET {
 
-// Sums of PX pixels, whose first taps are at x[p], over `rows` x `columns` taps of `channels` channels. Steps in floats.
+// The `rows` x `columns` taps of `channels` channels that a tile sums. Steps are in floats.
 struct GroupWalk {
   int64_t rows, columns, channels;
   int64_t x_row, x_column;
@@ -36,7 +36,7 @@ GW_INLINE void group_tile(const GroupWalk& k, const float* const (&x)[PX], const
   }
 }
 
-// `OV` vectors of output channels of a block, of which `outputs` channels exist.
+// Computes OV vectors of output channels of a block, of which `outputs` channels exist.
 template <int OV, int PX>
 GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const float* w, const Vec (&bias)[OV], int64_t outputs,
                            bool add) {
@@ -51,9 +51,9 @@ GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const fl
   });
 }
 
-// The weights of `outputs` output channels to [tap][input channel][kGroupBlock]; lanes beyond them hold anything. Whatever
-// is contiguous in the weight is read so: output channels or input channels (of a channels-last weight, or a 1x1 one), or
-// the taps of a channel.
+// Packs the weights of `outputs` output channels as [tap][input channel][kGroupBlock]; lanes beyond them hold anything. It
+// reads along whatever is contiguous in the weight: output channels, input channels (of a channels-last weight, or a 1x1 one),
+// or the taps of a channel.
 inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const float* from, int64_t outputs, float* to) {
   const WeightStrides& s = c.weight_strides;
   const int64_t taps = l.kernel_h * l.kernel_w, tap = c.in_channels * kGroupBlock;
@@ -81,7 +81,7 @@ inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const fl
   }
 }
 
-// Tasks [begin, end) of a correlation.
+// Runs tasks [begin, end) of a correlation.
 inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
   constexpr int kVectors = kGroupBlock / kLanes;
   const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);

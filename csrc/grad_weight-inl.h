@@ -1,9 +1,7 @@
-// The gradient of a weight. Each accumulator is one weight of the tile, kLanes partial sums wide, that stays in its
-// register while the tile sweeps the positions of a block.
-//
-// planar: lanes are neighbours along the width, summed at the end of a block; 4 output channels x 3 (input channel, tap)
-// pairs, or, of one output channel, 3 x 4 taps with grad_output's rows kept while the input's move past them.
-// channels: lanes are input channels, so nothing is left to sum; grad_output is broadcast (groups) or a vector (depthwise).
+// The gradient of a weight, with lanes along the width. Each accumulator is one weight of the tile, kLanes partial sums wide,
+// that stays in its register while the tile goes through the positions of a block; its lanes are summed at the end. A tile
+// computes 4 output channels x 3 (input channel, tap) pairs; or, for one output channel, 3 x 4 taps, keeping rows of
+// grad_output in registers while those of the input move past them.
 #pragma once
 #include "layout.h"
 #include "pack-inl.h"
@@ -17,11 +15,11 @@ namespace groupwise::GW_TARGET {
 struct PositionBlock {
   const float* x;
   const float* go;
-  int64_t rows, vectors, rest;        // of grad_output: whole vectors of a row, and floats after them
+  int64_t rows, vectors, rest;        // of grad_output; vectors are whole ones of a row, rest the floats after them
   int64_t x_row, go_row, go_channel;  // x_row: between the inputs of neighbouring output rows
 };
 
-// sums[i * row + j] += the sum of the lanes of sum[i][j], four at a time.
+// Adds the sum of the lanes of sum[i][j] to sums[i * row + j], four at a time.
 template <int I, int J>
 GW_INLINE void add_sums(const Vec (&sum)[I][J], float* sums, int64_t row) {
   unroll<ceil_div(I * J, 4)>([&](auto four) GW_LAMBDA {
@@ -42,7 +40,7 @@ GW_INLINE void add_sums(const Vec (&sum)[I][J], float* sums, int64_t row) {
   });
 }
 
-// sums[o][slot] += over all positions of go[o] * x[slot], OC channels by N slots.
+// Adds the sum over all positions of go[o] * x[slot] to sums[o][slot], for OC channels by N slots.
 template <int OC, int N>
 GW_NOINLINE void slot_tile(const PositionBlock& s, const int32_t* slot, float* sums, int64_t per_output) {
   Vec sum[OC][N];
@@ -69,8 +67,8 @@ GW_NOINLINE void slot_tile(const PositionBlock& s, const int32_t* slot, float* s
   add_sums(sum, sums, per_output);
 }
 
-// KH x KW taps of one output channel; grad_output's last KH rows are in registers. `pitch` is between input rows that
-// follow each other, `go_row` between rows of grad_output `apart` from each other.
+// Sums KH x KW taps of one output channel, with grad_output's last KH rows in registers. `pitch` is the distance of input rows
+// that follow each other, `go_row` that of the rows of grad_output that meet them.
 template <int KH, int KW>
 GW_NOINLINE void tap_tile(const PositionBlock& s, int64_t pitch, const int32_t* column, float* sums, int64_t w_row) {
   Vec sum[KH][KW];
@@ -111,8 +109,8 @@ GW_INLINE void tap_columns(const PositionBlock& s, int64_t pitch, const int32_t*
   }
 }
 
-// All taps of one pair of channels. Rows of grad_output a dilation apart meet the same input rows under taps that follow
-// each other; a strided convolution has no such rows, and takes its taps one row at a time.
+// Sums all taps of one pair of channels. Rows of grad_output that are a dilation apart meet the same input rows in neighbouring
+// taps. A strided convolution has no such rows, and sums its taps one row at a time.
 inline void run_taps(const Problem& p, const GradWeightLayout& l, const PositionBlock& block, int64_t rows, float* sums) {
   const int64_t apart = p.h.stride == 1 ? p.h.dilation : 1;
   for (int64_t start = 0; start < std::min(apart, rows); start++) {
@@ -135,8 +133,8 @@ inline void run_taps(const Problem& p, const GradWeightLayout& l, const Position
   }
 }
 
-// Tasks [begin, end): a block of groups and output channels, over one part of the samples and positions. Its sums go to
-// grad_weight, or to its part of `parts` where there are several.
+// Runs tasks [begin, end), each of which sums a block of groups and output channels over one part of the samples and positions.
+// The sums go to grad_weight, or to their place in `parts` if there are several parts.
 inline void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64_t begin, int64_t end, float* scratch,
                                float* parts) {
   const Problem& p = work.problem;
@@ -161,7 +159,7 @@ inline void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l
       pack(l.input, work.input_strides, p.h.in, p.w.in,
            work.input + n * work.input_strides.n + group * p.in_channels * work.input_strides.c, groups * p.in_channels,
            row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad, scratch);
-      // Several groups come with all of their outputs, which are neighbours then.
+      // A block of several groups has all their outputs, which are then neighbours.
       pack(l.output, work.grad_output_strides, p.h.out, p.w.out,
            work.grad_output + n * work.grad_output_strides.n + (group * p.out_channels + o) * work.grad_output_strides.c,
            groups * outputs, row, column, go);

@@ -1,12 +1,12 @@
-// The gradient of a weight with lanes along the input channels: nothing is left to sum at the end of a block, and no lane
-// is idle for the sake of a narrow image.
+// The gradient of a weight, with lanes along the input channels. No lanes are left to sum at the end of a block, and a narrow
+// image leaves no lane idle. grad_output is broadcast (groups) or a vector (depthwise).
 #pragma once
 #include "channels-inl.h"
 #include "grad_weight-inl.h"
 
 namespace groupwise::GW_TARGET {
 
-// What a tile sweeps: `pixels` outputs in each of `rows` rows. Steps are in floats.
+// The positions that a tile goes through: `pixels` outputs in each of `rows` rows. Steps are in floats.
 struct PixelPositions {
   const float* x;
   const float* go;
@@ -14,7 +14,7 @@ struct PixelPositions {
   int64_t x_row, x_pixel, go_row, go_pixel, go_channel;
 };
 
-// KH x KW taps of one vector of channels of a depthwise convolution, of which `lanes` exist.
+// Sums KH x KW taps of one vector of channels of a depthwise convolution, of which `lanes` exist.
 template <int KH, int KW>
 GW_INLINE void depthwise_tile(const PixelPositions& s, int64_t tap_row, int64_t tap_column, int64_t lanes, float* sums,
                               int64_t w_row) {
@@ -72,7 +72,7 @@ inline void depthwise_taps(const PixelPositions& s, int64_t tap_row, int64_t tap
   }
 }
 
-// OC output channels by N slots, a slot being a tap of one vector of input channels.
+// Sums OC output channels by N slots; a slot is one tap of one vector of input channels.
 template <int OC, int N>
 GW_NOINLINE void outer_tile(const PixelPositions& s, const int32_t* slot, float* sums, int64_t per_output) {
   Vec sum[OC][N];
@@ -109,8 +109,8 @@ GW_INLINE void outer_slots(const PixelPositions& s, const std::vector<int32_t>& 
   if (count - n == 1) outer_tile<OC, 1>(s, slots.data() + n, sums + n * kLanes, per_output);
 }
 
-// Tasks [begin, end): the blocks of 16 channels of a depthwise convolution, or groups with blocks of their output
-// channels, over one part of the samples and positions.
+// Runs tasks [begin, end), each of which sums 16 channels of a depthwise convolution, or a block of output channels of one
+// group, over one part of the samples and positions.
 inline void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t begin, int64_t end,
                                  float* scratch, float* parts) {
   const Problem& p = work.problem;
@@ -152,7 +152,7 @@ inline void grad_weight_channels(const GradWeight& work, const GradWeightChannel
         s.go_row = columns * kChannelBlock;
         s.go_pixel = kChannelBlock;
       }
-      // An accumulator takes one sum after the other; every kRun of them it is added to the block's, and starts again.
+      // After kRun products an accumulator is added to the block's sums and starts again.
       const int64_t step = std::max<int64_t>(1, kRun / columns), wide = std::min(columns, kRun);
       for (int64_t run = 0; run < ceil_div(rows, step) * ceil_div(columns, wide); run++) {
         const int64_t r = run / ceil_div(columns, wide) * step, x = run % ceil_div(columns, wide) * wide;
@@ -177,7 +177,7 @@ inline void grad_weight_channels(const GradWeight& work, const GradWeightChannel
       const bool last = l.parts == 1;
       float* to = last ? work.grad_weight + group * ws.group + (o + i) * ws.o
                        : parts + (part * p.groups * p.out_channels + at) * p.in_channels * taps;
-      // From [tap][channel] to [channel][tap]; the channels of a depthwise weight are its groups.
+      // Sums are [tap][channel] and become [channel][tap]. The channels of a depthwise weight are its groups.
       const int64_t channel = !last ? taps : l.depthwise ? ws.group : ws.c;
       const float* from = sums + i * per_output;
       if (!last || (ws.w == 1 && ws.h == p.w.kernel)) {

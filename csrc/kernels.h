@@ -1,4 +1,4 @@
-// The kernels of one instruction set. Each works on tasks [begin, end) with scratch of kScratchFloats of its own.
+// The kernels of one instruction set. Each runs tasks [begin, end) and has kScratchFloats of scratch of its own.
 #pragma once
 
 #include "layout.h"

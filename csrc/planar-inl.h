@@ -8,8 +8,8 @@
 
 namespace groupwise::GW_TARGET {
 
-// OC output channels by NV vectors, which lie `vector` floats apart: neighbours in a row, or rows of one column.
-// KW is the number of taps in a row where that is known, or 0.
+// Computes OC output channels by NV vectors, which are `vector` floats apart: neighbours in a row, or rows of one column. KW is
+// the number of taps in a row if it is known when this compiles, else 0.
 template <int OC, int NV, int KW>
 GW_NOINLINE void channel_tile(const Taps& t, const float* x, int64_t vector, const float* w, const float* bias,
                               const Target& to) {
@@ -18,7 +18,7 @@ GW_NOINLINE void channel_tile(const Taps& t, const float* x, int64_t vector, con
     const Vec start = bias ? broadcast(bias[o]) : Vec{};
     unroll<NV>([&](auto v) GW_LAMBDA { sum[o][v] = start; });
   });
-  // What a tap reads, in variables of its own where the number of taps is known: a load and an addition less a vector.
+  // Where the number of taps is known, each tap's offset is a variable, which saves a load and an addition a vector.
   int64_t column[KW > 0 ? KW : 1];
   if constexpr (KW > 0) unroll<KW>([&](auto kw) GW_LAMBDA { column[kw] = t.column[kw]; });
   const int64_t x_row = t.x_row, w_row = t.w_row, w_column = t.w_column, w_output = t.w_output;
@@ -55,7 +55,7 @@ GW_NOINLINE void channel_tile(const Taps& t, const float* x, int64_t vector, con
   });
 }
 
-// R output rows by NV vectors, `vector` floats apart, of one channel; only the first `stored` rows are kept.
+// Computes R output rows by NV vectors, `vector` floats apart, of one channel; stores only the first `stored` rows.
 template <int R, int NV, int KW>
 GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int64_t row_floats, const float* x, int64_t vector,
                         const float* w, const float* bias, const Target& to, int64_t stored) {
@@ -68,7 +68,7 @@ GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int
       const float* weights = w + c * t.w_channel + residue * t.w_row;
       const int64_t rows = residue < t.rows ? (t.rows - residue - 1) / s.residues + 1 : 0;
       const int64_t w_row = s.residues * t.w_row;
-      // One tap of input row i, for the outputs r of [LO, HI), for which i - r is a row of the kernel.
+      // Adds one tap of input row i to the outputs r of [LO, HI), for which i - r is a row of the kernel.
       const auto tap = [&]<int LO, int HI>(int64_t i, int64_t kw) GW_LAMBDA {
         const float* at = first + i * s.pitch * row_floats + t.column[kw];
         const float* weight = weights + i * w_row + kw * t.w_column;
@@ -84,7 +84,7 @@ GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int
         });
       };
       if (rows >= R - 1) {
-        // The first rows and the last meet few outputs, and not the same: together they keep the FMA units busy, one after
+        // The first rows and the last meet few outputs, and different ones. Together they keep the FMA units busy; one after
         // the other they would wait for their own sums (3x3: 72 % of peak at best, 95 % together).
         unroll<R - 1>([&](auto i) GW_LAMBDA {
           each<KW>(t.columns, [&](int64_t kw) GW_LAMBDA {
@@ -118,7 +118,7 @@ GW_INLINE void channel_rows(const PlanarTask& p, int64_t o, int64_t first_row, i
   to.y = p.y + o * p.y_channel + first_row * p.y_row + x;
   if (p.taps.columns == 3) return channel_tile<4, NV, 3>(p.taps, in, vector, w, bias, to);
   if (p.taps.columns == 1 && p.taps.rows == 1) {
-    // The channels of a 1x1 kernel are its rows: one loop less.
+    // The channels of a 1x1 kernel are taken as its rows, which saves a loop.
     Taps t = p.taps;
     t.rows = t.channels;
     t.x_row = t.x_channel;
@@ -129,10 +129,10 @@ GW_INLINE void channel_rows(const PlanarTask& p, int64_t o, int64_t first_row, i
   channel_tile<4, NV, 0>(p.taps, in, vector, w, bias, to);
 }
 
-// How many of `left` vectors or rows a tile takes: threes, but four are two pairs, as a single one starves the FMA units.
+// Returns how many of `left` vectors or rows the next tile computes: three, or two of four, as one starves the FMA units.
 GW_INLINE int64_t next(int64_t left) { return left >= 3 && left != 4 ? 3 : left >= 2 ? 2 : 1; }
 
-// `outputs` channels in fours: vectors of one row, or of neighbouring rows, whichever fills threes.
+// Computes `outputs` channels in fours, by vectors of one row or of neighbouring rows, whichever fills threes.
 inline void run_channels(const PlanarTask& p, int64_t outputs) {
   const int64_t vectors = ceil_div(p.columns, kLanes);
   const bool along_rows = vectors % 3 == 0 || vectors > 8 || p.rows < 3;
@@ -179,7 +179,7 @@ void some_rows(const PlanarTask& p, int64_t o, int64_t row, int64_t stored) {
   }
 }
 
-// Output channels [from, outputs) one at a time. Three rows are made as four, for which the scratch has room.
+// Computes output channels [from, outputs) one at a time. A tile of four rows also computes three: the scratch has room.
 inline void run_rows(const PlanarTask& p, int64_t from) {
   const int64_t apart = p.sharing.apart;
   for (int64_t o = from; o < p.outputs; o++) {
@@ -203,7 +203,7 @@ inline void run_rows(const PlanarTask& p, int64_t from) {
   }
 }
 
-// Tasks [begin, end) of a correlation: pack, run every group and phase of the block, unpack.
+// Runs tasks [begin, end) of a correlation: packs the input, computes every group and phase of the block, and unpacks.
 inline void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t begin, int64_t end, float* scratch) {
   const Block& b = l.block;
   const Plane& plane = l.plane;

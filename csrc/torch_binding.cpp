@@ -1,5 +1,5 @@
-// Routes aten::convolution and aten::convolution_backward of CPU tensors: what a kernel takes runs here, all else goes on
-// to what PyTorch would have run. Autograd, double backward, vmap, autocast and torch.compile all arrive here.
+// Dispatches aten::convolution and aten::convolution_backward of CPU tensors to the kernels; unsupported cases fall back to
+// PyTorch. Autograd, double backward, vmap, autocast and torch.compile all call these two operators.
 #include <ATen/Parallel.h>
 #include <ATen/TracerMode.h>
 #include <ATen/core/Tensor.h>
@@ -22,18 +22,19 @@ namespace {
 using at::Tensor;
 using Ints = c10::SymIntArrayRef;
 
-// torch's own pool, by a function of libtorch: `at::parallel_for` is serial in a library built without OpenMP.
+// Runs tasks on PyTorch's thread pool, by a function of libtorch: `at::parallel_for` is serial in a library built without
+// OpenMP.
 void parallel_for(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) {
   const int64_t threads = at::get_num_threads();
   TORCH_CHECK(torch_parallel_for(0, count, (count + threads - 1) / threads, fn, context) == 0,
               "groupwise: a convolution kernel failed");
 }
 
-// Whether torch.jit.trace is recording what this thread calls. It does not record aten::convolution itself but the operators
+// Tells whether torch.jit.trace records what this thread calls. It does not record aten::convolution itself but the operators
 // below it, so a kernel that writes into a tensor from at::empty would leave a graph of aten::empty alone.
 bool traced() { return at::tracer::impl::is_dispatch_enabled(); }
 
-// The arguments of aten::convolution as a Problem. Of a transposed convolution, x is the output and y the input.
+// The arguments of aten::convolution as a Problem. For a transposed convolution, x is the output and y the input.
 struct Call {
   Problem problem;
   int64_t dimensions;
@@ -41,12 +42,12 @@ struct Call {
   int64_t x_channels, y_channels;
 };
 
-// One value a dimension; a single value stands for all.
+// Reads one value a dimension; a single value stands for all. False if one is unknown or out of range.
 bool read(Ints values, int64_t dimensions, int64_t least, int64_t* out) {
   if (static_cast<int64_t>(values.size()) != dimensions && values.size() != 1) return false;
   for (int64_t i = 0; i < dimensions; i++) {
     const std::optional<int64_t> value = values[values.size() == 1 ? 0 : i].maybe_as_int();
-    // The plan's limit, before anything is reckoned with it.
+    // The plan's limit is checked first, so that nothing below overflows.
     if (!value || *value < least || *value > kMostExtent) return false;
     out[i] = *value;
   }
@@ -57,7 +58,8 @@ bool plain(const Tensor& t) {
   return t.defined() && t.scalar_type() == at::kFloat && t.layout() == at::kStrided && t.device().is_cpu() && t.numel() > 0;
 }
 
-// Whether these arguments are a convolution that kernels may take. What is wrong with others is PyTorch's to say.
+// Reads the arguments into `call`. False for a convolution that no kernel supports, and for wrong arguments, about which
+// PyTorch raises its own error.
 bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints padding, Ints dilation, bool transposed,
                 Ints output_padding, const c10::SymInt& groups, Call* call) {
   if (!plain(input) || !plain(weight)) return false;
@@ -92,7 +94,7 @@ bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints pad
   }
   call->dimensions = dimensions;
   call->transposed = transposed;
-  // PyTorch's rule: either tensor asks for it.
+  // PyTorch computes in channels_last if either tensor is.
   call->channels_last = dimensions == 2 && (input.unsafeGetTensorImpl()->is_strides_like_channels_last() ||
                                             weight.unsafeGetTensorImpl()->is_strides_like_channels_last());
   call->x_channels = g * problem.in_channels;
@@ -110,33 +112,33 @@ Strides strides_of(const Tensor& t) {
   return meaningful({s[0], s[1], flat ? 0 : s[2], s.back()}, sizes[1], sizes.back());
 }
 
-// Whether the kernels read it as it lies.
+// Tells whether the kernels can read a tensor of these strides in place.
 bool readable(const Strides& s, const Call& call) { return s.c == 1 || (s.w == 1 && !call.channels_last); }
 
-// The tensor itself, or a copy in the call's format.
+// Returns the tensor itself if the kernels can read it, else a copy in the call's format.
 Tensor as_read(const Tensor& t, const Call& call) { return readable(strides_of(t), call) ? t : t.contiguous(format(call)); }
 
-// Of a new x, or y, in the call's format.
+// Returns the strides of a new x, or y, in the call's format.
 Strides new_strides(const Call& call, bool x) {
   const Problem& p = call.problem;
   return x ? dense_strides(call.x_channels, p.h.in, p.w.in, call.channels_last)
            : dense_strides(call.y_channels, p.h.out, p.w.out, call.channels_last);
 }
 
-// Of an x, or y, as it will be read.
+// Returns the strides with which the kernels will read an x, or y.
 Strides read_strides(const Tensor& t, const Call& call, bool x) {
   const Strides s = strides_of(t);
   return readable(s, call) ? s : new_strides(call, x);
 }
 
-// The weight of one channel a group is read as contiguous: strides of its single input channel say nothing.
+// A depthwise weight is read as contiguous, because the stride of its single input channel says nothing.
 WeightStrides weight_strides(const Tensor& w, const Call& call) {
   if (depthwise(call.problem)) return dense_weight_strides(call.problem, false);
   const at::IntArrayRef s = w.strides();
   return {call.problem.out_channels * s[0], s[0], s[1], s.size() == 3 ? w.sizes()[2] * s[2] : s[2], s.back()};
 }
 
-// A new x, or y, in the call's format.
+// Allocates a new x, or y, in the call's format.
 Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
   const Problem& p = call.problem;
   const int64_t channels = x ? call.x_channels : call.y_channels, width = x ? p.w.in : p.w.out;
@@ -144,7 +146,7 @@ Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
   return at::empty({p.batch, channels, x ? p.h.in : p.h.out, width}, options.memory_format(format(call)));
 }
 
-// The tensors are those that are read; the one that is written is null.
+// Plans one direction of the call. The tensors are those that it reads; the one that it writes is null.
 Plan decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y, const Tensor* weight) {
   const int64_t available = at::get_num_threads(), threads = available > 1 && at::in_parallel_region() ? 1 : available;
   Plan plan{
@@ -157,7 +159,7 @@ Plan decide(const Call& call, Direction direction, const Tensor* x, const Tensor
   return plan;
 }
 
-// `read` is x of a forward and y of a grad_input; the result is the other.
+// Runs a forward, which reads x and returns y, or a grad_input, which reads y and returns x.
 Tensor correlate(const Call& call, const Plan& plan, const Tensor& read, const Tensor& weight, const Tensor& bias) {
   const bool forward = plan.request.direction == Direction::forward;
   const Tensor from = as_read(read, call);
@@ -239,7 +241,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
         left[1] = false;
       }
     }
-    // PyTorch sums the bias in the same pass as the weight's gradient, and would make that for the bias alone.
+    // PyTorch sums the bias's gradient in the pass that makes the weight's, and would run that pass for the bias alone.
     if (mask[2] && !left[1]) {
       const Tensor from = as_read(grad_output, call);
       const int64_t height = call.dimensions == 1 ? 1 : from.size(2);
@@ -263,7 +265,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
 }  // namespace groupwise
 
 void groupwise_register() {
-  // For good: to take a kernel out while another thread dispatches to it is not safe. What is not routed passes through.
+  // The registration is never undone: to remove a kernel while another thread calls it is not safe. `dispatched` decides.
   static torch::Library* library = [] {
     auto* made = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);
     made->impl("convolution", &groupwise::convolution);

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import groupwise
 from groupwise import GroupwiseError, nn, record_plans
-from groupwise.kernels import dispatch, freezing, native
+from groupwise.kernels import dispatch, native
 from kernels import needs_kernels
 
 pytestmark = needs_kernels
@@ -361,51 +361,3 @@ def test_layers_of_groupwise_are_dispatched_as_pytorchs_are(kind, shape):
             assert len(plans) == made
             assert "pytorch" not in kernels(plans)
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-@pytest.fixture
-def unfrozen(monkeypatch):
-    """As in a process that has frozen no graph and was not warned."""
-    import torch._inductor.config
-
-    monkeypatch.delitem(sys.modules, freezing.MODULE, raising=False)
-    monkeypatch.setattr(dispatch, "_frozen", freezing.Watch(lambda: dispatch._switches.on))
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    torch._dynamo.reset()
-    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
-        yield
-
-
-def frozen():
-    """A model whose graph is frozen when it is first called."""
-    return torch.compile(torch.nn.Sequential(layer(), torch.nn.ReLU()))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("switch", [groupwise.enabled, lambda: contextlib.nullcontext(groupwise.enable())])
-def test_a_graph_that_is_frozen_while_enabled_warns_once(unfrozen, switch):
-    with switch():
-        model = frozen()
-        with pytest.warns(RuntimeWarning, match="torch.compile freezes a graph.*compile without freezing") as caught:
-            model(source())
-        assert len([warning for warning in caught if warning.message.args == (freezing.MESSAGE,)]) == 1
-        # oneDNN's own operator computes the frozen graph's convolution.
-        assert not dispatched(model)
-        frozen()(source())
-    with groupwise.enabled():
-        assert dispatched()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_graph_that_was_frozen_before_warns_once_when_enabled(unfrozen):
-    frozen()(source())
-    with pytest.warns(RuntimeWarning, match="torch.compile freezes a graph"), groupwise.enabled():
-        pass
-    with groupwise.enabled():
-        groupwise.enable()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_graph_that_is_not_frozen_does_not_warn(unfrozen):
-    with torch._inductor.config.patch(freezing=False), groupwise.enabled():
-        assert dispatched(frozen())

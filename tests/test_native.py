@@ -44,7 +44,7 @@ int32_t groupwise_api_version(void) { return API; }
 int64_t groupwise_build(char* text, int64_t size) { return fill("{\"torch\": \"2.13.0\"}", text, size); }
 int64_t groupwise_isa(char* text, int64_t size) {
   const char* asked = getenv("GROUPWISE_ISA");
-  if (asked && strcmp(asked, "avx512") == 0) asked = "!GROUPWISE_ISA=avx512 cannot be had here; valid: avx2";
+  if (asked && strcmp(asked, "avx512") == 0) asked = "!GROUPWISE_ISA=avx512 cannot run here; valid: avx2";
   return fill(asked ? asked : "avx2", text, size);
 }
 void groupwise_register(void) {}
@@ -150,7 +150,7 @@ def test_a_system_it_is_not_built_on(folder, monkeypatch):
 
 def test_what_the_build_recorded(folder):
     (folder / "_native.json").write_text('{"problem": "no working C++ compiler was found"}')
-    refused("when groupwise was installed, no working C[+][+] compiler was found; mend that and build it: REBUILD")
+    refused("when groupwise was installed, no working C[+][+] compiler was found; fix that and build it: REBUILD")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"torch": "2.13.0"}', json.dumps({**RECORD, "api": "one"})])
@@ -261,14 +261,12 @@ def test_the_instruction_set_asked_for(folder, stub, monkeypatch):
     assert native.status().isa == "baseline"
 
 
-def test_an_instruction_set_that_cannot_be_had(folder, stub, monkeypatch):
+def test_an_instruction_set_that_cannot_run(folder, stub, monkeypatch):
     stub(folder)
     monkeypatch.setenv("GROUPWISE_ISA", "avx512")
-    status = refused(
-        "run: GROUPWISE_ISA=avx512 cannot be had here; valid: avx2; set one of them, or unset GROUPWISE_ISA"
-    )
+    status = refused("run: GROUPWISE_ISA=avx512 cannot run here; valid: avx2; set one of them, or unset GROUPWISE_ISA")
     assert (status.isa, status.cause) == (None, "setting")
-    with pytest.warns(RuntimeWarning, match="GROUPWISE_ISA=avx512 cannot be had"):
+    with pytest.warns(RuntimeWarning, match="GROUPWISE_ISA=avx512 cannot run"):
         assert not native.available()
 
 
@@ -352,7 +350,7 @@ def test_the_library_that_was_built():
 
 @pytest.mark.parametrize(
     ("asked", "status", "shown"),
-    [("baseline", 0, "; baseline in use"), ("abacus", 1, "GROUPWISE_ISA=abacus cannot be had here; valid: baseline")],
+    [("baseline", 0, "; baseline in use"), ("abacus", 1, "GROUPWISE_ISA=abacus cannot run here; valid: baseline")],
 )
 def test_the_library_that_was_built_obeys(asked, status, shown):
     if native.status().path is None:
