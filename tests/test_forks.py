@@ -64,3 +64,27 @@ thread.join()
 assert not any(codes), codes
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+def test_a_forked_child_drops_the_recordings_of_threads_it_does_not_have():
+    """They would grow for as long as the child lives, and nothing would read them."""
+    code = """
+import os, threading, torch, groupwise
+from groupwise.kernels import native
+torch.set_num_threads(1)
+groupwise.enable()
+layer, x = torch.nn.Conv2d(4, 4, 3, groups=4), torch.randn(1, 4, 9, 9)
+library, numbers = native.library(), []
+thread = threading.Thread(target=lambda: numbers.append(library.groupwise_record_start()))
+thread.start(), thread.join()
+numbers.append(library.groupwise_record_start())
+layer(x)
+child = os.fork()
+layer(x)
+counts = [native.read_text(library.groupwise_record_stop, number).count('"direction"') for number in numbers]
+if child == 0:
+    os._exit(0 if counts == [0, 2] else 3)
+assert os.waitpid(child, 0)[1] == 0
+assert counts == [2, 2], counts
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
