@@ -35,7 +35,8 @@ def unfrozen(monkeypatch):
 
     monkeypatch.delitem(sys.modules, freezing.MODULE, raising=False)
     monkeypatch.setattr(dispatch, "_frozen", freezing.Watch(lambda: dispatch._switches.on))
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    finders = [finder for finder in sys.meta_path if not isinstance(finder, freezing.Watch)]
+    monkeypatch.setattr(sys, "meta_path", finders)
     torch._dynamo.reset()
     groupwise.disable()
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
