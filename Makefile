@@ -1,6 +1,6 @@
 # Every target makes .venv and installs what it needs; a second run finds it there.
 #   make demo    ResNeXt-50 with a photograph, timed with and without the kernels, outputs compared
-#   make test    lint, types, tests
+#   make test    style, tests                               make style   lint, types, format
 #   make fuzz    the tests that draw examples, with new ones
 #   make bench   time the package's own work                 make docs    pictures and site
 #   make core    the native core's own tests, sanitized      make clean   remove .venv and what was made
@@ -16,11 +16,12 @@ EDITABLE := $(PIP) --no-build-isolation --editable
 # Where there is a compiler, a core that does not compile is an error; without one groupwise explains and measures.
 COMPILER := $(shell command -v "$${CXX:-c++}")
 CORE_TESTS := $(wildcard tests/native/*.cpp)
+CORE := $(wildcard csrc/*.h csrc/*.cpp) $(CORE_TESTS)
 MODULES := $(shell find src -type d -not -name __pycache__)
 REPORT := groupwise-report.html
 ROUNDS := 10
 
-.PHONY: demo test fuzz core bench docs clean
+.PHONY: demo test style fuzz core bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -31,12 +32,16 @@ demo: $(VENV)/demo.stamp
 	  "$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("sklearn").submodule_search_locations[0])')/datasets/images/china.jpg"
 	@echo "Open $(REPORT) in a browser for the pictures."
 
-test: $(VENV)/test.stamp
+test: style
+	$(if $(and $(COMPILER),$(CORE_TESTS)),$(MAKE) core)
+	$(BIN)/pytest
+
+# .pre-commit-config.yaml runs the same tools before a commit.
+style: $(VENV)/test.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(if $(and $(COMPILER),$(CORE_TESTS)),$(MAKE) core)
-	$(BIN)/pytest
+	$(BIN)/clang-format --dry-run --Werror $(CORE)
 
 # New examples for the tests that draw theirs, ROUNDS times; `make test` draws the same on every run.
 fuzz: $(VENV)/test.stamp

@@ -27,7 +27,6 @@ from shapes import RESULTS, Layer, Tensors
 
 import groupwise
 from groupwise import GroupwiseError
-from groupwise.profile.verify import recorded_plans
 
 UNIT = ("benchmark", "set", "layer", "pass", "batch", "threads")
 PASSES = ("forward", "training")
@@ -38,8 +37,7 @@ import sys, time, torch
 conv, pixel = torch.nn.Conv2d(40, 40, 1), torch.randn(1, 40, 1, 1)
 if sys.argv[1] != "without":
     import groupwise
-    from groupwise.profile.verify import recorded_plans
-    with groupwise.enabled(), recorded_plans() as plans:
+    with groupwise.enabled(), groupwise.record_plans() as plans:
         conv(pixel)
     assert [plan.kernel for plan in plans] == ["pytorch"]
 best = [float("inf")] * (1 if sys.argv[1] == "without" else 2)
@@ -166,7 +164,7 @@ def payoff(layer: Layer, given: Tensors, dense: Tensors, which: str, effort: Eff
 
 def kernels(tensors: Tensors, which: str) -> list[str]:
     """Returns the kernel of each pass with groupwise enabled, as `forward planar`."""
-    with groupwise.enabled(), recorded_plans() as plans:
+    with groupwise.enabled(), groupwise.record_plans() as plans:
         if which == "training":
             tensors.step()
         else:

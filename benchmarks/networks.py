@@ -27,7 +27,6 @@ from torch.nn import functional as F
 import groupwise
 from groupwise import GroupwiseError
 from groupwise.cli.targets import import_torchvision
-from groupwise.profile.verify import recorded_plans
 
 UNIT = ("benchmark", "network", "pass", "batch", "threads")
 NETWORKS = ("resnext50_32x4d", "mobilenet_v2", "convnext_tiny", "regnet_x_400mf")
@@ -116,7 +115,7 @@ def measure(name: str, batch: int, which: str, effort: Effort) -> list[dict[str,
 
 def kernels(case: Case, training: bool) -> dict[str, int]:
     """Counts how often each kernel runs in one pass."""
-    with torch.inference_mode(not training), recorded_plans() as plans:
+    with torch.inference_mode(not training), groupwise.record_plans() as plans:
         case.seconds()
     return dict(collections.Counter(f"{plan.direction} {plan.kernel}" for plan in plans))
 

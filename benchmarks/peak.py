@@ -22,10 +22,10 @@ import torch
 from measuring import RECORDS, Case, Effort, about, interleaved, write_record
 from shapes import FORMATS
 
+import groupwise
 from groupwise import ConvSpec, cost
 from groupwise.kernels.dispatch import forced
 from groupwise.kernels.plan import DIRECTIONS, KERNELS
-from groupwise.profile.verify import recorded_plans
 
 UNIT = ("benchmark", "kind", "direction", "memory_format", "kernel")
 # This many rounds take one core about 0.2 ms.
@@ -124,7 +124,7 @@ class Forced(Case):
 
 def takes(call: Callable[[], object], kernel: str) -> bool:
     """Returns whether the kernel runs when it is forced."""
-    with forced(True, kernel), recorded_plans() as plans:
+    with forced(True, kernel), groupwise.record_plans() as plans:
         call()
     return [plan.kernel for plan in plans] == [kernel]
 

@@ -2,8 +2,9 @@
 
 #include <cstring>
 
+#include "dispatch.h"
 #include "isa.h"
-#include "state.h"
+#include "recording.h"
 
 #ifndef GROUPWISE_TORCH_VERSION
 #define GROUPWISE_TORCH_VERSION ""
@@ -38,8 +39,8 @@ int64_t groupwise_isa(char* text, int64_t size) {
   return give(problem.empty() ? groupwise::kernels().isa : "!" + problem, text, size);
 }
 
-void groupwise_route(int32_t on) { groupwise::route(on != 0); }
-int32_t groupwise_route_thread(int32_t state) { return groupwise::route_thread(state); }
+void groupwise_dispatch(int32_t on) { groupwise::dispatch(on != 0); }
+int32_t groupwise_dispatch_thread(int32_t state) { return groupwise::dispatch_thread(state); }
 const char* groupwise_force(const char* kernel) {
   thread_local std::string before;
   before = groupwise::force(kernel ? kernel : "");
@@ -66,9 +67,10 @@ int64_t groupwise_plan(const int64_t* n, const char* dtype, char* text, int64_t 
   return give(groupwise::describe({request, groupwise::choose(request, groupwise::forced().c_str())}), text, size);
 }
 
-int64_t groupwise_last_plans(int32_t clear, char* text, int64_t size) {
-  const auto [plans, until] = groupwise::remembered();
-  const int64_t needed = give(plans, text, size);
-  if (clear && size >= needed) groupwise::forget(until);
+int64_t groupwise_record_start() { return groupwise::start_recording(); }
+
+int64_t groupwise_record_stop(int64_t recording, char* text, int64_t size) {
+  const int64_t needed = give(groupwise::stop_recording(recording), text, size);
+  if (size >= needed) groupwise::forget_recording(recording);
   return needed;
 }

@@ -1,7 +1,7 @@
-// Correlation with vectors along the output channels of depthwise and narrow groups. A tile makes 8 neighbouring pixels of
-// one vector: every input vector is loaded once for all taps of a row that meet it, and one vector of packed weights serves
-// 8 sums. Channels-last tensors are read in place, rows and columns outside the image are left out; contiguous ones are
-// turned to zero-padded pixels of 16 channels in scratch, which pays where rows are short or strided.
+// Correlation with vectors along the output channels of depthwise and narrow groups. A tile computes 8 neighbouring pixels of
+// one vector: it loads every input vector once for all taps of a row that meet it, and one vector of packed weights serves
+// 8 sums. Channels-last tensors are read in place, without rows and columns outside the image. Contiguous ones are copied to
+// zero-padded pixels of 16 channels in scratch, which pays where rows are short or strided.
 #pragma once
 #include "lanes-inl.h"
 #include "layout.h"
@@ -10,18 +10,18 @@
 
 namespace groupwise::GW_TARGET {
 
-// How a tile walks pixels and the packed kernel. Steps are in floats; columns are those of the input.
+// How a tile walks the pixels and the packed kernel. Steps are in floats; columns are those of the input.
 struct Walk {
-  int64_t channels, rows, columns;  // of the kernel: of a group, and of the taps that lie in the image
-  int64_t x_row, x_column, x_tap;   // x_column: between inputs that a tile reads; x_tap: between taps, as x_column or not
+  int64_t channels, rows, columns;  // of the kernel: channels of a group, and taps that lie in the image
+  int64_t x_row, x_column, x_tap;   // x_column: between inputs that a tile reads; x_tap: between taps
   int64_t w_channel, w_row, w_column, w_vector;
-  int64_t unit, tap, width;  // columns from input to input, from tap to tap, and of the image
+  int64_t unit, tap, width;  // columns between inputs, between taps, and of the image
   int64_t vectors_a_group, x_group, y_pixel;
   bool add;
-  int64_t fresh;  // rows of the kernel that no output row before has met, if they are to be fetched ahead
+  int64_t fresh;  // rows of the kernel that no earlier output row has read, if they are prefetched, else 0
 };
 
-// Which of the inputs at column, column + unit, ... lie in the image.
+// Returns a bit for each input at column, column + unit, ... that lies in the image.
 GW_INLINE uint32_t inputs_there(const Walk& k, int64_t column, int64_t inputs) {
   if (column >= 0 && column + (inputs - 1) * k.unit < k.width) return ~0u;
   const int64_t low = column >= 0 ? 0 : std::min<int64_t>(31, ceil_div(-column, k.unit));
@@ -29,7 +29,7 @@ GW_INLINE uint32_t inputs_there(const Walk& k, int64_t column, int64_t inputs) {
   return ((1u << high) - 1) & ~((1u << low) - 1);
 }
 
-// KW neighbouring taps of every row of the kernel. `Edge`: inputs may be missing.
+// Adds KW neighbouring taps of every row of the kernel. `Edge`: inputs may lie outside the image.
 template <class Lanes, int KW, int S, bool Edge>
 GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t there, Vec (&sum)[kPixelTile]) {
   for (int64_t kh = 0; kh < k.rows; kh++, x += k.x_row, w += k.w_row) {
@@ -57,7 +57,7 @@ GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t 
   }
 }
 
-// The taps of a row in parts of at most `Most`, as many as registers hold beside 8 sums and an input.
+// Adds the taps of a row in parts of at most kMost, as many as registers hold beside 8 sums and an input.
 template <class Lanes, int S, bool Edge>
 GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t column, Vec (&sum)[kPixelTile]) {
   constexpr int kMost = Lanes::kChannels == 1 ? 5 : 3;
@@ -78,9 +78,9 @@ GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t 
   }
 }
 
-// Asks for the inputs two tiles further on, which at the end of a row are those of the next: a tile reads as many strands of
-// memory as it has inputs, which the processor does not follow by itself. Of 96 channels 112x112, 3x3 depthwise, behind other
-// layers 0.99 -> 0.48 ms, in turn with itself 0.55 -> 0.46 (medians, one thread).
+// Prefetches the inputs two tiles ahead, which at the end of a row are those of the next row. A tile reads as many streams of
+// memory as it has inputs, more than the processor's own prefetcher follows. 3x3 depthwise of 96 channels 112x112 took 0.48 ms
+// instead of 0.99 after other layers, and 0.46 instead of 0.55 after itself (medians, one thread).
 template <int S>
 GW_INLINE void fetch_ahead(const Walk& k, const float* x) {
   x += (k.rows - k.fresh) * k.x_row + 2 * S * kPixelTile * k.x_column;
@@ -88,8 +88,8 @@ GW_INLINE void fetch_ahead(const Walk& k, const float* x) {
     unroll<S * kPixelTile>([&](auto p) GW_LAMBDA { __builtin_prefetch(x + p * k.x_column); });
 }
 
-// Pixels of `vectors` vectors of output channels, one after the other; the first `stored` pixels are kept. The outputs are S
-// inputs apart. KW is the number of taps in a row, or 0 for any.
+// Computes the pixels of `vectors` vectors of output channels, one vector after the other, and stores the first `stored`
+// pixels. The outputs are S inputs apart. KW is the number of taps in a row, or 0 for any.
 template <class Lanes, int KW, int S, bool Edge>
 GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const float* w, const float* bias, float* y,
                             int64_t stored, int64_t vectors) {
@@ -105,7 +105,7 @@ GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const
     } else {
       sum_parts<Lanes, S, Edge>(k, x, w, column, sum);
     }
-    // Added here, and not begun with: the sum of a run shall be short.
+    // Earlier runs are added here, and not where the sum begins, so that the sum of a run stays short.
     if (k.add) unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] += p < stored ? load(y + p * k.y_pixel) : Vec{}; });
     if (stored >= kPixelTile) {
       unroll<kPixelTile>([&](auto p) GW_LAMBDA { store(y + p * k.y_pixel, sum[p]); });
@@ -123,9 +123,9 @@ GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const
   }
 }
 
-// Vectors of output channels, neighbours in memory, of a row of outputs.
+// Vectors of output channels that are neighbours in memory, of one row of outputs.
 struct PixelRow {
-  const float* x;  // the first tap of the first output, of which `column` is the column
+  const float* x;  // the first tap of the first output, in column `column`
   int64_t column, stride;
   const float* w;
   const float* bias;
@@ -133,8 +133,8 @@ struct PixelRow {
   int64_t count, vectors;
 };
 
-// Kernels 3 columns wide, and where they are common 1, 2 or 5, have tiles of their own, within the image and at its edge; all
-// others share one, whose every instance more takes seconds to compile.
+// Picks the tile. Kernels 3 columns wide, and where they are common 1, 2 or 5, have tiles of their own, within the image and at
+// its edge. All others share one, since each more instance takes seconds to compile.
 template <class Lanes, int S>
 GW_INLINE void run_tile(const Walk& k, const PixelRow& r, int64_t i) {
   constexpr bool kDepthwise = Lanes::kChannels == 1;
@@ -160,9 +160,9 @@ GW_INLINE void run_tile(const Walk& k, const PixelRow& r, int64_t i) {
   if constexpr (S == 1 || kDepthwise) tile(std::integral_constant<int, 0>{});
 }
 
-// Whether tiles take outputs two inputs apart.
+// Tells whether tiles compute outputs that are two inputs apart.
 template <class Lanes>
-GW_INLINE bool in_twos(const Sweep& s) {
+GW_INLINE bool in_twos(const Phase& s) {
   return s.stride == 2 && s.spacing == 1 && (Lanes::kChannels == 1 || s.taps == 3);
 }
 
@@ -177,20 +177,20 @@ inline void run_pixels(const Walk& k, const PixelRow& r) {
   }
 }
 
-// The pixels that a task reads, in place or in scratch, from their first on.
+// The pixels that a task reads, in place or in scratch; x is the first.
 struct Image {
   const float* x;
   int64_t row, pixel, height, width;
 };
 
-// Taps k of [0, taps) for which at + k * spacing is in [0, size).
+// Returns the taps k of [0, taps) for which at + k * spacing is in [0, size).
 GW_INLINE Span clip(int64_t at, int64_t spacing, int64_t taps, int64_t size) {
   const int64_t first = at >= 0 ? 0 : ceil_div(-at, spacing);
   const int64_t last = at >= size ? 0 : std::min(taps, ceil_div(size - at, spacing));
   return {first, std::max(first, last)};
 }
 
-// Vectors of output channels of one block: their weights and bias in scratch, and where they are written.
+// Vectors of output channels of one block: their weights and bias in scratch, and where the outputs go.
 struct Vectors {
   const float* w;
   const float* bias;
@@ -198,36 +198,50 @@ struct Vectors {
   int64_t count, a_group;  // a_group: how many share their inputs
 };
 
-// Outputs of a task: `rows` rows, and of each sweep at most `columns` columns from `column` on. The first reads the image
-// from at_row and, but for what the sweep adds, at_column on; y_row and y_pixel are floats between outputs.
+// Outputs of a task: `rows` rows, and in each phase at most `columns` columns from `column` on. The first one reads the image
+// from at_row and, plus the phase's offset, at_column on; y_row and y_pixel are the floats between outputs.
 struct Outputs {
   int64_t rows, column, columns, at_row, at_column, y_row, y_pixel;
 };
 
-// `image` begins at the inputs of the first vector.
+// Computes the outputs of a task for some vectors; `image` begins at the inputs of the first one.
 template <class Lanes>
-inline void run_vectors(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v,
-                        const Outputs& out, bool ahead) {
-  // Row by row, so that what the sweeps of a row read and write is still in the cache.
+inline void run_vectors(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
+                        bool ahead) {
+  // The phases of one row run together, so that what they read and write is still in the cache.
   for (int64_t r = 0; r < out.rows; r++) {
     const int64_t at = out.at_row + r * c.h.stride;
     const Span there = clip(at, c.h.spacing, c.h.taps, image.height);
-    for (const Sweep& s : c.w) {
+    for (const Phase& s : c.w) {
       const int64_t columns = std::min(out.columns, s.out - out.column);
-      // Outputs a tap apart share inputs; a dilation makes as many turns of them. Where taps and outputs meet no common
-      // column, taps are taken one at a time.
+      // Outputs that are one tap apart share inputs, so a dilation is computed in as many turns. Where taps and outputs meet no
+      // common column, taps are added one at a time.
       const int64_t apart = s.stride == 1 ? s.spacing : 1;
       const bool two = in_twos<Lanes>(s);
       const int64_t unit = two ? 1 : s.stride * apart, run = run_of_channels(c, s);
       for (int64_t i = 0; i < c.in_channels; i += Lanes::kChannels > 0 ? c.in_channels : run) {
         const int64_t rows = there.last - there.first;
-        const Walk k{std::min(run, c.in_channels - i), rows, s.taps, c.h.spacing * image.row, unit * image.pixel,
-                     s.spacing * image.pixel, packed.channel, c.h.index_step * packed.row, s.index_step * packed.column,
-                     packed.vector, unit, s.spacing, image.width, v.a_group, c.in_channels, apart * s.step * out.y_pixel,
-                     i > 0, ahead ? std::min(rows, c.h.stride) : 0};
+        const Walk k{std::min(run, c.in_channels - i),
+                     rows,
+                     s.taps,
+                     c.h.spacing * image.row,
+                     unit * image.pixel,
+                     s.spacing * image.pixel,
+                     packed.channel,
+                     c.h.index_step * packed.row,
+                     s.index_step * packed.column,
+                     packed.vector,
+                     unit,
+                     s.spacing,
+                     image.width,
+                     v.a_group,
+                     c.in_channels,
+                     apart * s.step * out.y_pixel,
+                     i > 0,
+                     ahead ? std::min(rows, c.h.stride) : 0};
         const float* row = image.x + (at + there.first * c.h.spacing) * image.row + i;
-        const float* taps = v.w + i * packed.channel + (c.h.index + there.first * c.h.index_step) * packed.row +
-                            s.index * packed.column;
+        const float* taps =
+            v.w + i * packed.channel + (c.h.index + there.first * c.h.index_step) * packed.row + s.index * packed.column;
         float* y = v.y + r * out.y_row + s.first * out.y_pixel;
         for (int64_t start = 0; start < std::min(apart, columns); start++) {
           const int64_t x = out.at_column + start * s.stride + s.low;
@@ -239,15 +253,15 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
   }
 }
 
-// The weights of the vector whose first lane is output channel `channel` of all, of which `lanes` exist, in the order in
-// which they lie in the weight where that is possible.
+// Packs the weights of the vector whose first lane is output channel `channel` of all, and of which `lanes` lanes exist. It
+// reads the weight in the order of its memory where that is possible.
 inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w, const Packed& packed, int64_t channel,
                         int64_t lanes, float* to) {
   const WeightStrides& s = c.weight_strides;
   const int64_t taps = kernel_h * kernel_w, floats = c.in_channels * taps;
   const auto at = [&](int64_t lane) { return begin_of(s, c.out_channels, channel + lane); };
   const float* from = c.weight + at(0);
-  // From lane to lane, where that is the same step for all.
+  // The step from lane to lane, or 0 if it is not the same for all.
   int64_t step = lanes > 1 ? at(1) - at(0) : 1;
   for (int64_t lane = 1; lane < lanes; lane++)
     if (at(lane) - at(lane - 1) != step) step = 0;
@@ -277,24 +291,24 @@ inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w
   }
 }
 
-// Tasks [begin, end).
+// Runs tasks [begin, end) of a correlation.
 inline void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
   const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
   const int64_t all = c.groups * c.out_channels, step = c.w.front().step;
-  // As the taps lie in the weight, and before them the bias.
+  // The weights keep the order of the tensor, with the bias before those of each vector.
   Packed packed = packed_order(c.weight_strides.c == 1, c.in_channels, l.kernel_h, l.kernel_w);
   packed.vector += kLanes;
   float* weights = scratch + l.input_floats;
   float* stage = weights + l.weight_floats;
   int64_t out_w = 0, packed_block = -1;
-  for (const Sweep& w : c.w) out_w += w.out;
+  for (const Phase& w : c.w) out_w += w.out;
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
     const int64_t n = task / (by_w * by_h) % c.batch, block = task / (by_w * by_h * c.batch);
     const int64_t group = block * l.block.groups, channel = group * c.out_channels;
     const int64_t channels = block == l.blocks - 1 ? all - channel : l.block.groups * c.out_channels;
     const int64_t rows = std::min(l.block.rows, c.h.out - row);
-    // Scratch has room for what a last vector does not need.
+    // In scratch the last vector may end late: there is room.
     const Runs runs = runs_of(c.out_channels, channels, !l.staged);
     if (packed_block != block) {
       for (int64_t v = 0; v < runs.count * runs.vectors; v++) {
@@ -318,7 +332,7 @@ inline void correlate_channels(const Correlation& c, const ChannelsLayout& l, in
     }
     with_lanes(c.in_channels, c.out_channels, [&]<class Lanes>(Lanes) {
       const auto run = [&](int64_t vector, int64_t count) {
-        // The groups of a block begin where their first outputs do; lanes of several groups keep their inputs together.
+        // A vector reads from the inputs of its first group on; lanes of several groups keep their inputs together.
         const int64_t first = runs.first(vector), in_group = Lanes::kChannels > 0 ? 0 : first % c.out_channels;
         Image inputs = image;
         inputs.x += (first - in_group) / c.out_channels * c.in_channels;

@@ -1,12 +1,12 @@
-// Correlation of groups with vectors along the output channels: 2 vectors of them by 6 pixels are 12 sums, fed by 2 vectors
-// of packed weights and 6 broadcast inputs, 8 loads for 12 FMAs.
+// Correlation of groups with vectors along the output channels. 2 vectors by 6 pixels are 12 sums, fed by 2 vectors of packed
+// weights and 6 broadcast inputs: 8 loads for 12 FMAs.
 #pragma once
 #include "pack-inl.h"
 #include "pixels-inl.h"
 
 namespace groupwise::GW_TARGET {
 
-// Sums of PX pixels, whose first taps are at x[p], over `rows` x `columns` taps of `channels` channels. Steps in floats.
+// The `rows` x `columns` taps of `channels` channels that a tile sums. Steps are in floats.
 struct GroupWalk {
   int64_t rows, columns, channels;
   int64_t x_row, x_column;
@@ -36,10 +36,10 @@ GW_INLINE void group_tile(const GroupWalk& k, const float* const (&x)[PX], const
   }
 }
 
-// `OV` vectors of output channels of a block, of which `outputs` channels exist.
+// Computes OV vectors of output channels of a block, of which `outputs` channels exist.
 template <int OV, int PX>
-GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const float* w, const Vec (&bias)[OV],
-                           int64_t outputs, bool add) {
+GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const float* w, const Vec (&bias)[OV], int64_t outputs,
+                           bool add) {
   each_tile<PX>(block, [&](const float* const(&in)[PX], float* const(&out)[PX], int64_t left) GW_LAMBDA {
     Vec sum[PX][OV];
     group_tile<OV, PX>(k, in, w, bias, sum);
@@ -51,9 +51,9 @@ GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const fl
   });
 }
 
-// The weights of `outputs` output channels to [tap][input channel][kGroupBlock]; lanes beyond them hold anything. Whatever
-// is contiguous in the weight is read so: output channels or input channels (of a channels-last weight, or a 1x1 one), or
-// the taps of a channel.
+// Packs the weights of `outputs` output channels as [tap][input channel][kGroupBlock]; lanes beyond them hold anything. It
+// reads along whatever is contiguous in the weight: output channels, input channels (of a channels-last weight, or a 1x1 one),
+// or the taps of a channel.
 inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const float* from, int64_t outputs, float* to) {
   const WeightStrides& s = c.weight_strides;
   const int64_t taps = l.kernel_h * l.kernel_w, tap = c.in_channels * kGroupBlock;
@@ -73,8 +73,7 @@ inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const fl
       for (int64_t i = 0; i < c.in_channels; i++) copy(to + i * kGroupBlock, at + i * s.c, outputs);
     } else if (s.c == 1) {
       for (int64_t i = 0; i < c.in_channels; i += kLanes)
-        split_pixels(to + i * kGroupBlock, kGroupBlock, at + i, s.o, std::min<int64_t>(kLanes, c.in_channels - i),
-                     outputs);
+        split_pixels(to + i * kGroupBlock, kGroupBlock, at + i, s.o, std::min<int64_t>(kLanes, c.in_channels - i), outputs);
     } else {
       for (int64_t i = 0; i < c.in_channels; i++)
         for (int64_t o = 0; o < outputs; o++) to[i * kGroupBlock + o] = at[i * s.c + o * s.o];
@@ -82,7 +81,7 @@ inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const fl
   }
 }
 
-// Tasks [begin, end) of a correlation.
+// Runs tasks [begin, end) of a correlation.
 inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
   constexpr int kVectors = kGroupBlock / kLanes;
   const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
@@ -93,7 +92,7 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
   const int64_t block_floats = group_block_floats(c, l.kernel_h, l.kernel_w);
   const bool once = l.weight_floats >= block_floats * ceil_div(c.out_channels, kGroupBlock);
   int64_t out_w = 0, packed_group = -1;
-  for (const Sweep& w : c.w) out_w += w.out;
+  for (const Phase& w : c.w) out_w += w.out;
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
     const int64_t n = task / (by_w * by_h) % c.batch, group = task / (by_w * by_h * c.batch);
@@ -108,14 +107,13 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
     for (int64_t o = 0; o < c.out_channels; o += kGroupBlock) {
       const int64_t outputs = std::min<int64_t>(kGroupBlock, c.out_channels - o);
       float* packed = weights + (once ? o / kGroupBlock * block_floats : 0);
-      if (packed_group != group || !once)
-        pack_weights(c, l, c.weight + group * ws.group + o * ws.o, outputs, packed);
+      if (packed_group != group || !once) pack_weights(c, l, c.weight + group * ws.group + o * ws.o, outputs, packed);
       Vec bias[kVectors];
       unroll<kVectors>([&](auto v) GW_LAMBDA {
         const int64_t lanes = std::clamp<int64_t>(outputs - v * kLanes, 0, kLanes);
         bias[v] = c.bias ? load_some(c.bias + group * c.out_channels + o + v * kLanes, lanes) : Vec{};
       });
-      for (const Sweep& w : c.w) {
+      for (const Phase& w : c.w) {
         const int64_t columns = std::min(l.block.columns, w.out - column);
         if (columns <= 0) continue;
         const float* first = packed + (c.h.index * l.kernel_w + w.index) * c.in_channels * kGroupBlock;
@@ -123,12 +121,15 @@ inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int6
         const int64_t x_row = c.h.stride * l.input.columns * l.input.width, x_pixel = w.stride * l.input.width;
         const int64_t run = run_of_channels(c, w);
         for (int64_t i = 0; i < c.in_channels; i += run) {
-          const GroupWalk k{c.h.taps, w.taps, std::min(run, c.in_channels - i),
-                            c.h.spacing * l.input.columns * l.input.width, w.spacing * l.input.width,
+          const GroupWalk k{c.h.taps,
+                            w.taps,
+                            std::min(run, c.in_channels - i),
+                            c.h.spacing * l.input.columns * l.input.width,
+                            w.spacing * l.input.width,
                             c.h.index_step * l.kernel_w * c.in_channels * kGroupBlock,
                             w.index_step * c.in_channels * kGroupBlock};
-          const PixelBlock block{scratch + (w.low - l.low_w) * l.input.width + i, x_row, x_pixel, y, y_row, step * pixel,
-                                 rows, columns};
+          const PixelBlock block{
+              scratch + (w.low - l.low_w) * l.input.width + i, x_row, x_pixel, y, y_row, step * pixel, rows, columns};
           const float* taps = first + i * kGroupBlock;
           if (outputs > kLanes || kVectors > 2) {
             Vec start[kVectors];

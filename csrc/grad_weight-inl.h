@@ -1,9 +1,7 @@
-// The gradient of a weight. Each accumulator is one weight of the tile, kLanes partial sums wide, that stays in its
-// register while the tile sweeps the positions of a block.
-//
-// planar: lanes are neighbours along the width, summed at the end of a block; 4 output channels x 3 (input channel, tap)
-// pairs, or, of one output channel, 3 x 4 taps with grad_output's rows kept while the input's move past them.
-// channels: lanes are input channels, so nothing is left to sum; grad_output is broadcast (groups) or a vector (depthwise).
+// The gradient of a weight, with lanes along the width. Each accumulator is one weight of the tile, kLanes partial sums wide,
+// that stays in its register while the tile goes through the positions of a block; its lanes are summed at the end. A tile
+// computes 4 output channels x 3 (input channel, tap) pairs; or, for one output channel, 3 x 4 taps, keeping rows of
+// grad_output in registers while those of the input move past them.
 #pragma once
 #include "layout.h"
 #include "pack-inl.h"
@@ -14,14 +12,14 @@
 namespace groupwise::GW_TARGET {
 
 // One block of scratch as a tile sees it.
-struct Sweeping {
+struct PositionBlock {
   const float* x;
   const float* go;
-  int64_t rows, vectors, rest;       // of grad_output: whole vectors of a row, and floats after them
+  int64_t rows, vectors, rest;        // of grad_output; vectors are whole ones of a row, rest the floats after them
   int64_t x_row, go_row, go_channel;  // x_row: between the inputs of neighbouring output rows
 };
 
-// sums[i * row + j] += the sum of the lanes of sum[i][j], four at a time.
+// Adds the sum of the lanes of sum[i][j] to sums[i * row + j], four at a time.
 template <int I, int J>
 GW_INLINE void add_sums(const Vec (&sum)[I][J], float* sums, int64_t row) {
   unroll<ceil_div(I * J, 4)>([&](auto four) GW_LAMBDA {
@@ -42,9 +40,9 @@ GW_INLINE void add_sums(const Vec (&sum)[I][J], float* sums, int64_t row) {
   });
 }
 
-// sums[o][slot] += over all positions of go[o] * x[slot], OC channels by N slots.
+// Adds the sum over all positions of go[o] * x[slot] to sums[o][slot], for OC channels by N slots.
 template <int OC, int N>
-GW_NOINLINE void slot_tile(const Sweeping& s, const int32_t* slot, float* sums, int64_t per_output) {
+GW_NOINLINE void slot_tile(const PositionBlock& s, const int32_t* slot, float* sums, int64_t per_output) {
   Vec sum[OC][N];
   unroll<OC>([&](auto o) GW_LAMBDA { unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] = Vec{}; }); });
   for (int64_t r = 0; r < s.rows; r++) {
@@ -69,13 +67,13 @@ GW_NOINLINE void slot_tile(const Sweeping& s, const int32_t* slot, float* sums, 
   add_sums(sum, sums, per_output);
 }
 
-// KH x KW taps of one output channel; grad_output's last KH rows are in registers. `pitch` is between input rows that
-// follow each other, `go_row` between rows of grad_output `apart` from each other.
+// Sums KH x KW taps of one output channel, with grad_output's last KH rows in registers. `pitch` is the distance of input rows
+// that follow each other, `go_row` that of the rows of grad_output that meet them.
 template <int KH, int KW>
-GW_NOINLINE void tap_tile(const Sweeping& s, int64_t pitch, const int32_t* column, float* sums, int64_t w_row) {
+GW_NOINLINE void tap_tile(const PositionBlock& s, int64_t pitch, const int32_t* column, float* sums, int64_t w_row) {
   Vec sum[KH][KW];
   unroll<KH>([&](auto i) GW_LAMBDA { unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] = Vec{}; }); });
-  const auto sweep = [&](const float* x, const float* go, auto whole) GW_LAMBDA {
+  const auto accumulate = [&](const float* x, const float* go, auto whole) GW_LAMBDA {
     Vec out[KH] = {};
     // Input row r meets grad_output's rows r - i, for the taps i of [LO, HI); the newest is loaded while there is one.
     const auto row = [&]<int LO, int HI>(int64_t r) GW_LAMBDA {
@@ -92,13 +90,13 @@ GW_NOINLINE void tap_tile(const Sweeping& s, int64_t pitch, const int32_t* colum
     for (int64_t r = KH - 1; r < s.rows; r++) row.template operator()<0, KH>(r);
     unroll<KH - 1>([&](auto r) GW_LAMBDA { row.template operator()<r + 1, KH>(s.rows + r); });
   };
-  for (int64_t v = 0; v < s.vectors; v++) sweep(s.x + v * kLanes, s.go + v * kLanes, std::true_type{});
-  if (s.rest) sweep(s.x + s.vectors * kLanes, s.go + s.vectors * kLanes, std::false_type{});
+  for (int64_t v = 0; v < s.vectors; v++) accumulate(s.x + v * kLanes, s.go + v * kLanes, std::true_type{});
+  if (s.rest) accumulate(s.x + s.vectors * kLanes, s.go + s.vectors * kLanes, std::false_type{});
   add_sums(sum, sums, w_row);
 }
 
 template <int KH>
-GW_INLINE void tap_columns(const Sweeping& s, int64_t pitch, const int32_t* column, int64_t taps, float* sums,
+GW_INLINE void tap_columns(const PositionBlock& s, int64_t pitch, const int32_t* column, int64_t taps, float* sums,
                            int64_t w_row) {
   for (int64_t kw = 0, take; kw < taps; kw += take) {
     take = ceil_div(taps - kw, ceil_div(taps - kw, 4));
@@ -111,15 +109,15 @@ GW_INLINE void tap_columns(const Sweeping& s, int64_t pitch, const int32_t* colu
   }
 }
 
-// All taps of one pair of channels. Rows of grad_output a dilation apart meet the same input rows under taps that follow
-// each other; a strided convolution has no such rows, and takes its taps one row at a time.
-inline void run_taps(const Problem& p, const GradWeightLayout& l, const Sweeping& block, int64_t rows, float* sums) {
+// Sums all taps of one pair of channels. Rows of grad_output that are a dilation apart meet the same input rows in neighbouring
+// taps. A strided convolution has no such rows, and sums its taps one row at a time.
+inline void run_taps(const Problem& p, const GradWeightLayout& l, const PositionBlock& block, int64_t rows, float* sums) {
   const int64_t apart = p.h.stride == 1 ? p.h.dilation : 1;
   for (int64_t start = 0; start < std::min(apart, rows); start++) {
     const int64_t count = (rows - start - 1) / apart + 1, most = p.h.stride == 1 && count >= 3 ? 3 : 1;
     for (int64_t kh = 0, take; kh < p.h.kernel; kh += take) {
       take = ceil_div(p.h.kernel - kh, ceil_div(p.h.kernel - kh, most));
-      Sweeping s = block;
+      PositionBlock s = block;
       s.x += (start * p.h.stride + kh * p.h.dilation) * l.input.row;
       s.go += start * block.go_row;
       s.go_row = apart * block.go_row;
@@ -135,16 +133,16 @@ inline void run_taps(const Problem& p, const GradWeightLayout& l, const Sweeping
   }
 }
 
-// Tasks [begin, end): a block of groups and output channels, over one part of the samples and positions. Its sums go to
-// grad_weight, or to its part of `parts` where there are several.
+// Runs tasks [begin, end), each of which sums a block of groups and output channels over one part of the samples and positions.
+// The sums go to grad_weight, or to their place in `parts` if there are several parts.
 inline void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64_t begin, int64_t end, float* scratch,
-                        float* parts) {
+                               float* parts) {
   const Problem& p = work.problem;
   const int64_t taps = p.h.kernel * p.w.kernel, slots = p.in_channels * taps;
   const int64_t by_o = ceil_div(p.out_channels, l.outputs), by_g = ceil_div(p.groups, l.block.groups);
   const int64_t by_w = ceil_div(p.w.out, l.block.columns), by_h = ceil_div(p.h.out, l.block.rows);
-  const int64_t pieces = p.batch * by_h * by_w;
-    float* go = scratch + l.input_floats;
+  const int64_t image_blocks = p.batch * by_h * by_w;
+  float* go = scratch + l.input_floats;
   float* sums = go + l.output_floats;
   if (l.input.wide) zero(scratch, l.input_floats + l.output_floats);
   for (int64_t task = begin; task < end; task++) {
@@ -153,20 +151,27 @@ inline void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l
     const int64_t groups = std::min(l.block.groups, p.groups - group), outputs = std::min(l.outputs, p.out_channels - o);
     const int64_t fours = outputs / 4 * 4;
     zero(sums, groups * outputs * slots);
-    for (int64_t piece = part * pieces / l.parts; piece < (part + 1) * pieces / l.parts; piece++) {
-      const int64_t column = piece % by_w * l.block.columns, row = piece / by_w % by_h * l.block.rows;
-      const int64_t n = piece / (by_w * by_h);
+    for (int64_t image_block = part * image_blocks / l.parts; image_block < (part + 1) * image_blocks / l.parts;
+         image_block++) {
+      const int64_t column = image_block % by_w * l.block.columns, row = image_block / by_w % by_h * l.block.rows;
+      const int64_t n = image_block / (by_w * by_h);
       const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
       pack(l.input, work.input_strides, p.h.in, p.w.in,
            work.input + n * work.input_strides.n + group * p.in_channels * work.input_strides.c, groups * p.in_channels,
            row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad, scratch);
-      // Several groups come with all of their outputs, which are neighbours then.
+      // A block of several groups has all their outputs, which are then neighbours.
       pack(l.output, work.grad_output_strides, p.h.out, p.w.out,
            work.grad_output + n * work.grad_output_strides.n + (group * p.out_channels + o) * work.grad_output_strides.c,
            groups * outputs, row, column, go);
       for (int64_t g = 0; g < groups; g++) {
-        Sweeping s{scratch + g * p.in_channels * l.input.channel, go + g * l.outputs * l.output.channel, rows,
-                   columns / kLanes, columns % kLanes, p.h.stride * l.input.row, l.output.row, l.output.channel};
+        PositionBlock s{scratch + g * p.in_channels * l.input.channel,
+                        go + g * l.outputs * l.output.channel,
+                        rows,
+                        columns / kLanes,
+                        columns % kLanes,
+                        p.h.stride * l.input.row,
+                        l.output.row,
+                        l.output.channel};
         float* to = sums + g * outputs * slots;
         for (int64_t i = 0; i < fours; i += 4, s.go += 4 * s.go_channel) {
           int64_t n3 = 0;
@@ -175,7 +180,7 @@ inline void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l
         }
         for (int64_t i = fours; i < outputs; i++, s.go += s.go_channel) {
           for (int64_t c = 0; c < p.in_channels; c++) {
-            Sweeping one = s;
+            PositionBlock one = s;
             one.x += c * l.input.channel;
             run_taps(p, l, one, rows, to + i * slots + c * taps);
           }

@@ -1,22 +1,22 @@
-// The gradient of a weight with lanes along the input channels: nothing is left to sum at the end of a block, and no lane
-// is idle for the sake of a narrow image.
+// The gradient of a weight, with lanes along the input channels. No lanes are left to sum at the end of a block, and a narrow
+// image leaves no lane idle. grad_output is broadcast (groups) or a vector (depthwise).
 #pragma once
 #include "channels-inl.h"
 #include "grad_weight-inl.h"
 
 namespace groupwise::GW_TARGET {
 
-// What a tile sweeps: `pixels` outputs in each of `rows` rows. Steps are in floats.
-struct PixelSweep {
+// The positions that a tile goes through: `pixels` outputs in each of `rows` rows. Steps are in floats.
+struct PixelPositions {
   const float* x;
   const float* go;
   int64_t rows, pixels;
   int64_t x_row, x_pixel, go_row, go_pixel, go_channel;
 };
 
-// KH x KW taps of one vector of channels of a depthwise convolution, of which `lanes` exist.
+// Sums KH x KW taps of one vector of channels of a depthwise convolution, of which `lanes` exist.
 template <int KH, int KW>
-GW_INLINE void depthwise_tile(const PixelSweep& s, int64_t tap_row, int64_t tap_column, int64_t lanes, float* sums,
+GW_INLINE void depthwise_tile(const PixelPositions& s, int64_t tap_row, int64_t tap_column, int64_t lanes, float* sums,
                               int64_t w_row) {
   Vec sum[KH][KW];
   unroll<KH>([&](auto i) GW_LAMBDA { unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] = Vec{}; }); });
@@ -40,11 +40,11 @@ GW_INLINE void depthwise_tile(const PixelSweep& s, int64_t tap_row, int64_t tap_
 }
 
 template <int KH>
-GW_INLINE void depthwise_columns(const PixelSweep& s, int64_t tap_row, int64_t tap_column, int64_t lanes, int64_t taps,
+GW_INLINE void depthwise_columns(const PixelPositions& s, int64_t tap_row, int64_t tap_column, int64_t lanes, int64_t taps,
                                  float* sums, int64_t w_row) {
   for (int64_t kw = 0, take; kw < taps; kw += take) {
     take = ceil_div(taps - kw, ceil_div(taps - kw, 4));
-    PixelSweep at = s;
+    PixelPositions at = s;
     at.x += kw * tap_column;
     float* to = sums + kw * kChannelBlock;
     switch (take) {
@@ -56,12 +56,12 @@ GW_INLINE void depthwise_columns(const PixelSweep& s, int64_t tap_row, int64_t t
   }
 }
 
-inline void depthwise_taps(const PixelSweep& s, int64_t tap_row, int64_t tap_column, int64_t lanes, int64_t rows,
+inline void depthwise_taps(const PixelPositions& s, int64_t tap_row, int64_t tap_column, int64_t lanes, int64_t rows,
                            int64_t columns, float* sums) {
   const int64_t w_row = columns * kChannelBlock;
   for (int64_t kh = 0, take; kh < rows; kh += take) {
     take = ceil_div(rows - kh, ceil_div(rows - kh, 3));
-    PixelSweep at = s;
+    PixelPositions at = s;
     at.x += kh * tap_row;
     float* to = sums + kh * w_row;
     switch (take) {
@@ -72,9 +72,9 @@ inline void depthwise_taps(const PixelSweep& s, int64_t tap_row, int64_t tap_col
   }
 }
 
-// OC output channels by N slots, a slot being a tap of one vector of input channels.
+// Sums OC output channels by N slots; a slot is one tap of one vector of input channels.
 template <int OC, int N>
-GW_NOINLINE void outer_tile(const PixelSweep& s, const int32_t* slot, float* sums, int64_t per_output) {
+GW_NOINLINE void outer_tile(const PixelPositions& s, const int32_t* slot, float* sums, int64_t per_output) {
   Vec sum[OC][N];
   unroll<OC>([&](auto o) GW_LAMBDA { unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] = Vec{}; }); });
   for (int64_t r = 0; r < s.rows; r++) {
@@ -101,7 +101,7 @@ GW_NOINLINE void outer_tile(const PixelSweep& s, const int32_t* slot, float* sum
 }
 
 template <int OC>
-GW_INLINE void outer_slots(const PixelSweep& s, const std::vector<int32_t>& slots, float* sums, int64_t per_output) {
+GW_INLINE void outer_slots(const PixelPositions& s, const std::vector<int32_t>& slots, float* sums, int64_t per_output) {
   const int64_t count = static_cast<int64_t>(slots.size());
   int64_t n = 0;
   for (; n + 3 <= count; n += 3) outer_tile<OC, 3>(s, slots.data() + n, sums + n * kLanes, per_output);
@@ -109,10 +109,10 @@ GW_INLINE void outer_slots(const PixelSweep& s, const std::vector<int32_t>& slot
   if (count - n == 1) outer_tile<OC, 1>(s, slots.data() + n, sums + n * kLanes, per_output);
 }
 
-// Tasks [begin, end): the blocks of 16 channels of a depthwise convolution, or groups with blocks of their output
-// channels, over one part of the samples and positions.
+// Runs tasks [begin, end), each of which sums 16 channels of a depthwise convolution, or a block of output channels of one
+// group, over one part of the samples and positions.
 inline void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t begin, int64_t end,
-                          float* scratch, float* parts) {
+                                 float* scratch, float* parts) {
   const Problem& p = work.problem;
   const Strides& gs = work.grad_output_strides;
   const WeightStrides& ws = work.weight_strides;
@@ -120,7 +120,7 @@ inline void grad_weight_channels(const GradWeight& work, const GradWeightChannel
   const int64_t by_o = l.depthwise ? 1 : ceil_div(p.out_channels, l.outputs);
   const int64_t by_g = l.depthwise ? ceil_div(p.groups, kChannelBlock) : p.groups;
   const int64_t by_w = ceil_div(p.w.out, l.block.columns), by_h = ceil_div(p.h.out, l.block.rows);
-  const int64_t pieces = p.batch * by_h * by_w;
+  const int64_t image_blocks = p.batch * by_h * by_w;
   float* stage = scratch + l.input_floats;
   float* sums = stage + l.output_floats;
   for (int64_t task = begin; task < end; task++) {
@@ -129,27 +129,34 @@ inline void grad_weight_channels(const GradWeight& work, const GradWeightChannel
     const int64_t outputs = l.depthwise ? 1 : std::min(l.outputs, p.out_channels - o);
     const int64_t channels = l.depthwise ? std::min<int64_t>(kChannelBlock, p.groups - group) : p.in_channels;
     zero(sums, outputs * per_output);
-    for (int64_t piece = part * pieces / l.parts; piece < (part + 1) * pieces / l.parts; piece++) {
-      const int64_t column = piece % by_w * l.block.columns, row = piece / by_w % by_h * l.block.rows;
-      const int64_t n = piece / (by_w * by_h);
+    for (int64_t image_block = part * image_blocks / l.parts; image_block < (part + 1) * image_blocks / l.parts;
+         image_block++) {
+      const int64_t column = image_block % by_w * l.block.columns, row = image_block / by_w % by_h * l.block.rows;
+      const int64_t n = image_block / (by_w * by_h);
       pack_pixels(l.input, work.input_strides, p.h.in, p.w.in,
-                 work.input + n * work.input_strides.n + group * p.in_channels * work.input_strides.c, channels,
-                 row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad, scratch);
+                  work.input + n * work.input_strides.n + group * p.in_channels * work.input_strides.c, channels,
+                  row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad, scratch);
       const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
-      PixelSweep s{scratch, work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c + row * gs.h + column * gs.w,
-                   rows, columns, p.h.stride * l.input.columns * l.input.width, p.w.stride * l.input.width, gs.h, gs.w,
-                   gs.c};
+      PixelPositions s{scratch,
+                       work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c + row * gs.h + column * gs.w,
+                       rows,
+                       columns,
+                       p.h.stride * l.input.columns * l.input.width,
+                       p.w.stride * l.input.width,
+                       gs.h,
+                       gs.w,
+                       gs.c};
       if (l.staged) {
         pack_pixels({rows, columns, kChannelBlock}, gs, rows, columns, s.go, channels, 0, 0, stage);
         s.go = stage;
         s.go_row = columns * kChannelBlock;
         s.go_pixel = kChannelBlock;
       }
-      // An accumulator takes one sum after the other; every kRun of them it is added to the block's, and starts again.
+      // After kRun products an accumulator is added to the block's sums and starts again.
       const int64_t step = std::max<int64_t>(1, kRun / columns), wide = std::min(columns, kRun);
       for (int64_t run = 0; run < ceil_div(rows, step) * ceil_div(columns, wide); run++) {
         const int64_t r = run / ceil_div(columns, wide) * step, x = run % ceil_div(columns, wide) * wide;
-        PixelSweep at = s;
+        PixelPositions at = s;
         at.x += r * s.x_row + x * s.x_pixel;
         at.go += r * s.go_row + x * s.go_pixel;
         at.rows = std::min(step, rows - r);
@@ -161,8 +168,7 @@ inline void grad_weight_channels(const GradWeight& work, const GradWeightChannel
           continue;
         }
         int64_t i = 0;
-        for (; i + 4 <= outputs; i += 4, at.go += 4 * gs.c)
-          outer_slots<4>(at, l.slots, sums + i * per_output, per_output);
+        for (; i + 4 <= outputs; i += 4, at.go += 4 * gs.c) outer_slots<4>(at, l.slots, sums + i * per_output, per_output);
         for (; i < outputs; i++, at.go += gs.c) outer_slots<1>(at, l.slots, sums + i * per_output, per_output);
       }
     }
@@ -171,7 +177,7 @@ inline void grad_weight_channels(const GradWeight& work, const GradWeightChannel
       const bool last = l.parts == 1;
       float* to = last ? work.grad_weight + group * ws.group + (o + i) * ws.o
                        : parts + (part * p.groups * p.out_channels + at) * p.in_channels * taps;
-      // From [tap][channel] to [channel][tap]; the channels of a depthwise weight are its groups.
+      // Sums are [tap][channel] and become [channel][tap]. The channels of a depthwise weight are its groups.
       const int64_t channel = !last ? taps : l.depthwise ? ws.group : ws.c;
       const float* from = sums + i * per_output;
       if (!last || (ws.w == 1 && ws.h == p.w.kernel)) {

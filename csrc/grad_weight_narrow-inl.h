@@ -1,20 +1,20 @@
-// The gradient of a weight of depthwise and narrow groups, from channels-last tensors in place: vectors of output channels,
+// The gradient of a weight of depthwise and narrow groups, from channels-last tensors in place. Vectors hold output channels,
 // whose lanes meet the input channels of their groups (lanes-inl.h). A tile keeps the sums of its taps and input channels in
-// registers while it sweeps the pixels of a piece; taps outside the image are left out.
+// registers while it goes through the pixels of an image block, and skips taps outside the image.
 #pragma once
 #include "lanes-inl.h"
 #include "pack-inl.h"
 
 namespace groupwise::GW_TARGET {
 
-// One axis of a piece: outputs read the image at first + i * stride + tap * dilation.
+// One axis of an image block: outputs read the image at first + i * stride + tap * dilation.
 struct Reading {
   int64_t first, count, stride, dilation, size;
-  int64_t x, go;      // floats between outputs, in the input and in grad_output
-  int64_t x_tap;      // and between taps
+  int64_t x, go;  // floats between the inputs, and the grad_outputs, of neighbouring outputs
+  int64_t x_tap;  // floats between the inputs of neighbouring taps
 };
 
-// KH x KW taps of IC input channels; sums[channel][row][column] are kLanes floats each, in `slots` steps.
+// Sums KH x KW taps of IC input channels; sums[channel][row][column] are kLanes floats each, with the steps of `slots`.
 template <class Lanes, int KH, int KW, int IC>
 GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const float* x, const float* go, const Packed& slots,
                            float* sums) {
@@ -22,13 +22,12 @@ GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const float* x, c
   Vec sum[KH * KW][IC];
   const auto each_sum = [&](auto&& f) GW_LAMBDA {
     unroll<KH * KW>([&](auto t) GW_LAMBDA {
-      unroll<IC>([&](auto c) GW_LAMBDA {
-        f(sum[t][c], sums + t / KW * slots.row + t % KW * slots.column + c * slots.channel);
-      });
+      unroll<IC>([&](auto c)
+                     GW_LAMBDA { f(sum[t][c], sums + t / KW * slots.row + t % KW * slots.column + c * slots.channel); });
     });
   };
   each_sum([](Vec& v, float*) GW_LAMBDA { v = Vec{}; });
-  // The outputs all of whose columns lie in the image.
+  // All columns of the outputs of [from, to) lie in the image.
   const int64_t last = w.size - w.first - (KW - 1) * w.dilation;
   const int64_t from = w.first >= 0 ? 0 : std::min(w.count, ceil_div(-w.first, w.stride));
   const int64_t to = last <= 0 ? from : std::max(from, std::min(w.count, ceil_div(last, w.stride)));
@@ -66,7 +65,7 @@ GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const float* x, c
       for (int64_t n = to - from; n > 0; n--, at += x_pixel, grad += go_pixel) pixel(at, grad, std::false_type{}, there);
     }
   }
-  // Down the columns at both ends, each of which has lost the same taps in all rows.
+  // The columns at both ends go down the rows, since a column misses the same taps in all of them.
   for (int64_t p = 0; p < w.count; p++) {
     if (p == from) p = to;
     if (p == w.count) break;
@@ -84,7 +83,7 @@ GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const float* x, c
   each_sum([](Vec& v, float* at) GW_LAMBDA { store(at, load(at) + v); });
 }
 
-// All taps of IC input channels of one vector of output channels.
+// Sums all taps of IC input channels of one vector of output channels.
 template <class Lanes, int IC>
 GW_INLINE void sum_places(const GradWeight& work, const Reading& h, const Reading& w, const float* x, const float* go,
                           const Packed& slots, float* sums) {
@@ -114,7 +113,7 @@ GW_INLINE void sum_places(const GradWeight& work, const Reading& h, const Readin
   }
 }
 
-// Tasks [begin, end): blocks of output channels over one part of the samples and rows.
+// Runs tasks [begin, end), each of which sums a block of output channels over one part of the samples and positions.
 inline void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t begin, int64_t end,
                                float* scratch, float* parts) {
   const Problem& p = work.problem;
@@ -122,8 +121,8 @@ inline void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLay
   const WeightStrides& ws = work.weight_strides;
   const int64_t taps = p.h.kernel * p.w.kernel, slots = p.in_channels * taps, all = p.groups * p.out_channels;
   const int64_t by_h = ceil_div(p.h.out, l.block.rows), by_w = ceil_div(p.w.out, l.block.columns);
-  const int64_t pieces = p.batch * by_h * by_w;
-  // In the order of the weight's memory, where one of the two is.
+  const int64_t image_blocks = p.batch * by_h * by_w;
+  // The sums have the order of the weight's memory, if it is one of the two orders.
   const Packed packed = packed_order(l.parts == 1 && ws.c == 1, p.in_channels, p.h.kernel, p.w.kernel);
   for (int64_t task = begin; task < end; task++) {
     const int64_t part = task % l.parts, block = task / l.parts;
@@ -132,13 +131,26 @@ inline void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLay
     const Runs runs = runs_of(p.out_channels, channels, true);
     const int64_t vectors = runs.count * runs.vectors;
     zero(scratch, vectors * packed.vector);
-    for (int64_t piece = part * pieces / l.parts; piece < (part + 1) * pieces / l.parts; piece++) {
-      const int64_t column = piece % by_w * l.block.columns, row = piece / by_w % by_h * l.block.rows;
-      const int64_t n = piece / (by_w * by_h);
-      const Reading h{row * p.h.stride - p.h.pad, std::min(l.block.rows, p.h.out - row), p.h.stride, p.h.dilation, p.h.in,
-                      p.h.stride * xs.h, gs.h, p.h.dilation * xs.h};
-      const Reading w{column * p.w.stride - p.w.pad, std::min(l.block.columns, p.w.out - column), p.w.stride,
-                      p.w.dilation, p.w.in, p.w.stride * xs.w, gs.w, p.w.dilation * xs.w};
+    for (int64_t image_block = part * image_blocks / l.parts; image_block < (part + 1) * image_blocks / l.parts;
+         image_block++) {
+      const int64_t column = image_block % by_w * l.block.columns, row = image_block / by_w % by_h * l.block.rows;
+      const int64_t n = image_block / (by_w * by_h);
+      const Reading h{row * p.h.stride - p.h.pad,
+                      std::min(l.block.rows, p.h.out - row),
+                      p.h.stride,
+                      p.h.dilation,
+                      p.h.in,
+                      p.h.stride * xs.h,
+                      gs.h,
+                      p.h.dilation * xs.h};
+      const Reading w{column * p.w.stride - p.w.pad,
+                      std::min(l.block.columns, p.w.out - column),
+                      p.w.stride,
+                      p.w.dilation,
+                      p.w.in,
+                      p.w.stride * xs.w,
+                      gs.w,
+                      p.w.dilation * xs.w};
       const float* x = work.input + n * xs.n + h.first * xs.h + w.first * xs.w;
       const float* go = work.grad_output + n * gs.n + row * gs.h + column * gs.w;
       with_lanes(p.in_channels, p.out_channels, [&]<class Lanes>(Lanes) {

@@ -16,7 +16,7 @@ struct Row {
   bool runs;
 };
 
-// The plainest first. A new instruction set is one row here and one target_*.cpp.
+// Rows go from the plainest set to the best. A new instruction set is one row here and one target_*.cpp.
 std::vector<Row> table() {
   std::vector<Row> rows{{&kBaseline, true}};
 #ifdef GROUPWISE_HAVE_AVX2
@@ -39,7 +39,7 @@ Selection select() {
     if (row.runs) valid += (valid.empty() ? "" : ", ") + std::string(row.kernels->isa);
     if (row.runs && wanted && std::string(wanted) == row.kernels->isa) return {row.kernels, ""};
   }
-  if (wanted && *wanted) best.problem = "GROUPWISE_ISA=" + std::string(wanted) + " cannot be had here; valid: " + valid;
+  if (wanted && *wanted) best.problem = "GROUPWISE_ISA=" + std::string(wanted) + " cannot run here; valid: " + valid;
   return best;
 }
 

@@ -1,4 +1,4 @@
-// The one point where an instruction set is chosen.
+// Chooses the instruction set, here and nowhere else.
 #pragma once
 
 #include <string>
@@ -7,11 +7,11 @@
 
 namespace groupwise {
 
-// The names of the instruction sets that this library holds, the plainest first.
+// Returns the names of the instruction sets that this library holds, the plainest first.
 std::vector<std::string> isa_names();
 
-// The kernels of the best set that this machine runs, or of the one that GROUPWISE_ISA names. Where that cannot be had,
-// `isa_problem` says why, and the best set is used.
+// Returns the kernels of the set that GROUPWISE_ISA names, or of the best one that this machine runs. If the named set cannot
+// run, `isa_problem` says why and the best one is returned.
 const Kernels& kernels();
 std::string isa_problem();
 

@@ -1,4 +1,4 @@
-// The kernels of one instruction set. Each works on tasks [begin, end) with scratch of kScratchFloats of its own.
+// The kernels of one instruction set. Each runs tasks [begin, end) and has kScratchFloats of scratch of its own.
 #pragma once
 
 #include "layout.h"
@@ -14,12 +14,12 @@ struct Kernels {
   void (*correlate_dots)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
   void (*grad_weight_planar)(const GradWeight&, const GradWeightLayout&, int64_t begin, int64_t end, float* scratch,
                              float* parts);
-  void (*grad_weight_channels)(const GradWeight&, const GradWeightChannelsLayout&, int64_t begin, int64_t end,
-                               float* scratch, float* parts);
+  void (*grad_weight_channels)(const GradWeight&, const GradWeightChannelsLayout&, int64_t begin, int64_t end, float* scratch,
+                               float* parts);
   void (*grad_weight_narrow)(const GradWeight&, const GradWeightNarrowLayout&, int64_t begin, int64_t end, float* scratch,
                              float* parts);
-  void (*sum_channels)(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&,
-                       float* sums, int64_t begin, int64_t end);
+  void (*sum_channels)(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
+                       int64_t begin, int64_t end);
 };
 
 }  // namespace groupwise

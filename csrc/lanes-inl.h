@@ -1,20 +1,19 @@
-// How the lanes of a vector of output channels find the input channels of their groups.
+// Spreads input channels over the lanes of a vector of output channels, so that each lane meets those of its own group.
 #pragma once
 #include "layout.h"
 #include "simd.h"
 
 namespace groupwise::GW_TARGET {
 
-// Lane l of the result is lane from(l) of a and b side by side.
+// Returns lane from(l) of a and b, side by side, in lane l.
 template <class From, class V>
 GW_INLINE Vec spread(From, V a, V b) {
-  return [&]<int... L>(std::integer_sequence<int, L...>) GW_LAMBDA {
-    return __builtin_shufflevector(a, b, From{}(L)...);
-  }(std::make_integer_sequence<int, kLanes>{});
+  return [&]<int... L>(std::integer_sequence<int, L...>)
+             GW_LAMBDA { return __builtin_shufflevector(a, b, From{}(L)...); }(std::make_integer_sequence<int, kLanes>{});
 }
 
-// I input and O output channels a group, several groups in a vector: input channel C of each lane's group. kStep: floats
-// from the inputs of one vector to those of the next.
+// Several groups of I input and O output channels in a vector. `take` returns input channel C of each lane's group; kStep is
+// the number of floats between the inputs of one vector and of the next.
 template <int I, int O>
 struct GroupLanes {
   static constexpr int kChannels = I, kStep = kLanes / O * I;
@@ -23,7 +22,7 @@ struct GroupLanes {
     if constexpr (I == 2 * O) {
       return load_even(x + C);
     } else if constexpr (kStep == 2) {
-      // Both inputs in every pair of lanes, so that each lane finds its own within its half of the vector.
+      // Every pair of lanes gets both inputs, so that each lane finds its own within its half of the vector.
       typedef int64_t Pairs __attribute__((vector_size(kLanes * 4)));
       int64_t both;
       std::memcpy(&both, x, sizeof both);
@@ -50,7 +49,7 @@ struct GroupLanes<1, 1> {
   }
 };
 
-// All lanes are of one group, whose input channels come one after the other.
+// All lanes belong to one group, whose input channels come one after the other.
 struct OneGroup {
   static constexpr int kChannels = 0, kStep = 0;
   template <int>
@@ -59,7 +58,7 @@ struct OneGroup {
   }
 };
 
-// f of the lanes of groups of `in` input and `out` output channels (`lanes_fit`).
+// Calls f with the lanes of groups of `in` input and `out` output channels (`lanes_fit`).
 template <class F>
 GW_INLINE void with_lanes(int64_t in, int64_t out, F&& f) {
   if (out >= kLanes) return f(OneGroup{});
@@ -73,19 +72,19 @@ GW_INLINE void with_lanes(int64_t in, int64_t out, F&& f) {
   }
 }
 
-// Packed weights: floats between taps, input channels and vectors of output channels.
+// Packed weights: the floats between input channels, rows and columns of taps, and vectors of output channels.
 struct Packed {
   int64_t channel, row, column, vector;
 };
 
-// Of one vector after the other: [input channel][tap], or, as in a channels-last weight, [tap][input channel].
+// Orders the weights of each vector as [input channel][tap] or, as in a channels-last weight, [tap][input channel].
 inline Packed packed_order(bool by_taps, int64_t in_channels, int64_t kernel_h, int64_t kernel_w) {
   const int64_t taps = kernel_h * kernel_w, tap = by_taps ? in_channels * kLanes : kLanes;
   return {by_taps ? kLanes : taps * kLanes, kernel_w * tap, tap, in_channels * taps * kLanes};
 }
 
-// The vectors of a block of output channels: `count` runs of `together` neighbours, each of `vectors` vectors. Where these
-// may not end late, the last starts early; `whole` do not.
+// The vectors of a block of output channels: `count` runs of `together` neighbouring channels, each of `vectors` vectors. Where
+// these must not end late, the last starts early; the first `whole` do not.
 struct Runs {
   int64_t count, together, vectors, whole;
   int64_t first(int64_t v) const {
@@ -94,7 +93,7 @@ struct Runs {
   }
 };
 
-// A run is a group that is no whole number of vectors, or else the block.
+// Makes a run of each group if a group is no whole number of vectors, else one run of the block.
 inline Runs runs_of(int64_t out_channels, int64_t channels, bool exact) {
   const int64_t together = out_channels >= kLanes && out_channels % kLanes != 0 ? out_channels : channels;
   const int64_t vectors = ceil_div(together, kLanes);

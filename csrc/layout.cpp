@@ -5,30 +5,30 @@
 namespace groupwise {
 namespace {
 
-// A channel whose planes start a multiple of 4 KiB apart would share its cache sets with all others.
+// Avoids channels that start a multiple of 4 KiB apart, which would all share the same cache sets.
 int64_t channel_floats(int64_t floats) { return floats % 1024 == 0 ? floats + 16 : floats; }
 
-// Small images are taken several at a time, as many as leave room in the L1 cache (14x14 depthwise, one core, ms: one
-// 0.102, floats of 1024 0.093, 2048 0.091, 4096 0.089, 8192 0.090).
+// The floats up to which a task computes several small images, so that they leave room in the L1 cache (14x14 depthwise, one
+// core, ms: one image 0.102, floats of 1024 0.093, 2048 0.091, 4096 0.089, 8192 0.090).
 constexpr int64_t kSmall = 4096;
 
-// The sweeps' reach: the lowest position that an output's taps read, and how far beyond it others read.
-int64_t lowest(const std::vector<Sweep>& sweeps) {
-  int64_t low = sweeps.front().low;
-  for (const Sweep& s : sweeps)
+// Returns the lowest position that an output's taps read in any phase; `reach` is how far beyond it others read.
+int64_t lowest(const std::vector<Phase>& phases) {
+  int64_t low = phases.front().low;
+  for (const Phase& s : phases)
     if (s.taps > 0) low = std::min(low, s.low);
   return low;
 }
-int64_t reach(const std::vector<Sweep>& sweeps) {
-  int64_t high = lowest(sweeps);
-  for (const Sweep& s : sweeps)
+int64_t reach(const std::vector<Phase>& phases) {
+  int64_t high = lowest(phases);
+  for (const Phase& s : phases)
     if (s.taps > 0) high = std::max(high, s.low + s.span());
-  return high - lowest(sweeps);
+  return high - lowest(phases);
 }
-// The most outputs of a row, and one where there are none.
-int64_t widest(const std::vector<Sweep>& sweeps) {
+// Returns the most outputs of a row in any phase, and one where there are none.
+int64_t widest(const std::vector<Phase>& phases) {
   int64_t out = 1;
-  for (const Sweep& s : sweeps) out = std::max(out, s.out);
+  for (const Phase& s : phases) out = std::max(out, s.out);
   return out;
 }
 
@@ -45,10 +45,10 @@ void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
   p.channel = channel_floats(p.rows * p.row);
   p.wide = l->block.columns == widest(c.w);
   p.whole = p.wide && l->block.rows == c.h.out;
-  l->stage.sweep = columns;
+  l->stage.phase = columns;
   l->stage.row = columns * static_cast<int64_t>(c.w.size());
   l->stage.channel = channel_floats(l->stage.row * l->block.rows);
-  // A tile of rows may read, and not use, one row of outputs more than there is.
+  // A tile of rows may read the inputs of one row of outputs beyond the last, which it does not use.
   const int64_t beyond = l->sharing.apart * c.h.stride * p.row;
   l->input_floats = round_up(l->block.groups * c.in_channels * p.channel + beyond, 16);
   l->output_floats = l->staged ? l->block.groups * c.out_channels * l->stage.channel : 0;
@@ -57,7 +57,7 @@ void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
 }  // namespace
 
 bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLayout* l) {
-  // Most of the L2 cache may hold a block; an image that fits a quarter of the scratch is not cut for its sake.
+  // A block may fill most of the L2 cache, so an image that fits a quarter of the scratch stays whole.
   constexpr int64_t kTarget = kScratchFloats / 4;
   l->staged = c.w.size() > 1 || c.output_strides.w != 1;
   const int64_t common = std::gcd(c.h.stride, c.h.spacing);
@@ -67,7 +67,7 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
   b.columns = widest(c.w);
   b.rows = std::max<int64_t>(1, c.h.out);
   b.groups = 1;
-  // Neighbouring channels share a cache line of a channels-last tensor: 16 floats.
+  // Neighbouring channels of a channels-last tensor share a cache line of 16 floats.
   if (channels_last) b.groups = std::min(c.groups, std::max<int64_t>(1, 16 / std::max(c.in_channels, c.out_channels)));
   const auto floats = [&] {
     measure(c, lanes, l);
@@ -80,12 +80,12 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
   while (floats() > kScratchFloats && b.columns > 4 * lanes) b.columns = round_up(ceil_div(b.columns, 2), lanes);
   while (floats() > kScratchFloats && b.groups > 1) b.groups = ceil_div(b.groups, 2);
   if (floats() > kScratchFloats) return false;
-  // At least four tasks a thread.
+  // Each thread gets at least four tasks.
   while (l->tasks(c) < 4 * threads && threads > 1 && b.rows * c.h.stride > 2 * c.h.span() + 1 && b.rows > 1)
     b.rows = ceil_div(b.rows, 2);
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();
-  for (const Sweep& s : c.w) {
+  for (const Phase& s : c.w) {
     std::vector<int32_t> at;
     for (int64_t t = 0; t < s.taps; t++) {
       const int64_t x = s.low - l->plane.low_w + t * s.spacing;
@@ -98,14 +98,14 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
 
 namespace {
 
-// Vectors of output channels, each of whole groups or of one.
+// Returns the vectors of output channels, each of which holds whole groups or belongs to one.
 int64_t vectors_of(int64_t groups, int64_t out_channels, int64_t lanes) {
   return out_channels >= lanes ? groups * ceil_div(out_channels, lanes) : ceil_div(groups * out_channels, lanes);
 }
 
-// The groups of a block whose floats keep to a target, doubled from the least, which is given even where it is above. All where
-// they fit: pixels read in halves come slower from memory (forward, 8 samples of 200 channels 28x28, ms, halves | all: 1.43 |
-// 0.67, of 96 56x56 3.45 | 3.06).
+// Returns how many groups of a block keep to a target of floats, doubling from `least`, even if that exceeds the target. All
+// are returned where they fit, because pixels read in halves come slower from memory (forward, 8 samples of 200 channels 28x28,
+// ms, halves | all: 1.43 | 0.67, of 96 56x56 3.45 | 3.06).
 template <class F>
 int64_t groups_within(int64_t target, int64_t all, int64_t least, F&& floats) {
   if (floats(all) <= target) return std::max(least, all);
@@ -114,7 +114,7 @@ int64_t groups_within(int64_t target, int64_t all, int64_t least, F&& floats) {
   return groups;
 }
 
-// Blocks of about `most` groups, a multiple of `least`; the last takes what is left, never less than `least`.
+// Divides groups into even blocks of about `most`, a multiple of `least`; the last is what is left, never less than `least`.
 int64_t even_blocks(int64_t groups, int64_t least, int64_t* most) {
   const int64_t blocks = ceil_div(groups, *most);
   *most = round_up(ceil_div(groups, blocks), least);
@@ -122,15 +122,16 @@ int64_t even_blocks(int64_t groups, int64_t least, int64_t* most) {
   return std::max<int64_t>(1, groups - whole * *most >= least ? whole + 1 : whole);
 }
 
-// The last of them may be larger or smaller than the others.
+// Returns the groups of the largest block; the last may be larger or smaller than the others.
 int64_t largest_block(int64_t groups, int64_t blocks, int64_t most) {
   return std::max(blocks > 1 ? most : 0, groups - (blocks - 1) * most);
 }
 
-// Of channels-last tensors, which are read in place.
+// Lays out channels-last tensors, which are read in place.
 bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_t threads, ChannelsLayout* l) {
-  // Weights that stay in the L2 cache: the more channels of a pixel are read at once the better, whether the weights fit L1
-  // or not (8 channels a group of 256, of stride 2: 40 % of peak by 32 channels, 43 % by all; depthwise 960: 39 and 41 %).
+  // The weights need only stay in the L2 cache: the more channels of a pixel are read at once the better, whether the weights
+  // fit L1 or not (8 channels a group of 256, of stride 2: 40 % of peak by 32 channels, 43 % by all; depthwise 960: 39 %
+  // and 41 %).
   constexpr int64_t kTarget = 24 * 1024;
   const int64_t least = std::max<int64_t>(1, lanes / c.out_channels);
   const int64_t vector = (c.in_channels * l->kernel_h * l->kernel_w + 1) * lanes;
@@ -142,7 +143,7 @@ bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_
     l->blocks = even_blocks(c.groups, least, &b.groups);
     return l->tasks(c);
   };
-  // Rows are cut first, to no more than four tasks a thread; then blocks, then columns.
+  // Rows are halved first, to at most four tasks a thread, then blocks, then columns.
   while (tasks() < 4 * threads && threads > 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (tasks() < 2 * threads && threads > 1 && b.groups > least) b.groups = b.groups / 2 / least * least;
   while (tasks() < 2 * threads && threads > 1 && b.columns > 8 * kPixelTile)
@@ -152,9 +153,11 @@ bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_
   l->input = l->output = {0, 0, 0};
   l->input_floats = 0;
   l->weight_floats = l->floats = floats(largest_block(c.groups, l->blocks, b.groups));
-  // Where the tensors do not stay in the L2 cache: others lose up to 8 % by it, and so do rows of less than three tiles.
-  const int64_t floats_of_all = c.batch * c.groups * (c.in_channels * c.h.in * c.w.front().in +
-                                                      c.out_channels * c.h.out * c.h.step * out_w * c.w.front().step);
+  // Prefetching pays where the tensors do not stay in the L2 cache. Others lose up to 8 % by it, as do rows of fewer than three
+  // tiles.
+  const int64_t floats_of_all =
+      c.batch * c.groups *
+      (c.in_channels * c.h.in * c.w.front().in + c.out_channels * c.h.out * c.h.step * out_w * c.w.front().step);
   l->ahead = floats_of_all > 3 * kScratchFloats && b.columns > 2 * kPixelTile;
   return l->floats <= kScratchFloats;
 }
@@ -203,7 +206,7 @@ bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, in
   l->staged = c.output_strides.c != 1;
   l->blocks = c.groups;
   const bool dots = channels_form(c, lanes) == ChannelsForm::dots;
-  // Of all output channels, packed once for all samples, where that leaves most of the scratch to the tensors.
+  // All weights are packed once for all samples, if that leaves most of the scratch to the tensors.
   const int64_t block_floats = group_block_floats(c, kernel_h, kernel_w);
   const int64_t blocks = ceil_div(c.out_channels, kGroupBlock);
   l->weight_floats = dots ? 0 : block_floats * (block_floats * blocks <= kScratchFloats / 4 ? blocks : 1);
@@ -217,13 +220,13 @@ bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, in
     const int64_t output = l->staged ? l->output.rows * l->output.columns * l->output.width : 0;
     return l->floats = l->input_floats + l->weight_floats + output;
   };
-  // Every block packs the weights again, so that it should not be small; but one that fills the L2 cache leaves no room for
-  // the tensors.
+  // Every block packs the weights again, so it should not be small; but one that fills the L2 cache leaves no room for the
+  // tensors.
   while (floats() > kScratchFloats / 3 && b.rows * b.columns > 1024 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && b.columns > 6) b.columns = ceil_div(b.columns, 2);
   if (floats() > kScratchFloats) return false;
-  // Five groups leave one of two threads idle for a sixth of the time.
+  // An uneven number of tasks leaves threads idle: five on two threads a sixth of the time.
   const auto uneven = [&] {
     const int64_t tasks = l->tasks(c);
     return tasks < 2 * threads || (tasks < 5 * threads && tasks % threads != 0);
@@ -234,14 +237,14 @@ bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, in
   return true;
 }
 
-// With too few tasks for the threads, each sums a part of the samples and positions.
+// Divides the samples and positions into parts where there are too few tasks for the threads.
 template <class Layout>
-void share_out(const Problem& p, int64_t threads, Layout* l) {
+void divide_positions(const Problem& p, int64_t threads, Layout* l) {
   l->parts = 1;
   const int64_t tasks = l->tasks(p);
   if (threads <= 1 || tasks >= 2 * threads) return;
-  const int64_t pieces = p.batch * ceil_div(p.h.out, l->block.rows) * ceil_div(p.w.out, l->block.columns);
-  l->parts = std::max<int64_t>(1, std::min(pieces, ceil_div(2 * threads, tasks)));
+  const int64_t image_blocks = p.batch * ceil_div(p.h.out, l->block.rows) * ceil_div(p.w.out, l->block.columns);
+  l->parts = std::max<int64_t>(1, std::min(image_blocks, ceil_div(2 * threads, tasks)));
 }
 
 bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightLayout* l) {
@@ -259,7 +262,8 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
     const int64_t columns = round_up(b.columns, lanes);
     const bool wide = b.columns == p.w.out, whole = wide && b.rows == p.h.out;
     Plane& in = l->input;
-    in = {-p.h.pad, -p.w.pad, (b.rows - 1) * p.h.stride + span + 1, p.w.stride, columns + reach / p.w.stride, 0, 0, 0, wide, whole};
+    in = {-p.h.pad, -p.w.pad, (b.rows - 1) * p.h.stride + span + 1, p.w.stride, columns + reach / p.w.stride, 0, 0, 0,
+          wide,     whole};
     in.padded = in.phase;
     in.row = round_up(in.phase * in.stride, lanes);
     in.channel = channel_floats(in.rows * in.row);
@@ -270,7 +274,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
   };
   while (!channels_last && 2 * b.groups <= p.groups && floats() <= kSmall / 2 && l->tasks(p) >= 16 * threads) b.groups *= 2;
   while (floats() > kTarget && b.rows * p.h.stride > 2 * span + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  // Sums of a lane end with the block.
+  // A lane's sums end with the block, which must not exceed a run.
   while (b.rows * b.columns > kRun * lanes && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   if (b.columns > kRun * lanes) b.columns = kRun * lanes;
   while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
@@ -279,7 +283,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
   while (floats() > kScratchFloats && b.columns > 4 * lanes) b.columns = round_up(ceil_div(b.columns, 2), lanes);
   if (floats() > kScratchFloats) return false;
   b.rows = ceil_div(p.h.out, ceil_div(p.h.out, b.rows));
-  share_out(p, threads, l);
+  divide_positions(p, threads, l);
   floats();
   for (int64_t t = 0; t < p.w.kernel; t++) {
     const int64_t x = t * p.w.dilation;
@@ -293,13 +297,13 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
 }
 
 bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightNarrowLayout* l) {
-  // Sums that stay in the L1 cache beside the rows that are read.
+  // The sums stay in the L1 cache, beside the rows that are read.
   constexpr int64_t kTarget = 4 * 1024;
   const Problem& p = work.problem;
   const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel, least = std::max<int64_t>(1, lanes / p.out_channels);
   const auto floats = [&](int64_t groups) { return vectors_of(groups, p.out_channels, lanes) * lanes * slots; };
   Block& b = l->block;
-  // Sums of a lane end with the piece.
+  // A lane's sums end with the block, which must not exceed a run.
   b.columns = ceil_div(p.w.out, ceil_div(p.w.out, kRun));
   b.rows = std::min(p.h.out, std::max<int64_t>(1, kRun / p.w.out));
   b.groups = groups_within(kTarget, p.groups, least, floats);
@@ -308,7 +312,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightN
     b.groups = b.groups / 2 / least * least;
     l->blocks = even_blocks(p.groups, least, &b.groups);
   }
-  share_out(p, threads, l);
+  divide_positions(p, threads, l);
   l->floats = floats(largest_block(p.groups, l->blocks, b.groups));
   return l->floats <= kScratchFloats;
 }
@@ -338,7 +342,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightC
   while (floats() > kScratchFloats && b.columns > 1) b.columns = ceil_div(b.columns, 2);
   if (floats() > kScratchFloats) return false;
   b.rows = ceil_div(p.h.out, ceil_div(p.h.out, b.rows));
-  share_out(p, threads, l);
+  divide_positions(p, threads, l);
   floats();
   for (int64_t kh = 0; kh < p.h.kernel; kh++)
     for (int64_t kw = 0; kw < p.w.kernel; kw++)

@@ -1,4 +1,4 @@
-// Between tensors and scratch: all that knows of layout, stride and padding.
+// Copies between tensors and scratch. Only this file knows of layout, stride and padding.
 #pragma once
 #include "layout.h"
 #include "simd.h"
@@ -12,12 +12,12 @@ GW_INLINE void zero(float* to, int64_t n) {
   for (; i + kLanes <= n; i += kLanes) store(to + i, none);
   for (; i < n; i++) {
     to[i] = 0.0f;
-    // Or GCC makes a call of memset of this, for the few floats that most rows are padded by.
+    // Without this GCC calls memset for the few floats by which most rows are padded.
     asm volatile("" ::: "memory");
   }
 }
 
-// to[i] = from[i * step]; a step of 2 is the common stride.
+// Copies to[i] = from[i * step]. A step of 2, the common stride, has vectors of its own.
 GW_INLINE void copy_every(float* to, const float* from, int64_t step, int64_t n) {
   if (step == 1) return copy(to, from, n);
   const auto one = [&](int64_t i) GW_LAMBDA { to[i] = from[i * step]; };
@@ -28,7 +28,7 @@ GW_INLINE void copy_every(float* to, const float* from, int64_t step, int64_t n)
   for (int64_t i = 0; i < n; i++) one(i);
 }
 
-// n floats in turn to two rows.
+// Deals n floats in turn to two rows.
 GW_INLINE void deal(float* even, float* odd, const float* from, int64_t n) {
   in_vectors(
       n / 2,
@@ -50,13 +50,13 @@ GW_NOINLINE void deal_rows(float* even, float* odd, int64_t to_row, const float*
   for (int64_t r = 0; r < rows; r++) deal(even + r * to_row, odd + r * to_row, from + r * from_row, n);
 }
 
-// Rows of n floats, `step` apart in the source.
+// Copies rows of n floats that are `step` apart in the source.
 GW_NOINLINE void copy_rows(float* to, int64_t to_row, const float* from, int64_t from_row, int64_t step, int64_t n,
                            int64_t rows) {
   for (int64_t r = 0; r < rows; r++) copy_every(to + r * to_row, from + r * from_row, step, n);
 }
 
-// n pixels of `channels` neighbouring channels (at most kLanes), `pixel` floats apart, to one row of each channel.
+// Copies n pixels of `channels` neighbouring channels (at most kLanes), `pixel` floats apart, to one row of each channel.
 GW_NOINLINE void split_pixels(float* to, int64_t channel, const float* from, int64_t pixel, int64_t channels, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     Vec block[kLanes];
@@ -65,9 +65,7 @@ GW_NOINLINE void split_pixels(float* to, int64_t channel, const float* from, int
       transpose(block);
       unroll<kLanes>([&](auto j) GW_LAMBDA { store(to + j * channel + i, block[j]); });
     } else {
-      unroll<kLanes>([&](auto j) GW_LAMBDA {
-        block[j] = i + j < n ? load_some(from + (i + j) * pixel, channels) : Vec{};
-      });
+      unroll<kLanes>([&](auto j) GW_LAMBDA { block[j] = i + j < n ? load_some(from + (i + j) * pixel, channels) : Vec{}; });
       transpose(block);
       unroll<kLanes>([&](auto j) GW_LAMBDA {
         if (j < channels) store_some(to + j * channel + i, block[j], n - i);
@@ -76,7 +74,7 @@ GW_NOINLINE void split_pixels(float* to, int64_t channel, const float* from, int
   }
 }
 
-// The way back.
+// Copies one row of each channel to pixels: the inverse of split_pixels.
 GW_NOINLINE void join_pixels(float* to, int64_t pixel, const float* from, int64_t channel, int64_t channels, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     Vec block[kLanes];
@@ -89,7 +87,7 @@ GW_NOINLINE void join_pixels(float* to, int64_t pixel, const float* from, int64_
   }
 }
 
-// The part [first, last) of a row of scratch that holds input, for padded columns phase, phase + stride, ... from x on.
+// The part [first, last) of a row of scratch that holds input; its columns are x, x + stride, ... of the padded image.
 struct Span {
   int64_t first, last;
 };
@@ -99,7 +97,7 @@ GW_INLINE Span inside(int64_t x, int64_t in, int64_t stride, int64_t length) {
   return {std::min(first, length), std::max(std::min(first, length), last)};
 }
 
-// Zeros what `rows` of a block read beyond the input, but for what was zeroed once and stays so.
+// Zeros what the rows of a block read beyond the input, except for what was zeroed once and stays so.
 inline void pad(const Plane& p, const Span& rows, int64_t in_w, int64_t channels, int64_t column, float* scratch) {
   if (p.whole) return;
   for (int64_t c = 0; c < channels; c++) {
@@ -118,7 +116,7 @@ inline void pad(const Plane& p, const Span& rows, int64_t in_w, int64_t channels
   }
 }
 
-// Input rows from `row` and columns from `column` on (both may lie in the padding) of `channels` channels.
+// Copies input rows from `row` and columns from `column` on (both may lie in the padding) of `channels` channels.
 inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input, int64_t channels,
                  int64_t row, int64_t column, float* scratch) {
   const Span rows = inside(row, in_h, 1, p.rows);
@@ -154,10 +152,10 @@ inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, c
   }
 }
 
-// Rows from `row` and columns from `column` on, of `channels` channels, to [row][column][p.width]; zero where there is no
-// input, and in the channels that fill the width.
-inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input,
-                        int64_t channels, int64_t row, int64_t column, float* scratch) {
+// Copies rows from `row` and columns from `column` on, of `channels` channels, to [row][column][p.width]. Zeros what lies
+// outside the input, and the channels that fill the width.
+inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input, int64_t channels,
+                        int64_t row, int64_t column, float* scratch) {
   const Span in = inside(column, in_w, 1, p.columns);
   for (int64_t r = 0; r < p.rows; r++) {
     float* to = scratch + r * p.columns * p.width;
@@ -183,9 +181,7 @@ inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t
       for (int64_t x = 0; x < in.last - in.first; x += kLanes) {
         const int64_t n = std::min<int64_t>(kLanes, in.last - in.first - x);
         Vec block[kLanes];
-        unroll<kLanes>([&](auto j) GW_LAMBDA {
-          block[j] = j < lanes ? load_some(from + (c + j) * s.c + x, n) : Vec{};
-        });
+        unroll<kLanes>([&](auto j) GW_LAMBDA { block[j] = j < lanes ? load_some(from + (c + j) * s.c + x, n) : Vec{}; });
         transpose(block);
         unroll<kLanes>([&](auto j) GW_LAMBDA {
           if (j < n) store(to + (x + j) * p.width + c, block[j]);
@@ -195,7 +191,7 @@ inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t
   }
 }
 
-// Two rows become one, a0 b0 a1 b1 ..., of which the first may have one more.
+// Interleaves two rows, a0 b0 a1 b1 ..., the first of which may have one float more.
 GW_NOINLINE void interleave(float* to, const float* a, const float* b, int64_t of_a, int64_t of_b) {
   in_vectors(
       of_b,
@@ -213,7 +209,7 @@ GW_NOINLINE void interleave(float* to, const float* a, const float* b, int64_t o
   if (of_a > of_b) to[2 * of_b] = a[of_b];
 }
 
-// Staged outputs of `channels` channels to their places: rows from `row`, columns from `column` on.
+// Copies the staged outputs of `channels` channels to the tensor, rows from `row` and columns from `column` on.
 inline void unpack(const Correlation& c, const CorrelationLayout& l, const float* stage, int64_t channels, int64_t row,
                    int64_t column, int64_t rows, float* output) {
   const Strides& s = c.output_strides;
@@ -225,18 +221,18 @@ inline void unpack(const Correlation& c, const CorrelationLayout& l, const float
     if (!join && c.w.size() == 2 && s.w == 1 && step == 2) {
       for (int64_t o = 0; o < channels; o++) {
         const float* from = stage + o * l.stage.channel + r * l.stage.row;
-        interleave(to_row + o * s.c + 2 * column, from, from + l.stage.sweep, count(0), count(1));
+        interleave(to_row + o * s.c + 2 * column, from, from + l.stage.phase, count(0), count(1));
       }
       continue;
     }
     for (size_t i = 0; i < c.w.size(); i++) {
       const int64_t n = count(i);
-      const float* from = stage + r * l.stage.row + static_cast<int64_t>(i) * l.stage.sweep;
+      const float* from = stage + r * l.stage.row + static_cast<int64_t>(i) * l.stage.phase;
       float* to = to_row + (c.w[i].first + column * step) * s.w;
       if (join) {
         for (int64_t o = 0; o < channels; o += kLanes)
-          join_pixels(to + o, step * s.w, from + o * l.stage.channel, l.stage.channel,
-                      std::min<int64_t>(kLanes, channels - o), n);
+          join_pixels(to + o, step * s.w, from + o * l.stage.channel, l.stage.channel, std::min<int64_t>(kLanes, channels - o),
+                      n);
       } else {
         for (int64_t o = 0; o < channels; o++)
           for (int64_t x = 0; x < n; x++) to[o * s.c + x * step * s.w] = from[o * l.stage.channel + x];

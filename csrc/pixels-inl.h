@@ -1,10 +1,10 @@
-// Pixels that a kernel takes as they come, over the ends of rows, so that a small image leaves no lane idle.
+// Tiles of pixels that continue over the ends of rows, so that a small image leaves no accumulator idle.
 #pragma once
 #include "simd.h"
 
 namespace groupwise::GW_TARGET {
 
-// `rows` x `columns` outputs: where the first reads and writes, and the floats from row to row and pixel to pixel.
+// A block of `rows` x `columns` outputs: where the first reads and writes, and the floats between rows and between pixels.
 struct PixelBlock {
   const float* x;
   int64_t x_row, x_pixel;
@@ -13,7 +13,7 @@ struct PixelBlock {
   int64_t rows, columns;
 };
 
-// f(inputs, outputs, left) of each PX pixels, of which `left` or all are new: the last tile repeats the last pixel.
+// Calls f(inputs, outputs, left) for each PX pixels, of which `left` or all are new: the last tile repeats the last pixel.
 template <int PX, class F>
 GW_INLINE void each_tile(const PixelBlock& b, F&& f) {
   const int64_t pixels = b.rows * b.columns;

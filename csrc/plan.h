@@ -1,4 +1,4 @@
-// Which kernel a convolution takes, and why the others do not: the one decision there is, for running and for telling.
+// Decides which kernel computes a convolution, and why the others do not. Dispatch and `groupwise.plan` both ask here.
 #pragma once
 
 #include <string>
@@ -7,7 +7,8 @@
 
 namespace groupwise {
 
-// In the order of KERNELS: `planar` has vectors along the width, `channels` along the channels, `pytorch` is not ours.
+// The order is that of KERNELS in plan.py. `planar` has vectors along the width, `channels` along the channels, and `pytorch`
+// is PyTorch's own kernel.
 enum class Kernel { planar, channels, pytorch };
 constexpr const char* kKernelNames[] = {"planar", "channels", "pytorch"};
 constexpr const char* kDirectionNames[] = {"forward", "grad_input", "grad_weight"};
@@ -19,17 +20,17 @@ struct Request {
   bool float32;
   int64_t threads;
   int64_t dimensions;
-  Strides x_strides, y_strides;  // as kernels read and write them (`meaningful`)
+  Strides x_strides, y_strides;  // as the kernels read and write them (`meaningful`)
   WeightStrides w_strides;
-  bool transposed = false;  // a grad_input that is a transposed convolution's forward, which PyTorch computes another way
+  bool transposed = false;  // a grad_input that is a transposed convolution's forward
 };
 
-// Of strides, paddings, dilations and kernels, and of sizes: beyond all networks.
+// The largest stride, padding, dilation or kernel, and the largest size: beyond all published networks.
 constexpr int64_t kMostExtent = 1024, kMostSize = int64_t{1} << 24;
-// Of the product of the strides of a grad_input, which are laid out one by one for every call.
-constexpr int64_t kMostSweeps = 1024;
+// The most phases of a grad_input (its strides' product), each of which is laid out at every call.
+constexpr int64_t kMostPhases = 1024;
 
-// Why a kernel is not taken.
+// Why a kernel does not run.
 enum class Refusal { none, dimensions, dtype, empty, extent, channels, scratch, slower, not_first, forced };
 
 struct Choice {
@@ -42,19 +43,19 @@ struct Plan {
   Choice choice;
 };
 
-// Below this many multiply-accumulates a second thread costs more than it brings: waking one takes 5-10 us here.
+// With fewer multiply-accumulates a second thread costs more than it saves: waking one takes 5-10 us (AVX2, 2 cores).
 constexpr int64_t kWorthAThread = 400'000;
-// How many of the threads the work is worth: all, or one.
+// Returns how many threads compute: all, or one for little work.
 int64_t threads_worth(const Request& request);
 
-// Of the instruction set in use. `forced` is the one kernel that may run, or null.
+// Chooses for the instruction set in use. `forced` is the one kernel that may run; null or "" leaves the choice.
 Choice choose(const Request& request, const char* forced);
 
-// The plan as JSON text.
+// Returns the plan as JSON.
 std::string describe(const Plan& plan);
 
-// The correlations that make a request, one after the other, without their tensors; of a grad_input, one for each remainder
-// of the stride of the height.
+// Returns the correlations that compute a request, without their tensors: one for a forward, and one for each phase of the
+// height for a grad_input.
 std::vector<Correlation> correlations_of(const Request& request);
 GradWeight grad_weight_of(const Request& request);
 

@@ -3,22 +3,22 @@
 // broadcast weight fill the 16 registers, and 3 unaligned loads + 4 broadcasts for 12 FMAs stay under the two loads a cycle.
 #pragma once
 #include "pack-inl.h"
-#include "planar_piece-inl.h"
+#include "planar_task-inl.h"
 #include "planar_single-inl.h"
 
 namespace groupwise::GW_TARGET {
 
-// OC output channels by NV vectors, which lie `vector` floats apart: neighbours in a row, or rows of one column.
-// KW is the number of taps in a row where that is known, or 0.
+// Computes OC output channels by NV vectors, which are `vector` floats apart: neighbours in a row, or rows of one column. KW is
+// the number of taps in a row if it is known when this compiles, else 0.
 template <int OC, int NV, int KW>
 GW_NOINLINE void channel_tile(const Taps& t, const float* x, int64_t vector, const float* w, const float* bias,
-                            const Target& to) {
+                              const Target& to) {
   Vec sum[OC][NV];
   unroll<OC>([&](auto o) GW_LAMBDA {
     const Vec start = bias ? broadcast(bias[o]) : Vec{};
     unroll<NV>([&](auto v) GW_LAMBDA { sum[o][v] = start; });
   });
-  // What a tap reads, in variables of its own where the number of taps is known: a load and an addition less a vector.
+  // Where the number of taps is known, each tap's offset is a variable, which saves a load and an addition a vector.
   int64_t column[KW > 0 ? KW : 1];
   if constexpr (KW > 0) unroll<KW>([&](auto kw) GW_LAMBDA { column[kw] = t.column[kw]; });
   const int64_t x_row = t.x_row, w_row = t.w_row, w_column = t.w_column, w_output = t.w_output;
@@ -50,16 +50,15 @@ GW_NOINLINE void channel_tile(const Taps& t, const float* x, int64_t vector, con
     }
   }
   unroll<OC>([&](auto o) GW_LAMBDA {
-    unroll<NV>([&](auto v) GW_LAMBDA {
-      put(to.y + o * to.output + v * to.vector, sum[o][v], to.columns - v * to.narrower, to.add);
-    });
+    unroll<NV>([&](auto v)
+                   GW_LAMBDA { put(to.y + o * to.output + v * to.vector, sum[o][v], to.columns - v * to.narrower, to.add); });
   });
 }
 
-// R output rows by NV vectors, `vector` floats apart, of one channel; only the first `stored` rows are kept.
+// Computes R output rows by NV vectors, `vector` floats apart, of one channel; stores only the first `stored` rows.
 template <int R, int NV, int KW>
-GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int64_t row_floats, const float* x,
-                        int64_t vector, const float* w, const float* bias, const Target& to, int64_t stored) {
+GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int64_t row_floats, const float* x, int64_t vector,
+                        const float* w, const float* bias, const Target& to, int64_t stored) {
   Vec sum[R][NV];
   const Vec start = bias ? broadcast(*bias) : Vec{};
   unroll<R>([&](auto r) GW_LAMBDA { unroll<NV>([&](auto v) GW_LAMBDA { sum[r][v] = start; }); });
@@ -69,7 +68,7 @@ GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int
       const float* weights = w + c * t.w_channel + residue * t.w_row;
       const int64_t rows = residue < t.rows ? (t.rows - residue - 1) / s.residues + 1 : 0;
       const int64_t w_row = s.residues * t.w_row;
-      // One tap of input row i, for the outputs r of [LO, HI), for which i - r is a row of the kernel.
+      // Adds one tap of input row i to the outputs r of [LO, HI), for which i - r is a row of the kernel.
       const auto tap = [&]<int LO, int HI>(int64_t i, int64_t kw) GW_LAMBDA {
         const float* at = first + i * s.pitch * row_floats + t.column[kw];
         const float* weight = weights + i * w_row + kw * t.w_column;
@@ -85,7 +84,7 @@ GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int
         });
       };
       if (rows >= R - 1) {
-        // The first rows and the last meet few outputs, and not the same: together they keep the FMA units busy, one after
+        // The first rows and the last meet few outputs, and different ones. Together they keep the FMA units busy; one after
         // the other they would wait for their own sums (3x3: 72 % of peak at best, 95 % together).
         unroll<R - 1>([&](auto i) GW_LAMBDA {
           each<KW>(t.columns, [&](int64_t kw) GW_LAMBDA {
@@ -105,15 +104,13 @@ GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int
   }
   unroll<R>([&](auto r) GW_LAMBDA {
     if (r >= stored) return;
-    unroll<NV>([&](auto v) GW_LAMBDA {
-      put(to.y + r * to.output + v * to.vector, sum[r][v], to.columns - v * to.narrower, to.add);
-    });
+    unroll<NV>([&](auto v)
+                   GW_LAMBDA { put(to.y + r * to.output + v * to.vector, sum[r][v], to.columns - v * to.narrower, to.add); });
   });
 }
 
 template <int NV>
-GW_INLINE void channel_rows(const Piece& p, int64_t o, int64_t first_row, int64_t x, int64_t vector,
-                            const Target& shape) {
+GW_INLINE void channel_rows(const PlanarTask& p, int64_t o, int64_t first_row, int64_t x, int64_t vector, const Target& shape) {
   const float* in = p.x + first_row * p.stride * p.row_floats + x;
   const float* w = p.w + o * p.taps.w_output;
   const float* bias = p.bias ? p.bias + o : nullptr;
@@ -121,7 +118,7 @@ GW_INLINE void channel_rows(const Piece& p, int64_t o, int64_t first_row, int64_
   to.y = p.y + o * p.y_channel + first_row * p.y_row + x;
   if (p.taps.columns == 3) return channel_tile<4, NV, 3>(p.taps, in, vector, w, bias, to);
   if (p.taps.columns == 1 && p.taps.rows == 1) {
-    // The channels of a 1x1 kernel are its rows: one loop less.
+    // The channels of a 1x1 kernel are taken as its rows, which saves a loop.
     Taps t = p.taps;
     t.rows = t.channels;
     t.x_row = t.x_channel;
@@ -132,11 +129,11 @@ GW_INLINE void channel_rows(const Piece& p, int64_t o, int64_t first_row, int64_
   channel_tile<4, NV, 0>(p.taps, in, vector, w, bias, to);
 }
 
-// How many of `left` vectors or rows a tile takes: threes, but four are two pairs, as a single one starves the FMA units.
+// Returns how many of `left` vectors or rows the next tile computes: three, or two of four, as one starves the FMA units.
 GW_INLINE int64_t next(int64_t left) { return left >= 3 && left != 4 ? 3 : left >= 2 ? 2 : 1; }
 
-// `outputs` channels in fours: vectors of one row, or of neighbouring rows, whichever fills threes.
-inline void run_channels(const Piece& p, int64_t outputs) {
+// Computes `outputs` channels in fours, by vectors of one row or of neighbouring rows, whichever fills threes.
+inline void run_channels(const PlanarTask& p, int64_t outputs) {
   const int64_t vectors = ceil_div(p.columns, kLanes);
   const bool along_rows = vectors % 3 == 0 || vectors > 8 || p.rows < 3;
   for (int64_t o = 0; o < outputs; o += 4) {
@@ -158,7 +155,7 @@ inline void run_channels(const Piece& p, int64_t outputs) {
 }
 
 template <int R, int NV>
-GW_INLINE void row_vectors(const Piece& p, int64_t o, int64_t row, const Bundle& b, int64_t stored) {
+GW_INLINE void row_vectors(const PlanarTask& p, int64_t o, int64_t row, const Bundle& b, int64_t stored) {
   const float* in = p.x + row * p.stride * p.row_floats + b.x;
   const float* w = p.w + o * p.taps.w_output;
   const float* bias = p.bias ? p.bias + o : nullptr;
@@ -169,7 +166,7 @@ GW_INLINE void row_vectors(const Piece& p, int64_t o, int64_t row, const Bundle&
 }
 
 template <int R>
-void some_rows(const Piece& p, int64_t o, int64_t row, int64_t stored) {
+void some_rows(const PlanarTask& p, int64_t o, int64_t row, int64_t stored) {
   const int64_t vectors = ceil_div(p.columns, kLanes);
   for (int64_t v = 0, taken; v < vectors; v += taken) {
     taken = next(vectors - v);
@@ -182,8 +179,8 @@ void some_rows(const Piece& p, int64_t o, int64_t row, int64_t stored) {
   }
 }
 
-// Output channels [from, outputs) one at a time. Three rows are made as four, for which the scratch has room.
-inline void run_rows(const Piece& p, int64_t from) {
+// Computes output channels [from, outputs) one at a time. A tile of four rows also computes three: the scratch has room.
+inline void run_rows(const PlanarTask& p, int64_t from) {
   const int64_t apart = p.sharing.apart;
   for (int64_t o = from; o < p.outputs; o++) {
     if (p.single) {
@@ -206,7 +203,7 @@ inline void run_rows(const Piece& p, int64_t from) {
   }
 }
 
-// Tasks [begin, end) of a correlation: pack, run every group and sweep of the block, unpack.
+// Runs tasks [begin, end) of a correlation: packs the input, computes every group and phase of the block, and unpacks.
 inline void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t begin, int64_t end, float* scratch) {
   const Block& b = l.block;
   const Plane& plane = l.plane;
@@ -215,7 +212,7 @@ inline void correlate_planar(const Correlation& c, const CorrelationLayout& l, i
   if (plane.wide) zero(scratch, l.input_floats);
   const int64_t by_w = ceil_div(c.w.front().out, b.columns), by_h = ceil_div(c.h.out, b.rows);
   const int64_t by_g = ceil_div(c.groups, b.groups), fours = c.out_channels / 4 * 4;
-  Piece p;
+  PlanarTask p;
   p.outputs = c.out_channels;
   p.row_floats = plane.row;
   p.stride = c.h.stride;
@@ -233,16 +230,24 @@ inline void correlate_planar(const Correlation& c, const CorrelationLayout& l, i
          row * c.h.stride + c.h.low, column * plane.stride + plane.low_w, scratch);
     float* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c;
     for (size_t i = 0; i < c.w.size(); i++) {
-      const Sweep& w = c.w[i];
-      p.taps = {c.in_channels, c.h.taps, w.taps, l.columns[i].data(), plane.channel, c.h.spacing * plane.row,
-                ws.c, c.h.index_step * ws.h, w.index_step * ws.w, ws.o};
+      const Phase& w = c.w[i];
+      p.taps = {c.in_channels,
+                c.h.taps,
+                w.taps,
+                l.columns[i].data(),
+                plane.channel,
+                c.h.spacing * plane.row,
+                ws.c,
+                c.h.index_step * ws.h,
+                w.index_step * ws.w,
+                ws.o};
       p.columns = std::min(b.columns, w.out - column);
       if (p.columns <= 0) continue;
       p.single = c.in_channels == 1 && takes_single(c.h, w, p.rows);
       const int64_t run = run_of_channels(c, w);
       for (int64_t g = 0; g < groups; g++) {
         p.bias = c.bias ? c.bias + (group + g) * c.out_channels : nullptr;
-        p.y = l.staged ? stage + static_cast<int64_t>(i) * l.stage.sweep
+        p.y = l.staged ? stage + static_cast<int64_t>(i) * l.stage.phase
                        : output + c.h.first * c.output_strides.h + row * p.y_row + column;
         p.y += g * c.out_channels * p.y_channel;
         for (int64_t channel = 0; channel < c.in_channels; channel += run, p.bias = nullptr) {

@@ -1,15 +1,14 @@
-// Correlation of one input channel with vectors along the width: one column of taps after the other, whose weights then fit
+// Correlation of one input channel with vectors along the width. It takes one column of taps after the other, whose weights fit
 // the registers beside the sums.
 #pragma once
-#include "planar_piece-inl.h"
+#include "planar_task-inl.h"
 
 namespace groupwise::GW_TARGET {
 
-// R output rows, STRIDE input rows apart, of a kernel of K rows: R + K + 1 of AVX2's 16 registers. Per column of taps K
-// broadcasts and (R - 1) * STRIDE + K unaligned loads serve R * K FMAs: 12 for 21 where
-// R is 7 and K 3.
+// Computes R output rows, STRIDE input rows apart, of a kernel of K rows, in R + K + 1 of AVX2's 16 registers. For each column
+// of taps K broadcasts and (R - 1) * STRIDE + K unaligned loads serve R * K FMAs: 12 for 21 where R is 7 and K is 3.
 template <int K, int R, int STRIDE>
-GW_NOINLINE void single_tile(const Piece& p, const float* x, const float* w, const float* bias, float* y, int64_t y_row) {
+GW_NOINLINE void single_tile(const PlanarTask& p, const float* x, const float* w, const float* bias, float* y, int64_t y_row) {
   constexpr int kRows = (R - 1) * STRIDE + K;
   const int64_t x_row = p.sharing.pitch / STRIDE * p.row_floats;
   const int64_t w_row = p.taps.w_row, w_column = p.taps.w_column, columns = p.taps.columns;
@@ -27,7 +26,7 @@ GW_NOINLINE void single_tile(const Piece& p, const float* x, const float* w, con
         pin(weight[i]);
       });
       const float* from = x + at + column[kw];
-      // From both ends to the middle: neighbouring rows add to the same sums, which would wait for each other.
+      // Rows go from both ends to the middle: neighbours add to the same sums, and would wait for each other.
       unroll<kRows>([&](auto n) GW_LAMBDA {
         constexpr int i = n % 2 ? kRows - 1 - n / 2 : n / 2;
         Vec in = load(from + i * x_row);
@@ -44,9 +43,9 @@ GW_NOINLINE void single_tile(const Piece& p, const float* x, const float* w, con
   }
 }
 
-// Rows in sevens and fours; the last start early, as the last vectors do.
+// Computes rows in sevens and fours; the last tile starts early, as the last vector does.
 template <int K, int STRIDE>
-inline void single_rows(const Piece& p, int64_t o) {
+inline void single_rows(const PlanarTask& p, int64_t o) {
   const int64_t apart = p.sharing.apart, y_row = apart * p.y_row;
   const float* w = p.w + o * p.taps.w_output;
   const float* bias = p.bias ? p.bias + o : nullptr;
@@ -63,16 +62,16 @@ inline void single_rows(const Piece& p, int64_t o) {
         tile(p, from, w, bias, y + row * y_row, y_row);
         continue;
       }
-      // Rows that do not fill a vector are cut afterwards: to ask at every store whether they do cost up to 45 %.
-      alignas(kLanes * 4) float uncut[kSingleRows * kLanes];
-      tile(p, from, w, bias, uncut, kLanes);
-      for (int64_t r = 0; r < take; r++) copy(y + (row + r) * y_row, uncut + r * kLanes, p.columns);
+      // Rows that do not fill a vector are shortened afterwards, since a check at every store cost up to 45 %.
+      alignas(kLanes * 4) float full[kSingleRows * kLanes];
+      tile(p, from, w, bias, full, kLanes);
+      for (int64_t r = 0; r < take; r++) copy(y + (row + r) * y_row, full + r * kLanes, p.columns);
     }
   }
 }
 
-// Output channel o of a piece that `takes_single`.
-inline void run_single(const Piece& p, int64_t o) {
+// Computes output channel o of a block for which `takes_single` holds.
+inline void run_single(const PlanarTask& p, int64_t o) {
   const auto with_rows = [&]<int K>() {
     if (p.stride == 1) return single_rows<K, 1>(p, o);
     if constexpr (K % 2 && K > 1) single_rows<K, 2>(p, o);

@@ -1,4 +1,4 @@
-// A convolution as numbers, and the work that kernels do on it. No torch, no allocation, no threads of our own.
+// A convolution as numbers, and the work that kernels do on it. This core knows no torch and starts no threads.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,12 @@
 namespace groupwise {
 
 // Output position o of one spatial dimension reads input positions o * stride + k * dilation - pad, k in [0, kernel).
-// Padding after the input is whatever `out` implies.
+// `out` implies the padding after the input.
 struct Axis {
   int64_t in, out, kernel, stride, pad, dilation;
 };
 
-// Channels are those of one group. A 1-D convolution has a height of 1.
+// Channels are counted in one group. A 1-D convolution has a height of 1.
 struct Problem {
   int64_t batch, groups, in_channels, out_channels;
   Axis h, w;
@@ -27,54 +27,55 @@ struct Strides {
   int64_t n, c, h, w;
 };
 
-// The strides of a dimension of one element say nothing. 1 between channels, or columns, means that those are neighbours.
+// Replaces the strides of dimensions of one element, which say nothing. Afterwards a stride of 1 between channels, or columns,
+// means that they are neighbours in memory.
 inline Strides meaningful(Strides s, int64_t channels, int64_t width) {
   if (channels == 1) s.c = 1;
   if (width == 1) s.w = s.c == 1 && channels > 1 ? channels : 1;
   return s;
 }
 
-// Strides of a contiguous or channels-last tensor.
+// Returns the strides of a contiguous or channels-last tensor.
 inline Strides dense_strides(int64_t channels, int64_t h, int64_t w, bool channels_last) {
   const Strides last{channels * h * w, 1, w * channels, channels}, first{channels * h * w, h * w, w, 1};
   return meaningful(channels_last && channels > 1 ? last : first, channels, w);
 }
 
-// Strides of a weight: from group to group, and by output channel, input channel, row and column within one.
+// Strides of a weight: from group to group, and within a group by output channel, input channel, row and column.
 struct WeightStrides {
   int64_t group, o, c, h, w;
 };
 
-// Of a weight that is contiguous or channels-last.
+// Returns the strides of a contiguous or channels-last weight.
 inline WeightStrides dense_weight_strides(const Problem& p, bool channels_last) {
   const int64_t row = p.w.kernel, taps = p.h.kernel * row, in = p.in_channels, output = in * taps;
   if (channels_last) return {p.out_channels * output, output, 1, row * in, in};
   return {p.out_channels * output, output, taps, row, 1};
 }
 
-// Where the weights of an output channel begin, counted over all groups of `out_channels` each.
+// Returns where the weights of an output channel begin; `channel` counts over all groups of `out_channels` each.
 inline int64_t begin_of(const WeightStrides& s, int64_t out_channels, int64_t channel) {
   return channel / out_channels * s.group + channel % out_channels * s.o;
 }
 
-// What one axis of a correlation does: output first + i * step, for i in [0, out), sums over t in [0, taps) the input at
-// i * stride + low + t * spacing times the weight at index + t * index_step.
-struct Sweep {
+// One axis of a correlation, for one phase of the stride. Output first + i * step, for i in [0, out), is the sum over t in
+// [0, taps) of the input at i * stride + low + t * spacing times the weight at index + t * index_step.
+struct Phase {
   int64_t in, out, stride, low, taps, spacing, index, index_step, first, step;
   int64_t span() const { return taps > 0 ? (taps - 1) * spacing : 0; }
 };
 
-// The one sweep of a forward convolution, and the `stride` sweeps that make its grad_input: the inputs that leave
-// remainder r when divided by the stride meet the same taps, whose reach into grad_output is then a plain correlation.
-Sweep forward_sweep(const Axis& axis);
-std::vector<Sweep> grad_input_sweeps(const Axis& axis);
+// A forward convolution has one phase. Its grad_input has one for each residue of the stride: inputs with the same residue
+// meet the same taps, so that their gradients are a plain correlation of grad_output with those taps.
+Phase forward_phase(const Axis& axis);
+std::vector<Phase> grad_input_phases(const Axis& axis);
 
-// output[o] = bias[o] + sum over input channels and taps; channels are those of one group. All sweeps of the width are
-// done together, as they interleave in one output row.
+// output[o] = bias[o] + sum over input channels and taps; channels are counted in one group. All phases of the width run
+// together, because their outputs interleave in one row.
 struct Correlation {
   int64_t batch, groups, in_channels, out_channels;
-  Sweep h;
-  std::vector<Sweep> w;
+  Phase h;
+  std::vector<Phase> w;
   const float* input;
   Strides input_strides;
   const float* weight;
@@ -82,7 +83,7 @@ struct Correlation {
   const float* bias;  // of all groups, or null
   float* output;
   Strides output_strides;
-  // Products that are summed in one accumulator, where whole channels allow; what fits lanes of several groups is not cut.
+  // The most products that one accumulator sums, in whole channels; lanes that hold several groups sum all of theirs.
   int64_t longest_run;
 };
 
@@ -97,10 +98,10 @@ struct GradWeight {
   WeightStrides weight_strides;
 };
 
-// Runs fn(begin, end, context) over pieces of [0, count) on the caller's threads.
+// Runs fn(begin, end, context) over ranges of [0, count) on the caller's threads.
 using ParallelFor = void (*)(int64_t count, void (*fn)(int64_t begin, int64_t end, void* context), void* context);
 
-// What a thread may hold beside the tensors: half of a 1 MiB L2, all of a 512 KiB one.
+// The scratch of a thread: half of a 1 MiB L2 cache, all of a 512 KiB one.
 constexpr int64_t kScratchFloats = 512 * 1024 / 4;
 
 }  // namespace groupwise

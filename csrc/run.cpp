@@ -14,12 +14,12 @@ struct Freed {
   void operator()(float* p) const { std::free(p); }
 };
 
-// A thread's scratch lives as long as the thread: pages touched once stay.
+// Returns this thread's scratch, which lives as long as the thread, so that its pages are faulted in once.
 float* scratch() {
   thread_local std::unique_ptr<float, Freed> memory;
   if (!memory) {
     void* p = nullptr;
-    // A vector beyond the end, for loads that read and do not use it.
+    // One vector beyond the end is for loads whose last lanes are not used.
     if (posix_memalign(&p, 64, kScratchFloats * sizeof(float) + 64) != 0) throw std::bad_alloc();
     memory.reset(static_cast<float*>(p));
   }
@@ -27,16 +27,15 @@ float* scratch() {
 }
 
 template <class F>
-void share(int64_t tasks, bool worth, ParallelFor parallel_for, F&& f) {
+void run_tasks(int64_t tasks, bool worth, ParallelFor parallel_for, F&& f) {
   if (!worth || tasks < 2) {
     if (tasks > 0) f(int64_t{0}, tasks);
     return;
   }
-  parallel_for(
-      tasks, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); }, &f);
+  parallel_for(tasks, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); }, &f);
 }
 
-// The plan takes no kernel whose work exceeds the scratch; to go on would write beyond it.
+// Guards the scratch: the planner refuses every kernel whose block does not fit it.
 void expect(bool fits) {
   if (!fits) throw std::logic_error("groupwise: a kernel was planned that does not fit its scratch");
 }
@@ -51,8 +50,8 @@ void correlate(const Request& r, Kernel kernel, const Tensors& t, ParallelFor pa
     c.weight = t.w;
     c.bias = t.bias;
     const auto with = [&](const auto& layout, auto kernel_of) {
-      share(layout.tasks(c), threads > 1, parallel_for,
-            [&](int64_t begin, int64_t end) { kernel_of(c, layout, begin, end, scratch()); });
+      run_tasks(layout.tasks(c), threads > 1, parallel_for,
+                [&](int64_t begin, int64_t end) { kernel_of(c, layout, begin, end, scratch()); });
     };
     if (kernel == Kernel::planar) {
       CorrelationLayout l;
@@ -69,7 +68,7 @@ void correlate(const Request& r, Kernel kernel, const Tensors& t, ParallelFor pa
   }
 }
 
-// grad_weight = the sum of the parts, in their order: the same bits on every run.
+// Sums the parts in their order, so that the result has the same bits on every run.
 void add_parts(const GradWeight& work, const float* parts, int64_t count) {
   const Problem& p = work.problem;
   const WeightStrides& s = work.weight_strides;
@@ -93,8 +92,8 @@ void grad_weight(const Request& r, Kernel kernel, const Tensors& t, ParallelFor 
   const auto with = [&](auto layout, auto kernel_of) {
     expect(lay_out(work, kernels().lanes, threads, &layout));
     std::vector<float> parts(layout.parts > 1 ? layout.parts * floats : 0);
-    share(layout.tasks(p), threads > 1, parallel_for,
-          [&](int64_t begin, int64_t end) { kernel_of(work, layout, begin, end, scratch(), parts.data()); });
+    run_tasks(layout.tasks(p), threads > 1, parallel_for,
+              [&](int64_t begin, int64_t end) { kernel_of(work, layout, begin, end, scratch(), parts.data()); });
     if (layout.parts > 1) add_parts(work, parts.data(), layout.parts);
   };
   if (kernel == Kernel::planar) {
@@ -113,12 +112,11 @@ void run(const Request& r, Kernel kernel, const Tensors& t, ParallelFor parallel
   correlate(r, kernel, t, parallel_for);
 }
 
-void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& s,
-                  float* sums, ParallelFor parallel_for) {
+void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& s, float* sums,
+                  ParallelFor parallel_for) {
   const int64_t tasks = ceil_div(channels, kChannelBlock);
-  share(tasks, batch * channels * h * w >= kWorthAThread / 4, parallel_for, [&](int64_t begin, int64_t end) {
-    kernels().sum_channels(batch, channels, h, w, tensor, s, sums, begin, end);
-  });
+  run_tasks(tasks, batch * channels * h * w >= kWorthAThread / 4, parallel_for,
+            [&](int64_t begin, int64_t end) { kernels().sum_channels(batch, channels, h, w, tensor, s, sums, begin, end); });
 }
 
 }  // namespace groupwise

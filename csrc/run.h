@@ -1,21 +1,21 @@
-// Runs what was planned. Tensors are either contiguous along w (planar) or along c (channels last), with any strides else.
+// Runs what was planned. Tensors are contiguous along w (planar) or along c (channels-last), and have any other strides.
 #pragma once
 
 #include "plan.h"
 
 namespace groupwise {
 
-// In the sense of the forward convolution: the direction says which of x, w and y is written.
+// The names are those of the forward convolution. The direction decides which of x, w and y is written.
 struct Tensors {
   float* x;
   float* y;
   float* w;
-  const float* bias;  // of a forward, or of the grad_input that is a transposed convolution's forward; or null
+  const float* bias;  // for a forward, plain or transposed (which is a grad_input); or null
 };
 
 void run(const Request& request, Kernel kernel, const Tensors& tensors, ParallelFor parallel_for);
 
-// sums[c] = sum over n, h and w.
+// Computes sums[c], the sum over n, h and w, which is a bias's gradient.
 void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& strides,
                   float* sums, ParallelFor parallel_for);
 

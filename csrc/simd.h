@@ -1,4 +1,4 @@
-// A vector of floats as wide as the target, in the vector extension of GCC and Clang.
+// A vector of floats as wide as the target's, by the vector extension of GCC and Clang.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 #define GW_INLINE __attribute__((always_inline)) inline
 #define GW_LAMBDA __attribute__((always_inline))
-// Of code that runs seldom or long: inlined wherever it is called it would take minutes to compile.
+// For code that runs seldom or long: inlined at every call, it would take minutes to compile.
 #define GW_NOINLINE __attribute__((noinline)) inline
 
 namespace groupwise::GW_TARGET {
@@ -27,8 +27,8 @@ GW_INLINE Vec broadcast(float x) { return x - Vec{}; }
 // which cost half of the peak where one vector feeds four FMAs (31x31 depthwise: 30-35 % of peak, 96 % with it).
 GW_INLINE void pin(Vec& v) { asm volatile("" : "+x"(v)); }
 
-// sum += a * b. As an instruction of its own, GCC 12 keeps every sum in its register; left to choose among the three forms
-// of FMA it overwrote factors instead, and kept one of 12 sums in memory.
+// Adds a * b to sum. With the instruction fixed GCC 12 keeps every sum in its register; free to choose among the three forms of
+// FMA, it overwrote factors instead and kept one of 12 sums in memory.
 GW_INLINE void add_product(Vec& sum, Vec a, Vec b) {
 #ifdef __FMA__
   asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
@@ -37,15 +37,14 @@ GW_INLINE void add_product(Vec& sum, Vec a, Vec b) {
 #endif
 }
 
-// f(0), ..., f(N-1) with constant arguments: arrays of vectors indexed in an ordinary loop stay on the stack.
+// Calls f(0), ..., f(N-1) with constant arguments: arrays of vectors that an ordinary loop indexes stay on the stack.
 template <int N, class F>
 GW_INLINE void unroll(F&& f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
-    (f(std::integral_constant<int, I>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
+  [&]<int... I>(std::integer_sequence<int, I...>)
+      __attribute__((always_inline)) { (f(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, N>{});
 }
 
-// f(0), ..., f(n-1); N is n where that is known, and 0 elsewhere.
+// Calls f(0), ..., f(n-1). N is n if that is a constant, else 0.
 template <int N, class F>
 GW_INLINE void each(int64_t n, F&& f) {
   if constexpr (N > 0) {
@@ -72,20 +71,20 @@ GW_NOINLINE Vec load_part(const float* p, int64_t count) {
   return load(lanes);
 }
 
-// The first `count` lanes, count <= kLanes; no byte beyond them is touched.
+// Stores, or loads, the first `count` lanes and touches no byte beyond them.
 GW_INLINE void store_some(float* p, Vec v, int64_t count) {
   if (count >= kLanes) return store(p, v);
   store_part(p, v, count);
 }
 GW_INLINE Vec load_some(const float* p, int64_t count) { return count >= kLanes ? load(p) : load_part(p, count); }
 
-// The first `count` lanes, added to what is there or in its place.
+// Stores the first `count` lanes, or adds them to what is there.
 GW_INLINE void put(float* p, Vec v, int64_t count, bool add) {
   if (add) v += load_some(p, count < kLanes ? count : kLanes);
   store_some(p, v, count);
 }
 
-// The first `count` lanes, zeros after them, whatever was there: 0 * NaN would not do.
+// Keeps the first `count` lanes and zeros the others, also where they are NaN, which a product with 0 would not.
 GW_INLINE Vec keep(Vec v, int64_t count) {
   typedef int32_t Bits __attribute__((vector_size(kLanes * 4)));
   alignas(64) static constexpr int32_t kOnes[2 * kLanes] = {
@@ -102,7 +101,7 @@ GW_INLINE Vec keep(Vec v, int64_t count) {
   return v;
 }
 
-// Rows become columns, in place.
+// Transposes in place.
 GW_INLINE void transpose(Vec (&r)[kLanes]) {
 #if GW_LANES == 8
   Vec s[8];
@@ -131,7 +130,7 @@ GW_INLINE void transpose(Vec (&r)[kLanes]) {
 #endif
 }
 
-// Four floats, for rows that do not fill a vector.
+// Four floats, for rows that do not fill a vector, and their loads and stores.
 typedef float Four __attribute__((vector_size(16)));
 GW_INLINE Four load_four(const float* p) {
   Four v;
@@ -139,14 +138,14 @@ GW_INLINE Four load_four(const float* p) {
   return v;
 }
 GW_INLINE void store_four(float* p, Four v) { std::memcpy(p, &v, sizeof v); }
-// p[0], p[2], p[4], p[6], and not a float beyond.
+// Loads p[0], p[2], p[4] and p[6], and no float beyond.
 GW_INLINE Four load_even_four(const float* p) { return __builtin_shufflevector(load_four(p), load_four(p + 3), 0, 2, 5, 7); }
 
-// p[0], p[2], ... p[2 * kLanes - 2], and not a float beyond.
+// Loads p[0], p[2], ... p[2 * kLanes - 2], and no float beyond.
 GW_INLINE Vec load_even(const float* p) {
 #if GW_LANES == 8
   const Vec a = load(p), b = load(p + kLanes - 1);
-  // Within the halves first, then between them: two instructions, where one step would take three and a table.
+  // It shuffles within the halves, then between them: two instructions, where a single shuffle takes three and a table.
   const Vec t = __builtin_shufflevector(a, b, 0, 2, 9, 11, 4, 6, 13, 15);
   return __builtin_shufflevector(t, t, 0, 1, 4, 5, 2, 3, 6, 7);
 #else
@@ -154,7 +153,7 @@ GW_INLINE Vec load_even(const float* p) {
 #endif
 }
 
-// p[0], p[2], ... and p[1], p[3], ..., kLanes each.
+// kLanes floats p[0], p[2], ... and as many p[1], p[3], ....
 struct Pairs {
   Vec even, odd;
 };
@@ -170,10 +169,10 @@ GW_INLINE Pairs load_pairs(const float* p) {
 #endif
 }
 
-// The sum of the lanes of each of four vectors.
+// Returns the sum of the lanes of each of four vectors.
 GW_INLINE Four sum_lanes(const Vec (&v)[4]) {
 #if GW_LANES == 8
-  // Neighbours are added, of two vectors in turn, then the halves.
+  // It adds neighbours of two vectors in turn, then the halves.
   const auto add = [](Vec a, Vec b) GW_LAMBDA {
     return __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
   };
@@ -186,7 +185,7 @@ GW_INLINE Four sum_lanes(const Vec (&v)[4]) {
 #endif
 }
 
-// Floats of two vectors in turn, a0 b0 a1 b1 ...: the first half and the second.
+// Return the floats of two vectors in turn, a0 b0 a1 b1 ...: the first half, and the second.
 GW_INLINE Vec interleave_low(Vec a, Vec b) {
 #if GW_LANES == 8
   return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
@@ -202,8 +201,8 @@ GW_INLINE Vec interleave_high(Vec a, Vec b) {
 #endif
 }
 
-// whole(i) of every kLanes of n, the last of which start early rather than end late; of n < kLanes half(i) of four, and of n < 4
-// one(i). Some i are done twice: what is done stores what depends on i alone, between buffers that do not overlap.
+// Calls whole(i) for every kLanes of n, the last of which start early rather than end late. If n < kLanes it calls half(i) for
+// every four, and if n < 4 one(i). Some i come twice, so what is stored must depend on i alone, and buffers must not overlap.
 template <class Whole, class Half, class One>
 GW_INLINE void in_vectors(int64_t n, Whole&& whole, Half&& half, One&& one) {
   int64_t i = 0;
@@ -217,7 +216,7 @@ GW_INLINE void in_vectors(int64_t n, Whole&& whole, Half&& half, One&& one) {
   for (; i < n; i++) one(i);
 }
 
-// n floats between buffers that do not overlap; short rows are common, and a call of memcpy costs as much as one.
+// Copies n floats between buffers that do not overlap. Short rows are common, and a call of memcpy takes as long.
 GW_INLINE void copy(float* to, const float* from, int64_t n) {
   in_vectors(
       n, [&](int64_t i) GW_LAMBDA { store(to + i, load(from + i)); },

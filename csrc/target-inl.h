@@ -1,4 +1,4 @@
-// All kernels, compiled once for each instruction set by the target_*.cpp that includes this.
+// All kernels. Each target_*.cpp includes this file and compiles them for its instruction set.
 #include "channels-inl.h"
 #include "channels_dot-inl.h"
 #include "channels_group-inl.h"

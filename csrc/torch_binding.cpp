@@ -1,20 +1,20 @@
-// Routes aten::convolution and aten::convolution_backward of CPU tensors: what a kernel takes runs here, all else goes on
-// to what PyTorch would have run. Autograd, double backward, vmap, autocast and torch.compile all arrive here.
+// Dispatches aten::convolution and aten::convolution_backward of CPU tensors to the kernels; unsupported cases fall back to
+// PyTorch. Autograd, double backward, vmap, autocast and torch.compile all call these two operators.
 #include <ATen/Parallel.h>
 #include <ATen/TracerMode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/convolution_backward_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/convolution_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/empty.h>
-#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/library.h>
 
 #include <optional>
 
 #include "c_api.h"
+#include "dispatch.h"
+#include "recording.h"
 #include "run.h"
-#include "state.h"
 
 namespace groupwise {
 namespace {
@@ -22,39 +22,19 @@ namespace {
 using at::Tensor;
 using Ints = c10::SymIntArrayRef;
 
-// torch's own pool, by a function of libtorch: `at::parallel_for` is serial in a library built without OpenMP.
+// Runs tasks on PyTorch's thread pool, by a function of libtorch: `at::parallel_for` is serial in a library built without
+// OpenMP.
 void parallel_for(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) {
   const int64_t threads = at::get_num_threads();
   TORCH_CHECK(torch_parallel_for(0, count, (count + threads - 1) / threads, fn, context) == 0,
               "groupwise: a convolution kernel failed");
 }
 
-// A node of autograd's graph. Its place in memory may be another's later, but not with the same number.
-struct NodeId {
-  const torch::autograd::Node* node;
-  uint64_t number;
-  bool operator==(const NodeId&) const = default;
-};
-
-NodeId running_node() {
-  const auto node = torch::autograd::get_current_node();
-  return node ? NodeId{node.get(), node->sequence_nr()} : NodeId{nullptr, 0};
-}
-
-// The node that this thread was asked to route. That it runs is asked of autograd: no error can leave the route taken, and
-// what else runs meanwhile, as a forward that is made again, does not take it.
-thread_local NodeId routed_node{nullptr, 0};
-
-bool node_routed() {
-  if (thread_route() < 0 || !routed_node.node) return false;
-  return running_node() == routed_node;
-}
-
-// Whether torch.jit.trace is recording what this thread calls. It does not record aten::convolution itself but the operators
+// Tells whether torch.jit.trace records what this thread calls. It does not record aten::convolution itself but the operators
 // below it, so a kernel that writes into a tensor from at::empty would leave a graph of aten::empty alone.
-bool recorded() { return at::tracer::impl::is_dispatch_enabled(); }
+bool traced() { return at::tracer::impl::is_dispatch_enabled(); }
 
-// The arguments of aten::convolution as a Problem. Of a transposed convolution, x is the output and y the input.
+// The arguments of aten::convolution as a Problem. For a transposed convolution, x is the output and y the input.
 struct Call {
   Problem problem;
   int64_t dimensions;
@@ -62,12 +42,12 @@ struct Call {
   int64_t x_channels, y_channels;
 };
 
-// One value a dimension; a single value stands for all.
+// Reads one value a dimension; a single value stands for all. False if one is unknown or out of range.
 bool read(Ints values, int64_t dimensions, int64_t least, int64_t* out) {
   if (static_cast<int64_t>(values.size()) != dimensions && values.size() != 1) return false;
   for (int64_t i = 0; i < dimensions; i++) {
     const std::optional<int64_t> value = values[values.size() == 1 ? 0 : i].maybe_as_int();
-    // The plan's limit, before anything is reckoned with it.
+    // The plan's limit is checked first, so that nothing below overflows.
     if (!value || *value < least || *value > kMostExtent) return false;
     out[i] = *value;
   }
@@ -75,11 +55,11 @@ bool read(Ints values, int64_t dimensions, int64_t least, int64_t* out) {
 }
 
 bool plain(const Tensor& t) {
-  return t.defined() && t.scalar_type() == at::kFloat && t.layout() == at::kStrided && t.device().is_cpu() &&
-         t.numel() > 0;
+  return t.defined() && t.scalar_type() == at::kFloat && t.layout() == at::kStrided && t.device().is_cpu() && t.numel() > 0;
 }
 
-// Whether these arguments are a convolution that kernels may take. What is wrong with others is PyTorch's to say.
+// Reads the arguments into `call`. False for a convolution that no kernel supports, and for wrong arguments, about which
+// PyTorch raises its own error.
 bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints padding, Ints dilation, bool transposed,
                 Ints output_padding, const c10::SymInt& groups, Call* call) {
   if (!plain(input) || !plain(weight)) return false;
@@ -87,8 +67,7 @@ bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints pad
   const int64_t dimensions = static_cast<int64_t>(sizes.size()) - 2;
   if (dimensions < 1 || dimensions > 2 || weights.size() != sizes.size()) return false;
   int64_t s[2], p[2], d[2], extra[2] = {0, 0};
-  if (!read(stride, dimensions, 1, s) || !read(padding, dimensions, 0, p) || !read(dilation, dimensions, 1, d))
-    return false;
+  if (!read(stride, dimensions, 1, s) || !read(padding, dimensions, 0, p) || !read(dilation, dimensions, 1, d)) return false;
   if (transposed && !read(output_padding, dimensions, 0, extra)) return false;
   const int64_t g = groups.maybe_as_int().value_or(0), channels = sizes[1];
   if (g < 1 || channels % g != 0 || weights[0] % g != 0) return false;
@@ -115,7 +94,7 @@ bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints pad
   }
   call->dimensions = dimensions;
   call->transposed = transposed;
-  // PyTorch's rule: either tensor asks for it.
+  // PyTorch computes in channels_last if either tensor is.
   call->channels_last = dimensions == 2 && (input.unsafeGetTensorImpl()->is_strides_like_channels_last() ||
                                             weight.unsafeGetTensorImpl()->is_strides_like_channels_last());
   call->x_channels = g * problem.in_channels;
@@ -133,35 +112,33 @@ Strides strides_of(const Tensor& t) {
   return meaningful({s[0], s[1], flat ? 0 : s[2], s.back()}, sizes[1], sizes.back());
 }
 
-// Whether the kernels read it as it lies.
+// Tells whether the kernels can read a tensor of these strides in place.
 bool readable(const Strides& s, const Call& call) { return s.c == 1 || (s.w == 1 && !call.channels_last); }
 
-// The tensor itself, or a copy in the call's format.
-Tensor as_read(const Tensor& t, const Call& call) {
-  return readable(strides_of(t), call) ? t : t.contiguous(format(call));
-}
+// Returns the tensor itself if the kernels can read it, else a copy in the call's format.
+Tensor as_read(const Tensor& t, const Call& call) { return readable(strides_of(t), call) ? t : t.contiguous(format(call)); }
 
-// Of a new x, or y, in the call's format.
+// Returns the strides of a new x, or y, in the call's format.
 Strides new_strides(const Call& call, bool x) {
   const Problem& p = call.problem;
   return x ? dense_strides(call.x_channels, p.h.in, p.w.in, call.channels_last)
            : dense_strides(call.y_channels, p.h.out, p.w.out, call.channels_last);
 }
 
-// Of an x, or y, as it will be read.
+// Returns the strides with which the kernels will read an x, or y.
 Strides read_strides(const Tensor& t, const Call& call, bool x) {
   const Strides s = strides_of(t);
   return readable(s, call) ? s : new_strides(call, x);
 }
 
-// The weight of one channel a group is read as contiguous: strides of its single input channel say nothing.
+// A depthwise weight is read as contiguous, because the stride of its single input channel says nothing.
 WeightStrides weight_strides(const Tensor& w, const Call& call) {
   if (depthwise(call.problem)) return dense_weight_strides(call.problem, false);
   const at::IntArrayRef s = w.strides();
   return {call.problem.out_channels * s[0], s[0], s[1], s.size() == 3 ? w.sizes()[2] * s[2] : s[2], s.back()};
 }
 
-// A new x, or y, in the call's format.
+// Allocates a new x, or y, in the call's format.
 Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
   const Problem& p = call.problem;
   const int64_t channels = x ? call.x_channels : call.y_channels, width = x ? p.w.in : p.w.out;
@@ -169,20 +146,20 @@ Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
   return at::empty({p.batch, channels, x ? p.h.in : p.h.out, width}, options.memory_format(format(call)));
 }
 
-// The tensors are those that are read; the one that is written is null.
+// Plans one direction of the call. The tensors are those that it reads; the one that it writes is null.
 Plan decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y, const Tensor* weight) {
   const int64_t available = at::get_num_threads(), threads = available > 1 && at::in_parallel_region() ? 1 : available;
-  Plan plan{{direction, call.problem, call.channels_last, true, threads, call.dimensions,
-             x ? read_strides(*x, call, true) : new_strides(call, true),
-             y ? read_strides(*y, call, false) : new_strides(call, false),
-             weight ? weight_strides(*weight, call) : dense_weight_strides(call.problem, call.channels_last), call.transposed},
-            {}};
+  Plan plan{
+      {direction, call.problem, call.channels_last, true, threads, call.dimensions,
+       x ? read_strides(*x, call, true) : new_strides(call, true), y ? read_strides(*y, call, false) : new_strides(call, false),
+       weight ? weight_strides(*weight, call) : dense_weight_strides(call.problem, call.channels_last), call.transposed},
+      {}};
   plan.choice = choose(plan.request, forced().c_str());
-  remember(plan);
+  record(plan);
   return plan;
 }
 
-// `read` is x of a forward and y of a grad_input; the result is the other.
+// Runs a forward, which reads x and returns y, or a grad_input, which reads y and returns x.
 Tensor correlate(const Call& call, const Plan& plan, const Tensor& read, const Tensor& weight, const Tensor& bias) {
   const bool forward = plan.request.direction == Direction::forward;
   const Tensor from = as_read(read, call);
@@ -212,14 +189,14 @@ Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Te
   return to;
 }
 
-Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Ints stride,
-                   Ints padding, Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups) {
+Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Ints stride, Ints padding,
+                   Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups) {
   Call call;
   const auto bias_fits = [&] {
     return !bias || !bias->defined() ||
            (plain(*bias) && bias->dim() == 1 && bias->size(0) == (transposed ? call.x_channels : call.y_channels));
   };
-  if (routed() && !recorded() &&
+  if (dispatched() && !traced() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && bias_fits()) {
     const Plan plan = decide(call, transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
                              transposed ? &input : nullptr, &weight);
@@ -229,10 +206,9 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
                                                            output_padding, groups);
 }
 
-std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_output, const Tensor& input,
-                                                        const Tensor& weight, at::OptionalSymIntArrayRef bias_sizes,
-                                                        Ints stride, Ints padding, Ints dilation, bool transposed,
-                                                        Ints output_padding, c10::SymInt groups,
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                        at::OptionalSymIntArrayRef bias_sizes, Ints stride, Ints padding,
+                                                        Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups,
                                                         std::array<bool, 3> mask) {
   Call call;
   Tensor grads[3];
@@ -246,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
     if (grad_output.size(last) != (transposed ? w.in : w.out)) return false;
     return call.dimensions == 1 || grad_output.size(2) == (transposed ? h.in : h.out);
   };
-  if ((routed() || node_routed()) && !recorded() &&
+  if (dispatched() && !traced() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && matches()) {
     if (mask[0]) {
       const Plan plan = decide(call, transposed ? Direction::forward : Direction::grad_input,
@@ -257,15 +233,15 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
       }
     }
     if (mask[1]) {
-      const Plan plan = decide(call, Direction::grad_weight, transposed ? &grad_output : &input,
-                               transposed ? &input : &grad_output, nullptr);
+      const Plan plan =
+          decide(call, Direction::grad_weight, transposed ? &grad_output : &input, transposed ? &input : &grad_output, nullptr);
       if (plan.choice.kernel != Kernel::pytorch) {
         grads[1] = transposed ? grad_weight(call, plan, grad_output, input, weight)
                               : grad_weight(call, plan, input, grad_output, weight);
         left[1] = false;
       }
     }
-    // PyTorch sums the bias in the same pass as the weight's gradient, and would make that for the bias alone.
+    // PyTorch sums the bias's gradient in the pass that makes the weight's, and would run that pass for the bias alone.
     if (mask[2] && !left[1]) {
       const Tensor from = as_read(grad_output, call);
       const int64_t height = call.dimensions == 1 ? 1 : from.size(2);
@@ -288,10 +264,8 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
 }  // namespace
 }  // namespace groupwise
 
-void groupwise_route_node() { groupwise::routed_node = groupwise::running_node(); }
-
 void groupwise_register() {
-  // For good: to take a kernel out while another thread dispatches to it is not safe. What is not routed passes through.
+  // The registration is never undone: to remove a kernel while another thread calls it is not safe. `dispatched` decides.
   static torch::Library* library = [] {
     auto* made = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);
     made->impl("convolution", &groupwise::convolution);

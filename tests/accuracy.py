@@ -16,7 +16,7 @@ import math
 
 import torch
 
-from groupwise import last_plans
+from groupwise import record_plans
 from groupwise.kernels.dispatch import forced
 
 UNIT = torch.finfo(torch.float32).eps / 2
@@ -125,10 +125,8 @@ def check(layer, source, grad, kernel=""):
     """Run a step by a kernel and by PyTorch and hold both to float64; the plans that ran."""
     with forced(False):
         theirs = step(layer, source, grad)
-    last_plans()
-    with forced(True, kernel), poisoned():
+    with forced(True, kernel), poisoned(), record_plans() as plans:
         ours = step(layer, source, grad)
-    plans = last_plans()
     # The forward of a transposed convolution is a plain one's gradient of the input, and the other way round.
     values = ["grad_input", "output"] if layer.transposed else ["output", "grad_input"]
     value_of = {"forward": values[0], "grad_input": values[1], "grad_weight": "grad_weight"}

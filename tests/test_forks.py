@@ -22,7 +22,9 @@ layer, x = torch.nn.Conv2d(16, 16, 3, groups=4), torch.randn(2, 16, 20, 20)
 expected = layer(x)
 child = os.fork()
 if child == 0:
-    os._exit(0 if torch.equal(layer(x), expected) and groupwise.last_plans() else 3)
+    with groupwise.record_plans() as plans:
+        same = torch.equal(layer(x), expected)
+    os._exit(0 if same and len(plans) == 1 else 3)
 assert os.waitpid(child, 0)[1] == 0
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -35,7 +37,9 @@ import os, threading, torch, groupwise
 torch.set_num_threads(1)
 layer, x = torch.nn.Conv2d(16, 16, 3, groups=4), torch.randn(2, 16, 20, 20)
 # Loads groupwise's modules: Python itself has no import end in a child that was forked in its midst.
-groupwise.enable(), groupwise.last_plans()
+groupwise.enable()
+with groupwise.record_plans():
+    pass
 stop = threading.Event()
 def switch():
     while not stop.is_set():
@@ -49,15 +53,38 @@ for _ in range(60):
     child = os.fork()
     if child == 0:
         groupwise.disable()
-        groupwise.last_plans()
-        layer(x)
-        off = not groupwise.last_plans()
-        with groupwise.enabled():
+        with groupwise.record_plans() as off:
             layer(x)
-        os._exit(0 if off and len(groupwise.last_plans()) == 1 else 3)
+        with groupwise.enabled(), groupwise.record_plans() as on:
+            layer(x)
+        os._exit(0 if not off and len(on) == 1 else 3)
     codes.append(os.waitpid(child, 0)[1])
 stop.set()
 thread.join()
 assert not any(codes), codes
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+def test_a_forked_child_drops_the_recordings_of_threads_it_does_not_have():
+    """They would grow for as long as the child lives, and nothing would read them."""
+    code = """
+import os, threading, torch, groupwise
+from groupwise.kernels import native
+torch.set_num_threads(1)
+groupwise.enable()
+layer, x = torch.nn.Conv2d(4, 4, 3, groups=4), torch.randn(1, 4, 9, 9)
+library, numbers = native.library(), []
+thread = threading.Thread(target=lambda: numbers.append(library.groupwise_record_start()))
+thread.start(), thread.join()
+numbers.append(library.groupwise_record_start())
+layer(x)
+child = os.fork()
+layer(x)
+counts = [native.read_text(library.groupwise_record_stop, number).count('"direction"') for number in numbers]
+if child == 0:
+    os._exit(0 if counts == [0, 2] else 3)
+assert os.waitpid(child, 0)[1] == 0
+assert counts == [2, 2], counts
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

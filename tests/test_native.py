@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import groupwise
-from groupwise import GroupwiseError
+from groupwise import GroupwiseError, explain
 from groupwise.kernels import native
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -38,27 +38,27 @@ static int64_t fill(const char* from, char* text, int64_t size) {
   return needed;
 }
 #ifndef API
-#define API 4
+#define API 5
 #endif
 int32_t groupwise_api_version(void) { return API; }
 int64_t groupwise_build(char* text, int64_t size) { return fill("{\"torch\": \"2.13.0\"}", text, size); }
 int64_t groupwise_isa(char* text, int64_t size) {
   const char* asked = getenv("GROUPWISE_ISA");
-  if (asked && strcmp(asked, "avx512") == 0) asked = "!GROUPWISE_ISA=avx512 cannot be had here; valid: avx2";
+  if (asked && strcmp(asked, "avx512") == 0) asked = "!GROUPWISE_ISA=avx512 cannot run here; valid: avx2";
   return fill(asked ? asked : "avx2", text, size);
 }
 void groupwise_register(void) {}
-void groupwise_route(int32_t on) { (void)on; }
-int32_t groupwise_route_thread(int32_t state) { return -state; }
-void groupwise_route_node(void) {}
+void groupwise_dispatch(int32_t on) { (void)on; }
+int32_t groupwise_dispatch_thread(int32_t state) { return -state; }
 const char* groupwise_force(const char* kernel) { return kernel; }
 int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size) {
   return fill(numbers[2] == -3 && strcmp(dtype, "float32") == 0 ? "é" : "wrong", text, size);
 }
-#ifndef NO_PLANS
-int64_t groupwise_last_plans(int32_t clear, char* text, int64_t size) {
+#ifndef NO_RECORDING
+int64_t groupwise_record_start(void) { return 7; }
+int64_t groupwise_record_stop(int64_t recording, char* text, int64_t size) {
   char plans[5000];
-  memset(plans, clear ? 'c' : 'k', sizeof plans - 1);
+  memset(plans, recording == 7 ? 's' : 'n', sizeof plans - 1);
   plans[sizeof plans - 1] = 0;
   return fill(plans, text, size);
 }
@@ -150,7 +150,7 @@ def test_a_system_it_is_not_built_on(folder, monkeypatch):
 
 def test_what_the_build_recorded(folder):
     (folder / "_native.json").write_text('{"problem": "no working C++ compiler was found"}')
-    refused("when groupwise was installed, no working C[+][+] compiler was found; mend that and build it: REBUILD")
+    refused("when groupwise was installed, no working C[+][+] compiler was found; fix that and build it: REBUILD")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"torch": "2.13.0"}', json.dumps({**RECORD, "api": "one"})])
@@ -174,13 +174,13 @@ def test_a_library_for_another_torch_is_never_opened(folder):
     assert found == [False, False]
     assert len(caught) == 1
     assert caught[0].filename == __file__
-    assert str(groupwise.explain(8, 4, groups=4)).startswith("conv2d 8 → 4")
+    assert str(explain(8, 4, groups=4)).startswith("conv2d 8 → 4")
 
 
 def test_a_library_of_another_interface_is_never_opened(folder):
-    record(folder, api=5)
+    record(folder, api=4)
     (folder / "_native.so").write_text("whoever opens this fails otherwise")
-    refused("of another version of groupwise .interface 5, and this one has 4.; rebuild it: REBUILD")
+    refused("of another version of groupwise .interface 4, and this one has 5.; rebuild it: REBUILD")
 
 
 def test_a_library_that_does_not_load(folder):
@@ -219,15 +219,15 @@ def test_a_library_that_loads(folder, stub):
     )
     numbers = (ctypes.c_int64 * 3)(1, 2, -3)
     assert native.read_text(library.groupwise_plan, numbers, b"float32") == "é"
-    assert library.groupwise_route_thread(-1) == 1
+    assert library.groupwise_dispatch_thread(-1) == 1
     with pytest.raises(ctypes.ArgumentError):
-        library.groupwise_route("on")
+        library.groupwise_dispatch("on")
 
 
 def test_a_text_longer_than_the_buffer(folder, stub):
     stub(folder)
-    assert native.read_text(native.library().groupwise_last_plans, 0) == "k" * 4999
-    assert native.read_text(native.library().groupwise_last_plans, 1) == "c" * 4999
+    library = native.library()
+    assert native.read_text(library.groupwise_record_stop, library.groupwise_record_start()) == "s" * 4999
 
 
 def test_a_text_that_grows_between_two_calls():
@@ -261,20 +261,18 @@ def test_the_instruction_set_asked_for(folder, stub, monkeypatch):
     assert native.status().isa == "baseline"
 
 
-def test_an_instruction_set_that_cannot_be_had(folder, stub, monkeypatch):
+def test_an_instruction_set_that_cannot_run(folder, stub, monkeypatch):
     stub(folder)
     monkeypatch.setenv("GROUPWISE_ISA", "avx512")
-    status = refused(
-        "run: GROUPWISE_ISA=avx512 cannot be had here; valid: avx2; set one of them, or unset GROUPWISE_ISA"
-    )
+    status = refused("run: GROUPWISE_ISA=avx512 cannot run here; valid: avx2; set one of them, or unset GROUPWISE_ISA")
     assert (status.isa, status.cause) == (None, "setting")
-    with pytest.warns(RuntimeWarning, match="GROUPWISE_ISA=avx512 cannot be had"):
+    with pytest.warns(RuntimeWarning, match="GROUPWISE_ISA=avx512 cannot run"):
         assert not native.available()
 
 
 @pytest.mark.parametrize(
     ("definition", "message"),
-    [("API=7", "interface 7, and this one has 4"), ("NO_PLANS", "cannot be loaded: .*groupwise_last_plans")],
+    [("API=7", "interface 7, and this one has 5"), ("NO_RECORDING", "cannot be loaded: .*groupwise_record_start")],
 )
 def test_a_library_that_is_not_what_its_record_says(folder, stub, definition, message):
     stub(folder, definition)
@@ -352,7 +350,7 @@ def test_the_library_that_was_built():
 
 @pytest.mark.parametrize(
     ("asked", "status", "shown"),
-    [("baseline", 0, "; baseline in use"), ("abacus", 1, "GROUPWISE_ISA=abacus cannot be had here; valid: baseline")],
+    [("baseline", 0, "; baseline in use"), ("abacus", 1, "GROUPWISE_ISA=abacus cannot run here; valid: baseline")],
 )
 def test_the_library_that_was_built_obeys(asked, status, shown):
     if native.status().path is None:

@@ -187,9 +187,9 @@ def test_kernels_run_again_after_a_trace():
     model, x = network("2-D")
     with groupwise.enabled():
         torch.jit.trace(model, x, check_trace=False)
-        groupwise.last_plans()
-        model(x)
-    assert {plan.kernel for plan in groupwise.last_plans()} - {"pytorch"}
+        with groupwise.record_plans() as plans:
+            model(x)
+    assert {plan.kernel for plan in plans} - {"pytorch"}
 
 
 def test_an_error_in_a_trace_leaves_nothing_behind():
@@ -204,9 +204,9 @@ def test_an_error_in_a_trace_leaves_nothing_behind():
     with groupwise.enabled():
         with pytest.raises(RuntimeError, match="mine"):
             torch.jit.trace(broken, x)
-        groupwise.last_plans()
-        model(x)
-    assert {plan.kernel for plan in groupwise.last_plans()} - {"pytorch"}
+        with groupwise.record_plans() as plans:
+            model(x)
+    assert {plan.kernel for plan in plans} - {"pytorch"}
 
 
 # Loads what was saved, in a process that never hears of groupwise.

@@ -180,11 +180,12 @@ def test_what_falls_back_is_pytorchs():
 def test_an_enabled_process_still_measures_pytorchs_own():
     layer, x = nn.Conv2d(8, 8, 3, groups=8), torch.randn(1, 8, 9, 9)
     with groupwise.enabled():
-        groupwise.last_plans()
-        timed = timing.measure(Workload(layer, (x,)), 1, (False,), False)
-        assert groupwise.last_plans() == []
-        timing.measure(Workload(layer, (x,)), 1, (True,), False)
-        ran = {one.kernel for one in groupwise.last_plans()}
+        with groupwise.record_plans() as plans:
+            timed = timing.measure(Workload(layer, (x,)), 1, (False,), False)
+        assert plans == []
+        with groupwise.record_plans() as plans:
+            timing.measure(Workload(layer, (x,)), 1, (True,), False)
+        ran = {one.kernel for one in plans}
         row = report(layer, x, repeats=1).to_dict()["layers"][0]
     assert list(timed) == [False]
     assert {row["kernel"]} == ran != {"pytorch"}

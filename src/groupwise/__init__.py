@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from groupwise.kernels.dispatch import enable as enable
     from groupwise.kernels.dispatch import enabled as enabled
     from groupwise.kernels.plan import Plan as Plan
-    from groupwise.kernels.plan import last_plans as last_plans
     from groupwise.kernels.plan import plan as plan
+    from groupwise.kernels.plan import record_plans as record_plans
     from groupwise.profile.bench import Bench as Bench
     from groupwise.profile.bench import bench as bench
     from groupwise.profile.count import Count as Count
@@ -57,8 +57,8 @@ _HOME = {
     "enable": "kernels.dispatch",
     "enabled": "kernels.dispatch",
     "explain": "explanation",
-    "last_plans": "kernels.plan",
     "plan": "kernels.plan",
+    "record_plans": "kernels.plan",
     "report": "profile.report",
     "valid_groups": "spec.arguments",
 }

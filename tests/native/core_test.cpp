@@ -1,5 +1,5 @@
-// The core without torch: random convolutions in every kernel, direction and format, against plain loops in double.
-// Tensors lie between guard bands, and outputs and weights' gradients start as NaN. Built with sanitizers by `make core`.
+// Tests the core without torch: random convolutions in every kernel, direction and format, against plain loops in double.
+// Tensors are between guard bands, and outputs and weights' gradients start as NaN. `make core` builds it with sanitizers.
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #else
@@ -33,12 +33,11 @@ int64_t pick(std::initializer_list<int64_t> values) {
 }
 float random_float() { return std::uniform_real_distribution<float>(-1, 1)(generator); }
 
-// Floats between two guard bands of a value that no computation gives, which with AddressSanitizer may not be read either.
+// Floats between two guard bands of a value that no computation gives. AddressSanitizer also forbids to read the bands.
 class Guarded {
  public:
   explicit Guarded(int64_t size, bool random) : size_(size), all_(size + 2 * kGuard, kMark) {
-    for (int64_t i = 0; i < size; i++)
-      data()[i] = random ? random_float() : std::numeric_limits<float>::quiet_NaN();
+    for (int64_t i = 0; i < size; i++) data()[i] = random ? random_float() : std::numeric_limits<float>::quiet_NaN();
     ASAN_POISON_MEMORY_REGION(all_.data(), kGuard * sizeof(float));
     ASAN_POISON_MEMORY_REGION(data() + size, kGuard * sizeof(float));
   }
@@ -54,7 +53,7 @@ class Guarded {
   }
 
  private:
-  // Odd, so that the tensor is aligned to no more than a float.
+  // The number is odd, so that the tensor is aligned to no more than a float.
   static constexpr int64_t kGuard = 67;
   static constexpr float kMark = 1.2345678e30f;
   int64_t size_;
@@ -70,8 +69,8 @@ void in_two(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) {
 }
 
 Axis random_axis(std::initializer_list<int64_t> sizes) {
-  Axis a{pick(sizes), 0, pick({1, 1, 2, 3, 3, 4, 5, 7, 11}), pick({1, 1, 1, 2, 2, 3, 5}),
-         pick({0, 0, 1, 2, 3, 6}), pick({1, 1, 1, 2, 3})};
+  Axis a{pick(sizes),          0, pick({1, 1, 2, 3, 3, 4, 5, 7, 11}), pick({1, 1, 1, 2, 2, 3, 5}), pick({0, 0, 1, 2, 3, 6}),
+         pick({1, 1, 1, 2, 3})};
   const int64_t after = pick({0, a.pad, a.pad, 1});
   a.out = (a.in + a.pad + after - a.dilation * (a.kernel - 1) - 1) / a.stride + 1;
   if (a.in + a.pad + after < a.dilation * (a.kernel - 1) + 1) a.out = 0;
@@ -85,7 +84,7 @@ Strides strides(int64_t channels, const Axis& h, const Axis& w, bool in, bool ch
 
 const std::initializer_list<int64_t> kSizes = {1, 2, 3, 5, 7, 8, 9, 14, 17, 25, 33};
 
-// visit(x offset, weight offset, y offset) for every multiplication of the convolution.
+// Calls visit(x offset, weight offset, y offset) for every multiplication of the convolution.
 template <class F>
 void each_product(const Problem& p, const Strides& xs, const WeightStrides& ws, const Strides& ys, F&& visit) {
   for (int64_t n = 0; n < p.batch; n++)
@@ -107,24 +106,25 @@ void each_product(const Problem& p, const Strides& xs, const WeightStrides& ws, 
 
 std::string shown(const Request& r, Kernel kernel) { return describe({r, {kernel, {Refusal::none, Refusal::none}}}); }
 
-// Forward and grad_input: three of planar, narrow, groups and dots; grad_weight: two of planar and three of channels.
-constexpr size_t kWays = 2 * 6 + 5;
+// Forward and grad_input have three tiles of planar, and narrow, groups and dots; grad_weight two of planar and three of
+// channels.
+constexpr size_t kForms = 2 * 6 + 5;
 
-// The direction and the tile of a plan: a way of computing.
-std::string way(const Request& r, Kernel kernel) {
+// Returns the direction and the tile of a plan, which name the form that computes.
+std::string form(const Request& r, Kernel kernel) {
   const std::string json = shown(r, kernel), key = "\"tile\": \"";
   const size_t from = json.find(key) + key.size();
   return kDirectionNames[static_cast<int>(r.direction)] + (": " + json.substr(from, json.find('"', from) - from));
 }
 
-// True where the result lies within rounding of the sums of doubles; `weight` has their absolute values.
+// Tells whether the result is within rounding of the sums, which are of doubles; `weight` sums the absolute values.
 bool close(const float* got, const std::vector<double>& sums, const std::vector<double>& weight) {
   for (size_t i = 0; i < sums.size(); i++)
     if (!(std::abs(got[i] - sums[i]) <= 1e-6 * weight[i] + 1e-7)) return false;
   return true;
 }
 
-// The strides of a weight whose dimensions (output, input, row, column) follow each other in any order.
+// Returns the strides of a weight whose dimensions (output, input, row, column) follow each other in any order.
 WeightStrides random_weight_strides(const Problem& p) {
   std::array<int, 4> order{0, 1, 2, 3};
   switch (pick({0, 1, 2, 3})) {
@@ -138,13 +138,13 @@ WeightStrides random_weight_strides(const Problem& p) {
   return {p.out_channels * strides[0], strides[0], strides[1], strides[2], strides[3]};
 }
 
-// How often each way ran.
+// How often each form ran.
 using Ran = std::map<std::string, int64_t>;
 
 bool test_one(Ran* ran) {
-  Problem p{pick({1, 1, 2, 3}), pick({1, 2, 3, 5, 16, 19}), pick({1, 1, 2, 3, 4, 8, 9}), pick({1, 1, 2, 3, 4, 5, 8, 9}),
+  Problem p{pick({1, 1, 2, 3}),  pick({1, 2, 3, 5, 16, 19}), pick({1, 1, 2, 3, 4, 8, 9}), pick({1, 1, 2, 3, 4, 5, 8, 9}),
             random_axis(kSizes), random_axis(kSizes)};
-  // Wide groups, of images that plain loops get through.
+  // Wide groups come with images small enough for plain loops.
   if (pick({0, 0, 1})) {
     const std::initializer_list<int64_t> small = {1, 2, 4, 5, 7};
     p = {pick({1, 2}), pick({1, 2, 3}), pick({16, 20, 40}), pick({16, 24, 33}), random_axis(small), random_axis(small)};
@@ -153,18 +153,19 @@ bool test_one(Ran* ran) {
   if (pick({0, 1})) p.in_channels = p.out_channels = 1;
   if (p.h.out < 1 || p.w.out < 1) return true;
   const bool channels_last = pick({0, 1}), two = pick({0, 1});
-  // The binding gives depthwise weights as contiguous.
+  // The binding makes depthwise weights contiguous.
   const WeightStrides ws = depthwise(p) ? dense_weight_strides(p, false) : random_weight_strides(p);
   const Strides xs = strides(p.groups * p.in_channels, p.h, p.w, true, channels_last);
   const Strides ys = strides(p.groups * p.out_channels, p.h, p.w, false, channels_last);
-  const int64_t sizes[3] = {p.batch * p.groups * p.in_channels * p.h.in * p.w.in, p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel,
+  const int64_t sizes[3] = {p.batch * p.groups * p.in_channels * p.h.in * p.w.in,
+                            p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel,
                             p.batch * p.groups * p.out_channels * p.h.out * p.w.out};
   for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
     Request r{direction, p, channels_last, true, two ? 2 : 1, 2, xs, ys, ws};
     for (const Kernel kernel : {Kernel::planar, Kernel::channels}) {
       const Choice choice = choose(r, kKernelNames[static_cast<int>(kernel)]);
       if (choice.kernel != kernel) continue;
-      ++(*ran)[way(r, kernel)];
+      ++(*ran)[form(r, kernel)];
       const int written = direction == Direction::forward ? 2 : direction == Direction::grad_input ? 0 : 1;
       Guarded x(sizes[0], written != 0), w(sizes[1], written != 1), y(sizes[2], written != 2);
       const int64_t outputs = p.groups * (direction == Direction::grad_input ? p.in_channels : p.out_channels);
@@ -234,7 +235,7 @@ int main(int count, char** arguments) {
     runs += count;
   }
   std::printf("%ld kernel runs agree with plain loops (%s)\n", static_cast<long>(runs), kernels().isa);
-  if (ran.size() == kWays) return 0;
-  std::printf("%zu ways ran, and there are %zu\n", ran.size(), kWays);
+  if (ran.size() == kForms) return 0;
+  std::printf("%zu forms ran, and there are %zu\n", ran.size(), kForms);
   return cases < 400 ? 0 : 1;
 }

@@ -1,8 +1,8 @@
-"""`enable`, `disable` and `enabled`: which convolutions take this package's kernels.
+"""`enable`, `disable` and `enabled`: whether groupwise's kernels take convolutions.
 
-The kernels stand behind `aten::convolution` and `aten::convolution_backward`, PyTorch's own operators on the CPU, so
-that layers, functions, autograd, vmap and compiled graphs reach them as they are. What no kernel takes goes on to
-PyTorch.
+The kernels are registered behind `aten::convolution` and `aten::convolution_backward`, PyTorch's own operators on the
+CPU, so layers, functions, autograd, vmap and compiled graphs reach them without a change. Unsupported cases fall back
+to PyTorch. Two switches turn dispatch on: the process (`enable`, GROUPWISE_ENABLE) and the block (`enabled`).
 """
 
 from __future__ import annotations
@@ -13,34 +13,30 @@ import ctypes
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
-from groupwise.errors import GroupwiseError
-from groupwise.kernels import native
-
-if TYPE_CHECKING:
-    import torch
+from groupwise.errors import GroupwiseError, check_choice
+from groupwise.kernels import freezing, native
+from groupwise.kernels.plan import KERNELS
 
 VARIABLE = "GROUPWISE_ENABLE"
 
 
-class _Wishes:
-    """Who wants the route: `enable()` and the open blocks of `with enabled()`, of all threads."""
+class _Switches:
+    """Who wants dispatch: `enable()`, and the open blocks of `with enabled()` of all threads."""
 
     def __init__(self) -> None:
         self._lock = native.ForkedLock()
-        self._switch = False
-        # Open blocks by thread, because a forked child has none of its parent's other threads to end theirs.
+        self._process = False
+        # Blocks are counted by thread, because a forked child has none of its parent's other threads to end theirs.
         self._blocks: collections.Counter[int] = collections.Counter()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._keep_own)
 
-    def set(self, switch: bool) -> None:
+    def set(self, on: bool) -> None:
         with self._lock:
-            if self._switch != switch:
-                self._switch = switch
+            if self._process != on:
+                self._process = on
                 self._apply()
 
     def add(self, blocks: int) -> None:
@@ -51,6 +47,10 @@ class _Wishes:
                 del self._blocks[mine]
             self._apply()
 
+    @property
+    def on(self) -> bool:
+        return self._process or self._blocks.total() > 0
+
     def _keep_own(self) -> None:
         mine = threading.get_ident()
         if any(count for thread, count in self._blocks.items() if thread != mine):
@@ -58,32 +58,36 @@ class _Wishes:
             self._apply()
 
     def _apply(self) -> None:
-        native.library().groupwise_route(int(self._switch or self._blocks.total() > 0))
+        native.library().groupwise_dispatch(int(self.on))
 
 
-_wishes = _Wishes()
+_switches = _Switches()
+_frozen = freezing.Watch(lambda: _switches.on)
 
 
 def enable() -> None:
-    """Route the convolutions of this process, in every thread, to the fastest kernel that its plan finds.
+    """Dispatches the convolutions of this process, in all threads, to the fastest kernel that the planner finds.
 
-    No model changes: the kernels stand behind PyTorch's operator. What they do not take (other dtypes and devices, 3-D,
-    wide groups) PyTorch computes as before. Raises `GroupwiseError` where the kernels cannot run, and says why.
+    No model changes: the kernels are registered behind PyTorch's operators. Unsupported cases (other dtypes and
+    devices, 3-D, wide groups) fall back to PyTorch. Calls after the first change nothing.
+
+    Raises `GroupwiseError` where the kernels cannot run; the message says why and how to fix it.
     """
     _register()
-    _wishes.set(True)
+    _frozen.begin()
+    _switches.set(True)
 
 
 def disable() -> None:
-    """Undo `enable()`. Blocks of `with enabled()` stay routed until they end."""
-    _wishes.set(False)
+    """Undoes `enable()`. Open blocks of `with enabled()` keep dispatching until they end."""
+    _switches.set(False)
 
 
 @contextlib.contextmanager
 def enabled() -> Iterator[None]:
-    """Route the convolutions of this process, in every thread, within a block. Blocks nest, in one thread or several.
+    """Dispatches the convolutions of this process, in all threads, while the block runs. Blocks nest.
 
-    Raises `GroupwiseError` where the kernels cannot run.
+    Raises `GroupwiseError` where the kernels cannot run; the message says why and how to fix it.
 
     Examples:
         >>> import torch
@@ -93,72 +97,38 @@ def enabled() -> Iterator[None]:
         torch.Size([1, 8, 14, 14])
     """
     _register()
-    _wishes.add(1)
+    _frozen.begin()
+    _switches.add(1)
     try:
         yield
     finally:
-        _wishes.add(-1)
-
-
-class LayerRoute:
-    """The route of one layer's forward, in this thread, and of the backward that its output leads to.
-
-    For the layers of `groupwise.nn`, which take the route without `enable()`. A compiled or exported graph is PyTorch's
-    plain operator, and takes the route where the process does.
-    """
-
-    def __enter__(self) -> LayerRoute:
-        self._route = _thread_route()
-        self._before = self._route(1) if self._route else 0
-        # What forbids the route within a block forbids it to layers too.
-        if self._route and self._before < 0:
-            self._route(self._before)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._route:
-            self._route(self._before)
-
-    def follow(self, output: torch.Tensor) -> None:
-        """Route the convolution's node of `output`'s graph."""
-        if self._route is None or self._before < 0 or output.grad_fn is None:
-            return
-        node: Any = output.grad_fn
-        # The view that takes the batch dimension off an unbatched output again.
-        if node.name().startswith("Squeeze"):
-            node = node.next_functions[0][0]
-        if node.name().startswith("ConvolutionBackward"):
-            node.register_prehook(_route_node)
-
-
-def _route_node(*_: object) -> None:
-    native.library().groupwise_route_node()
-
-
-@cache
-def _thread_route() -> Callable[[int], int] | None:
-    """The native switch of this thread's route, or None where there are no kernels."""
-    if not native.available():
-        return None
-    switch: Callable[[int], int] = _register().groupwise_route_thread
-    return switch
+        _switches.add(-1)
 
 
 @contextlib.contextmanager
-def forced(route: bool | None = None, kernel: str = "") -> Iterator[None]:
-    """Within a block and in this thread alone: take the route (or not), and the one kernel of that name."""
+def forced(on: bool | None = None, kernel: str = "") -> Iterator[None]:
+    """Overrides dispatch in this thread while the block runs. For tests and measurements.
+
+    - `on`: True dispatches, False does not, None leaves it to the process
+    - `kernel`: the one kernel that may run, by its name in `KERNELS`; `""` leaves the choice to the planner. Where that
+      kernel cannot run, PyTorch's does.
+
+    Raises `GroupwiseError` for a name that is none of `KERNELS`, and where the kernels cannot run.
+    """
+    if kernel != "":
+        check_choice("kernel", kernel, KERNELS)
     library = _register()
-    route_before = library.groupwise_route_thread({None: 0, True: 1, False: -1}[route])
+    on_before = library.groupwise_dispatch_thread({None: 0, True: 1, False: -1}[on])
     kernel_before = library.groupwise_force(kernel.encode())
     try:
         yield
     finally:
         library.groupwise_force(kernel_before)
-        library.groupwise_route_thread(route_before)
+        library.groupwise_dispatch_thread(on_before)
 
 
 def enable_from_environment() -> None:
-    """`enable()` if GROUPWISE_ENABLE=1; where that cannot be had this warns, as a variable must not stop a program."""
+    """Calls `enable()` if GROUPWISE_ENABLE=1. Warns where that fails, as a variable must not stop a program."""
     value = os.environ.get(VARIABLE, "")
     if value in ("", "0"):
         return

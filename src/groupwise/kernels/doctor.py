@@ -1,10 +1,11 @@
-"""What the native kernels need here, what of it is missing, and the commands that bring it.
+"""`doctor`: what the native kernels need, what of it is missing here, and the commands that install it.
 
-Works where torch is missing or broken: that is when it is asked.
+It works without torch and with a broken one, since that is when users ask.
 """
 
 from __future__ import annotations
 
+import html
 import os
 import platform
 import shlex
@@ -17,10 +18,10 @@ import groupwise
 from groupwise.kernels import native
 from groupwise.kernels.processor import processor_flags, processor_name
 
-# The flags of /proc/cpuinfo that each instruction set of csrc/ needs; every processor has the baseline.
+# The flags of /proc/cpuinfo that each instruction set of csrc/ needs. Every processor has the baseline.
 ISA_FLAGS = {"avx2": {"avx2", "fma"}}
 
-# The first of these tools that is there installs a compiler.
+# The first of these tools that exists installs a compiler.
 INSTALLERS = {
     "apt-get": "apt-get install g++",
     "dnf": "dnf install gcc-c++",
@@ -30,13 +31,13 @@ INSTALLERS = {
     "apk": "apk add g++",
 }
 
-# GROUPWISE_ISA is left to the library, which knows the processor.
+# None: the library checks GROUPWISE_ISA, since it knows the processor.
 SETTINGS = {"GROUPWISE_ENABLE": ("0", "1"), "GROUPWISE_ISA": None}
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """This machine and this environment, as the native kernels see them; `str()` of it is the text of `doctor`."""
+    """This machine and this environment, as far as the native kernels depend on them. `print()` it for the text."""
 
     groupwise: str
     python: str
@@ -46,25 +47,29 @@ class Diagnosis:
     system: str
     processor: str
     isas: tuple[str, ...]
-    """The instruction sets of the processor, of those that groupwise has kernels for."""
+    """The processor's instruction sets among those that groupwise has kernels for."""
     threads: int
     compiler: str | None
     library: native.Status
     settings: dict[str, str]
     """The environment variables of groupwise that are set."""
     notes: tuple[str, ...]
-    """Settings that are not understood."""
+    """One sentence for each setting that is not understood."""
     commands: tuple[str, ...]
-    """What to run, in this order, for kernels that can run."""
+    """The commands that make the kernels run, in their order."""
 
     @property
     def ok(self) -> bool:
-        """Whether the kernels can run."""
+        """Tells whether the kernels can run."""
         return self.library.problem is None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, in JSON's types."""
-        return {"ok": self.ok, **asdict(self)}
+        """Returns every field as plain JSON types."""
+        facts = {"ok": self.ok, **asdict(self), "library": self.library.to_dict()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in facts.items()}
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
@@ -85,9 +90,9 @@ class Diagnosis:
         else:
             lines.append(f"The kernels cannot run: {self.library.problem}.")
             if self.commands:
-                lines += ["To have them:", *(f"  {command}" for command in self.commands)]
+                lines += ["To install them:", *(f"  {command}" for command in self.commands)]
             else:
-                lines.append(f"The way out is to {self.library.fix}.")
+                lines.append(f"To fix it: {self.library.fix}.")
         return "\n".join(lines)
 
 
@@ -105,7 +110,7 @@ def _library_text(library: native.Status) -> str:
 
 
 def diagnose() -> Diagnosis:
-    """Look at this machine and this environment; loads torch and the library if it can."""
+    """Examines this machine and this environment. It loads torch and the library if it can."""
     problem = native.torch_problem()
     library = native.status()
     compiler = find_compiler()
@@ -133,7 +138,7 @@ def diagnose() -> Diagnosis:
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler that a build would take, with its version, searched where CMake does; None if there is none."""
+    """Returns the C++ compiler that a build would use, with its version. None if there is none where CMake looks."""
     named = os.environ.get("CXX")
     for name in [named] if named else ["c++", "g++", "clang++"]:
         try:
@@ -143,19 +148,19 @@ def find_compiler() -> str | None:
         path = shutil.which(word)
         if path is None:
             continue
-        # With all its words, as `ccache g++` is a compiler and ccache is none.
+        # All words belong to the command: `ccache g++` is a compiler, and ccache is none.
         command = [path, *more]
         try:
             shown = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10, check=True)
         except (OSError, subprocess.SubprocessError):
             continue
-        told = shown.stdout.strip()
-        return f"{told.splitlines()[0].strip()} ({shlex.join(command)})" if told else shlex.join(command)
+        version = shown.stdout.strip()
+        return f"{version.splitlines()[0].strip()} ({shlex.join(command)})" if version else shlex.join(command)
     return None
 
 
 def _commands(library: native.Status, compiler: str | None) -> list[str]:
-    # What a broken torch needs, only its own error can say.
+    # Only torch's own error can say how to fix a broken torch.
     broken = library.cause == "torch" and library.torch_here is not None
     if library.problem is None or library.cause in ("platform", "setting") or broken:
         return []

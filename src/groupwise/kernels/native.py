@@ -1,7 +1,7 @@
-"""The native core: a shared library that is found, checked against this torch and loaded when it is first wanted.
+"""The native core: finds the shared library, checks it against this torch, and loads it when it is first wanted.
 
 `_native.json` beside the library says which torch and which C interface it was built for. It is read before the library
-is opened, as a library of another torch may crash the process.
+is opened, because a library for another torch may crash the process.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import threading
 import urllib.parse
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import groupwise
 from groupwise.errors import GroupwiseError
 
-API_VERSION = 4  # GROUPWISE_API_VERSION of csrc/c_api.h, as are the signatures below
+API_VERSION = 5  # GROUPWISE_API_VERSION of csrc/c_api.h, as are the signatures below
 
 _TEXT = [ctypes.c_char_p, ctypes.c_int64]  # the buffer that a call fills, and its size
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -34,33 +34,41 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "groupwise_build": (ctypes.c_int64, _TEXT),
     "groupwise_isa": (ctypes.c_int64, _TEXT),
     "groupwise_register": (None, []),
-    "groupwise_route": (None, [ctypes.c_int32]),
-    "groupwise_route_thread": (ctypes.c_int32, [ctypes.c_int32]),
-    "groupwise_route_node": (None, []),
+    "groupwise_dispatch": (None, [ctypes.c_int32]),
+    "groupwise_dispatch_thread": (ctypes.c_int32, [ctypes.c_int32]),
     "groupwise_force": (ctypes.c_char_p, [ctypes.c_char_p]),
     "groupwise_plan": (ctypes.c_int64, [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, *_TEXT]),
-    "groupwise_last_plans": (ctypes.c_int64, [ctypes.c_int32, *_TEXT]),
+    "groupwise_record_start": (ctypes.c_int64, []),
+    "groupwise_record_stop": (ctypes.c_int64, [ctypes.c_int64, *_TEXT]),
 }
 
 
 @dataclass(frozen=True)
 class Status:
-    """The state of the native core: what was built, what runs, and what is wrong with it."""
+    """The state of the native core: what was built, what can run, and what is wrong with it."""
 
     path: str | None = None
-    """The library, if there is one."""
+    """Path of the library, if there is one."""
     torch_built: str | None = None
+    """Version of the torch that the library was built for."""
     torch_here: str | None = None
+    """Version of the torch in this environment."""
     compiler: str | None = None
+    """The compiler that built the library."""
     isas: tuple[str, ...] = ()
     """The instruction sets that the library has kernels for."""
     isa: str | None = None
-    """The one in use."""
+    """The instruction set in use."""
     problem: str | None = None
     """Why the kernels cannot run; None if they can."""
     fix: str | None = None
+    """What to do about the problem."""
     cause: str | None = None
-    """What the problem lies in: `platform`, `torch`, `library` or `setting`."""
+    """Where the problem is: `platform`, `torch`, `library` or `setting`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns every field as plain JSON types."""
+        return {**asdict(self), "isas": list(self.isas)}
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,9 @@ class _State:
 
 
 class ForkedLock:
-    """A lock that a fork waits for and a forked child finds open, whichever thread of the parent held it.
+    """A lock that a fork waits for, so that a forked child finds it open whichever thread of the parent held it.
 
-    A thread may take it again while it holds it, so that a fork of its own does not wait for itself.
+    The thread that holds it may acquire it again, so that it does not wait for itself when it forks.
     """
 
     def __init__(self) -> None:
@@ -96,7 +104,7 @@ _LOCK = ForkedLock()
 
 
 def library() -> ctypes.CDLL:
-    """The library with the signatures of its functions, or a `GroupwiseError` that says what to do to have it."""
+    """Returns the library with its functions' signatures. Raises `GroupwiseError`, with the fix, if there is none."""
     state = _state()
     if state.library is None:
         raise GroupwiseError(f"groupwise's kernels cannot run: {state.status.problem}; {state.status.fix}")
@@ -104,14 +112,14 @@ def library() -> ctypes.CDLL:
 
 
 def status() -> Status:
-    """The state of the native core, which this loads if it can."""
+    """Returns the state of the native core, which this loads if it can."""
     return _state().status
 
 
 def available() -> bool:
-    """Whether the kernels can run here.
+    """Tells whether the kernels can run here.
 
-    Where a library is there and cannot be used, a `RuntimeWarning` says why, once; that there is none is no surprise.
+    Warns once (`RuntimeWarning`) if there is a library that cannot be used, but not if there is none.
     """
     state = _state()
     if state.library is None and state.status.path:
@@ -120,7 +128,7 @@ def available() -> bool:
 
 
 def read_text(function: Callable[..., int], *arguments: Any) -> str:
-    """What a function of the library writes into its last two arguments, a buffer and its size."""
+    """Returns the text that a function of the library writes into its last two arguments, a buffer and its size."""
     size = 1024
     while True:
         buffer = ctypes.create_string_buffer(size)
@@ -131,7 +139,7 @@ def read_text(function: Callable[..., int], *arguments: Any) -> str:
 
 
 def torch_problem() -> str | None:
-    """Why torch cannot be imported, or None: it is, after this."""
+    """Imports torch; returns why that failed, or None."""
     try:
         importlib.import_module("torch")
     except Exception as error:
@@ -140,17 +148,17 @@ def torch_problem() -> str | None:
 
 
 def torch_command() -> str:
-    """The command that installs torch."""
+    """Returns the command that installs torch."""
     return f'{_pip(_origin()[1])} install "torch>=2.10"'
 
 
 def rebuild_command() -> str:
-    """The command that builds the library for the torch of this environment."""
+    """Returns the command that builds the library for the torch of this environment."""
     source, installer = _origin()
-    # Who asks for the library wants to see why it cannot be had.
+    # A build that the user asked for shows its errors.
     command = "GROUPWISE_REQUIRE_NATIVE=1 "
     if installer == "uv":
-        # uv builds where the environment's torch is out of sight.
+        # uv builds in an environment that hides this one's torch.
         torch = importlib.util.find_spec("torch")
         folders = (torch.submodule_search_locations if torch else None) or ["FOLDER_OF_TORCH"]
         command += f"GROUPWISE_TORCH={shlex.quote(folders[0])} "
@@ -170,7 +178,7 @@ def _pip(installer: str) -> str:
 
 
 def _origin() -> tuple[str, str]:
-    """What an installer must be given to install this package again, and the installer that did."""
+    """Returns the argument with which an installer installs this package again, and the installer that installed it."""
     try:
         distribution = importlib.metadata.distribution("groupwise")
     except importlib.metadata.PackageNotFoundError:
@@ -181,7 +189,7 @@ def _origin() -> tuple[str, str]:
     if "vcs_info" in origin:
         return shlex.quote(f"{origin['vcs_info']['vcs']}+{url}@{origin['vcs_info']['commit_id']}"), installer
     path = urllib.parse.unquote(urllib.parse.urlparse(url).path)
-    # A wheel would be installed as it is, and its name may be another's in an index.
+    # A wheel holds no sources to build, and its name may belong to another package in an index.
     if path.endswith(".whl"):
         return ".  # in a clone of groupwise", installer
     if not url:
@@ -217,20 +225,20 @@ def _load() -> _State:
 
 
 def _found() -> _State:
-    """The library's record, read without torch; a problem where it leaves nothing to load."""
+    """Reads the library's record, without torch. Returns a problem if there is nothing to load."""
     rebuild = f"build it: {rebuild_command()}"
     state = _State(Status(torch_here=_torch_version()))
-    # A package installed for editing has two folders, that of the sources and that of what was built.
+    # An editable install has two folders: the sources and what was built.
     records = [pathlib.Path(folder) / "_native.json" for folder in groupwise.__path__]
     record = next((path for path in records if path.is_file()), None)
     if record is None:
         if not sys.platform.startswith("linux"):
-            return state.broken("they are built on Linux only", "use Linux for them; all else works here", "platform")
+            return state.broken("they are built on Linux only", "use Linux; everything else works here", "platform")
         return state.broken("the library was not built when groupwise was installed", rebuild)
     try:
         facts = json.loads(record.read_text(encoding="utf-8"))
         if "problem" in facts:
-            return state.broken(f"when groupwise was installed, {facts['problem']}", f"mend that and {rebuild}")
+            return state.broken(f"when groupwise was installed, {facts['problem']}", f"fix that and {rebuild}")
         known = replace(
             state.status,
             torch_built=str(facts["torch"]),
@@ -263,7 +271,7 @@ def _opened(state: _State) -> _State:
         return state.broken(f"the library cannot be loaded: {error}", rebuild)
     isa = read_text(opened.groupwise_isa)
     if isa.startswith("!"):
-        # The reason names the value and the ones that this processor has.
+        # The reason names the value and those that this processor has.
         return state.broken(isa[1:], "set one of them, or unset GROUPWISE_ISA for the best", "setting")
     return _State(replace(state.status, isa=isa), opened)
 
@@ -273,7 +281,7 @@ def _other_version(api: int) -> str:
 
 
 def _torch_version() -> str | None:
-    """Version of the torch of this environment, without importing it."""
+    """Returns the version of this environment's torch, without importing it."""
     if loaded := getattr(sys.modules.get("torch"), "__version__", None):
         return str(loaded)
     try:

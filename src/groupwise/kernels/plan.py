@@ -1,13 +1,16 @@
-"""`plan`: the kernel that a convolution takes, its tile, and for each kernel not taken the reason.
+"""`plan` and `record_plans`: which kernel computes a convolution, and why; and which kernels computed what ran.
 
-The planner is the native core's, and the only one: what it prints here is what runs.
+The one planner is in the native core, so `plan` shows what dispatch does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import html
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,49 +27,54 @@ MEMORY_FORMATS = ("contiguous", "channels_last")
 
 @dataclass(frozen=True)
 class Plan:
-    """How one convolution, or one gradient of it, is computed."""
+    """How one convolution, or one gradient of it, is computed. `print()` it for the reasons."""
 
     kernel: str
     """`planar` (vectors along the width), `channels` (vectors along the channels) or `pytorch` (PyTorch's own)."""
     direction: str
-    """`forward`, `grad_input` or `grad_weight`; a transposed convolution's forward is a plain one's `grad_input`."""
+    """`forward`, `grad_input` or `grad_weight`. A transposed convolution's forward is a plain one's `grad_input`."""
     memory_format: str
+    """`contiguous` or `channels_last`."""
     isa: str
     """The instruction set: `baseline` or `avx2`."""
     threads: int
-    """That compute: 1 where the work is not worth more."""
+    """How many threads compute: 1 where the work is too small for more."""
     shape: Mapping[str, Any]
-    """batch, groups, in_channels, out_channels; input_size, output_size, kernel_size, stride, padding and dilation as
-    (height, width): of the plain convolution whose direction this is."""
+    """batch, groups, in_channels and out_channels; input_size, output_size, kernel_size, stride, padding and dilation
+    as (height, width). They describe the plain convolution whose `direction` this plan computes."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """For each kernel not taken, why."""
+    """Why each other kernel does not run, by its name."""
     tile: str | None = None
-    """What one pass of the inner loop computes; None for `pytorch`, as the rest."""
+    """What one pass of the inner loop computes. This field and those below are None for `pytorch`."""
     block: Mapping[str, int] | None = None
-    """Output rows, columns and groups of one task."""
+    """How many output rows, columns and groups one task computes."""
     tasks: int | None = None
+    """How many tasks the threads share."""
     scratch_bytes: int | None = None
-    """What each thread keeps beside the tensors."""
+    """The memory that each thread uses beside the tensors, in bytes."""
 
     @property
     def reason(self) -> str:
-        """Why this kernel runs, in one line."""
+        """Says in one line why this kernel runs."""
         if not self.refused:
-            return "the first that takes it"
+            return "the first kernel that supports it"
         return "; ".join(f"not {name}: {why}" for name, why in self.refused.items())
 
     def __str__(self) -> str:
         lines = [f"{self.direction} in {self.memory_format}: {self.kernel} ({self.isa}, {_threads(self.threads)})"]
         if self.tile is not None and self.block is not None and self.scratch_bytes is not None:
             tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
-            cut = " x ".join(f"{count} {name if count != 1 else name[:-1]}" for name, count in self.block.items())
+            block = " x ".join(f"{count} {name if count != 1 else name[:-1]}" for name, count in self.block.items())
             lines.append(f"  tile {self.tile}")
-            lines.append(f"  {tasks} of {cut}; {-(-self.scratch_bytes // 1024)} KiB of scratch a thread")
+            lines.append(f"  {tasks} of {block}; {-(-self.scratch_bytes // 1024)} KiB of scratch a thread")
         lines += [f"  not {name}: {why}" for name, why in self.refused.items()]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
     def to_dict(self) -> dict[str, Any]:
-        """Every fact as plain JSON types."""
+        """Returns every field as plain JSON types, the entries of `shape` beside the others."""
         facts: dict[str, Any] = {
             "kernel": self.kernel,
             "direction": self.direction,
@@ -95,11 +103,11 @@ def plan(
     threads: int | None = None,
     direction: str = "forward",
 ) -> Plan:
-    """The plan of a convolution (a `ConvSpec` or a layer) on an input of `input_shape`, (N, in_channels, *size).
+    """Plans a convolution (a `ConvSpec` or a layer) on an input of `input_shape`, (N, in_channels, *size).
 
-    - `dtype`: the layer's own, and float32 for a spec, if left out
-    - `memory_format`: `"contiguous"`, `"channels_last"` or torch's own constants: of the input; a layer's weight counts
-      as it lies, and if it is channels_last the convolution runs in that format; a spec's weight is in the input's
+    - `dtype`: the layer's own if left out, and float32 for a spec
+    - `memory_format`: `"contiguous"`, `"channels_last"` or torch's constants, of the input. A layer's weight counts in
+      the format that it has: if it is channels_last, so is the convolution. A spec's weight has the input's format.
     - `threads`: `torch.get_num_threads()` if left out
     - `direction`: `forward`, `grad_input` or `grad_weight` of the layer
 
@@ -118,7 +126,7 @@ def plan(
     )
     if layout == "channels_last" and spec.dims != 2:
         raise GroupwiseError(
-            f"memory_format='channels_last' is of 2-D convolutions, and this one is {spec.dims}-D; give 'contiguous'"
+            f"memory_format='channels_last' is for 2-D convolutions, and this one is {spec.dims}-D; give 'contiguous'"
         )
     library = native.library()
     if threads is None:
@@ -131,7 +139,7 @@ def plan(
         direction = "grad_input" if direction == "forward" else "forward"
     channels = (spec.out_channels, spec.in_channels) if spec.transposed else (spec.in_channels, spec.out_channels)
     weight_last = _weight_is_channels_last(spec_or_layer, layout == "channels_last")
-    # PyTorch's rule: either tensor asks for it.
+    # PyTorch computes in channels_last if either tensor is.
     last = layout == "channels_last" or weight_last
     numbers = [DIRECTIONS.index(direction), batch, *channels, spec.groups, int(last), threads, spec.dims]
     numbers += [number for axis in axes for number in axis]
@@ -140,22 +148,51 @@ def plan(
     return Plan._of(json.loads(native.read_text(library.groupwise_plan, array, dtype.encode())))
 
 
-def last_plans(clear: bool = True) -> list[Plan]:
-    """The plans of the convolutions that took the route since the last call, oldest first (the newest 1024).
+@contextlib.contextmanager
+def record_plans() -> Iterator[list[Plan]]:
+    """Records the plans of all convolutions that are dispatched while the block runs, in any thread.
 
-    A training step has three for each layer: the forward and two gradients. `clear=False` keeps them for the next call.
+    Yields a list that fills when the block ends, also if it ends with an exception: oldest plan first. A training step
+    makes three plans a layer: of the forward and of two gradients. Convolutions that are not dispatched (other dtypes
+    or devices, 3-D, or no `enable()`) make no plan. Blocks may nest and overlap; each gets every plan made while it is
+    open.
+
+    One block keeps 100,000 plans. It counts those that come after, and a `RuntimeWarning` tells how many. While no
+    block is open, recording costs nothing. Where the kernels cannot run, the list stays empty.
+
+    Examples:
+        >>> import groupwise, torch
+        >>> conv = torch.nn.Conv2d(8, 8, 3, groups=8)
+        >>> with groupwise.enabled(), record_plans() as plans:
+        ...     output = conv(torch.randn(1, 8, 16, 16))
+        >>> [plan.direction for plan in plans]
+        ['forward']
     """
+    plans: list[Plan] = []
     if not native.available():
-        return []
-    text = native.read_text(native.library().groupwise_last_plans, int(clear))
-    return [Plan._of(facts) for facts in json.loads(text)]
+        yield plans
+        return
+    library = native.library()
+    recording = library.groupwise_record_start()
+    try:
+        yield plans
+    finally:
+        recorded = json.loads(native.read_text(library.groupwise_record_stop, recording))
+        plans += map(Plan._of, recorded["plans"])
+        if recorded["dropped"]:
+            warnings.warn(
+                f"record_plans() kept the first {len(plans)} plans and dropped {recorded['dropped']}; "
+                "open the block around fewer convolutions",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def _axes(spec: ConvSpec, size: Sequence[int]) -> list[tuple[int, ...]]:
-    """(in, out, kernel, stride, padding, dilation) of the height and the width, as the operator sees them.
+    """Returns (in, out, kernel, stride, padding, dilation) of the height and the width, as the operator sees them.
 
-    Of a transposed convolution the larger side is `in`. Padding that is no zeros, or more after than before, is made
-    before the operator runs, and belongs to its input then.
+    For a transposed convolution `in` is its output. PyTorch pads before the operator runs where the padding is not
+    zeros, or is longer after than before; the padding then belongs to the operator's input.
     """
     out = spec.output_size(size)
     axes: list[tuple[int, ...]] = []
@@ -169,12 +206,12 @@ def _axes(spec: ConvSpec, size: Sequence[int]) -> list[tuple[int, ...]]:
         if spec.transposed:
             given, length = length, given
         axes.append((given, length, spec.kernel_size[axis], spec.stride[axis], before, spec.dilation[axis]))
-    # A 1-D convolution is one of height 1; of a 3-D one, which no kernel takes, the planner reads two dimensions.
+    # A 1-D convolution has a height of 1. No kernel computes a 3-D one, and the planner reads two of its dimensions.
     return [(1, 1, 1, 1, 0, 1), *axes][-2:]
 
 
 def _weight_is_channels_last(spec_or_layer: Any, input_is: bool) -> bool:
-    """As the layer's weight lies, and not as it merely could; a spec's is taken to be in the format of the input."""
+    """Tells whether the layer's weight is channels_last in memory; a spec's weight has the format of the input."""
     weight = effective(spec_or_layer, "weight")
     if weight is None or weight.dim() != 4:
         return input_is

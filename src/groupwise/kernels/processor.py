@@ -1,4 +1,4 @@
-"""This machine's processor, by the name and the flags that the system tells."""
+"""This machine's processor: its name and its flags, as the system reports them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ CPUINFO = pathlib.Path("/proc/cpuinfo")
 
 
 def processor_name() -> str:
-    """As the processor calls itself, else as Python knows it."""
+    """Returns the processor's own name, or else Python's name for it."""
     return _first("model name") or platform.processor() or platform.machine()
 
 
 def processor_flags() -> set[str]:
-    """What it can do, in Linux's words; empty on other systems."""
+    """Returns the processor's features by Linux's names; empty on other systems."""
     return set(_first("flags").split())
 
 
 def _first(name: str) -> str:
-    """The first value of that name; empty where there is none."""
+    """Returns the first value of that name, or an empty text."""
     try:
         lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -9,7 +9,6 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 
 from groupwise.errors import check_choice
-from groupwise.kernels.dispatch import LayerRoute
 from groupwise.nn.init import MODES, kaiming_normal_
 from groupwise.nn.layer import arguments_of
 from groupwise.spec.arguments import Extent
@@ -36,17 +35,6 @@ class _Grouped(_ConvNd):
         # This comes first, because PyTorch's constructor calls reset_parameters, which reads it.
         self.init: str | None = init
         super().__init__(**arguments_of(spec), device=device, dtype=dtype)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """`torch.nn`'s call, through this package's kernels where they run."""
-        # A traced graph is PyTorch's plain operator: portable, and routed where it runs and `groupwise.enable()` is on.
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state():
-            return super().__call__(*args, **kwargs)
-        with LayerRoute() as route:
-            output = super().__call__(*args, **kwargs)
-            if isinstance(output, torch.Tensor):
-                route.follow(output)
-            return output
 
     @property
     def spec(self) -> ConvSpec:

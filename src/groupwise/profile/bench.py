@@ -18,12 +18,12 @@ from groupwise.draw.html import page as html
 from groupwise.draw.text import bench as bench_text
 from groupwise.draw.text.table import Tabular
 from groupwise.errors import GroupwiseError, check_choice, check_integer
-from groupwise.kernels.plan import DIRECTIONS, MEMORY_FORMATS
+from groupwise.kernels.plan import DIRECTIONS, MEMORY_FORMATS, record_plans
 from groupwise.nn.layer import layer_of
 from groupwise.profile.machine import machine
 from groupwise.profile.roofline import measure_roofline
 from groupwise.profile.timing import dispatching, not_measured
-from groupwise.profile.verify import kernels_of, recorded_plans
+from groupwise.profile.verify import kernels_of
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost, cost, layer_and_input
 
@@ -215,7 +215,7 @@ def _kernels(step: Callable[[], object], spec: ConvSpec, ours: bool) -> dict[str
     """The kernel of each pass of a training step."""
     if not ours:
         return dict.fromkeys(DIRECTIONS, "pytorch")
-    with dispatching(ours), recorded_plans() as plans:
+    with dispatching(ours), record_plans() as plans:
         step()
     return kernels_of(plans, DIRECTIONS, spec.transposed)
 

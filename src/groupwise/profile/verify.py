@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from groupwise.kernels import dispatch
-from groupwise.kernels.plan import Plan, last_plans
+from groupwise.kernels.plan import Plan, record_plans
 from groupwise.profile.record import ConvCall, Recorder
 from groupwise.profile.workload import Workload, tensors_of
 
@@ -65,16 +64,6 @@ def check(workload: Workload) -> tuple[list[Checked], Agreement]:
     return checked, _compared(outputs, expected, checked)
 
 
-@contextlib.contextmanager
-def recorded_plans() -> Iterator[list[Plan]]:
-    """A list that holds, once the block has ended, the plans of the convolutions that dispatched to groupwise in it."""
-    plans: list[Plan] = []
-    # Drops the plans of runs before the block.
-    last_plans()
-    yield plans
-    plans += last_plans()
-
-
 def kernels_of(plans: Sequence[Plan], passes: Sequence[str], transposed: bool) -> dict[str, str]:
     """The kernel of each pass of one convolution that just ran, given its plans; a pass without one fell back."""
     ran = {plan.direction: plan.kernel for plan in plans}
@@ -119,7 +108,7 @@ class _Checker(Recorder):  # type: ignore[no-untyped-call]  # torch's, without t
 
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
         """Runs a convolution and keeps its plans."""
-        with recorded_plans() as plans:
+        with record_plans() as plans:
             computed = super().compute(func, args, kwargs)
         self._plans = plans
         return computed

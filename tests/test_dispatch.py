@@ -1,7 +1,8 @@
-"""The route: who takes it, and that everything around PyTorch's operator works on it as before."""
+"""Dispatch: what turns it on and off, and that everything around PyTorch's operators works with it as without."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 import groupwise
-from groupwise import GroupwiseError, last_plans, nn
+from groupwise import GroupwiseError, nn, record_plans
 from groupwise.kernels import dispatch, native
 from kernels import needs_kernels
 
@@ -22,9 +23,8 @@ pytestmark = needs_kernels
 
 
 @pytest.fixture(autouse=True)
-def nothing_routed():
+def off():
     groupwise.disable()
-    last_plans()
     yield
     groupwise.disable()
 
@@ -38,39 +38,38 @@ def source(**options):
     return torch.randn(2, 16, 12, 12, **options)
 
 
-def kernels():
-    return [plan.kernel for plan in last_plans()]
+def kernels(plans):
+    return [plan.kernel for plan in plans]
 
 
-def routed():
-    """Whether a convolution takes the route now."""
-    last_plans()
-    with torch.no_grad():
-        layer()(source())
-    return bool(last_plans())
+def dispatched(model=None):
+    """Whether a convolution is dispatched now."""
+    with torch.no_grad(), record_plans() as plans:
+        (model or layer())(source())
+    return bool(plans)
 
 
 def test_enable_and_disable():
-    assert not routed()
+    assert not dispatched()
     groupwise.enable()
     groupwise.enable()
-    assert routed()
+    assert dispatched()
     groupwise.disable()
-    assert not routed()
+    assert not dispatched()
 
 
 def test_blocks_nest_and_end_with_an_error():
     with groupwise.enabled():
         with pytest.raises(RuntimeError, match="mine"), groupwise.enabled():
             raise RuntimeError("mine")
-        assert routed()
+        assert dispatched()
         groupwise.disable()
-        assert routed()
-    assert not routed()
+        assert dispatched()
+    assert not dispatched()
     groupwise.enable()
     with groupwise.enabled():
         pass
-    assert routed()
+    assert dispatched()
 
 
 def test_a_block_of_one_thread_ends_without_another_s():
@@ -86,24 +85,26 @@ def test_a_block_of_one_thread_ends_without_another_s():
     entered.wait(10)
     with groupwise.enabled():
         pass
-    assert routed()
+    assert dispatched()
     leave.set()
     thread.join()
-    assert not routed()
+    assert not dispatched()
 
 
-def test_a_thread_can_be_kept_off():
+def test_a_thread_can_be_excluded():
     groupwise.enable()
     with dispatch.forced(False):
-        assert not routed()
-    assert routed()
+        assert not dispatched()
+    assert dispatched()
 
 
 @pytest.mark.parametrize(("value", "on"), [("1", True), ("0", False), ("", False)])
 def test_the_environment_enables(value, on):
     code = (
-        "import groupwise, torch; torch.nn.Conv2d(8, 8, 3, groups=8)(torch.randn(1, 8, 9, 9));"
-        "print(len(groupwise.last_plans()))"
+        "import groupwise, torch\n"
+        "with groupwise.record_plans() as plans:\n"
+        "    torch.nn.Conv2d(8, 8, 3, groups=8)(torch.randn(1, 8, 9, 9))\n"
+        "print(len(plans))"
     )
     command = [sys.executable, "-W", "error", "-c", code]
     run = subprocess.run(
@@ -151,8 +152,8 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", list(CALLS))
-def test_what_no_kernel_takes_is_as_before(name):
-    """The same answer or the same error, word for word."""
+def test_unsupported_cases_fall_back(name):
+    """With dispatch on the answer, or the error word for word, is that of PyTorch."""
 
     def run():
         torch.manual_seed(0)
@@ -162,9 +163,9 @@ def test_what_no_kernel_takes_is_as_before(name):
             return str(error)
 
     before = run()
-    with groupwise.enabled():
+    with groupwise.enabled(), record_plans() as plans:
         after = run()
-    assert set(kernels()) <= {"pytorch"}
+    assert set(kernels(plans)) <= {"pytorch"}
     if isinstance(before, str):
         assert after == before
     else:
@@ -177,9 +178,9 @@ def test_what_no_kernel_takes_is_as_before(name):
 def test_complex_convolutions_are_three_real_ones():
     x, weight = torch.randn(1, 4, 9, 9, dtype=torch.cfloat), torch.randn(4, 1, 3, 3, dtype=torch.cfloat)
     expected = F.conv2d(x, weight, groups=4)
-    with groupwise.enabled():
+    with groupwise.enabled(), record_plans() as plans:
         torch.testing.assert_close(F.conv2d(x, weight, groups=4), expected, rtol=1e-5, atol=1e-5)
-    assert kernels() == ["planar"] * 3
+    assert kernels(plans) == ["planar"] * 3
 
 
 def test_gradients_by_finite_differences():
@@ -192,8 +193,9 @@ def test_gradients_by_finite_differences():
 
     with groupwise.enabled(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Input #", category=UserWarning)
-        assert torch.autograd.gradcheck(convolve, inputs, eps=0.5, atol=1e-3, rtol=1e-3)
-        assert "planar" in kernels()
+        with record_plans() as plans:
+            assert torch.autograd.gradcheck(convolve, inputs, eps=0.5, atol=1e-3, rtol=1e-3)
+        assert "planar" in kernels(plans)
         assert torch.autograd.gradgradcheck(convolve, inputs, eps=0.5, atol=1e-2, rtol=1e-2)
 
 
@@ -215,26 +217,27 @@ def test_forward_mode_and_function_transforms():
         ]
 
     theirs = all_of_them()
-    with groupwise.enabled():
+    with groupwise.enabled(), record_plans() as plans:
         ours = all_of_them()
-    assert "pytorch" not in kernels()
+    assert plans
+    assert "pytorch" not in kernels(plans)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_compiled_model_takes_the_route(backend):
+def test_a_compiled_model_is_dispatched(backend):
     model = torch.nn.Sequential(layer(), torch.nn.ReLU(), layer())
     x = source()
     expected = model(x)
     expected.sum().backward()
     grads = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    with groupwise.enabled(), warnings.catch_warnings():
+    with groupwise.enabled(), record_plans() as plans, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         got = torch.compile(model, backend=backend)(x)
         got.sum().backward()
-    assert {plan.direction for plan in last_plans() if plan.kernel != "pytorch"} == {
+    assert {plan.direction for plan in plans if plan.kernel != "pytorch"} == {
         "forward",
         "grad_input",
         "grad_weight",
@@ -244,22 +247,22 @@ def test_a_compiled_model_takes_the_route(backend):
         torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-3)
 
 
-def test_an_exported_program_is_pytorchs_and_takes_the_route():
+def test_an_exported_program_is_pytorchs_and_is_dispatched():
     model, x = nn.Conv2d(16, 16, 3, padding=1, groups=4), source()
     program = torch.export.export(model, (x,))
     assert "torch.ops.aten.conv2d.default" in program.graph_module.code
-    with groupwise.enabled():
+    with groupwise.enabled(), record_plans() as plans:
         torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-5)
-    assert kernels() == ["planar", "planar"]
+    assert kernels(plans) == ["planar", "planar"]
 
 
 def test_inference_mode_autocast_and_deterministic_algorithms():
     model, x = layer(), source()
     expected = model(x)
     with groupwise.enabled():
-        with torch.inference_mode():
+        with torch.inference_mode(), record_plans() as plans:
             torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
-        assert kernels() == ["planar"]
+        assert kernels(plans) == ["planar"]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert model(x).dtype == torch.bfloat16
         torch.use_deterministic_algorithms(True)
@@ -270,7 +273,7 @@ def test_inference_mode_autocast_and_deterministic_algorithms():
 
 
 def test_two_threads_at_once():
-    """Each with its own scratch, beside training steps of the other."""
+    """Each thread has its own scratch, and runs training steps beside those of the other."""
     model, x = layer(), source()
     expected = model(x)
     wrong = []
@@ -299,53 +302,62 @@ def test_data_parallel(tmp_path):
     model.zero_grad()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        with groupwise.enabled():
+        with groupwise.enabled(), record_plans() as plans:
             torch.nn.parallel.DistributedDataParallel(model)(x).sum().backward()
     finally:
         torch.distributed.destroy_process_group()
-    assert "planar" in kernels()
+    assert "planar" in kernels(plans)
     torch.testing.assert_close(model.weight.grad, expected, rtol=1e-5, atol=1e-4)
-
-
-def test_no_plan_of_another_thread_is_lost():
-    count, told, done = 300, [], threading.Event()
-
-    def convolve():
-        with dispatch.forced(True):
-            for _ in range(count):
-                layer()(source())
-        done.set()
-
-    last_plans()
-    thread = threading.Thread(target=convolve)
-    thread.start()
-    while not done.is_set():
-        told += last_plans()
-    thread.join()
-    assert len(told + last_plans()) == count
-
-
-def test_the_newest_plans_are_kept():
-    last_plans()
-    with dispatch.forced(True):
-        for size in [*range(3, 10)] + [10] * 1020:
-            layer()(torch.randn(1, 16, size, size))
-    sizes = [plan.shape["input_size"][0] for plan in last_plans()]
-    assert sizes == [6, 7, 8, 9] + [10] * 1020
-    assert last_plans() == []
 
 
 def test_a_forced_kernel_is_that_of_the_innermost_block():
     depthwise = torch.nn.Conv2d(16, 16, 3, groups=16)
-    with dispatch.forced(True, "planar"):
+    with record_plans() as plans, dispatch.forced(True, "planar"):
         with dispatch.forced(True, "channels"):
             depthwise(source())
         depthwise(source())
-    assert [p.kernel for p in last_plans()] == ["channels", "planar"]
+    assert kernels(plans) == ["channels", "planar"]
 
 
-def test_last_plans_keeps_what_is_not_cleared():
-    with groupwise.enabled():
-        layer()(source())
-    assert len(last_plans(clear=False)) == len(last_plans()) == 1
-    assert last_plans() == []
+@pytest.mark.parametrize("name", ["plannar", "Planar", " ", "groups", None, 3])
+def test_an_unknown_kernel_is_refused(name):
+    message = "kernel=.* is not known; choose one of: planar, channels, pytorch"
+    with pytest.raises(GroupwiseError, match=message), dispatch.forced(True, name):
+        pytest.fail("the block ran")
+    assert not dispatched(), "an error leaves nothing forced"
+
+
+def test_every_kernel_can_be_forced():
+    depthwise = torch.nn.Conv2d(16, 16, 3, groups=16)
+    for name in dispatch.KERNELS:
+        with record_plans() as plans, dispatch.forced(True, name):
+            depthwise(source())
+        assert kernels(plans) == [name]
+
+
+LAYERS = [
+    (nn.Conv1d, (2, 8, 20)),
+    (nn.Conv2d, (2, 8, 9, 9)),
+    (nn.Conv2d, (8, 9, 9)),
+    (nn.ConvTranspose1d, (2, 8, 20)),
+    (nn.ConvTranspose2d, (2, 8, 9, 9)),
+]
+
+
+@pytest.mark.parametrize(("kind", "shape"), LAYERS)
+def test_layers_of_groupwise_are_dispatched_as_pytorchs_are(kind, shape):
+    own = kind(8, 8, 3, groups=4)
+    base = next(cls for cls in kind.__mro__ if cls.__module__ == "torch.nn.modules.conv")
+    theirs = base(8, 8, 3, groups=4)
+    theirs.load_state_dict(own.state_dict())
+    x = torch.randn(shape)
+    for switch, made in ((contextlib.nullcontext, 0), (groupwise.enabled, 3)):
+        results = []
+        for model in (own, theirs):
+            given = x.clone().requires_grad_()
+            with switch(), record_plans() as plans:
+                output = model(given)
+                results.append([output, *torch.autograd.grad(output.square().sum(), [given, *model.parameters()])])
+            assert len(plans) == made
+            assert "pytorch" not in kernels(plans)
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -1,15 +1,15 @@
-// What the tiles with vectors along the width work on.
+// The arguments of the tiles with vectors along the width.
 #pragma once
 #include "layout.h"
 #include "simd.h"
 
 namespace groupwise::GW_TARGET {
 
-// What one tile sums over. x points at the first tap of the first output, w at the first tap's weight of its channel.
+// The taps that one tile sums. Its x points at the first tap of the first output, its w at that tap's weight.
 struct Taps {
   int64_t channels, rows, columns;
-  const int32_t* column;                 // where the taps of a row read, from its start
-  int64_t x_channel, x_row;              // floats between channels, and between taps of neighbouring kernel rows
+  const int32_t* column;     // where each tap of a row reads, from the row's start
+  int64_t x_channel, x_row;  // floats between channels, and between taps of neighbouring kernel rows
   int64_t w_channel, w_row, w_column, w_output;
 };
 
@@ -20,8 +20,8 @@ struct Target {
   bool add;
 };
 
-// One piece of work: the outputs of one block, group and sweep.
-struct Piece {
+// The outputs of one group and one phase in the block of a task.
+struct PlanarTask {
   Taps taps;
   const float* x;
   const float* w;
@@ -31,18 +31,18 @@ struct Piece {
   int64_t outputs, rows, columns;
   int64_t row_floats, stride, spacing;  // of the input plane; of the height
   RowSharing sharing;
-  bool add;  // to what earlier channels left in y
+  bool add;  // adds to what earlier channels left in y
   bool single;
 };
 
-// Neighbouring vectors of a row of outputs: the first begins at x, the others `vector` floats after the one before.
+// Neighbouring vectors of a row of outputs: the first begins at x, each other one `vector` floats after the one before.
 struct Bundle {
-  int64_t x, vector, columns;  // columns: left of the row from x on
+  int64_t x, vector, columns;  // columns: those of the row from x on
 };
 
-// The next `taken` vectors of a row, of which x outputs are made. The last ones start early rather than end late, as whole
-// vectors are stored at once and what is made twice is the same; not so where it is added.
-GW_INLINE Bundle bundle(const Piece& p, int64_t x, int64_t taken) {
+// Returns the next `taken` vectors of a row, after x outputs. The last ones start early rather than end late, since whole
+// vectors are stored at once and outputs computed twice are the same; not so where they are added.
+GW_INLINE Bundle bundle(const PlanarTask& p, int64_t x, int64_t taken) {
   const int64_t left = p.columns - x, floats = taken * kLanes;
   if (left >= floats || p.add || p.columns < kLanes) return {x, kLanes, left};
   if (p.columns >= floats) return {p.columns - floats, kLanes, floats};

@@ -88,7 +88,7 @@ def test_what_is_missing_and_what_brings_it(machine, capsys, library, found, com
     assert main(["doctor"]) == 1
     shown = capsys.readouterr().out
     text = "".join(f"  {command}\n" for command in commands)
-    assert shown.endswith(f"The kernels cannot run: {library.problem}.\nTo have them:\n{text}")
+    assert shown.endswith(f"The kernels cannot run: {library.problem}.\nTo install them:\n{text}")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_what_is_missing_and_what_brings_it(machine, capsys, library, found, com
 def test_what_no_command_brings(machine, capsys, cause, fix):
     machine(replace(GOOD, isa=None, problem="it is so", fix=fix, cause=cause))
     assert main(["doctor"]) == 1
-    assert capsys.readouterr().out.endswith(f"The kernels cannot run: it is so.\nThe way out is to {fix}.\n")
+    assert capsys.readouterr().out.endswith(f"The kernels cannot run: it is so.\nTo fix it: {fix}.\n")
 
 
 def test_no_torch_and_a_broken_one(machine, capsys, monkeypatch):

@@ -12,7 +12,7 @@ pytestmark = needs_kernels
 
 
 def test_a_plan_refuses_a_memory_format_that_the_convolution_cannot_have():
-    with pytest.raises(GroupwiseError, match="channels_last' is of 2-D convolutions, and this one is 1-D; give 'cont"):
+    with pytest.raises(GroupwiseError, match="channels_last' is for 2-D convolutions, and this one is 1-D; give 'cont"):
         plan(ConvSpec(8, 8, 3, groups=8, dims=1), (1, 8, 20), memory_format="channels_last")
 
 

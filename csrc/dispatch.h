@@ -1,0 +1,19 @@
+// Who asked for dispatch to the kernels: the process, and a thread that overrides it.
+#pragma once
+
+#include <string>
+
+namespace groupwise {
+
+// Whether the kernels may take this thread's convolutions.
+bool dispatched();
+void dispatch(bool on);
+// Overrides the process in this thread: 1 yes, -1 no, 0 as the process. Returns what it was.
+int dispatch_thread(int state);
+
+// The one kernel that may run in this thread, or "" for the planner's choice.
+const std::string& forced();
+// Returns what it was.
+std::string force(std::string kernel);
+
+}  // namespace groupwise
