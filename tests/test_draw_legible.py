@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import groupwise
-from groupwise.cli import main
+from groupwise.cli import main, output
 from groupwise.draw.base.legible import legible
 from groupwise.parallel import plan_split
 
@@ -81,3 +81,8 @@ def test_an_error_of_the_command_line(capsys):
 def test_what_can_be_seen_stays():
     assert legible(NAMES["plain"]) == NAMES["plain"]
     assert legible("a\x1bb\ud800\u202e") == r"a\x1bb\ud800\u202e"
+
+
+def test_a_message_of_the_command_line(capsys):
+    output.say("running a\x1b[31m.py")
+    assert capsys.readouterr().err == "groupwise: running a\\x1b[31m.py\n"

@@ -236,9 +236,10 @@ QUANTIZED = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d",
 @pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="no engine that quantizes")
 @pytest.mark.parametrize("name", QUANTIZED)
 @pytest.mark.parametrize("bias", [True, False])
-def test_quantized_modules(name, bias):
+def test_quantized_modules(name, bias, monkeypatch):
     import torch.ao.nn.quantized as quantized
 
+    monkeypatch.setattr(torch.backends.quantized, "engine", "fbgemm")
     layer = getattr(quantized, name)(8, 4, 3, groups=2, bias=bias)
     plain = getattr(torch.nn, name)(8, 4, 3, groups=2, bias=bias)
     assert ConvSpec.from_module(layer) == ConvSpec.from_module(plain)
@@ -246,6 +247,15 @@ def test_quantized_modules(name, bias):
     layer.out_channels = 8
     with pytest.raises(GroupwiseError, match=r"contradicts .*out_channels=8.*set out_channels=4, or "):
         explain(layer)
+
+
+@pytest.mark.skipif("qnnpack" not in torch.backends.quantized.supported_engines, reason="no second engine")
+def test_a_quantized_module_that_this_engine_cannot_unpack(monkeypatch):
+    import torch.ao.nn.quantized as quantized
+
+    monkeypatch.setattr(torch.backends.quantized, "engine", "qnnpack")
+    layer = quantized.Conv3d(8, 4, 3, groups=2)
+    assert ConvSpec.from_module(layer).groups == 2
 
 
 def test_what_only_has_the_attributes_is_taken_by_them():

@@ -88,3 +88,47 @@ assert os.waitpid(child, 0)[1] == 0
 assert counts == [2, 2], counts
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_fork_while_another_thread_loads_the_kernels():
+    """Loading imports torch, which may need a lock that the forking thread holds: neither waits for the other."""
+    code = """
+import os, threading
+from groupwise.kernels import native
+import logging
+import groupwise
+thread = threading.Thread(target=groupwise.enable)
+thread.start()
+while thread.is_alive():
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+thread.join()
+assert native.available()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+def test_a_block_that_another_thread_ends_does_not_follow_a_child():
+    code = """
+import os, threading, torch, groupwise
+torch.set_num_threads(1)
+layer, x = torch.nn.Conv2d(16, 16, 3, groups=4), torch.randn(2, 16, 20, 20)
+block = groupwise.enabled()
+thread = threading.Thread(target=block.__enter__)
+thread.start(), thread.join()
+block.__exit__(None, None, None)
+def runs():
+    with groupwise.record_plans() as plans:
+        layer(x)
+    return bool(plans)
+assert not runs()
+child = os.fork()
+if child == 0:
+    with groupwise.enabled():
+        inside = runs()
+    os._exit(0 if inside and not runs() else 3)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)

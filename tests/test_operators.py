@@ -345,10 +345,12 @@ def test_a_quantized_model_has_the_counts_of_its_float_twin():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_quantized_mobilenet_has_the_macs_of_its_float_twin():
+def test_a_quantized_mobilenet_has_the_macs_of_its_float_twin(monkeypatch):
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
     import_torchvision()
+    # torchvision sets the engine, which is put back.
+    monkeypatch.setattr(torch.backends.quantized, "engine", torch.backends.quantized.engine)
     make = importlib.import_module("torchvision.models.quantization").mobilenet_v2
     x = torch.randn(1, 3, 64, 64)
     quick, slow = (count(make(weights=None, quantize=quantized).eval(), x) for quantized in (True, False))

@@ -8,6 +8,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
 from groupwise.explanation import Explanation
 
@@ -35,6 +36,8 @@ def format_of(options: argparse.Namespace, known: Sequence[str]) -> str:
         raise GroupwiseError(f"-o {options.output} asks for {named} and --format for {wanted}; leave one of them out")
     if path.is_dir():
         raise GroupwiseError(f"-o {options.output} is a folder; name a file in it")
+    if path.exists() and not (path.is_file() or path.is_char_device()):
+        raise GroupwiseError(f"-o {options.output} is a pipe or a socket; name a file, or write to stdout with -o -")
     if not path.parent.is_dir():
         raise GroupwiseError(f"-o {options.output}: there is no folder {path.parent}; make it first")
     return wanted or str(named)
@@ -83,4 +86,4 @@ def _emit_png(explanation: Explanation, view: str, output: str | None) -> None:
 
 def say(message: str) -> None:
     """Prints a message to stderr, so that it stays out of the result."""
-    print(f"groupwise: {message}", file=sys.stderr)
+    print(f"groupwise: {legible(message)}", file=sys.stderr)

@@ -129,7 +129,8 @@ def _from_code(source: str, name: str, target: str, say: Callable[[str], None]) 
 
 def _run_file(path: pathlib.Path, say: Callable[[str], None]) -> ModuleType:
     if not path.is_file():
-        raise GroupwiseError(f"{path} does not exist; give the path of a Python file, as in file.py:Name")
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise GroupwiseError(f"{path} {what}; give the path of a Python file, as in file.py:Name")
     say(f"running the code in {path}")
     # The name must differ from that of any installed package, whose place the module would take.
     spec = importlib.util.spec_from_file_location(f"groupwise_target_{path.stem}", path)

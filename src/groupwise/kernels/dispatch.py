@@ -7,7 +7,6 @@ to PyTorch. Two switches turn dispatch on: the process (`enable`, GROUPWISE_ENAB
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import ctypes
 import os
@@ -22,16 +21,41 @@ from groupwise.kernels.plan import KERNELS
 VARIABLE = "GROUPWISE_ENABLE"
 
 
+class _ForkedLock:
+    """A lock that a fork waits for, so that a forked child finds it open whichever thread of the parent held it.
+
+    The thread that holds it may acquire it again, so that it does not wait for itself when it forks. Nothing under it
+    may import or take another lock: the forking thread may hold that one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release
+            )
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class _Switches:
     """Who wants dispatch: `enable()`, and the open blocks of `with enabled()` of all threads."""
 
     def __init__(self) -> None:
-        self._lock = native.ForkedLock()
+        self._lock = _ForkedLock()
         self._process = False
-        # Blocks are counted by thread, because a forked child has none of its parent's other threads to end theirs.
-        self._blocks: collections.Counter[int] = collections.Counter()
+        # The thread that opened each block: a forked child has none of its parent's other threads to end theirs.
+        self._blocks: dict[object, int] = {}
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._keep_own)
+
+    def register(self, library: ctypes.CDLL) -> None:
+        with self._lock:
+            library.groupwise_register()
 
     def set(self, on: bool) -> None:
         with self._lock:
@@ -39,22 +63,26 @@ class _Switches:
                 self._process = on
                 self._apply()
 
-    def add(self, blocks: int) -> None:
+    def open(self) -> object:
+        block = object()
         with self._lock:
-            mine = threading.get_ident()
-            self._blocks[mine] += blocks
-            if not self._blocks[mine]:
-                del self._blocks[mine]
+            self._blocks[block] = threading.get_ident()
+            self._apply()
+        return block
+
+    def close(self, block: object) -> None:
+        with self._lock:
+            self._blocks.pop(block, None)
             self._apply()
 
     @property
     def on(self) -> bool:
-        return self._process or self._blocks.total() > 0
+        return self._process or bool(self._blocks)
 
     def _keep_own(self) -> None:
         mine = threading.get_ident()
-        if any(count for thread, count in self._blocks.items() if thread != mine):
-            self._blocks = collections.Counter({mine: self._blocks[mine]})
+        if any(thread != mine for thread in self._blocks.values()):
+            self._blocks = {block: thread for block, thread in self._blocks.items() if thread == mine}
             self._apply()
 
     def _apply(self) -> None:
@@ -98,11 +126,11 @@ def enabled() -> Iterator[None]:
     """
     _register()
     _frozen.begin()
-    _switches.add(1)
+    block = _switches.open()
     try:
         yield
     finally:
-        _switches.add(-1)
+        _switches.close(block)
 
 
 @contextlib.contextmanager
@@ -143,5 +171,5 @@ def enable_from_environment() -> None:
 
 def _register() -> ctypes.CDLL:
     library = native.library()
-    library.groupwise_register()
+    _switches.register(library)
     return library

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import sys
 import threading
+import types
 import urllib.parse
 import warnings
 from collections.abc import Callable
@@ -80,27 +81,11 @@ class _State:
         return _State(replace(self.status, problem=problem, fix=fix, cause=cause))
 
 
-class ForkedLock:
-    """A lock that a fork waits for, so that a forked child finds it open whichever thread of the parent held it.
-
-    The thread that holds it may acquire it again, so that it does not wait for itself when it forks.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release
-            )
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
-_LOCK = ForkedLock()
+# Loading imports torch. A fork does not wait for that, because an import may wait for a lock that the fork holds; the
+# child gets a lock of its own instead, and loads the library itself.
+_loading = types.SimpleNamespace(lock=threading.RLock())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: setattr(_loading, "lock", threading.RLock()))
 
 
 def library() -> ctypes.CDLL:
@@ -201,7 +186,7 @@ def _origin() -> tuple[str, str]:
 
 
 def _state() -> _State:
-    with _LOCK:
+    with _loading.lock:
         return _load()
 
 

@@ -34,7 +34,7 @@ def effective(layer: Any, name: str) -> Any:
     if tensor is None:
         tensor = getattr(layer, name, None)
     if callable(tensor):
-        tensor = tensor()
+        tensor = _unpacked(tensor)
     if type(tensor).__name__.startswith("Uninitialized"):
         raise GroupwiseError(
             f"{type(layer).__name__} does not know its in_channels yet, nor the shape of its {name}; "
@@ -55,7 +55,7 @@ def has_bias(layer: Any) -> bool:
         return True
     bias = getattr(layer, "bias", None)
     if callable(bias):
-        bias = bias()
+        bias = _unpacked(bias)
     return bias is not None and bias is not False
 
 
@@ -66,6 +66,14 @@ def dtype_of(layer: Any) -> str:
     """
     name = str(getattr(effective(layer, "weight"), "dtype", "float32")).removeprefix("torch.")
     return {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}.get(name, name)
+
+
+def _unpacked(method: Any) -> Any:
+    """Returns what a quantized module's method returns, or None where the engine in use cannot unpack it."""
+    try:
+        return method()
+    except RuntimeError:
+        return None
 
 
 def _source(layer: Any, name: str) -> Any:
