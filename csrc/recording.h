@@ -17,7 +17,7 @@ int64_t start_recording();
 void record(const Plan& plan);
 
 // Closes a recording and returns its plans, oldest first, as JSON: {"plans": [...], "dropped": 0}. A second call returns the
-// same text. Of a number that no recording has it is that of an empty one: a forked child does not inherit the recordings
+// same text. A number that no recording has gives that of an empty one: a forked child does not inherit the recordings
 // that other threads of its parent opened.
 std::string stop_recording(int64_t number);
 

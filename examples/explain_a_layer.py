@@ -1,6 +1,7 @@
-"""Shows one layer in every form that an explanation takes. Writes its files into the current folder."""
+"""Shows one layer in every form that an explanation takes. Writes its files into a temporary folder."""
 
 import pathlib
+import tempfile
 
 import groupwise
 
@@ -8,8 +9,9 @@ conv = groupwise.nn.Conv2d(128, 128, 3, padding=1, groups=32, bias=False)
 explanation = conv.explain(size=56)
 
 print(explanation)
-explanation.to_html("conv.html")
-pathlib.Path("conv.svg").write_text(explanation.to_svg("wiring"), encoding="utf-8")
+folder = pathlib.Path(tempfile.mkdtemp())
+explanation.to_html(folder / "conv.html")
+(folder / "conv.svg").write_text(explanation.to_svg("wiring"), encoding="utf-8")
 
 facts = explanation.to_dict()
 saved = facts["dense"]["macs"]["forward"] / facts["macs"]["forward"]

@@ -91,6 +91,36 @@ def test_commands_in_the_docs_work(line, tmp_path, monkeypatch, capsys):
         assert main(words) == 0
 
 
+LINES = sorted(
+    {
+        line.strip()
+        for page in PAGES
+        for line in re.findall(
+            r"^(?:\$ )?(groupwise [a-z]+ [^\n]*)$|`(groupwise (?:explain|groups|compare|report|plan|bench) [^`\n]*)`",
+            page.read_text(encoding="utf-8"),
+            re.M,
+        )
+        for line in line
+        if line
+    }
+)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_options_in_the_docs_are_options(line, capsys):
+    """Words in capitals, brackets and dots stand for something else."""
+    words = re.split(r"\s{2,}| #", line, maxsplit=1)[0].split()[1:]
+    known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", help_of(words[0], capsys)))
+    options = {word.strip("[]").partition("=")[0] for word in words if re.match(r"\[?--?[a-z]", word)}
+    assert options <= known, options - known
+
+
+def help_of(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    return capsys.readouterr().out
+
+
 def test_the_fields_of_a_report_are_listed():
     facts = groupwise.report(torch.nn.Conv2d(4, 4, 3), torch.randn(1, 4, 9, 9), repeats=1).to_dict()
     section = (ROOT / "docs" / "report.md").read_text(encoding="utf-8").partition("## Fields")[2]

@@ -75,6 +75,16 @@ def test_a_graph_that_was_frozen_before_warns_once_when_enabled(unfrozen):
         groupwise.enable()
 
 
+def test_the_option_alone_warns_of_what_may_be_replaced_and_no_more(unfrozen):
+    model = torch.compile(torch.nn.Sequential(layer(), torch.nn.ReLU()), options={"freezing": True})
+    with groupwise.enabled(), torch._inductor.config.patch(freezing=False):
+        with pytest.warns(RuntimeWarning, match="if inductor replaces convolutions .* record_plans") as caught:
+            model(source())
+        assert len([warning for warning in caught if warning.message.args == (freezing.MESSAGE,)]) == 1
+        # Whatever inductor replaced, the warning says how to find out, and that is right.
+        assert dispatched(model) in (True, False)
+
+
 def test_a_graph_that_is_not_frozen_does_not_warn(unfrozen):
     with torch._inductor.config.patch(freezing=False), groupwise.enabled():
         assert dispatched(frozen())

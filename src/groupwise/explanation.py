@@ -26,7 +26,9 @@ from groupwise.spec.wiring import Wiring
 if TYPE_CHECKING:
     from groupwise.kernels.plan import Plan
 
-VIEWS = ("wiring", "weight", "cost", "ranks", "all")
+# Views that every explanation has, and the one that needs a number of ranks.
+PLAIN_VIEWS = ("wiring", "weight", "cost")
+VIEWS = (*PLAIN_VIEWS, "ranks", "all")
 
 
 @dataclass(frozen=True, repr=False)
@@ -149,7 +151,7 @@ class Explanation:
         check_choice("view", view, VIEWS)
         if view == "ranks" and self.ranks is None:
             raise GroupwiseError("view='ranks' needs the number of ranks: ranks=2, or --ranks 2 on the command line")
-        every = VIEWS[:-1] if self.ranks is not None else VIEWS[:-2]
+        every = PLAIN_VIEWS if self.ranks is None else (*PLAIN_VIEWS, "ranks")
         return every if view == "all" else (view,)
 
     @property

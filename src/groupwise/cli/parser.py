@@ -62,7 +62,13 @@ def _integers(word: str, wanted: str) -> tuple[int, ...]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line: what is wrong, and which help to read."""
+    """A parser whose errors are one line: what is wrong, and which help to read.
+
+    It takes no abbreviations of options: one that works today would change its meaning with the next option.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -144,7 +150,9 @@ def _add_plan_and_bench(kinds: Any) -> None:
     planned.add_argument(
         "--direction", default="forward", metavar="PASS", help="forward (default), grad_input or grad_weight"
     )
-    timed.add_argument("--repeats", type=int, default=20, metavar="N", help="samples that a median is of; default: 20")
+    timed.add_argument(
+        "--repeats", type=int, default=20, metavar="N", help="timed runs, of which the median is reported; default: 20"
+    )
 
 
 def _add_report(kinds: Any) -> None:
@@ -156,7 +164,9 @@ def _add_report(kinds: Any) -> None:
     )
     source.add_argument("--image", metavar="FILE", help="a photograph as the input, center-cropped and resized")
     whole.add_argument("--backward", action="store_true", help="run the gradients too, in training mode")
-    whole.add_argument("--repeats", type=int, default=10, metavar="N", help="runs that a median is of; default: 10")
+    whole.add_argument(
+        "--repeats", type=int, default=10, metavar="N", help="timed runs, of which the median is reported; default: 10"
+    )
     whole.add_argument("--ranks", type=int, metavar="N", help=RANKS)
     whole.add_argument("--json", action="store_true", help="print JSON instead of the table")
     whole.add_argument(

@@ -15,8 +15,8 @@ from typing import Any
 
 MODULE = "torch._inductor.freezing"
 MESSAGE = (
-    "torch.compile freezes a graph: the convolutions that it replaces by oneDNN's operators do not reach groupwise's "
-    "kernels; compile without freezing to use them"
+    "torch.compile freezes a graph: if inductor replaces convolutions by oneDNN's operators there, those do not reach "
+    "groupwise's kernels; groupwise.record_plans() lists what does; compile without freezing to use the kernels for all"
 )
 
 

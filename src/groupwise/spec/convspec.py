@@ -126,7 +126,7 @@ class ConvSpec:
     def from_module(cls, layer: Any) -> ConvSpec:
         """Returns the spec of a `torch.nn.ConvNd` or `ConvTransposeNd` layer, or of anything with its attributes.
 
-        The shapes of the weight and bias that the layer computes with must be those that its attributes promise. Of a
+        The shapes of the weight and bias that the layer computes with must be those that its attributes promise. For a
         pruned or parametrized layer these are the effective ones; no parametrization runs. Quantized modules of
         `torch.ao.nn` count too.
 

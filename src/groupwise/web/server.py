@@ -8,7 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from groupwise.errors import GroupwiseError, check_choice, check_integer
-from groupwise.explanation import Explanation, explain
+from groupwise.explanation import PLAIN_VIEWS, Explanation, explain
 from groupwise.spec.arguments import valid_groups
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def respond(query: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
         in_channels, out_channels = (_number(query, name) for name in ("in_channels", "out_channels"))
         answer["valid_groups"] = list(valid_groups(in_channels, out_channels))
         shown = _explanation(in_channels, out_channels, query)
-        answer["pictures"] = {view: shown.to_svg(view) for view in ("wiring", "weight", "cost")}
+        answer["pictures"] = {view: shown.to_svg(view) for view in PLAIN_VIEWS}
         answer["text"] = str(shown)
     except GroupwiseError as error:
         return 400, {**answer, "error": str(error)}

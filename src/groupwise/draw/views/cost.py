@@ -11,8 +11,8 @@ from groupwise.spec.arguments import Extent
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost, cost
 
-# The widths of published networks have up to 30 valid values (720 does), which take 26 kB. Of more, the picture has the
-# first, those around the current one, and the last.
+# The widths of published networks have up to 30 valid values (720 does), which take 26 kB. If there are more, the
+# picture has the first, those around the current one, and the last.
 MOST_VALUES, FIRST, LAST = 30, 8, 4
 ROW, THICK, BAR, SPACE = 26, 11, 112, 34
 
