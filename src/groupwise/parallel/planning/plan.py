@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from groupwise.parallel.planning.patterns import patterns
 from groupwise.parallel.planning.refusals import check_model, check_reads
 from groupwise.parallel.planning.work import tasks
 from groupwise.parallel.styles.base import LayerStyle
+from groupwise.spec.arguments import shape_of
 from groupwise.spec.collectives import MOVES, Collective
 from groupwise.spec.partition import MOST_RANKS, Partition
 
@@ -132,13 +132,11 @@ class SplitPlan:
     __repr__ = __str__
 
 
-def plan_split(
-    model: nn.Module, ranks: int, *, input_shape: Sequence[int] | None = None, uneven: bool = True
-) -> SplitPlan:
+def plan_split(model: nn.Module, ranks: int, *, input_shape: Any = None, uneven: bool = True) -> SplitPlan:
     """Returns how `split` would spread `model` over `ranks` ranks. It needs no process group and changes nothing.
 
-    - `input_shape`: the shape of the model's input, (N, C, ...); with it the plan counts the bytes of the collectives
-      of a training step
+    - `input_shape`: the shape of the model's input, (N, C, ...), or a tensor of that shape; with it the plan counts
+      the bytes of the collectives of a training step
     - `uneven`: False refuses a number of ranks that does not divide the groups of each layer, or the units in which
       other layers are split
 
@@ -152,6 +150,7 @@ def plan_split(
         {'layer1.0.conv1': '', 'layer1.0.conv2': '', 'layer1.0.conv3': 'all-reduces outputs'}
     """
     ranks = check_integer("ranks", ranks, 1, MOST_RANKS)
+    shape = None if input_shape is None else shape_of("input_shape", input_shape)
     check_model(model)
     if not uneven:
         _check_even(model, ranks)
@@ -167,7 +166,6 @@ def plan_split(
     for name, module in model.named_modules():
         if name not in planned and any(True for _ in module.parameters(recurse=False)):
             choices.append(_choice(name, module, Step(reason="not a layer that can be split"), 0, ranks, uneven))
-    shape = None if input_shape is None else tuple(input_shape)
     if shape is not None:
         found: dict[str, list[Collective]] = defaultdict(list)
         for task in tasks(decision, shape):
