@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from torch.nn.modules.conv import _ConvNd
 
 from groupwise.draw.text import split as text
-from groupwise.draw.text import table
+from groupwise.draw.text.table import Tabular
 from groupwise.draw.views.split import split_svg
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.parallel.planning.decision import Decision, Step, style_of
@@ -22,11 +23,12 @@ from groupwise.parallel.planning.work import tasks
 from groupwise.parallel.styles.base import LayerStyle
 from groupwise.spec.arguments import shape_of
 from groupwise.spec.collectives import MOVES, Collective
+from groupwise.spec.legible import Printed
 from groupwise.spec.partition import MOST_RANKS, Partition
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Printed):
     """The style of one layer.
 
     - `name`, `layer`: its name in the model and its class
@@ -57,6 +59,10 @@ class Choice:
         words = [str(pattern) for pattern in needed if not pattern.backward]
         return ", ".join([*words, MOVES] if self.moves else words)
 
+    def __str__(self) -> str:
+        """Returns one line: the layer, its style, what each rank holds, and the collectives of its forward."""
+        return text.choice_text(self.to_dict())
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the choice as JSON values."""
         keys = ("name", "layer", "reason", "input", "output", "forward", "parameters")
@@ -69,7 +75,7 @@ class Choice:
 
 
 @dataclass(frozen=True, repr=False)
-class SplitPlan:
+class SplitPlan(Tabular):
     """How a network is spread over `ranks` ranks, layer by layer.
 
     `print()` it, or draw it with `to_svg()`.
@@ -111,17 +117,9 @@ class SplitPlan:
         """Returns a picture of what each rank holds, and of the collectives between ranks."""
         return split_svg(self.to_dict())
 
-    def to_markdown(self) -> str:
-        """Returns a Markdown table with a row for each layer."""
-        return table.markdown(text.HEAD, text.records(self.to_dict()))
-
-    def to_csv(self) -> str:
-        """Returns comma-separated values with a row for each layer."""
-        return table.csv(text.HEAD, text.records(self.to_dict()))
-
-    def to_pandas(self) -> Any:
-        """Returns a `pandas.DataFrame` with a row for each layer."""
-        return table.pandas(text.HEAD, text.records(self.to_dict()))
+    def columns(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        """Returns the column names, and the values of each layer."""
+        return text.HEAD, list(text.records(self.to_dict()))
 
     def _repr_html_(self) -> str:
         return f"<figure>{self.to_svg()}</figure>"
