@@ -10,8 +10,8 @@ import torch
 
 import groupwise
 from groupwise.cli import main, output
-from groupwise.draw.base.legible import legible
 from groupwise.parallel import plan_split
+from groupwise.spec.legible import legible
 
 # What XML forbids, what a terminal obeys, what turns the direction of text, what no encoding takes, and markup.
 NAMES = {

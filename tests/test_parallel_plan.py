@@ -136,6 +136,19 @@ def test_what_cannot_be_planned():
         plan_split(Shared(), 0)
 
 
+def test_an_input_shape_is_a_shape_or_a_tensor_of_it():
+    model, x = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=4)), torch.zeros(1, 8, 5, 5)
+    plan = plan_split(model, 2, input_shape=x)
+    assert plan.input_shape == (1, 8, 5, 5)
+    assert plan.to_dict() == plan_split(model, 2, input_shape=[1, 8, 5, 5]).to_dict()
+    for wrong in (5, "1x8x5x5"):
+        with pytest.raises(GroupwiseError, match=f"input_shape={wrong!r} is neither a tensor nor a shape"):
+            plan_split(model, 2, input_shape=wrong)
+    with pytest.raises(GroupwiseError, match=r"does not take an input of shape \(1, 4, 5, 5\)") as refused:
+        plan_split(model, 2, input_shape=torch.zeros(1, 4, 5, 5))
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("input_shape", [None, (2, 3, 224, 224)])
 def test_the_table_of_a_plan_as_data(input_shape):
     with torch.device("meta"):

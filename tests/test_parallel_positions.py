@@ -77,6 +77,16 @@ def splits(self, x, h):
     return first * second
 
 
+def matrix_transposed(self, x, h):
+    return F.silu(self.conv(self.pad(h.mT)).mH)
+
+
+def rows_transposed(self, x, h):
+    """(N, C) to (C, N) and back, once by each attribute."""
+    h = self.conv(self.pad(h.mT)).mean(-1)
+    return torch.sigmoid(F.silu(h.T).T.mT).H
+
+
 def positions_first(self, x, h):
     """(N, L, C) to (L, N, C) and back: the channels stay last."""
     h = h.permute(1, 0, 2)[2:]
@@ -95,6 +105,8 @@ MIXERS = {
     "chunk": (pieces, {}),
     "split": (splits, {}),
     "positions first": (positions_first, {}),
+    "mT, mH": (matrix_transposed, {}),
+    "T, H": (rows_transposed, {}),
 }
 
 
@@ -310,6 +322,17 @@ def test_a_permute_takes_channels_where_numpy_would(data):
     moved.insert(b % dims, moved.pop(a % dims))
     found = reordered(node_of(lambda x: torch.movedim(x, a, b)), Axis(place, dims))
     assert found == Axis(moved.index(dims + place) - dims, dims)
+
+
+@pytest.mark.parametrize("dims", [2, 3, 4])
+def test_a_transpose_by_attribute_takes_channels_where_the_method_would(dims):
+    swapped = {-1: -2, -2: -1}
+    for place in range(-dims, 0):
+        axis = Axis(place, dims)
+        for name in ("mT", "mH", "T", "H"):
+            known = dims == 2 or name in ("mT", "mH")
+            expected = Axis(swapped.get(place, place), dims) if known else None
+            assert reordered(node_of(lambda x, name=name: getattr(x, name)), axis) == expected
 
 
 INDEX = st.one_of(

@@ -198,6 +198,10 @@ def test_a_prediction_as_text_and_json():
         "0 ms more to sum gradients; a rank holds 12.3 MB of parameters, gradients and momentum"
     )
     assert str(step) in step._repr_html_()
+    small = str(Prediction(1, 1, 1, 1.0, 0.0, 0.0, 1234.0))
+    assert small.startswith("a step of 1 sample on 1 x 1 rank takes 1e+03 ms: ")
+    assert " on 2 x 1 ranks takes " in str(Prediction(2, 1, 1, 1.0, 0.0, 0.0, 0.0))
+    assert small.endswith("a rank holds 1.23 kB of parameters, gradients and momentum")
 
 
 def test_a_plan_without_a_shape_predicts_nothing():

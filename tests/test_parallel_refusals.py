@@ -80,6 +80,25 @@ def test_a_forward_of_its_own():
         GroupParallel().shard(patched, 2, 0)
 
 
+class Experts(nn.Conv2d):
+    def __init__(self):
+        super().__init__(8, 8, 3, padding=1, groups=4)
+        self.weight = nn.Parameter(torch.randn(4, 8, 2, 3, 3))
+
+    def forward(self, input):
+        return nn.functional.conv2d(input, self.weight.mean(0), self.bias, padding=1, groups=4)
+
+
+def test_a_weight_of_another_shape():
+    model = nn.Sequential(grouped(), nn.ReLU(), Experts())
+    plan = plan_split(model, 2, input_shape=(1, 8, 5, 5))
+    assert styles(plan) == {"0": "GroupParallel", "2": "KeepWhole"}
+    assert plan.choices[1].held == (4 * 8 * 2 * 9 + 8,) * 2
+    model[0].weight = nn.Parameter(torch.randn(4, 2, 3, 3))
+    with pytest.raises(GroupwiseError, match=r"0: .*weight"):
+        plan_split(model, 2)
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_a_weight_that_a_hook_computes():
     with pytest.raises(GroupwiseError, match="Conv2d has a weight that a hook computes, so that GroupParallel"):

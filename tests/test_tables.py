@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
 import types
 import xml.etree.ElementTree as ET
@@ -13,9 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.tensor.parallel import ParallelStyle
 
-from groupwise import ConvSpec, GroupwiseError, bench, count, report
+import groupwise
+from groupwise import ConvSpec, GroupwiseError, Wiring, bench, cost, count, explain, parallel, plan, report
 from groupwise.draw.text import table
+from groupwise.parallel import Collective, Collectives, Link, Machine, plan_split, predict
 from kernels import without_kernels
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00"))
@@ -91,6 +95,71 @@ def test_every_result(monkeypatch, name):
     assert (names, len(values)) == (head, len(facts))
     assert repr(made) == str(made) != ""
     assert made._repr_html_().startswith("<")
+
+
+LINK = Link(1e-6, 1e9)
+SPEC = ConvSpec(8, 8, 3, groups=4)
+ALL_REDUCE = Collective("a <b>\x1b", False, "all_reduce", 8)
+SPLIT = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 4, 1))
+# How each public result is made, and those that are parts of one.
+MADE = {
+    "Bench": lambda: RESULTS["bench"]()[0],
+    "Choice": lambda: plan_split(SPLIT, 2).choices[0],
+    "Collective": lambda: ALL_REDUCE,
+    "Collectives": lambda: Collectives([ALL_REDUCE]),
+    "ConvCall": lambda: count(MODEL, X)[0],
+    "ConvSpec": lambda: SPEC,
+    "Cost": lambda: cost(SPEC, 9),
+    "Count": lambda: RESULTS["count"]()[0],
+    "Explanation": lambda: explain(SPEC),
+    "Path": lambda: Wiring(SPEC).path(1),
+    "Plan": lambda: plan(SPEC, (1, 8, 9, 9)),
+    "Prediction": lambda: predict(plan_split(SPLIT, 2, input_shape=(2, 3, 9, 9)), Machine(1e9, 1e9, LINK, LINK)),
+    "Report": lambda: RESULTS["report"]()[0],
+    "SplitPlan": lambda: plan_split(SPLIT, 2),
+    "Wiring": lambda: Wiring(SPEC),
+}
+PARTS = {"Macs": lambda: cost(SPEC, 9).macs, "Traffic": lambda: cost(SPEC, 9).traffic}
+# What you give to a function, rather than get from one.
+GIVEN = {"GroupwiseError", "Link", "Machine", "Partition"}
+IN_ONE_LINE = {"Choice", "Collective", "ConvCall", "ConvSpec", "Macs", "Path", "Prediction", "Traffic"}
+
+
+def test_every_public_class_is_a_result_or_is_given():
+    public = [getattr(module, name) for module in (groupwise, parallel) for name in module.__all__]
+    classes = [one for one in public if isinstance(one, type) and not issubclass(one, ParallelStyle)]
+    assert sorted({one.__name__ for one in classes}) == sorted({*MADE, *GIVEN})
+
+
+@pytest.mark.parametrize("name", [*MADE, *PARTS])
+def test_every_result_has_its_forms(monkeypatch, name):
+    if name != "Plan":
+        without_kernels(monkeypatch)
+    made = (MADE | PARTS)[name]()
+    assert type(made).__name__ == name
+    json.dumps(made.to_dict())
+    shown, page = str(made), made._repr_html_()
+    assert shown
+    assert not shown.startswith(f"{name}(")
+    assert ET.fromstring(f"<div>{page}</div>")[0].tag in {"pre", "table", "figure", "div"}
+    if name in IN_ONE_LINE:
+        assert shown.isprintable()
+        assert ET.fromstring(page).text == shown
+
+
+def test_one_line_by_hand():
+    assert str(cost(SPEC, 3).macs) == "144 MACs forward, 144 grad_input, 144 grad_weight"
+    assert str(cost(SPEC, 3).traffic) == "288 bytes of input, 576 of weight, 32 of output"
+    assert str(ALL_REDUCE) == "all_reduce of 8 bytes for a <b>\\x1b, forward"
+    assert str(Collective("", True, "all_gather", 1)) == "all_gather of 1 byte for the model, backward"
+    first, second, third = plan_split(SPLIT, 3).choices
+    assert str(first) == "0: Conv2d, ColwiseParallel; 32 parameters, of which a rank holds 8 to 16; moves rows"
+    assert str(second).startswith("1: Conv2d, GroupParallel; 152 parameters, of which a rank holds 38 to 76")
+    assert (
+        str(third)
+        == "2: Conv2d, RowwiseParallel; 36 parameters, of which a rank holds 12 to 20; all-reduces outputs, moves rows"
+    )
+    assert str(count(MODEL, X)[0]) == f"0: {ConvSpec(3, 8, 3)}"
 
 
 def test_a_report_has_its_picture(monkeypatch):

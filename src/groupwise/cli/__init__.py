@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from groupwise.cli.parser import parser
-from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
+from groupwise.spec.legible import legible
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

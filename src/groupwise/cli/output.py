@@ -8,9 +8,9 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
 from groupwise.explanation import Explanation
+from groupwise.spec.legible import legible
 
 FORMATS = ("text", "json", "svg", "png", "html")
 TABLES = ("text", "json", "csv", "markdown")

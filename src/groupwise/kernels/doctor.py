@@ -5,7 +5,6 @@ It works without torch and with a broken one, since that is when users ask.
 
 from __future__ import annotations
 
-import html
 import os
 import platform
 import shlex
@@ -17,6 +16,7 @@ from typing import Any
 import groupwise
 from groupwise.kernels import native
 from groupwise.kernels.processor import processor_flags, processor_name
+from groupwise.spec.legible import Printed
 
 # The flags of /proc/cpuinfo that each instruction set of csrc/ needs. Every processor has the baseline.
 ISA_FLAGS = {"avx2": {"avx2", "fma"}}
@@ -36,7 +36,7 @@ SETTINGS = {"GROUPWISE_ENABLE": ("0", "1"), "GROUPWISE_ISA": None}
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Printed):
     """This machine and this environment, as far as the native kernels depend on them. `print()` it for the text."""
 
     groupwise: str
@@ -67,9 +67,6 @@ class Diagnosis:
         """Returns every field as plain JSON types."""
         facts = {"ok": self.ok, **asdict(self), "library": self.library.to_dict()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in facts.items()}
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())

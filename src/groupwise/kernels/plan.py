@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import html
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from groupwise.kernels import native
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import layer_and_input
 from groupwise.spec.effective import effective
+from groupwise.spec.legible import Printed
 
 KERNELS = ("planar", "channels", "pytorch")
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
@@ -26,7 +26,7 @@ MEMORY_FORMATS = ("contiguous", "channels_last")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Printed):
     """How one convolution, or one gradient of it, is computed. `print()` it for the reasons."""
 
     kernel: str
@@ -69,9 +69,6 @@ class Plan:
             lines.append(f"  {tasks} of {block}; {-(-self.scratch_bytes // 1024)} KiB of scratch a thread")
         lines += [f"  not {name}: {why}" for name, why in self.refused.items()]
         return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field as plain JSON types, the entries of `shape` beside the others."""

@@ -18,6 +18,7 @@ from groupwise.profile.operators import dtype_name, is_convolution, operator_nam
 from groupwise.profile.workload import Workload, synchronize
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost, cost
+from groupwise.spec.legible import Printed, legible
 
 # Traced modules call the second one; its first nine arguments are the same.
 _FORWARD = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
@@ -26,7 +27,7 @@ _CAST = torch.ops.aten._to_copy.default
 
 
 @dataclass
-class ConvCall:
+class ConvCall(Printed):
     """One execution of a convolution.
 
     - `name`: the layer's name in the model; for a functional call the enclosing module's, with the operator's
@@ -50,6 +51,9 @@ class ConvCall:
     def spec(self) -> ConvSpec:
         """The convolution as numbers."""
         return self.cost.spec
+
+    def __str__(self) -> str:
+        return f"{legible(self.name)}: {self.spec}"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types. `macs` is what each pass costs; `passes` says which ran."""

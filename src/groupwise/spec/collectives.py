@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from groupwise.spec.legible import Printed, legible
+
 # What each collective does to a tensor, by the name that torch.distributed gives it.
 VERBS = {"all_gather": "all-gathers", "all_reduce": "all-reduces", "reduce_scatter": "reduce-scatters"}
 # What an all_to_all does to tensors whose shards are not DTensor's equal chunks.
@@ -11,7 +13,7 @@ MOVES = "moves rows"
 
 
 @dataclass(frozen=True)
-class Collective:
+class Collective(Printed):
     """One collective of one layer.
 
     - `layer`: the name of the layer that needs it; `backward`: whether it runs in the layer's backward
@@ -50,4 +52,5 @@ class Collective:
 
     def __str__(self) -> str:
         when = "backward" if self.backward else "forward"
-        return f"{self.operation} of {self.payload:,} bytes for {self.layer or 'the model'}, {when}"
+        size = f"{self.payload:,} byte{'' if self.payload == 1 else 's'}"
+        return f"{self.operation} of {size} for {legible(self.layer) or 'the model'}, {when}"

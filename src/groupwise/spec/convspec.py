@@ -20,12 +20,13 @@ from groupwise.spec.arguments import (
 from groupwise.spec.arguments import valid_groups as valid_groups_of
 from groupwise.spec.consistency import check_stored
 from groupwise.spec.effective import has_bias, shape_of_effective
+from groupwise.spec.legible import Printed
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 @dataclasses.dataclass(frozen=True, init=False)
-class ConvSpec:
+class ConvSpec(Printed):
     """One convolution layer as numbers: 1-D, 2-D or 3-D, plain or transposed. Frozen and hashable.
 
     The arguments are those of `torch.nn.ConvNd`, in the same order. Each tuple has one entry a spatial dimension. An

@@ -21,6 +21,7 @@ from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.spec.arguments import Extent
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.effective import dtype_of
+from groupwise.spec.legible import Printed
 from groupwise.spec.tables import html_table
 
 DTYPE_BYTES = {
@@ -42,7 +43,7 @@ DTYPE_BYTES = {
 
 
 @dataclass(frozen=True)
-class Macs:
+class Macs(Printed):
     """The multiply-accumulates of the forward and of the two gradients."""
 
     forward: int
@@ -61,13 +62,16 @@ class Macs:
         """The sum of the three passes: one training step."""
         return self.forward + self.grad_input + self.grad_weight
 
+    def __str__(self) -> str:
+        return f"{self.forward:,} MACs forward, {self.grad_input:,} grad_input, {self.grad_weight:,} grad_weight"
+
     def to_dict(self) -> dict[str, int]:
         """Returns the three counts by name."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Traffic:
+class Traffic(Printed):
     """The bytes that have to move at least once, by tensor."""
 
     input: int
@@ -78,6 +82,9 @@ class Traffic:
     def total(self) -> int:
         """The sum of the three tensors."""
         return self.input + self.weight + self.output
+
+    def __str__(self) -> str:
+        return f"{self.input:,} bytes of input, {self.weight:,} of weight, {self.output:,} of output"
 
     def to_dict(self) -> dict[str, int]:
         """Returns the three sizes by name."""

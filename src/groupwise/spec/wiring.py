@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from groupwise.errors import check_integer
 from groupwise.spec.convspec import ConvSpec
+from groupwise.spec.legible import Printed
 from groupwise.spec.tables import html_table
 
 MOST_PATHS = 8
 
 
 @dataclass(frozen=True)
-class Path:
+class Path(Printed):
     """One group: the channels that it connects, as half-open ranges.
 
     - `group`: its number, from 0

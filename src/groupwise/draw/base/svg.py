@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 
-from groupwise.draw.base.legible import escape, legible
+from groupwise.spec.legible import escape, legible
 
 MARGIN = 24
 TITLE_SIZE, CAPTION_SIZE, LABEL_SIZE = 16, 12, 11

@@ -6,7 +6,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
-from groupwise.draw.base.legible import escape
+from groupwise.spec.legible import escape
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0; --card: #ffffff; --page: #f6f8fa;

@@ -19,6 +19,7 @@ from groupwise.draw.views.strip import strip_svg
 from groupwise.draw.views.weight import weight_svg
 from groupwise.draw.views.wiring import wiring_svg
 from groupwise.spec.cost import Cost
+from groupwise.spec.legible import pre
 
 _ROW = ("layer", "#", "×")
 _HEAD = (*_ROW, "kind", "groups", "weight", "parameters", "MACs", "bytes", "FLOP/B")
@@ -44,7 +45,7 @@ def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = No
     body.append(_tables(report))
     if "split" in report:
         body.append(html.element("h2", f"Split over {phrases.plural(report['split']['ranks'], 'rank')}"))
-        body += [html.figure(split_svg(report["split"])), html.element("pre", split_text(report["split"]))]
+        body += [html.figure(split_svg(report["split"])), pre(split_text(report["split"]))]
     body.append(html.element("h2", "The grouped layers, drawn"))
     body += _pictures(report, costs)
     body.append(html.element("h2", "How this was measured"))

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from groupwise.draw.base import numbers, phrases
-from groupwise.draw.base.legible import legible
 from groupwise.draw.text import lines as text
+from groupwise.spec.legible import legible
 
 # What a table of calls shows of each, by its key in the call's dict.
 _COLUMNS = "name operator kind in_channels out_channels groups weight_shape input_size output_size batch dtype".split()

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from groupwise.draw.base import numbers, phrases
-from groupwise.draw.base.legible import legible
 from groupwise.draw.text.lines import rows, wrap
 from groupwise.errors import list_some
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost
+from groupwise.spec.legible import legible
 from groupwise.spec.wiring import MOST_PATHS, Path, Wiring
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import Any
 
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.base.folding import fold
-from groupwise.draw.base.legible import legible
 from groupwise.draw.text import lines as text
 from groupwise.draw.text.count import columns as columns_of_calls
 from groupwise.draw.text.count import not_counted
 from groupwise.draw.text.split import split_text
 from groupwise.kernels.plan import DIRECTIONS
+from groupwise.spec.legible import legible
 
 _HEAD = ("kind", "groups", "weight", "params", "MACs", "bytes")
 _MOST_NAME = 32

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from groupwise.draw.base import numbers
-from groupwise.draw.base.legible import legible
+from groupwise.draw.base import numbers, phrases
 from groupwise.draw.text import lines as text
 from groupwise.spec.collectives import MOVES, VERBS
+from groupwise.spec.legible import legible
 
 # The columns of the table of a plan, with raw names.
 HEAD = (
@@ -65,6 +65,16 @@ def split_text(plan: dict[str, Any]) -> str:
             f"{count} collective{'s' * (count != 1)} in a forward{rows_move}.{step}",
         ]
     )
+
+
+def choice_text(row: dict[str, Any]) -> str:
+    """Returns one layer in one line: its class, its style, its parameters, how many a rank holds, its collectives."""
+    facts = [f"{named(row)}: {legible(row['layer'])}, {row['style']}"]
+    if row["parameters"]:
+        low, high = min(row["held"]), max(row["held"])
+        held = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        facts.append(f"{phrases.plural(row['parameters'], 'parameter')}, of which a rank holds {held}")
+    return "; ".join([*facts, *([row["forward"]] if row["forward"] else [])])
 
 
 def named(row: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ from groupwise.errors import GroupwiseError
 class Tabular:
     """A result that is a table: what derives from it says its columns once, and has every format."""
 
+    __slots__ = ()
+
     def columns(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         """Returns the column names, and the values of each row."""
         raise NotImplementedError

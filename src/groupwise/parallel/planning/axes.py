@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from groupwise.parallel.planning import operations as ops
-from groupwise.parallel.planning.operations import argument, does
+from groupwise.parallel.planning.operations import argument, attribute, does
 
 
 class Axis(NamedTuple):
@@ -40,7 +40,10 @@ class Axis(NamedTuple):
 
 def reordered(node: fx.Node, axis: Axis) -> Axis | None:
     """Returns where the channels lie after a transpose or permute; None if that is unknown."""
-    if axis.dims is None or not does(node, ops.REORDERS) or len(node.all_input_nodes) != 1:
+    name = attribute(node)
+    if axis.dims is None or not (does(node, ops.REORDERS) or name in ops.TRANSPOSES) or len(node.all_input_nodes) != 1:
+        return None
+    if name in ops.MATRIX_TRANSPOSES and axis.dims != 2:
         return None
     function: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
     options = {name: value for name, value in node.kwargs.items() if name != "input"}

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from groupwise.parallel.planning import operations as ops
 from groupwise.parallel.planning.axes import Axis, keeps_channels, pads, reordered, slices_only
-from groupwise.parallel.planning.operations import argument, does, fact
+from groupwise.parallel.planning.operations import argument, attribute, does, fact
 from groupwise.parallel.planning.trace import shapes_of, trace
 from groupwise.parallel.styles.base import is_plain
 from groupwise.parallel.styles.channelwise import ACTIVATIONS, PADS, STATELESS, units_of
@@ -191,6 +191,8 @@ class Flow:
         if does(node, ops.INDEXING):
             piece = does(inputs[0], ops.PIECES) and type(node.args[1]) is int
             return piece or slices_only(node.args[1])
+        if attribute(node) in ops.TRANSPOSES:
+            return True
         keep = ops.ELEMENTWISE | ops.POOLINGS | ops.REORDERS | ops.NARROWS | ops.PIECES | ops.PADS
         return does(node, keep) or (does(node, ops.ARITHMETIC) and len(inputs) == 1)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from groupwise.parallel.runtime.collectives import is_shard
+from groupwise.parallel.styles.collectives import is_shard
 from groupwise.parallel.styles.layer import LayerShard
 from groupwise.spec.collectives import Collective
 from groupwise.spec.partition import chunks, received

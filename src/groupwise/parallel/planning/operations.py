@@ -35,6 +35,9 @@ REORDERS: set[Any] = {
     *("transpose", "swapaxes", "swapdims", "movedim", "moveaxis"),
     *PERMUTES,
 }
+# These attributes do so too. PyTorch gives `T` and `H` to matrices; with more dimensions, `T` is deprecated.
+MATRIX_TRANSPOSES = {"T", "H"}
+TRANSPOSES = {"mT", "mH", *MATRIX_TRANSPOSES}
 NARROWS: set[Any] = {torch.narrow, "narrow"}
 # These return a tuple of slices.
 PIECES: set[Any] = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}
@@ -65,10 +68,14 @@ def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
+def attribute(node: fx.Node) -> str:
+    """Returns the name of the attribute that a node reads; empty for any other node."""
+    return str(node.args[1]) if node.op == "call_function" and node.target is getattr else ""
+
+
 def fact(node: fx.Node) -> str:
     """Returns which fact of a tensor a node reads: shape, size, ndim, dtype, device; empty for any other node."""
-    if node.op == "call_function" and node.target is getattr:
-        name = str(node.args[1])
+    if name := attribute(node):
         return name if name == "shape" or name in COMMON else ""
     name = str(node.target) if node.op == "call_method" else ""
     return name if name == "size" or name in COMMON else ""

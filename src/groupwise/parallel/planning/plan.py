@@ -12,7 +12,7 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from torch.nn.modules.conv import _ConvNd
 
 from groupwise.draw.text import split as text
-from groupwise.draw.text import table
+from groupwise.draw.text.table import Tabular
 from groupwise.draw.views.split import split_svg
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.parallel.planning.decision import Decision, Step, style_of
@@ -21,12 +21,14 @@ from groupwise.parallel.planning.patterns import patterns
 from groupwise.parallel.planning.refusals import check_model, check_reads
 from groupwise.parallel.planning.work import tasks
 from groupwise.parallel.styles.base import LayerStyle
+from groupwise.spec.arguments import shape_of
 from groupwise.spec.collectives import MOVES, Collective
+from groupwise.spec.legible import Printed
 from groupwise.spec.partition import MOST_RANKS, Partition
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Printed):
     """The style of one layer.
 
     - `name`, `layer`: its name in the model and its class
@@ -57,6 +59,10 @@ class Choice:
         words = [str(pattern) for pattern in needed if not pattern.backward]
         return ", ".join([*words, MOVES] if self.moves else words)
 
+    def __str__(self) -> str:
+        """Returns one line: the layer, its style, what each rank holds, and the collectives of its forward."""
+        return text.choice_text(self.to_dict())
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the choice as JSON values."""
         keys = ("name", "layer", "reason", "input", "output", "forward", "parameters")
@@ -69,7 +75,7 @@ class Choice:
 
 
 @dataclass(frozen=True, repr=False)
-class SplitPlan:
+class SplitPlan(Tabular):
     """How a network is spread over `ranks` ranks, layer by layer.
 
     `print()` it, or draw it with `to_svg()`.
@@ -111,17 +117,9 @@ class SplitPlan:
         """Returns a picture of what each rank holds, and of the collectives between ranks."""
         return split_svg(self.to_dict())
 
-    def to_markdown(self) -> str:
-        """Returns a Markdown table with a row for each layer."""
-        return table.markdown(text.HEAD, text.records(self.to_dict()))
-
-    def to_csv(self) -> str:
-        """Returns comma-separated values with a row for each layer."""
-        return table.csv(text.HEAD, text.records(self.to_dict()))
-
-    def to_pandas(self) -> Any:
-        """Returns a `pandas.DataFrame` with a row for each layer."""
-        return table.pandas(text.HEAD, text.records(self.to_dict()))
+    def columns(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        """Returns the column names, and the values of each layer."""
+        return text.HEAD, list(text.records(self.to_dict()))
 
     def _repr_html_(self) -> str:
         return f"<figure>{self.to_svg()}</figure>"
@@ -132,13 +130,11 @@ class SplitPlan:
     __repr__ = __str__
 
 
-def plan_split(
-    model: nn.Module, ranks: int, *, input_shape: Sequence[int] | None = None, uneven: bool = True
-) -> SplitPlan:
+def plan_split(model: nn.Module, ranks: int, *, input_shape: Any = None, uneven: bool = True) -> SplitPlan:
     """Returns how `split` would spread `model` over `ranks` ranks. It needs no process group and changes nothing.
 
-    - `input_shape`: the shape of the model's input, (N, C, ...); with it the plan counts the bytes of the collectives
-      of a training step
+    - `input_shape`: the shape of the model's input, (N, C, ...), or a tensor of that shape; with it the plan counts
+      the bytes of the collectives of a training step
     - `uneven`: False refuses a number of ranks that does not divide the groups of each layer, or the units in which
       other layers are split
 
@@ -152,6 +148,7 @@ def plan_split(
         {'layer1.0.conv1': '', 'layer1.0.conv2': '', 'layer1.0.conv3': 'all-reduces outputs'}
     """
     ranks = check_integer("ranks", ranks, 1, MOST_RANKS)
+    shape = None if input_shape is None else shape_of("input_shape", input_shape)
     check_model(model)
     if not uneven:
         _check_even(model, ranks)
@@ -167,7 +164,6 @@ def plan_split(
     for name, module in model.named_modules():
         if name not in planned and any(True for _ in module.parameters(recurse=False)):
             choices.append(_choice(name, module, Step(reason="not a layer that can be split"), 0, ranks, uneven))
-    shape = None if input_shape is None else tuple(input_shape)
     if shape is not None:
         found: dict[str, list[Collective]] = defaultdict(list)
         for task in tasks(decision, shape):

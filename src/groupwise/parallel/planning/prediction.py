@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from groupwise.draw.base.legible import escape
+from groupwise.draw.base import numbers, phrases
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.parallel.planning.plan import SplitPlan
 from groupwise.parallel.planning.work import tasks
 from groupwise.spec.collectives import Collective
+from groupwise.spec.legible import Printed
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Printed):
     """A training step of `batch` samples on `groups` x `data` ranks, in seconds.
 
     - `compute`: forward, backward and update of the rank that holds most
@@ -98,14 +99,12 @@ class Prediction:
     def __str__(self) -> str:
         times = (self.seconds, self.compute, self.collectives, self.gradients)
         step, compute, collectives, gradients = (f"{seconds * 1e3:.3g} ms" for seconds in times)
+        ranks = f"{self.groups:,} x {self.data:,} rank{'s' * (self.groups * self.data > 1)}"
         return (
-            f"a step of {self.batch:,} samples on {self.groups:,} x {self.data:,} ranks takes {step}: "
+            f"a step of {phrases.plural(self.batch, 'sample')} on {ranks} takes {step}: "
             f"{compute} of work, {collectives} of collectives in the network, {gradients} more to sum gradients; "
-            f"a rank holds {self.memory / 1e6:,.1f} MB of parameters, gradients and momentum"
+            f"a rank holds {numbers.data(self.memory)} of parameters, gradients and momentum"
         )
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
 
 
 def predict(plan: SplitPlan, machine: Machine, *, data: int = 1) -> Prediction:

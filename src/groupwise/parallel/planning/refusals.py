@@ -10,6 +10,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from groupwise.errors import GroupwiseError
 from groupwise.parallel.planning.flow import Flow
+from groupwise.parallel.styles.base import is_plain
 from groupwise.parallel.styles.layer import ShardLayer, WholeLayer
 from groupwise.spec.convspec import ConvSpec
 
@@ -31,7 +32,8 @@ def check_model(model: nn.Module) -> None:
                     f"{owner} and {key} are one parameter, and would be two once they are split; give each layer its "
                     "own, or split the blocks around them one by one"
                 )
-        if isinstance(module, _ConvNd):
+        # What computes something of its own stays whole, and its weight may have any shape.
+        if isinstance(module, _ConvNd) and is_plain(module):
             _check_layer(name, module)
 
 

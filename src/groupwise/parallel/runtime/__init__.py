@@ -1,1 +1,1 @@
-"""What runs on the ranks of a process group: collectives, the count of them, and the ranks' agreement on a model."""
+"""What ranks do together beside the layers' own work: they agree on a model, and count the collectives of a step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,15 +13,15 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from groupwise.draw.base.legible import escape
-from groupwise.draw.text import table
+from groupwise.draw.text.table import Tabular
 from groupwise.parallel.styles.layer import ShardLayer
 from groupwise.spec.collectives import Collective
+from groupwise.spec.legible import Printed
 
 _HEAD = ("layer", "backward", "operation", "payload")
 
 
-class Collectives(tuple[Collective, ...]):
+class Collectives(tuple[Collective, ...], Tabular, Printed):
     """The collectives of a step, in the order in which they ran: a tuple that prints as a table."""
 
     __slots__ = ()
@@ -30,26 +30,12 @@ class Collectives(tuple[Collective, ...]):
         """Returns the collectives as JSON values."""
         return {"collectives": [one.to_dict() for one in self]}
 
-    def to_markdown(self) -> str:
-        """Returns a Markdown table with a row for each collective."""
-        return table.markdown(_HEAD, self._rows())
-
-    def to_csv(self) -> str:
-        """Returns comma-separated values with a row for each collective."""
-        return table.csv(_HEAD, self._rows())
-
-    def to_pandas(self) -> Any:
-        """Returns a `pandas.DataFrame` with a row for each collective."""
-        return table.pandas(_HEAD, self._rows())
+    def columns(self) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        """Returns the column names, and the values of each collective."""
+        return _HEAD, [tuple(one.to_dict().values()) for one in self]
 
     def __str__(self) -> str:
         return "\n".join(map(str, self)) or "no collective"
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
-
-    def _rows(self) -> list[tuple[Any, ...]]:
-        return [tuple(one.to_dict().values()) for one in self]
 
 
 def traffic(model: nn.Module, *inputs: Any, backward: bool = True) -> Collectives:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from groupwise import nn
 from groupwise.errors import GroupwiseError, check_integer, list_some
-from groupwise.parallel.runtime import collectives
+from groupwise.parallel.styles import collectives
 from groupwise.parallel.styles.layer import LayerShard, ShardLayer, make_shard
 from groupwise.spec.partition import Partition
 

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, distribute_tensor
 
 from groupwise.errors import GroupwiseError
-from groupwise.parallel.runtime import collectives
+from groupwise.parallel.styles import collectives
 from groupwise.spec.partition import Partition
 
 

@@ -1,4 +1,7 @@
-"""Names that can be shown: users name layers with any character."""
+"""Text that can be shown anywhere: users name layers with any character.
+
+It is in this room because specs and costs, which import nothing from `draw`, show themselves in notebooks too.
+"""
 
 from __future__ import annotations
 
@@ -23,3 +26,17 @@ def legible(text: str) -> str:
 def escape(text: str, quote: bool = True) -> str:
     """Returns `text`, of one line or several, escaped for HTML and XML."""
     return html.escape("\n".join(map(legible, text.split("\n"))), quote=quote)
+
+
+def pre(text: str) -> str:
+    """Returns text as HTML that keeps its lines and columns."""
+    return f"<pre>{escape(text, quote=False)}</pre>"
+
+
+class Printed:
+    """A result that a notebook shows as `print()` does; what derives from it has a `__str__`."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return pre(str(self))
