@@ -207,16 +207,16 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
 @contextlib.contextmanager
 def lockless():
     """As on a file system without locks."""
-    good = lock.lockf
+    good = lock._lock
 
-    def lockf(*_):
+    def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    lock.lockf = lockf
+    lock._lock = none
     try:
         yield
     finally:
-        lock.lockf = good
+        lock._lock = good
 
 
 @contextlib.contextmanager
@@ -301,6 +301,33 @@ def test_a_writer_that_has_not_said_who_it_is(content, tmp_path):
     assert text.startswith(f"checkpoints in {tmp_path} are being written by another process; end that process, or give")
 
 
+FORMER = json.dumps({"pid": 4242, "host": socket.gethostname(), "since": "2020"})
+# Each holds the lock and has not yet said so in the file, which names the writer before: as this groupwise locks, and
+# as the one before did.
+UNNAMED = """
+import pathlib, sys
+from groupwise.parallel.checkpoint import lock
+lock._lock(lock._open(pathlib.Path(sys.argv[1])), lock._WRITER)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("code", [UNNAMED, STRANGER], ids=["this", "before"])
+def test_the_writer_before_is_not_named(code, tmp_path):
+    file = tmp_path / "groupwise.lock"
+    file.write_text(FORMER)
+    with another(code, file, ""):
+        (text,) = ranks.run(1, claimed, str(tmp_path))
+    assert text.startswith(f"checkpoints in {tmp_path} are being written by another process; end that process, or give")
+
+
+def test_no_character_of_a_lock_file_reaches_the_terminal(tmp_path):
+    with another(STRANGER, tmp_path / "groupwise.lock", '{"pid": 1, "host": "\\u001b[31mX", "since": "a\\nb"}'):
+        (text,) = ranks.run(1, claimed, str(tmp_path))
+    assert r"by process 1 on host \x1b[31mX since a\nb; end" in text
+
+
 def refuses(folder):
     """Whether a process that comes now is refused."""
     code = WRITER.replace("sys.stdin.read()", "")
@@ -358,6 +385,60 @@ def test_a_forked_child_is_another_process(tmp_path):
     ((pid, text, held),) = ranks.run(1, forked, str(tmp_path))
     assert f"are being written by process {pid} on host " in text
     assert held
+
+
+def forgotten(mesh, folder):
+    """Whether the folder is free once its writer has let go, while a forked child of it still runs."""
+    claimed(mesh, folder)
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    checkpoint.release(folder)
+    free = not refuses(folder)
+    os.close(write)
+    os.close(read)
+    os.waitpid(child, 0)
+    return free
+
+
+def test_a_forked_child_holds_no_lock_of_its_parent(tmp_path):
+    assert ranks.run(1, forgotten, str(tmp_path)) == [True]
+
+
+def copied(mesh, folder, of_files):
+    """Whether another writer is refused after the first has copied its folder, and once it has saved again.
+
+    Closing the copy's descriptor releases a lock that belongs to the process; then another may take it.
+    """
+    good = lock._OF_OPEN_FILES
+    lock._OF_OPEN_FILES = good and of_files
+    try:
+        claimed(mesh, folder)
+        shutil.copytree(folder, f"{folder}-copy")
+        kept = refuses(folder)
+        texts = saved(mesh, folder, (1,))[0]
+        regained = refuses(folder)
+        shutil.copytree(folder, f"{folder}-copy", dirs_exist_ok=True)
+        if kept:
+            return kept, regained, texts
+        with another(WRITER, folder) as process:
+            return kept, regained, texts + saved(mesh, folder, (2,))[0], process.pid
+    finally:
+        lock._OF_OPEN_FILES = good
+
+
+@pytest.mark.skipif(not lock._OF_OPEN_FILES, reason="locks belong to processes here")
+def test_a_writer_that_copies_its_folder_keeps_it(tmp_path):
+    assert ranks.run(1, copied, str(tmp_path), True) == [(True, True, ["done"])]
+
+
+def test_a_lock_that_the_system_released_is_taken_again(tmp_path):
+    ((kept, regained, texts, process),) = ranks.run(1, copied, str(tmp_path), False)
+    assert (kept, regained, texts[0]) == (False, True, "done")
+    assert f"are being written by process {process} on host " in texts[1]
+    assert len(list_checkpoints(tmp_path)) == 1
 
 
 def test_a_lock_file_that_someone_removes_is_made_again(tmp_path):
