@@ -18,6 +18,7 @@ from torch import distributed
 
 from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
+from groupwise.parallel.checkpoint.recovery import recover
 from groupwise.parallel.checkpoint.together import alike
 
 try:
@@ -67,12 +68,14 @@ def claim(folder: str | pathlib.Path, *, group: distributed.ProcessGroup | None 
     was lost. If another process writes to the folder, every rank raises a `GroupwiseError` with that process, its host
     and the time at which it began. The lock is on `folder`/groupwise.lock. The system releases it when the process
     ends, and the content of the file has no meaning then. On a file system without locks nobody is refused.
+    `claim` also gives a checkpoint its name back if its writer was killed while it renamed it.
     """
     folder = pathlib.Path(folder)
     with alike(group):
         if distributed.get_rank(group) == 0:
             try:
-                take(folder)
+                if take(folder):
+                    recover(folder)
             except OSError as error:
                 raise GroupwiseError(
                     f"no checkpoint can be written to {folder} ({error}); mend that, or give another folder"
