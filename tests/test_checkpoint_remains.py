@@ -73,6 +73,8 @@ def killed_removing():
 
 
 def killed(mesh, folder, number, how):
+    # Each writer has another model.
+    torch.manual_seed(len(names(folder)))
     with contextlib.suppress(Killed):
         saved(mesh, folder, (number,), how)
 
@@ -176,10 +178,8 @@ def saved_apart(mesh, folder, what):
 def test_a_rank_that_writes_to_another_disk(tmp_path, what):
     ranks.run(2, written, str(tmp_path), "stateful", (1, 2))
     for text in ranks.run(2, saved_apart, str(tmp_path), what):
-        assert text.startswith(
-            f"checkpoint {tmp_path / 'step-00000009'} cannot be written: rank 0 does not find in the "
-        )
-        assert "__1_0.distcp " in text
+        assert text.startswith(f"checkpoint {tmp_path / 'step-00000009'} cannot be written: rank 0 does not find the ")
+        assert " bytes of __1_0.distcp in the folder" in text
         assert "all ranks need one folder" in text
     assert names(tmp_path) == ["groupwise.lock", "step-00000001", "step-00000002"]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torch.distributed.checkpoint import metadata as index
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 
-from groupwise.parallel.checkpoint import metadata
+from groupwise.parallel.checkpoint import metadata, pickles
 from ranks import ranks
 from test_checkpoint_files import made, resum, say
 from test_checkpoint_harm import RATE, WEIGHT, Harm, reindex, value_of
@@ -90,6 +92,35 @@ def test_what_only_pytorch_admits_does_not_run(path, admitted, name):
     assert admitted in torch.serialization.get_safe_globals()
     value_of(path, Reduced(admitted, "cpu", [0]), name)
     say(path, f"{name} is refused: it names torch.", f".{admitted.__name__}, which load does not run")
+
+
+def of_dtypes():
+    known = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    for dtype in sorted(known, key=str):
+        # Some have no tensors yet, and tensors of others cannot be saved.
+        with contextlib.suppress(Exception):
+            tensor = torch.zeros(2, 3, dtype=torch.uint8).view(dtype) if dtype.is_floating_point else torch.zeros(2, 3)
+            torch.save(tensor.to(dtype), io.BytesIO())
+            yield tensor.to(dtype)
+
+
+PLAIN = [None, True, 1, -(10**40), 0.5, 1j, "é", b"\xff", bytearray(b"a"), {1}, (1, [2, {"a": None}]), OrderedDict(a=1)]
+TORCH = [torch.Size([1, 2]), torch.device("cpu"), torch.float8_e5m2, *of_dtypes()]
+
+
+@pytest.mark.parametrize("value", [*PLAIN, *TORCH], ids=lambda value: f"{type(value).__name__}-{value!s:.20}")
+def test_what_load_reads(value):
+    buffer = io.BytesIO()
+    torch.save({"in": [value, value]}, buffer)
+    buffer.seek(0)
+    read = pickles.read_value(buffer)["in"]
+    for one in read:
+        assert type(one) is type(value)
+        if isinstance(value, torch.Tensor):
+            assert (one.dtype, one.shape) == (value.dtype, value.shape)
+            assert one.untyped_storage().tolist() == value.untyped_storage().tolist()
+        else:
+            assert one == value
 
 
 GROUP = "optimizer.param_groups.0."

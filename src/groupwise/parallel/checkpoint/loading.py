@@ -30,9 +30,9 @@ def load(
     """Loads a checkpoint of any number of ranks into `model` and `optimizer`; returns its `step` and its facts.
 
     Every rank of `group` (None: the default group) calls it. If a checkpoint is truncated, damaged, or of another model
-    or optimiser, every rank raises a `GroupwiseError` that names the reason, before anything is changed. It runs no
-    code that the files name, and refuses files that name any, except what `torch.serialization.add_safe_globals`
-    admits.
+    or optimiser, every rank raises a `GroupwiseError` that names the reason, before anything is changed. It makes plain
+    values and tensors, and no objects of other classes, except of those outside PyTorch that
+    `torch.serialization.add_safe_globals` admits.
     """
     path = pathlib.Path(path)
     state, optimizer_state = states(model, optimizer)

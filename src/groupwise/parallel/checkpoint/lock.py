@@ -172,7 +172,7 @@ def _holder(file: int) -> str:
         # This comes first: whoever holds the byte now has written the text that is read after it.
         named, pid = _named(file)
         known = json.loads(os.pread(file, 4096, 0))
-        if not named or (pid > 0 and known["host"] == socket.gethostname() and pid != known["pid"]):
+        if not named or (pid > 0 and pid != known["pid"]):
             return unknown
         text = f"process {int(known['pid'])} on host {known['host']!s:.100} since {known['since']!s:.40}"
         return legible(text)

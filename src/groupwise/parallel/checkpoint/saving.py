@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.parallel.checkpoint.facts import FACTS, orders, read_facts
-from groupwise.parallel.checkpoint.files import SUMS, check_sizes, digest, sums_text, write_file
+from groupwise.parallel.checkpoint.files import SUMS, digest, sums_text, write_file
 from groupwise.parallel.checkpoint.lock import take
 from groupwise.parallel.checkpoint.reading import Reader, check_state
 from groupwise.parallel.checkpoint.recovery import PART, parts_in, recover
@@ -174,13 +174,13 @@ def _finish(
 
 def _check_there(part: pathlib.Path, sizes: Mapping[str, int]) -> None:
     """Refuses a new checkpoint if a file that a rank has written is not in the folder that this rank sees."""
-    try:
-        check_sizes(part, sizes)
-    except GroupwiseError as error:
-        raise GroupwiseError(
-            f"rank 0 does not find in the folder all that the ranks have written ({error}); all ranks need one folder, "
-            "such as one on a disk that their machines share"
-        ) from error
+    for name, size in sizes.items():
+        path = part / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise GroupwiseError(
+                f"rank 0 does not find the {size:,} bytes of {name} in the folder, which another rank has written; "
+                "all ranks need one folder, such as one on a disk that their machines share"
+            )
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:
