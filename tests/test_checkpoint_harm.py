@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 from collections import OrderedDict
@@ -139,12 +140,15 @@ def chunk(known):
         (placed(WEIGHT, length=10**6), "it refers to bytes "),
         (placed(RATE, offset=10**6), "it refers to bytes 1000000 to "),
         (placed(WEIGHT, transform_descriptors=["stream.zstd/1"]), "it asks for a transform of the data"),
-        (described(WEIGHT, size=torch.Size([9, 4, 1, 1])), "the chunks of model.0.weight are not the whole tensor"),
+        (
+            described(WEIGHT, size=torch.Size([9, 4, 1, 1])),
+            "the chunks of model.0.weight are not the whole tensor, each",
+        ),
         (described(WEIGHT, size=torch.Size([7, 4, 1, 1])), "model.0.weight of shape (7, 4, 1, 1) has a chunk (4, 4, 1"),
         (described(WEIGHT, size=(8, 4, 1, 1)), "(8, 4, 1, 1) is no shape"),
         (described(WEIGHT, size=torch.Size([8, 4, -1, -1])), "-1 is no size or place"),
         (described(WEIGHT, properties=None), "model.0.weight has no properties of a tensor"),
-        (lambda known: chunk(known).pop(), "the chunks of model.0.weight are not the whole tensor"),
+        (lambda known: chunk(known).pop(), "the chunks of model.0.weight are not the whole tensor, each"),
         (lambda known: chunk(known).append(3), "3 is no ChunkStorageMetadata"),
         (lambda known: known.storage_data.popitem(), "it does not say where "),
         (lambda known: known.storage_data.clear(), "it does not say where model.0.weight is"),
@@ -166,21 +170,31 @@ def test_a_value_in_the_place_of_a_tensor(path):
     say(path, "its index has no tensor model.0.weight")
 
 
-def value_of(path, value):
-    """Gives the learning rate of a checkpoint of ours another value."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
+def value_of(path, value, name=RATE, where=None):
+    """Gives a value in a checkpoint of ours, or the chunk of a tensor that begins at a row, another content."""
+    if not isinstance(value, bytes):
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        value = buffer.getvalue()
     file = path / "__1_0.distcp"
     place = file.stat().st_size
     with file.open("ab") as stream:
-        stream.write(buffer.getvalue())
-    reindex(path, placed(RATE, relative_path=file.name, offset=place, length=len(buffer.getvalue())))
+        stream.write(value)
+
+    def change(known):
+        found = {at: info for at, info in known.storage_data.items() if at.fqn == name}
+        at = next(at for at in found if where is None or at.offset[0] == where)
+        found[at].relative_path, found[at].offset, found[at].length = file.name, place, len(value)
+
+    reindex(path, change)
 
 
 def test_a_value_that_would_run_code(path, tmp_path):
     mark = tmp_path / "mark"
     value_of(path, Harm(str(mark)))
-    text = say(path, f"checkpoint {path} cannot be read: {RATE} names ", ".mkdir, which load does not run; ")
+    text = say(
+        path, f"checkpoint {path} cannot be read: {RATE} is refused: it names ", ".mkdir, which load does not run; "
+    )
     assert "admit a class that you trust by torch.serialization.add_safe_globals" in text
     assert "may be in the model" not in text
     assert not mark.exists()
@@ -188,20 +202,21 @@ def test_a_value_that_would_run_code(path, tmp_path):
 
 def unchecked(mesh, path):
     """As if a value had been changed after it was looked at."""
-    good = Reader.check_values
-    Reader.check_values = lambda *_: None
+    good = Reader.check_plan
+    Reader.check_plan = lambda *_: None
     try:
         model = split(small(), mesh)
         return told(load, path, model, OTHERS["stateful"](model), group=mesh.get_group())
     finally:
-        Reader.check_values = good
+        Reader.check_plan = good
 
 
 def test_what_reads_the_values_runs_no_code_either(path, tmp_path):
     mark = tmp_path / "mark"
     value_of(path, Harm(str(mark)))
     for text in ranks.run(2, unchecked, str(path)):
-        assert text.startswith(f"checkpoint {path} cannot be read: UnpicklingError: Weights only load failed")
+        assert f"{RATE} is refused: it names " in text
+        assert text.endswith("because some tensors of this one may be in the model by now")
     assert not mark.exists()
 
 
@@ -209,20 +224,25 @@ def test_a_value_that_is_none(path):
     file = path / "__1_0.distcp"
     file.write_bytes(bytes(file.stat().st_size))
     resum(path)
-    say(path, f"cannot be read: {RATE} is no value that torch.load(weights_only=True) reads (UnpicklingError: ")
-
-
-def unreadable(mesh, path):
-    model = split(small(), mesh)
-    return told(load, path, model, OTHERS["stateful"](model), group=mesh.get_group())
+    say(path, f"checkpoint {path} is damaged: {RATE} cannot be used, as it is nothing that save writes (RuntimeError)")
 
 
 def test_a_tensor_that_is_none(path):
     (path / "__0_0.distcp").write_bytes(bytes((path / "__0_0.distcp").stat().st_size))
     resum(path)
-    for text in ranks.run(2, unreadable, str(path)):
-        assert text.startswith(f"checkpoint {path} cannot be read: UnpicklingError: ")
-        assert text.endswith("resume from another one, because some tensors of this one may be in the model by now")
+    say(path, f"checkpoint {path} is damaged: {WEIGHT} cannot be used, as it is nothing that save writes (RuntimeErr")
+
+
+def test_no_character_of_a_checkpoint_reaches_the_terminal(path):
+    def change(known):
+        known.state_dict_metadata["\x1b[31m"] = known.state_dict_metadata.pop(WEIGHT)
+
+    reindex(path, change)
+    say(path, r"it does not say where \x1b[31m is")
+    facts = path / "groupwise.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"model": {"\x1b[2J\x9b\u202e\n": "x\x07"}}))
+    resum(path)
+    say(path, r"\x1b[2J\x9b\u202e\n is x\x07 there and missing here")
 
 
 class Counted:

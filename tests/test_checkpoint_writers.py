@@ -5,19 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import pathlib
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import warnings
 
 import pytest
 
-from groupwise.parallel import checkpoint, list_checkpoints, save, split
+from groupwise.parallel import list_checkpoints, save, split
 from groupwise.parallel.checkpoint import lock, saving
 from ranks import ranks
 from test_checkpoint_files import resum
@@ -207,16 +202,16 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
 @contextlib.contextmanager
 def lockless():
     """As on a file system without locks."""
-    good = lock.lockf
+    good = lock._lock
 
-    def lockf(*_):
+    def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    lock.lockf = lockf
+    lock._lock = none
     try:
         yield
     finally:
-        lock.lockf = good
+        lock._lock = good
 
 
 @contextlib.contextmanager
@@ -237,159 +232,3 @@ def test_without_locks_another_writer_loses_nothing(how, tmp_path):
     assert parts < set(names(tmp_path))
     assert (tmp_path / "step-00000007.part" / "__0_0.distcp").read_text() == "half"
     assert len(list_checkpoints(tmp_path)) == 2
-
-
-# Takes the lock with nothing of groupwise.
-STRANGER = """
-import fcntl, os, sys
-file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
-fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-os.write(file, sys.argv[2].encode())
-print("held", flush=True)
-sys.stdin.read()
-"""
-WRITER = """
-import pathlib, sys
-from groupwise.parallel.checkpoint.lock import take
-print("held" if take(pathlib.Path(sys.argv[1])) else "free", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def another(code, *arguments):
-    """A process that has begun to write."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        assert process.stdout.readline() == "held\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def claimed(mesh, folder):
-    return told(checkpoint.claim, folder, group=mesh.get_group())
-
-
-def test_a_second_writer_is_refused_by_name_until_the_first_is_gone(tmp_path):
-    leave_parts(tmp_path)
-    before = names(tmp_path)
-    with another(WRITER, tmp_path) as process:
-        known = json.loads((tmp_path / "groupwise.lock").read_text())
-        assert known["pid"] == process.pid
-        words = (
-            f"checkpoints in {tmp_path} are being written by process {process.pid} on host {socket.gethostname()} "
-            f"since {known['since']}; end that process, or give another folder"
-        )
-        assert ranks.run(2, claimed, str(tmp_path)) == [words] * 2
-        assert ranks.run(3, saved, str(tmp_path), (1,)) == [([words], [])] * 3
-        assert names(tmp_path) == sorted(["groupwise.lock", *before])
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        # What the file says of a process that is no more means nothing.
-        assert ranks.run(2, saved, str(tmp_path), (1,)) == [(["done"], [])] * 2
-    assert names(tmp_path) == sorted(["groupwise.lock", "step-00000001", *KEPT])
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 9000, '{"pid": "x"}', '{"pid": 7}', '{"pid": null}'])
-def test_a_writer_that_has_not_said_who_it_is(content, tmp_path):
-    with another(STRANGER, tmp_path / "groupwise.lock", content):
-        (text,) = ranks.run(1, claimed, str(tmp_path))
-    assert text.startswith(f"checkpoints in {tmp_path} are being written by another process; end that process, or give")
-
-
-def refuses(folder):
-    """Whether a process that comes now is refused."""
-    code = WRITER.replace("sys.stdin.read()", "")
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False, capture_output=True, text=True)
-    assert done.returncode == 0 or "are being written by process" in done.stderr, done.stderr
-    return done.returncode != 0
-
-
-def through_links(mesh, folder, link):
-    """One process writes to a folder by all its names; gives the descriptors of the lock file."""
-    paths = [folder, link, f"{folder}/../{pathlib.Path(folder).name}"]
-    texts = [told(checkpoint.claim, path, group=mesh.get_group()) for path in paths]
-    texts.append(saved(mesh, link, (1, 2))[0])
-    places = []
-    for file in pathlib.Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            places.append(str(file.readlink()))
-    return texts, places.count(f"{folder}/groupwise.lock")
-
-
-def released(mesh, folder):
-    checkpoint.release(folder)
-    checkpoint.release(folder)
-    checkpoint.release(f"{folder}/nowhere")
-
-
-def test_one_writer_holds_the_folder_by_all_its_names_until_it_lets_go(tmp_path):
-    folder, link = tmp_path.resolve() / "folder", tmp_path / "link"
-    link.symlink_to(folder)
-    assert ranks.run(1, through_links, str(folder), str(link)) == [(["done"] * 3 + [["done"] * 2], 1)]
-    assert refuses(folder)
-    ranks.run(1, released, str(link))
-    assert not refuses(folder)
-
-
-def forked(mesh, folder):
-    """What a forked child of the writer is told, and whether the lock is there when it has ended."""
-    claimed(mesh, folder)
-    read, write = os.pipe()
-    if (child := os.fork()) == 0:
-        try:
-            lock.take(pathlib.Path(folder))
-            text = "taken"
-        except BaseException as error:
-            text = str(error)
-        os.write(write, text.encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        return os.getpid(), pipe.read(), refuses(folder)
-
-
-def test_a_forked_child_is_another_process(tmp_path):
-    ((pid, text, held),) = ranks.run(1, forked, str(tmp_path))
-    assert f"are being written by process {pid} on host " in text
-    assert held
-
-
-def test_a_lock_file_that_someone_removes_is_made_again(tmp_path):
-    ranks.run(1, saved, str(tmp_path), (1,))
-    (tmp_path / "groupwise.lock").unlink()
-    assert ranks.run(1, saved, str(tmp_path), (2,)) == [(["done"], [])]
-    assert refuses(tmp_path)
-    # And so is one that another process has made in its place.
-    (tmp_path / "groupwise.lock").unlink()
-    with another(WRITER, tmp_path) as process:
-        (((text,), _),) = ranks.run(1, saved, str(tmp_path), (3,))
-        assert f"are being written by process {process.pid} on host " in text
-
-
-@pytest.mark.parametrize("what", ["pipe", "link", "folder"])
-def test_a_lock_that_is_no_file(what, tmp_path):
-    path, other = tmp_path / "groupwise.lock", tmp_path / "other"
-    other.write_text("mine")
-    {"pipe": os.mkfifo, "link": lambda path: path.symlink_to(other), "folder": pathlib.Path.mkdir}[what](path)
-    for ((text,), _), claim in zip(
-        ranks.run(2, saved, str(tmp_path), (1,)), ranks.run(2, claimed, str(tmp_path)), strict=True
-    ):
-        for said in (text, claim):
-            assert str(path) in said
-            assert said.endswith("or give another folder")
-    assert names(tmp_path) == ["groupwise.lock", "other"]
-    assert other.read_text() == "mine"
-
-
-def test_a_folder_that_cannot_be_claimed(tmp_path):
-    (tmp_path / "file").touch()
-    for text in ranks.run(2, claimed, str(tmp_path / "file" / "in")):
-        assert text.startswith(
-            f"no checkpoint can be written to {tmp_path / 'file' / 'in'} ([Errno 20] Not a directory"
-        )

@@ -25,6 +25,7 @@ from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[a
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
 
+from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
 from groupwise.examples.digits import DigitsResNeXt, digits
 from groupwise.parallel import checkpoint, split
@@ -69,21 +70,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train(options)
     except AlikeError as error:
         if rank == 0:
-            print(f"groupwise: {error}", file=sys.stderr)
+            print(f"groupwise: {legible(str(error))}", file=sys.stderr)
         # torchrun ends all ranks as soon as one ends, so that they wait until the first has printed.
         distributed.barrier()
         return 2
     except GroupwiseError as error:
-        print(f"groupwise: rank {rank}: {error}", file=sys.stderr)
+        print(f"groupwise: rank {rank}: {legible(str(error))}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if not _is_of_the_group(error):
             raise
         newest = checkpoint.list_checkpoints(options.checkpoints)
         state = f"the last checkpoint is {newest[-1]}" if newest else "there is no checkpoint yet"
+        reason = str(error).splitlines()[0]
         print(
             f"groupwise: rank {rank} stops, because another rank has stopped or not answered in {options.timeout:g} s; "
-            f"{state}; continue with --resume, or let torchrun --max-restarts do it ({str(error).splitlines()[0]})",
+            + legible(f"{state}; continue with --resume, or let torchrun --max-restarts do it ({reason})"),
             file=sys.stderr,
         )
         return 1
@@ -99,12 +101,11 @@ def train(options: argparse.Namespace) -> float:
     device = _device()
     with alike():
         data = DATA[options.data]()
-        _find(options)
         _check(options, len(data[0]))
     # Workers may outlive a killed torchrun, and two runs in one folder would remove each other's checkpoints.
     checkpoint.claim(options.checkpoints)
     with alike():
-        # Before the claim another run may have written there.
+        # Before the claim another run may have written there, or left a checkpoint to which the claim gives its name.
         path = _find(options)
     torch.manual_seed(options.seed)
     mesh = init_device_mesh(device.type, (ranks,), mesh_dim_names=("groups",))
@@ -145,7 +146,7 @@ def train(options: argparse.Namespace) -> float:
                 path = save()
         accuracy = examine(f"epoch {epoch + 1:2} of {options.epochs}")
     if rank == 0:
-        print(f"the checkpoint is {path}")
+        print(legible(f"the checkpoint is {path}"))
     return accuracy
 
 
@@ -221,7 +222,7 @@ def _resume(run: Run, path: pathlib.Path, options: argparse.Namespace) -> None:
             )
     run.step = step
     if distributed.get_rank() == 0:
-        print(f"resuming from {path}, step {step} of {run.steps}")
+        print(legible(f"resuming from {path}, step {step} of {run.steps}"))
 
 
 def _progress(epoch: int, options: argparse.Namespace, first: int, batches: int, rank: int) -> Iterator[int]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pathlib
 import re
+import socket
 import stat
 from collections.abc import Iterable, Mapping
 
@@ -99,6 +100,20 @@ def check_sum(path: pathlib.Path, name: str, there: str, written: str) -> None:
     """Refuses a file whose SHA-256 is not the one that was written down."""
     if there != written:
         raise damaged(path, f"the SHA-256 of {name} is not the one in {SUMS}")
+
+
+def place_of(path: pathlib.Path) -> str:
+    """Returns a text that is equal where two processes of one machine see the same folder.
+
+    A path may lead to another folder on each machine; and one that machines have in common has a text for each of them.
+    """
+    try:
+        # Containers of one machine may have different host names.
+        host = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        host = socket.gethostname()
+    status = path.stat()
+    return f"{host} {status.st_dev} {status.st_ino}"
 
 
 def damaged(path: pathlib.Path, what: str) -> GroupwiseError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import pathlib
 import pickle
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,11 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
 from groupwise.parallel.checkpoint.facts import METADATA
 from groupwise.parallel.checkpoint.files import damaged, read_file
+from groupwise.parallel.checkpoint.pickles import look_through
 
 _PLACE = "torch.distributed.checkpoint.metadata"
 _MOST = 2**63 - 1
@@ -77,15 +80,16 @@ class _Unpickler(pickle.Unpickler):
         dtype = vars(torch).get(name) if module == "torch" else None
         if isinstance(dtype, torch.dtype):
             return dtype
-        shown = f"{module}.{name}".encode("unicode_escape").decode()
-        raise GroupwiseError(f"it names {shown:.100}, which no checkpoint of groupwise holds")
+        raise GroupwiseError(f"it names {legible(f'{module}.{name}'):.100}, which no checkpoint of groupwise holds")
 
 
 def read_metadata(path: pathlib.Path, files: Mapping[str, int]) -> Metadata:
     """Reads the index of a checkpoint, and refuses one that does not describe the tensors in `files`."""
     try:
-        root = _Unpickler(io.BytesIO(read_file(path / METADATA))).load()
-        return _metadata(root, files)
+        content = read_file(path / METADATA)
+        unpickler = _Unpickler(io.BytesIO(content))
+        look_through(content, unpickler.find_class)
+        return _metadata(unpickler.load(), files)
     except GroupwiseError as error:
         raise damaged(path, f"{METADATA} cannot be used, as {error}") from error
     except Exception as error:
@@ -130,9 +134,27 @@ def _tensor(name: str, entry: object) -> TensorStorageMetadata:
             raise GroupwiseError(f"{name} of shape {tuple(size)} has a chunk {tuple(sizes)} at {tuple(offsets)}")
         chunks.append(ChunkStorageMetadata(offsets, sizes))
     # Elements that no chunk covers would silently keep the model's values.
-    if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(size):
-        raise GroupwiseError(f"the chunks of {name} are not the whole tensor")
+    if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(size) or _overlap(chunks):
+        raise GroupwiseError(f"the chunks of {name} are not the whole tensor, each element once")
     return TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
+
+
+def _overlap(chunks: Sequence[ChunkStorageMetadata]) -> bool:
+    """Says whether two chunks of a tensor have an element in common."""
+    boxes = [list(zip(chunk.offsets, chunk.sizes, strict=True)) for chunk in chunks if math.prod(chunk.sizes)]
+    dims = range(len(boxes[0]) if boxes else 0)
+    # Along the dimension with the most different offsets each chunk has the fewest others beside it.
+    along = max(dims, key=lambda dim: len({box[dim][0] for box in boxes}), default=None)
+    if along is None:
+        return len(boxes) > 1
+    boxes.sort(key=lambda box: box[along][0])
+    for number, box in enumerate(boxes):
+        for other in itertools.islice(boxes, number + 1, None):
+            if other[along][0] >= sum(box[along]):
+                break
+            if all(a < b + n and b < a + m for (a, m), (b, n) in zip(box, other, strict=True)):
+                return True
+    return False
 
 
 def _info(value: object, files: Mapping[str, int]) -> _StorageInfo:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import re
 import shutil
 import stat
 import uuid
@@ -21,12 +20,10 @@ from groupwise.errors import GroupwiseError, check_integer
 from groupwise.parallel.checkpoint.facts import FACTS, orders, read_facts
 from groupwise.parallel.checkpoint.files import SUMS, digest, sums_text, write_file
 from groupwise.parallel.checkpoint.lock import take
-from groupwise.parallel.checkpoint.reading import check_state
+from groupwise.parallel.checkpoint.reading import Reader, check_state
+from groupwise.parallel.checkpoint.recovery import PART, parts_in, recover
 from groupwise.parallel.checkpoint.state import describe_model, describe_optimizer, states
 from groupwise.parallel.checkpoint.together import AlikeError, alike, gather, words
-
-# A folder that is being written or removed has such a name, which begins with the name of the checkpoint.
-_PART = re.compile(r"step-\d+(\.[0-9a-f]{8})?\.part")
 
 
 def save(
@@ -105,9 +102,11 @@ def _begin(target: pathlib.Path) -> tuple[str, list[pathlib.Path]]:
     try:
         alone = take(target.parent)
         _refuse_others(target)
-        parts = [path for path in sorted(target.parent.glob("step-*")) if _PART.fullmatch(path.name)]
-        # With the lock held nobody writes these: their writers have been killed.
-        left = _discard([path for path in parts if path.is_dir() and not path.is_symlink()] if alone else [])
+        left: list[pathlib.Path] = []
+        if alone:
+            recover(target.parent)
+            # With the lock held nobody writes these: their writers have been killed.
+            left = _discard(parts_in(target.parent))
         # The name is unique, because without locks there may be another writer.
         part = _beside(target)
         part.mkdir()
@@ -157,6 +156,8 @@ def _finish(
     write_file(part / SUMS, sums_text(sums))
     # This raises for anything that load would refuse, while the older checkpoints still exist.
     read_facts(part)
+    _check_there(part, sizes)
+    Reader(part, sizes).check_all()
     replaced = _beside(target) if target.exists() else None
     if replaced:
         target.rename(replaced)
@@ -171,6 +172,17 @@ def _finish(
     return _discard([replaced, *own[:-1]] if replaced else own[:-1])
 
 
+def _check_there(part: pathlib.Path, sizes: Mapping[str, int]) -> None:
+    """Refuses a new checkpoint if a file that a rank has written is not in the folder that this rank sees."""
+    for name, size in sizes.items():
+        path = part / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise GroupwiseError(
+                f"rank 0 does not find the {size:,} bytes of {name} in the folder, which another rank has written; "
+                "all ranks need one folder, such as one on a disk that their machines share"
+            )
+
+
 def _beside(path: pathlib.Path) -> pathlib.Path:
     """Returns a unique name for a folder that is not yet, or no longer, a checkpoint."""
     return path.with_name(f"{path.name.partition('.')[0]}.{uuid.uuid4().hex[:8]}.part")
@@ -182,7 +194,7 @@ def _discard(paths: list[pathlib.Path]) -> list[pathlib.Path]:
     for path in paths:
         place = path
         try:
-            if not _PART.fullmatch(path.name):
+            if not PART.fullmatch(path.name):
                 place = path.rename(_beside(path))
             shutil.rmtree(place)
         except OSError:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 
+from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
 
 T = TypeVar("T")
@@ -42,5 +43,6 @@ def words(error: BaseException) -> str:
     """Says in one line what went wrong, on the first rank if several report."""
     if isinstance(error, CheckpointException):
         _, (error, _) = min(error.failures.items(), key=lambda failure: failure[0])
-    text = str(error) if isinstance(error, GroupwiseError) else f"{type(error).__name__}: {error}"
-    return text.splitlines()[0].rstrip(".")
+    # A stranger's checkpoint may hold characters that a terminal obeys. Other errors may have more lines, with advice.
+    text = str(error) if isinstance(error, GroupwiseError) else f"{type(error).__name__}: {error}".splitlines()[0]
+    return legible(text).rstrip(".")
