@@ -25,11 +25,11 @@ from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[a
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
 
-from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
 from groupwise.examples.digits import DigitsResNeXt, digits
 from groupwise.parallel import checkpoint, split
 from groupwise.parallel.checkpoint import AlikeError, alike
+from groupwise.spec.legible import legible
 
 MODELS = {"resnext": DigitsResNeXt}
 DATA = {"digits": digits}

@@ -16,10 +16,10 @@ from datetime import datetime
 
 from torch import distributed
 
-from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
 from groupwise.parallel.checkpoint.recovery import recover
 from groupwise.parallel.checkpoint.together import alike
+from groupwise.spec.legible import legible
 
 try:
     import fcntl

@@ -23,11 +23,11 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
 from groupwise.parallel.checkpoint.facts import METADATA
 from groupwise.parallel.checkpoint.files import damaged, read_file
 from groupwise.parallel.checkpoint.pickles import look_through
+from groupwise.spec.legible import legible
 
 _PLACE = "torch.distributed.checkpoint.metadata"
 _MOST = 2**63 - 1

@@ -9,8 +9,8 @@ from typing import IO, Any
 
 import torch
 
-from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
+from groupwise.spec.legible import legible
 
 # Python's hash of a nested tuple calls itself for each level, and crashes where the stack ends.
 _DEEPEST = 100

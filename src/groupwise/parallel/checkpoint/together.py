@@ -9,8 +9,8 @@ from typing import TypeVar
 from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 
-from groupwise.draw.base.legible import legible
 from groupwise.errors import GroupwiseError
+from groupwise.spec.legible import legible
 
 T = TypeVar("T")
 
