@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import doctest
 import importlib.util
 import os
@@ -16,6 +17,7 @@ import torch
 
 import groupwise
 from groupwise.cli import main
+from groupwise.cli.parser import parser
 from groupwise.kernels import native
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -89,6 +91,19 @@ def test_commands_in_the_docs_work(line, tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().err.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
     else:
         assert main(words) == 0
+
+
+def test_options_in_the_docs_have_their_full_names():
+    """An abbreviation works until another option begins alike."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    seen = 0
+    for name, line in re.findall(r"^(?:\$ )?groupwise (\w+) ([^\n]*--[^\n]*)$", text, re.M):
+        known = commands.choices[name]._option_string_actions
+        options = re.findall(r"(?<!\S)--[\w-]+", line)
+        seen += len(options)
+        assert [option for option in options if option not in known] == [], line
+    assert seen > 20
 
 
 def test_the_fields_of_a_report_are_listed():
