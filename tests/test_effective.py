@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from cases import layer_of, specs
 from groupwise import ConvSpec, GroupwiseError, bench, cost, count, explain, plan
 from groupwise.parallel import plan_split
-from groupwise.spec.effective import dtype_of, effective
+from groupwise.spec.effective import dtype_of, effective, unpacked
 from kernels import needs_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(deprecated|weight_norm).*")
@@ -266,3 +266,79 @@ def test_what_only_has_the_attributes_is_taken_by_them():
     for name in ConvSpec.__dataclass_fields__:
         setattr(duck, name, getattr(spec, name))
     assert ConvSpec.from_module(duck) == spec
+
+
+@settings(max_examples=60, deadline=None)
+@given(specs(), st.sampled_from(["plain", "pruned", "hook spectral_norm", "own code"]), st.sampled_from([0, 3, 7]))
+def test_a_shard_is_not_taken_for_the_weight(spec, kind, length):
+    """FSDP with use_orig_params leaves flat shards of weight and bias, of any length; ZeRO-3 leaves nothing."""
+    layer = made(spec, kind).bfloat16()
+    holder, name = KINDS[kind][1](layer)
+    setattr(holder, name, torch.nn.Parameter(torch.zeros(length, dtype=torch.bfloat16)))
+    bias = "bias_orig" if hasattr(layer, "bias_orig") else "bias"
+    if spec.bias:
+        setattr(layer, bias, torch.nn.Parameter(torch.zeros(length + 1000)))
+    assert ConvSpec.from_module(layer) == spec
+    assert (effective(layer, "weight"), effective(layer, "bias")) == (None, None)
+    assert dtype_of(layer) == "bfloat16"
+    assert cost(layer, 40) == cost(spec, 40, dtype="bfloat16")
+
+
+def test_an_offloaded_bias_beside_a_whole_weight():
+    layer = torch.nn.Conv2d(8, 4, 3, groups=2)
+    layer.bias = torch.nn.Parameter(torch.zeros(0))
+    assert effective(layer, "bias") is None
+    assert ConvSpec.from_module(layer) == ConvSpec(8, 4, 3, groups=2)
+
+
+@needs_kernels
+def test_a_plan_of_a_sharded_layer():
+    layer = torch.nn.Conv2d(8, 8, 3, groups=2)
+    whole = plan(layer, (1, 8, 9, 9))
+    layer.weight = torch.nn.Parameter(torch.zeros(5))
+    assert plan(layer, (1, 8, 9, 9)) == whole
+
+
+def takes_more(self, index):
+    raise AssertionError("groupwise called a method of the user's")
+
+
+def takes_nothing(self):
+    raise AssertionError("groupwise called a method of the user's")
+
+
+def raises(self):
+    raise RuntimeError("call prepare() first")
+
+
+@pytest.mark.parametrize(
+    "own", [takes_more, takes_nothing, property(raises)], ids=["takes more", "takes nothing", "property"]
+)
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_the_users_own_methods_are_not_called(own, name):
+    class Own(torch.nn.Module):
+        """A convolution by its attributes, whose weight or bias is code."""
+
+    spec = ConvSpec(8, 4, 3, groups=2, bias=False)
+    for field in ConvSpec.__dataclass_fields__:
+        if field != name:
+            setattr(Own, field, getattr(spec, field))
+    setattr(Own, name, own)
+    layer = Own()
+    assert explain(layer, size=9).spec == spec
+    assert effective(layer, name) is None
+    assert unpacked(layer, name) is None
+
+
+@pytest.mark.parametrize("own", [takes_more, raises], ids=["takes more", "raises"])
+def test_a_packed_module_with_methods_of_its_own(own):
+    class Packed(torch.nn.Module):
+        """A module that holds something packed and whose method cannot give it."""
+
+        weight = own
+
+        def __init__(self):
+            super().__init__()
+            self._packed_params = object()
+
+    assert unpacked(Packed(), "weight") is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from groupwise.errors import GroupwiseError
+from groupwise.spec.effective import unpacked
 
 # What `torch.compile`, activation checkpointing and FSDP call the module that they wrap.
 _WRAPPED = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
@@ -86,13 +86,9 @@ class Workload:
         """How many parameters the model has; those that quantized layers hold packed count too."""
         if self.module is None:
             return 0
-        packed = 0
-        for module in self.module.modules():
-            # Their `weight` and `bias` are methods that unpack.
-            for unpack in (getattr(module, "weight", None), getattr(module, "bias", None)):
-                if inspect.ismethod(unpack) and isinstance(tensor := unpack(), torch.Tensor):
-                    packed += tensor.numel()
-        return packed + sum(parameter.numel() for parameter in self.module.parameters())
+        packed = (unpacked(module, name) for module in self.module.modules() for name in ("weight", "bias"))
+        held = itertools.chain(self.module.parameters(), packed)
+        return sum(tensor.numel() for tensor in held if isinstance(tensor, torch.Tensor))
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor of the model and its arguments."""

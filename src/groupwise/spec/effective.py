@@ -6,6 +6,7 @@ Torch is imported only for a layer that is parametrized, and then its user has i
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 from groupwise.errors import GroupwiseError
@@ -24,23 +25,15 @@ def effective(layer: Any, name: str) -> Any:
     - `torch.nn.utils.prune`, and the hooks `weight_norm` and `spectral_norm`: the parameter that the hook reads
     - quantized modules: what their method of that name returns
 
-    Returns None where the layer has no such tensor, or where its shape cannot be known without running code of the
-    layer. Raises `GroupwiseError` for a lazy layer that no input has reached.
+    Returns None where the layer has no such tensor, where its shape cannot be known without running code of the layer,
+    and where the layer holds only a shard of its weight or has offloaded it. A weight has 3 dimensions or more and no
+    dimension of 0, so one of 0 or 1 dimensions or without elements is not whole: FSDP with `use_orig_params` leaves
+    flat shards between forwards, and ZeRO-3 empty tensors. The bias beside such a weight is not known either. Raises
+    `GroupwiseError` for a lazy layer that no input has reached.
     """
-    lists = getattr(layer, "parametrizations", None)
-    if lists is not None and name in lists:
-        return _parametrized(lists[name])
-    tensor = _source(layer, name)
-    if tensor is None:
-        tensor = getattr(layer, name, None)
-    if callable(tensor):
-        tensor = _unpacked(tensor)
-    if type(tensor).__name__.startswith("Uninitialized"):
-        raise GroupwiseError(
-            f"{type(layer).__name__} does not know its in_channels yet, nor the shape of its {name}; "
-            "run it once on an input, which sets both"
-        )
-    return tensor if hasattr(tensor, "shape") else None
+    tensor = _stored(layer, name)
+    weight = tensor if name == "weight" else _stored(layer, "weight")
+    return None if _is_shard(weight) or 0 in getattr(tensor, "shape", ()) else tensor
 
 
 def shape_of_effective(layer: Any, name: str) -> tuple[int, ...] | None:
@@ -53,27 +46,69 @@ def has_bias(layer: Any) -> bool:
     """Returns whether the layer adds a bias, however it is parametrized."""
     if "bias" in (getattr(layer, "parametrizations", None) or ()) or _source(layer, "bias") is not None:
         return True
-    bias = getattr(layer, "bias", None)
-    if callable(bias):
-        bias = _unpacked(bias)
+    bias = _attribute(layer, "bias")
     return bias is not None and bias is not False
 
 
 def dtype_of(layer: Any) -> str:
     """Returns the name of the dtype of the layer's weight, `"float32"` where it has none.
 
-    A quantized weight counts as the integers that it stores.
+    A quantized weight counts as the integers that it stores, and a shard of a weight has the dtype of the whole.
     """
-    name = str(getattr(effective(layer, "weight"), "dtype", "float32")).removeprefix("torch.")
+    name = str(getattr(_stored(layer, "weight"), "dtype", "float32")).removeprefix("torch.")
     return {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}.get(name, name)
 
 
-def _unpacked(method: Any) -> Any:
-    """Returns what a quantized module's method returns, or None where the engine in use cannot unpack it."""
-    try:
-        return method()
-    except RuntimeError:
+def unpacked(layer: Any, name: str) -> Any:
+    """Returns what the method `name` ("weight" or "bias") of a quantized module returns: a tensor, or None.
+
+    Modules of `torch.ao.nn`, and others with `_packed_params`, have such methods. No method of another module is
+    called. Returns None also where the module has no such method, and where the engine in use cannot unpack.
+    """
+    kind = type(layer)
+    held = (vars(layer), vars(layer).get("_modules") or {}) if hasattr(layer, "__dict__") else ()
+    if not kind.__module__.startswith("torch.ao.nn.") and not any("_packed_params" in names for names in held):
         return None
+    # The class is asked, because to ask the layer for a property would run it.
+    method = inspect.getattr_static(kind, name, None)
+    if not inspect.isfunction(method):
+        return None
+    try:
+        return method(layer)
+    except Exception:
+        # A subclass may take other arguments and raise anything; an engine that cannot unpack raises RuntimeError.
+        return None
+
+
+def _stored(layer: Any, name: str) -> Any:
+    """Returns what `effective` does, and a shard or an offloaded tensor as it is."""
+    lists = getattr(layer, "parametrizations", None)
+    if lists is not None and name in lists:
+        return _parametrized(lists[name])
+    tensor = _source(layer, name)
+    if tensor is None:
+        tensor = _attribute(layer, name)
+    if type(tensor).__name__.startswith("Uninitialized"):
+        raise GroupwiseError(
+            f"{type(layer).__name__} does not know its in_channels yet, nor the shape of its {name}; "
+            "run it once on an input, which sets both"
+        )
+    return tensor if hasattr(tensor, "shape") else None
+
+
+def _attribute(layer: Any, name: str) -> Any:
+    """Returns the attribute `name`, unpacked where a quantized module has a method; None for any other method."""
+    try:
+        value = getattr(layer, name, None)
+    except Exception:
+        # A property is any code.
+        return None
+    return unpacked(layer, name) if callable(value) else value
+
+
+def _is_shard(weight: Any) -> bool:
+    """Returns whether a weight is not whole: no convolution has one of fewer than 2 dimensions or without elements."""
+    return weight is not None and (len(weight.shape) < 2 or 0 in weight.shape)
 
 
 def _source(layer: Any, name: str) -> Any:
