@@ -204,6 +204,15 @@ struct Outputs {
   int64_t rows, column, columns, at_row, at_column, y_row, y_pixel;
 };
 
+// Returns how many of `rows` rows of taps a run sums. Lanes that hold several groups sum all their channels, so a run is cut
+// between rows; one channel's taps stay together.
+template <class Lanes>
+GW_INLINE int64_t rows_of_run(const Correlation& c, const Phase& s, int64_t rows) {
+  if (Lanes::kChannels <= 1 || rows == 0) return rows;
+  const int64_t most = std::max<int64_t>(1, c.longest_run / std::max<int64_t>(1, Lanes::kChannels * s.taps));
+  return ceil_div(rows, ceil_div(rows, most));
+}
+
 // Computes the outputs of a task for some vectors; `image` begins at the inputs of the first one.
 template <class Lanes>
 inline void run_vectors(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
@@ -219,8 +228,11 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
       const int64_t apart = s.stride == 1 ? s.spacing : 1;
       const bool two = in_twos<Lanes>(s);
       const int64_t unit = two ? 1 : s.stride * apart, run = run_of_channels(c, s);
-      for (int64_t i = 0; i < c.in_channels; i += Lanes::kChannels > 0 ? c.in_channels : run) {
-        const int64_t rows = there.last - there.first;
+      const int64_t all_rows = there.last - there.first, run_rows = rows_of_run<Lanes>(c, s, all_rows);
+      // Outputs without taps are their bias, so that there is always a run.
+      for (int64_t i = 0, first_row = 0; i < c.in_channels;) {
+        const int64_t rows = std::min(run_rows, all_rows - first_row);
+        const bool last_rows = first_row + rows == all_rows;
         const Walk k{std::min(run, c.in_channels - i),
                      rows,
                      s.taps,
@@ -237,17 +249,19 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
                      v.a_group,
                      c.in_channels,
                      apart * s.step * out.y_pixel,
-                     i > 0,
-                     ahead ? std::min(rows, c.h.stride) : 0};
-        const float* row = image.x + (at + there.first * c.h.spacing) * image.row + i;
-        const float* taps =
-            v.w + i * packed.channel + (c.h.index + there.first * c.h.index_step) * packed.row + s.index * packed.column;
+                     i > 0 || first_row > 0,
+                     ahead && last_rows ? std::min(rows, c.h.stride) : 0};
+        const int64_t kh = there.first + first_row;
+        const float* row = image.x + (at + kh * c.h.spacing) * image.row + i;
+        const float* taps = v.w + i * packed.channel + (c.h.index + kh * c.h.index_step) * packed.row + s.index * packed.column;
         float* y = v.y + r * out.y_row + s.first * out.y_pixel;
         for (int64_t start = 0; start < std::min(apart, columns); start++) {
           const int64_t x = out.at_column + start * s.stride + s.low;
           run_pixels<Lanes>(k, {row + x * image.pixel, x, two ? 2 : 1, taps, v.bias, y + start * s.step * out.y_pixel,
                                 (columns - start - 1) / apart + 1, v.count});
         }
+        first_row += rows;
+        if (last_rows) i += Lanes::kChannels > 0 ? c.in_channels : run, first_row = 0;
       }
     }
   }

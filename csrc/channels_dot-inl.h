@@ -28,25 +28,29 @@ GW_NOINLINE void run_dots(const DotWalk& k, const PixelBlock& block, const float
         const int64_t from = kh * k.x_row + kw * k.x_column;
         const float* weight[4];
         unroll<4>([&](auto o) GW_LAMBDA { weight[o] = w + kh * k.w_row + kw * k.w_column + o * k.w_output - from; });
-        for (int64_t at = from; at < from + k.floats; at += kLanes) {
-          Vec v[PX];
+        for (int64_t at = from; at < from + k.floats;) {
+          const int64_t end = std::min(from + k.floats, at + kRun * kLanes - summed);
+          summed += end - at;
+          for (; at < end; at += kLanes) {
+            Vec v[PX];
+            unroll<PX>([&](auto p) GW_LAMBDA {
+              v[p] = load(in[p] + at);
+              pin(v[p]);
+            });
+            unroll<4>([&](auto o) GW_LAMBDA {
+              Vec factor = load(weight[o] + at);
+              pin(factor);
+              unroll<PX>([&](auto p) GW_LAMBDA { add_product(sum[p][o], v[p], factor); });
+            });
+          }
+          // A longer sum in one lane would round too much.
+          if (summed < kRun * kLanes) continue;
+          summed = 0;
           unroll<PX>([&](auto p) GW_LAMBDA {
-            v[p] = load(in[p] + at);
-            pin(v[p]);
-          });
-          unroll<4>([&](auto o) GW_LAMBDA {
-            Vec factor = load(weight[o] + at);
-            pin(factor);
-            unroll<PX>([&](auto p) GW_LAMBDA { add_product(sum[p][o], v[p], factor); });
+            total[p] += sum_lanes(sum[p]);
+            unroll<4>([&](auto o) GW_LAMBDA { sum[p][o] = Vec{}; });
           });
         }
-        // A longer sum in one lane would round too much.
-        if ((summed += k.floats) < kRun * kLanes) continue;
-        summed = 0;
-        unroll<PX>([&](auto p) GW_LAMBDA {
-          total[p] += sum_lanes(sum[p]);
-          unroll<4>([&](auto o) GW_LAMBDA { sum[p][o] = Vec{}; });
-        });
       }
     }
     unroll<PX>([&](auto p) GW_LAMBDA {
@@ -70,9 +74,8 @@ inline void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_
             c.h.index_step * ws.h,
             s.index_step * ws.w,
             ws.o};
-  // The taps of a row are one dot product if they are neighbours too and its sum is not too long.
-  if (k.x_column == k.floats && k.w_column == k.floats && k.floats * k.columns <= kRun * kLanes)
-    k.floats *= k.columns, k.columns = 1;
+  // The taps of a row are one dot product if they are neighbours too.
+  if (k.x_column == k.floats && k.w_column == k.floats) k.floats *= k.columns, k.columns = 1;
   const int64_t y_row = c.h.step * c.output_strides.h;
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;

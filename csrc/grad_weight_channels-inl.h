@@ -152,8 +152,8 @@ inline void grad_weight_channels(const GradWeight& work, const GradWeightChannel
         s.go_row = columns * kChannelBlock;
         s.go_pixel = kChannelBlock;
       }
-      // After kRun products an accumulator is added to the block's sums and starts again.
-      const int64_t step = std::max<int64_t>(1, kRun / columns), wide = std::min(columns, kRun);
+      // After kGradWeightRun products an accumulator is added to the block's sums and starts again.
+      const int64_t step = std::max<int64_t>(1, kGradWeightRun / columns), wide = std::min(columns, kGradWeightRun);
       for (int64_t run = 0; run < ceil_div(rows, step) * ceil_div(columns, wide); run++) {
         const int64_t r = run / ceil_div(columns, wide) * step, x = run % ceil_div(columns, wide) * wide;
         PixelPositions at = s;

@@ -274,8 +274,8 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
   };
   while (!channels_last && 2 * b.groups <= p.groups && floats() <= kSmall / 2 && l->tasks(p) >= 16 * threads) b.groups *= 2;
   while (floats() > kTarget && b.rows * p.h.stride > 2 * span + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  // A lane's sums end with the block, which must not exceed a run.
-  while (b.rows * b.columns > kRun * lanes && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  // A lane's sums end with the block, which must not exceed a run. A row narrower than a vector still adds to each lane once.
+  while (b.rows * ceil_div(b.columns, lanes) > kRun && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   if (b.columns > kRun * lanes) b.columns = kRun * lanes;
   while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && b.groups > 1) b.groups = ceil_div(b.groups, 2);

@@ -83,7 +83,7 @@ struct Correlation {
   const float* bias;  // of all groups, or null
   float* output;
   Strides output_strides;
-  // The most products that one accumulator sums, in whole channels; lanes that hold several groups sum all of theirs.
+  // The most products that one accumulator sums, in whole channels; in whole rows of taps where lanes hold several groups.
   int64_t longest_run;
 };
 

@@ -1,4 +1,4 @@
-"""Every kernel, forced in turn, against float64: within the bound of its sums, and at most twice PyTorch's error."""
+"""Every kernel, forced in turn, against float64: within the bound of its sums, and with no more error than expected."""
 
 from __future__ import annotations
 
@@ -99,9 +99,12 @@ def permute_weight(layer):
     permuted=st.sampled_from([False, False, True]),
     expanded=st.sampled_from([False, False, True]),
     workers=st.sampled_from([1, 2]),
+    one_sign=st.sampled_from([False, False, True]),
     seed=st.integers(0, 2**16),
 )
-def test_every_kernel_is_as_exact_as_pytorch(kernel, case, memory_format, layout, permuted, expanded, workers, seed):
+def test_every_kernel_is_as_exact_as_its_sums_allow(
+    kernel, case, memory_format, layout, permuted, expanded, workers, one_sign, seed
+):
     spec, size, batch = case
     size = fitting(spec, size)
     generator = torch.Generator().manual_seed(seed)
@@ -112,6 +115,10 @@ def test_every_kernel_is_as_exact_as_pytorch(kernel, case, memory_format, layout
     source = tensor((batch, spec.in_channels, *size), FORMATS[memory_format], layout, generator)
     shape = (batch, spec.out_channels, *spec.output_size(size))
     grad = torch.randn((), generator=generator).expand(shape) if expanded else torch.randn(shape, generator=generator)
+    if one_sign:
+        # Partial sums grow with every product, so that each addition rounds more.
+        for values in (source, layer.weight.data, *([] if expanded else [grad])):
+            values.abs_()
     with threads(workers):
         check(layer, source, grad, kernel)
 
