@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from groupwise.examples import train
-from test_checkpoint_writers import WRITER, another, refuses
+from test_checkpoint_lock import WRITER, another, refuses
 
 pytest.importorskip("sklearn")
 

@@ -101,6 +101,9 @@ def train(options: argparse.Namespace) -> float:
     device = _device()
     with alike():
         data = DATA[options.data]()
+        if not pathlib.Path(options.checkpoints).exists():
+            # A run that has nothing to resume from makes no folder.
+            _find(options)
         _check(options, len(data[0]))
     # Workers may outlive a killed torchrun, and two runs in one folder would remove each other's checkpoints.
     checkpoint.claim(options.checkpoints)
