@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import html
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -186,3 +188,15 @@ def test_nothing_to_differentiate():
 def test_the_models_own_error_comes_through():
     with pytest.raises(RuntimeError, match="expected input"):
         count(nn.Conv2d(3, 4, 3), torch.zeros(1, 4, 9, 9))
+
+
+def test_a_call_is_one_line():
+    model = nn.Sequential()
+    model.add_module("a\nb", nn.Conv2d(4, 8, 3, groups=2))
+    (call,) = count(model, torch.zeros(2, 4, 9, 8))
+    line = str(call)
+    assert repr(call) == line
+    assert len(line.splitlines()) == 1
+    assert ": conv2d 4 → 8, kernel 3×3, groups=2; 9×8 → 7×6, batch 2, float32; 12.1 k MACs; " in line
+    assert line.endswith("; aten::convolution: forward")
+    assert call._repr_html_() == f"<pre>{html.escape(line)}</pre>"

@@ -284,6 +284,29 @@ def test_a_shard_is_not_taken_for_the_weight(spec, kind, length):
     assert cost(layer, 40) == cost(spec, 40, dtype="bfloat16")
 
 
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "own code"])
+def test_hooks_of_a_parametrization_are_neither_run_nor_copied(kind):
+    spec = ConvSpec(8, 4, 3, groups=2)
+    layer = made(spec, kind)
+
+    class Hook:
+        """A hook that must be left alone."""
+
+        def __call__(self, *_):
+            raise AssertionError("run")
+
+        def __deepcopy__(self, memo):
+            raise AssertionError("copied")
+
+    step = layer.parametrizations.weight[0]
+    step.register_forward_pre_hook(Hook(), with_kwargs=True)
+    step.register_forward_hook(Hook(), always_call=True)
+    layer.parametrizations.weight.register_forward_hook(Hook())
+    assert ConvSpec.from_module(layer) == spec
+    assert tuple(effective(layer, "weight").shape) == spec.weight_shape
+    assert effective(layer, "weight").is_meta
+
+
 def test_an_offloaded_bias_beside_a_whole_weight():
     layer = torch.nn.Conv2d(8, 4, 3, groups=2)
     layer.bias = torch.nn.Parameter(torch.zeros(0))

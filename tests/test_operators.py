@@ -58,15 +58,15 @@ def library():
         "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor? bias, int stride_h, int stride_w, "
         "int pad_h, int pad_w, int dilation_h, int dilation_w, int groups, int offset_groups) -> Tensor": deform,
         "short_conv(Tensor x, Tensor taps) -> Tensor": lambda x, taps: x * taps.sum(),
-        "onnx_conv(Tensor x, Tensor weight, int[] strides) -> Tensor": lambda x, weight, strides: F.conv2d(
-            x, weight, None, strides
+        "far_conv(Tensor x, Tensor weight, int[] steps, int padding) -> Tensor": lambda x, weight, steps, padding: (
+            F.conv2d(x, weight, None, steps, padding)
         ),
         "conv_prepack(Tensor weight) -> Tensor": lambda weight: weight.clone(),
         "convert(Tensor x) -> Tensor": lambda x: x.clone(),
         "short_conv_backward(Tensor grad, Tensor taps) -> Tensor": lambda grad, taps: grad * taps.sum(),
     }.items():
         name = made.define(schema)
-        made.impl(name, function, "CPU")
+        made.impl(name, function, "CompositeExplicitAutograd")
     yield torch.ops.groupwise_test
     made._destroy()
 
@@ -260,20 +260,20 @@ def test_what_the_arguments_do_not_say_is_named(library):
         library.short_conv(x, x)
         library.short_conv(x, x)
         library.short_conv_backward(x, x)
-        library.onnx_conv(library.convert(x), library.conv_prepack(weight), [2, 2])
+        library.far_conv(library.convert(x), library.conv_prepack(weight), [2, 2], 1)
         return F.conv2d(x, weight)
 
     found = count(model, x)
     missing = {
         "groupwise_test::short_conv": 2,
         "groupwise_test::short_conv_backward": 1,
-        "groupwise_test::onnx_conv": 1,
+        "groupwise_test::far_conv": 1,
     }
     assert [call.operator for call in found] == ["aten::convolution"]
     assert found.not_counted == found.to_dict()["not_counted"] == missing
     made = report(model, x, repeats=1)
     assert made.to_dict()["not_counted"] == missing
-    sentence = "groupwise cannot read their shapes: groupwise_test::short_conv (2 calls), groupwise_test::short_conv_"
+    sentence = "arguments do not tell its shape: groupwise_test::short_conv (2 calls), groupwise_test::short_conv_"
     for shown in (str(found), found._repr_html_(), str(made), made.to_html(), made._repr_html_()):
         assert sentence in " ".join(shown.split())
     assert "No counted convolution has groups above 1" in str(made)

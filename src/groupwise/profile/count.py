@@ -22,7 +22,8 @@ Keywords = Mapping[str, Any] | None
 class Count(list[ConvCall], Tabular):
     """A list of `ConvCall`s in order of execution. `print()` it for the table.
 
-    `not_counted` names the operators that are convolutions but do not say their shapes, with the calls of each.
+    `not_counted` names the operators whose names suggest a convolution, but whose arguments do not tell its shape, with
+    the calls of each.
     """
 
     def __init__(self, ran: Run) -> None:

@@ -20,14 +20,23 @@ from groupwise.errors import GroupwiseError
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost, Traffic, cost
 
-# `convolution`, `conv2d`, `qconv`, `deform_conv`; not `convert`, `convex`, `convergence`.
-_CONVOLUTION = re.compile(r"conv(?!e)", re.IGNORECASE)
+# `convolution`, `conv2d`, `qconv`, `deform_conv`; not `convert`, `convex`, `convergence`, nor the network ConvNeXt.
+_CONVOLUTION = re.compile(r"conv(?!e|next)", re.IGNORECASE)
 # Operators that only rearrange a weight.
 _HELPER = re.compile(r"pre_?pack|unpack|reorder", re.IGNORECASE)
 _INPUT, _WEIGHT, _BIAS = ("input", "self", "X", "qx", "x"), ("weight", "W", "qw"), ("bias", "B")
 # The layout of tensors that only oneDNN reads.
 _ONEDNN = getattr(torch, "_mkldnn")  # noqa: B009  # torch's stub does not name it
-_GEOMETRY = {"stride": ("stride",), "padding": ("padding", "pad"), "dilation": ("dilation", "dil")}
+# PyTorch's names and ONNX's. `pads` holds the padding before along each dimension, then that after.
+_GEOMETRY = {
+    "stride": ("stride", "strides"),
+    "padding": ("padding", "pad", "pads"),
+    "dilation": ("dilation", "dil", "dilations"),
+}
+_GROUPS = ("groups", "group")
+_TRANSPOSED = re.compile(r"transpose|deconv", re.IGNORECASE)
+# What names of a forward and of its backward differ in.
+_PASS = re.compile(r"_?(forward|fwd|backward|bwd).*")
 
 
 @dataclass(frozen=True)
@@ -45,12 +54,35 @@ class Reading:
 
 @cache
 def is_convolution(func: Any) -> bool:
-    """Whether an operator is a convolution, by its name: one that takes a tensor and returns one."""
+    """Whether an operator may be a convolution: its name says so, it takes two tensors or more and returns one.
+
+    A packed weight counts as a tensor, a list of tensors as several, and a bias not at all.
+    """
     name = func.name().split("::")[-1].split(".")[0]
     if not _CONVOLUTION.search(name) or _HELPER.search(name):
         return False
-    takes, gives = ([str(one.type) for one in some] for some in (func._schema.arguments, func._schema.returns))
-    return any("Tensor" in kind for kind in takes) and any("Tensor" in kind for kind in gives)
+    takes = [str(one.type) for one in func._schema.arguments if one.name not in _BIAS]
+    tensors = sum("Tensor" in kind for kind in takes)
+    operands = tensors + sum("List[Tensor" in kind or "torch.classes" in kind for kind in takes)
+    return tensors > 0 and operands > 1 and any("Tensor" in str(one.type) for one in func._schema.returns)
+
+
+@cache
+def _has_geometry(func: Any) -> bool:
+    """Whether an operator has an argument for stride, padding, dilation or groups, as every convolution needs."""
+    names = {re.sub(r"_[dhw]$", "", one.name) for one in func._schema.arguments}
+    return any(names.intersection(known) for known in (*_GEOMETRY.values(), _GROUPS))
+
+
+def is_backward(name: str) -> bool:
+    """Whether `namespace::name` names the gradients of an operator."""
+    return "backward" in name or "bwd" in name
+
+
+def stem(name: str) -> str:
+    """What the names of a forward and of its backward share: `torchvision::deform_conv2d`, of both its operators."""
+    namespace, _, operator = name.partition("::")
+    return f"{namespace}::{_PASS.sub('', operator).strip('_')}"
 
 
 def operator_name(func: Any) -> str:
@@ -74,12 +106,12 @@ def read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any)
     try:
         if packed is not None:
             tensor, facts = _unpacked(packed, source.dim() - 2)
-        elif isinstance(weight, torch.Tensor):
+        elif isinstance(weight, torch.Tensor) and _has_geometry(func):
             tensor, facts = weight, _stated(given, operator_name(func), source, weight)
         else:
             return None
         at = _cost(operator_name(func), source, tensor, facts, output)
-    except (GroupwiseError, AttributeError, RuntimeError, TypeError, IndexError, ZeroDivisionError):
+    except (GroupwiseError, AttributeError, RuntimeError, TypeError, ValueError, IndexError, ZeroDivisionError):
         return None
     return None if at is None else Reading(at, source, tensor if packed is None else packed)
 
@@ -90,11 +122,18 @@ def _first(given: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 def _stated(given: Mapping[str, Any], name: str, source: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:
     """The keywords of `ConvSpec.from_operator` after the weight, from arguments of the usual names."""
+    dims = source.dim() - 2
+    _check_onnx(given, weight)
     facts = {key: _geometry(given, names) for key, names in _GEOMETRY.items()}
-    facts = {key: value for key, value in facts.items() if value is not None}
-    transposed = bool(given.get("transposed", "transpose" in name))
+    # An empty list stands for the defaults.
+    facts = {key: value for key, value in facts.items() if value is not None and value != []}
+    if "pads" in given and "padding" in facts:
+        facts["padding"] = _before(facts["padding"], dims)
+    transposed = bool(given.get("transposed", _TRANSPOSED.search(name) is not None))
     # Depthwise operators have no such argument: the shapes tell.
-    groups = given.get("groups", 1 if transposed else source.shape[1] // weight.shape[1])
+    groups = _first(given, _GROUPS)
+    if groups is None:
+        groups = 1 if transposed else source.shape[1] // weight.shape[1]
     bias = _first(given, _BIAS) is not None
     return facts | {
         "bias": bias,
@@ -102,6 +141,24 @@ def _stated(given: Mapping[str, Any], name: str, source: torch.Tensor, weight: t
         "groups": groups,
         "output_padding": given.get("output_padding", 0),
     }
+
+
+def _check_onnx(given: Mapping[str, Any], weight: torch.Tensor) -> None:
+    """Raises `ValueError` where ONNX pads by rule, or states another kernel than the weight has."""
+    if given.get("auto_pad") not in (None, "", "NOTSET"):
+        raise ValueError("auto_pad leaves the padding open")
+    if list(given.get("kernel_shape") or weight.shape[2:]) != list(weight.shape[2:]):
+        raise ValueError("kernel_shape is not the weight's")
+
+
+def _before(pads: Any, dims: int) -> Any:
+    """The padding on either side of each dimension from ONNX's `pads`; raises `ValueError` where the two differ."""
+    if isinstance(pads, int) or len(pads) != 2 * dims:
+        return pads
+    before, after = list(pads[:dims]), list(pads[dims:])
+    if before != after:
+        raise ValueError("a ConvSpec pads both sides alike")
+    return before
 
 
 def _geometry(given: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from groupwise.draw.base import numbers
 from groupwise.errors import GroupwiseError
-from groupwise.profile.operators import dtype_name, is_convolution, operator_name, read
+from groupwise.profile.operators import dtype_name, is_backward, is_convolution, operator_name, read, stem
 from groupwise.profile.workload import Workload, synchronize
 from groupwise.spec.convspec import ConvSpec
 from groupwise.spec.cost import Cost, cost
@@ -26,9 +28,9 @@ _BACKWARD = torch.ops.aten.convolution_backward.default
 _CAST = torch.ops.aten._to_copy.default
 
 
-@dataclass
+@dataclass(repr=False)
 class ConvCall(Printed):
-    """One execution of a convolution.
+    """One execution of a convolution. `print()` it for one line.
 
     - `name`: the layer's name in the model; for a functional call the enclosing module's, with the operator's
       name and a number where there are several
@@ -47,13 +49,21 @@ class ConvCall(Printed):
     passes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "backward": 0.0})
 
+    def __str__(self) -> str:
+        """Returns one line: the layer's name, the convolution, its sizes and MACs, the operator and the passes."""
+        at = self.cost
+        sizes = " → ".join(numbers.product(size) for size in (at.input_size, at.output_size))
+        macs = f"{numbers.count(at.macs.forward)} MACs"
+        ran = f"{self.operator}: {', '.join(self.passes)}"
+        return f"{legible(self.name)}: {at.spec}; {sizes}, batch {at.batch:,}, {at.dtype}; {macs}; {ran}"
+
+    # A prompt shows what a notebook does.
+    __repr__ = __str__
+
     @property
     def spec(self) -> ConvSpec:
         """The convolution as numbers."""
         return self.cost.spec
-
-    def __str__(self) -> str:
-        return f"{legible(self.name)}: {self.spec}"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types. `macs` is what each pass costs; `passes` says which ran."""
@@ -66,7 +76,8 @@ class Run:
     """One recorded run of a workload.
 
     - `calls`: its convolutions in order of execution
-    - `not_counted`: the operators that are convolutions but do not say their shapes, and how often each ran
+    - `not_counted`: the operators whose names suggest a convolution, but whose arguments do not tell its shape, and how
+      often each ran
     - `seconds`: the wall time of the whole run
     """
 
@@ -119,6 +130,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[ConvCall] = []
         self.not_counted: Counter[str] = Counter()
+        # The stems of the operators whose gradients are noted there.
+        self._differentiated: set[str] = set()
         self._workload = workload
         self._thread = threading.get_ident()
         self._frames: list[_Frame] = []
@@ -160,11 +173,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
 
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
         """Returns a convolution's result and the wall time that it took."""
-        device = next(argument.device for argument in args if isinstance(argument, torch.Tensor))
-        synchronize(device)
+        # An extension's operator may take its tensors in lists or by keyword, or None in their place.
+        devices = {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        for device in devices:
+            synchronize(device)
         start = time.perf_counter()
         result = func(*args, **kwargs)
-        synchronize(device)
+        for device in devices:
+            synchronize(device)
         return result, time.perf_counter() - start
 
     def _cast(self, source: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
@@ -234,7 +250,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
     def _other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, seconds: float) -> None:
         """Records a convolution of another operator, or at least that it ran."""
         name = operator_name(func)
-        if "backward" in name and any(noted.startswith("gradients of") for noted in self.not_counted):
+        if is_backward(name) and stem(name) in self._differentiated:
             # Its forward has been noted with its gradients.
             return
         reading = read(func, args, kwargs, result)
@@ -249,9 +265,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
         call.seconds["forward"] = seconds
         self.calls.append(call)
         # Its gradients end in operators that have no fixed name, or in several.
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
         if self._workload.backward and torch.is_grad_enabled() and any(one.requires_grad for one in tensors):
             self.not_counted[f"gradients of {name}"] += 1
+            self._differentiated.add(stem(name))
 
     def _stated(self, at: Cost) -> Cost:
         """The cost with the padding that the running layer states and applies before its operator."""

@@ -45,7 +45,8 @@ class Report(Tabular):
     - `groupwise_model_ms`: as `model_ms`, by groupwise's kernels; `agreement`: whether the outputs are then the same
     - `not_measured`: why groupwise's kernels were not measured; None if they were
     - `split`: how the model's groups would be partitioned over several ranks, if you asked for that
-    - `not_counted`: the operators that are convolutions but do not say their shapes, and how often each ran
+    - `not_counted`: the operators whose names suggest a convolution, but whose arguments do not tell its shape, and how
+      often each ran
     - `compiled`: whether `torch.compile` wraps the model or a module of it
     """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import OrderedDict
 from typing import Any
 
 from groupwise.errors import GroupwiseError
@@ -32,8 +33,9 @@ def effective(layer: Any, name: str) -> Any:
     `GroupwiseError` for a lazy layer that no input has reached.
     """
     tensor = _stored(layer, name)
-    weight = tensor if name == "weight" else _stored(layer, "weight")
-    return None if _is_shard(weight) or 0 in getattr(tensor, "shape", ()) else tensor
+    if tensor is None or 0 in tensor.shape:
+        return None
+    return None if _is_shard(tensor if name == "weight" else _stored(layer, "weight")) else tensor
 
 
 def shape_of_effective(layer: Any, name: str) -> tuple[int, ...] | None:
@@ -120,11 +122,16 @@ def _source(layer: Any, name: str) -> Any:
 
 
 def _parametrized(parametrization: Any) -> Any:
-    """Returns what a `ParametrizationList` computes, on copies of its tensors that have a shape and no values."""
+    """Returns what a `ParametrizationList` computes, on copies of its tensors that have a shape and no values.
+
+    The copies have no hooks: a hook is code of somebody else's, and a copy of it may reach whole models.
+    """
     import torch
 
     memo: dict[int, Any] = {}
     try:
+        for module in parametrization.modules():
+            memo.update((id(held), OrderedDict()) for name, held in vars(module).items() if "_hooks" in name)
         for tensor in (*parametrization.parameters(), *parametrization.buffers()):
             shape = torch.empty_like(tensor, device="meta", requires_grad=False)
             kept = isinstance(tensor, torch.nn.Parameter)

@@ -26,7 +26,9 @@ def not_counted(operators: Mapping[str, int], counted: bool) -> list[str]:
     if not operators:
         return [] if counted else ["groupwise saw no convolution run."]
     names = ", ".join(f"{name} ({phrases.plural(calls, 'call')})" for name, calls in operators.items())
-    return [f"Not counted, because groupwise cannot read their shapes: {names}."]
+    return [
+        f"Not counted: operators whose names suggest a convolution, but whose arguments do not tell its shape: {names}."
+    ]
 
 
 def table(facts: Mapping[str, Any]) -> str:
