@@ -1,6 +1,6 @@
 """Measure, each benchmark in a process of its own, then draw the charts and print the summary.
 
-    python benchmarks/run.py [groups layers held-out peak networks engines] [--envs DIR] [--threads 1 2]
+    python benchmarks/run.py [groups layers held-out peak errors networks engines] [--envs DIR] [--threads 1 2]
 
 Without names it runs every benchmark that needs only this package's environment. `engines` needs the folder that
 `python benchmarks/engines.py --make-envs DIR` made.
@@ -21,6 +21,7 @@ STEPS = {
     "layers": ["layers.py"],
     "held-out": ["layers.py", "--held-out"],
     "peak": ["peak.py"],
+    "errors": ["errors.py"],
     "networks": ["networks.py"],
     "engines": ["engines.py"],
 }
@@ -48,7 +49,7 @@ def main() -> None:
 
 def arguments(name: str, options: argparse.Namespace) -> list[str]:
     """Returns the arguments of a benchmark's script."""
-    if name == "peak":
+    if name in ("peak", "errors"):
         return []
     threads = options.threads if name != "groups" else [max(options.threads)]
     more = ["--threads", *map(str, threads)]

@@ -130,20 +130,6 @@ def test_long_sums_are_made_in_runs(memory_format):
             assert {p.kernel for p in plans} == {kernel}
 
 
-@pytest.mark.parametrize("memory_format", list(FORMATS))
-@pytest.mark.parametrize(("kernel_size", "dilation"), [(3, 2), (5, 1)])
-def test_input_gradients_of_strided_layers_are_made_in_short_runs(memory_format, kernel_size, dilation):
-    torch.manual_seed(0)
-    layer = torch.nn.Conv2d(64, 64, kernel_size, stride=2, padding=2, dilation=dilation, groups=2)
-    layer.weight.data.abs_()
-    layer = layer.to(memory_format=FORMATS[memory_format])
-    source = torch.randn(1, 64, 28, 28).contiguous(memory_format=FORMATS[memory_format])
-    grad = torch.rand_like(layer(source))
-    for kernel in OURS:
-        plans = check(layer, source, grad, kernel)
-        assert {p.kernel for p in plans} == {kernel}
-
-
 @pytest.mark.parametrize("values", [torch.abs, torch.relu], ids=["abs", "relu"])
 @pytest.mark.parametrize("memory_format", list(FORMATS))
 @pytest.mark.parametrize(("groups", "kernel_size"), [(4, 3), (8, 3), (32, 3), (128, 3), (128, 7)])

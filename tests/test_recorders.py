@@ -165,6 +165,7 @@ def test_gradients_that_are_recorded_while_enabled(name):
 
 
 def test_a_traced_backward_answers_as_pytorch_does():
+    """PyTorch 2.13's tracer refuses the backward before any kernel is asked; its error stays the same."""
     model, x = network("2-D")
     x.requires_grad_()
 
@@ -181,6 +182,35 @@ def test_a_traced_backward_answers_as_pytorch_does():
         assert after == before
     else:
         close(after, before.double())
+
+
+def test_a_backward_below_the_tracer_runs_pytorchs_kernel():
+    """A caller that dispatches below the tracer's own kernel reaches the CPU's while the tracer still records.
+
+    There a kernel of groupwise would leave `aten::empty` in the graph, which has other values at every call.
+    """
+    backward = torch.ops.aten.convolution_backward.default
+    below = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    torch.manual_seed(0)
+    x, weight, grad = torch.randn(1, 8, 9, 9), torch.randn(8, 2, 3, 3), torch.randn(1, 8, 9, 9)
+    rest = ([8], [1, 1], [1, 1], [1, 1], False, [0, 0], 4, [True, True, True])
+
+    def graph():
+        trace = torch.jit.trace(
+            lambda t: backward.redispatch(below, grad, t, weight, *rest)[1] * 1, (x,), check_trace=False
+        )
+        return [node.kind() for node in trace.graph.nodes()], trace(x)
+
+    expected, value = graph()
+    with groupwise.enabled():
+        with groupwise.record_plans() as plans:
+            kinds, got = graph()
+        assert not plans
+        with groupwise.record_plans() as plans:
+            backward(grad, x, weight, *rest)
+        assert {plan.kernel for plan in plans} - {"pytorch"}, "kernels take this layer when nothing records"
+    assert kinds == expected
+    close(got, value.double())
 
 
 def test_kernels_run_again_after_a_trace():
