@@ -343,4 +343,7 @@ def test_what_run_takes(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
     with pytest.raises(SystemExit):
         run.main()
-    assert "speed is no benchmark; valid: groups, layers, held-out, peak, networks, engines" in capsys.readouterr().err
+    assert (
+        "speed is no benchmark; valid: groups, layers, held-out, peak, errors, networks, engines"
+        in capsys.readouterr().err
+    )
