@@ -339,8 +339,11 @@ def test_what_run_takes(monkeypatch, capsys):
     assert done[2] == ["layers.py", "--held-out", "--threads", "1", "2"]
     assert [
         words[0] for words in done
-    ] == "groups.py layers.py layers.py peak.py networks.py chart.py summary.py".split()
+    ] == "groups.py layers.py layers.py peak.py errors.py networks.py chart.py summary.py".split()
     monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
     with pytest.raises(SystemExit):
         run.main()
-    assert "speed is no benchmark; valid: groups, layers, held-out, peak, networks, engines" in capsys.readouterr().err
+    assert (
+        "speed is no benchmark; valid: groups, layers, held-out, peak, errors, networks, engines"
+        in capsys.readouterr().err
+    )

@@ -143,6 +143,56 @@ def test_weight_gradients_of_one_sign_are_made_in_short_runs(groups, kernel_size
         check(layer, source, torch.rand_like(layer(source)), kernel)
 
 
+NOT_FINITE = [
+    ConvSpec(16, 16, 3, padding=1, groups=16),
+    ConvSpec(16, 16, 3, stride=2, padding=1, groups=4),
+    ConvSpec(16, 16, 2, padding=2, dilation=2, groups=4),
+    ConvSpec(16, 16, 5, stride=2, padding=2, groups=2),
+    ConvSpec(16, 16, 3, stride=2, padding=1, groups=8, transposed=True),
+    ConvSpec(16, 16, 3, padding=1, groups=16, transposed=True),
+]
+
+
+@pytest.mark.parametrize("kernel", ["", *OURS])
+@pytest.mark.parametrize("memory_format", list(FORMATS))
+@pytest.mark.parametrize("where", ["source", "weight", "grad"])
+@pytest.mark.parametrize("spec", NOT_FINITE, ids=str)
+def test_no_value_hides_a_product_that_is_not_finite(spec, where, memory_format, kernel):
+    """Beyond PyTorch's NaN: at a border its kernels differ, so the oracle is which products the image has."""
+    torch.manual_seed(0)
+    layer = layer_of(spec, torch.float32).to(memory_format=FORMATS[memory_format])
+    source = torch.randn(2, 16, 9, 10).contiguous(memory_format=FORMATS[memory_format])
+    grad = torch.randn_like(layer(source).detach())
+    tensors = {"source": source, "weight": layer.weight.data, "grad": grad}
+    clean = {name: tensor.clone() for name, tensor in tensors.items()}
+    for value in (float("nan"), float("inf")):
+        for place in (0, -1, *torch.randint(tensors[where].numel(), (6,)).tolist()):
+            index = np.unravel_index(place % tensors[where].numel(), tensors[where].shape)
+            for name, tensor in tensors.items():
+                tensor.copy_(clean[name])
+            tensors[where][index] = 0
+            without = oracle(layer, source, grad)
+            # With ones everywhere else, a value is not zero if it has a product with this place.
+            for tensor in tensors.values():
+                tensor.fill_(1)
+            tensors[where].zero_()
+            tensors[where][index] = 1
+            bias = layer.bias.data.clone()
+            layer.bias.data.zero_()
+            meets = oracle(layer, source, grad)
+            layer.bias.data.copy_(bias)
+            for name, tensor in tensors.items():
+                tensor.copy_(clean[name])
+            tensors[where][index] = value
+            with forced(True, kernel):
+                ours = step(layer, source, grad)
+            depends = {"source": ("output", "grad_weight"), "weight": ("output", "grad_input")}
+            for name in depends.get(where, ("grad_input", "grad_weight")):
+                finite = ours[name].isfinite()
+                assert not (finite & (meets[name] != 0)).any(), (name, value, index)
+                torch.testing.assert_close(ours[name][finite].double(), without[name][finite], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("memory_format", list(FORMATS))
 @pytest.mark.parametrize("kernel", OURS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
