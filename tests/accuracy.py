@@ -109,7 +109,12 @@ def longest_run(plan):
     axes = zip(*(plan.shape[name] for name in ("kernel_size", "stride", "dilation")), strict=True)
     spread = any(kernel > 1 and max(stride, dilation) > 1 for kernel, stride, dilation in axes)
     run = SHORT_RUN if plan.direction == "grad_input" and spread else RUN
-    return max(run, math.prod(plan.shape["kernel_size"]))
+    run = max(run, math.prod(plan.shape["kernel_size"]))
+    channels = plan.shape["in_channels" if plan.direction == "forward" else "out_channels"] // plan.shape["groups"]
+    if plan.kernel == "channels" and channels <= 4:
+        # Lanes that hold several groups sum a row of taps of all their channels.
+        run = max(run, plan.shape["kernel_size"][1] * channels)
+    return run
 
 
 def sums(layer, source, grad, runs):

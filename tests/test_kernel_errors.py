@@ -76,6 +76,7 @@ DEEP = [
     ("groups of 2, 21x21", ConvSpec(16, 16, 21, padding=10, groups=8, bias=False), (20, 20)),
     ("groups of 4", ConvSpec(16, 16, 3, padding=1, groups=4, bias=False), (60, 60)),
     ("groups of 4, 15x15", ConvSpec(16, 16, 15, padding=7, groups=4, bias=False), (20, 20)),
+    ("groups of 4, 1x100", ConvSpec(16, 16, (1, 100), padding=(0, 50), groups=4, bias=False), (3, 60)),
     ("groups of 8, stride", ConvSpec(32, 32, 7, stride=2, padding=3, groups=4, bias=False), (30, 30)),
     ("groups of 16, one column", ConvSpec(32, 32, 1, groups=2, bias=False), (1500, 1)),
     ("groups of 16", ConvSpec(32, 32, 3, padding=1, groups=2, bias=False), (40, 40)),
