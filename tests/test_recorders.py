@@ -310,3 +310,14 @@ def test_what_is_saved_while_enabled_is_the_model_in_another_process(formats, tm
     answers = torch.load(tmp_path / "answers.pt")
     for file in files:
         close(answers[file], exact[file])
+
+
+@pytest.mark.parametrize("name", ["2-D"])
+@pytest.mark.parametrize(("recorder", "runs"), [("trace", False), ("script", True), ("export", True)])
+def test_which_graphs_reach_the_kernels(recorder, runs, name):
+    """As the docs say: a traced graph calls `aten::_convolution`, which is below the operator that kernels take."""
+    model, x = network(name)
+    recorded = RECORDERS[recorder](model, x)
+    with groupwise.enabled(), groupwise.record_plans() as plans:
+        recorded(x)
+    assert bool(plans) == runs

@@ -7,7 +7,7 @@ from typing import Any
 
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.text import lines as text
-from groupwise.draw.text.report import kernels, measured_on, milliseconds, percent, roofline_of, times
+from groupwise.draw.text.report import impossible, kernels, measured_on, milliseconds, percent, roofline_of, times
 from groupwise.spec.cost import Cost
 
 # What a table shows of each timing, by its key in the timing's dict.
@@ -38,10 +38,7 @@ def table(bench: dict[str, Any], at: Cost) -> str:
         measured_on(bench["machine"]),
     ]
     if any((row["roofline"] or 0) > 1 for row in bench["timings"]):
-        notes.append(
-            "A fraction of peak above 100 % is impossible: the machine was busy with something else while groupwise "
-            "measured its rates or the layer. Do not trust these times; measure again when it is idle."
-        )
+        notes.append(impossible("A time"))
     if bench["not_measured"]:
         notes.append(f"groupwise's kernels were not measured: {bench['not_measured']}.")
     where = f"{numbers.product(at.input_size)}, batch {at.batch}, {at.dtype}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from groupwise.draw.base import numbers, phrases
-from groupwise.draw.base.folding import fold
+from groupwise.draw.base.folding import fold, known_sum, ratio
 from groupwise.draw.text import lines as text
 from groupwise.draw.text.count import columns as columns_of_calls
 from groupwise.draw.text.count import not_counted
@@ -121,13 +121,14 @@ def _notes_on_speed(report: dict[str, Any]) -> list[str]:
     lines = [
         f"By groupwise's kernels, timed in turn with PyTorch's, the convolutions take "
         f"{_against(total['groupwise_ms'], total['pytorch_ms'], total['speedup'])}, and the whole model takes "
-        f"{_against(total['groupwise_model_ms'], total['model_ms'], total['model_speedup'])}. Where the kernel is "
-        "pytorch, both sides ran the same code, and the speedup shows noise and caches.",
+        f"{_against(total['groupwise_model_ms'], total['model_ms'], total['model_speedup'])}. {_by_whom(report)}",
         f"{roofline_of(report['machine']['roofline'])} max error: the largest difference from the same convolution in "
         "float64, relative to its largest value.",
     ]
     if report["backward"]:
         lines.append("kernel: forward/grad_input/grad_weight where they differ; - where no such gradient ran.")
+    if (total["roofline"] or 0) > 1:
+        lines.append(impossible("A total"))
     same = "" if outputs["top1"] is None else f", and top-1 agrees on {percent(outputs['top1'])} of the batch"
     verdict = "within rounding" if outputs["within_rounding"] else "MORE THAN ROUNDING"
     lines.append(
@@ -135,6 +136,29 @@ def _notes_on_speed(report: dict[str, Any]) -> list[str]:
         f"largest value{same}: {verdict}."
     )
     return lines
+
+
+def _by_whom(report: dict[str, Any]) -> str:
+    """Which part of the difference is groupwise's: the rest ran the same code on both sides."""
+    ours = [row for row in report["layers"] if set(row["kernels"].values()) - {"pytorch"}]
+    if not ours:
+        return (
+            "No convolution ran on groupwise's kernels: both sides ran PyTorch's code, and the differences show noise "
+            "and caches."
+        )
+    before, after = (known_sum(row[key] for row in ours) for key in ("pytorch_ms", "groupwise_ms"))
+    return (
+        f"The convolutions that groupwise's kernels computed take {_against(after, before, ratio(before, after))}. In "
+        "all others (kernel: pytorch) both sides ran the same code, and the difference shows noise and caches."
+    )
+
+
+def impossible(what: str) -> str:
+    """What to say of a fraction of peak above 1. A small layer's may be, in a cache nearer than the copy's."""
+    return (
+        f"{what} above 100 % of the roofline is impossible: the machine was busy with something else while groupwise "
+        "measured its rates or these times. Do not trust them; measure again when it is idle."
+    )
 
 
 def tiles(report: dict[str, Any]) -> list[tuple[str, str, str]]:
