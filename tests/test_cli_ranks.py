@@ -46,7 +46,7 @@ def test_the_size_brings_bytes(capsys):
 
 
 def test_a_layer_of_a_model(capsys, net):
-    arguments = ["explain", net, "--layer", "2", "--input", "1,3,9,9", "--ranks", "2"]
+    arguments = ["explain", net, "--layer", "2", "--input-shape", "1,3,9,9", "--ranks", "2"]
     facts = json.loads(run(capsys, *arguments, "-f", "json")[1])
     assert (facts["name"], facts["ranks"]) == ("2", [[0, 2], [2, 4]])
     assert "\nRanks    GroupParallel" in run(capsys, *arguments)[1]
@@ -54,7 +54,7 @@ def test_a_layer_of_a_model(capsys, net):
 
 def test_report(capsys, tmp_path, net):
     page = tmp_path / "r.html"
-    arguments = ["report", net, "--input", "2,3,9,9", "--repeats", "1"]
+    arguments = ["report", net, "--input-shape", "2,3,9,9", "--repeats", "1"]
     status, out, err = run(capsys, *arguments, "--ranks", "2", "-o", str(page))
     plan = plan_split(load_model(net), 2, input_shape=(2, 3, 9, 9))
     assert status == 0

@@ -83,7 +83,7 @@ def test_explain_a_layer(capsys, tmp_path):
         "inner = torch.compile(nn.Conv2d(8, 8, 3, groups=4), backend='eager')\n"
         "Net = torch.compile(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(inner)), backend='eager')\n"
     )
-    arguments = ["explain", f"{path}:Net", "--input", "1,3,9,9"]
+    arguments = ["explain", f"{path}:Net", "--input-shape", "1,3,9,9"]
     status, out, _ = run_command(capsys, *arguments, "--layer", "1.0", "-f", "json")
     assert (status, json.loads(out)["name"], json.loads(out)["groups"]) == (0, "1.0", 4)
     status, _, err = run_command(capsys, *arguments, "--layer", "none")
