@@ -32,7 +32,7 @@ def test_times_that_beat_the_roofline_are_not_to_be_trusted(monkeypatch, rate, s
     without_kernels(monkeypatch)
     monkeypatch.setattr(benching, "measure_roofline", lambda threads: Roofline(rate, rate))
     text = " ".join(str(bench(ConvSpec(8, 8, 3, groups=8), (2, 8, 9, 7), repeats=1)).split())
-    assert ("Do not trust them" in text) is said
+    assert ("Do not trust these fractions" in text) is said
 
 
 def test_speedup_and_roofline_by_hand(monkeypatch):

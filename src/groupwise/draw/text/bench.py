@@ -7,7 +7,7 @@ from typing import Any
 
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.text import lines as text
-from groupwise.draw.text.report import impossible, kernels, measured_on, milliseconds, percent, roofline_of, times
+from groupwise.draw.text.report import beyond, kernels, measured_on, milliseconds, percent, roofline_of, times
 from groupwise.spec.cost import Cost
 
 # What a table shows of each timing, by its key in the timing's dict.
@@ -38,7 +38,7 @@ def table(bench: dict[str, Any], at: Cost) -> str:
         measured_on(bench["machine"]),
     ]
     if any((row["roofline"] or 0) > 1 for row in bench["timings"]):
-        notes.append(impossible("A time"))
+        notes.append(beyond("A time"))
     if bench["not_measured"]:
         notes.append(f"groupwise's kernels were not measured: {bench['not_measured']}.")
     where = f"{numbers.product(at.input_size)}, batch {at.batch}, {at.dtype}"

@@ -128,7 +128,7 @@ def _notes_on_speed(report: dict[str, Any]) -> list[str]:
     if report["backward"]:
         lines.append("kernel: forward/grad_input/grad_weight where they differ; - where no such gradient ran.")
     if (total["roofline"] or 0) > 1:
-        lines.append(impossible("A total"))
+        lines.append(beyond("A total"))
     same = "" if outputs["top1"] is None else f", and top-1 agrees on {percent(outputs['top1'])} of the batch"
     verdict = "within rounding" if outputs["within_rounding"] else "MORE THAN ROUNDING"
     lines.append(
@@ -153,11 +153,12 @@ def _by_whom(report: dict[str, Any]) -> str:
     )
 
 
-def impossible(what: str) -> str:
-    """What to say of a fraction of peak above 1. A small layer's may be, in a cache nearer than the copy's."""
+def beyond(what: str) -> str:
+    """What to say of a fraction of peak above 1: the peak, which is measured, was too low."""
     return (
-        f"{what} above 100 % of the roofline is impossible: the machine was busy with something else while groupwise "
-        "measured its rates or these times. Do not trust them; measure again when it is idle."
+        f"{what} above 100 % of the roofline means that the rates it is taken of were measured too low: the machine "
+        "was busy with something else then, or a matrix product does not reach this processor's peak. Do not trust these "
+        "fractions; measure again when the machine is idle."
     )
 
 
