@@ -157,8 +157,8 @@ def beyond(what: str) -> str:
     """What to say of a fraction of peak above 1: the peak, which is measured, was too low."""
     return (
         f"{what} above 100 % of the roofline means that the rates it is taken of were measured too low: the machine "
-        "was busy with something else then, or a matrix product does not reach this processor's peak. Do not trust these "
-        "fractions; measure again when the machine is idle."
+        "was busy with something else then, or a matrix product does not reach this processor's peak. Do not trust "
+        "these fractions; measure again when the machine is idle."
     )
 
 
