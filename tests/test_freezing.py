@@ -43,6 +43,8 @@ def unfrozen(monkeypatch):
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
         yield
     groupwise.disable()
+    # Tests after these are in a process that has frozen nothing.
+    sys.modules.pop(freezing.MODULE, None)
 
 
 def layer():

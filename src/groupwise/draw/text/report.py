@@ -143,7 +143,7 @@ def _by_whom(report: dict[str, Any]) -> str:
     ours = [row for row in report["layers"] if set(row["kernels"].values()) - {"pytorch"}]
     if not ours:
         return (
-            "No convolution ran on groupwise's kernels: both sides ran PyTorch's code, and the differences show noise "
+            "groupwise's kernels computed none of them: both sides ran PyTorch's code, and the differences show noise "
             "and caches."
         )
     before, after = (known_sum(row[key] for row in ours) for key in ("pytorch_ms", "groupwise_ms"))
