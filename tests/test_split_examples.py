@@ -27,7 +27,7 @@ WORDS = {
 }
 
 
-# PyTorch's own threads now and then end a rank so on a busy machine, once its script is done.
+# A thread of gloo that releases its last tensor after Python began to end aborts a rank so, now and then on a busy machine.
 AT_EXIT = "terminate called without an active exception"
 
 

@@ -328,4 +328,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # gloo's threads may still hold tensors, and one that releases its last after Python began to end aborts the process.
+    os._exit(status)
