@@ -16,7 +16,7 @@ EDITABLE := $(PIP) --no-build-isolation --editable
 # Where there is a compiler, a core that does not compile is an error; without one groupwise explains and measures.
 COMPILER := $(shell command -v "$${CXX:-c++}")
 CORE_TESTS := $(wildcard tests/native/*.cpp)
-CORE := $(wildcard csrc/*.h csrc/*.cpp) $(CORE_TESTS)
+CORE := $(shell find csrc -name "*.h" -o -name "*.cpp") $(CORE_TESTS)
 MODULES := $(shell find src -type d -not -name __pycache__)
 REPORT := groupwise-report.html
 ROUNDS := 10
@@ -73,7 +73,7 @@ $(VENV)/venv.stamp:
 
 # torch goes first and by name, so that no other package's wish decides which build comes, and the core is built for it.
 # An editable install lists the modules, so one that came or went (which its folder's time tells) is installed anew.
-$(VENV)/base.stamp: $(VENV)/venv.stamp pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*) $(MODULES)
+$(VENV)/base.stamp: $(VENV)/venv.stamp pyproject.toml constraints.txt CMakeLists.txt $(CORE) $(MODULES)
 	$(PIP) torch
 	$(PIP) scikit-build-core cmake ninja
 	$(if $(COMPILER),GROUPWISE_REQUIRE_NATIVE=1 )$(EDITABLE) .

@@ -5,7 +5,7 @@
 #include <new>
 #include <stdexcept>
 
-#include "isa.h"
+#include "targets/isa.h"
 
 namespace groupwise {
 namespace {

@@ -1,7 +1,7 @@
 // Runs what was planned. Tensors are contiguous along w (planar) or along c (channels-last), and have any other strides.
 #pragma once
 
-#include "plan.h"
+#include "plan/plan.h"
 
 namespace groupwise {
 

@@ -53,7 +53,7 @@ def variables_in_the_code() -> set[str]:
                 node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)
             ]
             found |= {node.value for node in constants if re.fullmatch(r"GROUPWISE_[A-Z_]+", str(node.value))}
-    for path in (ROOT / "csrc").glob("*"):
+    for path in (ROOT / "csrc").rglob("*.cpp"):
         found |= set(re.findall(r'getenv\("(\w+)"\)', path.read_text("utf-8")))
     found |= set(re.findall(r"ENV\{(GROUPWISE_\w+)\}", (ROOT / "CMakeLists.txt").read_text("utf-8")))
     found |= set(re.findall(r"if\.env\.(\w+)", (ROOT / "pyproject.toml").read_text("utf-8")))

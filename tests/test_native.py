@@ -119,7 +119,7 @@ def test_the_signatures_are_those_of_the_header():
         "const char*": ctypes.c_char_p,
         "const int64_t*": ctypes.POINTER(ctypes.c_int64),
     }
-    header = (ROOT / "csrc" / "c_api.h").read_text()
+    header = (ROOT / "csrc" / "torch" / "c_api.h").read_text()
     declared = {
         name: (types[result], [types[re.sub(r" ?\w+$", "", word.strip())] for word in words.split(",") if word])
         for result, name, words in re.findall(r"^GROUPWISE_API ([\w ]+\*?) (\w+)\((.*)\);", header, re.M)

@@ -26,5 +26,5 @@ def test_all_of_the_core_is_formatted():
     pattern = re.search(r"files: (.*)", HOOKS)[1]
     files = [path for folder in ("csrc", "src", "tests", "benchmarks") for path in (ROOT / folder).rglob("*")]
     core = [path.relative_to(ROOT).as_posix() for path in files if path.suffix in (".c", ".cc", ".cpp", ".h", ".hpp")]
-    assert "csrc/plan.cpp" in core
+    assert "csrc/plan/plan.cpp" in core
     assert all(re.search(pattern, path) for path in core)

@@ -19,7 +19,7 @@
 #include <thread>
 #include <vector>
 
-#include "isa.h"
+#include "targets/isa.h"
 #include "run.h"
 
 using namespace groupwise;

@@ -27,7 +27,7 @@ from typing import Any
 import groupwise
 from groupwise.errors import GroupwiseError
 
-API_VERSION = 5  # GROUPWISE_API_VERSION of csrc/c_api.h, as are the signatures below
+API_VERSION = 5  # GROUPWISE_API_VERSION of csrc/torch/c_api.h, as are the signatures below
 
 _TEXT = [ctypes.c_char_p, ctypes.c_int64]  # the buffer that a call fills, and its size
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {

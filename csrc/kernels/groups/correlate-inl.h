@@ -1,0 +1,156 @@
+// Correlation of groups with vectors along the output channels. 2 vectors by 6 pixels are 12 sums, fed by 2 vectors of packed
+// weights and 6 broadcast inputs: 8 loads for 12 FMAs.
+#pragma once
+#include "kernels/channels_layout.h"
+#include "kernels/pack-inl.h"
+#include "kernels/pixels-inl.h"
+
+namespace groupwise::GW_TARGET {
+
+// The `rows` x `columns` taps of `channels` channels that a tile sums. Steps are in floats.
+struct GroupWalk {
+  int64_t rows, columns, channels;
+  int64_t x_row, x_column;
+  int64_t w_row, w_column;
+};
+
+template <int OV, int PX>
+GW_INLINE void group_tile(const GroupWalk& k, const float* const (&x)[PX], const float* w, const Vec (&bias)[OV],
+                          Vec (&sum)[PX][OV]) {
+  unroll<PX>([&](auto p) GW_LAMBDA { unroll<OV>([&](auto v) GW_LAMBDA { sum[p][v] = bias[v]; }); });
+  for (int64_t kh = 0; kh < k.rows; kh++) {
+    for (int64_t kw = 0; kw < k.columns; kw++) {
+      const int64_t from = kh * k.x_row + kw * k.x_column;
+      const float* weight = w + kh * k.w_row + kw * k.w_column;
+      for (int64_t c = from; c < from + k.channels; c++, weight += kGroupBlock) {
+        Vec factor[OV];
+        unroll<OV>([&](auto v) GW_LAMBDA {
+          factor[v] = load(weight + v * kLanes);
+          pin(factor[v]);
+        });
+        unroll<PX>([&](auto p) GW_LAMBDA {
+          const Vec in = broadcast(x[p][c]);
+          unroll<OV>([&](auto v) GW_LAMBDA { add_product(sum[p][v], factor[v], in); });
+        });
+      }
+    }
+  }
+}
+
+// Computes OV vectors of output channels of a block, of which `outputs` channels exist.
+template <int OV, int PX>
+GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const float* w, const Vec (&bias)[OV], int64_t outputs,
+                           bool add) {
+  each_tile<PX>(block, [&](const float* const(&in)[PX], float* const(&out)[PX], int64_t left) GW_LAMBDA {
+    Vec sum[PX][OV];
+    group_tile<OV, PX>(k, in, w, bias, sum);
+    unroll<PX>([&](auto p) GW_LAMBDA {
+      unroll<OV>([&](auto v) GW_LAMBDA {
+        if (outputs > v * kLanes && p < left) put(out[p] + v * kLanes, sum[p][v], outputs - v * kLanes, add);
+      });
+    });
+  });
+}
+
+// Packs the weights of `outputs` output channels as [tap][input channel][kGroupBlock]; lanes beyond them hold anything. It
+// reads along whatever is contiguous in the weight: output channels, input channels (of a channels-last weight, or a 1x1 one),
+// or the taps of a channel.
+inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const float* from, int64_t outputs, float* to) {
+  const WeightStrides& s = c.weight_strides;
+  const int64_t taps = l.kernel_h * l.kernel_w, tap = c.in_channels * kGroupBlock;
+  if (s.o != 1 && s.c != 1 && s.w == 1 && s.h == l.kernel_w && taps >= kLanes) {
+    for (int64_t i = 0; i < c.in_channels; i++) {
+      // The last vector of taps starts early rather than end late.
+      for (int64_t t = 0; t < taps; t += kLanes) {
+        const int64_t first = std::min<int64_t>(t, taps - kLanes);
+        split_pixels(to + first * tap + i * kGroupBlock, tap, from + i * s.c + first, s.o, kLanes, outputs);
+      }
+    }
+    return;
+  }
+  for (int64_t t = 0; t < taps; t++, to += tap) {
+    const float* at = from + t / l.kernel_w * s.h + t % l.kernel_w * s.w;
+    if (s.o == 1) {
+      for (int64_t i = 0; i < c.in_channels; i++) copy(to + i * kGroupBlock, at + i * s.c, outputs);
+    } else if (s.c == 1) {
+      for (int64_t i = 0; i < c.in_channels; i += kLanes)
+        split_pixels(to + i * kGroupBlock, kGroupBlock, at + i, s.o, std::min<int64_t>(kLanes, c.in_channels - i), outputs);
+    } else {
+      for (int64_t i = 0; i < c.in_channels; i++)
+        for (int64_t o = 0; o < outputs; o++) to[i * kGroupBlock + o] = at[i * s.c + o * s.o];
+    }
+  }
+}
+
+// Runs tasks [begin, end) of a correlation.
+inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
+  constexpr int kVectors = kGroupBlock / kLanes;
+  const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
+  const int64_t step = c.w.front().step;
+  const WeightStrides& ws = c.weight_strides;
+  float* weights = scratch + l.input_floats;
+  float* stage = weights + l.weight_floats;
+  const int64_t block_floats = group_block_floats(c, l.kernel_h, l.kernel_w);
+  const bool once = l.weight_floats >= block_floats * ceil_div(c.out_channels, kGroupBlock);
+  int64_t out_w = 0, packed_group = -1;
+  for (const Phase& w : c.w) out_w += w.out;
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
+    const int64_t n = task / (by_w * by_h) % c.batch, group = task / (by_w * by_h * c.batch);
+    const int64_t rows = std::min(l.block.rows, c.h.out - row);
+    pack_pixels(l.input, c.input_strides, c.h.in, c.w.front().in,
+                c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c, c.in_channels,
+                row * c.h.stride + c.h.low, column * c.w.front().stride + l.low_w, scratch);
+    float* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c +
+                    (c.h.first + row * c.h.step) * c.output_strides.h + column * step * c.output_strides.w;
+    const int64_t y_row = l.staged ? l.output.columns * l.output.width : c.h.step * c.output_strides.h;
+    const int64_t pixel = l.staged ? l.output.width : c.output_strides.w;
+    for (int64_t o = 0; o < c.out_channels; o += kGroupBlock) {
+      const int64_t outputs = std::min<int64_t>(kGroupBlock, c.out_channels - o);
+      float* packed = weights + (once ? o / kGroupBlock * block_floats : 0);
+      if (packed_group != group || !once) pack_weights(c, l, c.weight + group * ws.group + o * ws.o, outputs, packed);
+      Vec bias[kVectors];
+      unroll<kVectors>([&](auto v) GW_LAMBDA {
+        const int64_t lanes = std::clamp<int64_t>(outputs - v * kLanes, 0, kLanes);
+        bias[v] = c.bias ? load_some(c.bias + group * c.out_channels + o + v * kLanes, lanes) : Vec{};
+      });
+      for (const Phase& w : c.w) {
+        const int64_t columns = std::min(l.block.columns, w.out - column);
+        if (columns <= 0) continue;
+        const float* first = packed + (c.h.index * l.kernel_w + w.index) * c.in_channels * kGroupBlock;
+        float* y = (l.staged ? stage : output) + o + w.first * pixel;
+        const int64_t x_row = c.h.stride * l.input.columns * l.input.width, x_pixel = w.stride * l.input.width;
+        const int64_t run = run_of_channels(c, w);
+        for (int64_t i = 0; i < c.in_channels; i += run) {
+          const GroupWalk k{c.h.taps,
+                            w.taps,
+                            std::min(run, c.in_channels - i),
+                            c.h.spacing * l.input.columns * l.input.width,
+                            w.spacing * l.input.width,
+                            c.h.index_step * l.kernel_w * c.in_channels * kGroupBlock,
+                            w.index_step * c.in_channels * kGroupBlock};
+          const PixelBlock block{
+              scratch + (w.low - l.low_w) * l.input.width + i, x_row, x_pixel, y, y_row, step * pixel, rows, columns};
+          const float* taps = first + i * kGroupBlock;
+          if (outputs > kLanes || kVectors > 2) {
+            Vec start[kVectors];
+            unroll<kVectors>([&](auto v) GW_LAMBDA { start[v] = i == 0 ? bias[v] : Vec{}; });
+            run_group<kVectors, 12 / kVectors>(k, block, taps, start, outputs, i > 0);
+          } else {
+            const Vec start[1] = {i == 0 ? bias[0] : Vec{}};
+            run_group<1, 8>(k, block, taps, start, outputs, i > 0);
+          }
+        }
+      }
+    }
+    packed_group = group;
+    if (!l.staged) continue;
+    const int64_t columns = std::min(l.block.columns * step, out_w - column * step);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t v = 0; v < c.out_channels; v += kLanes)
+        split_pixels(output + v * c.output_strides.c + r * c.h.step * c.output_strides.h, c.output_strides.c,
+                     stage + r * y_row + v, l.output.width, std::min<int64_t>(kLanes, c.out_channels - v), columns);
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

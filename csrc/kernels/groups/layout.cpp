@@ -1,0 +1,45 @@
+#include "kernels/channels_layout.h"
+
+namespace groupwise {
+
+bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
+                    ChannelsLayout* l) {
+  const int64_t out_w = widest(c.w);
+  l->kernel_h = kernel_h;
+  l->kernel_w = kernel_w;
+  l->low_w = lowest(c.w);
+  l->staged = c.output_strides.c != 1;
+  l->blocks = c.groups;
+  const bool dots = channels_form(c, lanes) == ChannelsForm::dots;
+  // All weights are packed once for all samples, if that leaves most of the scratch to the tensors.
+  const int64_t block_floats = group_block_floats(c, kernel_h, kernel_w);
+  const int64_t blocks = ceil_div(c.out_channels, kGroupBlock);
+  l->weight_floats = dots ? 0 : block_floats * (block_floats * blocks <= kScratchFloats / 4 ? blocks : 1);
+  Block& b = l->block;
+  b = {std::max<int64_t>(1, c.h.out), out_w, 1};
+  const auto floats = [&] {
+    l->input = {(b.rows - 1) * c.h.stride + c.h.span() + 1, (b.columns - 1) * c.w.front().stride + reach(c.w) + 1,
+                round_up(c.in_channels, lanes)};
+    l->output = {b.rows, b.columns * c.w.front().step, round_up(c.out_channels, lanes)};
+    l->input_floats = l->input.rows * l->input.columns * l->input.width;
+    const int64_t output = l->staged ? l->output.rows * l->output.columns * l->output.width : 0;
+    return l->floats = l->input_floats + l->weight_floats + output;
+  };
+  // Every block packs the weights again, so it should not be small; but one that fills the L2 cache leaves no room for the
+  // tensors.
+  while (floats() > kScratchFloats / 3 && b.rows * b.columns > 1024 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats && b.columns > 6) b.columns = ceil_div(b.columns, 2);
+  if (floats() > kScratchFloats) return false;
+  // An uneven number of tasks leaves threads idle: five on two threads a sixth of the time.
+  const auto uneven = [&] {
+    const int64_t tasks = l->tasks(c);
+    return tasks < 2 * threads || (tasks < 5 * threads && tasks % threads != 0);
+  };
+  while (threads > 1 && uneven() && b.rows * c.h.stride > c.h.span() + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
+  floats();
+  return true;
+}
+
+}  // namespace groupwise

@@ -1,0 +1,28 @@
+// The kernels of one instruction set. Each runs tasks [begin, end) and has kScratchFloats of scratch of its own.
+#pragma once
+
+#include "kernels/channels_layout.h"
+#include "kernels/narrow/layout.h"
+#include "kernels/pixels/layout.h"
+#include "kernels/planar/layout.h"
+
+namespace groupwise {
+
+struct Kernels {
+  const char* isa;
+  int lanes;
+  void (*correlate_planar)(const Correlation&, const CorrelationLayout&, int64_t begin, int64_t end, float* scratch);
+  void (*correlate_channels)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
+  void (*correlate_groups)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
+  void (*correlate_dots)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
+  void (*grad_weight_planar)(const GradWeight&, const GradWeightLayout&, int64_t begin, int64_t end, float* scratch,
+                             float* parts);
+  void (*grad_weight_channels)(const GradWeight&, const GradWeightChannelsLayout&, int64_t begin, int64_t end, float* scratch,
+                               float* parts);
+  void (*grad_weight_narrow)(const GradWeight&, const GradWeightNarrowLayout&, int64_t begin, int64_t end, float* scratch,
+                             float* parts);
+  void (*sum_channels)(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
+                       int64_t begin, int64_t end);
+};
+
+}  // namespace groupwise

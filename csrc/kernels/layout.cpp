@@ -1,0 +1,24 @@
+#include "kernels/layout.h"
+
+namespace groupwise {
+
+int64_t lowest(const std::vector<Phase>& phases) {
+  int64_t low = phases.front().low;
+  for (const Phase& s : phases)
+    if (s.taps > 0) low = std::min(low, s.low);
+  return low;
+}
+int64_t reach(const std::vector<Phase>& phases) {
+  int64_t high = lowest(phases);
+  for (const Phase& s : phases)
+    if (s.taps > 0) high = std::max(high, s.low + s.span());
+  return high - lowest(phases);
+}
+// Returns the most outputs of a row in any phase, and one where there are none.
+int64_t widest(const std::vector<Phase>& phases) {
+  int64_t out = 1;
+  for (const Phase& s : phases) out = std::max(out, s.out);
+  return out;
+}
+
+}  // namespace groupwise

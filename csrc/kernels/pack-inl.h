@@ -1,0 +1,244 @@
+// Copies between tensors and scratch. Only this file knows of layout, stride and padding.
+#pragma once
+#include "kernels/planar/layout.h"
+#include "simd/simd.h"
+
+namespace groupwise::GW_TARGET {
+
+GW_INLINE void zero(float* to, int64_t n) {
+  Vec none{};
+  pin(none);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, none);
+  for (; i < n; i++) {
+    to[i] = 0.0f;
+    // Without this GCC calls memset for the few floats by which most rows are padded.
+    asm volatile("" ::: "memory");
+  }
+}
+
+// Copies to[i] = from[i * step]. A step of 2, the common stride, has vectors of its own.
+GW_INLINE void copy_every(float* to, const float* from, int64_t step, int64_t n) {
+  if (step == 1) return copy(to, from, n);
+  const auto one = [&](int64_t i) GW_LAMBDA { to[i] = from[i * step]; };
+  if (step == 2)
+    return in_vectors(
+        n, [&](int64_t i) GW_LAMBDA { store(to + i, load_even(from + 2 * i)); },
+        [&](int64_t i) GW_LAMBDA { store_four(to + i, load_even_four(from + 2 * i)); }, one);
+  for (int64_t i = 0; i < n; i++) one(i);
+}
+
+// Deals n floats in turn to two rows.
+GW_INLINE void deal(float* even, float* odd, const float* from, int64_t n) {
+  in_vectors(
+      n / 2,
+      [&](int64_t i) GW_LAMBDA {
+        const Pairs p = load_pairs(from + 2 * i);
+        store(even + i, p.even);
+        store(odd + i, p.odd);
+      },
+      [&](int64_t i) GW_LAMBDA {
+        store_four(even + i, load_even_four(from + 2 * i));
+        store_four(odd + i, load_even_four(from + 2 * i + 1));
+      },
+      [&](int64_t i) GW_LAMBDA { even[i] = from[2 * i], odd[i] = from[2 * i + 1]; });
+  if (n % 2) even[n / 2] = from[n - 1];
+}
+
+GW_NOINLINE void deal_rows(float* even, float* odd, int64_t to_row, const float* from, int64_t from_row, int64_t n,
+                           int64_t rows) {
+  for (int64_t r = 0; r < rows; r++) deal(even + r * to_row, odd + r * to_row, from + r * from_row, n);
+}
+
+// Copies rows of n floats that are `step` apart in the source.
+GW_NOINLINE void copy_rows(float* to, int64_t to_row, const float* from, int64_t from_row, int64_t step, int64_t n,
+                           int64_t rows) {
+  for (int64_t r = 0; r < rows; r++) copy_every(to + r * to_row, from + r * from_row, step, n);
+}
+
+// Copies n pixels of `channels` neighbouring channels (at most kLanes), `pixel` floats apart, to one row of each channel.
+GW_NOINLINE void split_pixels(float* to, int64_t channel, const float* from, int64_t pixel, int64_t channels, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    Vec block[kLanes];
+    if (channels == kLanes && n - i >= kLanes) {
+      unroll<kLanes>([&](auto j) GW_LAMBDA { block[j] = load(from + (i + j) * pixel); });
+      transpose(block);
+      unroll<kLanes>([&](auto j) GW_LAMBDA { store(to + j * channel + i, block[j]); });
+    } else {
+      unroll<kLanes>([&](auto j) GW_LAMBDA { block[j] = i + j < n ? load_some(from + (i + j) * pixel, channels) : Vec{}; });
+      transpose(block);
+      unroll<kLanes>([&](auto j) GW_LAMBDA {
+        if (j < channels) store_some(to + j * channel + i, block[j], n - i);
+      });
+    }
+  }
+}
+
+// Copies one row of each channel to pixels: the inverse of split_pixels.
+GW_NOINLINE void join_pixels(float* to, int64_t pixel, const float* from, int64_t channel, int64_t channels, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    Vec block[kLanes];
+    // Rows of scratch are a whole number of vectors long.
+    unroll<kLanes>([&](auto j) GW_LAMBDA { block[j] = j < channels ? load(from + j * channel + i) : Vec{}; });
+    transpose(block);
+    unroll<kLanes>([&](auto j) GW_LAMBDA {
+      if (i + j < n) store_some(to + (i + j) * pixel, block[j], channels);
+    });
+  }
+}
+
+// The part [first, last) of a row of scratch that holds input; its columns are x, x + stride, ... of the padded image.
+struct Span {
+  int64_t first, last;
+};
+GW_INLINE Span inside(int64_t x, int64_t in, int64_t stride, int64_t length) {
+  const int64_t first = x >= 0 ? 0 : ceil_div(-x, stride);
+  const int64_t last = x >= in ? 0 : std::min(length, ceil_div(in - x, stride));
+  return {std::min(first, length), std::max(std::min(first, length), last)};
+}
+
+// Zeros what the rows of a block read beyond the input, except for what was zeroed once and stays so.
+inline void pad(const Plane& p, const Span& rows, int64_t in_w, int64_t channels, int64_t column, float* scratch) {
+  if (p.whole) return;
+  for (int64_t c = 0; c < channels; c++) {
+    float* plane = scratch + c * p.channel;
+    zero(plane, rows.first * p.row);
+    zero(plane + rows.last * p.row, (p.rows - rows.last) * p.row);
+    if (p.wide) continue;
+    for (int64_t phase = 0; phase < p.stride; phase++) {
+      const Span in = inside(column + phase, in_w, p.stride, p.phase);
+      for (int64_t r = rows.first; r < rows.last; r++) {
+        float* start = plane + r * p.row + phase * p.phase;
+        zero(start, in.first);
+        if (in.last < p.padded) zero(start + in.last, p.padded - in.last);
+      }
+    }
+  }
+}
+
+// Copies input rows from `row` and columns from `column` on (both may lie in the padding) of `channels` channels.
+inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input, int64_t channels,
+                 int64_t row, int64_t column, float* scratch) {
+  const Span rows = inside(row, in_h, 1, p.rows);
+  const int64_t count = rows.last - rows.first;
+  pad(p, rows, in_w, channels, column, scratch);
+  input += (row + rows.first) * s.h;
+  scratch += rows.first * p.row;
+  if (p.stride == 2 && s.w == 1) {
+    const Span in = inside(column, in_w, 1, 2 * p.phase);
+    const auto place = [&](int64_t x) { return x % 2 * p.phase + x / 2; };
+    for (int64_t c = 0; c < channels; c++)
+      deal_rows(scratch + c * p.channel + place(in.first), scratch + c * p.channel + place(in.first + 1), p.row,
+                input + c * s.c + column + in.first, s.h, in.last - in.first, count);
+    return;
+  }
+  const bool split = s.w != 1 && s.c == 1;
+  for (int64_t phase = 0; phase < p.stride; phase++) {
+    const int64_t x = column + phase;
+    const Span in = inside(x, in_w, p.stride, p.phase);
+    const int64_t n = in.last - in.first;
+    if (n <= 0) continue;
+    const float* from = input + (x + in.first * p.stride) * s.w;
+    float* to = scratch + phase * p.phase + in.first;
+    if (split) {
+      for (int64_t r = 0; r < count; r++)
+        for (int64_t c = 0; c < channels; c += kLanes)
+          split_pixels(to + c * p.channel + r * p.row, p.channel, from + c + r * s.h, p.stride * s.w,
+                       std::min<int64_t>(kLanes, channels - c), n);
+    } else {
+      for (int64_t c = 0; c < channels; c++)
+        copy_rows(to + c * p.channel, p.row, from + c * s.c, s.h, p.stride * s.w, n, count);
+    }
+  }
+}
+
+// Copies rows from `row` and columns from `column` on, of `channels` channels, to [row][column][p.width]. Zeros what lies
+// outside the input, and the channels that fill the width.
+inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input, int64_t channels,
+                        int64_t row, int64_t column, float* scratch) {
+  const Span in = inside(column, in_w, 1, p.columns);
+  for (int64_t r = 0; r < p.rows; r++) {
+    float* to = scratch + r * p.columns * p.width;
+    if (row + r < 0 || row + r >= in_h) {
+      zero(to, p.columns * p.width);
+      continue;
+    }
+    zero(to, in.first * p.width);
+    zero(to + in.last * p.width, (p.columns - in.last) * p.width);
+    const float* from = input + (row + r) * s.h + (column + in.first) * s.w;
+    to += in.first * p.width;
+    if (s.c == 1 && s.w != 1) {
+      const int64_t whole = channels / kLanes * kLanes;
+      for (int64_t x = in.first; x < in.last; x++, from += s.w, to += p.width) {
+        for (int64_t c = 0; c < whole; c += kLanes) store(to + c, load(from + c));
+        for (int64_t c = whole; c < p.width; c += kLanes)
+          store(to + c, load_some(from + c, std::clamp<int64_t>(channels - c, 0, kLanes)));
+      }
+      continue;
+    }
+    for (int64_t c = 0; c < p.width; c += kLanes) {
+      const int64_t lanes = std::clamp<int64_t>(channels - c, 0, kLanes);
+      for (int64_t x = 0; x < in.last - in.first; x += kLanes) {
+        const int64_t n = std::min<int64_t>(kLanes, in.last - in.first - x);
+        Vec block[kLanes];
+        unroll<kLanes>([&](auto j) GW_LAMBDA { block[j] = j < lanes ? load_some(from + (c + j) * s.c + x, n) : Vec{}; });
+        transpose(block);
+        unroll<kLanes>([&](auto j) GW_LAMBDA {
+          if (j < n) store(to + (x + j) * p.width + c, block[j]);
+        });
+      }
+    }
+  }
+}
+
+// Interleaves two rows, a0 b0 a1 b1 ..., the first of which may have one float more.
+GW_NOINLINE void interleave(float* to, const float* a, const float* b, int64_t of_a, int64_t of_b) {
+  in_vectors(
+      of_b,
+      [&](int64_t i) GW_LAMBDA {
+        const Vec x = load(a + i), y = load(b + i);
+        store(to + 2 * i, interleave_low(x, y));
+        store(to + 2 * i + kLanes, interleave_high(x, y));
+      },
+      [&](int64_t i) GW_LAMBDA {
+        const Four x = load_four(a + i), y = load_four(b + i);
+        store_four(to + 2 * i, __builtin_shufflevector(x, y, 0, 4, 1, 5));
+        store_four(to + 2 * i + 4, __builtin_shufflevector(x, y, 2, 6, 3, 7));
+      },
+      [&](int64_t i) GW_LAMBDA { to[2 * i] = a[i], to[2 * i + 1] = b[i]; });
+  if (of_a > of_b) to[2 * of_b] = a[of_b];
+}
+
+// Copies the staged outputs of `channels` channels to the tensor, rows from `row` and columns from `column` on.
+inline void unpack(const Correlation& c, const CorrelationLayout& l, const float* stage, int64_t channels, int64_t row,
+                   int64_t column, int64_t rows, float* output) {
+  const Strides& s = c.output_strides;
+  const bool join = s.w != 1 && s.c == 1;
+  const int64_t step = c.w.front().step;
+  for (int64_t r = 0; r < rows; r++) {
+    float* to_row = output + (c.h.first + (row + r) * c.h.step) * s.h;
+    const auto count = [&](size_t i) { return std::min(l.block.columns, c.w[i].out - column); };
+    if (!join && c.w.size() == 2 && s.w == 1 && step == 2) {
+      for (int64_t o = 0; o < channels; o++) {
+        const float* from = stage + o * l.stage.channel + r * l.stage.row;
+        interleave(to_row + o * s.c + 2 * column, from, from + l.stage.phase, count(0), count(1));
+      }
+      continue;
+    }
+    for (size_t i = 0; i < c.w.size(); i++) {
+      const int64_t n = count(i);
+      const float* from = stage + r * l.stage.row + static_cast<int64_t>(i) * l.stage.phase;
+      float* to = to_row + (c.w[i].first + column * step) * s.w;
+      if (join) {
+        for (int64_t o = 0; o < channels; o += kLanes)
+          join_pixels(to + o, step * s.w, from + o * l.stage.channel, l.stage.channel, std::min<int64_t>(kLanes, channels - o),
+                      n);
+      } else {
+        for (int64_t o = 0; o < channels; o++)
+          for (int64_t x = 0; x < n; x++) to[o * s.c + x * step * s.w] = from[o * l.stage.channel + x];
+      }
+    }
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

@@ -1,0 +1,196 @@
+// The gradient of a weight, with lanes along the input channels. No lanes are left to sum at the end of a block, and a narrow
+// image leaves no lane idle. grad_output is broadcast (groups) or a vector (depthwise).
+#pragma once
+#include "kernels/pixels/layout.h"
+#include "kernels/narrow/correlate-inl.h"
+#include "kernels/planar/grad_weight-inl.h"
+
+namespace groupwise::GW_TARGET {
+
+// The positions that a tile goes through: `pixels` outputs in each of `rows` rows. Steps are in floats.
+struct PixelPositions {
+  const float* x;
+  const float* go;
+  int64_t rows, pixels;
+  int64_t x_row, x_pixel, go_row, go_pixel, go_channel;
+};
+
+// Sums KH x KW taps of one vector of channels of a depthwise convolution, of which `lanes` exist.
+template <int KH, int KW>
+GW_INLINE void depthwise_tile(const PixelPositions& s, int64_t tap_row, int64_t tap_column, int64_t lanes, float* sums,
+                              int64_t w_row) {
+  Vec sum[KH][KW];
+  unroll<KH>([&](auto i) GW_LAMBDA { unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] = Vec{}; }); });
+  for (int64_t r = 0; r < s.rows; r++) {
+    const float* x = s.x + r * s.x_row;
+    const float* go = s.go + r * s.go_row;
+    for (int64_t p = 0; p < s.pixels; p++, x += s.x_pixel, go += s.go_pixel) {
+      Vec out = lanes == kLanes ? load(go) : load_some(go, lanes);
+      pin(out);
+      unroll<KH>([&](auto i) GW_LAMBDA {
+        unroll<KW>([&](auto j) GW_LAMBDA { add_product(sum[i][j], load(x + i * tap_row + j * tap_column), out); });
+      });
+    }
+  }
+  unroll<KH>([&](auto i) GW_LAMBDA {
+    unroll<KW>([&](auto j) GW_LAMBDA {
+      float* to = sums + i * w_row + j * kChannelBlock;
+      store(to, load(to) + sum[i][j]);
+    });
+  });
+}
+
+template <int KH>
+GW_INLINE void depthwise_columns(const PixelPositions& s, int64_t tap_row, int64_t tap_column, int64_t lanes, int64_t taps,
+                                 float* sums, int64_t w_row) {
+  for (int64_t kw = 0, take; kw < taps; kw += take) {
+    take = ceil_div(taps - kw, ceil_div(taps - kw, 4));
+    PixelPositions at = s;
+    at.x += kw * tap_column;
+    float* to = sums + kw * kChannelBlock;
+    switch (take) {
+      case 4: depthwise_tile<KH, 4>(at, tap_row, tap_column, lanes, to, w_row); break;
+      case 3: depthwise_tile<KH, 3>(at, tap_row, tap_column, lanes, to, w_row); break;
+      case 2: depthwise_tile<KH, 2>(at, tap_row, tap_column, lanes, to, w_row); break;
+      default: depthwise_tile<KH, 1>(at, tap_row, tap_column, lanes, to, w_row);
+    }
+  }
+}
+
+inline void depthwise_taps(const PixelPositions& s, int64_t tap_row, int64_t tap_column, int64_t lanes, int64_t rows,
+                           int64_t columns, float* sums) {
+  const int64_t w_row = columns * kChannelBlock;
+  for (int64_t kh = 0, take; kh < rows; kh += take) {
+    take = ceil_div(rows - kh, ceil_div(rows - kh, 3));
+    PixelPositions at = s;
+    at.x += kh * tap_row;
+    float* to = sums + kh * w_row;
+    switch (take) {
+      case 3: depthwise_columns<3>(at, tap_row, tap_column, lanes, columns, to, w_row); break;
+      case 2: depthwise_columns<2>(at, tap_row, tap_column, lanes, columns, to, w_row); break;
+      default: depthwise_columns<1>(at, tap_row, tap_column, lanes, columns, to, w_row);
+    }
+  }
+}
+
+// Sums OC output channels by N slots; a slot is one tap of one vector of input channels.
+template <int OC, int N>
+GW_NOINLINE void outer_tile(const PixelPositions& s, const int32_t* slot, float* sums, int64_t per_output) {
+  Vec sum[OC][N];
+  unroll<OC>([&](auto o) GW_LAMBDA { unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] = Vec{}; }); });
+  for (int64_t r = 0; r < s.rows; r++) {
+    const float* x = s.x + r * s.x_row;
+    const float* go = s.go + r * s.go_row;
+    for (int64_t p = 0; p < s.pixels; p++, x += s.x_pixel, go += s.go_pixel) {
+      Vec in[N];
+      unroll<N>([&](auto n) GW_LAMBDA {
+        in[n] = load(x + slot[n]);
+        pin(in[n]);
+      });
+      unroll<OC>([&](auto o) GW_LAMBDA {
+        const Vec out = broadcast(go[o * s.go_channel]);
+        unroll<N>([&](auto n) GW_LAMBDA { add_product(sum[o][n], in[n], out); });
+      });
+    }
+  }
+  unroll<OC>([&](auto o) GW_LAMBDA {
+    unroll<N>([&](auto n) GW_LAMBDA {
+      float* to = sums + o * per_output + n * kLanes;
+      store(to, load(to) + sum[o][n]);
+    });
+  });
+}
+
+template <int OC>
+GW_INLINE void outer_slots(const PixelPositions& s, const std::vector<int32_t>& slots, float* sums, int64_t per_output) {
+  const int64_t count = static_cast<int64_t>(slots.size());
+  int64_t n = 0;
+  for (; n + 3 <= count; n += 3) outer_tile<OC, 3>(s, slots.data() + n, sums + n * kLanes, per_output);
+  if (count - n == 2) outer_tile<OC, 2>(s, slots.data() + n, sums + n * kLanes, per_output);
+  if (count - n == 1) outer_tile<OC, 1>(s, slots.data() + n, sums + n * kLanes, per_output);
+}
+
+// Runs tasks [begin, end), each of which sums 16 channels of a depthwise convolution, or a block of output channels of one
+// group, over one part of the samples and positions.
+inline void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t begin, int64_t end,
+                                 float* scratch, float* parts) {
+  const Problem& p = work.problem;
+  const Strides& gs = work.grad_output_strides;
+  const WeightStrides& ws = work.weight_strides;
+  const int64_t taps = p.h.kernel * p.w.kernel, per_output = taps * l.input.width;
+  const int64_t by_o = l.depthwise ? 1 : ceil_div(p.out_channels, l.outputs);
+  const int64_t by_g = l.depthwise ? ceil_div(p.groups, kChannelBlock) : p.groups;
+  const int64_t by_w = ceil_div(p.w.out, l.block.columns), by_h = ceil_div(p.h.out, l.block.rows);
+  const int64_t image_blocks = p.batch * by_h * by_w;
+  float* stage = scratch + l.input_floats;
+  float* sums = stage + l.output_floats;
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t part = task % l.parts, o = task / l.parts % by_o * l.outputs;
+    const int64_t group = task / (l.parts * by_o) % by_g * (l.depthwise ? kChannelBlock : 1);
+    const int64_t outputs = l.depthwise ? 1 : std::min(l.outputs, p.out_channels - o);
+    const int64_t channels = l.depthwise ? std::min<int64_t>(kChannelBlock, p.groups - group) : p.in_channels;
+    zero(sums, outputs * per_output);
+    for (int64_t image_block = part * image_blocks / l.parts; image_block < (part + 1) * image_blocks / l.parts;
+         image_block++) {
+      const int64_t column = image_block % by_w * l.block.columns, row = image_block / by_w % by_h * l.block.rows;
+      const int64_t n = image_block / (by_w * by_h);
+      pack_pixels(l.input, work.input_strides, p.h.in, p.w.in,
+                  work.input + n * work.input_strides.n + group * p.in_channels * work.input_strides.c, channels,
+                  row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad, scratch);
+      const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
+      PixelPositions s{scratch,
+                       work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c + row * gs.h + column * gs.w,
+                       rows,
+                       columns,
+                       p.h.stride * l.input.columns * l.input.width,
+                       p.w.stride * l.input.width,
+                       gs.h,
+                       gs.w,
+                       gs.c};
+      if (l.staged) {
+        pack_pixels({rows, columns, kChannelBlock}, gs, rows, columns, s.go, channels, 0, 0, stage);
+        s.go = stage;
+        s.go_row = columns * kChannelBlock;
+        s.go_pixel = kChannelBlock;
+      }
+      // After kGradWeightRun products an accumulator is added to the block's sums and starts again.
+      const int64_t step = std::max<int64_t>(1, kGradWeightRun / columns), wide = std::min(columns, kGradWeightRun);
+      for (int64_t run = 0; run < ceil_div(rows, step) * ceil_div(columns, wide); run++) {
+        const int64_t r = run / ceil_div(columns, wide) * step, x = run % ceil_div(columns, wide) * wide;
+        PixelPositions at = s;
+        at.x += r * s.x_row + x * s.x_pixel;
+        at.go += r * s.go_row + x * s.go_pixel;
+        at.rows = std::min(step, rows - r);
+        at.pixels = std::min(wide, columns - x);
+        if (l.depthwise) {
+          for (int64_t v = 0; v < channels; v += kLanes, at.x += kLanes, at.go += kLanes)
+            depthwise_taps(at, p.h.dilation * l.input.columns * l.input.width, p.w.dilation * l.input.width,
+                           l.staged ? kLanes : std::min<int64_t>(kLanes, channels - v), p.h.kernel, p.w.kernel, sums + v);
+          continue;
+        }
+        int64_t i = 0;
+        for (; i + 4 <= outputs; i += 4, at.go += 4 * gs.c) outer_slots<4>(at, l.slots, sums + i * per_output, per_output);
+        for (; i < outputs; i++, at.go += gs.c) outer_slots<1>(at, l.slots, sums + i * per_output, per_output);
+      }
+    }
+    for (int64_t i = 0; i < outputs; i++) {
+      const int64_t at = group * p.out_channels + o + i;
+      const bool last = l.parts == 1;
+      float* to = last ? work.grad_weight + group * ws.group + (o + i) * ws.o
+                       : parts + (part * p.groups * p.out_channels + at) * p.in_channels * taps;
+      // Sums are [tap][channel] and become [channel][tap]. The channels of a depthwise weight are its groups.
+      const int64_t channel = !last ? taps : l.depthwise ? ws.group : ws.c;
+      const float* from = sums + i * per_output;
+      if (!last || (ws.w == 1 && ws.h == p.w.kernel)) {
+        for (int64_t c = 0; c < channels; c += kLanes)
+          split_pixels(to + c * channel, channel, from + c, l.input.width, std::min<int64_t>(kLanes, channels - c), taps);
+        continue;
+      }
+      for (int64_t t = 0; t < taps; t++)
+        for (int64_t c = 0; c < channels; c++)
+          to[c * channel + t / p.w.kernel * ws.h + t % p.w.kernel * ws.w] = from[t * l.input.width + c];
+    }
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

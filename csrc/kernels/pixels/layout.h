@@ -1,0 +1,24 @@
+// Lays out the weight's gradient from copied pixels.
+#pragma once
+
+#include "kernels/layout.h"
+
+namespace groupwise {
+
+// The form with lanes along the input channels, which are copied to pixels in scratch. So is a depthwise convolution's planar
+// grad_output.
+struct GradWeightChannelsLayout {
+  Block block;
+  bool depthwise, staged;
+  int64_t outputs, parts;
+  Pixels input, output;
+  int64_t input_floats, output_floats, floats;
+  std::vector<int32_t> slots;  // where each (tap, vector of input channels) reads
+  int64_t tasks(const Problem& p) const {
+    return parts * (depthwise ? ceil_div(p.groups, kChannelBlock) : p.groups * ceil_div(p.out_channels, outputs));
+  }
+};
+
+bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightChannelsLayout* layout);
+
+}  // namespace groupwise

@@ -1,0 +1,209 @@
+// The gradient of a weight, with lanes along the width. Each accumulator is one weight of the tile, kLanes partial sums wide,
+// that stays in its register while the tile goes through the positions of a block; its lanes are summed at the end. A tile
+// computes 4 output channels x 3 (input channel, tap) pairs; or, for one output channel, 3 x 4 taps, keeping rows of
+// grad_output in registers while those of the input move past them.
+#pragma once
+#include "kernels/planar/layout.h"
+#include "kernels/pack-inl.h"
+#include "simd/simd.h"
+
+#include <type_traits>
+
+namespace groupwise::GW_TARGET {
+
+// One block of scratch as a tile sees it.
+struct PositionBlock {
+  const float* x;
+  const float* go;
+  int64_t rows, vectors, rest;        // of grad_output; vectors are whole ones of a row, rest the floats after them
+  int64_t x_row, go_row, go_channel;  // x_row: between the inputs of neighbouring output rows
+};
+
+// Adds the sum of the lanes of sum[i][j] to sums[i * row + j], four at a time.
+template <int I, int J>
+GW_INLINE void add_sums(const Vec (&sum)[I][J], float* sums, int64_t row) {
+  unroll<ceil_div(I * J, 4)>([&](auto four) GW_LAMBDA {
+    Vec v[4];
+    unroll<4>([&](auto k) GW_LAMBDA {
+      constexpr int at = 4 * four + k;
+      if constexpr (at < I * J) {
+        v[k] = sum[at / J][at % J];
+      } else {
+        v[k] = Vec{};
+      }
+    });
+    const Four total = sum_lanes(v);
+    unroll<4>([&](auto k) GW_LAMBDA {
+      constexpr int at = 4 * four + k;
+      if constexpr (at < I * J) sums[at / J * row + at % J] += total[int{k}];
+    });
+  });
+}
+
+// Adds the sum over all positions of go[o] * x[slot] to sums[o][slot], for OC channels by N slots.
+template <int OC, int N>
+GW_NOINLINE void slot_tile(const PositionBlock& s, const int32_t* slot, float* sums, int64_t per_output) {
+  Vec sum[OC][N];
+  unroll<OC>([&](auto o) GW_LAMBDA { unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] = Vec{}; }); });
+  for (int64_t r = 0; r < s.rows; r++) {
+    const float* x = s.x + r * s.x_row;
+    const float* go = s.go + r * s.go_row;
+    const auto vector = [&](auto whole) GW_LAMBDA {
+      Vec in[N];
+      unroll<N>([&](auto n) GW_LAMBDA {
+        in[n] = load(x + slot[n]);
+        if constexpr (!whole) in[n] = keep(in[n], s.rest);
+        pin(in[n]);
+      });
+      unroll<OC>([&](auto o) GW_LAMBDA {
+        Vec out = load(go + o * s.go_channel);
+        pin(out);
+        unroll<N>([&](auto n) GW_LAMBDA { add_product(sum[o][n], in[n], out); });
+      });
+    };
+    for (int64_t v = 0; v < s.vectors; v++, x += kLanes, go += kLanes) vector(std::true_type{});
+    if (s.rest) vector(std::false_type{});
+  }
+  add_sums(sum, sums, per_output);
+}
+
+// Sums KH x KW taps of one output channel, with grad_output's last KH rows in registers. `pitch` is the distance of input rows
+// that follow each other, `go_row` that of the rows of grad_output that meet them.
+template <int KH, int KW>
+GW_NOINLINE void tap_tile(const PositionBlock& s, int64_t pitch, const int32_t* column, float* sums, int64_t w_row) {
+  Vec sum[KH][KW];
+  unroll<KH>([&](auto i) GW_LAMBDA { unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] = Vec{}; }); });
+  const auto accumulate = [&](const float* x, const float* go, auto whole) GW_LAMBDA {
+    Vec out[KH] = {};
+    // Input row r meets grad_output's rows r - i, for the taps i of [LO, HI); the newest is loaded while there is one.
+    const auto row = [&]<int LO, int HI>(int64_t r) GW_LAMBDA {
+      unroll<KH - 1>([&](auto i) GW_LAMBDA { out[KH - 1 - i] = out[KH - 2 - i]; });
+      if constexpr (LO == 0) out[0] = load(go + r * s.go_row);
+      unroll<KW>([&](auto j) GW_LAMBDA {
+        Vec in = load(x + r * pitch + column[j]);
+        if constexpr (!whole) in = keep(in, s.rest);
+        pin(in);
+        unroll<HI - LO>([&](auto n) GW_LAMBDA { add_product(sum[LO + n][j], in, out[LO + n]); });
+      });
+    };
+    unroll<KH - 1>([&](auto r) GW_LAMBDA { row.template operator()<0, r + 1>(r); });
+    for (int64_t r = KH - 1; r < s.rows; r++) row.template operator()<0, KH>(r);
+    unroll<KH - 1>([&](auto r) GW_LAMBDA { row.template operator()<r + 1, KH>(s.rows + r); });
+  };
+  for (int64_t v = 0; v < s.vectors; v++) accumulate(s.x + v * kLanes, s.go + v * kLanes, std::true_type{});
+  if (s.rest) accumulate(s.x + s.vectors * kLanes, s.go + s.vectors * kLanes, std::false_type{});
+  add_sums(sum, sums, w_row);
+}
+
+template <int KH>
+GW_INLINE void tap_columns(const PositionBlock& s, int64_t pitch, const int32_t* column, int64_t taps, float* sums,
+                           int64_t w_row) {
+  for (int64_t kw = 0, take; kw < taps; kw += take) {
+    take = ceil_div(taps - kw, ceil_div(taps - kw, 4));
+    switch (take) {
+      case 4: tap_tile<KH, 4>(s, pitch, column + kw, sums + kw, w_row); break;
+      case 3: tap_tile<KH, 3>(s, pitch, column + kw, sums + kw, w_row); break;
+      case 2: tap_tile<KH, 2>(s, pitch, column + kw, sums + kw, w_row); break;
+      default: tap_tile<KH, 1>(s, pitch, column + kw, sums + kw, w_row);
+    }
+  }
+}
+
+// Sums all taps of one pair of channels. Rows of grad_output that are a dilation apart meet the same input rows in neighbouring
+// taps. A strided convolution has no such rows, and sums its taps one row at a time.
+inline void run_taps(const Problem& p, const GradWeightLayout& l, const PositionBlock& block, int64_t rows, float* sums) {
+  const int64_t apart = p.h.stride == 1 ? p.h.dilation : 1;
+  for (int64_t start = 0; start < std::min(apart, rows); start++) {
+    const int64_t count = (rows - start - 1) / apart + 1, most = p.h.stride == 1 && count >= 3 ? 3 : 1;
+    for (int64_t kh = 0, take; kh < p.h.kernel; kh += take) {
+      take = ceil_div(p.h.kernel - kh, ceil_div(p.h.kernel - kh, most));
+      PositionBlock s = block;
+      s.x += (start * p.h.stride + kh * p.h.dilation) * l.input.row;
+      s.go += start * block.go_row;
+      s.go_row = apart * block.go_row;
+      s.rows = count;
+      const int64_t pitch = apart * p.h.stride * l.input.row;
+      float* to = sums + kh * p.w.kernel;
+      switch (take) {
+        case 3: tap_columns<3>(s, pitch, l.columns.data(), p.w.kernel, to, p.w.kernel); break;
+        case 2: tap_columns<2>(s, pitch, l.columns.data(), p.w.kernel, to, p.w.kernel); break;
+        default: tap_columns<1>(s, pitch, l.columns.data(), p.w.kernel, to, p.w.kernel);
+      }
+    }
+  }
+}
+
+// Runs tasks [begin, end), each of which sums a block of groups and output channels over one part of the samples and positions.
+// The sums go to grad_weight, or to their place in `parts` if there are several parts.
+inline void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64_t begin, int64_t end, float* scratch,
+                               float* parts) {
+  const Problem& p = work.problem;
+  const int64_t taps = p.h.kernel * p.w.kernel, slots = p.in_channels * taps;
+  const int64_t by_o = ceil_div(p.out_channels, l.outputs), by_g = ceil_div(p.groups, l.block.groups);
+  const int64_t by_w = ceil_div(p.w.out, l.block.columns), by_h = ceil_div(p.h.out, l.block.rows);
+  const int64_t image_blocks = p.batch * by_h * by_w;
+  float* go = scratch + l.input_floats;
+  float* sums = go + l.output_floats;
+  if (l.input.wide) zero(scratch, l.input_floats + l.output_floats);
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t part = task % l.parts, o = task / l.parts % by_o * l.outputs;
+    const int64_t group = task / (l.parts * by_o) % by_g * l.block.groups;
+    const int64_t groups = std::min(l.block.groups, p.groups - group), outputs = std::min(l.outputs, p.out_channels - o);
+    const int64_t fours = outputs / 4 * 4;
+    zero(sums, groups * outputs * slots);
+    for (int64_t image_block = part * image_blocks / l.parts; image_block < (part + 1) * image_blocks / l.parts;
+         image_block++) {
+      const int64_t column = image_block % by_w * l.block.columns, row = image_block / by_w % by_h * l.block.rows;
+      const int64_t n = image_block / (by_w * by_h);
+      const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
+      pack(l.input, work.input_strides, p.h.in, p.w.in,
+           work.input + n * work.input_strides.n + group * p.in_channels * work.input_strides.c, groups * p.in_channels,
+           row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad, scratch);
+      // A block of several groups has all their outputs, which are then neighbours.
+      pack(l.output, work.grad_output_strides, p.h.out, p.w.out,
+           work.grad_output + n * work.grad_output_strides.n + (group * p.out_channels + o) * work.grad_output_strides.c,
+           groups * outputs, row, column, go);
+      for (int64_t g = 0; g < groups; g++) {
+        PositionBlock s{scratch + g * p.in_channels * l.input.channel,
+                        go + g * l.outputs * l.output.channel,
+                        rows,
+                        columns / kLanes,
+                        columns % kLanes,
+                        p.h.stride * l.input.row,
+                        l.output.row,
+                        l.output.channel};
+        float* to = sums + g * outputs * slots;
+        for (int64_t i = 0; i < fours; i += 4, s.go += 4 * s.go_channel) {
+          int64_t n3 = 0;
+          for (; n3 + 3 <= slots; n3 += 3) slot_tile<4, 3>(s, l.slots.data() + n3, to + i * slots + n3, slots);
+          for (; n3 < slots; n3++) slot_tile<4, 1>(s, l.slots.data() + n3, to + i * slots + n3, slots);
+        }
+        for (int64_t i = fours; i < outputs; i++, s.go += s.go_channel) {
+          for (int64_t c = 0; c < p.in_channels; c++) {
+            PositionBlock one = s;
+            one.x += c * l.input.channel;
+            run_taps(p, l, one, rows, to + i * slots + c * taps);
+          }
+        }
+      }
+    }
+    const bool last = l.parts == 1;
+    const WeightStrides& ws = work.weight_strides;
+    for (int64_t g = 0; g < groups; g++) {
+      for (int64_t i = 0; i < outputs; i++) {
+        const float* from = sums + (g * outputs + i) * slots;
+        const int64_t at = (group + g) * p.out_channels + o + i;
+        if (!last) {
+          copy(parts + (part * p.groups * p.out_channels + at) * slots, from, slots);
+          continue;
+        }
+        float* to = work.grad_weight + (group + g) * ws.group + (o + i) * ws.o;
+        for (int64_t c = 0; c < p.in_channels; c++)
+          for (int64_t kh = 0; kh < p.h.kernel; kh++)
+            for (int64_t kw = 0; kw < p.w.kernel; kw++) to[c * ws.c + kh * ws.h + kw * ws.w] = *from++;
+      }
+    }
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

@@ -1,8 +1,0 @@
-#define GW_TARGET avx2
-#define GW_LANES 8
-#include "target-inl.h"
-
-namespace groupwise {
-extern const Kernels kAvx2;
-const Kernels kAvx2 = avx2::table("avx2");
-}  // namespace groupwise

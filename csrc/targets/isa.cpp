@@ -1,0 +1,62 @@
+#include "targets/isa.h"
+
+#include <cstdlib>
+
+namespace groupwise {
+
+extern const Kernels kBaseline;
+#ifdef GROUPWISE_HAVE_AVX2
+extern const Kernels kAvx2;
+#endif
+
+namespace {
+
+struct Row {
+  const Kernels* kernels;
+  bool runs;
+};
+
+// Rows go from the plainest set to the best. A new instruction set is one row here and one target_*.cpp.
+std::vector<Row> table() {
+  std::vector<Row> rows{{&kBaseline, true}};
+#ifdef GROUPWISE_HAVE_AVX2
+  rows.push_back({&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
+#endif
+  return rows;
+}
+
+struct Selection {
+  const Kernels* kernels;
+  std::string problem;
+};
+
+Selection select() {
+  Selection best{nullptr, ""};
+  const char* wanted = std::getenv("GROUPWISE_ISA");
+  std::string valid;
+  for (const Row& row : table()) {
+    if (row.runs) best.kernels = row.kernels;
+    if (row.runs) valid += (valid.empty() ? "" : ", ") + std::string(row.kernels->isa);
+    if (row.runs && wanted && std::string(wanted) == row.kernels->isa) return {row.kernels, ""};
+  }
+  if (wanted && *wanted) best.problem = "GROUPWISE_ISA=" + std::string(wanted) + " cannot run here; valid: " + valid;
+  return best;
+}
+
+const Selection& selection() {
+  static const Selection chosen = select();
+  return chosen;
+}
+
+}  // namespace
+
+std::vector<std::string> isa_names() {
+  std::vector<std::string> names;
+  for (const Row& row : table()) names.push_back(row.kernels->isa);
+  return names;
+}
+
+const Kernels& kernels() { return *selection().kernels; }
+std::string isa_problem() { return selection().problem; }
+
+}  // namespace groupwise

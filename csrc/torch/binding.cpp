@@ -1,0 +1,276 @@
+// Dispatches aten::convolution and aten::convolution_backward of CPU tensors to the kernels; unsupported cases fall back to
+// PyTorch. Autograd, double backward, vmap, autocast and torch.compile all call these two operators.
+#include <ATen/Parallel.h>
+#include <ATen/TracerMode.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/convolution_backward_compositeexplicitautograd_dispatch.h>
+#include <ATen/ops/convolution_compositeexplicitautograd_dispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/library.h>
+
+#include <optional>
+
+#include "torch/c_api.h"
+#include "torch/switches.h"
+#include "plan/recording.h"
+#include "run.h"
+
+namespace groupwise {
+namespace {
+
+using at::Tensor;
+using Ints = c10::SymIntArrayRef;
+
+// Runs tasks on PyTorch's thread pool, by a function of libtorch: `at::parallel_for` is serial in a library built without
+// OpenMP.
+void parallel_for(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) {
+  const int64_t threads = at::get_num_threads();
+  TORCH_CHECK(torch_parallel_for(0, count, (count + threads - 1) / threads, fn, context) == 0,
+              "groupwise: a convolution kernel failed");
+}
+
+// Tells whether torch.jit.trace records what this thread calls. It does not record aten::convolution itself but the operators
+// below it, so a kernel that writes into a tensor from at::empty would leave a graph of aten::empty alone.
+bool traced() { return at::tracer::impl::is_dispatch_enabled(); }
+
+// The arguments of aten::convolution as a Problem. For a transposed convolution, x is the output and y the input.
+struct Call {
+  Problem problem;
+  int64_t dimensions;
+  bool transposed, channels_last;
+  int64_t x_channels, y_channels;
+};
+
+// Reads one value a dimension; a single value stands for all. False if one is unknown or out of range.
+bool read(Ints values, int64_t dimensions, int64_t least, int64_t* out) {
+  if (static_cast<int64_t>(values.size()) != dimensions && values.size() != 1) return false;
+  for (int64_t i = 0; i < dimensions; i++) {
+    const std::optional<int64_t> value = values[values.size() == 1 ? 0 : i].maybe_as_int();
+    // The plan's limit is checked first, so that nothing below overflows.
+    if (!value || *value < least || *value > kMostExtent) return false;
+    out[i] = *value;
+  }
+  return true;
+}
+
+bool plain(const Tensor& t) {
+  return t.defined() && t.scalar_type() == at::kFloat && t.layout() == at::kStrided && t.device().is_cpu() && t.numel() > 0;
+}
+
+// Reads the arguments into `call`. False for a convolution that no kernel supports, and for wrong arguments, about which
+// PyTorch raises its own error.
+bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints padding, Ints dilation, bool transposed,
+                Ints output_padding, const c10::SymInt& groups, Call* call) {
+  if (!plain(input) || !plain(weight)) return false;
+  const at::IntArrayRef sizes = input.sizes(), weights = weight.sizes();
+  const int64_t dimensions = static_cast<int64_t>(sizes.size()) - 2;
+  if (dimensions < 1 || dimensions > 2 || weights.size() != sizes.size()) return false;
+  int64_t s[2], p[2], d[2], extra[2] = {0, 0};
+  if (!read(stride, dimensions, 1, s) || !read(padding, dimensions, 0, p) || !read(dilation, dimensions, 1, d)) return false;
+  if (transposed && !read(output_padding, dimensions, 0, extra)) return false;
+  const int64_t g = groups.maybe_as_int().value_or(0), channels = sizes[1];
+  if (g < 1 || channels % g != 0 || weights[0] % g != 0) return false;
+  if (transposed ? weights[0] != channels : weights[1] * g != channels) return false;
+  Problem& problem = call->problem;
+  problem.batch = sizes[0];
+  problem.groups = g;
+  problem.out_channels = weights[0] / g;
+  problem.in_channels = weights[1];
+  Axis* axes[2] = {&problem.h, &problem.w};
+  problem.h = {1, 1, 1, 1, 0, 1};
+  for (int64_t i = 0; i < dimensions; i++) {
+    const int64_t size = sizes[2 + i], kernel = weights[2 + i], reach = d[i] * (kernel - 1) + 1;
+    int64_t other;
+    if (transposed) {
+      if (extra[i] >= std::max(s[i], d[i])) return false;
+      other = (size - 1) * s[i] - 2 * p[i] + reach + extra[i];
+    } else {
+      if (size + 2 * p[i] < reach) return false;
+      other = (size + 2 * p[i] - reach) / s[i] + 1;
+    }
+    if (other < 1) return false;
+    *axes[2 - dimensions + i] = {transposed ? other : size, transposed ? size : other, kernel, s[i], p[i], d[i]};
+  }
+  call->dimensions = dimensions;
+  call->transposed = transposed;
+  // PyTorch computes in channels_last if either tensor is.
+  call->channels_last = dimensions == 2 && (input.unsafeGetTensorImpl()->is_strides_like_channels_last() ||
+                                            weight.unsafeGetTensorImpl()->is_strides_like_channels_last());
+  call->x_channels = g * problem.in_channels;
+  call->y_channels = g * problem.out_channels;
+  return true;
+}
+
+at::MemoryFormat format(const Call& call) {
+  return call.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+Strides strides_of(const Tensor& t) {
+  const at::IntArrayRef s = t.strides(), sizes = t.sizes();
+  const bool flat = s.size() == 3;
+  return meaningful({s[0], s[1], flat ? 0 : s[2], s.back()}, sizes[1], sizes.back());
+}
+
+// Tells whether the kernels can read a tensor of these strides in place.
+bool readable(const Strides& s, const Call& call) { return s.c == 1 || (s.w == 1 && !call.channels_last); }
+
+// Returns the tensor itself if the kernels can read it, else a copy in the call's format.
+Tensor as_read(const Tensor& t, const Call& call) { return readable(strides_of(t), call) ? t : t.contiguous(format(call)); }
+
+// Returns the strides of a new x, or y, in the call's format.
+Strides new_strides(const Call& call, bool x) {
+  const Problem& p = call.problem;
+  return x ? dense_strides(call.x_channels, p.h.in, p.w.in, call.channels_last)
+           : dense_strides(call.y_channels, p.h.out, p.w.out, call.channels_last);
+}
+
+// Returns the strides with which the kernels will read an x, or y.
+Strides read_strides(const Tensor& t, const Call& call, bool x) {
+  const Strides s = strides_of(t);
+  return readable(s, call) ? s : new_strides(call, x);
+}
+
+// A depthwise weight is read as contiguous, because the stride of its single input channel says nothing.
+WeightStrides weight_strides(const Tensor& w, const Call& call) {
+  if (depthwise(call.problem)) return dense_weight_strides(call.problem, false);
+  const at::IntArrayRef s = w.strides();
+  return {call.problem.out_channels * s[0], s[0], s[1], s.size() == 3 ? w.sizes()[2] * s[2] : s[2], s.back()};
+}
+
+// Allocates a new x, or y, in the call's format.
+Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
+  const Problem& p = call.problem;
+  const int64_t channels = x ? call.x_channels : call.y_channels, width = x ? p.w.in : p.w.out;
+  if (call.dimensions == 1) return at::empty({p.batch, channels, width}, options);
+  return at::empty({p.batch, channels, x ? p.h.in : p.h.out, width}, options.memory_format(format(call)));
+}
+
+// Plans one direction of the call. The tensors are those that it reads; the one that it writes is null.
+Plan decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y, const Tensor* weight) {
+  const int64_t available = at::get_num_threads(), threads = available > 1 && at::in_parallel_region() ? 1 : available;
+  Plan plan{
+      {direction, call.problem, call.channels_last, true, threads, call.dimensions,
+       x ? read_strides(*x, call, true) : new_strides(call, true), y ? read_strides(*y, call, false) : new_strides(call, false),
+       weight ? weight_strides(*weight, call) : dense_weight_strides(call.problem, call.channels_last), call.transposed},
+      {}};
+  plan.choice = choose(plan.request, forced().c_str());
+  record(plan);
+  return plan;
+}
+
+// Runs a forward, which reads x and returns y, or a grad_input, which reads y and returns x.
+Tensor correlate(const Call& call, const Plan& plan, const Tensor& read, const Tensor& weight, const Tensor& bias) {
+  const bool forward = plan.request.direction == Direction::forward;
+  const Tensor from = as_read(read, call);
+  const Tensor w = depthwise(call.problem) ? weight.contiguous() : weight;
+  const Tensor b = bias.defined() ? bias.contiguous() : bias;
+  const Tensor to = empty(call, !forward, read.options());
+  Tensors t{};
+  const Tensor& x = forward ? from : to;
+  const Tensor& y = forward ? to : from;
+  t.x = const_cast<float*>(x.const_data_ptr<float>());
+  t.y = const_cast<float*>(y.const_data_ptr<float>());
+  t.w = const_cast<float*>(w.const_data_ptr<float>());
+  t.bias = b.defined() ? b.const_data_ptr<float>() : nullptr;
+  run(plan.request, plan.choice.kernel, t, parallel_for);
+  return to;
+}
+
+Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Tensor& y, const Tensor& weight) {
+  const Tensor from = as_read(x, call), grad = as_read(y, call);
+  const Tensor to = call.dimensions == 1 ? at::empty(weight.sizes(), weight.options())
+                                         : at::empty(weight.sizes(), weight.options().memory_format(format(call)));
+  Tensors t{};
+  t.x = const_cast<float*>(from.const_data_ptr<float>());
+  t.y = const_cast<float*>(grad.const_data_ptr<float>());
+  t.w = to.mutable_data_ptr<float>();
+  run(plan.request, plan.choice.kernel, t, parallel_for);
+  return to;
+}
+
+Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Ints stride, Ints padding,
+                   Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups) {
+  Call call;
+  const auto bias_fits = [&] {
+    return !bias || !bias->defined() ||
+           (plain(*bias) && bias->dim() == 1 && bias->size(0) == (transposed ? call.x_channels : call.y_channels));
+  };
+  if (dispatched() && !traced() &&
+      understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && bias_fits()) {
+    const Plan plan = decide(call, transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
+                             transposed ? &input : nullptr, &weight);
+    if (plan.choice.kernel != Kernel::pytorch) return correlate(call, plan, input, weight, bias.value_or(Tensor()));
+  }
+  return at::compositeexplicitautograd::convolution_symint(input, weight, bias, stride, padding, dilation, transposed,
+                                                           output_padding, groups);
+}
+
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                        at::OptionalSymIntArrayRef bias_sizes, Ints stride, Ints padding,
+                                                        Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups,
+                                                        std::array<bool, 3> mask) {
+  Call call;
+  Tensor grads[3];
+  std::array<bool, 3> left = mask;
+  const auto matches = [&] {
+    const Problem& p = call.problem;
+    const Axis &h = p.h, &w = p.w;
+    if (!plain(grad_output) || grad_output.dim() != input.dim() || grad_output.size(0) != p.batch) return false;
+    if (grad_output.size(1) != (transposed ? call.x_channels : call.y_channels)) return false;
+    const int64_t last = grad_output.dim() - 1;
+    if (grad_output.size(last) != (transposed ? w.in : w.out)) return false;
+    return call.dimensions == 1 || grad_output.size(2) == (transposed ? h.in : h.out);
+  };
+  if (dispatched() && !traced() &&
+      understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && matches()) {
+    if (mask[0]) {
+      const Plan plan = decide(call, transposed ? Direction::forward : Direction::grad_input,
+                               transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output, &weight);
+      if (plan.choice.kernel != Kernel::pytorch) {
+        grads[0] = correlate(call, plan, grad_output, weight, Tensor());
+        left[0] = false;
+      }
+    }
+    if (mask[1]) {
+      const Plan plan =
+          decide(call, Direction::grad_weight, transposed ? &grad_output : &input, transposed ? &input : &grad_output, nullptr);
+      if (plan.choice.kernel != Kernel::pytorch) {
+        grads[1] = transposed ? grad_weight(call, plan, grad_output, input, weight)
+                              : grad_weight(call, plan, input, grad_output, weight);
+        left[1] = false;
+      }
+    }
+    // PyTorch sums the bias's gradient in the pass that makes the weight's, and would run that pass for the bias alone.
+    if (mask[2] && !left[1]) {
+      const Tensor from = as_read(grad_output, call);
+      const int64_t height = call.dimensions == 1 ? 1 : from.size(2);
+      grads[2] = at::empty({from.size(1)}, weight.options());
+      sum_channels(from.size(0), from.size(1), height, from.size(from.dim() - 1), from.const_data_ptr<float>(),
+                   strides_of(from), grads[2].mutable_data_ptr<float>(), parallel_for);
+      left[2] = false;
+    }
+  }
+  if (left[0] || left[1] || left[2]) {
+    auto [x, w, b] = at::compositeexplicitautograd::convolution_backward_symint(
+        grad_output, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, left);
+    if (left[0]) grads[0] = x;
+    if (left[1]) grads[1] = w;
+    if (left[2]) grads[2] = b;
+  }
+  return {grads[0], grads[1], grads[2]};
+}
+
+}  // namespace
+}  // namespace groupwise
+
+void groupwise_register() {
+  // The registration is never undone: to remove a kernel while another thread calls it is not safe. `dispatched` decides.
+  static torch::Library* library = [] {
+    auto* made = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);
+    made->impl("convolution", &groupwise::convolution);
+    made->impl("convolution_backward", &groupwise::convolution_backward);
+    return made;
+  }();
+  (void)library;
+}

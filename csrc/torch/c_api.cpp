@@ -1,0 +1,76 @@
+#include "torch/c_api.h"
+
+#include <cstring>
+
+#include "torch/switches.h"
+#include "targets/isa.h"
+#include "plan/recording.h"
+
+#ifndef GROUPWISE_TORCH_VERSION
+#define GROUPWISE_TORCH_VERSION ""
+#endif
+#ifndef GROUPWISE_COMPILER
+#define GROUPWISE_COMPILER ""
+#endif
+
+namespace {
+
+int64_t give(const std::string& from, char* text, int64_t size) {
+  const auto needed = static_cast<int64_t>(from.size()) + 1;
+  if (size >= needed) std::memcpy(text, from.c_str(), needed);
+  return needed;
+}
+
+}  // namespace
+
+int32_t groupwise_api_version() { return GROUPWISE_API_VERSION; }
+
+int64_t groupwise_build(char* text, int64_t size) {
+  std::string isas, names;
+  for (const std::string& name : groupwise::isa_names()) isas += (isas.empty() ? "\"" : ", \"") + name + "\"";
+  for (const char* name : groupwise::kKernelNames) names += (names.empty() ? "\"" : ", \"") + std::string(name) + "\"";
+  return give("{\"torch\": \"" GROUPWISE_TORCH_VERSION "\", \"compiler\": \"" GROUPWISE_COMPILER "\", \"isas\": [" + isas +
+                  "], \"kernels\": [" + names + "]}",
+              text, size);
+}
+
+int64_t groupwise_isa(char* text, int64_t size) {
+  const std::string problem = groupwise::isa_problem();
+  return give(problem.empty() ? groupwise::kernels().isa : "!" + problem, text, size);
+}
+
+void groupwise_dispatch(int32_t on) { groupwise::dispatch(on != 0); }
+int32_t groupwise_dispatch_thread(int32_t state) { return groupwise::dispatch_thread(state); }
+const char* groupwise_force(const char* kernel) {
+  thread_local std::string before;
+  before = groupwise::force(kernel ? kernel : "");
+  return before.c_str();
+}
+
+int64_t groupwise_plan(const int64_t* n, const char* dtype, char* text, int64_t size) {
+  groupwise::Request request;
+  request.direction = static_cast<groupwise::Direction>(n[0]);
+  const int64_t groups = n[4];
+  const auto axis = [&](int at) { return groupwise::Axis{n[at], n[at + 1], n[at + 2], n[at + 3], n[at + 4], n[at + 5]}; };
+  request.problem = {n[1], groups, n[2] / groups, n[3] / groups, axis(8), axis(14)};
+  request.channels_last = n[5] != 0;
+  request.threads = n[6];
+  request.dimensions = n[7];
+  const auto strides = [&](int64_t channels, int64_t h, int64_t w) {
+    return groupwise::dense_strides(channels, h, w, request.channels_last);
+  };
+  request.x_strides = strides(n[2], request.problem.h.in, request.problem.w.in);
+  request.y_strides = strides(n[3], request.problem.h.out, request.problem.w.out);
+  request.w_strides = groupwise::dense_weight_strides(request.problem, n[20] != 0);
+  request.transposed = n[21] != 0;
+  request.float32 = std::strcmp(dtype, "float32") == 0;
+  return give(groupwise::describe({request, groupwise::choose(request, groupwise::forced().c_str())}), text, size);
+}
+
+int64_t groupwise_record_start() { return groupwise::start_recording(); }
+
+int64_t groupwise_record_stop(int64_t recording, char* text, int64_t size) {
+  const int64_t needed = give(groupwise::stop_recording(recording), text, size);
+  if (size >= needed) groupwise::forget_recording(recording);
+  return needed;
+}
