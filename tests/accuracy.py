@@ -30,7 +30,8 @@ from groupwise import record_plans
 from groupwise.kernels.dispatch import forced
 
 UNIT = torch.finfo(torch.float32).eps / 2
-# Products that an accumulator takes before it is added to a total (csrc/kernels/layout.h). The taps of a channel stay together.
+# Products that an accumulator takes before it is added to a total (csrc/kernels/layout.h). The taps of a channel stay
+# together.
 RUN = 192
 # The same in a gradient of the input with a stride or a dilation, and in a gradient of the weight from copied pixels.
 SHORT_RUN = 64

@@ -27,7 +27,7 @@ WORDS = {
 }
 
 
-# A thread of gloo that releases its last tensor after Python began to end aborts a rank so, now and then on a busy machine.
+# A thread of gloo that releases its last tensor after Python began to end aborts a rank so, now and then.
 AT_EXIT = "terminate called without an active exception"
 
 

@@ -331,5 +331,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # gloo's threads may still hold tensors, and one that releases its last after Python began to end aborts the process.
+    # A thread of gloo that releases its last tensor after Python began to end would abort the process.
     os._exit(status)
