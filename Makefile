@@ -52,7 +52,6 @@ core: $(VENV)/base.stamp
 	  -DGROUPWISE_NATIVE_TESTS=ON -DGROUPWISE_SANITIZE=ON
 	$(BIN)/cmake --build build/core
 	build/core/groupwise_core_test
-	GROUPWISE_ISA=baseline build/core/groupwise_core_test
 
 bench: $(VENV)/base.stamp
 	$(BIN)/python benchmarks/run.py

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <utility>
 #include <vector>
 
 namespace groupwise {
@@ -10,12 +12,14 @@ namespace groupwise {
 // `out` implies the padding after the input.
 struct Axis {
   int64_t in, out, kernel, stride, pad, dilation;
+  bool operator==(const Axis&) const = default;
 };
 
 // Channels are counted in one group. A 1-D convolution has a height of 1.
 struct Problem {
   int64_t batch, groups, in_channels, out_channels;
   Axis h, w;
+  bool operator==(const Problem&) const = default;
 };
 
 inline bool depthwise(const Problem& p) { return p.in_channels == 1 && p.out_channels == 1; }
@@ -25,6 +29,7 @@ enum class Direction { forward, grad_input, grad_weight };
 // Strides of a tensor (n, c, h, w), in elements.
 struct Strides {
   int64_t n, c, h, w;
+  bool operator==(const Strides&) const = default;
 };
 
 // Replaces the strides of dimensions of one element, which say nothing. Afterwards a stride of 1 between channels, or columns,
@@ -44,6 +49,7 @@ inline Strides dense_strides(int64_t channels, int64_t h, int64_t w, bool channe
 // Strides of a weight: from group to group, and within a group by output channel, input channel, row and column.
 struct WeightStrides {
   int64_t group, o, c, h, w;
+  bool operator==(const WeightStrides&) const = default;
 };
 
 // Returns the strides of a contiguous or channels-last weight.
@@ -70,12 +76,28 @@ struct Phase {
 Phase forward_phase(const Axis& axis);
 std::vector<Phase> grad_input_phases(const Axis& axis);
 
+// The phases of the width, which copies of a correlation share.
+class Phases {
+ public:
+  Phases() = default;
+  Phases(std::vector<Phase> phases) : phases_(std::make_shared<const std::vector<Phase>>(std::move(phases))) {}
+  operator const std::vector<Phase>&() const { return *phases_; }
+  const Phase& front() const { return phases_->front(); }
+  const Phase& operator[](size_t i) const { return (*phases_)[i]; }
+  size_t size() const { return phases_->size(); }
+  auto begin() const { return phases_->begin(); }
+  auto end() const { return phases_->end(); }
+
+ private:
+  std::shared_ptr<const std::vector<Phase>> phases_;
+};
+
 // output[o] = bias[o] + sum over input channels and taps; channels are counted in one group. All phases of the width run
 // together, because their outputs interleave in one row.
 struct Correlation {
   int64_t batch, groups, in_channels, out_channels;
   Phase h;
-  std::vector<Phase> w;
+  Phases w;
   const float* input;
   Strides input_strides;
   const float* weight;

@@ -1,19 +1,22 @@
-// Runs what was planned. Tensors are contiguous along w (planar) or along c (channels-last), and have any other strides.
+// Runs tasks on the caller's threads, each with scratch of its own.
 #pragma once
 
-#include "plan/plan.h"
+#include "problem.h"
 
 namespace groupwise {
 
-// The names are those of the forward convolution. The direction decides which of x, w and y is written.
-struct Tensors {
-  float* x;
-  float* y;
-  float* w;
-  const float* bias;  // for a forward, plain or transposed (which is a grad_input); or null
-};
+// Returns this thread's scratch of kScratchFloats, which lives as long as the thread, so that its pages are faulted in once.
+float* scratch();
 
-void run(const Request& request, Kernel kernel, const Tensors& tensors, ParallelFor parallel_for);
+// Calls f(begin, end) over ranges of tasks: on the caller's threads if `threaded`, else here.
+template <class F>
+void run_tasks(int64_t tasks, bool threaded, ParallelFor parallel_for, F&& f) {
+  if (!threaded || tasks < 2) {
+    if (tasks > 0) f(int64_t{0}, tasks);
+    return;
+  }
+  parallel_for(tasks, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); }, &f);
+}
 
 // Computes sums[c], the sum over n, h and w, which is a bias's gradient.
 void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& strides,

@@ -1,62 +1,36 @@
-// Decides which kernel computes a convolution, and why the others do not. Dispatch and `groupwise.plan` both ask here.
+// A plan holds what runs for a request. It is made once, kept by its request, and printed as it is.
 #pragma once
 
+#include <memory>
 #include <string>
+#include <vector>
 
-#include "kernels/kernels.h"
+#include "kernels/table.h"
+#include "plan/policy.h"
 
 namespace groupwise {
 
-// The order is that of KERNELS in plan.py. `planar` has vectors along the width, `channels` along the channels, and `pytorch`
-// is PyTorch's own kernel.
-enum class Kernel { planar, channels, pytorch };
-constexpr const char* kKernelNames[] = {"planar", "channels", "pytorch"};
-constexpr const char* kDirectionNames[] = {"forward", "grad_input", "grad_weight"};
-
-struct Request {
-  Direction direction;
-  Problem problem;
-  bool channels_last;
-  bool float32;
-  int64_t threads;
-  int64_t dimensions;
-  Strides x_strides, y_strides;  // as the kernels read and write them (`meaningful`)
-  WeightStrides w_strides;
-  bool transposed = false;  // a grad_input that is a transposed convolution's forward
-};
-
-// The largest stride, padding, dilation or kernel, and the largest size: beyond all published networks.
-constexpr int64_t kMostExtent = 1024, kMostSize = int64_t{1} << 24;
-// The most phases of a grad_input (its strides' product), each of which is laid out at every call.
-constexpr int64_t kMostPhases = 1024;
-
-// Why a kernel does not run.
-enum class Refusal { none, dimensions, dtype, empty, extent, channels, scratch, slower, not_first, forced };
-
-struct Choice {
-  Kernel kernel;
-  Refusal refusals[2];  // of planar and channels
-};
-
 struct Plan {
   Request request;
-  Choice choice;
+  const KernelRow* kernel = nullptr;  // null for PyTorch's own
+  std::shared_ptr<const Work> work;   // of the kernel
+  Source source = Source::sole;
+  std::string evidence;  // what the source says of the choice
+  double speedup = 0;    // over PyTorch's kernel, as the source expects it; 0 if it does not say
+  // Why each other kernel does not run, by its name.
+  std::vector<std::pair<const char*, std::string>> refused;
+
+  const char* name() const { return kernel ? kernel->name : kPyTorch; }
 };
 
-// With fewer multiply-accumulates a second thread costs more than it saves: waking one takes 5-10 us (AVX2, 2 cores).
-constexpr int64_t kWorthAThread = 400'000;
-// Returns how many threads compute: all, or one for little work.
-int64_t threads_worth(const Request& request);
+// Returns the plan of a request, which this thread keeps. `forced` is the one kernel that may run; "" leaves the choice.
+std::shared_ptr<const Plan> plan_of(const Request& request, const std::string& forced);
 
-// Chooses for the instruction set in use. `forced` is the one kernel that may run; null or "" leaves the choice.
-Choice choose(const Request& request, const char* forced);
+// The kernels of ours that can run a request, each laid out; none for what no kernel supports. `refused` gets why the others
+// cannot.
+std::vector<Candidate> candidates_of(const Request& request, std::vector<std::pair<const char*, std::string>>* refused);
 
 // Returns the plan as JSON.
 std::string describe(const Plan& plan);
-
-// Returns the correlations that compute a request, without their tensors: one for a forward, and one for each phase of the
-// height for a grad_input.
-std::vector<Correlation> correlations_of(const Request& request);
-GradWeight grad_weight_of(const Request& request);
 
 }  // namespace groupwise

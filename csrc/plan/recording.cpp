@@ -14,7 +14,7 @@ struct Recording {
   pthread_t owner;
   bool open = true;
   int64_t dropped = 0;
-  std::vector<Plan> plans;
+  std::vector<std::shared_ptr<const Plan>> plans;
   std::string json;
 };
 
@@ -61,7 +61,7 @@ Recordings& recordings() {
 
 std::string describe(const Recording& recording) {
   std::string json = "{\"plans\": [";
-  for (size_t i = 0; i < recording.plans.size(); i++) json += (i > 0 ? ", " : "") + describe(recording.plans[i]);
+  for (size_t i = 0; i < recording.plans.size(); i++) json += (i > 0 ? ", " : "") + describe(*recording.plans[i]);
   return json + "], \"dropped\": " + std::to_string(recording.dropped) + "}";
 }
 
@@ -75,7 +75,7 @@ int64_t start_recording() {
   return r.next++;
 }
 
-void record(const Plan& plan) {
+void record(const std::shared_ptr<const Plan>& plan) {
   if (open_recordings.load(std::memory_order_relaxed) == 0) return;
   Recordings& r = recordings();
   const std::lock_guard<std::mutex> lock(r.mutex);

@@ -7,14 +7,14 @@
 
 namespace groupwise {
 
-// Plans that one recording keeps, of about 300 bytes each; it counts those that come after.
+// Plans that one recording keeps; it counts those that come after.
 constexpr int64_t kMostRecorded = 100'000;
 
 // Opens a recording and returns its number, which no other recording of this process has.
 int64_t start_recording();
 
 // Adds the plan to every open recording. Costs one relaxed load while none is open.
-void record(const Plan& plan);
+void record(const std::shared_ptr<const Plan>& plan);
 
 // Closes a recording and returns its plans, oldest first, as JSON: {"plans": [...], "dropped": 0}. A second call returns the
 // same text. A number that no recording has gives that of an empty one: a forked child does not inherit the recordings

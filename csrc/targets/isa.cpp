@@ -25,6 +25,8 @@ std::vector<Row> table() {
   return rows;
 }
 
+thread_local const Kernels* thread_forced = nullptr;
+
 struct Selection {
   const Kernels* kernels;
   std::string problem;
@@ -56,7 +58,25 @@ std::vector<std::string> isa_names() {
   return names;
 }
 
-const Kernels& kernels() { return *selection().kernels; }
+std::vector<std::string> runnable_isas() {
+  std::vector<std::string> names;
+  for (const Row& row : table())
+    if (row.runs) names.push_back(row.kernels->isa);
+  return names;
+}
+
+const Kernels& kernels() { return thread_forced ? *thread_forced : *selection().kernels; }
+
+bool force_isa(const std::string& isa) {
+  const Kernels* found = nullptr;
+  for (const Row& row : table())
+    if (row.runs && isa == row.kernels->isa) found = row.kernels;
+  if (found || isa.empty()) thread_forced = found;
+  return found || isa.empty();
+}
+
+const char* forced_isa() { return thread_forced ? thread_forced->isa : ""; }
+
 std::string isa_problem() { return selection().problem; }
 
 }  // namespace groupwise

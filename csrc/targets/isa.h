@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "kernels/kernels.h"
 
@@ -14,5 +15,13 @@ std::vector<std::string> isa_names();
 // run, `isa_problem` says why and the best one is returned.
 const Kernels& kernels();
 std::string isa_problem();
+
+// Returns the names of the sets that this machine runs, the plainest first.
+std::vector<std::string> runnable_isas();
+
+// Lets `kernels` return those of a set in this thread, or, for "", those of the process again. False if it cannot run here.
+bool force_isa(const std::string& isa);
+// Returns the set that this thread forces, or "".
+const char* forced_isa();
 
 }  // namespace groupwise

@@ -6,6 +6,7 @@
 #include <ATen/ops/convolution_backward_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/convolution_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/library.h>
 
@@ -14,6 +15,7 @@
 #include "torch/c_api.h"
 #include "torch/switches.h"
 #include "plan/recording.h"
+#include "plan/plan.h"
 #include "run.h"
 
 namespace groupwise {
@@ -138,6 +140,15 @@ WeightStrides weight_strides(const Tensor& w, const Call& call) {
   return {call.problem.out_channels * s[0], s[0], s[1], s.size() == 3 ? w.sizes()[2] * s[2] : s[2], s.back()};
 }
 
+// Tells whether a weight's gradient gets the weight's own strides, as an optimizer and DistributedDataParallel expect it. Those
+// of a depthwise weight are the contiguous ones, if its elements lie so.
+bool keeps_strides(const Tensor& w, const Call& call) {
+  return depthwise(call.problem) ? w.is_contiguous() : w.is_non_overlapping_and_dense();
+}
+WeightStrides gradient_strides(const Tensor& w, const Call& call) {
+  return keeps_strides(w, call) ? weight_strides(w, call) : dense_weight_strides(call.problem, false);
+}
+
 // Allocates a new x, or y, in the call's format.
 Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
   const Problem& p = call.problem;
@@ -147,14 +158,20 @@ Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
 }
 
 // Plans one direction of the call. The tensors are those that it reads; the one that it writes is null.
-Plan decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y, const Tensor* weight) {
+std::shared_ptr<const Plan> decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y,
+                                   const Tensor& weight) {
   const int64_t available = at::get_num_threads(), threads = available > 1 && at::in_parallel_region() ? 1 : available;
-  Plan plan{
-      {direction, call.problem, call.channels_last, true, threads, call.dimensions,
-       x ? read_strides(*x, call, true) : new_strides(call, true), y ? read_strides(*y, call, false) : new_strides(call, false),
-       weight ? weight_strides(*weight, call) : dense_weight_strides(call.problem, call.channels_last), call.transposed},
-      {}};
-  plan.choice = choose(plan.request, forced().c_str());
+  const Request request{direction,
+                        call.problem,
+                        call.channels_last,
+                        true,
+                        threads,
+                        call.dimensions,
+                        x ? read_strides(*x, call, true) : new_strides(call, true),
+                        y ? read_strides(*y, call, false) : new_strides(call, false),
+                        direction == Direction::grad_weight ? gradient_strides(weight, call) : weight_strides(weight, call),
+                        call.transposed};
+  std::shared_ptr<const Plan> plan = plan_of(request, forced());
   record(plan);
   return plan;
 }
@@ -173,19 +190,19 @@ Tensor correlate(const Call& call, const Plan& plan, const Tensor& read, const T
   t.y = const_cast<float*>(y.const_data_ptr<float>());
   t.w = const_cast<float*>(w.const_data_ptr<float>());
   t.bias = b.defined() ? b.const_data_ptr<float>() : nullptr;
-  run(plan.request, plan.choice.kernel, t, parallel_for);
+  plan.work->run(t, parallel_for);
   return to;
 }
 
 Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Tensor& y, const Tensor& weight) {
   const Tensor from = as_read(x, call), grad = as_read(y, call);
-  const Tensor to = call.dimensions == 1 ? at::empty(weight.sizes(), weight.options())
-                                         : at::empty(weight.sizes(), weight.options().memory_format(format(call)));
+  const Tensor to = keeps_strides(weight, call) ? at::empty_strided(weight.sizes(), weight.strides(), weight.options())
+                                                : at::empty(weight.sizes(), weight.options());
   Tensors t{};
   t.x = const_cast<float*>(from.const_data_ptr<float>());
   t.y = const_cast<float*>(grad.const_data_ptr<float>());
   t.w = to.mutable_data_ptr<float>();
-  run(plan.request, plan.choice.kernel, t, parallel_for);
+  plan.work->run(t, parallel_for);
   return to;
 }
 
@@ -198,9 +215,9 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
   };
   if (dispatched() && !traced() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && bias_fits()) {
-    const Plan plan = decide(call, transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
-                             transposed ? &input : nullptr, &weight);
-    if (plan.choice.kernel != Kernel::pytorch) return correlate(call, plan, input, weight, bias.value_or(Tensor()));
+    const auto plan = decide(call, transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
+                             transposed ? &input : nullptr, weight);
+    if (plan->work) return correlate(call, *plan, input, weight, bias.value_or(Tensor()));
   }
   return at::compositeexplicitautograd::convolution_symint(input, weight, bias, stride, padding, dilation, transposed,
                                                            output_padding, groups);
@@ -225,19 +242,19 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
   if (dispatched() && !traced() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && matches()) {
     if (mask[0]) {
-      const Plan plan = decide(call, transposed ? Direction::forward : Direction::grad_input,
-                               transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output, &weight);
-      if (plan.choice.kernel != Kernel::pytorch) {
-        grads[0] = correlate(call, plan, grad_output, weight, Tensor());
+      const auto plan = decide(call, transposed ? Direction::forward : Direction::grad_input,
+                               transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output, weight);
+      if (plan->work) {
+        grads[0] = correlate(call, *plan, grad_output, weight, Tensor());
         left[0] = false;
       }
     }
     if (mask[1]) {
-      const Plan plan =
-          decide(call, Direction::grad_weight, transposed ? &grad_output : &input, transposed ? &input : &grad_output, nullptr);
-      if (plan.choice.kernel != Kernel::pytorch) {
-        grads[1] = transposed ? grad_weight(call, plan, grad_output, input, weight)
-                              : grad_weight(call, plan, input, grad_output, weight);
+      const auto plan =
+          decide(call, Direction::grad_weight, transposed ? &grad_output : &input, transposed ? &input : &grad_output, weight);
+      if (plan->work) {
+        grads[1] = transposed ? grad_weight(call, *plan, grad_output, input, weight)
+                              : grad_weight(call, *plan, input, grad_output, weight);
         left[1] = false;
       }
     }

@@ -4,6 +4,7 @@
 
 #include "torch/switches.h"
 #include "targets/isa.h"
+#include "plan/plan.h"
 #include "plan/recording.h"
 
 #ifndef GROUPWISE_TORCH_VERSION
@@ -21,16 +22,27 @@ int64_t give(const std::string& from, char* text, int64_t size) {
   return needed;
 }
 
+std::string list(const std::vector<std::string>& names) {
+  std::string json;
+  for (const std::string& name : names) json += (json.empty() ? "\"" : ", \"") + name + "\"";
+  return "[" + json + "]";
+}
+
 }  // namespace
 
 int32_t groupwise_api_version() { return GROUPWISE_API_VERSION; }
 
 int64_t groupwise_build(char* text, int64_t size) {
-  std::string isas, names;
-  for (const std::string& name : groupwise::isa_names()) isas += (isas.empty() ? "\"" : ", \"") + name + "\"";
-  for (const char* name : groupwise::kKernelNames) names += (names.empty() ? "\"" : ", \"") + std::string(name) + "\"";
-  return give("{\"torch\": \"" GROUPWISE_TORCH_VERSION "\", \"compiler\": \"" GROUPWISE_COMPILER "\", \"isas\": [" + isas +
-                  "], \"kernels\": [" + names + "]}",
+  std::string kernels;
+  for (const groupwise::KernelRow* row : groupwise::kernel_table()) {
+    std::vector<std::string> directions;
+    for (const groupwise::Direction d : row->directions) directions.push_back(groupwise::kDirectionNames[static_cast<int>(d)]);
+    kernels += std::string(kernels.empty() ? "" : ", ") + "{\"name\": \"" + row->name +
+               "\", \"directions\": " + list(directions) + ", \"documentation\": \"" + row->documentation + "\"}";
+  }
+  return give("{\"torch\": \"" GROUPWISE_TORCH_VERSION "\", \"compiler\": \"" GROUPWISE_COMPILER "\", \"isas\": " +
+                  list(groupwise::isa_names()) + ", \"runs\": " + list(groupwise::runnable_isas()) + ", \"kernels\": [" +
+                  kernels + "]}",
               text, size);
 }
 
@@ -46,6 +58,9 @@ const char* groupwise_force(const char* kernel) {
   before = groupwise::force(kernel ? kernel : "");
   return before.c_str();
 }
+
+int32_t groupwise_force_isa(const char* isa) { return groupwise::force_isa(isa ? isa : "") ? 1 : 0; }
+const char* groupwise_forced_isa() { return groupwise::forced_isa(); }
 
 int64_t groupwise_plan(const int64_t* n, const char* dtype, char* text, int64_t size) {
   groupwise::Request request;
@@ -64,7 +79,7 @@ int64_t groupwise_plan(const int64_t* n, const char* dtype, char* text, int64_t 
   request.w_strides = groupwise::dense_weight_strides(request.problem, n[20] != 0);
   request.transposed = n[21] != 0;
   request.float32 = std::strcmp(dtype, "float32") == 0;
-  return give(groupwise::describe({request, groupwise::choose(request, groupwise::forced().c_str())}), text, size);
+  return give(groupwise::describe(*groupwise::plan_of(request, groupwise::forced())), text, size);
 }
 
 int64_t groupwise_record_start() { return groupwise::start_recording(); }

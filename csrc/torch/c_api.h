@@ -7,11 +7,12 @@
 #define GROUPWISE_API extern "C" __attribute__((visibility("default")))
 
 // Rises with every change of a signature below or of a text's keys.
-#define GROUPWISE_API_VERSION 5
+#define GROUPWISE_API_VERSION 6
 
 GROUPWISE_API int32_t groupwise_api_version();
 
-// {"torch": "2.13.0", "compiler": "GNU 12.2.0", "isas": ["baseline", "avx2"], "kernels": [...]}
+// {"torch": "2.13.0", "compiler": "GNU 12.2.0", "isas": ["baseline", "avx2"], "runs": ["baseline"], "kernels": [{"name":
+// "planar", "directions": ["forward"], "documentation": ""}]}: `runs` are the instruction sets that this machine has.
 GROUPWISE_API int64_t groupwise_build(char* text, int64_t size);
 
 // The name of the instruction set in use; or, where the one that GROUPWISE_ISA names cannot run, "!" and the reason.
@@ -28,6 +29,11 @@ GROUPWISE_API int32_t groupwise_dispatch_thread(int32_t state);
 // Sets the one kernel that may run in this thread, "" for the planner's choice. Returns the one before, valid until this
 // thread calls it again or ends.
 GROUPWISE_API const char* groupwise_force(const char* kernel);
+
+// Sets the instruction set of this thread, "" for that of the process. Returns 0 and changes nothing if it cannot run here.
+GROUPWISE_API int32_t groupwise_force_isa(const char* isa);
+// Returns the one that this thread forces, or "".
+GROUPWISE_API const char* groupwise_forced_isa();
 
 // numbers: direction (0 forward, 1 grad_input, 2 grad_weight), batch, in_channels, out_channels, groups, channels_last,
 // threads, dimensions, then in, out, kernel, stride, padding (before), dilation of the height and the same of the width,

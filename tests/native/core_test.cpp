@@ -19,8 +19,8 @@
 #include <thread>
 #include <vector>
 
+#include "plan/plan.h"
 #include "targets/isa.h"
-#include "run.h"
 
 using namespace groupwise;
 
@@ -104,17 +104,14 @@ void each_product(const Problem& p, const Strides& xs, const WeightStrides& ws, 
                 }
 }
 
-std::string shown(const Request& r, Kernel kernel) { return describe({r, {kernel, {Refusal::none, Refusal::none}}}); }
-
-// Forward and grad_input have three tiles of planar, and narrow, groups and dots; grad_weight two of planar and three of
-// channels.
+// Forward and grad_input have three tiles of planar, and narrow, groups and dots; grad_weight two of planar, narrow, and two of
+// pixels.
 constexpr size_t kForms = 2 * 6 + 5;
 
-// Returns the direction and the tile of a plan, which name the form that computes.
-std::string form(const Request& r, Kernel kernel) {
-  const std::string json = shown(r, kernel), key = "\"tile\": \"";
-  const size_t from = json.find(key) + key.size();
-  return kDirectionNames[static_cast<int>(r.direction)] + (": " + json.substr(from, json.find('"', from) - from));
+// Returns the instruction set, the direction and the tile of a plan, which name the form that computes.
+std::string form(const Plan& plan) {
+  return std::string(plan.request.target->isa) + " " + kDirectionNames[static_cast<int>(plan.request.direction)] + " " +
+         plan.name() + ": " + plan.work->facts.tile;
 }
 
 // Tells whether the result is within rounding of the sums, which are of doubles; `weight` sums the absolute values.
@@ -162,17 +159,17 @@ bool test_one(Ran* ran) {
                             p.batch * p.groups * p.out_channels * p.h.out * p.w.out};
   for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
     Request r{direction, p, channels_last, true, two ? 2 : 1, 2, xs, ys, ws};
-    for (const Kernel kernel : {Kernel::planar, Kernel::channels}) {
-      const Choice choice = choose(r, kKernelNames[static_cast<int>(kernel)]);
-      if (choice.kernel != kernel) continue;
-      ++(*ran)[form(r, kernel)];
+    for (const KernelRow* kernel : kernel_table()) {
+      const std::shared_ptr<const Plan> plan = plan_of(r, kernel->name);
+      if (!plan->work) continue;
+      ++(*ran)[form(*plan)];
       const int written = direction == Direction::forward ? 2 : direction == Direction::grad_input ? 0 : 1;
       Guarded x(sizes[0], written != 0), w(sizes[1], written != 1), y(sizes[2], written != 2);
       const int64_t outputs = p.groups * (direction == Direction::grad_input ? p.in_channels : p.out_channels);
       Guarded bias(outputs, true);
       const bool with_bias = direction != Direction::grad_weight && pick({0, 1});
       const Tensors t{x.data(), y.data(), w.data(), with_bias ? bias.data() : nullptr};
-      run(r, kernel, t, two ? in_two : serial);
+      plan->work->run(t, two ? in_two : serial);
       Guarded& result = written == 0 ? x : written == 1 ? w : y;
       std::vector<double> sums(result.size()), weight(result.size());
       if (with_bias) {
@@ -196,11 +193,11 @@ bool test_one(Ran* ran) {
         weight[at] += std::abs(product);
       });
       if (!close(result.data(), sums, weight)) {
-        std::printf("wrong: %s\n", shown(r, kernel).c_str());
+        std::printf("wrong: %s\n", describe(*plan).c_str());
         return false;
       }
       if (!x.intact() || !w.intact() || !y.intact()) {
-        std::printf("wrote outside a tensor: %s\n", shown(r, kernel).c_str());
+        std::printf("wrote outside a tensor: %s\n", describe(*plan).c_str());
         return false;
       }
     }
@@ -223,19 +220,23 @@ bool test_one(Ran* ran) {
 
 }  // namespace
 
-// core_test [cases]
+// core_test [cases]: so many of each instruction set that this machine runs.
 int main(int count, char** arguments) {
   const int64_t cases = count > 1 ? std::atoll(arguments[1]) : 1500;
+  const std::vector<std::string> isas = runnable_isas();
   Ran ran;
-  for (int64_t i = 0; i < cases; i++)
-    if (!test_one(&ran)) return 1;
+  for (const std::string& isa : isas) {
+    force_isa(isa);
+    for (int64_t i = 0; i < cases; i++)
+      if (!test_one(&ran)) return 1;
+  }
   int64_t runs = 0;
   for (const auto& [name, count] : ran) {
     std::printf("%6ld  %s\n", static_cast<long>(count), name.c_str());
     runs += count;
   }
-  std::printf("%ld kernel runs agree with plain loops (%s)\n", static_cast<long>(runs), kernels().isa);
-  if (ran.size() == kForms) return 0;
-  std::printf("%zu forms ran, and there are %zu\n", ran.size(), kForms);
+  std::printf("%ld kernel runs agree with plain loops\n", static_cast<long>(runs));
+  if (ran.size() == kForms * isas.size()) return 0;
+  std::printf("%zu forms ran, and there are %zu\n", ran.size(), kForms * isas.size());
   return cases < 400 ? 0 : 1;
 }

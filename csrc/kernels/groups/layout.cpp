@@ -2,19 +2,21 @@
 
 namespace groupwise {
 
-bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
-                    ChannelsLayout* l) {
+namespace {
+
+// `packs`: the weights are packed in scratch; dot products read them in place.
+bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads, bool packs,
+             ChannelsLayout* l) {
   const int64_t out_w = widest(c.w);
   l->kernel_h = kernel_h;
   l->kernel_w = kernel_w;
   l->low_w = lowest(c.w);
   l->staged = c.output_strides.c != 1;
   l->blocks = c.groups;
-  const bool dots = channels_form(c, lanes) == ChannelsForm::dots;
   // All weights are packed once for all samples, if that leaves most of the scratch to the tensors.
   const int64_t block_floats = group_block_floats(c, kernel_h, kernel_w);
   const int64_t blocks = ceil_div(c.out_channels, kGroupBlock);
-  l->weight_floats = dots ? 0 : block_floats * (block_floats * blocks <= kScratchFloats / 4 ? blocks : 1);
+  l->weight_floats = packs ? block_floats * (block_floats * blocks <= kScratchFloats / 4 ? blocks : 1) : 0;
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, 1};
   const auto floats = [&] {
@@ -40,6 +42,17 @@ bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, in
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();
   return true;
+}
+
+}  // namespace
+
+bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
+                    ChannelsLayout* l) {
+  return lay_out(c, kernel_h, kernel_w, lanes, threads, true, l);
+}
+
+bool lay_out_dots(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads, ChannelsLayout* l) {
+  return lay_out(c, kernel_h, kernel_w, lanes, threads, false, l);
 }
 
 }  // namespace groupwise

@@ -134,23 +134,30 @@ def enabled() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def forced(on: bool | None = None, kernel: str = "") -> Iterator[None]:
+def forced(on: bool | None = None, kernel: str = "", isa: str = "") -> Iterator[None]:
     """Overrides dispatch in this thread while the block runs. For tests and measurements.
 
     - `on`: True dispatches, False does not, None leaves it to the process
     - `kernel`: the one kernel that may run, by its name in `KERNELS`; `""` leaves the choice to the planner. Where that
       kernel cannot run, PyTorch's does.
+    - `isa`: the instruction set, one that this machine has (`doctor` lists them); `""` leaves the one in use
 
-    Raises `GroupwiseError` for a name that is none of `KERNELS`, and where the kernels cannot run.
+    Raises `GroupwiseError` for a name that is none of `KERNELS`, for an instruction set that this machine lacks, and
+    where the kernels cannot run.
     """
     if kernel != "":
         check_choice("kernel", kernel, KERNELS)
     library = _register()
+    if isa != "":
+        check_choice("isa", isa, native.runnable())
+    isa_before = library.groupwise_forced_isa()
+    library.groupwise_force_isa(isa.encode() or isa_before)
     on_before = library.groupwise_dispatch_thread({None: 0, True: 1, False: -1}[on])
     kernel_before = library.groupwise_force(kernel.encode())
     try:
         yield
     finally:
+        library.groupwise_force_isa(isa_before)
         library.groupwise_force(kernel_before)
         library.groupwise_dispatch_thread(on_before)
 

@@ -27,7 +27,7 @@ from typing import Any
 import groupwise
 from groupwise.errors import GroupwiseError
 
-API_VERSION = 5  # GROUPWISE_API_VERSION of csrc/torch/c_api.h, as are the signatures below
+API_VERSION = 6  # GROUPWISE_API_VERSION of csrc/torch/c_api.h, as are the signatures below
 
 _TEXT = [ctypes.c_char_p, ctypes.c_int64]  # the buffer that a call fills, and its size
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -38,6 +38,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "groupwise_dispatch": (None, [ctypes.c_int32]),
     "groupwise_dispatch_thread": (ctypes.c_int32, [ctypes.c_int32]),
     "groupwise_force": (ctypes.c_char_p, [ctypes.c_char_p]),
+    "groupwise_force_isa": (ctypes.c_int32, [ctypes.c_char_p]),
+    "groupwise_forced_isa": (ctypes.c_char_p, []),
     "groupwise_plan": (ctypes.c_int64, [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, *_TEXT]),
     "groupwise_record_start": (ctypes.c_int64, []),
     "groupwise_record_stop": (ctypes.c_int64, [ctypes.c_int64, *_TEXT]),
@@ -99,6 +101,20 @@ def library() -> ctypes.CDLL:
 def status() -> Status:
     """Returns the state of the native core, which this loads if it can."""
     return _state().status
+
+
+def build() -> dict[str, Any]:
+    """Returns what the library holds: its instruction sets, those that this machine runs, and its table of kernels.
+
+    Raises `GroupwiseError`, with the fix, if there is none.
+    """
+    facts: dict[str, Any] = json.loads(read_text(library().groupwise_build))
+    return facts
+
+
+def runnable() -> tuple[str, ...]:
+    """Returns the instruction sets of the library that this machine runs, the plainest first."""
+    return tuple(build()["runs"])
 
 
 def available() -> bool:

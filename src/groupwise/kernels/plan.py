@@ -20,7 +20,7 @@ from groupwise.spec.cost import layer_and_input
 from groupwise.spec.effective import effective
 from groupwise.spec.legible import Printed
 
-KERNELS = ("planar", "channels", "pytorch")
+KERNELS = ("planar", "narrow", "groups", "dots", "pixels", "pytorch")
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 MEMORY_FORMATS = ("contiguous", "channels_last")
 
@@ -30,7 +30,7 @@ class Plan(Printed):
     """How one convolution, or one gradient of it, is computed. `print()` it for the reasons."""
 
     kernel: str
-    """`planar` (vectors along the width), `channels` (vectors along the channels) or `pytorch` (PyTorch's own)."""
+    """One of `KERNELS`: a kernel of groupwise, or `pytorch`, PyTorch's own."""
     direction: str
     """`forward`, `grad_input` or `grad_weight`. A transposed convolution's forward is a plain one's `grad_input`."""
     memory_format: str
@@ -42,6 +42,13 @@ class Plan(Printed):
     shape: Mapping[str, Any]
     """batch, groups, in_channels and out_channels; input_size, output_size, kernel_size, stride, padding and dilation
     as (height, width). They describe the plain convolution whose `direction` this plan computes."""
+    source: str = "sole"
+    """Who chose the kernel: `measured` (timings of this machine), `table` (records of processors like this one), `model`
+    (a cost model), `forced` (the caller), or `sole`, where only one kernel can run."""
+    evidence: str = ""
+    """What the source says for the kernel."""
+    speedup: float | None = None
+    """How many times as fast as PyTorch's kernel the source expects the kernel to be, if it says so."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Why each other kernel does not run, by its name."""
     tile: str | None = None

@@ -1,0 +1,38 @@
+#include "kernels/table.h"
+#include "kernels/channels_layout.h"
+
+namespace groupwise {
+namespace {
+
+const char* refuses(const Request& r) {
+  const Problem& p = r.problem;
+  const int64_t out = r.direction == Direction::forward ? p.out_channels : p.in_channels;
+  return out >= 8 ? nullptr
+                  : "its vectors along the output channels of a group (of its gradient, the input channels) need 8 of them";
+}
+
+std::unique_ptr<Work> groups(const Request& r) {
+  const Problem& p = r.problem;
+  const int64_t lanes = r.target->lanes;
+  auto work = lay_out_correlations<ChannelsLayout>(
+      r, r.target->correlate_groups,
+      [&](const Correlation& c, int64_t threads, ChannelsLayout* l) {
+        return lay_out_groups(c, p.h.kernel, p.w.kernel, lanes, threads, l);
+      },
+      [](const ChannelsLayout& l) { return l.floats; });
+  if (work)
+    work->facts.tile = std::to_string(12 * lanes / kGroupBlock) + " pixels x " + std::to_string(kGroupBlock) + " channels";
+  return work;
+}
+
+}  // namespace
+
+extern const KernelRow kGroups;
+const KernelRow kGroups{"groups",
+                        "vectors along the output channels of one group, with its weights packed side by side; for groups of 8 "
+                        "channels and more",
+                        {Direction::forward, Direction::grad_input},
+                        refuses,
+                        groups};
+
+}  // namespace groupwise

@@ -1,0 +1,49 @@
+#include "kernels/table.h"
+#include "kernels/narrow/layout.h"
+
+namespace groupwise {
+namespace {
+
+const char* refuses(const Request& r) {
+  const Problem& p = r.problem;
+  const int64_t lanes = r.target->lanes, least = std::max<int64_t>(8, lanes);
+  const bool in_place = r.x_strides.c == 1 && r.y_strides.c == 1, forward = r.direction != Direction::grad_input;
+  const int64_t in = forward ? p.in_channels : p.out_channels, out = forward ? p.out_channels : p.in_channels;
+  if (r.direction != Direction::grad_weight && depthwise(p))
+    return p.groups >= (in_place ? least : 8)
+               ? nullptr
+               : "its vectors along the channels need 8 of them, or a whole vector in channels_last";
+  if (!in_place) return "it reads channels_last tensors, and a contiguous convolution only if it is depthwise";
+  if (p.groups * out < least) return "its vectors along the channels need 8 of them, or a whole vector";
+  if (!lanes_fit(in, out, lanes))
+    return "its vectors hold whole groups of 1, 2 or 4 channels side by side, or channels of one group that fill a vector";
+  return nullptr;
+}
+
+std::unique_ptr<Work> narrow(const Request& r) {
+  const std::string lanes = std::to_string(r.target->lanes);
+  if (r.direction == Direction::grad_weight)
+    return lay_out_grad_weight<GradWeightNarrowLayout>(r, r.target->grad_weight_narrow,
+                                                       "up to 12 sums x " + lanes + " output channels");
+  const Problem& p = r.problem;
+  auto work = lay_out_correlations<ChannelsLayout>(
+      r, r.target->correlate_channels,
+      [&](const Correlation& c, int64_t threads, ChannelsLayout* l) {
+        return lay_out_channels(c, p.h.kernel, p.w.kernel, r.target->lanes, threads, l);
+      },
+      [](const ChannelsLayout& l) { return l.floats; });
+  if (work) work->facts.tile = std::to_string(kPixelTile) + " pixels x " + lanes + " channels";
+  return work;
+}
+
+}  // namespace
+
+extern const KernelRow kNarrow;
+const KernelRow kNarrow{"narrow",
+                        "vectors along the output channels of several groups side by side, read in place from channels_last "
+                        "tensors; for depthwise layers and groups of few channels",
+                        {Direction::forward, Direction::grad_input, Direction::grad_weight},
+                        refuses,
+                        narrow};
+
+}  // namespace groupwise

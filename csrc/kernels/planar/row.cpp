@@ -1,0 +1,42 @@
+#include "kernels/table.h"
+#include "kernels/planar/layout.h"
+
+namespace groupwise {
+namespace {
+
+std::string tile(const Request& r, bool single) {
+  const std::string lanes = std::to_string(r.target->lanes);
+  const Problem& p = r.problem;
+  const bool weight = r.direction == Direction::grad_weight;
+  if (single) return std::to_string(kSingleRows) + " rows x " + lanes + " columns";
+  if ((r.direction == Direction::grad_input ? p.in_channels : p.out_channels) >= 4)
+    return (weight ? "4 output channels x 3 taps x " : "4 output channels x 3 vectors of ") + lanes + " columns";
+  return (weight ? "3 x 4 taps x " : "4 rows x 3 vectors of ") + lanes + " columns";
+}
+
+const char* refuses(const Request&) { return nullptr; }
+
+std::unique_ptr<Work> planar(const Request& r) {
+  if (r.direction == Direction::grad_weight)
+    return lay_out_grad_weight<GradWeightLayout>(r, r.target->grad_weight_planar, tile(r, false));
+  auto work = lay_out_correlations<CorrelationLayout>(
+      r, r.target->correlate_planar,
+      [&](const Correlation& c, int64_t threads, CorrelationLayout* l) { return lay_out(c, r.target->lanes, threads, l); },
+      [](const CorrelationLayout& l) { return l.input_floats + l.output_floats; });
+  if (!work) return nullptr;
+  const auto& [c, l] = work->parts().front();
+  work->facts.tile = tile(r, c.out_channels < 4 && c.in_channels == 1 && takes_single(c.h, c.w.front(), l.block.rows));
+  return work;
+}
+
+}  // namespace
+
+extern const KernelRow kPlanar;
+const KernelRow kPlanar{"planar",
+                        "vectors along the width; an image's rows are copied to zero-padded rows in the cache, so that any "
+                        "format, stride and dilation is read alike",
+                        {Direction::forward, Direction::grad_input, Direction::grad_weight},
+                        refuses,
+                        planar};
+
+}  // namespace groupwise

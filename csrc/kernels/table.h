@@ -1,0 +1,25 @@
+// The table of kernels. Planner, tests, `forced`, `groupwise plan` and the docs enumerate it: a kernel is a folder and a row.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/work.h"
+
+namespace groupwise {
+
+struct KernelRow {
+  const char* name;
+  const char* documentation;  // a sentence: what runs along its vectors, and for which layers it is made
+  std::vector<Direction> directions;
+  // Returns why the kernel cannot compute a request of its directions, or null if it can.
+  const char* (*refuses)(const Request& request);
+  // Returns null if even the smallest block exceeds the scratch.
+  std::unique_ptr<Work> (*lay_out)(const Request& request);
+};
+
+// All kernels of this library, in the order in which they are tried. PyTorch's own, `kPyTorch`, is none of them.
+const std::vector<const KernelRow*>& kernel_table();
+constexpr const char* kPyTorch = "pytorch";
+
+}  // namespace groupwise

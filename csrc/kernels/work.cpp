@@ -1,0 +1,20 @@
+#include "kernels/work.h"
+
+namespace groupwise {
+
+void add_parts(const GradWeight& work, const float* parts, int64_t count) {
+  const Problem& p = work.problem;
+  const WeightStrides& s = work.weight_strides;
+  const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
+  for (int64_t g = 0; g < p.groups; g++)
+    for (int64_t o = 0; o < p.out_channels; o++)
+      for (int64_t c = 0; c < p.in_channels; c++)
+        for (int64_t kh = 0; kh < p.h.kernel; kh++)
+          for (int64_t kw = 0; kw < p.w.kernel; kw++, parts++) {
+            float sum = 0.0f;
+            for (int64_t part = 0; part < count; part++) sum += parts[part * floats];
+            work.grad_weight[g * s.group + o * s.o + c * s.c + kh * s.h + kw * s.w] = sum;
+          }
+}
+
+}  // namespace groupwise

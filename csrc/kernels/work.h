@@ -1,0 +1,138 @@
+// What one kernel runs for a request: laid out once, then run with any tensors of its shapes, without a decision.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/layout.h"
+#include "request.h"
+#include "run.h"
+
+namespace groupwise {
+
+// The names are those of the forward convolution. The direction decides which of x, w and y is written. Each is contiguous
+// along its width or along its channels, and has any other strides.
+struct Tensors {
+  float* x;
+  float* y;
+  float* w;
+  const float* bias;  // for a forward, plain or transposed (which is a grad_input); or null
+};
+
+// What a plan prints. A grad_input is described by the one of its correlations that needs the most scratch.
+struct Facts {
+  std::string tile;
+  Block block;
+  int64_t tasks, floats;  // of scratch, a thread
+};
+
+class Work {
+ public:
+  virtual ~Work() = default;
+  virtual void run(const Tensors& tensors, ParallelFor parallel_for) const = 0;
+  Facts facts{};
+};
+
+// Correlations, each with its layout: a forward, or the phases of a grad_input.
+template <class Layout>
+class CorrelationWork : public Work {
+ public:
+  using Run = void (*)(const Correlation&, const Layout&, int64_t begin, int64_t end, float* scratch);
+
+  CorrelationWork(const Request& r, Run run)
+      : run_(run), forward_(r.direction == Direction::forward), threads_(threads_worth(r)) {}
+
+  int64_t threads() const { return threads_; }
+  const std::vector<std::pair<Correlation, Layout>>& parts() const { return parts_; }
+
+  void add(const Correlation& c, const Layout& layout, int64_t floats) {
+    if (parts_.empty() || floats > facts.floats) {
+      facts.block = layout.block;
+      facts.tasks = layout.tasks(c);
+      facts.floats = floats;
+    }
+    parts_.emplace_back(c, layout);
+  }
+
+  void run(const Tensors& t, ParallelFor parallel_for) const override {
+    for (const auto& [shape, layout] : parts_) {
+      Correlation c = shape;
+      c.input = forward_ ? t.x : t.y;
+      c.output = forward_ ? t.y : t.x;
+      c.weight = t.w;
+      c.bias = t.bias;
+      run_tasks(layout.tasks(c), threads_ > 1, parallel_for,
+                [&](int64_t begin, int64_t end) { run_(c, layout, begin, end, scratch()); });
+    }
+  }
+
+ private:
+  Run run_;
+  bool forward_;
+  int64_t threads_;
+  std::vector<std::pair<Correlation, Layout>> parts_;
+};
+
+// Sums the parts of a weight's gradient in their order, so that the result has the same bits on every run.
+void add_parts(const GradWeight& work, const float* parts, int64_t count);
+
+// A weight's gradient and its layout.
+template <class Layout>
+class GradWeightWork : public Work {
+ public:
+  using Run = void (*)(const GradWeight&, const Layout&, int64_t begin, int64_t end, float* scratch, float* parts);
+
+  GradWeightWork(const Request& r, const GradWeight& work, Run run, const Layout& layout)
+      : run_(run), threaded_(threads_worth(r) > 1), work_(work), layout_(layout) {
+    facts.block = layout.block;
+    facts.tasks = layout.tasks(work.problem);
+    facts.floats = layout.floats;
+  }
+
+  void run(const Tensors& t, ParallelFor parallel_for) const override {
+    GradWeight work = work_;
+    work.input = t.x;
+    work.grad_output = t.y;
+    work.grad_weight = t.w;
+    const Problem& p = work.problem;
+    const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
+    std::vector<float> parts(layout_.parts > 1 ? layout_.parts * floats : 0);
+    run_tasks(layout_.tasks(p), threaded_, parallel_for,
+              [&](int64_t begin, int64_t end) { run_(work, layout_, begin, end, scratch(), parts.data()); });
+    if (layout_.parts > 1) add_parts(work, parts.data(), layout_.parts);
+  }
+
+ private:
+  Run run_;
+  bool threaded_;
+  GradWeight work_;
+  Layout layout_;
+};
+
+// Lays out each correlation of a request by lay_out(correlation, threads, &layout), which returns whether its smallest block
+// fits the scratch, and `floats` returns how much of it a layout takes. Null if one does not fit.
+template <class Layout, class LayOut, class Floats>
+std::unique_ptr<CorrelationWork<Layout>> lay_out_correlations(const Request& r, typename CorrelationWork<Layout>::Run run,
+                                                              LayOut&& lay_out, Floats&& floats) {
+  auto work = std::make_unique<CorrelationWork<Layout>>(r, run);
+  for (const Correlation& c : correlations_of(r)) {
+    Layout layout;
+    if (!lay_out(c, work->threads(), &layout)) return nullptr;
+    work->add(c, layout, floats(layout));
+  }
+  return work;
+}
+
+template <class Layout>
+std::unique_ptr<Work> lay_out_grad_weight(const Request& r, typename GradWeightWork<Layout>::Run run, std::string tile) {
+  const GradWeight work = grad_weight_of(r);
+  Layout layout;
+  if (!lay_out(work, r.target->lanes, threads_worth(r), &layout)) return nullptr;
+  auto made = std::make_unique<GradWeightWork<Layout>>(r, work, run, layout);
+  made->facts.tile = std::move(tile);
+  return made;
+}
+
+}  // namespace groupwise

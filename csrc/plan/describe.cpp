@@ -1,0 +1,40 @@
+#include "plan/plan.h"
+
+namespace groupwise {
+namespace {
+
+std::string number(const char* key, int64_t value) { return std::string("\"") + key + "\": " + std::to_string(value); }
+std::string quoted(const char* key, const std::string& value) { return std::string("\"") + key + "\": \"" + value + "\""; }
+std::string pair(const char* key, int64_t h, int64_t w) {
+  return std::string("\"") + key + "\": [" + std::to_string(h) + ", " + std::to_string(w) + "]";
+}
+
+}  // namespace
+
+std::string describe(const Plan& plan) {
+  const Request& r = plan.request;
+  const Problem& p = r.problem;
+  std::string json =
+      "{" + quoted("kernel", plan.name()) + ", " + quoted("direction", kDirectionNames[static_cast<int>(r.direction)]) + ", " +
+      quoted("isa", r.target->isa) + ", " + number("threads", plan.kernel ? threads_worth(r) : r.threads) + ", " +
+      quoted("memory_format", r.channels_last ? "channels_last" : "contiguous") + ", " + number("batch", p.batch) + ", " +
+      number("groups", p.groups) + ", " + number("in_channels", p.groups * p.in_channels) + ", " +
+      number("out_channels", p.groups * p.out_channels) + ", " + pair("input_size", p.h.in, p.w.in) + ", " +
+      pair("output_size", p.h.out, p.w.out) + ", " + pair("kernel_size", p.h.kernel, p.w.kernel) + ", " +
+      pair("stride", p.h.stride, p.w.stride) + ", " + pair("padding", p.h.pad, p.w.pad) + ", " +
+      pair("dilation", p.h.dilation, p.w.dilation) + ", " + quoted("source", kSourceNames[static_cast<int>(plan.source)]) +
+      ", " + quoted("evidence", plan.evidence);
+  if (plan.speedup > 0) json += ", \"speedup\": " + std::to_string(plan.speedup);
+  if (plan.work) {
+    const Facts& f = plan.work->facts;
+    json += ", " + quoted("tile", f.tile) + ", \"block\": {" + number("rows", f.block.rows) + ", " +
+            number("columns", f.block.columns) + ", " + number("groups", f.block.groups) + "}, " + number("tasks", f.tasks) +
+            ", " + number("scratch_bytes", f.floats * 4);
+  }
+  json += ", \"refused\": {";
+  for (size_t i = 0; i < plan.refused.size(); i++)
+    json += (i > 0 ? ", " : "") + quoted(plan.refused[i].first, plan.refused[i].second);
+  return json + "}}";
+}
+
+}  // namespace groupwise

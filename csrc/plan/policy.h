@@ -1,0 +1,43 @@
+// Who decides which kernel runs, from what was measured: on this machine, else on this class of processors, else by a model.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/table.h"
+
+namespace groupwise {
+
+// `sole`: there is one kernel that can run, PyTorch's or one of ours. `forced`: it was asked for. The others are in the order
+// in which they are asked.
+enum class Source { sole, forced, measured, table, model };
+constexpr const char* kSourceNames[] = {"sole", "forced", "measured", "table", "model"};
+
+struct Candidate {
+  const KernelRow* kernel;
+  std::shared_ptr<const Work> work;
+};
+
+// How many times as fast as PyTorch's kernel a candidate is: as expected, and at least so (of ten layers like this, nine). Both
+// are the same if it was measured. `why` is what a plan says of it.
+struct Speedup {
+  double middle, low;
+  std::string why;
+};
+
+struct Judgement {
+  Source source;
+  std::vector<Speedup> speedups;  // of each candidate
+  // A kernel of ours runs if its low speedup is at least this.
+  double least;
+};
+
+// Judges the candidates by the first source that knows of the request.
+Judgement judge(const Request& request, const std::vector<Candidate>& candidates);
+
+// Rises whenever a source learns something, which makes plans out of date.
+int64_t policy_epoch();
+void policy_changed();
+
+}  // namespace groupwise

@@ -1,0 +1,51 @@
+// What is asked for: one direction of one convolution of tensors with given strides, on so many threads of a target.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "problem.h"
+#include "targets/isa.h"
+
+namespace groupwise {
+
+constexpr const char* kDirectionNames[] = {"forward", "grad_input", "grad_weight"};
+
+struct Request {
+  Direction direction;
+  Problem problem;
+  bool channels_last;
+  bool float32;
+  int64_t threads;
+  int64_t dimensions;
+  Strides x_strides, y_strides;  // as the kernels read and write them (`meaningful`)
+  WeightStrides w_strides;
+  bool transposed = false;  // a grad_input that is a transposed convolution's forward
+  const Kernels* target = &kernels();
+  bool operator==(const Request&) const = default;
+};
+
+// The largest stride, padding, dilation or kernel, and the largest size: beyond all published networks.
+constexpr int64_t kMostExtent = 1024, kMostSize = int64_t{1} << 24;
+// The most phases of a grad_input (its strides' product), each of which is laid out once a plan.
+constexpr int64_t kMostPhases = 1024;
+
+// Returns the request as text that tells all that a plan depends on but the target: what was measured is kept by it.
+std::string key_of(const Request& request);
+
+struct RequestHash {
+  size_t operator()(const Request& request) const;
+};
+
+// Returns the multiply-accumulates of the convolution, those on padding among them.
+int64_t products_of(const Problem& problem);
+
+// Returns how many threads compute: all, or one for little work.
+int64_t threads_worth(const Request& request);
+
+// Returns the correlations that compute a request, without their tensors: one for a forward, and one for each phase of the
+// height for a grad_input.
+std::vector<Correlation> correlations_of(const Request& request);
+GradWeight grad_weight_of(const Request& request);
+
+}  // namespace groupwise
