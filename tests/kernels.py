@@ -9,9 +9,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from groupwise.kernels import dispatch, native
+from groupwise.kernels.plan import KERNELS
 from groupwise.profile import report as reporting
 from groupwise.profile import verify as checking
 
+# The kernels of groupwise, and the instruction sets of this machine.
+OURS = [name for name in KERNELS if name != "pytorch"]
+ISAS = native.runnable() if native.status().problem is None else ()
 needs_kernels = pytest.mark.skipif(native.status().problem is not None, reason=str(native.status().problem))
 
 

@@ -10,11 +10,11 @@ import accuracy
 from accuracy import check, check_values, oracle, step
 from cases import layer_of
 from groupwise import ConvSpec
-from kernels import needs_kernels
+from kernels import OURS, needs_kernels
 
 
 @needs_kernels
-@pytest.mark.parametrize("kernel", ["planar", "channels"])
+@pytest.mark.parametrize("kernel", OURS)
 def test_products_that_cancel_stay_within_the_bound(kernel):
     # One output of 38 products: relative to it, an error may be of any size.
     spec = ConvSpec(19, 1, 2, 2, 1, 2, 1, padding_mode="reflect", dims=1)
@@ -132,7 +132,7 @@ def test_the_oracle_is_right_where_pytorch_is_not():
 
 @needs_kernels
 @pytest.mark.parametrize("groups", [2, 8])
-@pytest.mark.parametrize("kernel", ["", "planar", "channels"])
+@pytest.mark.parametrize("kernel", ["", *OURS])
 def test_unbatched_channels_last_layers(kernel, groups):
     layer = torch.nn.Conv2d(8, 8, 3, padding=1, groups=groups).to(memory_format=torch.channels_last)
     source = torch.randn(1, 8, 6, 7).contiguous(memory_format=torch.channels_last)[0]

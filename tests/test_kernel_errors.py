@@ -13,8 +13,8 @@ from accuracy import UNIT, check, depths, oracle, runs_of, step
 from cases import layer_of
 from groupwise import ConvSpec, record_plans
 from groupwise.kernels.dispatch import forced
-from kernels import needs_kernels
-from test_kernels import FORMATS, OURS
+from kernels import OURS, needs_kernels
+from test_kernels import FORMATS
 
 pytestmark = needs_kernels
 
@@ -122,13 +122,14 @@ def test_the_depth_of_a_sum_is_seen():
 @pytest.mark.parametrize("memory_format", list(FORMATS))
 def test_long_sums_are_made_in_runs(memory_format):
     # Per output 4800 products of few output channels and many, which no kernel may add up one after the other.
+    ran = set()
     for out_channels in (8, 11, 24):
         layer = torch.nn.Conv2d(960, 2 * out_channels, (5, 2), padding=(2, 1), groups=2)
         layer = layer.to(memory_format=FORMATS[memory_format])
         source = torch.randn(1, 960, 9, 8).contiguous(memory_format=FORMATS[memory_format])
         for kernel in OURS:
-            plans = check(layer, source, torch.randn(1, 2 * out_channels, 9, 9), kernel)
-            assert {p.kernel for p in plans} == {kernel}
+            ran |= {p.kernel for p in check(layer, source, torch.randn(1, 2 * out_channels, 9, 9), kernel)}
+    assert ran - {"pytorch"} == (set(OURS) if memory_format == "channels_last" else {"planar", "groups", "pixels"})
 
 
 @pytest.mark.parametrize("values", [torch.abs, torch.relu], ids=["abs", "relu"])

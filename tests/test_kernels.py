@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,14 +12,22 @@ from hypothesis import strategies as st
 
 from accuracy import check, oracle, poisoned, step, threads
 from cases import layer_of, specs
-from groupwise import ConvSpec, plan, record_plans
+from groupwise import ConvSpec, GroupwiseError, plan, record_plans
 from groupwise.kernels import native
 from groupwise.kernels.dispatch import forced
-from groupwise.kernels.plan import DIRECTIONS, KERNELS
-from kernels import needs_kernels
+from groupwise.kernels.plan import DIRECTIONS
+from kernels import ISAS, OURS, needs_kernels
 
 pytestmark = needs_kernels
-OURS = [name for name in KERNELS if name != "pytorch"]
+
+
+@pytest.fixture(params=ISAS, autouse=True)
+def isa(request):
+    """Every test runs with each instruction set of this machine."""
+    with forced(isa=request.param):
+        yield request.param
+
+
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -91,7 +95,7 @@ def permute_weight(layer):
 
 
 @pytest.mark.parametrize("kernel", ["", *OURS])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     case=cases(),
     memory_format=st.sampled_from(list(FORMATS)),
@@ -179,15 +183,14 @@ def test_layers_of_every_kind(spec, size, memory_format, workers):
 
 
 def test_dot_products_run_where_the_weight_lies_so_that_they_can():
-    layer = torch.nn.Conv2d(64, 64, 3, padding=1, groups=2)
-    tiles = {}
+    refused = {}
+    wide = layer_of(ConvSpec(416, 404, (2, 3), padding=1, dilation=2, groups=2), torch.float32)
+    source = torch.randn(2, 416, 5, 6).contiguous(memory_format=torch.channels_last)
     for weight, memory_format in FORMATS.items():
-        told = plan(layer.to(memory_format=memory_format), (1, 64, 7, 7), memory_format="channels_last")
-        tiles[weight] = told.tile.split()[-2:]
-        wide = layer_of(ConvSpec(400, 404, (2, 3), padding=1, dilation=2, groups=2), torch.float32)
-        source = torch.randn(2, 400, 5, 6).contiguous(memory_format=torch.channels_last)
-        check(wide.to(memory_format=memory_format), source, torch.randn(2, 404, 5, 4), "channels")
-    assert tiles == {"contiguous": ["16", "channels"], "channels_last": ["input", "channels"]}
+        plans = check(wide.to(memory_format=memory_format), source, torch.randn(2, 404, 5, 4), "dots")
+        refused[weight] = plans[0].refused.get("dots", "")
+    assert refused["channels_last"] == ""
+    assert refused["contiguous"].endswith("side by side in the tensors and the weight (channels_last)")
 
 
 @pytest.mark.parametrize("kernel", ["", *OURS])
@@ -204,7 +207,7 @@ def test_weights_that_lie_as_other_frameworks_lay_them(stride, transposed, kerne
 def test_dot_products_of_a_long_row_of_taps():
     layer = torch.nn.Conv2d(512, 512, (1, 31), padding=(0, 15), groups=2).to(memory_format=torch.channels_last)
     source = torch.randn(1, 512, 7, 7).contiguous(memory_format=torch.channels_last)
-    plans = check(layer, source, torch.randn(1, 512, 7, 7))
+    plans = check(layer, source, torch.randn(1, 512, 7, 7), "dots")
     assert plans[0].tile.endswith("input channels")
 
 
@@ -217,7 +220,7 @@ def test_outputs_that_see_padding_alone(groups, memory_format):
     grad = torch.randn(1, 16, 5, 9)
     exact = oracle(layer, source, grad)
     # PyTorch's kernels now and then read outside their tensors here, so the planner's own choice is never theirs.
-    for kernel in ("", *OURS):
+    for kernel in ("", "planar"):
         with forced(True, kernel), poisoned(), record_plans() as plans:
             ours = step(layer, source, grad)
         assert {p.kernel for p in plans} <= set(OURS)
@@ -233,15 +236,18 @@ def test_a_gradient_whose_remainders_of_the_stride_differ_in_scratch(dilation):
         check(layer_of(spec, torch.float32), source, torch.randn(1, 8, *spec.output_size((270, 262))), kernel)
 
 
-def test_every_kernel_runs_in_every_direction():
-    seen = set()
+def test_every_kernel_runs_in_each_of_its_directions():
+    seen, layers = set(), [torch.nn.Conv2d(32, 32, 3, padding=1, groups=groups) for groups in (32, 2, 2)]
     for kernel in OURS:
         for memory_format in FORMATS.values():
-            layer = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
-            source = torch.randn(1, 16, 9, 9).contiguous(memory_format=memory_format)
-            for p in check(layer, source, torch.randn(1, 16, 9, 9), kernel):
-                seen.add((p.kernel, p.direction, p.memory_format))
-    assert seen == {(kernel, d, memory_format) for kernel in OURS for d in DIRECTIONS for memory_format in FORMATS}
+            for n, layer in enumerate(layers):
+                source = torch.randn(1, 32, 9, 9).contiguous(memory_format=memory_format)
+                layer.to(memory_format=memory_format)
+                if n == 2:
+                    permute_weight(layer)
+                plans = check(layer, source, torch.randn(1, 32, 9, 9), kernel)
+                seen |= {(p.kernel, p.direction) for p in plans if p.kernel != "pytorch"}
+    assert seen == {(row["name"], direction) for row in native.build()["kernels"] for direction in row["directions"]}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -316,15 +322,10 @@ def test_pytorchs_own_modules():
     assert count > 10
 
 
-@pytest.mark.skipif("GROUPWISE_ISA" in os.environ, reason="this is such a run")
-@pytest.mark.parametrize("isa", [isa for isa in native.status().isas if isa != native.status().isa])
-def test_every_other_instruction_set(isa):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(pathlib.Path(__file__))]
-    run = subprocess.run(command, env={**os.environ, "GROUPWISE_ISA": isa}, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout[-3000:]
-
-
-def test_the_instruction_set_in_use_is_the_one_asked_for():
-    wanted = os.environ.get("GROUPWISE_ISA")
-    assert wanted in (None, native.status().isa)
-    assert plan(ConvSpec(8, 8, 3, groups=8), (1, 8, 9, 9)).isa == native.status().isa
+def test_the_instruction_set_is_the_one_asked_for(isa):
+    assert plan(ConvSpec(8, 8, 3, groups=8), (1, 8, 9, 9)).isa == isa
+    with forced(isa=ISAS[0]):
+        assert plan(ConvSpec(8, 8, 3, groups=8), (1, 8, 9, 9)).isa == ISAS[0]
+    assert plan(ConvSpec(8, 8, 3, groups=8), (1, 8, 9, 9)).isa == isa
+    with pytest.raises(GroupwiseError, match="isa='sse9' is not known; choose one of: baseline"), forced(isa="sse9"):
+        pass

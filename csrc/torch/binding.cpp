@@ -133,20 +133,19 @@ Strides read_strides(const Tensor& t, const Call& call, bool x) {
   return readable(s, call) ? s : new_strides(call, x);
 }
 
-// A depthwise weight is read as contiguous, because the stride of its single input channel says nothing.
-WeightStrides weight_strides(const Tensor& w, const Call& call) {
-  if (depthwise(call.problem)) return dense_weight_strides(call.problem, false);
+WeightStrides strides_of_weight(const Tensor& w, const Call& call) {
   const at::IntArrayRef s = w.strides();
   return {call.problem.out_channels * s[0], s[0], s[1], s.size() == 3 ? w.sizes()[2] * s[2] : s[2], s.back()};
 }
 
-// Tells whether a weight's gradient gets the weight's own strides, as an optimizer and DistributedDataParallel expect it. Those
-// of a depthwise weight are the contiguous ones, if its elements lie so.
-bool keeps_strides(const Tensor& w, const Call& call) {
-  return depthwise(call.problem) ? w.is_contiguous() : w.is_non_overlapping_and_dense();
+// A depthwise weight is read as contiguous, because the stride of its single input channel says nothing.
+WeightStrides weight_strides(const Tensor& w, const Call& call) {
+  return depthwise(call.problem) ? dense_weight_strides(call.problem, false) : strides_of_weight(w, call);
 }
+
+// A weight's gradient gets the weight's own strides, as optimizers and DistributedDataParallel expect it, if these leave no gap.
 WeightStrides gradient_strides(const Tensor& w, const Call& call) {
-  return keeps_strides(w, call) ? weight_strides(w, call) : dense_weight_strides(call.problem, false);
+  return w.is_non_overlapping_and_dense() ? strides_of_weight(w, call) : dense_weight_strides(call.problem, false);
 }
 
 // Allocates a new x, or y, in the call's format.
@@ -196,8 +195,9 @@ Tensor correlate(const Call& call, const Plan& plan, const Tensor& read, const T
 
 Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Tensor& y, const Tensor& weight) {
   const Tensor from = as_read(x, call), grad = as_read(y, call);
-  const Tensor to = keeps_strides(weight, call) ? at::empty_strided(weight.sizes(), weight.strides(), weight.options())
-                                                : at::empty(weight.sizes(), weight.options());
+  const Tensor to = weight.is_non_overlapping_and_dense()
+                        ? at::empty_strided(weight.sizes(), weight.strides(), weight.options())
+                        : at::empty(weight.sizes(), weight.options());
   Tensors t{};
   t.x = const_cast<float*>(from.const_data_ptr<float>());
   t.y = const_cast<float*>(grad.const_data_ptr<float>());

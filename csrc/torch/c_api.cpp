@@ -76,7 +76,8 @@ int64_t groupwise_plan(const int64_t* n, const char* dtype, char* text, int64_t 
   };
   request.x_strides = strides(n[2], request.problem.h.in, request.problem.w.in);
   request.y_strides = strides(n[3], request.problem.h.out, request.problem.w.out);
-  request.w_strides = groupwise::dense_weight_strides(request.problem, n[20] != 0);
+  // The binding reads a depthwise weight as contiguous.
+  request.w_strides = groupwise::dense_weight_strides(request.problem, n[20] != 0 && !groupwise::depthwise(request.problem));
   request.transposed = n[21] != 0;
   request.float32 = std::strcmp(dtype, "float32") == 0;
   return give(groupwise::describe(*groupwise::plan_of(request, groupwise::forced())), text, size);

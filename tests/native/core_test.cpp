@@ -150,14 +150,15 @@ bool test_one(Ran* ran) {
   if (pick({0, 1})) p.in_channels = p.out_channels = 1;
   if (p.h.out < 1 || p.w.out < 1) return true;
   const bool channels_last = pick({0, 1}), two = pick({0, 1});
-  // The binding makes depthwise weights contiguous.
-  const WeightStrides ws = depthwise(p) ? dense_weight_strides(p, false) : random_weight_strides(p);
+  // The binding makes depthwise weights contiguous, and their gradients as the weights are.
+  const WeightStrides any = random_weight_strides(p);
   const Strides xs = strides(p.groups * p.in_channels, p.h, p.w, true, channels_last);
   const Strides ys = strides(p.groups * p.out_channels, p.h, p.w, false, channels_last);
   const int64_t sizes[3] = {p.batch * p.groups * p.in_channels * p.h.in * p.w.in,
                             p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel,
                             p.batch * p.groups * p.out_channels * p.h.out * p.w.out};
   for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
+    const WeightStrides ws = depthwise(p) && direction != Direction::grad_weight ? dense_weight_strides(p, false) : any;
     Request r{direction, p, channels_last, true, two ? 2 : 1, 2, xs, ys, ws};
     for (const KernelRow* kernel : kernel_table()) {
       const std::shared_ptr<const Plan> plan = plan_of(r, kernel->name);
