@@ -313,26 +313,29 @@ def test_data_parallel(tmp_path):
 def test_a_forced_kernel_is_that_of_the_innermost_block():
     depthwise = torch.nn.Conv2d(16, 16, 3, groups=16)
     with record_plans() as plans, dispatch.forced(True, "planar"):
-        with dispatch.forced(True, "channels"):
+        with dispatch.forced(True, "narrow"):
             depthwise(source())
         depthwise(source())
-    assert kernels(plans) == ["channels", "planar"]
+    assert kernels(plans) == ["narrow", "planar"]
 
 
-@pytest.mark.parametrize("name", ["plannar", "Planar", " ", "groups", None, 3])
+@pytest.mark.parametrize("name", ["plannar", "Planar", " ", "group", None, 3])
 def test_an_unknown_kernel_is_refused(name):
-    message = "kernel=.* is not known; choose one of: planar, channels, pytorch"
+    message = "kernel=.* is not known; choose one of: planar, narrow, groups, dots, pixels, pytorch"
     with pytest.raises(GroupwiseError, match=message), dispatch.forced(True, name):
         pytest.fail("the block ran")
     assert not dispatched(), "an error leaves nothing forced"
 
 
 def test_every_kernel_can_be_forced():
-    depthwise = torch.nn.Conv2d(16, 16, 3, groups=16)
+    depthwise, wide = (
+        torch.nn.Conv2d(16, 16, 3, groups=groups).to(memory_format=torch.channels_last) for groups in (16, 1)
+    )
     for name in dispatch.KERNELS:
+        layer = wide if name in ("groups", "dots") else depthwise
         with record_plans() as plans, dispatch.forced(True, name):
-            depthwise(source())
-        assert kernels(plans) == [name]
+            layer(source().requires_grad_()).sum().backward()
+        assert name in kernels(plans)
 
 
 LAYERS = [

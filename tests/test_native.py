@@ -38,7 +38,7 @@ static int64_t fill(const char* from, char* text, int64_t size) {
   return needed;
 }
 #ifndef API
-#define API 5
+#define API 6
 #endif
 int32_t groupwise_api_version(void) { return API; }
 int64_t groupwise_build(char* text, int64_t size) { return fill("{\"torch\": \"2.13.0\"}", text, size); }
@@ -51,6 +51,16 @@ void groupwise_register(void) {}
 void groupwise_dispatch(int32_t on) { (void)on; }
 int32_t groupwise_dispatch_thread(int32_t state) { return -state; }
 const char* groupwise_force(const char* kernel) { return kernel; }
+void groupwise_tune(double calls, const char* path) { (void)calls, (void)path; }
+void groupwise_remember(const char* i, const char* r, const char* k, const double* s, int64_t n) {
+  (void)i, (void)r, (void)k, (void)s, (void)n;
+}
+void groupwise_forget(void) {}
+void groupwise_policy_changed(void) {}
+int64_t groupwise_measured(char* text, int64_t size) { return fill("{}", text, size); }
+void groupwise_clock(double (*clock)(void)) { (void)clock; }
+int32_t groupwise_force_isa(const char* isa) { return isa != 0; }
+const char* groupwise_forced_isa(void) { return ""; }
 int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size) {
   return fill(numbers[2] == -3 && strcmp(dtype, "float32") == 0 ? "é" : "wrong", text, size);
 }
@@ -118,10 +128,20 @@ def test_the_signatures_are_those_of_the_header():
         "char*": ctypes.c_char_p,
         "const char*": ctypes.c_char_p,
         "const int64_t*": ctypes.POINTER(ctypes.c_int64),
+        "const double*": ctypes.POINTER(ctypes.c_double),
+        "double": ctypes.c_double,
+        "double (*clock)()": native.CLOCK,
     }
     header = (ROOT / "csrc" / "torch" / "c_api.h").read_text()
     declared = {
-        name: (types[result], [types[re.sub(r" ?\w+$", "", word.strip())] for word in words.split(",") if word])
+        name: (
+            types[result],
+            [
+                types.get(word.strip()) or types[re.sub(r" ?\w+$", "", word.strip())]
+                for word in words.split(",")
+                if word
+            ],
+        )
         for result, name, words in re.findall(r"^GROUPWISE_API ([\w ]+\*?) (\w+)\((.*)\);", header, re.M)
     }
     assert len(declared) == header.count("\nGROUPWISE_API ")
@@ -180,7 +200,7 @@ def test_a_library_for_another_torch_is_never_opened(folder):
 def test_a_library_of_another_interface_is_never_opened(folder):
     record(folder, api=4)
     (folder / "_native.so").write_text("whoever opens this fails otherwise")
-    refused("of another version of groupwise .interface 4, and this one has 5.; rebuild it: REBUILD")
+    refused("of another version of groupwise .interface 4, and this one has 6.; rebuild it: REBUILD")
 
 
 def test_a_library_that_does_not_load(folder):
@@ -272,7 +292,7 @@ def test_an_instruction_set_that_cannot_run(folder, stub, monkeypatch):
 
 @pytest.mark.parametrize(
     ("definition", "message"),
-    [("API=7", "interface 7, and this one has 5"), ("NO_RECORDING", "cannot be loaded: .*groupwise_record_start")],
+    [("API=7", "interface 7, and this one has 6"), ("NO_RECORDING", "cannot be loaded: .*groupwise_record_start")],
 )
 def test_a_library_that_is_not_what_its_record_says(folder, stub, definition, message):
     stub(folder, definition)

@@ -5,8 +5,6 @@
 #include <mutex>
 #include <unordered_map>
 
-#include "plan/policy.h"
-
 namespace groupwise {
 namespace {
 
@@ -28,21 +26,15 @@ Memory& memory() {
 }  // namespace
 
 void remember(const std::string& isa, const std::string& key, const Timings& timings) {
-  {
-    const std::lock_guard<std::mutex> lock(memory().mutex);
-    memory().timings[isa + " " + key] = timings;
-  }
-  policy_changed();
+  const std::lock_guard<std::mutex> lock(memory().mutex);
+  memory().timings[isa + " " + key] = timings;
 }
 
 void remember(const Request& request, const Timings& timings) { remember(request.target->isa, key_of(request), timings); }
 
 void forget_all() {
-  {
-    const std::lock_guard<std::mutex> lock(memory().mutex);
-    memory().timings.clear();
-  }
-  policy_changed();
+  const std::lock_guard<std::mutex> lock(memory().mutex);
+  memory().timings.clear();
 }
 
 std::optional<Timings> remembered(const Request& request) {

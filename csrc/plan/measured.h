@@ -13,7 +13,7 @@ namespace groupwise {
 // Kernel -> seconds of one call; PyTorch's is among them.
 using Timings = std::vector<std::pair<std::string, double>>;
 
-// Remembers what was measured, in place of what was measured before.
+// Remembers what was measured, in place of what was measured before. Plans that were made before stay as they are.
 void remember(const Request& request, const Timings& timings);
 void remember(const std::string& isa, const std::string& key, const Timings& timings);
 void forget_all();

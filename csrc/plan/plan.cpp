@@ -96,6 +96,16 @@ struct KeyHash {
   size_t operator()(const Key& key) const { return RequestHash()(key.request) ^ std::hash<std::string>()(key.forced); }
 };
 
+using Plans = std::unordered_map<Key, std::shared_ptr<const Plan>, KeyHash>;
+
+// Each thread has plans of its own, so that a planned call neither locks nor waits, and a fork inherits no locked table.
+Plans& plans() {
+  thread_local Plans plans;
+  thread_local int64_t epoch = 0;
+  if (epoch != policy_epoch() || plans.size() >= kMostPlans) plans.clear(), epoch = policy_epoch();
+  return plans;
+}
+
 }  // namespace
 
 std::vector<Candidate> candidates_of(const Request& r, std::vector<std::pair<const char*, std::string>>* refused) {
@@ -115,20 +125,21 @@ std::vector<Candidate> candidates_of(const Request& r, std::vector<std::pair<con
 }
 
 std::shared_ptr<const Plan> plan_of(const Request& request, const std::string& forced) {
-  // Each thread has plans of its own, so that a planned call neither locks nor waits, and a fork inherits no locked table.
-  thread_local std::unordered_map<Key, std::shared_ptr<const Plan>, KeyHash> plans;
-  thread_local int64_t epoch = 0;
-  if (epoch != policy_epoch() || plans.size() >= kMostPlans) plans.clear(), epoch = policy_epoch();
-  auto [at, missing] = plans.try_emplace(Key{request, forced});
+  auto [at, missing] = plans().try_emplace(Key{request, forced});
   if (missing) {
     try {
       at->second = make(request, forced);
     } catch (...) {
-      plans.erase(at);
+      plans().erase(at);
       throw;
     }
   }
   return at->second;
+}
+
+std::shared_ptr<const Plan> plan_again(const Request& request) {
+  plans().erase(Key{request, ""});
+  return plan_of(request, "");
 }
 
 }  // namespace groupwise

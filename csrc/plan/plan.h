@@ -26,6 +26,9 @@ struct Plan {
 // Returns the plan of a request, which this thread keeps. `forced` is the one kernel that may run; "" leaves the choice.
 std::shared_ptr<const Plan> plan_of(const Request& request, const std::string& forced);
 
+// Makes the plan of a request anew, for this thread, from what is known now.
+std::shared_ptr<const Plan> plan_again(const Request& request);
+
 // The kernels of ours that can run a request, each laid out; none for what no kernel supports. `refused` gets why the others
 // cannot.
 std::vector<Candidate> candidates_of(const Request& request, std::vector<std::pair<const char*, std::string>>* refused);

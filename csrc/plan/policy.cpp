@@ -10,6 +10,9 @@ namespace {
 
 std::atomic<int64_t> epoch{0};
 
+// Timings of a few calls vary by so much: a kernel of ours that was measured to be no faster than this leaves PyTorch's.
+constexpr double kTie = 0.03;
+
 std::string times(double factor) {
   char text[32];
   std::snprintf(text, sizeof text, factor < 10 ? "%.2fx" : "%.0fx", factor);
@@ -29,12 +32,14 @@ bool judge_measured(const Request& request, const std::vector<Candidate>& candid
   if (!(pytorch > 0)) return false;
   for (const Candidate& c : candidates) {
     const double own = seconds(c.kernel->name);
-    if (!(own > 0)) return false;
-    judgement->speedups.push_back(
-        {pytorch / own, pytorch / own, times(pytorch / own) + " PyTorch's speed, measured on this machine"});
+    if (own > 0) {
+      judgement->speedups.push_back({pytorch / own, pytorch / own, times(pytorch / own) + " PyTorch's speed, measured here"});
+    } else {
+      judgement->speedups.push_back({0, 0, "not measured here within the budget"});
+    }
   }
   judgement->source = Source::measured;
-  judgement->least = 1;
+  judgement->least = 1 + kTie;
   return true;
 }
 

@@ -14,6 +14,7 @@
 
 #include "torch/c_api.h"
 #include "torch/switches.h"
+#include "torch/tuning.h"
 #include "plan/recording.h"
 #include "plan/plan.h"
 #include "run.h"
@@ -170,9 +171,7 @@ std::shared_ptr<const Plan> decide(const Call& call, Direction direction, const 
                         y ? read_strides(*y, call, false) : new_strides(call, false),
                         direction == Direction::grad_weight ? gradient_strides(weight, call) : weight_strides(weight, call),
                         call.transposed};
-  std::shared_ptr<const Plan> plan = plan_of(request, forced());
-  record(plan);
-  return plan;
+  return plan_of(request, forced());
 }
 
 // Runs a forward, which reads x and returns y, or a grad_input, which reads y and returns x.
@@ -206,6 +205,30 @@ Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Te
   return to;
 }
 
+// Measures the kernels that can compute what was planned, if that was asked for and not done before, and plans anew.
+// `ours(plan)` and `theirs()` compute it.
+template <class Ours, class Theirs>
+std::shared_ptr<const Plan> tuned(std::shared_ptr<const Plan> plan, Ours&& ours, Theirs&& theirs) {
+  if (!tuning() || plan->source == Source::sole || plan->source == Source::forced || plan->source == Source::measured)
+    return plan;
+  // Other threads would be measured too, and a choice by time is no deterministic one.
+  if (at::in_parallel_region() || at::globalContext().deterministicAlgorithms()) return plan;
+  const Request& request = plan->request;
+  // Another thread may have measured it.
+  if (!remembered(request)) {
+    std::vector<Contender> contenders{{kPyTorch, theirs}};
+    std::vector<std::pair<const char*, std::string>> refused;
+    for (Candidate& candidate : candidates_of(request, &refused)) {
+      Plan one = *plan;
+      one.kernel = candidate.kernel;
+      one.work = candidate.work;
+      contenders.push_back({candidate.kernel->name, [&ours, one] { ours(one); }});
+    }
+    if (!measure(request, contenders)) return plan;
+  }
+  return plan_again(request);
+}
+
 Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Ints stride, Ints padding,
                    Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups) {
   Call call;
@@ -213,14 +236,20 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
     return !bias || !bias->defined() ||
            (plain(*bias) && bias->dim() == 1 && bias->size(0) == (transposed ? call.x_channels : call.y_channels));
   };
+  const auto theirs = [&] {
+    return at::compositeexplicitautograd::convolution_symint(input, weight, bias, stride, padding, dilation, transposed,
+                                                             output_padding, groups);
+  };
   if (dispatched() && !traced() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && bias_fits()) {
-    const auto plan = decide(call, transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
-                             transposed ? &input : nullptr, weight);
-    if (plan->work) return correlate(call, *plan, input, weight, bias.value_or(Tensor()));
+    const auto ours = [&](const Plan& plan) { return correlate(call, plan, input, weight, bias.value_or(Tensor())); };
+    const auto plan = tuned(decide(call, transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
+                                   transposed ? &input : nullptr, weight),
+                            ours, theirs);
+    record(plan);
+    if (plan->work) return ours(*plan);
   }
-  return at::compositeexplicitautograd::convolution_symint(input, weight, bias, stride, padding, dilation, transposed,
-                                                           output_padding, groups);
+  return theirs();
 }
 
 std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
@@ -239,22 +268,31 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
     if (grad_output.size(last) != (transposed ? w.in : w.out)) return false;
     return call.dimensions == 1 || grad_output.size(2) == (transposed ? h.in : h.out);
   };
+  const auto theirs = [&](std::array<bool, 3> wanted) {
+    return at::compositeexplicitautograd::convolution_backward_symint(grad_output, input, weight, bias_sizes, stride, padding,
+                                                                      dilation, transposed, output_padding, groups, wanted);
+  };
   if (dispatched() && !traced() &&
       understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && matches()) {
     if (mask[0]) {
-      const auto plan = decide(call, transposed ? Direction::forward : Direction::grad_input,
-                               transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output, weight);
+      const auto ours = [&](const Plan& plan) { return correlate(call, plan, grad_output, weight, Tensor()); };
+      const auto plan = tuned(decide(call, transposed ? Direction::forward : Direction::grad_input,
+                                     transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output, weight),
+                              ours, [&] { theirs({true, false, false}); });
+      record(plan);
       if (plan->work) {
-        grads[0] = correlate(call, *plan, grad_output, weight, Tensor());
+        grads[0] = ours(*plan);
         left[0] = false;
       }
     }
     if (mask[1]) {
+      const Tensor &x = transposed ? grad_output : input, &y = transposed ? input : grad_output;
+      const auto ours = [&](const Plan& plan) { return grad_weight(call, plan, x, y, weight); };
       const auto plan =
-          decide(call, Direction::grad_weight, transposed ? &grad_output : &input, transposed ? &input : &grad_output, weight);
+          tuned(decide(call, Direction::grad_weight, &x, &y, weight), ours, [&] { theirs({false, true, false}); });
+      record(plan);
       if (plan->work) {
-        grads[1] = transposed ? grad_weight(call, *plan, grad_output, input, weight)
-                              : grad_weight(call, *plan, input, grad_output, weight);
+        grads[1] = ours(*plan);
         left[1] = false;
       }
     }
@@ -269,8 +307,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
     }
   }
   if (left[0] || left[1] || left[2]) {
-    auto [x, w, b] = at::compositeexplicitautograd::convolution_backward_symint(
-        grad_output, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, left);
+    auto [x, w, b] = theirs(left);
     if (left[0]) grads[0] = x;
     if (left[1]) grads[1] = w;
     if (left[2]) grads[2] = b;

@@ -1,8 +1,10 @@
 #include "torch/c_api.h"
 
 #include <cstring>
+#include <sstream>
 
 #include "torch/switches.h"
+#include "torch/tuning.h"
 #include "targets/isa.h"
 #include "plan/plan.h"
 #include "plan/recording.h"
@@ -82,6 +84,20 @@ int64_t groupwise_plan(const int64_t* n, const char* dtype, char* text, int64_t 
   request.float32 = std::strcmp(dtype, "float32") == 0;
   return give(groupwise::describe(*groupwise::plan_of(request, groupwise::forced())), text, size);
 }
+
+void groupwise_remember(const char* isa, const char* request, const char* kernels, const double* seconds, int64_t count) {
+  groupwise::Timings timings;
+  std::istringstream names(kernels);
+  std::string name;
+  for (int64_t i = 0; i < count && std::getline(names, name, ','); i++) timings.emplace_back(name, seconds[i]);
+  groupwise::remember(isa, request, timings);
+}
+void groupwise_forget() { groupwise::forget_all(); }
+void groupwise_policy_changed() { groupwise::policy_changed(); }
+
+void groupwise_tune(double calls, const char* path) { groupwise::tune(calls, path ? path : ""); }
+int64_t groupwise_measured(char* text, int64_t size) { return give(groupwise::measured_so_far(), text, size); }
+void groupwise_clock(double (*clock)()) { groupwise::set_clock(clock); }
 
 int64_t groupwise_record_start() { return groupwise::start_recording(); }
 

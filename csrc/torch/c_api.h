@@ -40,6 +40,26 @@ GROUPWISE_API const char* groupwise_forced_isa();
 // whether the weight is channels_last, and whether the convolution is a transposed one.
 GROUPWISE_API int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size);
 
+// Turns on that requests are measured when they are first met, for at most so many calls' worth of PyTorch's kernel each, and
+// off by 0. Results are added as lines to the file at `path`; "" keeps none.
+GROUPWISE_API void groupwise_tune(double calls, const char* path);
+
+// Gives the core what was measured before: for an instruction set and a request as in a line of that file, the seconds of each
+// of `count` kernels, whose names are joined by commas. A plan that was made before stays until `groupwise_policy_changed`.
+GROUPWISE_API void groupwise_remember(const char* isa, const char* request, const char* kernels, const double* seconds,
+                                      int64_t count);
+// Forgets all of that.
+GROUPWISE_API void groupwise_forget();
+// Lets every thread plan anew.
+GROUPWISE_API void groupwise_policy_changed();
+
+// {"requests": 3, "seconds": 0.01, "lost": 0}: what was measured so far, how long that took, and how many results could not be
+// written.
+GROUPWISE_API int64_t groupwise_measured(char* text, int64_t size);
+
+// Replaces the clock of measurements, which returns seconds; null sets the processor's own. For tests.
+GROUPWISE_API void groupwise_clock(double (*clock)());
+
 // Opens a recording of the plans that dispatched convolutions of all threads make, and returns its number.
 GROUPWISE_API int64_t groupwise_record_start();
 // Closes a recording: {"plans": [...], "dropped": 0}, oldest first; `dropped` counts those beyond its limit of 100,000. The

@@ -29,6 +29,7 @@ from groupwise.errors import GroupwiseError
 
 API_VERSION = 6  # GROUPWISE_API_VERSION of csrc/torch/c_api.h, as are the signatures below
 
+CLOCK = ctypes.CFUNCTYPE(ctypes.c_double)
 _TEXT = [ctypes.c_char_p, ctypes.c_int64]  # the buffer that a call fills, and its size
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "groupwise_api_version": (ctypes.c_int32, []),
@@ -41,6 +42,15 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "groupwise_force_isa": (ctypes.c_int32, [ctypes.c_char_p]),
     "groupwise_forced_isa": (ctypes.c_char_p, []),
     "groupwise_plan": (ctypes.c_int64, [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, *_TEXT]),
+    "groupwise_tune": (None, [ctypes.c_double, ctypes.c_char_p]),
+    "groupwise_remember": (
+        None,
+        [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_double), ctypes.c_int64],
+    ),
+    "groupwise_forget": (None, []),
+    "groupwise_policy_changed": (None, []),
+    "groupwise_measured": (ctypes.c_int64, _TEXT),
+    "groupwise_clock": (None, [CLOCK]),
     "groupwise_record_start": (ctypes.c_int64, []),
     "groupwise_record_stop": (ctypes.c_int64, [ctypes.c_int64, *_TEXT]),
 }

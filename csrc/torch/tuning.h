@@ -1,0 +1,33 @@
+// Measures what can compute a request, PyTorch's kernel among them, when the request is first met.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "plan/measured.h"
+
+namespace groupwise {
+
+// Turns measuring on, for at most so many calls' worth of PyTorch's kernel a request, or off (0). Each result is added to the
+// file at `path` as one line, {"isa": "avx2", "request": "0 1 ...", "seconds": {"pytorch": 1e-3, ...}}; "" keeps none.
+void tune(double calls, const std::string& path);
+bool tuning();
+
+// Replaces the clock, which returns seconds; null sets the processor's own.
+void set_clock(double (*clock)());
+
+struct Contender {
+  std::string kernel;
+  std::function<void()> run;
+};
+
+// Times the contenders in turn, the first of which is PyTorch's, and remembers the least time of each. Does nothing while
+// another thread measures. Returns whether it measured.
+bool measure(const Request& request, const std::vector<Contender>& contenders);
+
+// Returns {"requests": 3, "seconds": 0.01, "lost": 0}: what was measured since the library was loaded, how long that took, and
+// how many results could not be written.
+std::string measured_so_far();
+
+}  // namespace groupwise
