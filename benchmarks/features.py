@@ -11,7 +11,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from groupwise.kernels.plan import DIRECTIONS
+
 BLOCK = 16
+# Features that grow with the work alone. Beyond the measured ones, times grow together and their ratio levels off.
+GROWING = frozenset("macs bytes positions batch samples_groups pixels_in pixels_out written_h written_w".split())
 
 
 def features(row: Mapping[str, Any]) -> dict[str, float]:
@@ -28,10 +32,13 @@ def features(row: Mapping[str, Any]) -> dict[str, float]:
     written_w, written_h = (in_w, in_h) if row["direction"] == "grad_input" else (out_w, out_h)
     written_channels = inputs if row["direction"] == "grad_input" else outputs
     read_channels = outputs if row["direction"] == "grad_input" else inputs
+    # How many products one number of the result sums.
+    summed = batch * out_h * out_w if row["direction"] == "grad_weight" else read_channels * taps_h * taps_w
     return {
         "channels_last": float(row["memory_format"] == "channels_last"),
         "transposed": float(row["transposed"]),
         "dims": float(row["dims"]),
+        **{name: float(row["direction"] == name) for name in DIRECTIONS},
         "depthwise": float(inputs == outputs == 1),
         "dense": float(groups == 1),
         "threads": math.log2(row["threads"]),
@@ -39,8 +46,11 @@ def features(row: Mapping[str, Any]) -> dict[str, float]:
         "bytes": math.log2(4 * (images + weights)),
         "macs_a_number": math.log2(macs / (images + weights)),
         "weights": math.log2(weights),
+        "positions": math.log2(batch * out_h * out_w),
+        "sum": math.log2(summed),
         "batch": math.log2(batch),
         "groups": math.log2(groups),
+        "samples_groups": math.log2(batch * groups),
         "read_channels": math.log2(read_channels),
         "written_channels": math.log2(written_channels),
         "widest": math.log2(max(inputs, outputs)),

@@ -172,6 +172,11 @@ def speedup(row: dict[str, Any], kernel: str, key: str = "ms") -> float:
     return (row[key][PYTORCH] * row[key][AGAIN]) ** 0.5 / row[key][kernel]
 
 
+def steady_row(row: dict[str, Any]) -> bool:
+    """Returns whether PyTorch's two series agree in a row of the record."""
+    return steady({name: [row["least_ms"][name]] for name in (PYTORCH, AGAIN)})
+
+
 def report(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Compares the chosen kernels with PyTorch, and PyTorch with itself."""
     ran = [row for row in rows if row["chosen"] in row["ms"] and row["chosen"] != PYTORCH]
@@ -213,7 +218,8 @@ def told(row: dict[str, Any]) -> str:
 
     kernel = row["chosen"]
     numbers = f"{row['batch']} of {row['in_channels']} to {row['out_channels']}, groups {row['groups']}"
-    numbers += f", kernel {pair('kernel_size')}, {pair('input_size')} to {pair('output_size')}, stride {pair('stride')}, dilation {pair('dilation')}"
+    numbers += f", kernel {pair('kernel_size')}, {pair('input_size')} to {pair('output_size')}"
+    numbers += f", stride {pair('stride')}, dilation {pair('dilation')}"
     threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
     ratio = f"{speedup(row, kernel):.2f} ({row['ms'][PYTORCH]:.3g} | {row['ms'][kernel]:.3g} ms)"
     return f"{ratio} {kernel} {row['direction']} {row['memory_format']} {threads}: {numbers}"
