@@ -15,7 +15,9 @@ from groupwise.kernels.plan import DIRECTIONS
 
 BLOCK = 16
 # Features that grow with the work alone. Beyond the measured ones, times grow together and their ratio levels off.
-GROWING = frozenset("macs bytes positions batch samples_groups pixels_in pixels_out written_h written_w".split())
+GROWING = frozenset(
+    "macs bytes macs_a_number positions sum batch samples_groups pixels_in pixels_out written_h written_w".split()
+)
 
 
 def features(row: Mapping[str, Any]) -> dict[str, float]:

@@ -262,8 +262,8 @@ def reasons(told: dict[str, Any], row: Row, can_run: Iterable[str]) -> dict[str,
     tables, values = map(Table.of, told["tables"]), list(features(row).values())
     record = f"{told['class']}, {told['isa']}, torch {told['torch']}"
     return {
-        kernel: f"of {one.count:.0f} measured layers like this, half ran at {2**one.median:.2g}x PyTorch's speed or more "
-        f"and a tenth at {2**one.low:.2g}x or less ({record})"
+        kernel: f"of {one.count:.0f} measured layers like this, half ran at {2**one.median:.2g}x PyTorch's speed or "
+        f"more and a tenth at {2**one.low:.2g}x or less ({record})"
         for kernel, one in estimates_of(tables, values, told["bounded"], can_run).items()
     }
 
