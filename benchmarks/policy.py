@@ -10,7 +10,7 @@ a kernel is faster than PyTorch's; the planner takes the kernel only if even a l
 Every target is log2(PyTorch's time / the kernel's time).
 
 - `format`: 1. `class`, `isa`, `processor`, `torch`, `commits`, `dates`: what was measured, and when
-- `rows`: measured rows that count. `left_out`: rows in which PyTorch's own two series differ too much
+- `rows`: measured rows that count. `left_out`: rows whose times differ from themselves
 - `features`: the names of `features.py`, in the order of a request's values. `kernels`, `directions`: as in the record
 - `margin`: a kernel is taken if 2 ** (10 % quantile) exceeds 1 + margin
 - `bounded`: the features that tell kinds of layers apart. A table knows nothing of a request of which one of these is
@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 from features import GROWING, features
 from measuring import RECORDS, ROOT, read_record
-from sweep import AGAIN, BOUNDS, PYTORCH, speedup, steady_row
+from sweep import AGAIN, BOUNDS, PYTORCH, speedup
 from trees import Estimate, Numbers, Tree, estimate, grow
 
 from groupwise.kernels.plan import DIRECTIONS, KERNELS
@@ -157,7 +157,7 @@ def groups_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def made(rows: Sequence[Row]) -> dict[str, Any]:
     """Makes the file's contents from the rows of one processor class and instruction set."""
-    steady = [row for row in rows if steady_row(row)]
+    steady = [row for row in rows if row["steady"]]
     names = list(features(steady[0]))
     values = np.array([list(features(row).values()) for row in steady])
     for least in LEAST:

@@ -30,10 +30,11 @@ from groupwise.kernels.processor import processor_class
 
 UNIT = ("benchmark", "class", "isa", "seed")
 PYTORCH, AGAIN = "pytorch", "pytorch again"
-SLOW, FAR_SLOWER = 0.06, 3.0
+# A pass that takes PyTorch longer is not timed. A kernel is settled by this many rounds if it takes this many times as long.
+SLOW, FAR_SLOWER, SETTLED = 0.06, 3.0, 3
 # An untimed call comes before each timed one that is quicker than this. A slower one fills the caches itself.
 QUICK = 2e-3
-# A row is timed again, at most this often in all, where PyTorch's two series differ by more than this factor.
+# A row is timed this often at most, until its series agree within this factor.
 TRIES, AGREE = 3, 1.1
 # The summary counts the rows below these. Two thirds is slower beyond the spread of any machine that was measured.
 BOUNDS = (2 / 3, 0.95)
@@ -123,13 +124,15 @@ def measure(one: Draw, pool: torch.Tensor, effort: Effort) -> dict[str, Any] | N
         "least_ms": {name: of(min(found)) for name, found in seconds.items()},
         "ms": {name: of(statistics.median(found)) for name, found in seconds.items()},
         "repeats": len(seconds[PYTORCH]),
+        "steady": steady(seconds),
     }
 
 
 def steady(seconds: dict[str, list[float]]) -> bool:
-    """Returns whether PyTorch's two series agree, so that no other process disturbed one of them for long."""
-    one, other = min(seconds[PYTORCH]), min(seconds[AGAIN])
-    return max(one, other) <= AGREE * min(one, other)
+    """Returns whether PyTorch's two series agree, and the halves of every series: no other process disturbed one."""
+    pairs = [(seconds[PYTORCH], seconds[AGAIN])]
+    pairs += [(series[::2], series[1::2]) for series in seconds.values() if len(series) > 1]
+    return all(max(map(min, pair)) <= AGREE * min(map(min, pair)) for pair in pairs)
 
 
 def of(seconds: float) -> float:
@@ -159,7 +162,7 @@ def times(cases: dict[str, Case], effort: Effort) -> dict[str, list[float]]:
         order = list(cases)
         turned = number % len(order)
         for name in order[turned:] + order[:turned]:
-            if number >= 2 and min(found[name]) > FAR_SLOWER * min(found[PYTORCH]):
+            if number >= SETTLED and min(found[name]) > FAR_SLOWER * min(found[PYTORCH]):
                 continue
             if warm[name]:
                 cases[name].seconds()
@@ -170,11 +173,6 @@ def times(cases: dict[str, Case], effort: Effort) -> dict[str, list[float]]:
 def speedup(row: dict[str, Any], kernel: str, key: str = "ms") -> float:
     """Returns how many times as long as a kernel PyTorch takes, by the mean of its two series."""
     return (row[key][PYTORCH] * row[key][AGAIN]) ** 0.5 / row[key][kernel]
-
-
-def steady_row(row: dict[str, Any]) -> bool:
-    """Returns whether PyTorch's two series agree in a row of the record."""
-    return steady({name: [row["least_ms"][name]] for name in (PYTORCH, AGAIN)})
 
 
 def report(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -124,11 +124,15 @@ def image(chance: random.Random) -> tuple[int, ...]:
 
 
 def depthwise(chance: random.Random, kernels: tuple[int, ...] = (3, 3, 3, 3, 5, 5, 7)) -> Numbers:
-    """As in MobileNet, EfficientNet and ConvNeXt."""
+    """As in MobileNet, EfficientNet and ConvNeXt, and now and then InceptionNeXt's kernels of one row or column."""
     channels, kernel = one_of(chance, CHANNELS), chance.choice(kernels)
     stride = chance.choice((1, 1, 1, 2))
     dilation = chance.choice((2, 4)) if stride == 1 and chance.random() < 0.08 else 1
     padding = dilation * (kernel // 2) if chance.random() < 0.9 else 0
+    if chance.random() < 0.1:
+        kernel = chance.choice((7, 9, 11, 15, kernel))
+        sides, pads = chance.choice((((1, kernel), (0, kernel // 2)), ((kernel, 1), (kernel // 2, 0))))
+        return ConvSpec(channels, channels, sides, 1, pads, 1, channels), image(chance)
     return ConvSpec(channels, channels, kernel, stride, padding, dilation, channels), image(chance)
 
 
