@@ -200,8 +200,8 @@ def candidates(row: Row) -> list[str]:
 
 
 def target(row: Row, kernel: str) -> float:
-    """Returns log2(PyTorch's time / the kernel's), each the least of its series, which others disturb least."""
-    return float(np.log2(speedup(row, kernel, "least_ms")))
+    """Returns log2(PyTorch's time / the kernel's)."""
+    return float(np.log2(speedup(row, kernel)))
 
 
 def tables_of(rows: Sequence[Row], values: Numbers, least: int) -> list[Table]:

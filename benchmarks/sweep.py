@@ -30,7 +30,8 @@ from groupwise.kernels.processor import processor_class
 
 UNIT = ("benchmark", "class", "isa", "seed")
 PYTORCH, AGAIN = "pytorch", "pytorch again"
-# A pass that takes PyTorch longer is not timed. A kernel is settled by this many rounds if it takes this many times as long.
+# A pass that takes PyTorch longer (in seconds) is not timed. A kernel that takes so many times as long as PyTorch is
+# settled by the first rounds.
 SLOW, FAR_SLOWER, SETTLED = 0.06, 3.0, 3
 # An untimed call comes before each timed one that is quicker than this. A slower one fills the caches itself.
 QUICK = 2e-3
@@ -170,29 +171,33 @@ def times(cases: dict[str, Case], effort: Effort) -> dict[str, list[float]]:
     return found
 
 
-def speedup(row: dict[str, Any], kernel: str, key: str = "ms") -> float:
-    """Returns how many times as long as a kernel PyTorch takes, by the mean of its two series."""
-    return (row[key][PYTORCH] * row[key][AGAIN]) ** 0.5 / row[key][kernel]
+def speedup(row: dict[str, Any], kernel: str) -> float:
+    """Returns how many times as long as a kernel PyTorch takes, by the mean of its two series.
+
+    Each series counts by its least time, which other processes disturb least.
+    """
+    ms = row["least_ms"]
+    return float((ms[PYTORCH] * ms[AGAIN]) ** 0.5 / ms[kernel])
 
 
 def report(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Compares the chosen kernels with PyTorch, and PyTorch with itself."""
-    ran = [row for row in rows if row["chosen"] in row["ms"] and row["chosen"] != PYTORCH]
-    gains = {"chosen": [speedup(row, row["chosen"]) for row in ran]}
-    gains["PyTorch itself"] = [row["ms"][PYTORCH] / row["ms"][AGAIN] for row in rows]
-    lines = [f"{len(rows)} rows; a kernel of groupwise ran in {len(ran)} of them. PyTorch / ours:"]
-    for name, some in gains.items():
-        if some:
-            lines.append(f"  {name:15} {distribution(some)}")
-    # What time the rows take in all: layers count by their cost.
-    spent = sum(row["ms"][row["chosen"]] if row in ran else row["ms"][PYTORCH] for row in rows)
-    least = sum(min(row["ms"].values()) for row in rows)
-    alone = sum(row["ms"][PYTORCH] for row in rows)
+    """Compares the chosen kernels with PyTorch, and PyTorch with itself, by the least times of the steady rows."""
+    kept = [row for row in rows if row["steady"]]
+    ran = [row for row in kept if row["chosen"] != PYTORCH]
+    if not ran:
+        return [f"{len(rows)} rows; in none a kernel of groupwise ran, or other processes disturbed them."]
+    lines = [f"{len(rows)} rows, {len(rows) - len(kept)} disturbed; a kernel of groupwise ran in {len(ran)} others."]
+    lines.append(f"PyTorch / ours   {distribution([speedup(row, row['chosen']) for row in ran])}")
     lines.append(
-        f"All rows take {alone:.0f} ms in PyTorch, {spent:.0f} as chosen, {least:.0f} with the best kernel each."
+        f"PyTorch / itself {distribution([row['least_ms'][PYTORCH] / row['least_ms'][AGAIN] for row in kept])}"
     )
+    # Layers count by their cost here.
+    alone = sum(row["least_ms"][PYTORCH] for row in kept)
+    spent = sum(row["least_ms"][row["chosen"]] for row in kept)
+    least = sum(min(row["least_ms"].values()) for row in kept)
+    lines.append(f"These take {alone:.0f} ms in PyTorch, {spent:.0f} as chosen, {least:.0f} with the best kernel each.")
     lines.append("The rows that lose most time to PyTorch:")
-    worst = sorted(ran, key=lambda row: row["ms"][PYTORCH] - row["ms"][row["chosen"]])
+    worst = sorted(ran, key=lambda row: row["least_ms"][PYTORCH] - row["least_ms"][row["chosen"]])
     lines += [f"  {told(row)}" for row in worst[:10]]
     lines.append("The rows of the lowest ratios:")
     lines += [f"  {told(row)}" for row in sorted(ran, key=lambda row: speedup(row, row["chosen"]))[:10]]
@@ -219,7 +224,7 @@ def told(row: dict[str, Any]) -> str:
     numbers += f", kernel {pair('kernel_size')}, {pair('input_size')} to {pair('output_size')}"
     numbers += f", stride {pair('stride')}, dilation {pair('dilation')}"
     threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
-    ratio = f"{speedup(row, kernel):.2f} ({row['ms'][PYTORCH]:.3g} | {row['ms'][kernel]:.3g} ms)"
+    ratio = f"{speedup(row, kernel):.2f} ({row['least_ms'][PYTORCH]:.3g} | {row['least_ms'][kernel]:.3g} ms)"
     return f"{ratio} {kernel} {row['direction']} {row['memory_format']} {threads}: {numbers}"
 
 

@@ -98,7 +98,7 @@ def test_a_slow_case_is_settled_by_its_first_times():
     quick = {"pytorch": Stub(1e-3), "pytorch again": Stub(1e-3)}
     sweep.times(quick, sweep.Effort(least=5, budget=0, most=9))
     assert quick["pytorch"].calls == 11
-    assert sweep.steady({"pytorch": [1.0, 9.0], "pytorch again": [1.05]})
+    assert sweep.steady({"pytorch": [1.0, 9.0, 1.0, 1.0], "pytorch again": [1.05]})
     assert not sweep.steady({"pytorch": [1.0], "pytorch again": [1.2]})
     assert sweep.steady({"pytorch": [1.0], FIRST: [5.0, 8.0, 9.0, 5.1], "pytorch again": [1.0]})
     assert not sweep.steady({"pytorch": [1.0], FIRST: [5.0, 8.0, 5.0, 8.0], "pytorch again": [1.0]})
@@ -142,7 +142,7 @@ def test_the_record_keeps_the_rows_of_others(tmp_path, monkeypatch, capsys):
     assert rows[:3] == others
     assert [row["draw"] for row in rows[3:]] == [0, 1, 2], "a second run replaces the first"
     assert {"processor", "torch", "commit", "dtype", "threads"} <= set(rows[3])
-    assert "PyTorch itself" in capsys.readouterr().out
+    assert "3 rows" in capsys.readouterr().out
 
 
 def test_the_report():
@@ -150,13 +150,22 @@ def test_the_report():
         ms = {"pytorch": 4.0, FIRST: ours, "pytorch again": 4.0}
         shape = {"groups": 2, "in_channels": 8, "out_channels": 4, "input_size": [5, 6], "output_size": [3, 4]}
         shape |= {"kernel_size": [3, 3], "stride": [1, 1], "dilation": [1, 1], "batch": 2, "threads": 2}
-        return {"chosen": chosen, "ms": ms, "direction": "forward", "memory_format": "contiguous", **shape, **facts}
+        return {
+            "chosen": chosen,
+            "least_ms": ms,
+            "steady": True,
+            "direction": "forward",
+            "memory_format": "contiguous",
+            **shape,
+            **facts,
+        }
 
-    lines = sweep.report([row(FIRST, 2.0), row(FIRST, 5.0), row("pytorch", 1.0)])
-    assert lines[0].startswith("3 rows; a kernel of groupwise ran in 2")
-    assert "50% 2.00" in lines[1] or "50% 0.80" in lines[1]
+    lines = sweep.report([row(FIRST, 2.0), row(FIRST, 5.0), row("pytorch", 1.0), row(FIRST, 9.0, steady=False)])
+    assert lines[0] == "4 rows, 1 disturbed; a kernel of groupwise ran in 2 others."
+    assert "0% 0.80" in lines[1]
+    assert "100% 2.00" in lines[1]
     assert "0 below 0.67, 1 below 0.95 of 2" in lines[1]
     assert "0 below 0.95 of 3" in lines[2]
-    assert lines[3] == "All rows take 12 ms in PyTorch, 11 as chosen, 7 with the best kernel each."
+    assert lines[3] == "These take 12 ms in PyTorch, 11 as chosen, 7 with the best kernel each."
     told = f"  0.80 (4 | 5 ms) {FIRST} forward contiguous 2 threads: 2 of 8 to 4, groups 2, kernel 3x3, 5x6 to 3x4"
     assert lines[5].startswith(told)
