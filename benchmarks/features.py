@@ -1,0 +1,94 @@
+"""The numbers by which the planner's tables tell layers apart. The core computes the same from a request.
+
+A layer is described as the planner sees it: the plain convolution whose `direction` is computed, also where the layer
+is transposed. Channels are counted in one group. Every feature is a finite number; `log2` is of a product of sizes, so
+it is exact enough in either language for a threshold between two measured layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from groupwise.kernels.plan import DIRECTIONS
+
+BLOCK = 16
+# Features that grow with the work alone. Beyond the measured ones, times grow together and their ratio levels off.
+GROWING = frozenset(
+    "macs bytes macs_a_number positions sum batch samples_groups pixels_in pixels_out written_h written_w".split()
+)
+
+
+def features(row: Mapping[str, Any]) -> dict[str, float]:
+    """Returns each feature of a row of the sweep's record, by its name."""
+    batch, groups = row["batch"], row["groups"]
+    inputs, outputs = row["in_channels"] // groups, row["out_channels"] // groups
+    (in_h, in_w), (out_h, out_w) = row["input_size"], row["output_size"]
+    (taps_h, taps_w), (stride_h, stride_w) = row["kernel_size"], row["stride"]
+    (pad_h, pad_w), (dilation_h, dilation_w) = row["padding"], row["dilation"]
+    macs = batch * groups * inputs * outputs * taps_h * taps_w * out_h * out_w
+    weights = groups * inputs * outputs * taps_h * taps_w
+    images = batch * groups * (inputs * in_h * in_w + outputs * out_h * out_w)
+    # The tensor that the pass writes: its width fills vectors of `planar`, its channels those of the others.
+    written_w, written_h = (in_w, in_h) if row["direction"] == "grad_input" else (out_w, out_h)
+    written_channels = inputs if row["direction"] == "grad_input" else outputs
+    read_channels = outputs if row["direction"] == "grad_input" else inputs
+    # How many products one number of the result sums.
+    summed = batch * out_h * out_w if row["direction"] == "grad_weight" else read_channels * taps_h * taps_w
+    return {
+        "channels_last": float(row["memory_format"] == "channels_last"),
+        "transposed": float(row["transposed"]),
+        "dims": float(row["dims"]),
+        **{name: float(row["direction"] == name) for name in DIRECTIONS},
+        "depthwise": float(inputs == outputs == 1),
+        "dense": float(groups == 1),
+        "threads": math.log2(row["threads"]),
+        "macs": math.log2(macs),
+        "bytes": math.log2(4 * (images + weights)),
+        "macs_a_number": math.log2(macs / (images + weights)),
+        "weights": math.log2(weights),
+        "positions": math.log2(batch * out_h * out_w),
+        "sum": math.log2(summed),
+        "batch": math.log2(batch),
+        "groups": math.log2(groups),
+        "samples_groups": math.log2(batch * groups),
+        "read_channels": math.log2(read_channels),
+        "written_channels": math.log2(written_channels),
+        "widest": math.log2(max(inputs, outputs)),
+        "all_channels": math.log2(groups * max(inputs, outputs)),
+        "taps": math.log2(taps_h * taps_w),
+        "taps_h": math.log2(taps_h),
+        "taps_w": math.log2(taps_w),
+        "written_h": math.log2(written_h),
+        "written_w": math.log2(written_w),
+        "pixels_in": math.log2(in_h * in_w),
+        "pixels_out": math.log2(out_h * out_w),
+        "stride": math.log2(stride_h * stride_w),
+        "stride_w": math.log2(stride_w),
+        "dilation": math.log2(max(dilation_h, dilation_w)),
+        "padding": math.log2(1 + max(pad_h, pad_w)),
+        "inside": inside(in_h, out_h, taps_h, stride_h, pad_h, dilation_h)
+        * inside(in_w, out_w, taps_w, stride_w, pad_w, dilation_w),
+        "fill_w": fill(written_w, 8),
+        "fill_read": fill(read_channels, BLOCK),
+        "fill_written": fill(written_channels, BLOCK),
+        "fill_all": fill(groups * max(inputs, outputs), BLOCK),
+    }
+
+
+def inside(given: int, out: int, taps: int, stride: int, pad: int, dilation: int) -> float:
+    """Returns the fraction of an axis' products (an output and a tap) whose input is in the image."""
+    found = 0
+    for tap in range(taps):
+        # Output o reads o * stride + shift; the first inside and the first beyond the image.
+        shift = tap * dilation - pad
+        first = max(0, -(shift // stride))
+        beyond = min(out, (given - 1 - shift) // stride + 1)
+        found += max(0, beyond - first)
+    return found / (taps * out)
+
+
+def fill(count: int, block: int) -> float:
+    """Returns which fraction of the last block of that many the count fills, over all blocks."""
+    return count / (-(-count // block) * block)

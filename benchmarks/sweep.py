@@ -1,0 +1,232 @@
+"""Time random layers with PyTorch and with every kernel of groupwise that can run: the data of the planner's tables.
+
+    python benchmarks/sweep.py [--count 2000] [--seconds 720] [--seed 0] [--threads 1 2]
+
+Each row is one pass of one layer in one memory format and at one number of threads. PyTorch is timed twice a round, so
+that the record says how far its times differ from themselves. GROUPWISE_ISA chooses the instruction set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from measuring import RECORDS, Case, about, keep_memory, write_record
+from sweeping import MOST_NUMBERS, Draw, draw
+
+import groupwise
+from groupwise import GroupwiseError
+from groupwise.kernels.dispatch import forced
+from groupwise.kernels.plan import KERNELS
+from groupwise.kernels.processor import processor_class
+
+UNIT = ("benchmark", "class", "isa", "seed")
+PYTORCH, AGAIN = "pytorch", "pytorch again"
+# A pass that takes PyTorch longer (in seconds) is not timed. A kernel that takes so many times as long as PyTorch is
+# settled by the first rounds.
+SLOW, FAR_SLOWER, SETTLED = 0.06, 3.0, 3
+# An untimed call comes before each timed one that is quicker than this. A slower one fills the caches itself.
+QUICK = 2e-3
+# A row is timed this often at most, until its series agree within this factor.
+TRIES, AGREE = 3, 1.1
+# The summary counts the rows below these. Two thirds is slower beyond the spread of any machine that was measured.
+BOUNDS = (2 / 3, 0.95)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Rounds for each row: at least `least`, then as many as fit `budget` seconds, at most `most`."""
+
+    least: int = 4
+    budget: float = 0.12
+    most: int = 25
+
+
+@dataclass(frozen=True)
+class Forced(Case):
+    """A case that one kernel computes."""
+
+    kernel: str = ""
+
+    def dispatching(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block calls dispatch to that kernel."""
+        return forced(True, self.kernel)
+
+
+def main() -> None:
+    """Draws and times layers until there are enough, or the time is over."""
+    parser = argparse.ArgumentParser(description="Time random layers with every kernel.")
+    parser.add_argument("--count", type=int, default=2000, help="layers to draw")
+    parser.add_argument("--seconds", type=float, default=720, help="stop drawing after this time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="each row draws one of them")
+    parser.add_argument("--output", type=pathlib.Path, default=RECORDS / "sweep.jsonl")
+    options = parser.parse_args()
+    keep_memory()
+    pool = torch.randn(MOST_NUMBERS)
+    rows: list[dict[str, Any]] = []
+    start = time.perf_counter()
+    try:
+        for number in range(options.count):
+            if time.perf_counter() - start > options.seconds:
+                break
+            one = draw(options.seed, number, tuple(options.threads))
+            if row := measure(one, pool, Effort()):
+                rows.append({"benchmark": "sweep", "seed": options.seed, "draw": number, **about(), **row})
+            if number % 250 == 249:
+                write_record(options.output, rows, UNIT)
+                print(f"{number + 1} layers, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    except GroupwiseError as error:
+        raise SystemExit(str(error)) from None
+    write_record(options.output, rows, UNIT)
+    print("\n".join(report(rows)))
+    print(f"wrote {len(rows)} rows to {options.output}; make the tables with: python benchmarks/policy.py")
+
+
+def measure(one: Draw, pool: torch.Tensor, effort: Effort) -> dict[str, Any] | None:
+    """Returns the row of a layer, or None where PyTorch is too slow for the time of a sweep."""
+    torch.set_num_threads(one.threads)
+    call = one.operator(pool)
+    with torch.inference_mode():
+        if Case(call, ours=False).seconds() > 3 * SLOW or Case(call, ours=False).seconds() > SLOW:
+            return None
+        with forced(True), groupwise.record_plans() as plans:
+            call()
+        (plan,) = plans
+        cases: dict[str, Case] = {PYTORCH: Case(call, ours=False)}
+        for name in KERNELS:
+            if name != PYTORCH and takes(call, name):
+                cases[name] = Forced(call, kernel=name)
+        cases[AGAIN] = cases[PYTORCH]
+        for _ in range(TRIES):
+            seconds = times(cases, effort)
+            if steady(seconds):
+                break
+    shape = {key: list(value) if isinstance(value, tuple | list) else value for key, value in plan.shape.items()}
+    return {
+        "family": one.family,
+        "class": processor_class(),
+        "isa": plan.isa,
+        "direction": plan.direction,
+        "transposed": one.spec.transposed,
+        "dims": one.spec.dims,
+        "memory_format": plan.memory_format,
+        "threads": one.threads,
+        **shape,
+        "chosen": plan.kernel,
+        "least_ms": {name: of(min(found)) for name, found in seconds.items()},
+        "ms": {name: of(statistics.median(found)) for name, found in seconds.items()},
+        "repeats": len(seconds[PYTORCH]),
+        "steady": steady(seconds),
+    }
+
+
+def steady(seconds: dict[str, list[float]]) -> bool:
+    """Returns whether PyTorch's two series agree, and the halves of every series: no other process disturbed one."""
+    pairs = [(seconds[PYTORCH], seconds[AGAIN])]
+    pairs += [(series[::2], series[1::2]) for series in seconds.values() if len(series) > 1]
+    return all(max(map(min, pair)) <= AGREE * min(map(min, pair)) for pair in pairs)
+
+
+def of(seconds: float) -> float:
+    """Returns milliseconds with four digits, as many as a repeat of the measurement shares."""
+    return float(f"{seconds * 1e3:.4g}")
+
+
+def takes(call: Callable[[], object], kernel: str) -> bool:
+    """Returns whether the kernel runs when it is forced."""
+    with forced(True, kernel), groupwise.record_plans() as plans:
+        call()
+    return [plan.kernel for plan in plans] == [kernel]
+
+
+def times(cases: dict[str, Case], effort: Effort) -> dict[str, list[float]]:
+    """Times the cases in turn, each round begun by another; returns seconds.
+
+    A case far slower than PyTorch is settled by its first times, so that the others have the rest of the budget.
+    """
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    first = {name: case.seconds() for name, case in cases.items()}
+    warm = {name: seconds < QUICK for name, seconds in first.items()}
+    start = time.perf_counter()
+    for number in range(effort.most):
+        if number >= effort.least and time.perf_counter() - start > effort.budget:
+            break
+        order = list(cases)
+        turned = number % len(order)
+        for name in order[turned:] + order[:turned]:
+            if number >= SETTLED and min(found[name]) > FAR_SLOWER * min(found[PYTORCH]):
+                continue
+            if warm[name]:
+                cases[name].seconds()
+            found[name].append(cases[name].seconds())
+    return found
+
+
+def speedup(row: dict[str, Any], kernel: str) -> float:
+    """Returns how many times as long as a kernel PyTorch takes, by the mean of its two series.
+
+    Each series counts by its least time, which other processes disturb least.
+    """
+    ms = row["least_ms"]
+    return float((ms[PYTORCH] * ms[AGAIN]) ** 0.5 / ms[kernel])
+
+
+def report(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Compares the chosen kernels with PyTorch, and PyTorch with itself, by the least times of the steady rows."""
+    kept = [row for row in rows if row["steady"]]
+    ran = [row for row in kept if row["chosen"] != PYTORCH]
+    if not ran:
+        return [f"{len(rows)} rows; in none a kernel of groupwise ran, or other processes disturbed them."]
+    lines = [f"{len(rows)} rows, {len(rows) - len(kept)} disturbed; a kernel of groupwise ran in {len(ran)} others."]
+    lines.append(f"PyTorch / ours   {distribution([speedup(row, row['chosen']) for row in ran])}")
+    lines.append(
+        f"PyTorch / itself {distribution([row['least_ms'][PYTORCH] / row['least_ms'][AGAIN] for row in kept])}"
+    )
+    # Layers count by their cost here.
+    alone = sum(row["least_ms"][PYTORCH] for row in kept)
+    spent = sum(row["least_ms"][row["chosen"]] for row in kept)
+    least = sum(min(row["least_ms"].values()) for row in kept)
+    lines.append(f"These take {alone:.0f} ms in PyTorch, {spent:.0f} as chosen, {least:.0f} with the best kernel each.")
+    lines.append("The rows that lose most time to PyTorch:")
+    worst = sorted(ran, key=lambda row: row["least_ms"][PYTORCH] - row["least_ms"][row["chosen"]])
+    lines += [f"  {told(row)}" for row in worst[:10]]
+    lines.append("The rows of the lowest ratios:")
+    lines += [f"  {told(row)}" for row in sorted(ran, key=lambda row: speedup(row, row["chosen"]))[:10]]
+    return lines
+
+
+def distribution(ratios: Sequence[float]) -> str:
+    """Tells the quantiles of ratios and how many are below each bound."""
+    some = sorted(ratios)
+    shares = (0, 0.01, 0.1, 0.5, 0.9, 0.99, 1)
+    quantiles = ", ".join(f"{share:.0%} {some[round(share * (len(some) - 1))]:.2f}" for share in shares)
+    below = ", ".join(f"{sum(ratio < bound for ratio in some)} below {bound:.2f}" for bound in BOUNDS)
+    return f"{quantiles}; {below} of {len(some)}"
+
+
+def told(row: dict[str, Any]) -> str:
+    """Tells a row in one line."""
+
+    def pair(key: str) -> str:
+        return "x".join(map(str, row[key]))
+
+    kernel = row["chosen"]
+    numbers = f"{row['batch']} of {row['in_channels']} to {row['out_channels']}, groups {row['groups']}"
+    numbers += f", kernel {pair('kernel_size')}, {pair('input_size')} to {pair('output_size')}"
+    numbers += f", stride {pair('stride')}, dilation {pair('dilation')}"
+    threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
+    ratio = f"{speedup(row, kernel):.2f} ({row['least_ms'][PYTORCH]:.3g} | {row['least_ms'][kernel]:.3g} ms)"
+    return f"{ratio} {kernel} {row['direction']} {row['memory_format']} {threads}: {numbers}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Random convolution layers for `sweep.py`: mostly layers that people use, and a tail of odd ones.
+
+Draw `number` of a seed is the same layer in every run and on every machine, whatever was drawn before.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from shapes import FORMATS
+from torch import Tensor
+
+from groupwise import ConvSpec, GroupwiseError, cost
+from groupwise.kernels.plan import DIRECTIONS
+
+CHANNELS = (8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 112, 120, 128, 144, 160, 192, 240, 256, 288, 320, 384, 512, 576, 768)
+SIZES = (7, 8, 10, 13, 14, 16, 20, 27, 28, 32, 40, 56, 64, 80, 112, 160, 224)
+LENGTHS = (16, 50, 64, 100, 128, 200, 256, 400, 512, 1000, 2048)
+BATCHES = (1, 1, 1, 1, 1, 2, 4, 8, 8, 16, 32, 64)
+# A layer above these takes PyTorch more than 50 ms, or more memory than its time is worth.
+MOST_MACS, MOST_NUMBERS = 600_000_000, 5_000_000
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One layer, its input's size, and how it is timed."""
+
+    family: str
+    spec: ConvSpec
+    size: tuple[int, ...]
+    batch: int
+    direction: str
+    memory_format: str
+    threads: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of the layer's input."""
+        return (self.batch, self.spec.in_channels, *self.size)
+
+    def operator(self, pool: Tensor) -> Callable[[], object]:
+        """Returns the timed pass, by the operator in which PyTorch's convolutions end; `pool` provides its values."""
+        spec = self.spec
+        output_shape = (self.batch, spec.out_channels, *spec.output_size(self.size))
+        x, weight, grad = (self._values(pool, shape) for shape in (self.input_shape, spec.weight_shape, output_shape))
+        padding = [before for before, _ in spec.pads]
+        settings = (spec.stride, padding, spec.dilation, spec.transposed, spec.output_padding, spec.groups)
+        if self.direction == "forward":
+            return lambda: torch.ops.aten.convolution(x, weight, None, *settings)
+        mask = [self.direction == "grad_input", self.direction == "grad_weight", False]
+        return lambda: torch.ops.aten.convolution_backward(grad, x, weight, None, *settings, mask)
+
+    def _values(self, pool: Tensor, shape: tuple[int, ...]) -> Tensor:
+        values = pool[: math.prod(shape)].reshape(shape).clone()
+        return values.contiguous(memory_format=FORMATS[self.memory_format]) if values.dim() == 4 else values
+
+
+Numbers = tuple[ConvSpec, tuple[int, ...]]
+
+
+def draw(seed: int, number: int, threads: tuple[int, ...]) -> Draw:
+    """Draws a layer that PyTorch computes soundly, within the work that a row is worth."""
+    chance = random.Random(f"{seed} {number}")
+    while True:
+        (family,) = chance.choices(list(FAMILIES), [weight for weight, _ in FAMILIES.values()])
+        try:
+            spec, size = FAMILIES[family][1](chance)
+            batch = chance.choice(BATCHES)
+            while batch > 1 and not affordable(spec, size, batch):
+                batch //= 2
+            if not affordable(spec, size, batch) or not sound(spec, size):
+                continue
+        except GroupwiseError:
+            # The numbers make no layer: a kernel larger than its padded image, say.
+            continue
+        formats = list(FORMATS) if spec.dims == 2 else ["contiguous"]
+        return Draw(
+            family, spec, size, batch, chance.choice(DIRECTIONS), chance.choice(formats), chance.choice(threads)
+        )
+
+
+def affordable(spec: ConvSpec, size: tuple[int, ...], batch: int) -> bool:
+    """Returns whether a pass fits the work and the memory of a row."""
+    images = spec.in_channels * math.prod(size), spec.out_channels * math.prod(spec.output_size(size))
+    numbers = max(batch * images[0], batch * images[1], math.prod(spec.weight_shape))
+    return numbers <= MOST_NUMBERS and cost(spec, size, batch=batch).macs.forward <= MOST_MACS
+
+
+def sound(spec: ConvSpec, size: tuple[int, ...]) -> bool:
+    """Returns whether every output sees a part of the image.
+
+    Where one sees only padding, oneDNN in PyTorch 2.13 sometimes reads outside its tensors, so nothing times it there.
+    """
+    given, out = (spec.output_size(size), size) if spec.transposed else (size, spec.output_size(size))
+    for axis in range(spec.dims):
+        kernel, stride, dilation = spec.kernel_size[axis], spec.stride[axis], spec.dilation[axis]
+        pad, reach = spec.pads[axis][0], dilation * (kernel - 1)
+        if pad > reach or (out[axis] - 1) * stride - pad >= given[axis]:
+            return False
+        if kernel > 1 and pad > 0 and dilation > given[axis]:
+            return False
+    return True
+
+
+def between(chance: random.Random, least: float, most: float) -> int:
+    """Draws an integer whose logarithm is uniform."""
+    return round(math.exp(chance.uniform(math.log(least), math.log(most))))
+
+
+def one_of(chance: random.Random, common: tuple[int, ...], odd: float = 0.2) -> int:
+    """Draws one of the common values, or, with the probability `odd`, any between the least and the most of them."""
+    return between(chance, min(common), max(common)) if chance.random() < odd else chance.choice(common)
+
+
+def image(chance: random.Random) -> tuple[int, ...]:
+    """Draws a height and a width, mostly equal."""
+    height = one_of(chance, SIZES)
+    return (height, height if chance.random() < 0.85 else one_of(chance, SIZES))
+
+
+def depthwise(chance: random.Random, kernels: tuple[int, ...] = (3, 3, 3, 3, 5, 5, 7)) -> Numbers:
+    """As in MobileNet, EfficientNet and ConvNeXt, and now and then InceptionNeXt's kernels of one row or column."""
+    channels, kernel = one_of(chance, CHANNELS), chance.choice(kernels)
+    stride = chance.choice((1, 1, 1, 2))
+    dilation = chance.choice((2, 4)) if stride == 1 and chance.random() < 0.08 else 1
+    padding = dilation * (kernel // 2) if chance.random() < 0.9 else 0
+    if chance.random() < 0.1:
+        kernel = chance.choice((7, 9, 11, 15, kernel))
+        sides, pads = chance.choice((((1, kernel), (0, kernel // 2)), ((kernel, 1), (kernel // 2, 0))))
+        return ConvSpec(channels, channels, sides, 1, pads, 1, channels), image(chance)
+    return ConvSpec(channels, channels, kernel, stride, padding, dilation, channels), image(chance)
+
+
+def grouped(chance: random.Random) -> Numbers:
+    """As in ResNeXt, RegNet and ShuffleNet: 3x3 and 1x1, equal channels in and out of a group."""
+    width, groups = (
+        one_of(chance, (2, 4, 8, 8, 16, 16, 24, 32, 32, 48, 64, 96, 128)),
+        one_of(chance, (2, 3, 4, 8, 16, 32, 64)),
+    )
+    kernel = chance.choice((3, 3, 3, 3, 1, 1, 5))
+    stride = chance.choice((1, 1, 1, 2))
+    out = width if chance.random() < 0.75 else one_of(chance, (1, 2, 4, 8, 16, 32, 64))
+    return ConvSpec(width * groups, out * groups, kernel, stride, kernel // 2, 1, groups), image(chance)
+
+
+def dense(chance: random.Random) -> Numbers:
+    """Without groups, and with few channels on one side: first and last layers."""
+    few, many = chance.choice((1, 1, 2, 3, 3, 3, 4, 8, 16)), one_of(chance, (1, 3, 8, 16, 24, 32, 64, 96))
+    channels = (few, many) if chance.random() < 0.7 else (many, few)
+    kernel = chance.choice((1, 3, 3, 3, 5, 7, 11))
+    return ConvSpec(*channels, kernel, chance.choice((1, 1, 2, 4)), kernel // 2), image(chance)
+
+
+def ordinary(chance: random.Random) -> Numbers:
+    """Without groups, with many channels on both sides."""
+    kernel = chance.choice((1, 1, 3))
+    channels = one_of(chance, CHANNELS), one_of(chance, CHANNELS)
+    return ConvSpec(*channels, kernel, chance.choice((1, 1, 2)), kernel // 2), image(chance)
+
+
+def multiplied(chance: random.Random) -> Numbers:
+    """Several outputs for each input channel, as in Xception and in steerable filters."""
+    channels, kernel = one_of(chance, CHANNELS[:16]), chance.choice((1, 3, 3, 5, 7))
+    times = chance.choice((2, 2, 3, 4, 6, 8, 16))
+    return ConvSpec(channels, times * channels, kernel, chance.choice((1, 1, 2)), kernel // 2, 1, channels), image(
+        chance
+    )
+
+
+def sequence(chance: random.Random) -> Numbers:
+    """1-D: Mamba's 4 taps, a Conformer's 31, wav2vec's 128, and grouped ones."""
+    kernel = one_of(chance, (3, 3, 4, 5, 7, 9, 15, 31, 31, 64, 128, 256))
+    channels = one_of(chance, CHANNELS)
+    groups = (
+        channels if chance.random() < 0.6 else chance.choice([d for d in range(1, channels + 1) if channels % d == 0])
+    )
+    stride = chance.choice((1, 1, 1, 1, 2, 5))
+    dilation = chance.choice((1, 1, 1, 1, 2, 8))
+    padding = chance.choice((0, dilation * (kernel // 2), dilation * (kernel - 1)))
+    return ConvSpec(channels, channels, kernel, stride, padding, dilation, groups, dims=1), (one_of(chance, LENGTHS),)
+
+
+def transposed(chance: random.Random) -> Numbers:
+    """Upsampling layers, most of them of stride 2."""
+    groups, width = one_of(chance, CHANNELS[:14]), chance.choice((1, 1, 1, 2, 4, 8, 16))
+    out = width if chance.random() < 0.8 else chance.choice((1, 2, 4, 8))
+    kernel, stride, padding = chance.choice(
+        ((2, 2, 0), (3, 2, 1), (4, 2, 1), (4, 2, 1), (3, 1, 1), (8, 4, 2), (16, 8, 4))
+    )
+    if chance.random() < 0.15:
+        spec = ConvSpec(width * groups, out * groups, kernel, stride, padding, 1, groups, transposed=True, dims=1)
+        return spec, (one_of(chance, LENGTHS),)
+    return ConvSpec(width * groups, out * groups, kernel, stride, padding, 1, groups, transposed=True), image(chance)
+
+
+def whole(chance: random.Random) -> Numbers:
+    """A kernel as large as the image, which sees each position once."""
+    side = one_of(chance, (4, 5, 7, 8, 14, 16))
+    groups, width = one_of(chance, CHANNELS), chance.choice((1, 1, 1, 2, 4))
+    return ConvSpec(width * groups, width * groups, side, groups=groups), (side, side)
+
+
+def odd(chance: random.Random) -> Numbers:
+    """Any numbers that PyTorch takes."""
+    dims = 1 if chance.random() < 0.25 else 2
+    most = 256 if dims == 1 else 31
+    groups, inputs, outputs = between(chance, 1, 300), between(chance, 1, 40), between(chance, 1, 40)
+    kernel = tuple(between(chance, 1, most) if chance.random() < 0.5 else chance.randint(1, 4) for _ in range(dims))
+    stride = tuple(chance.choice((1, 1, 1, 2, 3, 4)) for _ in range(dims))
+    dilation = tuple(chance.choice((1, 1, 1, 1, 2, 3, 5)) for _ in range(dims))
+    padding = tuple(
+        chance.choice((0, k // 2, d * (k // 2), d * (k - 1))) for k, d in zip(kernel, dilation, strict=True)
+    )
+    size = tuple(between(chance, 1, 2000 if dims == 1 else 224) for _ in range(dims))
+    spec = ConvSpec(
+        inputs * groups,
+        outputs * groups,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed=chance.random() < 0.15,
+        dims=dims,
+    )
+    return spec, size
+
+
+FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
+    "depthwise": (0.24, depthwise),
+    "grouped": (0.24, grouped),
+    "dense": (0.08, dense),
+    "ordinary": (0.04, ordinary),
+    "multiplied": (0.06, multiplied),
+    "sequence": (0.10, sequence),
+    "transposed": (0.07, transposed),
+    "large": (0.05, functools.partial(depthwise, kernels=(9, 11, 13, 15, 21, 27, 31))),
+    "whole": (0.03, whole),
+    "odd": (0.09, odd),
+}
+"""The fraction of draws of each kind of layer."""

@@ -1,0 +1,253 @@
+"""The planner's tables: what `benchmarks/policy.py` makes of made-up records, and what its files then decide."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import sys
+
+import numpy as np
+import pytest
+
+from groupwise.kernels import processor
+from groupwise.kernels.plan import DIRECTIONS, KERNELS
+from scripts import ABOUT, load
+
+features, policy, sweep, sweeping, trees = map(load, ("features", "policy", "sweep", "sweeping", "trees"))
+FIRST, SECOND = [name for name in KERNELS if name != "pytorch"][:2]
+FACTS = {**ABOUT, "time": "10:00:00", "class": "amd-26-2", "isa": "avx2"}
+SHAPE = {"batch": 2, "groups": 4, "in_channels": 24, "out_channels": 8, "input_size": [9, 20], "output_size": [5, 17]}
+SHAPE |= {
+    "kernel_size": [3, 4],
+    "stride": [2, 1],
+    "padding": [1, 0],
+    "dilation": [1, 1],
+    "dims": 2,
+    "transposed": False,
+}
+
+
+def row(pytorch=8.0, again=None, **facts):
+    """A row of the record; `ours` has the milliseconds of the kernels."""
+    ours = facts.pop("ours", {FIRST: 2.0})
+    ms = {"pytorch": pytorch, **ours, "pytorch again": again or pytorch}
+    settings = {
+        "direction": "forward",
+        "memory_format": "contiguous",
+        "threads": 1,
+        "chosen": "pytorch",
+        "steady": True,
+    }
+    return {**FACTS, "benchmark": "sweep", **settings, **SHAPE, "least_ms": ms, "ms": ms, **facts}
+
+
+def drawn(count, seed=0):
+    """Rows of drawn layers: the first kernel is 4 times as fast in contiguous, and half as fast in channels_last."""
+    chance, rows = random.Random(seed), []
+    for number in range(count):
+        channels, size = chance.choice((8, 16, 32, 64)), chance.choice((7, 14, 28))
+        memory_format = chance.choice(("contiguous", "channels_last"))
+        ours = {FIRST: (2.0 if memory_format == "contiguous" else 16.0) * chance.uniform(0.95, 1.05)}
+        if number % 2:
+            ours[SECOND] = 7.9 * chance.uniform(0.9, 1.1)
+        shape = {"groups": channels, "in_channels": channels, "out_channels": channels, "padding": [1, 1]}
+        shape |= {"kernel_size": [3, 3], "stride": [1, 1], "input_size": [size, size], "output_size": [size, size]}
+        facts = {"memory_format": memory_format, "direction": chance.choice(DIRECTIONS), "batch": chance.choice((1, 8))}
+        rows.append(row(ours=ours, **shape, **facts))
+    return rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_trees():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "TREES", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(few_trees):
+    rows = drawn(200)
+    return rows, json.loads(policy.dumped(policy.made(rows)))
+
+
+def test_features_by_hand():
+    found = features.features(row())
+    expected = {"channels_last": 0, "transposed": 0, "dims": 2, "depthwise": 0, "dense": 0, "threads": 0}
+    expected |= {"forward": 1, "grad_input": 0, "grad_weight": 0}
+    macs, weights = 2 * 4 * 6 * 2 * 12 * 5 * 17, 4 * 6 * 2 * 12
+    numbers = 2 * 4 * (6 * 180 + 2 * 85) + weights
+    logs = {"macs": macs, "bytes": 4 * numbers, "macs_a_number": macs / numbers, "weights": weights}
+    logs |= {"positions": 2 * 85, "sum": 6 * 12, "batch": 2, "groups": 4, "samples_groups": 8, "read_channels": 6}
+    logs |= {"written_channels": 2, "widest": 6, "all_channels": 24, "taps": 12, "taps_h": 3, "taps_w": 4}
+    logs |= {"written_h": 5, "written_w": 17, "pixels_in": 180, "pixels_out": 85, "stride": 2, "stride_w": 1}
+    logs |= {"dilation": 1, "padding": 2}
+    expected |= {name: math.log2(value) for name, value in logs.items()}
+    # Both ends of the height see one row of padding.
+    expected |= {"inside": 13 / 15, "fill_w": 17 / 24, "fill_read": 6 / 16, "fill_written": 2 / 16, "fill_all": 24 / 32}
+    assert found == pytest.approx(expected)
+    gradient = features.features(row(direction="grad_input", memory_format="channels_last", threads=2))
+    changed = {"read_channels": 2, "written_channels": 6, "sum": 24, "written_h": 9, "written_w": 20}
+    assert {name: gradient[name] for name in changed} == pytest.approx({k: math.log2(v) for k, v in changed.items()})
+    assert (gradient["fill_w"], gradient["fill_read"], gradient["fill_written"]) == (20 / 24, 2 / 16, 6 / 16)
+    assert (gradient["channels_last"], gradient["threads"], gradient["grad_input"]) == (1, 1, 1)
+    assert features.features(row(direction="grad_weight"))["sum"] == math.log2(2 * 85)
+
+
+@pytest.mark.parametrize("given", [1, 4, 7])
+@pytest.mark.parametrize("taps", [1, 2, 5])
+def test_products_inside_the_image(given, taps):
+    for stride, pad, dilation in itertools.product((1, 2, 3), (0, 1, 4), (1, 2)):
+        out = (given + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
+        if out >= 1:
+            reads = [o * stride + t * dilation - pad for o in range(out) for t in range(taps)]
+            found = features.inside(given, out, taps, stride, pad, dilation)
+            assert found == pytest.approx(sum(0 <= at < given for at in reads) / len(reads))
+
+
+def test_leaves_keep_what_was_measured_in_them():
+    chance = np.random.default_rng(3)
+    values = chance.integers(0, 9, (200, 4)).astype(float)
+    targets = values[:, 1] + (values[:, 2] > 4) + chance.normal(0, 0.1, 200)
+    tree = trees.grow(values, targets, 7, chance)
+    reached = {}
+    for at, one in enumerate(values):
+        reached.setdefault(id(tree.leaf(one)), (tree.leaf(one), []))[1].append(targets[at])
+    assert len(reached) == len(tree.leaves) > 8
+    for leaf, found in reached.values():
+        assert leaf.count == len(found) >= 7
+        found.sort()
+        whole, part = divmod(0.1 * (len(found) - 1), 1)
+        assert leaf.low == pytest.approx(found[int(whole)] * (1 - part) + found[int(whole) + 1] * part, abs=0.006)
+        assert leaf.median == pytest.approx(np.median(found), abs=0.006)
+    spread = np.mean([np.var(found) for _, found in reached.values()])
+    assert spread < 0.1 * np.var(targets), "the trees find what the targets depend on"
+
+
+def test_equal_rows_make_one_leaf():
+    tree = trees.grow(np.ones((30, 2)), np.arange(30.0), 4, np.random.default_rng(0))
+    assert (tree.nodes, [leaf.count for leaf in tree.leaves]) == ([], [30])
+    assert trees.Tree.of(tree.to_dict()).leaf([5.0, 5.0]) == (30, 2.9, 14.5)
+
+
+def walk(told, values):
+    """Reads the documented format with plain loops: the mean leaf of a table."""
+    sums = [0, 0, 0]
+    for tree in told["trees"]:
+        at = 0 if tree["nodes"] else -1
+        while at >= 0:
+            feature, threshold, left, right = tree["nodes"][4 * at : 4 * at + 4]
+            at = left if values[feature] <= threshold else right
+        for i in range(3):
+            sums[i] += tree["leaves"][3 * (-1 - at) + i]
+    count, low, median = (total / len(told["trees"]) for total in sums)
+    return count, low / 100, median / 100
+
+
+def test_a_file_is_read_as_it_says(made):
+    rows, told = made
+    assert told["features"] == list(features.features(rows[0]))
+    assert [table["rows"] for table in told["tables"]] == [200, 100]
+    for table, one in itertools.product(told["tables"], rows[:40]):
+        values = [features.features(one)[name] for name in told["features"]]
+        assert policy.Table.of(table).estimate(values, told["bounded"]) == pytest.approx(walk(table, values))
+    again = policy.made(rows)
+    assert json.loads(policy.dumped(again)) == told, "the same rows make the same file"
+
+
+def test_a_kernel_is_taken_where_it_is_surely_faster(made):
+    rows, told = made
+    for one in rows:
+        expected = FIRST if one["memory_format"] == "contiguous" else "pytorch"
+        assert policy.decide(told, one, [FIRST, SECOND]) == expected
+        assert policy.decide(told, one, [SECOND]) == "pytorch", "1.0 to 1.1 times as fast is not sure"
+        assert policy.decide(told, one, []) == "pytorch"
+    quality = told["held_out"]
+    assert (quality["rows"], quality["below_095"], quality["below_067"]) == (200, 0, 0)
+    assert quality["taken"] == sum(one["memory_format"] == "contiguous" for one in rows)
+    assert quality["kept"] == pytest.approx(0.99, abs=0.01), "but for the second kernel's few percent"
+    one = next(one for one in rows if one["memory_format"] == "contiguous")
+    said = policy.reasons(told, one, [FIRST])[FIRST]
+    count, low, median = walk(told["tables"][0], list(features.features(one).values()))
+    ran = f"half ran at {2**median:.2g}x PyTorch's speed or more and a tenth at {2**low:.2g}x or less"
+    assert f"of {count:.0f} measured layers like this, {ran}" in said
+    assert "(amd-26-2, avx2, torch 2.13.0)" in said
+
+
+def test_a_table_knows_only_what_was_measured(made):
+    rows, told = made
+    one = next(one for one in rows if one["memory_format"] == "contiguous")
+    assert policy.decide(told, {**one, "batch": 512}, [FIRST]) == FIRST, "ratios of much work level off"
+    for other in ({"threads": 2}, {"kernel_size": [9, 9]}, {"stride": [2, 2]}, {"transposed": True}, {"dims": 1}):
+        assert policy.decide(told, {**one, **other}, [FIRST]) == "pytorch"
+
+
+def test_quality_by_hand():
+    rows = [row(ours={FIRST: 2.0, SECOND: 1.0}), row(ours={FIRST: 10.0}), row(ours={FIRST: 16.0}), row(ours={})]
+    found = policy.Quality.of(rows, [FIRST, FIRST, FIRST, "pytorch"])
+    assert (found.rows, found.taken, found.below_095, found.below_067) == (4, 3, 2, 1)
+    assert found.mean == pytest.approx((4 * 0.8 * 0.5) ** 0.25, abs=1e-3)
+    assert found.kept == pytest.approx(math.log(4 * 0.8 * 0.5) / math.log(8), abs=1e-3)
+    assert policy.target(row(8.0, again=2.0), FIRST) == 1, "the geometric mean of PyTorch's two series"
+
+
+def test_the_margin_is_the_smallest_that_holds():
+    rows = [row(ours={FIRST: 2.0})] * 96 + [row(ours={FIRST: 16.0})] * 4
+    sure, unsure = ({FIRST: trees.Estimate(9, math.log2(low), 3.0)} for low in (2.0, 1.17))
+    assert policy.margin_of(rows, [sure] * 96 + [unsure] * 4) == 0.2
+    assert policy.margin_of(rows, [sure] * 96 + [{}] * 4) == min(policy.MARGINS)
+    assert policy.margin_of(rows, [sure] * 100) == max(policy.MARGINS)
+
+
+def test_the_best_of_the_sure_kernels_is_taken():
+    found = {FIRST: trees.Estimate(9, 0.5, 1.0), SECOND: trees.Estimate(9, 0.4, 2.0)}
+    assert policy.choice(found, 0.05) == SECOND
+    assert policy.choice({**found, SECOND: trees.Estimate(9, 0.05, 2.0)}, 0.05) == FIRST
+    assert policy.choice({SECOND: trees.Estimate(9, -0.1, 2.0)}, 0.05) == "pytorch"
+
+
+def test_a_file_for_each_processor_class_and_instruction_set(tmp_path, monkeypatch, capsys):
+    rows = [*drawn(60), row(steady=False), row(torch="2.12.0"), row(ours={"gone": 1.0})]
+    for row_of_old in rows[-2:]:
+        row_of_old["date"] = "2026-01-01"
+    others = [{**one, "isa": "avx512"} for one in drawn(50, 1)] + [{**one, "class": "intel-6-143"} for one in drawn(45)]
+    (tmp_path / "sweep.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in [*rows, *others]))
+    monkeypatch.setattr(sys, "argv", ["policy.py", "--records", str(tmp_path), "--output", str(tmp_path / "made")])
+    policy.main()
+    told = {path.name: json.loads(path.read_text()) for path in (tmp_path / "made").iterdir()}
+    assert {name: (one["rows"], one["left_out"]) for name, one in told.items()} == {
+        "amd-26-2-avx2.json": (60, 1),
+        "amd-26-2-avx512.json": (50, 0),
+        "intel-6-143-avx2.json": (45, 0),
+    }
+    assert all(one["commits"] == ["abc1234"] and one["torch"] == "2.13.0" for one in told.values())
+    assert "amd-26-2-avx2.json" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["policy.py", "--records", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="measure first"):
+        policy.main()
+
+
+def test_a_file_has_a_limit(monkeypatch):
+    rows = drawn(120)
+    large = policy.made(rows)
+    monkeypatch.setattr(policy, "MOST_BYTES", len(policy.dumped({"tables": large["tables"]})) // 2)
+    small = policy.made(rows)
+    assert len(policy.dumped({"tables": small["tables"]})) <= policy.MOST_BYTES
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n", "amd-26-2"),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\n", "intel-6-143"),
+        ("CPU implementer\t: 0x41\nCPU variant\t: 0x3\nCPU part\t: 0xd0c\n", "0x41-0x3-0xd0c"),
+        ("vendor_id : Some / Body\nmodel : 1\n", "some-body-1"),
+        ("", "unknown"),
+    ],
+)
+def test_the_class_of_a_processor(tmp_path, monkeypatch, cpuinfo, expected):
+    path = tmp_path / "cpuinfo"
+    path.write_text(cpuinfo)
+    monkeypatch.setattr(processor, "CPUINFO", path)
+    assert processor.processor_class() == expected
