@@ -47,11 +47,14 @@ void choose(const Candidate& candidate, Plan* plan) {
 void decide(const std::vector<Candidate>& candidates, bool safe, Plan* plan) {
   const Judgement judgement = judge(plan->request, candidates);
   plan->source = judgement.source;
+  const auto sure = [&](size_t i) { return judgement.speedups[i].low >= judgement.least; };
   size_t best = 0;
-  for (size_t i = 1; i < candidates.size(); i++)
-    if (judgement.speedups[i].middle > judgement.speedups[best].middle) best = i;
+  for (size_t i = 1; i < candidates.size(); i++) {
+    const bool faster = judgement.speedups[i].middle > judgement.speedups[best].middle;
+    if (sure(i) != sure(best) ? sure(i) : faster) best = i;
+  }
   const Speedup& first = judgement.speedups[best];
-  const bool ours = first.low >= judgement.least || !safe;
+  const bool ours = sure(best) || !safe;
   if (ours) {
     choose(candidates[best], plan);
     plan->speedup = first.middle;

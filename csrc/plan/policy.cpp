@@ -1,14 +1,41 @@
 #include "plan/policy.h"
 
-#include <atomic>
-#include <cstdio>
+#include <pthread.h>
 
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <mutex>
+
+#include "plan/features.h"
 #include "plan/measured.h"
 
 namespace groupwise {
 namespace {
 
 std::atomic<int64_t> epoch{0};
+
+struct Shelf {
+  std::mutex mutex;
+  std::map<std::string, std::shared_ptr<const Tables>> tables;  // by instruction set
+};
+
+Shelf& shelf() {
+  // Never destroyed: threads may still convolve while the process ends.
+  static Shelf* made = [] {
+    // A child forked while another thread holds the mutex would find it locked forever.
+    pthread_atfork([] { shelf().mutex.lock(); }, [] { shelf().mutex.unlock(); }, [] { shelf().mutex.unlock(); });
+    return new Shelf;
+  }();
+  return *made;
+}
+
+std::shared_ptr<const Tables> tables_of(const std::string& isa) {
+  const std::lock_guard<std::mutex> lock(shelf().mutex);
+  const auto found = shelf().tables.find(isa);
+  return found == shelf().tables.end() ? nullptr : found->second;
+}
 
 // Timings of a few calls vary by so much: a kernel of ours that was measured to be no faster than this leaves PyTorch's.
 constexpr double kTie = 0.03;
@@ -43,14 +70,55 @@ bool judge_measured(const Request& request, const std::vector<Candidate>& candid
   return true;
 }
 
+// Judges by the tables of this processor class. False if they know nothing of a layer like this.
+bool judge_by_tables(const Request& request, const std::vector<Candidate>& candidates, Judgement* judgement) {
+  const std::shared_ptr<const Tables> tables = tables_of(request.target->isa);
+  if (!tables) return false;
+  std::vector<double> values;
+  const auto features = features_of(request);
+  for (const std::string& name : tables->features)
+    for (const auto& [known, value] : features)
+      if (name == known) values.push_back(value);
+  // Tables of a feature that this version lacks are another version's.
+  if (values.size() != tables->features.size()) return false;
+  bool known = false;
+  for (const Candidate& c : candidates) {
+    const std::optional<Estimate> estimate = tables->estimate(c.kernel->name, values);
+    known |= estimate.has_value();
+    if (!estimate) {
+      judgement->speedups.push_back({0, 0, "no measured layer is like this"});
+      continue;
+    }
+    const double middle = std::exp2(estimate->median), low = std::exp2(estimate->low);
+    const long count = std::lround(estimate->count);
+    judgement->speedups.push_back({middle, low,
+                                   "of " + std::to_string(count) + " measured layers like this, half ran at " + times(middle) +
+                                       " PyTorch's speed or more and a tenth at " + times(low) + " or less (" + tables->record +
+                                       ")"});
+  }
+  judgement->source = Source::table;
+  judgement->least = 1 + tables->margin;
+  if (!known) judgement->speedups.clear();
+  return known;
+}
+
 }  // namespace
 
 Judgement judge(const Request& request, const std::vector<Candidate>& candidates) {
   Judgement judgement{};
   if (judge_measured(request, candidates, &judgement)) return judgement;
-  judgement = {Source::model, {}, 1};
-  for (size_t i = 0; i < candidates.size(); i++) judgement.speedups.push_back({1, 1, "not known"});
+  if (judge_by_tables(request, candidates, &judgement)) return judgement;
+  judgement = {Source::order, {}, 1};
+  for (size_t i = 0; i < candidates.size(); i++) judgement.speedups.push_back({1, 1, "an earlier kernel of the table can run"});
   return judgement;
+}
+
+void use_tables(const std::string& isa, std::shared_ptr<const Tables> tables) {
+  {
+    const std::lock_guard<std::mutex> lock(shelf().mutex);
+    shelf().tables[isa] = std::move(tables);
+  }
+  policy_changed();
 }
 
 int64_t policy_epoch() { return epoch.load(std::memory_order_relaxed); }

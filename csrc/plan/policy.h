@@ -6,13 +6,15 @@
 #include <vector>
 
 #include "kernels/table.h"
+#include "plan/forest.h"
 
 namespace groupwise {
 
 // `sole`: there is one kernel that can run, PyTorch's or one of ours. `forced`: it was asked for. The others are in the order
-// in which they are asked.
-enum class Source { sole, forced, measured, table, model };
-constexpr const char* kSourceNames[] = {"sole", "forced", "measured", "table", "model"};
+// in which they are asked: timings of this machine, tables of its processor class, a cost model, and, where there is not even a
+// model, the order of the table of kernels.
+enum class Source { sole, forced, measured, table, model, order };
+constexpr const char* kSourceNames[] = {"sole", "forced", "measured", "table", "model", "order"};
 
 struct Candidate {
   const KernelRow* kernel;
@@ -35,6 +37,9 @@ struct Judgement {
 
 // Judges the candidates by the first source that knows of the request.
 Judgement judge(const Request& request, const std::vector<Candidate>& candidates);
+
+// Sets the tables of an instruction set; null for none.
+void use_tables(const std::string& isa, std::shared_ptr<const Tables> tables);
 
 // Rises whenever a source learns something, which makes plans out of date.
 int64_t policy_epoch();

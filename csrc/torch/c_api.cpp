@@ -1,11 +1,13 @@
 #include "torch/c_api.h"
 
+#include <cstdio>
 #include <cstring>
 #include <sstream>
 
 #include "torch/switches.h"
 #include "torch/tuning.h"
 #include "targets/isa.h"
+#include "plan/features.h"
 #include "plan/plan.h"
 #include "plan/recording.h"
 
@@ -28,6 +30,35 @@ std::string list(const std::vector<std::string>& names) {
   std::string json;
   for (const std::string& name : names) json += (json.empty() ? "\"" : ", \"") + name + "\"";
   return "[" + json + "]";
+}
+
+// Returns the names that commas join.
+std::vector<std::string> names_of(const char* joined) {
+  std::vector<std::string> names;
+  std::istringstream from(joined);
+  for (std::string name; std::getline(from, name, ',');) names.push_back(name);
+  return names;
+}
+
+groupwise::Request request_of(const int64_t* n, const char* dtype) {
+  groupwise::Request request;
+  request.direction = static_cast<groupwise::Direction>(n[0]);
+  const int64_t groups = n[4];
+  const auto axis = [&](int at) { return groupwise::Axis{n[at], n[at + 1], n[at + 2], n[at + 3], n[at + 4], n[at + 5]}; };
+  request.problem = {n[1], groups, n[2] / groups, n[3] / groups, axis(8), axis(14)};
+  request.channels_last = n[5] != 0;
+  request.threads = n[6];
+  request.dimensions = n[7];
+  const auto strides = [&](int64_t channels, int64_t h, int64_t w) {
+    return groupwise::dense_strides(channels, h, w, request.channels_last);
+  };
+  request.x_strides = strides(n[2], request.problem.h.in, request.problem.w.in);
+  request.y_strides = strides(n[3], request.problem.h.out, request.problem.w.out);
+  // The binding reads a depthwise weight as contiguous.
+  request.w_strides = groupwise::dense_weight_strides(request.problem, n[20] != 0 && !groupwise::depthwise(request.problem));
+  request.transposed = n[21] != 0;
+  request.float32 = std::strcmp(dtype, "float32") == 0;
+  return request;
 }
 
 }  // namespace
@@ -64,32 +95,35 @@ const char* groupwise_force(const char* kernel) {
 int32_t groupwise_force_isa(const char* isa) { return groupwise::force_isa(isa ? isa : "") ? 1 : 0; }
 const char* groupwise_forced_isa() { return groupwise::forced_isa(); }
 
-int64_t groupwise_plan(const int64_t* n, const char* dtype, char* text, int64_t size) {
-  groupwise::Request request;
-  request.direction = static_cast<groupwise::Direction>(n[0]);
-  const int64_t groups = n[4];
-  const auto axis = [&](int at) { return groupwise::Axis{n[at], n[at + 1], n[at + 2], n[at + 3], n[at + 4], n[at + 5]}; };
-  request.problem = {n[1], groups, n[2] / groups, n[3] / groups, axis(8), axis(14)};
-  request.channels_last = n[5] != 0;
-  request.threads = n[6];
-  request.dimensions = n[7];
-  const auto strides = [&](int64_t channels, int64_t h, int64_t w) {
-    return groupwise::dense_strides(channels, h, w, request.channels_last);
-  };
-  request.x_strides = strides(n[2], request.problem.h.in, request.problem.w.in);
-  request.y_strides = strides(n[3], request.problem.h.out, request.problem.w.out);
-  // The binding reads a depthwise weight as contiguous.
-  request.w_strides = groupwise::dense_weight_strides(request.problem, n[20] != 0 && !groupwise::depthwise(request.problem));
-  request.transposed = n[21] != 0;
-  request.float32 = std::strcmp(dtype, "float32") == 0;
-  return give(groupwise::describe(*groupwise::plan_of(request, groupwise::forced())), text, size);
+int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size) {
+  return give(groupwise::describe(*groupwise::plan_of(request_of(numbers, dtype), groupwise::forced())), text, size);
+}
+
+int64_t groupwise_features(const int64_t* numbers, const char* dtype, char* text, int64_t size) {
+  std::string json;
+  for (const auto& [name, value] : groupwise::features_of(request_of(numbers, dtype))) {
+    char number[32];
+    std::snprintf(number, sizeof number, "%.17g", value);
+    json += std::string(json.empty() ? "{\"" : ", \"") + name + "\": " + number;
+  }
+  return give(json + "}", text, size);
+}
+
+int32_t groupwise_tables(const char* isa, const char* record, const char* features, const char* kernels, const double* numbers,
+                         int64_t count) {
+  if (count == 0) {
+    groupwise::use_tables(isa, nullptr);
+    return 1;
+  }
+  std::optional<groupwise::Tables> read = groupwise::read_tables(record, names_of(features), names_of(kernels), numbers, count);
+  if (read) groupwise::use_tables(isa, std::make_shared<const groupwise::Tables>(std::move(*read)));
+  return read ? 1 : 0;
 }
 
 void groupwise_remember(const char* isa, const char* request, const char* kernels, const double* seconds, int64_t count) {
   groupwise::Timings timings;
-  std::istringstream names(kernels);
-  std::string name;
-  for (int64_t i = 0; i < count && std::getline(names, name, ','); i++) timings.emplace_back(name, seconds[i]);
+  for (const std::string& name : names_of(kernels))
+    if (static_cast<int64_t>(timings.size()) < count) timings.emplace_back(name, seconds[timings.size()]);
   groupwise::remember(isa, request, timings);
 }
 void groupwise_forget() { groupwise::forget_all(); }

@@ -44,6 +44,15 @@ GROUPWISE_API int64_t groupwise_plan(const int64_t* numbers, const char* dtype, 
 // off by 0. Results are added as lines to the file at `path`; "" keeps none.
 GROUPWISE_API void groupwise_tune(double calls, const char* path);
 
+// The features of the same request by their names, by which tables tell layers apart: {"macs": 20.5, ...}.
+GROUPWISE_API int64_t groupwise_features(const int64_t* numbers, const char* dtype, char* text, int64_t size);
+
+// Sets the tables by which kernels are chosen for an instruction set, as csrc/plan/forest.h reads them; no numbers for none.
+// `features` and `kernels` are names joined by commas, and `record` is what a plan calls them. Returns 0 and changes nothing if
+// the numbers do not fit together.
+GROUPWISE_API int32_t groupwise_tables(const char* isa, const char* record, const char* features, const char* kernels,
+                                       const double* numbers, int64_t count);
+
 // Gives the core what was measured before: for an instruction set and a request as in a line of that file, the seconds of each
 // of `count` kernels, whose names are joined by commas. A plan that was made before stays until `groupwise_policy_changed`.
 GROUPWISE_API void groupwise_remember(const char* isa, const char* request, const char* kernels, const double* seconds,

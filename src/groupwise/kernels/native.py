@@ -26,6 +26,7 @@ from typing import Any
 
 import groupwise
 from groupwise.errors import GroupwiseError
+from groupwise.kernels import tables
 
 API_VERSION = 6  # GROUPWISE_API_VERSION of csrc/torch/c_api.h, as are the signatures below
 
@@ -42,6 +43,11 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "groupwise_force_isa": (ctypes.c_int32, [ctypes.c_char_p]),
     "groupwise_forced_isa": (ctypes.c_char_p, []),
     "groupwise_plan": (ctypes.c_int64, [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, *_TEXT]),
+    "groupwise_features": (ctypes.c_int64, [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, *_TEXT]),
+    "groupwise_tables": (
+        ctypes.c_int32,
+        [*[ctypes.c_char_p] * 4, ctypes.POINTER(ctypes.c_double), ctypes.c_int64],
+    ),
     "groupwise_tune": (None, [ctypes.c_double, ctypes.c_char_p]),
     "groupwise_remember": (
         None,
@@ -284,6 +290,7 @@ def _opened(state: _State) -> _State:
     if isa.startswith("!"):
         # The reason names the value and those that this processor has.
         return state.broken(isa[1:], "set one of them, or unset GROUPWISE_ISA for the best", "setting")
+    tables.use(opened, isa)
     return _State(replace(state.status, isa=isa), opened)
 
 

@@ -43,8 +43,9 @@ class Plan(Printed):
     """batch, groups, in_channels and out_channels; input_size, output_size, kernel_size, stride, padding and dilation
     as (height, width). They describe the plain convolution whose `direction` this plan computes."""
     source: str = "sole"
-    """Who chose the kernel: `measured` (timings of this machine), `table` (records of processors like this one), `model`
-    (a cost model), `forced` (the caller), or `sole`, where only one kernel can run."""
+    """Who chose the kernel: `measured` (timings of this machine), `table` (records of processors like this one),
+    `model` (a cost model), `order` (nothing is known: the first kernel of the table), `forced` (the caller), or `sole`,
+    where only one kernel can run."""
     evidence: str = ""
     """What the source says for the kernel."""
     speedup: float | None = None

@@ -1,0 +1,116 @@
+#include "plan/forest.h"
+
+#include <cmath>
+
+namespace groupwise {
+namespace {
+
+// Reads numbers one after the other; `good` ends where there are too few, or one is no count.
+class Numbers {
+ public:
+  Numbers(const double* numbers, int64_t count) : at_(numbers), left_(count) {}
+  double next() {
+    if (left_ <= 0) good_ = false;
+    if (!good_) return 0;
+    left_--;
+    return *at_++;
+  }
+  // Returns a whole number of [low, high).
+  int64_t next_whole(int64_t low, int64_t high) {
+    const double number = next();
+    if (!(number >= static_cast<double>(low) && number < static_cast<double>(high)) || number != std::floor(number))
+      good_ = false;
+    return good_ ? static_cast<int64_t>(number) : low;
+  }
+  int64_t left() const { return left_; }
+  bool good() const { return good_; }
+
+ private:
+  const double* at_;
+  int64_t left_;
+  bool good_ = true;
+};
+
+Tree read_tree(Numbers* numbers, int64_t features) {
+  Tree tree;
+  const int64_t nodes = numbers->next_whole(0, numbers->left() + 1);
+  for (int64_t i = 0; i < nodes && numbers->good(); i++) {
+    const int64_t feature = numbers->next_whole(0, features);
+    const double threshold = numbers->next();
+    // Children come after their node, so that every walk ends.
+    const auto child = [&] {
+      const int64_t at = numbers->next_whole(-nodes - 1, nodes);
+      return at < 0 || at > i ? at : nodes;
+    };
+    const int64_t left = child(), right = child();
+    tree.nodes.push_back({feature, threshold, left, right});
+  }
+  const int64_t leaves = numbers->next_whole(1, numbers->left() + 1);
+  for (int64_t i = 0; i < leaves && numbers->good(); i++) {
+    const double count = numbers->next(), low = numbers->next(), median = numbers->next();
+    tree.leaves.push_back({count, low / 100, median / 100});
+  }
+  return tree;
+}
+
+// Tells whether every child is there.
+bool whole(const Tree& tree) {
+  const auto there = [&](int64_t at) {
+    return at < 0 ? -1 - at < static_cast<int64_t>(tree.leaves.size()) : at < static_cast<int64_t>(tree.nodes.size());
+  };
+  for (const Tree::Node& node : tree.nodes)
+    if (!there(node.left) || !there(node.right)) return false;
+  return true;
+}
+
+const Estimate& leaf_of(const Tree& tree, const std::vector<double>& values) {
+  int64_t at = tree.nodes.empty() ? -1 : 0;
+  while (at >= 0) {
+    const Tree::Node& node = tree.nodes[at];
+    at = values[node.feature] <= node.threshold ? node.left : node.right;
+  }
+  return tree.leaves[-1 - at];
+}
+
+}  // namespace
+
+std::optional<Estimate> Tables::estimate(const std::string& kernel, const std::vector<double>& values) const {
+  const auto found = kernels.find(kernel);
+  if (found == kernels.end()) return std::nullopt;
+  const Forest& forest = found->second;
+  // The tables round their range to three digits.
+  for (const int64_t i : bounded)
+    if (!(values[i] >= forest.least[i] - 1e-3 && values[i] <= forest.most[i] + 1e-3)) return std::nullopt;
+  Estimate mean{0, 0, 0};
+  const auto trees = static_cast<double>(forest.trees.size());
+  for (const Tree& tree : forest.trees) {
+    const Estimate& leaf = leaf_of(tree, values);
+    mean.count += leaf.count / trees;
+    mean.low += leaf.low / trees;
+    mean.median += leaf.median / trees;
+  }
+  return mean;
+}
+
+std::optional<Tables> read_tables(std::string record, const std::vector<std::string>& features,
+                                  const std::vector<std::string>& kernels, const double* numbers, int64_t count) {
+  Numbers from(numbers, count);
+  Tables tables{std::move(record), from.next(), features, {}, {}};
+  const auto size = static_cast<int64_t>(features.size());
+  const int64_t bounded = from.next_whole(0, size + 1);
+  for (int64_t i = 0; i < bounded; i++) tables.bounded.push_back(from.next_whole(0, size));
+  for (const std::string& kernel : kernels) {
+    Forest& forest = tables.kernels[kernel];
+    for (std::vector<double>* range : {&forest.least, &forest.most})
+      for (int64_t i = 0; i < size; i++) range->push_back(from.next());
+    const int64_t trees = from.next_whole(1, count + 1);
+    for (int64_t i = 0; i < trees && from.good(); i++) {
+      forest.trees.push_back(read_tree(&from, size));
+      if (!whole(forest.trees.back())) return std::nullopt;
+    }
+  }
+  if (!from.good() || from.left() != 0) return std::nullopt;
+  return tables;
+}
+
+}  // namespace groupwise

@@ -1,0 +1,72 @@
+"""The planner's tables: what was measured on processors of a class, as benchmarks/policy.py wrote it.
+
+A table is data, `policy/<class>-<isa>.json`. The core reads its numbers, and chooses by them what was not measured on
+this machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import pathlib
+import warnings
+from typing import Any
+
+from groupwise.kernels.processor import processor_class
+
+FOLDER = pathlib.Path(__file__).with_name("policy")
+FORMAT = 1
+
+
+def table_path(isa: str) -> pathlib.Path:
+    """Returns where the tables of this processor's class and an instruction set are, if there are any."""
+    return FOLDER / f"{processor_class()}-{isa}.json"
+
+
+def covered(isa: str) -> bool:
+    """Tells whether tables of this processor's class and an instruction set are shipped."""
+    return table_path(isa).is_file()
+
+
+def use(library: ctypes.CDLL, isa: str) -> None:
+    """Gives the core the shipped tables, if there are any.
+
+    Warns (`RuntimeWarning`) of a file that cannot be read; the planner then goes on without it.
+    """
+    path = table_path(isa)
+    if not path.is_file():
+        return
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told["format"] != FORMAT:
+            raise ValueError(f"its format is {told['format']}, and this version of groupwise reads {FORMAT}")
+        give(library, isa, told)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(
+            f"{path} cannot be read ({type(error).__name__}: {error}), so that kernels are chosen without it; "
+            "install groupwise again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def give(library: ctypes.CDLL, isa: str, told: dict[str, Any]) -> None:
+    """Gives the core the contents of a file. Raises `ValueError` if its numbers do not fit together."""
+    numbers = flat(told)
+    array = (ctypes.c_double * len(numbers))(*numbers)
+    record = f"{told['class']}, {told['isa']}, torch {told['torch']}"
+    names = [",".join(told["features"]), ",".join(table["kernel"] for table in told["tables"])]
+    if not library.groupwise_tables(
+        isa.encode(), record.encode(), *(name.encode() for name in names), array, len(numbers)
+    ):
+        raise ValueError("its numbers do not fit together")
+
+
+def flat(told: dict[str, Any]) -> list[float]:
+    """Returns a file's numbers in the order in which csrc/plan/forest.h reads them."""
+    numbers = [told["margin"], len(told["bounded"]), *told["bounded"]]
+    for table in told["tables"]:
+        numbers += [*table["least"], *table["most"], len(table["trees"])]
+        for tree in table["trees"]:
+            numbers += [len(tree["nodes"]) // 4, *tree["nodes"], len(tree["leaves"]) // 3, *tree["leaves"]]
+    return [float(number) for number in numbers]
