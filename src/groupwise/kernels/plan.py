@@ -122,7 +122,22 @@ def plan(
         >>> plan(ConvSpec(128, 128, 3, padding=1, groups=32), (1, 128, 56, 56)).kernel
         'planar'
     """
-    spec, input_shape, dtype = layer_and_input(spec_or_layer, input_shape, dtype)
+    *_, dtype = layer_and_input(spec_or_layer, input_shape, dtype)
+    library = native.library()
+    numbers = request_numbers(spec_or_layer, input_shape, memory_format, threads, direction)
+    array = (ctypes.c_int64 * len(numbers))(*numbers)
+    return Plan._of(json.loads(native.read_text(library.groupwise_plan, array, dtype.encode())))
+
+
+def request_numbers(
+    spec_or_layer: Any,
+    input_shape: Sequence[int],
+    memory_format: Any = "contiguous",
+    threads: int | None = None,
+    direction: str = "forward",
+) -> list[int]:
+    """Returns the numbers by which the core knows a request (csrc/torch/c_api.h). Takes what `plan` takes."""
+    spec, input_shape, _ = layer_and_input(spec_or_layer, input_shape, None)
     size = spec.check_input(input_shape)
     batch = check_integer("batch", input_shape[0], 0)
     check_choice("direction", direction, DIRECTIONS)
@@ -133,7 +148,6 @@ def plan(
         raise GroupwiseError(
             f"memory_format='channels_last' is for 2-D convolutions, and this one is {spec.dims}-D; give 'contiguous'"
         )
-    library = native.library()
     if threads is None:
         import torch
 
@@ -148,9 +162,7 @@ def plan(
     last = layout == "channels_last" or weight_last
     numbers = [DIRECTIONS.index(direction), batch, *channels, spec.groups, int(last), threads, spec.dims]
     numbers += [number for axis in axes for number in axis]
-    numbers += [int(weight_last), int(spec.transposed)]
-    array = (ctypes.c_int64 * len(numbers))(*numbers)
-    return Plan._of(json.loads(native.read_text(library.groupwise_plan, array, dtype.encode())))
+    return [*numbers, int(weight_last), int(spec.transposed)]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,183 @@
+"""The planner's tables in the core: features and choices are those of the definitions in benchmarks."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import pathlib
+import random
+import sys
+
+import pytest
+
+from groupwise import ConvSpec, plan
+from groupwise.kernels import native, tables
+from groupwise.kernels.plan import DIRECTIONS, request_numbers
+from kernels import ISAS, needs_kernels
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+from features import features
+from trees import Tree
+
+pytestmark = needs_kernels
+
+
+def drawn(chance):
+    """A layer, an input that it takes, and the settings of a plan."""
+    while True:
+        groups = chance.choice((1, 2, 3, 8, 32))
+        spec = ConvSpec(
+            groups * chance.choice((1, 2, 3, 16)),
+            groups * chance.choice((1, 2, 5, 24)),
+            (chance.choice((1, 3, 7)), chance.choice((1, 2, 9))),
+            stride=(chance.choice((1, 2, 3)), chance.choice((1, 4))),
+            padding=(chance.choice((0, 1, 3)), chance.choice((0, 2))),
+            dilation=(chance.choice((1, 2)), chance.choice((1, 3))),
+            groups=groups,
+            transposed=chance.random() < 0.3,
+        )
+        shape = (chance.choice((1, 3, 8)), spec.in_channels, chance.choice((5, 14, 33)), chance.choice((9, 28)))
+        try:
+            spec.output_size(shape[2:])
+        except ValueError:
+            continue
+        settings = {
+            "memory_format": chance.choice(("contiguous", "channels_last")),
+            "threads": chance.choice((1, 2, 4)),
+            "direction": chance.choice(DIRECTIONS),
+        }
+        return spec, shape, settings
+
+
+def row_of(spec, told):
+    """A row of the sweep's record."""
+    return {
+        **told.shape,
+        "direction": told.direction,
+        "memory_format": told.memory_format,
+        "dims": spec.dims,
+        "transposed": spec.transposed,
+    }
+
+
+def test_the_core_computes_the_features_that_benchmarks_define():
+    chance = random.Random(0)
+    for _ in range(300):
+        spec, shape, settings = drawn(chance)
+        numbers = request_numbers(spec, shape, **settings)
+        array = (ctypes.c_int64 * len(numbers))(*numbers)
+        told = json.loads(native.read_text(native.library().groupwise_features, array, b"float32"))
+        expected = features(row_of(spec, plan(spec, shape, **settings)) | {"threads": settings["threads"]})
+        assert list(told) == list(expected)
+        for name, value in expected.items():
+            assert math.isclose(told[name], value, rel_tol=1e-12, abs_tol=1e-12), (name, spec, shape, settings)
+
+
+NAMES = ["macs", "channels_last", "stride"]
+
+
+def made_up(margin=0.1, **medians):
+    """A file of two trees a kernel: in channels_last the first leaf, and in contiguous one of two by the products."""
+    result = []
+    for kernel, (last, small, large) in medians.items():
+        first = Tree([(1, 0.5, 1, -1), (0, 20.0, -2, -3)], [])
+        nodes = [number for node in first.nodes for number in node]
+        leaves = [5, 100 * last - 20, 100 * last, 7, 100 * small - 20, 100 * small, 9, 100 * large - 20, 100 * large]
+        trees = [{"nodes": nodes, "leaves": leaves}, {"nodes": [], "leaves": [3, 0, 0]}]
+        result.append({"kernel": kernel, "least": [0, 0, 0], "most": [40, 1, 2], "trees": trees})
+    about = {"format": 1, "class": "some-1-2", "isa": ISAS[-1], "torch": "2.13", "margin": margin, "bounded": [2]}
+    return {**about, "features": NAMES, "tables": result}
+
+
+@pytest.fixture
+def given():
+    """Gives the core a file for the instruction set in use, and takes it away."""
+    library, isa = native.library(), native.status().isa
+    yield lambda told: tables.give(library, isa, told)
+    library.groupwise_tables(isa.encode(), b"", b"", b"", (ctypes.c_double * 1)(), 0)
+    tables.use(library, isa)
+
+
+SMALL, LARGE = (ConvSpec(channels, channels, 3, padding=1, groups=channels) for channels in (16, 1024))
+
+
+def test_a_plan_takes_the_best_of_the_kernels_that_are_almost_surely_faster(given):
+    # Means of both trees are half of these.
+    given(made_up(planar=(2, 1, -2), narrow=(4, 0, 1)))
+    last = plan(SMALL, (1, 16, 9, 9), memory_format="channels_last")
+    assert (last.kernel, last.source, last.speedup) == ("narrow", "table", 4)
+    words = "of 4 measured layers like this, half ran at {} PyTorch's speed or more and a tenth at {} or less "
+    assert last.evidence == words.format("4.00x", "3.73x") + "(some-1-2, " + ISAS[-1] + ", torch 2.13)"
+    assert last.refused["planar"].startswith(words.format("2.00x", "1.87x"))
+    assert last.refused["planar"].endswith("; narrow 4.00x")
+    first = plan(SMALL, (1, 16, 9, 9))
+    assert (first.kernel, first.source) == ("planar", "table")
+    large = plan(LARGE, (1, 1024, 28, 28))
+    assert (large.kernel, round(large.speedup, 2)) == ("narrow", 1.41)
+
+
+@pytest.mark.parametrize(("median", "kernel"), [(0.4, "pytorch"), (0.45, "pytorch"), (0.7, "planar")])
+def test_a_kernel_that_may_be_slower_leaves_pytorchs(given, median, kernel):
+    # log2 of the tenth is (median - 0.2) / 2, and of the margin 0.1375.
+    given(made_up(planar=(median, median, median)))
+    told = plan(ConvSpec(2, 2, 3, groups=2), (1, 2, 9, 9))
+    assert (told.kernel, told.source) == (kernel, "table")
+
+
+def test_tables_know_nothing_of_layers_unlike_all_that_were_measured(given):
+    given(made_up(planar=(2, 2, 2)))
+    strided = ConvSpec(16, 16, 3, stride=(2, 4), padding=1, groups=16)
+    assert plan(strided, (1, 16, 99, 99)).source != "table"
+    assert plan(SMALL, (1, 16, 9, 9)).source == "table"
+
+
+def test_a_layer_whose_outputs_see_padding_alone_never_goes_to_pytorch(given):
+    given(made_up(planar=(-3, -3, -3)))
+    told = plan(ConvSpec(16, 16, 1, padding=1, groups=16), (1, 16, 9, 9))
+    assert told.kernel == "planar"
+    assert told.evidence == "PyTorch's kernel may read outside its tensors here"
+
+
+def harm(told, how):
+    tree = told["tables"][0]["trees"][0]
+    if how == "a circle":
+        tree["nodes"][2] = 0
+    elif how == "no such child":
+        tree["nodes"][6] = -9
+    elif how == "no such feature":
+        tree["nodes"][0] = 3
+    elif how == "too few numbers":
+        tree["leaves"].pop()
+    elif how == "no leaf":
+        tree["leaves"] = []
+    elif how == "a number too many":
+        told["tables"][0]["most"].append(1)
+
+
+@pytest.mark.parametrize(
+    "how", ["a circle", "no such child", "no such feature", "too few numbers", "no leaf", "a number too many"]
+)
+def test_numbers_that_do_not_fit_together_are_refused(given, how):
+    given(made_up(planar=(2, 2, 2)))
+    told = made_up(planar=(3, 3, 3))
+    harm(told, how)
+    with pytest.raises(ValueError, match="do not fit together"):
+        given(told)
+    assert plan(SMALL, (1, 16, 9, 9)).speedup == 2, "nothing has changed"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 2}', '{"format": 1, "tables": 3}'])
+def test_a_file_that_cannot_be_read_warns_and_changes_nothing(monkeypatch, tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    monkeypatch.setattr(tables, "table_path", lambda isa: tmp_path / "x.json")
+    with pytest.warns(RuntimeWarning, match="x.json cannot be read .*; install groupwise again"):
+        tables.use(native.library(), native.status().isa)
+
+
+def test_the_shipped_tables_are_read():
+    for path in tables.FOLDER.glob("*.json"):
+        told = json.loads(path.read_text("utf-8"))
+        library = native.library()
+        tables.give(library, "of a test", told)
+        library.groupwise_tables(b"of a test", b"", b"", b"", (ctypes.c_double * 1)(), 0)
