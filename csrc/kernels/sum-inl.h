@@ -24,8 +24,8 @@ GW_INLINE void add_columns(const float* from, int64_t step, int64_t n, double* t
 }
 
 // Runs tasks [begin, end), each of which sums kChannelBlock channels.
-inline void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& s,
-                         float* sums, int64_t begin, int64_t end) {
+void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& s, float* sums,
+                  int64_t begin, int64_t end) {
   static_assert(kChannelBlock == 16);
   // Rows that follow each other without a gap are one row.
   if (s.h == w * s.w) w *= h, h = 1;

@@ -8,6 +8,9 @@ extern const Kernels kBaseline;
 #ifdef GROUPWISE_HAVE_AVX2
 extern const Kernels kAvx2;
 #endif
+#ifdef GROUPWISE_HAVE_AVX512
+extern const Kernels kAvx512;
+#endif
 
 namespace {
 
@@ -21,6 +24,11 @@ std::vector<Row> table() {
   std::vector<Row> rows{{&kBaseline, true}};
 #ifdef GROUPWISE_HAVE_AVX2
   rows.push_back({&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
+#endif
+#ifdef GROUPWISE_HAVE_AVX512
+  // These also ask whether the system saves the registers.
+  rows.push_back({&kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
 #endif
   return rows;
 }

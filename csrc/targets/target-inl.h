@@ -1,15 +1,22 @@
-// All kernels. Each target_*.cpp includes this file and compiles them for its instruction set.
-#include "kernels/narrow/correlate-inl.h"
-#include "kernels/dots/correlate-inl.h"
-#include "kernels/groups/correlate-inl.h"
-#include "kernels/planar/grad_weight-inl.h"
-#include "kernels/pixels/grad_weight-inl.h"
-#include "kernels/narrow/grad_weight-inl.h"
+// The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp and sum.cpp once for
+// each set, every file by itself, since all in one take minutes; a target_*.cpp lists what they define.
+#pragma once
+#include GW_VECTORS
 #include "kernels/kernels.h"
-#include "kernels/planar/correlate-inl.h"
-#include "kernels/sum-inl.h"
 
 namespace groupwise::GW_TARGET {
+
+void correlate_planar(const Correlation&, const CorrelationLayout&, int64_t begin, int64_t end, float* scratch);
+void correlate_channels(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
+void correlate_groups(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
+void correlate_dots(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
+void grad_weight_planar(const GradWeight&, const GradWeightLayout&, int64_t begin, int64_t end, float* scratch, float* parts);
+void grad_weight_channels(const GradWeight&, const GradWeightChannelsLayout&, int64_t begin, int64_t end, float* scratch,
+                          float* parts);
+void grad_weight_narrow(const GradWeight&, const GradWeightNarrowLayout&, int64_t begin, int64_t end, float* scratch,
+                        float* parts);
+void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
+                  int64_t begin, int64_t end);
 
 constexpr Kernels table(const char* isa) {
   return {isa,

@@ -1,5 +1,3 @@
-#define GW_TARGET avx2
-#define GW_LANES 8
 #include "targets/target-inl.h"
 
 namespace groupwise {

@@ -1,5 +1,3 @@
-#define GW_TARGET baseline
-#define GW_LANES 4
 #include "targets/target-inl.h"
 
 namespace groupwise {

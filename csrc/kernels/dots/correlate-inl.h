@@ -62,7 +62,7 @@ GW_NOINLINE void run_dots(const DotWalk& k, const PixelBlock& block, const float
 }
 
 // Runs tasks [begin, end) of a correlation.
-inline void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
+void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
   const Phase& s = c.w.front();
   const WeightStrides& ws = c.weight_strides;
   const int64_t by_w = ceil_div(s.out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);

@@ -83,7 +83,7 @@ inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const fl
 }
 
 // Runs tasks [begin, end) of a correlation.
-inline void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
+void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
   constexpr int kVectors = kGroupBlock / kLanes;
   const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
   const int64_t step = c.w.front().step;

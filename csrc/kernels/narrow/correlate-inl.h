@@ -306,7 +306,7 @@ inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w
 }
 
 // Runs tasks [begin, end) of a correlation.
-inline void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
+void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
   const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
   const int64_t all = c.groups * c.out_channels, step = c.w.front().step;
   // The weights keep the order of the tensor, with the bias before those of each vector.

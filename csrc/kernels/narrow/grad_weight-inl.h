@@ -115,8 +115,8 @@ GW_INLINE void sum_places(const GradWeight& work, const Reading& h, const Readin
 }
 
 // Runs tasks [begin, end), each of which sums a block of output channels over one part of the samples and positions.
-inline void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t begin, int64_t end,
-                               float* scratch, float* parts) {
+void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t begin, int64_t end, float* scratch,
+                        float* parts) {
   const Problem& p = work.problem;
   const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
   const WeightStrides& ws = work.weight_strides;

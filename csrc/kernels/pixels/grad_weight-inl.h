@@ -2,8 +2,7 @@
 // image leaves no lane idle. grad_output is broadcast (groups) or a vector (depthwise).
 #pragma once
 #include "kernels/pixels/layout.h"
-#include "kernels/narrow/correlate-inl.h"
-#include "kernels/planar/grad_weight-inl.h"
+#include "kernels/pack-inl.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -112,8 +111,8 @@ GW_INLINE void outer_slots(const PixelPositions& s, const std::vector<int32_t>& 
 
 // Runs tasks [begin, end), each of which sums 16 channels of a depthwise convolution, or a block of output channels of one
 // group, over one part of the samples and positions.
-inline void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t begin, int64_t end,
-                                 float* scratch, float* parts) {
+void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t begin, int64_t end, float* scratch,
+                          float* parts) {
   const Problem& p = work.problem;
   const Strides& gs = work.grad_output_strides;
   const WeightStrides& ws = work.weight_strides;

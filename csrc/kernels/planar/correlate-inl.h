@@ -204,7 +204,7 @@ inline void run_rows(const PlanarTask& p, int64_t from) {
 }
 
 // Runs tasks [begin, end) of a correlation: packs the input, computes every group and phase of the block, and unpacks.
-inline void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t begin, int64_t end, float* scratch) {
+void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t begin, int64_t end, float* scratch) {
   const Block& b = l.block;
   const Plane& plane = l.plane;
   const WeightStrides& ws = c.weight_strides;

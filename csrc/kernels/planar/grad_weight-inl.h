@@ -135,8 +135,8 @@ inline void run_taps(const Problem& p, const GradWeightLayout& l, const Position
 
 // Runs tasks [begin, end), each of which sums a block of groups and output channels over one part of the samples and positions.
 // The sums go to grad_weight, or to their place in `parts` if there are several parts.
-inline void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64_t begin, int64_t end, float* scratch,
-                               float* parts) {
+void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64_t begin, int64_t end, float* scratch,
+                        float* parts) {
   const Problem& p = work.problem;
   const int64_t taps = p.h.kernel * p.w.kernel, slots = p.in_channels * taps;
   const int64_t by_o = ceil_div(p.out_channels, l.outputs), by_g = ceil_div(p.groups, l.block.groups);

@@ -19,7 +19,10 @@ from groupwise.kernels.processor import processor_flags, processor_name
 from groupwise.spec.legible import Printed
 
 # The flags of /proc/cpuinfo that each instruction set of csrc/ needs. Every processor has the baseline.
-ISA_FLAGS = {"avx2": {"avx2", "fma"}}
+ISA_FLAGS = {
+    "avx2": {"avx2", "fma"},
+    "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
+}
 
 # The first of these tools that exists installs a compiler.
 INSTALLERS = {

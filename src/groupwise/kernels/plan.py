@@ -36,7 +36,7 @@ class Plan(Printed):
     memory_format: str
     """`contiguous` or `channels_last`."""
     isa: str
-    """The instruction set: `baseline` or `avx2`."""
+    """The instruction set: `baseline`, `avx2` or `avx512`."""
     threads: int
     """How many threads compute: 1 where the work is too small for more."""
     shape: Mapping[str, Any]

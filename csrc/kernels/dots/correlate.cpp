@@ -1,0 +1,1 @@
+#include "kernels/dots/correlate-inl.h"

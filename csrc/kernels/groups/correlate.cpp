@@ -1,0 +1,1 @@
+#include "kernels/groups/correlate-inl.h"

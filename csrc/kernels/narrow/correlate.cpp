@@ -1,0 +1,1 @@
+#include "kernels/narrow/correlate-inl.h"

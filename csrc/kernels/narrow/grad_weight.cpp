@@ -1,0 +1,1 @@
+#include "kernels/narrow/grad_weight-inl.h"

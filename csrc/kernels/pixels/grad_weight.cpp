@@ -1,0 +1,1 @@
+#include "kernels/pixels/grad_weight-inl.h"

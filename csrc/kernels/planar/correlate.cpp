@@ -1,0 +1,1 @@
+#include "kernels/planar/correlate-inl.h"

@@ -1,0 +1,1 @@
+#include "kernels/planar/grad_weight-inl.h"

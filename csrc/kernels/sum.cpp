@@ -1,0 +1,1 @@
+#include "kernels/sum-inl.h"

@@ -1,0 +1,60 @@
+// What every width of vector has: floats by the vector extension of GCC and Clang. Each csrc/simd/vecN.h defines GW_LANES,
+// includes this file and adds what depends on the width; kernels include simd.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#define GW_INLINE __attribute__((always_inline)) inline
+#define GW_LAMBDA __attribute__((always_inline))
+// For code that runs seldom or long: inlined at every call, it would take minutes to compile.
+#define GW_NOINLINE __attribute__((noinline)) inline
+
+namespace groupwise::GW_TARGET {
+
+constexpr int kLanes = GW_LANES;
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+
+GW_INLINE Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+GW_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+GW_INLINE Vec broadcast(float x) { return x - Vec{}; }
+
+// Calls f(0), ..., f(N-1) with constant arguments: arrays of vectors that an ordinary loop indexes stay on the stack.
+template <int N, class F>
+GW_INLINE void unroll(F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>)
+      __attribute__((always_inline)) { (f(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, N>{});
+}
+
+// Calls f(0), ..., f(n-1). N is n if that is a constant, else 0.
+template <int N, class F>
+GW_INLINE void each(int64_t n, F&& f) {
+  if constexpr (N > 0) {
+    unroll<N>(f);
+  } else {
+    for (int64_t i = 0; i < n; i++) f(i);
+  }
+}
+
+// Four floats, for rows that do not fill a vector, and their loads and stores.
+typedef float Four __attribute__((vector_size(16)));
+GW_INLINE Four load_four(const float* p) {
+  Four v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+GW_INLINE void store_four(float* p, Four v) { std::memcpy(p, &v, sizeof v); }
+// Loads p[0], p[2], p[4] and p[6], and no float beyond.
+GW_INLINE Four load_even_four(const float* p) { return __builtin_shufflevector(load_four(p), load_four(p + 3), 0, 2, 5, 7); }
+
+// kLanes floats p[0], p[2], ... and as many p[1], p[3], ....
+struct Pairs {
+  Vec even, odd;
+};
+
+}  // namespace groupwise::GW_TARGET

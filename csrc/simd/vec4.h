@@ -1,0 +1,79 @@
+// Vectors of 4 floats.
+#pragma once
+
+#define GW_LANES 4
+// The letter of a vector register in asm.
+#define GW_REGISTER "x"
+#include "simd/base.h"
+
+namespace groupwise::GW_TARGET {
+
+// The vector registers, by which tiles have their sizes.
+constexpr int kRegisters = 16;
+// Tells whether partial loads and stores are as cheap as whole ones.
+constexpr bool kMasks = false;
+
+GW_NOINLINE void store_part(float* p, Vec v, int64_t count) {
+  alignas(kLanes * 4) float lanes[kLanes];
+  store(lanes, v);
+  const float* from = lanes;
+  if (count & 2) std::memcpy(p, from, 8), p += 2, from += 2;
+  if (count & 1) *p = *from;
+}
+GW_NOINLINE Vec load_part(const float* p, int64_t count) {
+  alignas(kLanes * 4) float lanes[kLanes] = {};
+  float* to = lanes;
+  if (count & 2) std::memcpy(to, p, 8), p += 2, to += 2;
+  if (count & 1) *to = *p;
+  return load(lanes);
+}
+
+// Stores, or loads, the first `count` lanes and touches no byte beyond them.
+GW_INLINE void store_some(float* p, Vec v, int64_t count) {
+  if (count >= kLanes) return store(p, v);
+  store_part(p, v, count);
+}
+GW_INLINE Vec load_some(const float* p, int64_t count) { return count >= kLanes ? load(p) : load_part(p, count); }
+
+// Keeps the first `count` lanes and zeros the others, also where they are NaN, which a product with 0 would not.
+GW_INLINE Vec keep(Vec v, int64_t count) {
+  typedef int32_t Bits __attribute__((vector_size(kLanes * 4)));
+  alignas(64) static constexpr int32_t kOnes[2 * kLanes] = {-1, -1, -1, -1};
+  Bits bits, ones;
+  std::memcpy(&bits, &v, sizeof v);
+  std::memcpy(&ones, kOnes + kLanes - count, sizeof ones);
+  bits &= ones;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+// Transposes in place.
+GW_INLINE void transpose(Vec (&r)[4]) {
+  const Vec t0 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), t1 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+  const Vec t2 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), t3 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  r[0] = __builtin_shufflevector(t0, t2, 0, 1, 4, 5);
+  r[1] = __builtin_shufflevector(t0, t2, 2, 3, 6, 7);
+  r[2] = __builtin_shufflevector(t1, t3, 0, 1, 4, 5);
+  r[3] = __builtin_shufflevector(t1, t3, 2, 3, 6, 7);
+}
+
+// Loads p[0], p[2], p[4] and p[6], and no float beyond.
+GW_INLINE Vec load_even(const float* p) { return load_even_four(p); }
+
+GW_INLINE Pairs load_pairs(const float* p) {
+  const Vec a = load(p), b = load(p + 4);
+  return {__builtin_shufflevector(a, b, 0, 2, 4, 6), __builtin_shufflevector(a, b, 1, 3, 5, 7)};
+}
+
+// Returns the sum of the lanes of each of four vectors.
+GW_INLINE Four sum_lanes(const Vec (&v)[4]) {
+  Vec r[4] = {v[0], v[1], v[2], v[3]};
+  transpose(r);
+  return (r[0] + r[1]) + (r[2] + r[3]);
+}
+
+// Return the floats of two vectors in turn, a0 b0 a1 b1 ...: the first half, and the second.
+GW_INLINE Vec interleave_low(Vec a, Vec b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
+GW_INLINE Vec interleave_high(Vec a, Vec b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+
+}  // namespace groupwise::GW_TARGET

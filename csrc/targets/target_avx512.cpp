@@ -1,0 +1,6 @@
+#include "targets/target-inl.h"
+
+namespace groupwise {
+extern const Kernels kAvx512;
+const Kernels kAvx512 = avx512::table("avx512");
+}  // namespace groupwise
