@@ -43,6 +43,7 @@ inline ChannelsForm channels_form(const Correlation& c, int64_t lanes) {
 // planar, the output's pixels.
 struct ChannelsLayout {
   Block block;
+  Strip strip;
   int64_t blocks;
   int64_t low_w;
   Pixels input;

@@ -41,6 +41,7 @@ inline bool takes_single(const Phase& h, const Phase& w, int64_t rows) {
 
 struct CorrelationLayout {
   Block block;
+  Strip strip;
   RowSharing sharing;
   Plane plane;
   bool staged;
@@ -60,6 +61,7 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
 // `run.cpp` adds the parts.
 struct GradWeightLayout {
   Block block;
+  bool clip;  // the positions of each tile's taps are clipped to those inside the input
   int64_t outputs, parts;
   Plane input, output;  // of the input, and of grad_output
   int64_t input_floats, output_floats, floats;
