@@ -29,8 +29,10 @@ std::vector<Phase> grad_input_phases(const Axis& a) {
 
 Phase clipped(const Phase& s, int64_t at, int64_t count) {
   const int64_t lowest = at * s.stride + s.low, highest = lowest + (count - 1) * s.stride;
-  const int64_t first = highest >= 0 ? 0 : (s.spacing - 1 - highest) / s.spacing;
-  const int64_t last = lowest >= s.in ? 0 : std::min(s.taps, (s.in - 1 - lowest) / s.spacing + 1);
+  // Divisions are slow beside the few products of a strip.
+  const auto spaced = [&](int64_t positions) { return s.spacing == 1 ? positions : positions / s.spacing; };
+  const int64_t first = highest >= 0 ? 0 : spaced(s.spacing - 1 - highest);
+  const int64_t last = lowest + s.span() < s.in ? s.taps : lowest >= s.in ? 0 : spaced(s.in - 1 - lowest) + 1;
   Phase clip = s;
   clip.taps = std::max<int64_t>(0, last - first);
   if (clip.taps == 0) return clip;

@@ -57,6 +57,12 @@ struct ChannelsLayout {
   }
 };
 
+// Returns how many pixels a tile of groups, or of dots, computes.
+inline int64_t tile_pixels(const Correlation& c, int64_t lanes, bool dots) {
+  if (dots) return 3;
+  return c.out_channels > lanes || lanes < 8 ? 12 * lanes / kGroupBlock : 8;
+}
+
 // Returns the floats of the packed weights of kGroupBlock output channels of a group.
 inline int64_t group_block_floats(const Correlation& c, int64_t kernel_h, int64_t kernel_w) {
   return kernel_h * kernel_w * c.in_channels * kGroupBlock;

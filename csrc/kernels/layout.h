@@ -24,7 +24,8 @@ constexpr int64_t kGradInputRun = 64;
 constexpr int64_t kGradWeightRun = 64;
 // Returns how many channels of `taps` taps one accumulator sums: at most what `longest_run` allows, at least one, in even runs.
 inline int64_t run_of_channels(const Correlation& c, int64_t taps) {
-  const int64_t most = std::max<int64_t>(1, c.longest_run / std::max<int64_t>(1, taps));
+  if (c.in_channels * taps <= c.longest_run) return c.in_channels;
+  const int64_t most = std::max<int64_t>(1, c.longest_run / taps);
   return ceil_div(c.in_channels, ceil_div(c.in_channels, most));
 }
 

@@ -6,8 +6,7 @@ namespace {
 
 // Tiles take pixels of a strip as one row, in which only the last tile may be part empty.
 Strip strip_of(const Correlation& c, int64_t lanes, bool dots) {
-  const bool two = c.out_channels > lanes || lanes < 8;
-  const int64_t pixels = dots ? 3 : two ? std::max<int64_t>(1, 12 * lanes / kGroupBlock) : 8, sums = dots || two ? 12 : 8;
+  const int64_t pixels = tile_pixels(c, lanes, dots), sums = pixels == 8 ? 8 : 12;
   const auto cost = [&](int64_t rows, int64_t columns) { return ceil_div(rows * columns, pixels) * sums / 2; };
   return cheapest_strip(c, {1, 2, 3, 4}, {2, 3, 6, 12}, cost);
 }

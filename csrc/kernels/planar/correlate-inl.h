@@ -236,12 +236,13 @@ inline void correlate_planar(const Correlation& c, const CorrelationLayout& l, i
       const size_t i = static_cast<size_t>(w.first - c.w.front().first);
       const float* from = scratch;
       p.rows = height;
-      p.columns = columns;
+      // Staged rows have room for whole vectors.
+      p.columns = l.staged ? round_up(columns, kLanes) : columns;
       if (taps > 0) from += ((row + r) * h.stride + h.low - low) * plane.row + x;
       p.taps = {c.in_channels,
                 h.taps,
                 w.taps,
-                l.columns[i].data() + (w.index - c.w[i].index) / (w.index_step ? w.index_step : 1),
+                l.columns[i].data() + (w.index != c.w[i].index ? (w.index - c.w[i].index) / w.index_step : 0),
                 plane.channel,
                 h.spacing * plane.row,
                 ws.c,

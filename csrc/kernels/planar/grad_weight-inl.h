@@ -108,6 +108,8 @@ GW_INLINE PositionBlock within_columns(const Problem& p, const PositionBlock& bl
   const Range there = outputs_inside(at.column + kw * p.w.dilation, (taps - 1) * p.w.dilation, p.w.stride, count, p.w.in);
   const int64_t columns = std::min(count - there.first, round_up(there.last - there.first, kLanes));
   PositionBlock s = block;
+  // A part of a vector costs as much as a whole one.
+  if (ceil_div(columns, kLanes) == ceil_div(count, kLanes)) return s;
   s.x += there.first;
   s.go += there.first;
   s.vectors = columns / kLanes;
@@ -146,7 +148,7 @@ GW_INLINE void each_slots(const Problem& p, const GradWeightLayout& l, const Pos
     }
     int64_t kh = n % taps / p.w.kernel, last_kh = (n + count - 1) % taps / p.w.kernel, kw = n % p.w.kernel, columns = count;
     if (kw + count > p.w.kernel) kw = 0, columns = p.w.kernel;
-    if (last_kh < kh) kh = 0, last_kh = p.h.kernel - 1;
+    if (n % taps + count > taps) kh = 0, last_kh = p.h.kernel - 1;
     PositionBlock s = within_columns(p, block, at, kw, columns);
     const Range rows =
         outputs_inside(at.row + kh * p.h.dilation, (last_kh - kh) * p.h.dilation, p.h.stride, block.rows, p.h.in);

@@ -41,7 +41,7 @@ void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
 constexpr int64_t cycles(int64_t sums) { return std::max<int64_t>(4, sums / 2); }
 
 Strip strip_of(const Correlation& c, int64_t lanes, int64_t apart) {
-  const bool fours = c.out_channels >= 4;
+  const bool fours = c.out_channels >= 4, single = c.in_channels == 1 && takes_single(c.h, c.w.front(), c.h.out);
   // Returns the cycles of `n` rows or vectors in tiles of at most `most`, each of which has `sums` sums a row or vector.
   const auto tiled = [](int64_t n, int64_t most, int64_t sums) {
     return n / most * cycles(most * sums) + (n % most ? cycles(n % most * sums) : 0);
@@ -49,6 +49,7 @@ Strip strip_of(const Correlation& c, int64_t lanes, int64_t apart) {
   const auto cost = [&](int64_t rows, int64_t columns) {
     const int64_t vectors = ceil_div(columns, lanes);
     if (fours) return std::min(rows * tiled(vectors, 3, 4), vectors * tiled(rows, 3, 4));
+    if (single && rows >= 4 * apart) return vectors * ceil_div(rows, 2);
     const int64_t together = ceil_div(rows, apart), turns = std::min(rows, apart);
     return turns * (vectors / 3 * tiled(together, kRowTile, 3) + (vectors % 3 ? tiled(together, kRowTile, vectors % 3) : 0));
   };
@@ -71,12 +72,17 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
   b.columns = widest(c.w);
   b.rows = std::max<int64_t>(1, c.h.out);
   b.groups = 1;
-  // Neighbouring channels of a channels-last tensor share a cache line of 16 floats.
-  if (channels_last) b.groups = std::min(c.groups, std::max<int64_t>(1, 16 / std::max(c.in_channels, c.out_channels)));
   const auto floats = [&] {
     measure(c, lanes, l);
     return l->input_floats + l->output_floats;
   };
+  if (channels_last) {
+    // Neighbouring channels of a channels-last tensor share a cache line of 16 floats. A small block has whole lines of both
+    // tensors.
+    const int64_t least = std::min(c.groups, std::max<int64_t>(1, 16 / std::max(c.in_channels, c.out_channels)));
+    b.groups = std::min(c.groups, ceil_div(16, std::min(c.in_channels, c.out_channels)));
+    while (b.groups > least && floats() > kTarget) b.groups = std::max(least, b.groups / 2);
+  }
   while (!channels_last && 2 * b.groups <= c.groups && floats() <= kSmall / 2 && l->tasks(c) >= 16 * threads) b.groups *= 2;
   // A block of fewer rows than the kernel copies most of its input again.
   while (floats() > kTarget && b.rows * c.h.stride > 2 * shared + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);

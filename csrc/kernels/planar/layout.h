@@ -34,7 +34,7 @@ constexpr int kRowTile = 4, kSingleRows = 7;
 // 5 and 7 rows of taps with stride 1, 3, 5 and 7 with stride 2, and 3 rows only with 3 columns; and they need four rows or more
 // that share their inputs.
 inline bool takes_single(const Phase& h, const Phase& w, int64_t rows) {
-  if (rows / h.spacing < 4 || (h.taps == 3 && w.taps != 3)) return false;
+  if (rows < 4 * h.spacing || (h.taps == 3 && w.taps != 3)) return false;
   if (h.stride == 1) return h.taps >= 1 && h.taps <= 7 && h.taps != 6;
   return h.stride == 2 && h.spacing == 1 && (h.taps == 3 || h.taps == 5 || h.taps == 7);
 }

@@ -1,0 +1,14 @@
+// Counts the products that kernels execute: those of the convolution, those with padding that remain, and those of empty lanes.
+#pragma once
+
+#include "kernels/kernels.h"
+
+namespace groupwise {
+
+int64_t executed_products(const Correlation& c, const CorrelationLayout& l, int64_t lanes);
+int64_t executed_products(const Correlation& c, const ChannelsLayout& l, int64_t lanes);
+int64_t executed_products(const GradWeight& work, const GradWeightLayout& l, int64_t lanes);
+int64_t executed_products(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t lanes);
+int64_t executed_products(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t lanes);
+
+}  // namespace groupwise
