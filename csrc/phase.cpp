@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <numeric>
 
 #include "problem.h"
@@ -24,6 +25,32 @@ std::vector<Phase> grad_input_phases(const Axis& a) {
     phases.push_back(s);
   }
   return phases;
+}
+
+Phase clipped(const Phase& s, int64_t at, int64_t count) {
+  const int64_t lowest = at * s.stride + s.low, highest = lowest + (count - 1) * s.stride;
+  // Divisions are slow beside the few products of a strip.
+  const auto spaced = [&](int64_t positions) { return s.spacing == 1 ? positions : positions / s.spacing; };
+  const int64_t first = highest >= 0 ? 0 : spaced(s.spacing - 1 - highest);
+  const int64_t last = lowest + s.span() < s.in ? s.taps : lowest >= s.in ? 0 : spaced(s.in - 1 - lowest) + 1;
+  Phase clip = s;
+  clip.taps = std::max<int64_t>(0, last - first);
+  if (clip.taps == 0) return clip;
+  clip.low += first * s.spacing;
+  clip.index += first * s.index_step;
+  return clip;
+}
+
+bool worth_clipping(const Phase& s) {
+  if (s.taps < 2) return false;
+  // Returns how many pairs of an output and a tap lie up to `pad` positions outside the input on one side.
+  const auto outside = [&](int64_t pad) {
+    if (pad <= 0) return int64_t{0};
+    const int64_t taps = std::min(s.taps, pad / s.spacing), outputs = std::min(s.out, pad / s.stride);
+    return (taps * (outputs + 1) + 1) / 2;
+  };
+  const int64_t after = (s.out - 1) * s.stride + s.low + s.span() - (s.in - 1);
+  return 5 * (outside(-s.low) + outside(after)) > s.out * s.taps;
 }
 
 }  // namespace groupwise

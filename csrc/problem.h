@@ -1,6 +1,7 @@
 // A convolution as numbers, and the work that kernels do on it. This core knows no torch and starts no threads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -75,6 +76,26 @@ struct Phase {
 // meet the same taps, so that their gradients are a plain correlation of grad_output with those taps.
 Phase forward_phase(const Axis& axis);
 std::vector<Phase> grad_input_phases(const Axis& axis);
+
+// Returns the phase with only those taps that some of the outputs [at, at + count) reads inside the input: all others meet
+// padding alone, and add nothing.
+Phase clipped(const Phase& s, int64_t at, int64_t count);
+// Outputs or taps [first, last).
+struct Range {
+  int64_t first, last;
+};
+
+// Returns which of `count` outputs, `stride` positions apart, have a tap inside [0, size): the first tap of the first output
+// reads position `low`, and its last tap `span` positions further.
+inline Range outputs_inside(int64_t low, int64_t span, int64_t stride, int64_t count, int64_t size) {
+  const int64_t high = low + span;
+  const int64_t first = high >= 0 ? 0 : std::min(count, (stride - 1 - high) / stride);
+  const int64_t last = low + (count - 1) * stride < size ? count : low >= size ? 0 : (size - 1 - low) / stride + 1;
+  return {first, std::max(first, last)};
+}
+
+// Tells whether more than a fifth of the products of this axis are with padding.
+bool worth_clipping(const Phase& s);
 
 // The phases of the width, which copies of a correlation share.
 class Phases {

@@ -52,6 +52,13 @@ def cases(draw):
             output_padding=spec.output_padding,
         )
     size = tuple(draw(st.sampled_from([1, 2, 5, 7, 8, 9, 14, 17, 26, 33])) for _ in range(spec.dims))
+    if draw(st.integers(0, 3)) == 0:
+        # A kernel about as large as the image, or larger: most of its taps meet padding.
+        size = tuple(draw(st.sampled_from([1, 2, 5, 7, 8, 14])) for _ in range(spec.dims))
+        kernel = tuple(max(1, n + draw(st.sampled_from([-1, 0, 0, 1, 9]))) for n in size)
+        padding = tuple(draw(st.sampled_from([0, k // 2, k - 1])) for k in kernel)
+        modes = {} if spec.transposed else {"padding_mode": "zeros"}
+        spec = dataclasses.replace(spec, kernel_size=kernel, padding=padding, **modes)
     return no_lonely_padding(spec), size, draw(st.integers(1, 3))
 
 
@@ -149,6 +156,17 @@ LAYERS = [
     ("multiplier 4", ConvSpec(6, 24, (2, 3), padding=(0, 1), groups=6), (10, 9)),
     ("2 to 1", ConvSpec(22, 11, 3, padding=1, groups=11), (8, 21)),
     ("dilation and stride", ConvSpec(16, 16, 3, stride=2, padding=3, dilation=3, groups=4), (17, 23)),
+    ("a kernel of the image's size", ConvSpec(12, 12, 14, groups=12), (14, 14)),
+    ("a column of taps", ConvSpec(8, 16, (60, 1), groups=8), (60, 21)),
+    ("a row of taps", ConvSpec(8, 16, (1, 60), groups=8), (9, 60)),
+    ("larger than the image", ConvSpec(24, 24, 31, padding=15, groups=24), (7, 9)),
+    ("larger, groups of 4", ConvSpec(16, 16, 17, padding=8, groups=4), (5, 4)),
+    ("larger, groups of 16", ConvSpec(32, 32, 11, padding=5, groups=2), (5, 6)),
+    ("larger, dilation", ConvSpec(16, 16, 7, padding=9, dilation=3, groups=16), (6, 5)),
+    ("1-D, of the image's size", ConvSpec(16, 16, 70, groups=16, dims=1), (70,)),
+    ("transposed, large", ConvSpec(20, 12, (13, 12), groups=4, transposed=True), (6, 5)),
+    ("upsampling", ConvSpec(9, 9, 16, stride=8, padding=4, groups=9, transposed=True), (5, 6)),
+    ("patches", ConvSpec(3, 24, 16, stride=16, groups=3), (64, 48)),
     ("transposed", ConvSpec(16, 24, 4, stride=2, padding=1, groups=8, transposed=True), (15, 17)),
 ]
 

@@ -62,6 +62,8 @@ int64_t groupwise_features(const int64_t* n, const char* d, char* text, int64_t 
 int32_t groupwise_tables(const char* i, const char* r, const char* f, const char* k, const double* n, int64_t c) {
   return i && r && f && k && n && c;
 }
+int32_t groupwise_model(const char* r, const char* k, const double* n, int64_t c) { return r && k && n && c; }
+int64_t groupwise_machine(char* text, int64_t size) { return fill("{}", text, size); }
 void groupwise_forget(void) {}
 void groupwise_policy_changed(void) {}
 int64_t groupwise_measured(char* text, int64_t size) { return fill("{}", text, size); }

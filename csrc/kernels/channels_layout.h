@@ -23,6 +23,7 @@ inline bool lanes_fit(int64_t in_channels, int64_t out_channels, int64_t lanes) 
 // planar, the output's pixels.
 struct ChannelsLayout {
   Block block;
+  Strip strip;
   int64_t blocks;
   int64_t low_w;
   Pixels input;
@@ -35,6 +36,12 @@ struct ChannelsLayout {
     return c.batch * blocks * ceil_div(c.h.out, block.rows) * ceil_div(c.w.front().out, block.columns);
   }
 };
+
+// Returns how many pixels a tile of groups, or of dots, computes.
+inline int64_t tile_pixels(const Correlation& c, int64_t lanes, bool dots) {
+  if (dots) return 3;
+  return c.out_channels > lanes || lanes < 8 ? 12 * lanes / kGroupBlock : 8;
+}
 
 // Returns the floats of the packed weights of kGroupBlock output channels of a group.
 inline int64_t group_block_floats(const Correlation& c, int64_t kernel_h, int64_t kernel_w) {

@@ -10,6 +10,7 @@ namespace groupwise {
 
 struct Kernels {
   const char* isa;
+  int number;  // of the instruction set, below 16
   int lanes;
   void (*correlate_planar)(const Correlation&, const CorrelationLayout&, int64_t begin, int64_t end, float* scratch);
   void (*correlate_channels)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
@@ -23,6 +24,7 @@ struct Kernels {
                              float* parts);
   void (*sum_channels)(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
                        int64_t begin, int64_t end);
+  void (*multiply_adds)(int64_t rounds);  // 12 of each lane a round
 };
 
 }  // namespace groupwise

@@ -21,4 +21,11 @@ int64_t widest(const std::vector<Phase>& phases) {
   return out;
 }
 
+Cuts cut(const Phase& s, int64_t size) {
+  Cuts cuts{size, s.out / size, 0, s.out % size, 0};
+  for (int64_t i = 0; i < cuts.count; i++) cuts.taps += clipped(s, i * size, size).taps;
+  if (cuts.last > 0) cuts.last_taps = clipped(s, cuts.count * size, cuts.last).taps;
+  return cuts;
+}
+
 }  // namespace groupwise

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "problem.h"
 
@@ -21,16 +22,92 @@ constexpr int64_t kGradInputRun = 64;
 // on a processor with AVX-512. Runs of 64 take 0-3 % more time, of 32 up to 10 % for depthwise layers. Pixels that are read in
 // place keep runs of 192, since 64 take 5-15 % more time there (AMD EPYC, one core, 14x14 to 56x56, 1 and 8 samples).
 constexpr int64_t kGradWeightRun = 64;
-// Returns how many channels of a phase one accumulator sums: at most what `longest_run` allows, at least one, in even runs.
-inline int64_t run_of_channels(const Correlation& c, const Phase& w) {
-  const int64_t most = std::max<int64_t>(1, c.longest_run / std::max<int64_t>(1, c.h.taps * w.taps));
+// Returns how many channels of `taps` taps one accumulator sums: at most what `longest_run` allows, at least one, in even runs.
+inline int64_t run_of_channels(const Correlation& c, int64_t taps) {
+  if (c.in_channels * taps <= c.longest_run) return c.in_channels;
+  const int64_t most = std::max<int64_t>(1, c.longest_run / taps);
   return ceil_div(c.in_channels, ceil_div(c.in_channels, most));
 }
+
+// Returns the lowest position that an output's taps read in any phase; `reach` is how far beyond it others read.
+int64_t lowest(const std::vector<Phase>& phases);
+int64_t reach(const std::vector<Phase>& phases);
+// Returns the most outputs of a row in any phase, and one where there are none.
+int64_t widest(const std::vector<Phase>& phases);
 
 // A task computes `rows` x `columns` outputs (of each phase) of `groups` groups of one sample.
 struct Block {
   int64_t rows, columns, groups;
 };
+
+// Outputs of a block that share their clipped taps. Fewer outputs need fewer taps, and more keep the tiles busy.
+struct Strip {
+  int64_t rows, columns;
+};
+
+// The strips of one axis: the taps of all whole ones together, and of the last one, which has `last` outputs or none.
+struct Cuts {
+  int64_t size, count, taps, last, last_taps;
+};
+Cuts cut(const Phase& s, int64_t size);
+
+// Returns the strip that takes the least time, of all rows and columns where clipping pays for neither. `rows` and `columns` are
+// sizes to try, and cost(rows, columns) is the time that one tap of such a strip takes, in cycles.
+template <class Cost>
+Strip cheapest_strip(const Correlation& c, std::initializer_list<int64_t> rows, std::initializer_list<int64_t> columns,
+                     Cost&& cost) {
+  // The cycles that a strip takes beside its taps, and the most strips of an axis that are looked at.
+  constexpr int64_t kStart = 40, kMost = 512;
+  const Phase* w = &c.w.front();
+  for (const Phase& s : c.w)
+    if (s.taps > w->taps) w = &s;
+  Strip best{std::max<int64_t>(1, c.h.out), widest(c.w)};
+  const bool by_row = worth_clipping(c.h), by_column = worth_clipping(*w);
+  if (!by_row && !by_column) return best;
+  double least = -1;
+  const auto consider = [&](const Cuts& h, int64_t width) {
+    const Cuts v = cut(*w, width);
+    double time = static_cast<double>(kStart * (h.count + (h.last > 0)) * (v.count + (v.last > 0)));
+    const double channels = static_cast<double>(c.in_channels);
+    if (h.taps && v.taps) time += channels * h.taps * v.taps * cost(h.size, v.size);
+    if (h.taps && v.last_taps) time += channels * h.taps * v.last_taps * cost(h.size, v.last);
+    if (h.last_taps && v.taps) time += channels * h.last_taps * v.taps * cost(h.last, v.size);
+    if (h.last_taps && v.last_taps) time += channels * h.last_taps * v.last_taps * cost(h.last, v.last);
+    if (least >= 0 && time >= least) return;
+    least = time;
+    best = {h.size, v.size};
+  };
+  const auto consider_rows = [&](int64_t height) {
+    const Cuts h = cut(c.h, height);
+    consider(h, widest(c.w));
+    if (!by_column) return;
+    for (const int64_t size : columns)
+      if (size < w->out && w->out <= size * kMost) consider(h, size);
+  };
+  consider_rows(std::max<int64_t>(1, c.h.out));
+  if (by_row)
+    for (const int64_t size : rows)
+      if (size < c.h.out && c.h.out <= size * kMost) consider_rows(size);
+  return best;
+}
+
+// Calls f(h, w, row, rows, column, columns) for each strip of the block of outputs that begins at (at_row, at_column): the phases
+// with their clipped taps, and the strip's outputs counted in the block. Strips of all phases of the width follow each other.
+template <class F>
+void each_strip(const Correlation& c, const Block& block, const Strip& strip, int64_t at_row, int64_t at_column, F&& f) {
+  const int64_t all_rows = std::min(block.rows, c.h.out - at_row);
+  for (int64_t row = 0; row < all_rows; row += strip.rows) {
+    const int64_t rows = std::min(strip.rows, all_rows - row);
+    const Phase h = clipped(c.h, at_row + row, rows);
+    for (const Phase& phase : c.w) {
+      const int64_t all_columns = std::min(block.columns, phase.out - at_column);
+      for (int64_t column = 0; column < all_columns; column += strip.columns) {
+        const int64_t columns = std::min(strip.columns, all_columns - column);
+        f(h, clipped(phase, at_column + column, columns), row, rows, column, columns);
+      }
+    }
+  }
+}
 
 // The channels of a channels-last tensor that a task computes: one cache line.
 constexpr int64_t kChannelBlock = 16;
@@ -39,12 +116,6 @@ constexpr int64_t kChannelBlock = 16;
 struct Pixels {
   int64_t rows, columns, width;
 };
-
-// Returns the lowest position that an output's taps read in any phase; `reach` is how far beyond it others read.
-int64_t lowest(const std::vector<Phase>& phases);
-int64_t reach(const std::vector<Phase>& phases);
-// Returns the most outputs of a row in any phase, and one where there are none.
-int64_t widest(const std::vector<Phase>& phases);
 
 // Divides the samples and positions of a weight's gradient into parts where there are too few tasks for the threads.
 template <class Layout>

@@ -87,6 +87,12 @@ GW_NOINLINE void join_pixels(float* to, int64_t pixel, const float* from, int64_
   }
 }
 
+// Calls f(first, count) for every kLanes of n channels, the last of which start early rather than end late where they can.
+template <class F>
+GW_INLINE void each_channels(int64_t n, F&& f) {
+  for (int64_t c = 0; c < n; c += kLanes) f(std::max<int64_t>(0, std::min(c, n - kLanes)), std::min<int64_t>(kLanes, n));
+}
+
 // The part [first, last) of a row of scratch that holds input; its columns are x, x + stride, ... of the padded image.
 struct Span {
   int64_t first, last;
@@ -116,6 +122,30 @@ inline void pad(const Plane& p, const Span& rows, int64_t in_w, int64_t channels
   }
 }
 
+// Deals `count` rows of each channel to the phases of a stride. Phases are copied as neighbouring channels are, where they all
+// have the column.
+inline void deal_phases(const Plane& p, const Strides& s, int64_t in_w, const float* input, int64_t channels, int64_t column,
+                        int64_t count, float* scratch) {
+  for (int64_t phase = 0; phase < p.stride; phase += kLanes) {
+    const int64_t phases = std::min<int64_t>(kLanes, p.stride - phase);
+    const int64_t first = inside(column + phase, in_w, p.stride, p.phase).first;
+    const int64_t last = std::max(first, inside(column + phase + phases - 1, in_w, p.stride, p.phase).last);
+    Span in[kLanes];
+    for (int64_t i = 0; i < phases; i++) in[i] = inside(column + phase + i, in_w, p.stride, p.phase);
+    for (int64_t c = 0; c < channels; c++) {
+      for (int64_t r = 0; r < count; r++) {
+        const float* from = input + c * s.c + r * s.h + column + phase;
+        float* to = scratch + c * p.channel + r * p.row + phase * p.phase;
+        if (last > first) split_pixels(to + first, p.phase, from + first * p.stride, p.stride, phases, last - first);
+        for (int64_t i = 0; i < phases; i++) {
+          for (int64_t x = in[i].first; x < std::min(first, in[i].last); x++) to[i * p.phase + x] = from[x * p.stride + i];
+          for (int64_t x = std::max(last, in[i].first); x < in[i].last; x++) to[i * p.phase + x] = from[x * p.stride + i];
+        }
+      }
+    }
+  }
+}
+
 // Copies input rows from `row` and columns from `column` on (both may lie in the padding) of `channels` channels.
 inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input, int64_t channels,
                  int64_t row, int64_t column, float* scratch) {
@@ -132,7 +162,9 @@ inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, c
                 input + c * s.c + column + in.first, s.h, in.last - in.first, count);
     return;
   }
-  const bool split = s.w != 1 && s.c == 1;
+  if (p.stride >= kLanes && s.w == 1) return deal_phases(p, s, in_w, input, channels, column, count, scratch);
+  // Few channels that are neighbours take no vectors.
+  const bool split = s.w != 1 && s.c == 1 && channels >= 4;
   for (int64_t phase = 0; phase < p.stride; phase++) {
     const int64_t x = column + phase;
     const Span in = inside(x, in_w, p.stride, p.phase);
@@ -142,9 +174,9 @@ inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, c
     float* to = scratch + phase * p.phase + in.first;
     if (split) {
       for (int64_t r = 0; r < count; r++)
-        for (int64_t c = 0; c < channels; c += kLanes)
-          split_pixels(to + c * p.channel + r * p.row, p.channel, from + c + r * s.h, p.stride * s.w,
-                       std::min<int64_t>(kLanes, channels - c), n);
+        each_channels(channels, [&](int64_t c, int64_t some) GW_LAMBDA {
+          split_pixels(to + c * p.channel + r * p.row, p.channel, from + c + r * s.h, p.stride * s.w, some, n);
+        });
     } else {
       for (int64_t c = 0; c < channels; c++)
         copy_rows(to + c * p.channel, p.row, from + c * s.c, s.h, p.stride * s.w, n, count);
@@ -230,9 +262,9 @@ inline void unpack(const Correlation& c, const CorrelationLayout& l, const float
       const float* from = stage + r * l.stage.row + static_cast<int64_t>(i) * l.stage.phase;
       float* to = to_row + (c.w[i].first + column * step) * s.w;
       if (join) {
-        for (int64_t o = 0; o < channels; o += kLanes)
-          join_pixels(to + o, step * s.w, from + o * l.stage.channel, l.stage.channel, std::min<int64_t>(kLanes, channels - o),
-                      n);
+        each_channels(channels, [&](int64_t o, int64_t some) GW_LAMBDA {
+          join_pixels(to + o, step * s.w, from + o * l.stage.channel, l.stage.channel, some, n);
+        });
       } else {
         for (int64_t o = 0; o < channels; o++)
           for (int64_t x = 0; x < n; x++) to[o * s.c + x * step * s.w] = from[o * l.stage.channel + x];

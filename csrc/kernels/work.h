@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/layout.h"
+#include "products.h"
 #include "request.h"
 #include "run.h"
 
@@ -26,6 +27,7 @@ struct Facts {
   std::string tile;
   Block block;
   int64_t tasks, floats;  // of scratch, a thread
+  int64_t products;       // multiply-accumulates that are executed, on padding and in empty lanes too
 };
 
 class Work {
@@ -47,7 +49,8 @@ class CorrelationWork : public Work {
   int64_t threads() const { return threads_; }
   const std::vector<std::pair<Correlation, Layout>>& parts() const { return parts_; }
 
-  void add(const Correlation& c, const Layout& layout, int64_t floats) {
+  void add(const Correlation& c, const Layout& layout, int64_t floats, int64_t products) {
+    facts.products += products;
     if (parts_.empty() || floats > facts.floats) {
       facts.block = layout.block;
       facts.tasks = layout.tasks(c);
@@ -112,15 +115,16 @@ class GradWeightWork : public Work {
 };
 
 // Lays out each correlation of a request by lay_out(correlation, threads, &layout), which returns whether its smallest block
-// fits the scratch, and `floats` returns how much of it a layout takes. Null if one does not fit.
-template <class Layout, class LayOut, class Floats>
+// fits the scratch, `floats` returns how much of it a layout takes, and `products` how many it executes. Null if one does not
+// fit.
+template <class Layout, class LayOut, class Floats, class Products>
 std::unique_ptr<CorrelationWork<Layout>> lay_out_correlations(const Request& r, typename CorrelationWork<Layout>::Run run,
-                                                              LayOut&& lay_out, Floats&& floats) {
+                                                              LayOut&& lay_out, Floats&& floats, Products&& products) {
   auto work = std::make_unique<CorrelationWork<Layout>>(r, run);
   for (const Correlation& c : correlations_of(r)) {
     Layout layout;
     if (!lay_out(c, work->threads(), &layout)) return nullptr;
-    work->add(c, layout, floats(layout));
+    work->add(c, layout, floats(layout), products(c, layout));
   }
   return work;
 }
@@ -132,6 +136,7 @@ std::unique_ptr<Work> lay_out_grad_weight(const Request& r, typename GradWeightW
   if (!lay_out(work, r.target->lanes, threads_worth(r), &layout)) return nullptr;
   auto made = std::make_unique<GradWeightWork<Layout>>(r, work, run, layout);
   made->facts.tile = std::move(tile);
+  made->facts.products = executed_products(work, layout, r.target->lanes);
   return made;
 }
 

@@ -29,7 +29,7 @@ std::string describe(const Plan& plan) {
     const Facts& f = plan.work->facts;
     json += ", " + quoted("tile", f.tile) + ", \"block\": {" + number("rows", f.block.rows) + ", " +
             number("columns", f.block.columns) + ", " + number("groups", f.block.groups) + "}, " + number("tasks", f.tasks) +
-            ", " + number("scratch_bytes", f.floats * 4);
+            ", " + number("products", f.products) + ", " + number("scratch_bytes", f.floats * 4);
   }
   json += ", \"refused\": {";
   for (size_t i = 0; i < plan.refused.size(); i++)

@@ -19,6 +19,7 @@ std::atomic<int64_t> epoch{0};
 struct Shelf {
   std::mutex mutex;
   std::map<std::string, std::shared_ptr<const Tables>> tables;  // by instruction set
+  std::shared_ptr<const Model> model;
 };
 
 Shelf& shelf() {
@@ -35,6 +36,11 @@ std::shared_ptr<const Tables> tables_of(const std::string& isa) {
   const std::lock_guard<std::mutex> lock(shelf().mutex);
   const auto found = shelf().tables.find(isa);
   return found == shelf().tables.end() ? nullptr : found->second;
+}
+
+std::shared_ptr<const Model> model_in_use() {
+  const std::lock_guard<std::mutex> lock(shelf().mutex);
+  return shelf().model;
 }
 
 // Timings of a few calls vary by so much: a kernel of ours that was measured to be no faster than this leaves PyTorch's.
@@ -102,12 +108,40 @@ bool judge_by_tables(const Request& request, const std::vector<Candidate>& candi
   return known;
 }
 
+// Judges by the cost model. False if there is none, or it knows of no kernel here.
+bool judge_by_model(const Request& request, const std::vector<Candidate>& candidates, Judgement* judgement) {
+  const std::shared_ptr<const Model> model = model_in_use();
+  if (!model) return false;
+  const auto products = static_cast<double>(products_of(request.problem));
+  const std::optional<double> pytorch = expected_seconds(*model, request, kPyTorch, products);
+  if (!pytorch) return false;
+  bool known = false;
+  for (const Candidate& c : candidates) {
+    const auto executed = static_cast<double>(c.work->facts.products);
+    const std::optional<double> own = expected_seconds(*model, request, c.kernel->name, executed);
+    known |= own.has_value();
+    if (!own) {
+      judgement->speedups.push_back({0, 0, "nothing is known of it here"});
+      continue;
+    }
+    const double middle = *pytorch / *own;
+    judgement->speedups.push_back({middle, middle / model->spread,
+                                   times(middle) + " PyTorch's speed by the cost model, " + times(middle / model->spread) +
+                                       " or less for a tenth (" + model->record + ")"});
+  }
+  judgement->source = Source::model;
+  judgement->least = 1;
+  if (!known) judgement->speedups.clear();
+  return known;
+}
+
 }  // namespace
 
 Judgement judge(const Request& request, const std::vector<Candidate>& candidates) {
   Judgement judgement{};
   if (judge_measured(request, candidates, &judgement)) return judgement;
   if (judge_by_tables(request, candidates, &judgement)) return judgement;
+  if (judge_by_model(request, candidates, &judgement)) return judgement;
   judgement = {Source::order, {}, 1};
   for (size_t i = 0; i < candidates.size(); i++) judgement.speedups.push_back({1, 1, "an earlier kernel of the table can run"});
   return judgement;
@@ -117,6 +151,14 @@ void use_tables(const std::string& isa, std::shared_ptr<const Tables> tables) {
   {
     const std::lock_guard<std::mutex> lock(shelf().mutex);
     shelf().tables[isa] = std::move(tables);
+  }
+  policy_changed();
+}
+
+void use_model(std::shared_ptr<const Model> model) {
+  {
+    const std::lock_guard<std::mutex> lock(shelf().mutex);
+    shelf().model = std::move(model);
   }
   policy_changed();
 }

@@ -7,6 +7,7 @@
 
 #include "kernels/table.h"
 #include "plan/forest.h"
+#include "plan/model.h"
 
 namespace groupwise {
 
@@ -40,6 +41,9 @@ Judgement judge(const Request& request, const std::vector<Candidate>& candidates
 
 // Sets the tables of an instruction set; null for none.
 void use_tables(const std::string& isa, std::shared_ptr<const Tables> tables);
+
+// Sets the cost model; null for none.
+void use_model(std::shared_ptr<const Model> model);
 
 // Rises whenever a source learns something, which makes plans out of date.
 int64_t policy_epoch();

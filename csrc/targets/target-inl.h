@@ -1,4 +1,4 @@
-// The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp and sum.cpp once for
+// The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp, sum.cpp and peak.cpp once for
 // each set, every file by itself, since all in one take minutes; a target_*.cpp lists what they define.
 #pragma once
 #include GW_VECTORS
@@ -18,8 +18,11 @@ void grad_weight_narrow(const GradWeight&, const GradWeightNarrowLayout&, int64_
 void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
                   int64_t begin, int64_t end);
 
-constexpr Kernels table(const char* isa) {
+void multiply_adds(int64_t rounds);
+
+constexpr Kernels table(const char* isa, int number) {
   return {isa,
+          number,
           kLanes,
           correlate_planar,
           correlate_channels,
@@ -28,7 +31,8 @@ constexpr Kernels table(const char* isa) {
           grad_weight_planar,
           grad_weight_channels,
           grad_weight_narrow,
-          sum_channels};
+          sum_channels,
+          multiply_adds};
 }
 
 }  // namespace groupwise::GW_TARGET

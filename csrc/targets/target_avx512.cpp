@@ -2,5 +2,5 @@
 
 namespace groupwise {
 extern const Kernels kAvx512;
-const Kernels kAvx512 = avx512::table("avx512");
+const Kernels kAvx512 = avx512::table("avx512", 2);
 }  // namespace groupwise

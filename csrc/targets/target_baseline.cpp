@@ -2,5 +2,5 @@
 
 namespace groupwise {
 extern const Kernels kBaseline;
-const Kernels kBaseline = baseline::table("baseline");
+const Kernels kBaseline = baseline::table("baseline", 0);
 }  // namespace groupwise

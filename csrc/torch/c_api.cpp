@@ -8,6 +8,7 @@
 #include "torch/tuning.h"
 #include "targets/isa.h"
 #include "plan/features.h"
+#include "plan/machine.h"
 #include "plan/plan.h"
 #include "plan/recording.h"
 
@@ -118,6 +119,23 @@ int32_t groupwise_tables(const char* isa, const char* record, const char* featur
   std::optional<groupwise::Tables> read = groupwise::read_tables(record, names_of(features), names_of(kernels), numbers, count);
   if (read) groupwise::use_tables(isa, std::make_shared<const groupwise::Tables>(std::move(*read)));
   return read ? 1 : 0;
+}
+
+int32_t groupwise_model(const char* record, const char* kernels, const double* numbers, int64_t count) {
+  if (count == 0) {
+    groupwise::use_model(nullptr);
+    return 1;
+  }
+  std::optional<groupwise::Model> read = groupwise::read_model(record, names_of(kernels), numbers, count);
+  if (read) groupwise::use_model(std::make_shared<const groupwise::Model>(std::move(*read)));
+  return read ? 1 : 0;
+}
+
+int64_t groupwise_machine(char* text, int64_t size) {
+  char json[96];
+  std::snprintf(json, sizeof json, "{\"peak\": %.6g, \"bandwidth\": %.6g}", groupwise::peak_of(groupwise::kernels()),
+                groupwise::copy_bandwidth());
+  return give(json, text, size);
 }
 
 void groupwise_remember(const char* isa, const char* request, const char* kernels, const double* seconds, int64_t count) {

@@ -53,6 +53,13 @@ GROUPWISE_API int64_t groupwise_features(const int64_t* numbers, const char* dty
 GROUPWISE_API int32_t groupwise_tables(const char* isa, const char* record, const char* features, const char* kernels,
                                        const double* numbers, int64_t count);
 
+// Sets the cost model, as csrc/plan/model.h reads it; no numbers for none. Returns 0 and changes nothing if they do not fit.
+GROUPWISE_API int32_t groupwise_model(const char* record, const char* kernels, const double* numbers, int64_t count);
+
+// {"peak": 1e11, "bandwidth": 1e10}: operations a second of one core by the instruction set in use, and bytes a second of a copy.
+// Measures them when first called, in about 10 ms.
+GROUPWISE_API int64_t groupwise_machine(char* text, int64_t size);
+
 // Gives the core what was measured before: for an instruction set and a request as in a line of that file, the seconds of each
 // of `count` kernels, whose names are joined by commas. A plan that was made before stays until `groupwise_policy_changed`.
 GROUPWISE_API void groupwise_remember(const char* isa, const char* request, const char* kernels, const double* seconds,

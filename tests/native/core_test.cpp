@@ -69,6 +69,14 @@ void in_two(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) {
 }
 
 Axis random_axis(std::initializer_list<int64_t> sizes) {
+  if (pick({0, 0, 0, 1})) {
+    // A kernel about as large as the image, or larger, most of whose taps meet padding.
+    const int64_t in = pick({1, 2, 3, 5, 7, 8, 9, 14}), kernel = std::max<int64_t>(1, in + pick({-2, 0, 0, 1, 5, 16}));
+    Axis a{in, 0, kernel, pick({1, 1, 2, 3}), pick({0, kernel / 2, kernel - 1, kernel + 1}), pick({1, 1, 2})};
+    const int64_t room = a.in + 2 * a.pad - a.dilation * (a.kernel - 1) - 1;
+    a.out = room < 0 ? 0 : room / a.stride + 1;
+    return a;
+  }
   Axis a{pick(sizes),          0, pick({1, 1, 2, 3, 3, 4, 5, 7, 11}), pick({1, 1, 1, 2, 2, 3, 5}), pick({0, 0, 1, 2, 3, 6}),
          pick({1, 1, 1, 2, 3})};
   const int64_t after = pick({0, a.pad, a.pad, 1});
@@ -135,6 +143,38 @@ WeightStrides random_weight_strides(const Problem& p) {
   return {p.out_channels * strides[0], strides[0], strides[1], strides[2], strides[3]};
 }
 
+// Tells whether kernels skip most products with padding where the kernel is larger than the image.
+bool skips_padding() {
+  struct Case {
+    Axis axis;
+    int64_t channels, groups, useful, most;  // of one pair of channels: the products with inputs, and those to execute
+  };
+  const Axis whole{14, 1, 14, 1, 0, 1}, over{7, 7, 31, 1, 15, 1};
+  for (const Case& k : {Case{whole, 1, 16, 196, 64 * 196}, Case{over, 1, 16, 2401, 4 * 2401}, Case{over, 16, 2, 2401, 5 * 2401},
+                        Case{whole, 16, 2, 196, 64 * 196}}) {
+    const Problem p{1, k.groups, k.channels, k.channels, k.axis, k.axis};
+    const int64_t pairs = k.groups * k.channels * k.channels;
+    for (const bool channels_last : {false, true}) {
+      const Strides xs = strides(p.groups * p.in_channels, p.h, p.w, true, channels_last);
+      const Strides ys = strides(p.groups * p.out_channels, p.h, p.w, false, channels_last);
+      for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
+        const WeightStrides ws = dense_weight_strides(p, channels_last && k.channels > 1);
+        const Request r{direction, p, channels_last, true, 1, 2, xs, ys, ws};
+        for (const KernelRow* kernel : kernel_table()) {
+          const std::shared_ptr<const Plan> plan = plan_of(r, kernel->name);
+          if (!plan->work) continue;
+          const int64_t products = plan->work->facts.products;
+          if (products >= pairs * k.useful && products <= pairs * k.most) continue;
+          std::printf("%ld products for %ld useful ones: %s\n", static_cast<long>(products),
+                      static_cast<long>(pairs * k.useful), describe(*plan).c_str());
+          return false;
+        }
+      }
+    }
+  }
+  return true;
+}
+
 // How often each form ran.
 using Ran = std::map<std::string, int64_t>;
 
@@ -149,6 +189,12 @@ bool test_one(Ran* ran) {
   if (pick({0, 0, 0, 1})) p.h = {1, 1, 1, 1, 0, 1};
   if (pick({0, 1})) p.in_channels = p.out_channels = 1;
   if (p.h.out < 1 || p.w.out < 1) return true;
+  // Plain loops over large kernels take few channels.
+  const int64_t positions = p.h.out * p.w.out * p.h.kernel * p.w.kernel;
+  while (positions * p.batch * p.groups * p.in_channels * p.out_channels > 3'000'000 && p.in_channels + p.out_channels > 2)
+    p.in_channels = ceil_div(p.in_channels, 2), p.out_channels = ceil_div(p.out_channels, 2);
+  while (positions * p.batch * p.groups > 3'000'000 && p.batch * p.groups > 1) p.batch = 1, p.groups /= 2;
+  if (p.groups == 0) return true;
   const bool channels_last = pick({0, 1}), two = pick({0, 1});
   // The binding makes depthwise weights contiguous, and their gradients as the weights are.
   const WeightStrides any = random_weight_strides(p);
@@ -185,7 +231,9 @@ bool test_one(Ran* ran) {
                 weight[at] = std::abs(sums[at]);
               }
       }
+      int64_t useful = 0;
       each_product(p, xs, ws, ys, [&](int64_t i, int64_t j, int64_t k) {
+        useful++;
         const double product = written == 0   ? double(w.data()[j]) * y.data()[k]
                                : written == 1 ? double(x.data()[i]) * y.data()[k]
                                               : double(x.data()[i]) * w.data()[j];
@@ -195,6 +243,10 @@ bool test_one(Ran* ran) {
       });
       if (!close(result.data(), sums, weight)) {
         std::printf("wrong: %s\n", describe(*plan).c_str());
+        return false;
+      }
+      if (plan->work->facts.products < useful) {
+        std::printf("counted fewer products than there are: %s\n", describe(*plan).c_str());
         return false;
       }
       if (!x.intact() || !w.intact() || !y.intact()) {
@@ -228,6 +280,7 @@ int main(int count, char** arguments) {
   Ran ran;
   for (const std::string& isa : isas) {
     force_isa(isa);
+    if (!skips_padding()) return 1;
     for (int64_t i = 0; i < cases; i++)
       if (!test_one(&ran)) return 1;
   }

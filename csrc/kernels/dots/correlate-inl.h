@@ -67,39 +67,47 @@ void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_t begin
   const WeightStrides& ws = c.weight_strides;
   const int64_t by_w = ceil_div(s.out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
   const int64_t line = l.input.columns * l.input.width;
-  DotWalk k{c.h.taps,
-            s.taps,
-            c.in_channels,
-            c.h.spacing * line,
-            s.spacing * l.input.width,
-            c.h.index_step * ws.h,
-            s.index_step * ws.w,
-            ws.o};
-  // The taps of a row are one dot product if they are neighbours too.
-  if (k.x_column == k.floats && k.w_column == k.floats) k.floats *= k.columns, k.columns = 1;
   const int64_t y_row = c.h.step * c.output_strides.h;
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
     // The samples of a group follow each other, so that its weights stay in the cache.
     const int64_t n = task / (by_w * by_h) % c.batch, group = task / (by_w * by_h * c.batch);
     const int64_t first = group * c.out_channels;
+    const int64_t low_h = std::max(row * c.h.stride + c.h.low, -(std::min(l.strip.rows, l.block.rows) - 1) * c.h.stride);
+    const int64_t low_w = std::max(column * s.stride + s.low, -(std::min(l.strip.columns, l.block.columns) - 1) * s.stride);
     pack_pixels(l.input, c.input_strides, c.h.in, s.in, c.input + n * c.input_strides.n + group * c.in_channels, c.in_channels,
-                row * c.h.stride + c.h.low, column * s.stride + s.low, scratch);
+                low_h, low_w, scratch);
     float* output =
         c.output + n * c.output_strides.n + first + c.h.first * c.output_strides.h + row * y_row + column * c.output_strides.w;
     for (int64_t o = 0; o < c.out_channels; o += 4) {
       // The last four start early rather than end late.
       const int64_t from = std::min(o, c.out_channels - 4);
-      const PixelBlock block{scratch,
-                             c.h.stride * line,
-                             s.stride * l.input.width,
-                             output + from,
-                             y_row,
-                             c.output_strides.w,
-                             std::min(l.block.rows, c.h.out - row),
-                             std::min(l.block.columns, s.out - column)};
-      const float* w = c.weight + group * ws.group + from * ws.o + c.h.index * ws.h + s.index * ws.w;
-      run_dots<3>(k, block, w, c.bias ? c.bias + first + from : nullptr);
+      const auto run_strip = [&](const Phase& h, const Phase& w, int64_t r, int64_t rows, int64_t x, int64_t columns) {
+        DotWalk k{h.taps,
+                  w.taps,
+                  c.in_channels,
+                  h.spacing * line,
+                  w.spacing * l.input.width,
+                  h.index_step * ws.h,
+                  w.index_step * ws.w,
+                  ws.o};
+        // The taps of a row are one dot product if they are neighbours too.
+        if (k.x_column == k.floats && k.w_column == k.floats) k.floats *= k.columns, k.columns = 1;
+        const float* at = scratch;
+        if (h.taps * w.taps > 0)
+          at += ((row + r) * h.stride + h.low - low_h) * line + ((column + x) * w.stride + w.low - low_w) * l.input.width;
+        const PixelBlock block{at,
+                               h.stride * line,
+                               w.stride * l.input.width,
+                               output + from + r * y_row + x * c.output_strides.w,
+                               y_row,
+                               c.output_strides.w,
+                               rows,
+                               columns};
+        const float* weight = c.weight + group * ws.group + from * ws.o + h.index * ws.h + w.index * ws.w;
+        run_dots<3>(k, block, weight, c.bias ? c.bias + first + from : nullptr);
+      };
+      each_strip(c, l.block, l.strip, row, column, run_strip);
     }
   }
 }

@@ -25,7 +25,8 @@ std::unique_ptr<Work> dots(const Request& r) {
       [&](const Correlation& c, int64_t threads, ChannelsLayout* l) {
         return lay_out_dots(c, p.h.kernel, p.w.kernel, lanes, threads, l);
       },
-      [](const ChannelsLayout& l) { return l.floats; });
+      [](const ChannelsLayout& l) { return l.floats; },
+      [&](const Correlation& c, const ChannelsLayout& l) { return executed_products_groups(c, l, lanes, true); });
   if (work) work->facts.tile = "3 pixels x 4 output channels x " + std::to_string(lanes) + " input channels";
   return work;
 }

@@ -98,9 +98,12 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
     const int64_t n = task / (by_w * by_h) % c.batch, group = task / (by_w * by_h * c.batch);
     const int64_t rows = std::min(l.block.rows, c.h.out - row);
+    const int64_t stride = c.w.front().stride;
+    const int64_t low_h = std::max(row * c.h.stride + c.h.low, -(std::min(l.strip.rows, l.block.rows) - 1) * c.h.stride);
+    const int64_t low_w = std::max(column * stride + l.low_w, -(std::min(l.strip.columns, l.block.columns) - 1) * stride);
     pack_pixels(l.input, c.input_strides, c.h.in, c.w.front().in,
-                c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c, c.in_channels,
-                row * c.h.stride + c.h.low, column * c.w.front().stride + l.low_w, scratch);
+                c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c, c.in_channels, low_h, low_w,
+                scratch);
     float* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c +
                     (c.h.first + row * c.h.step) * c.output_strides.h + column * step * c.output_strides.w;
     const int64_t y_row = l.staged ? l.output.columns * l.output.width : c.h.step * c.output_strides.h;
@@ -114,34 +117,38 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
         const int64_t lanes = std::clamp<int64_t>(outputs - v * kLanes, 0, kLanes);
         bias[v] = c.bias ? load_some(c.bias + group * c.out_channels + o + v * kLanes, lanes) : Vec{};
       });
-      for (const Phase& w : c.w) {
-        const int64_t columns = std::min(l.block.columns, w.out - column);
-        if (columns <= 0) continue;
-        const float* first = packed + (c.h.index * l.kernel_w + w.index) * c.in_channels * kGroupBlock;
-        float* y = (l.staged ? stage : output) + o + w.first * pixel;
-        const int64_t x_row = c.h.stride * l.input.columns * l.input.width, x_pixel = w.stride * l.input.width;
-        const int64_t run = run_of_channels(c, w);
+      // Computes a strip of `height` rows from r on, and of `columns` columns of a phase from x on.
+      const auto run_strip = [&](const Phase& h, const Phase& w, int64_t r, int64_t height, int64_t x, int64_t columns) {
+        const int64_t taps = h.taps * w.taps, run = run_of_channels(c, taps);
+        const float* first = packed + (h.index * l.kernel_w + w.index) * c.in_channels * kGroupBlock;
+        const float* from = scratch;
+        if (taps > 0)
+          from += (((row + r) * h.stride + h.low - low_h) * l.input.columns + (column + x) * stride + w.low - low_w) *
+                  l.input.width;
+        float* y = (l.staged ? stage : output) + o + w.first * pixel + r * y_row + x * step * pixel;
         for (int64_t i = 0; i < c.in_channels; i += run) {
-          const GroupWalk k{c.h.taps,
+          const GroupWalk k{h.taps,
                             w.taps,
                             std::min(run, c.in_channels - i),
-                            c.h.spacing * l.input.columns * l.input.width,
+                            h.spacing * l.input.columns * l.input.width,
                             w.spacing * l.input.width,
-                            c.h.index_step * l.kernel_w * c.in_channels * kGroupBlock,
+                            h.index_step * l.kernel_w * c.in_channels * kGroupBlock,
                             w.index_step * c.in_channels * kGroupBlock};
           const PixelBlock block{
-              scratch + (w.low - l.low_w) * l.input.width + i, x_row, x_pixel, y, y_row, step * pixel, rows, columns};
-          const float* taps = first + i * kGroupBlock;
+              from + i, h.stride * l.input.columns * l.input.width, stride * l.input.width, y, y_row, step * pixel, height,
+              columns};
+          const float* weight = first + i * kGroupBlock;
           if (outputs > kLanes || kVectors > 2) {
             Vec start[kVectors];
             unroll<kVectors>([&](auto v) GW_LAMBDA { start[v] = i == 0 ? bias[v] : Vec{}; });
-            run_group<kVectors, 12 / kVectors>(k, block, taps, start, outputs, i > 0);
+            run_group<kVectors, 12 / kVectors>(k, block, weight, start, outputs, i > 0);
           } else {
             const Vec start[1] = {i == 0 ? bias[0] : Vec{}};
-            run_group<1, 8>(k, block, taps, start, outputs, i > 0);
+            run_group<1, 8>(k, block, weight, start, outputs, i > 0);
           }
         }
-      }
+      };
+      each_strip(c, l.block, l.strip, row, column, run_strip);
     }
     packed_group = group;
     if (!l.staged) continue;

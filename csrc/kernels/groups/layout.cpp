@@ -4,6 +4,13 @@ namespace groupwise {
 
 namespace {
 
+// Tiles take pixels of a strip as one row, in which only the last tile may be part empty.
+Strip strip_of(const Correlation& c, int64_t lanes, bool dots) {
+  const int64_t pixels = tile_pixels(c, lanes, dots), sums = pixels == 8 ? 8 : 12;
+  const auto cost = [&](int64_t rows, int64_t columns) { return ceil_div(rows * columns, pixels) * sums / 2; };
+  return cheapest_strip(c, {1, 2, 3, 4}, {2, 3, 6, 12}, cost);
+}
+
 // `packs`: the weights are packed in scratch; dot products read them in place.
 bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads, bool packs,
              ChannelsLayout* l) {
@@ -17,11 +24,17 @@ bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t l
   const int64_t block_floats = group_block_floats(c, kernel_h, kernel_w);
   const int64_t blocks = ceil_div(c.out_channels, kGroupBlock);
   l->weight_floats = packs ? block_floats * (block_floats * blocks <= kScratchFloats / 4 ? blocks : 1) : 0;
+  l->strip = strip_of(c, lanes, !packs);
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, 1};
   const auto floats = [&] {
-    l->input = {(b.rows - 1) * c.h.stride + c.h.span() + 1, (b.columns - 1) * c.w.front().stride + reach(c.w) + 1,
-                round_up(c.in_channels, lanes)};
+    // The clipped taps of a strip read no further outside the input than its own outputs are apart.
+    const int64_t stride = c.w.front().stride;
+    l->input = {
+        std::min((b.rows - 1) * c.h.stride + c.h.span() + 1, c.h.in + 2 * (std::min(l->strip.rows, b.rows) - 1) * c.h.stride),
+        std::min((b.columns - 1) * stride + reach(c.w) + 1,
+                 c.w.front().in + 2 * (std::min(l->strip.columns, b.columns) - 1) * stride),
+        round_up(c.in_channels, lanes)};
     l->output = {b.rows, b.columns * c.w.front().step, round_up(c.out_channels, lanes)};
     l->input_floats = l->input.rows * l->input.columns * l->input.width;
     const int64_t output = l->staged ? l->output.rows * l->output.columns * l->output.width : 0;
@@ -38,7 +51,8 @@ bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t l
     const int64_t tasks = l->tasks(c);
     return tasks < 2 * threads || (tasks < 5 * threads && tasks % threads != 0);
   };
-  while (threads > 1 && uneven() && b.rows * c.h.stride > c.h.span() + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (threads > 1 && uneven() && b.rows * c.h.stride > std::min(c.h.span(), c.h.in) + 1 && b.rows > 1)
+    b.rows = ceil_div(b.rows, 2);
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();
   return true;

@@ -19,7 +19,8 @@ std::unique_ptr<Work> groups(const Request& r) {
       [&](const Correlation& c, int64_t threads, ChannelsLayout* l) {
         return lay_out_groups(c, p.h.kernel, p.w.kernel, lanes, threads, l);
       },
-      [](const ChannelsLayout& l) { return l.floats; });
+      [](const ChannelsLayout& l) { return l.floats; },
+      [&](const Correlation& c, const ChannelsLayout& l) { return executed_products_groups(c, l, lanes, false); });
   if (work)
     work->facts.tile = std::to_string(12 * lanes / kGroupBlock) + " pixels x " + std::to_string(kGroupBlock) + " channels";
   return work;

@@ -16,6 +16,7 @@ struct Walk {
   int64_t x_row, x_column, x_tap;   // x_column: between inputs that a tile reads; x_tap: between taps
   int64_t w_channel, w_row, w_column, w_vector;
   int64_t unit, tap, width;  // columns between inputs, between taps, and of the image
+  int64_t left, right;       // the image's columns that are no padding
   int64_t vectors_a_group, x_group, y_pixel;
   bool add;
   int64_t fresh;  // rows of the kernel that no earlier output row has read, if they are prefetched, else 0
@@ -168,12 +169,27 @@ GW_INLINE bool in_twos(const Phase& s) {
 
 template <class Lanes>
 inline void run_pixels(const Walk& k, const PixelRow& r) {
+  const auto tile = [&](const Walk& walk, const PixelRow& row, int64_t i) GW_LAMBDA {
+    if (row.stride == 2) return run_tile<Lanes, 2>(walk, row, i);
+    run_tile<Lanes, 1>(walk, row, i);
+  };
   for (int64_t i = 0; i < r.count; i += kPixelTile) {
-    if (r.stride == 2) {
-      run_tile<Lanes, 2>(k, r, i);
-    } else {
-      run_tile<Lanes, 1>(k, r, i);
+    const int64_t lowest = r.column + i * r.stride * k.unit;
+    const int64_t highest = lowest + (std::min<int64_t>(kPixelTile, r.count - i) - 1) * r.stride * k.unit;
+    // Three taps have tiles of their own, which skip what lies outside the image.
+    if (k.columns <= 3 || (highest >= k.left && lowest + (k.columns - 1) * k.tap < k.right)) {
+      tile(k, r, i);
+      continue;
     }
+    const int64_t first = highest >= k.left ? 0 : ceil_div(k.left - highest, k.tap);
+    const int64_t last = lowest >= k.right ? 0 : std::min(k.columns, (k.right - 1 - lowest) / k.tap + 1);
+    Walk walk = k;
+    walk.columns = std::max<int64_t>(0, last - first);
+    PixelRow row = r;
+    row.x += first * k.x_tap;
+    row.column += first * k.tap;
+    row.w += first * k.w_column;
+    tile(walk, row, i);
   }
 }
 
@@ -181,6 +197,7 @@ inline void run_pixels(const Walk& k, const PixelRow& r) {
 struct Image {
   const float* x;
   int64_t row, pixel, height, width;
+  int64_t left, right;  // columns that are no padding
 };
 
 // Returns the taps k of [0, taps) for which at + k * spacing is in [0, size).
@@ -227,7 +244,7 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
       // common column, taps are added one at a time.
       const int64_t apart = s.stride == 1 ? s.spacing : 1;
       const bool two = in_twos<Lanes>(s);
-      const int64_t unit = two ? 1 : s.stride * apart, run = run_of_channels(c, s);
+      const int64_t unit = two ? 1 : s.stride * apart, run = run_of_channels(c, c.h.taps * s.taps);
       const int64_t all_rows = there.last - there.first, run_rows = rows_of_run<Lanes>(c, s, all_rows);
       // Outputs without taps are their bias, so that there is always a run.
       for (int64_t i = 0, first_row = 0; i < c.in_channels;) {
@@ -246,6 +263,8 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
                      unit,
                      s.spacing,
                      image.width,
+                     image.left,
+                     image.right,
                      v.a_group,
                      c.in_channels,
                      apart * s.step * out.y_pixel,
@@ -336,13 +355,21 @@ void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t b
     const float* input = c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c;
     float* output = c.output + n * c.output_strides.n + channel * c.output_strides.c +
                     (c.h.first + row * c.h.step) * c.output_strides.h + column * step * c.output_strides.w;
-    Image image{input, c.input_strides.h, c.input_strides.w, c.h.in, c.w.front().in};
+    Image image{input, c.input_strides.h, c.input_strides.w, c.h.in, c.w.front().in, 0, c.w.front().in};
     const int64_t at_row = row * c.h.stride + c.h.low, at_column = column * c.w.front().stride;
     Outputs out{rows, column, l.block.columns, at_row, at_column, c.h.step * c.output_strides.h, c.output_strides.w};
     if (l.staged) {
-      pack_pixels(l.input, c.input_strides, c.h.in, c.w.front().in, input, channels, at_row, at_column + l.low_w, scratch);
-      image = {scratch, l.input.columns * kChannelBlock, kChannelBlock, l.input.rows, l.input.columns};
-      out = {rows, column, l.block.columns, 0, -l.low_w, l.output.columns * kChannelBlock, kChannelBlock};
+      // Rows of padding are skipped; columns of padding are there, since tiles are faster without an edge.
+      const int64_t low_h = std::max<int64_t>(0, at_row), low_w = at_column + l.low_w;
+      pack_pixels(l.input, c.input_strides, c.h.in, c.w.front().in, input, channels, low_h, low_w, scratch);
+      image = {scratch,
+               l.input.columns * kChannelBlock,
+               kChannelBlock,
+               std::min(l.input.rows, c.h.in - low_h),
+               l.input.columns,
+               std::max<int64_t>(0, -low_w),
+               std::min(l.input.columns, c.w.front().in - low_w)};
+      out = {rows, column, l.block.columns, at_row - low_h, -l.low_w, l.output.columns * kChannelBlock, kChannelBlock};
     }
     with_lanes(c.in_channels, c.out_channels, [&]<class Lanes>(Lanes) {
       const auto run = [&](int64_t vector, int64_t count) {

@@ -84,6 +84,14 @@ GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const float* x, c
   each_sum([](Vec& v, float* at) GW_LAMBDA { store(at, load(at) + v); });
 }
 
+// Leaves only the outputs of which one of `taps` taps lies in the image, and returns how many it skips before them.
+GW_INLINE int64_t keep_inside(Reading* a, int64_t taps) {
+  const Range inside = outputs_inside(a->first, (taps - 1) * a->dilation, a->stride, a->count, a->size);
+  a->first += inside.first * a->stride;
+  a->count = inside.last - inside.first;
+  return inside.first;
+}
+
 // Sums all taps of IC input channels of one vector of output channels.
 template <class Lanes, int IC>
 GW_INLINE void sum_places(const GradWeight& work, const Reading& h, const Reading& w, const float* x, const float* go,
@@ -94,16 +102,21 @@ GW_INLINE void sum_places(const GradWeight& work, const Reading& h, const Readin
     rows = ceil_div(p.h.kernel - kh, ceil_div(p.h.kernel - kh, kRows));
     Reading high = h;
     high.first += kh * h.dilation;
+    const int64_t skipped_rows = keep_inside(&high, rows);
+    if (high.count == 0) continue;
     for (int64_t kw = 0, columns; kw < p.w.kernel; kw += columns) {
       columns = ceil_div(p.w.kernel - kw, ceil_div(p.w.kernel - kw, 3));
       Reading wide = w;
       wide.first += kw * w.dilation;
-      const float* from = x + kh * h.x_tap + kw * w.x_tap;
+      const int64_t skipped_columns = keep_inside(&wide, columns);
+      if (wide.count == 0) continue;
+      const float* from = x + kh * h.x_tap + kw * w.x_tap + skipped_rows * h.x + skipped_columns * w.x;
+      const float* grad = go + skipped_rows * h.go + skipped_columns * w.go;
       float* to = sums + kh * slots.row + kw * slots.column;
       const auto place = [&](auto height) GW_LAMBDA {
-        if (columns == 3) return sum_place<Lanes, height, 3, IC>(high, wide, from, go, slots, to);
-        if (columns == 2) return sum_place<Lanes, height, 2, IC>(high, wide, from, go, slots, to);
-        sum_place<Lanes, height, 1, IC>(high, wide, from, go, slots, to);
+        if (columns == 3) return sum_place<Lanes, height, 3, IC>(high, wide, from, grad, slots, to);
+        if (columns == 2) return sum_place<Lanes, height, 2, IC>(high, wide, from, grad, slots, to);
+        sum_place<Lanes, height, 1, IC>(high, wide, from, grad, slots, to);
       };
       if constexpr (kRows > 2)
         if (rows == 3) place(std::integral_constant<int, 3>{});

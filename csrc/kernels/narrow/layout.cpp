@@ -80,23 +80,26 @@ bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, 
   l->kernel_h = kernel_h;
   l->kernel_w = kernel_w;
   l->low_w = lowest(c.w);
+  l->strip = {1, kPixelTile};
   if (!l->staged) return lay_out_in_place(c, out_w, lanes, threads, l);
   l->blocks = ceil_div(c.groups, kChannelBlock);
   l->weight_floats = (kernel_h * kernel_w + 1) * kChannelBlock;
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, std::min(c.groups, kChannelBlock)};
   const auto floats = [&] {
-    l->input = {(b.rows - 1) * c.h.stride + c.h.span() + 1, (b.columns - 1) * stride + reach(c.w) + 1, kChannelBlock};
+    l->input = {std::min((b.rows - 1) * c.h.stride + c.h.span() + 1, c.h.in), (b.columns - 1) * stride + reach(c.w) + 1,
+                kChannelBlock};
     l->output = {b.rows, b.columns * c.w.front().step, kChannelBlock};
     l->input_floats = l->input.rows * l->input.columns * kChannelBlock;
     return l->floats = l->input_floats + l->weight_floats + l->output.rows * l->output.columns * kChannelBlock;
   };
   // A block of fewer rows than the kernel copies most of its input again.
-  while (floats() > kTarget && b.rows * c.h.stride > 2 * c.h.span() + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  const int64_t shared = std::min(c.h.span(), c.h.in);
+  while (floats() > kTarget && b.rows * c.h.stride > 2 * shared + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && b.columns > kPixelTile) b.columns = ceil_div(b.columns, 2);
   if (floats() > kScratchFloats) return false;
-  while (l->tasks(c) < 4 * threads && threads > 1 && b.rows * c.h.stride > 2 * c.h.span() + 1 && b.rows > 1)
+  while (l->tasks(c) < 4 * threads && threads > 1 && b.rows * c.h.stride > 2 * shared + 1 && b.rows > 1)
     b.rows = ceil_div(b.rows, 2);
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();

@@ -31,7 +31,8 @@ std::unique_ptr<Work> narrow(const Request& r) {
       [&](const Correlation& c, int64_t threads, ChannelsLayout* l) {
         return lay_out_channels(c, p.h.kernel, p.w.kernel, r.target->lanes, threads, l);
       },
-      [](const ChannelsLayout& l) { return l.floats; });
+      [](const ChannelsLayout& l) { return l.floats; },
+      [&](const Correlation& c, const ChannelsLayout& l) { return executed_products_narrow(c, l, r.target->lanes); });
   if (work) work->facts.tile = std::to_string(kPixelTile) + " pixels x " + lanes + " channels";
   return work;
 }

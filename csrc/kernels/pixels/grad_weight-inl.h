@@ -12,7 +12,21 @@ struct PixelPositions {
   const float* go;
   int64_t rows, pixels;
   int64_t x_row, x_pixel, go_row, go_pixel, go_channel;
+  int64_t row, column;  // where the first tap of the first output reads the image
 };
+
+// Leaves only the positions that some of rows x columns taps from (kh, kw) on reads inside the image.
+GW_INLINE PixelPositions within(const Problem& p, const PixelPositions& all, int64_t kh, int64_t rows, int64_t kw,
+                                int64_t columns) {
+  const Range h = outputs_inside(all.row + kh * p.h.dilation, (rows - 1) * p.h.dilation, p.h.stride, all.rows, p.h.in);
+  const Range w = outputs_inside(all.column + kw * p.w.dilation, (columns - 1) * p.w.dilation, p.w.stride, all.pixels, p.w.in);
+  PixelPositions s = all;
+  s.x += h.first * s.x_row + w.first * s.x_pixel;
+  s.go += h.first * s.go_row + w.first * s.go_pixel;
+  s.rows = h.last - h.first;
+  s.pixels = w.last - w.first;
+  return s;
+}
 
 // Sums KH x KW taps of one vector of channels of a depthwise convolution, of which `lanes` exist.
 template <int KH, int KW>
@@ -40,12 +54,14 @@ GW_INLINE void depthwise_tile(const PixelPositions& s, int64_t tap_row, int64_t 
 }
 
 template <int KH>
-GW_INLINE void depthwise_columns(const PixelPositions& s, int64_t tap_row, int64_t tap_column, int64_t lanes, int64_t taps,
-                                 float* sums, int64_t w_row) {
+GW_INLINE void depthwise_columns(const Problem& p, bool clip, const PixelPositions& s, int64_t kh, int64_t tap_row,
+                                 int64_t tap_column, int64_t lanes, float* sums) {
+  const int64_t taps = p.w.kernel, w_row = taps * kChannelBlock;
   for (int64_t kw = 0, take; kw < taps; kw += take) {
     take = ceil_div(taps - kw, ceil_div(taps - kw, 4));
-    PixelPositions at = s;
-    at.x += kw * tap_column;
+    PixelPositions at = clip ? within(p, s, kh, KH, kw, take) : s;
+    if (at.rows * at.pixels == 0) continue;
+    at.x += kh * tap_row + kw * tap_column;
     float* to = sums + kw * kChannelBlock;
     switch (take) {
       case 4: depthwise_tile<KH, 4>(at, tap_row, tap_column, lanes, to, w_row); break;
@@ -56,18 +72,16 @@ GW_INLINE void depthwise_columns(const PixelPositions& s, int64_t tap_row, int64
   }
 }
 
-inline void depthwise_taps(const PixelPositions& s, int64_t tap_row, int64_t tap_column, int64_t lanes, int64_t rows,
-                           int64_t columns, float* sums) {
-  const int64_t w_row = columns * kChannelBlock;
+inline void depthwise_taps(const Problem& p, bool clip, const PixelPositions& s, int64_t tap_row, int64_t tap_column,
+                           int64_t lanes, float* sums) {
+  const int64_t rows = p.h.kernel;
   for (int64_t kh = 0, take; kh < rows; kh += take) {
     take = ceil_div(rows - kh, ceil_div(rows - kh, 3));
-    PixelPositions at = s;
-    at.x += kh * tap_row;
-    float* to = sums + kh * w_row;
+    float* to = sums + kh * p.w.kernel * kChannelBlock;
     switch (take) {
-      case 3: depthwise_columns<3>(at, tap_row, tap_column, lanes, columns, to, w_row); break;
-      case 2: depthwise_columns<2>(at, tap_row, tap_column, lanes, columns, to, w_row); break;
-      default: depthwise_columns<1>(at, tap_row, tap_column, lanes, columns, to, w_row);
+      case 3: depthwise_columns<3>(p, clip, s, kh, tap_row, tap_column, lanes, to); break;
+      case 2: depthwise_columns<2>(p, clip, s, kh, tap_row, tap_column, lanes, to); break;
+      default: depthwise_columns<1>(p, clip, s, kh, tap_row, tap_column, lanes, to);
     }
   }
 }
@@ -101,12 +115,25 @@ GW_NOINLINE void outer_tile(const PixelPositions& s, const int32_t* slot, float*
 }
 
 template <int OC>
-GW_INLINE void outer_slots(const PixelPositions& s, const std::vector<int32_t>& slots, float* sums, int64_t per_output) {
-  const int64_t count = static_cast<int64_t>(slots.size());
-  int64_t n = 0;
-  for (; n + 3 <= count; n += 3) outer_tile<OC, 3>(s, slots.data() + n, sums + n * kLanes, per_output);
-  if (count - n == 2) outer_tile<OC, 2>(s, slots.data() + n, sums + n * kLanes, per_output);
-  if (count - n == 1) outer_tile<OC, 1>(s, slots.data() + n, sums + n * kLanes, per_output);
+GW_INLINE void outer_slots(const Problem& p, const GradWeightChannelsLayout& l, const PixelPositions& all, float* sums,
+                           int64_t per_output) {
+  const int64_t slots = static_cast<int64_t>(l.slots.size()), vectors = l.input.width / kLanes;
+  for (int64_t n = 0, count; n < slots; n += count) {
+    count = std::min<int64_t>(3, slots - n);
+    PixelPositions s = all;
+    if (l.clip) {
+      const int64_t first = n / vectors, last = (n + count - 1) / vectors, kh = first / p.w.kernel, kw = first % p.w.kernel;
+      const bool one_row = last / p.w.kernel == kh;
+      s = within(p, all, kh, last / p.w.kernel - kh + 1, one_row ? kw : 0, one_row ? last - first + 1 : p.w.kernel);
+      if (s.rows * s.pixels == 0) continue;
+    }
+    const int32_t* slot = l.slots.data() + n;
+    switch (count) {
+      case 3: outer_tile<OC, 3>(s, slot, sums + n * kLanes, per_output); break;
+      case 2: outer_tile<OC, 2>(s, slot, sums + n * kLanes, per_output); break;
+      default: outer_tile<OC, 1>(s, slot, sums + n * kLanes, per_output);
+    }
+  }
 }
 
 // Runs tasks [begin, end), each of which sums 16 channels of a depthwise convolution, or a block of output channels of one
@@ -145,7 +172,9 @@ void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout
                        p.w.stride * l.input.width,
                        gs.h,
                        gs.w,
-                       gs.c};
+                       gs.c,
+                       row * p.h.stride - p.h.pad,
+                       column * p.w.stride - p.w.pad};
       if (l.staged) {
         pack_pixels({rows, columns, kChannelBlock}, gs, rows, columns, s.go, channels, 0, 0, stage);
         s.go = stage;
@@ -159,17 +188,19 @@ void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout
         PixelPositions at = s;
         at.x += r * s.x_row + x * s.x_pixel;
         at.go += r * s.go_row + x * s.go_pixel;
+        at.row += r * p.h.stride;
+        at.column += x * p.w.stride;
         at.rows = std::min(step, rows - r);
         at.pixels = std::min(wide, columns - x);
         if (l.depthwise) {
           for (int64_t v = 0; v < channels; v += kLanes, at.x += kLanes, at.go += kLanes)
-            depthwise_taps(at, p.h.dilation * l.input.columns * l.input.width, p.w.dilation * l.input.width,
-                           l.staged ? kLanes : std::min<int64_t>(kLanes, channels - v), p.h.kernel, p.w.kernel, sums + v);
+            depthwise_taps(p, l.clip, at, p.h.dilation * l.input.columns * l.input.width, p.w.dilation * l.input.width,
+                           l.staged ? kLanes : std::min<int64_t>(kLanes, channels - v), sums + v);
           continue;
         }
         int64_t i = 0;
-        for (; i + 4 <= outputs; i += 4, at.go += 4 * gs.c) outer_slots<4>(at, l.slots, sums + i * per_output, per_output);
-        for (; i < outputs; i++, at.go += gs.c) outer_slots<1>(at, l.slots, sums + i * per_output, per_output);
+        for (; i + 4 <= outputs; i += 4, at.go += 4 * gs.c) outer_slots<4>(p, l, at, sums + i * per_output, per_output);
+        for (; i < outputs; i++, at.go += gs.c) outer_slots<1>(p, l, at, sums + i * per_output, per_output);
       }
     }
     for (int64_t i = 0; i < outputs; i++) {

@@ -8,6 +8,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightC
   const int64_t taps = p.h.kernel * p.w.kernel, span = (p.h.kernel - 1) * p.h.dilation;
   l->depthwise = depthwise(p);
   l->staged = l->depthwise && work.grad_output_strides.c != 1;
+  l->clip = worth_clipping(forward_phase(p.h)) || worth_clipping(forward_phase(p.w));
   l->input.width = l->depthwise ? kChannelBlock : round_up(p.in_channels, lanes);
   l->outputs = l->depthwise ? 1 : p.out_channels;
   Block& b = l->block;

@@ -10,6 +10,7 @@ namespace groupwise {
 struct GradWeightChannelsLayout {
   Block block;
   bool depthwise, staged;
+  bool clip;  // the positions of each tile's taps are clipped to those inside the input
   int64_t outputs, parts;
   Pixels input, output;
   int64_t input_floats, output_floats, floats;

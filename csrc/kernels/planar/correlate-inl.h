@@ -135,7 +135,7 @@ GW_INLINE int64_t next(int64_t left) { return left >= 3 && left != 4 ? 3 : left 
 // Computes `outputs` channels in fours, by vectors of one row or of neighbouring rows, whichever fills threes.
 inline void run_channels(const PlanarTask& p, int64_t outputs) {
   const int64_t vectors = ceil_div(p.columns, kLanes);
-  const bool along_rows = vectors % 3 == 0 || vectors > 8 || p.rows < 3;
+  const bool along_rows = vectors % 3 == 0 || vectors > 8 || (p.rows < 3 && vectors >= p.rows);
   for (int64_t o = 0; o < outputs; o += 4) {
     for (int64_t r = 0, rows; r < p.rows; r += rows) {
       rows = along_rows ? 1 : next(p.rows - r);
@@ -223,44 +223,50 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * b.columns, row = task / by_w % by_h * b.rows;
     const int64_t group = task / (by_w * by_h) % by_g * b.groups, n = task / (by_w * by_h * by_g);
-    const int64_t groups = std::min(b.groups, c.groups - group);
-    p.rows = std::min(b.rows, c.h.out - row);
+    const int64_t groups = std::min(b.groups, c.groups - group), rows = std::min(b.rows, c.h.out - row);
+    const int64_t margin = (std::min(l.strip.rows, b.rows) - 1) * c.h.stride;
+    const int64_t low = std::max(row * c.h.stride + c.h.low, -margin);
     pack(plane, c.input_strides, c.h.in, c.w.front().in,
-         c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c, groups * c.in_channels,
-         row * c.h.stride + c.h.low, column * plane.stride + plane.low_w, scratch);
+         c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c, groups * c.in_channels, low,
+         column * plane.stride + plane.low_w, scratch);
     float* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c;
-    for (size_t i = 0; i < c.w.size(); i++) {
-      const Phase& w = c.w[i];
+    // Computes a strip of rows from r on, and of columns of a phase from x on, in all groups of the block.
+    const auto run_strip = [&](const Phase& h, const Phase& w, int64_t r, int64_t height, int64_t x, int64_t columns) {
+      const int64_t taps = h.taps * w.taps, run = run_of_channels(c, taps);
+      const size_t i = static_cast<size_t>(w.first - c.w.front().first);
+      const float* from = scratch;
+      p.rows = height;
+      // Staged rows have room for whole vectors.
+      p.columns = l.staged ? round_up(columns, kLanes) : columns;
+      if (taps > 0) from += ((row + r) * h.stride + h.low - low) * plane.row + x;
       p.taps = {c.in_channels,
-                c.h.taps,
+                h.taps,
                 w.taps,
-                l.columns[i].data(),
+                l.columns[i].data() + (w.index != c.w[i].index ? (w.index - c.w[i].index) / w.index_step : 0),
                 plane.channel,
-                c.h.spacing * plane.row,
+                h.spacing * plane.row,
                 ws.c,
-                c.h.index_step * ws.h,
+                h.index_step * ws.h,
                 w.index_step * ws.w,
                 ws.o};
-      p.columns = std::min(b.columns, w.out - column);
-      if (p.columns <= 0) continue;
-      p.single = c.in_channels == 1 && takes_single(c.h, w, p.rows);
-      const int64_t run = run_of_channels(c, w);
+      p.single = c.in_channels == 1 && takes_single(h, w, p.rows);
       for (int64_t g = 0; g < groups; g++) {
         p.bias = c.bias ? c.bias + (group + g) * c.out_channels : nullptr;
         p.y = l.staged ? stage + static_cast<int64_t>(i) * l.stage.phase
-                       : output + c.h.first * c.output_strides.h + row * p.y_row + column;
-        p.y += g * c.out_channels * p.y_channel;
+                       : output + h.first * c.output_strides.h + row * p.y_row + column;
+        p.y += g * c.out_channels * p.y_channel + r * p.y_row + x;
         for (int64_t channel = 0; channel < c.in_channels; channel += run, p.bias = nullptr) {
           p.taps.channels = std::min(run, c.in_channels - channel);
-          p.x = scratch + (g * c.in_channels + channel) * plane.channel;
-          p.w = c.weight + (group + g) * ws.group + channel * ws.c + c.h.index * ws.h + w.index * ws.w;
+          p.x = from + (g * c.in_channels + channel) * plane.channel;
+          p.w = c.weight + (group + g) * ws.group + channel * ws.c + h.index * ws.h + w.index * ws.w;
           p.add = channel > 0;
           if (fours) run_channels(p, fours);
           run_rows(p, fours);
         }
       }
-    }
-    if (l.staged) unpack(c, l, stage, groups * c.out_channels, row, column, p.rows, output);
+    };
+    each_strip(c, b, l.strip, row, column, run_strip);
+    if (l.staged) unpack(c, l, stage, groups * c.out_channels, row, column, rows, output);
   }
 }
 

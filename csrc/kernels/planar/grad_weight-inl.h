@@ -95,23 +95,74 @@ GW_NOINLINE void tap_tile(const PositionBlock& s, int64_t pitch, const int32_t* 
   add_sums(sum, sums, w_row);
 }
 
+// Where the inputs of a block's first output lie in the image.
+struct Place {
+  int64_t row, column;
+};
+
+// Leaves only the columns of outputs that some of `taps` taps from kw on reads inside the image, in whole vectors as far as there
+// are columns: what a last vector reads beyond them is padding.
+GW_INLINE PositionBlock within_columns(const Problem& p, const PositionBlock& block, const Place& at, int64_t kw,
+                                       int64_t taps) {
+  const int64_t count = block.vectors * kLanes + block.rest;
+  const Range there = outputs_inside(at.column + kw * p.w.dilation, (taps - 1) * p.w.dilation, p.w.stride, count, p.w.in);
+  const int64_t columns = std::min(count - there.first, round_up(there.last - there.first, kLanes));
+  PositionBlock s = block;
+  // A part of a vector costs as much as a whole one.
+  if (ceil_div(columns, kLanes) == ceil_div(count, kLanes)) return s;
+  s.x += there.first;
+  s.go += there.first;
+  s.vectors = columns / kLanes;
+  s.rest = columns % kLanes;
+  return s;
+}
+
 template <int KH>
-GW_INLINE void tap_columns(const PositionBlock& s, int64_t pitch, const int32_t* column, int64_t taps, float* sums,
-                           int64_t w_row) {
+GW_INLINE void tap_columns(const Problem& p, const GradWeightLayout& l, const PositionBlock& block, const Place& at,
+                           int64_t pitch, float* sums) {
+  const int64_t taps = p.w.kernel;
   for (int64_t kw = 0, take; kw < taps; kw += take) {
     take = ceil_div(taps - kw, ceil_div(taps - kw, 4));
+    const PositionBlock s = l.clip ? within_columns(p, block, at, kw, take) : block;
+    if (s.vectors + s.rest == 0) continue;
+    const int32_t* column = l.columns.data() + kw;
     switch (take) {
-      case 4: tap_tile<KH, 4>(s, pitch, column + kw, sums + kw, w_row); break;
-      case 3: tap_tile<KH, 3>(s, pitch, column + kw, sums + kw, w_row); break;
-      case 2: tap_tile<KH, 2>(s, pitch, column + kw, sums + kw, w_row); break;
-      default: tap_tile<KH, 1>(s, pitch, column + kw, sums + kw, w_row);
+      case 4: tap_tile<KH, 4>(s, pitch, column, sums + kw, taps); break;
+      case 3: tap_tile<KH, 3>(s, pitch, column, sums + kw, taps); break;
+      case 2: tap_tile<KH, 2>(s, pitch, column, sums + kw, taps); break;
+      default: tap_tile<KH, 1>(s, pitch, column, sums + kw, taps);
     }
+  }
+}
+
+// Calls f(positions, n, count) for the slots of all pairs of an input channel and a tap, three at a time and then singly, with
+// the positions that the taps of these slots read inside the image.
+template <class F>
+GW_INLINE void each_slots(const Problem& p, const GradWeightLayout& l, const PositionBlock& block, const Place& at, F&& f) {
+  const int64_t taps = p.h.kernel * p.w.kernel, slots = p.in_channels * taps;
+  for (int64_t n = 0, count; n < slots; n += count) {
+    count = slots - n >= 3 ? 3 : 1;
+    if (!l.clip) {
+      f(block, n, count);
+      continue;
+    }
+    int64_t kh = n % taps / p.w.kernel, last_kh = (n + count - 1) % taps / p.w.kernel, kw = n % p.w.kernel, columns = count;
+    if (kw + count > p.w.kernel) kw = 0, columns = p.w.kernel;
+    if (n % taps + count > taps) kh = 0, last_kh = p.h.kernel - 1;
+    PositionBlock s = within_columns(p, block, at, kw, columns);
+    const Range rows =
+        outputs_inside(at.row + kh * p.h.dilation, (last_kh - kh) * p.h.dilation, p.h.stride, block.rows, p.h.in);
+    s.x += rows.first * s.x_row;
+    s.go += rows.first * s.go_row;
+    s.rows = rows.last - rows.first;
+    if (s.rows > 0 && s.vectors + s.rest > 0) f(s, n, count);
   }
 }
 
 // Sums all taps of one pair of channels. Rows of grad_output that are a dilation apart meet the same input rows in neighbouring
 // taps. A strided convolution has no such rows, and sums its taps one row at a time.
-inline void run_taps(const Problem& p, const GradWeightLayout& l, const PositionBlock& block, int64_t rows, float* sums) {
+inline void run_taps(const Problem& p, const GradWeightLayout& l, const PositionBlock& block, const Place& at, int64_t rows,
+                     float* sums) {
   const int64_t apart = p.h.stride == 1 ? p.h.dilation : 1;
   for (int64_t start = 0; start < std::min(apart, rows); start++) {
     const int64_t count = (rows - start - 1) / apart + 1, most = p.h.stride == 1 && count >= 3 ? 3 : 1;
@@ -123,11 +174,22 @@ inline void run_taps(const Problem& p, const GradWeightLayout& l, const Position
       s.go_row = apart * block.go_row;
       s.rows = count;
       const int64_t pitch = apart * p.h.stride * l.input.row;
+      if (l.clip) {
+        const Range there = outputs_inside(at.row + start * p.h.stride + kh * p.h.dilation, (take - 1) * p.h.dilation,
+                                           apart * p.h.stride, count, p.h.in);
+        if (there.first == there.last) continue;
+        // A tile needs as many rows of outputs as it has rows of taps.
+        const int64_t last = std::min(count, std::max(there.last, there.first + take));
+        const int64_t first = std::max<int64_t>(0, std::min(there.first, last - take));
+        s.x += first * pitch;
+        s.go += first * s.go_row;
+        s.rows = last - first;
+      }
       float* to = sums + kh * p.w.kernel;
       switch (take) {
-        case 3: tap_columns<3>(s, pitch, l.columns.data(), p.w.kernel, to, p.w.kernel); break;
-        case 2: tap_columns<2>(s, pitch, l.columns.data(), p.w.kernel, to, p.w.kernel); break;
-        default: tap_columns<1>(s, pitch, l.columns.data(), p.w.kernel, to, p.w.kernel);
+        case 3: tap_columns<3>(p, l, s, at, pitch, to); break;
+        case 2: tap_columns<2>(p, l, s, at, pitch, to); break;
+        default: tap_columns<1>(p, l, s, at, pitch, to);
       }
     }
   }
@@ -173,16 +235,17 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
                         l.output.row,
                         l.output.channel};
         float* to = sums + g * outputs * slots;
-        for (int64_t i = 0; i < fours; i += 4, s.go += 4 * s.go_channel) {
-          int64_t n3 = 0;
-          for (; n3 + 3 <= slots; n3 += 3) slot_tile<4, 3>(s, l.slots.data() + n3, to + i * slots + n3, slots);
-          for (; n3 < slots; n3++) slot_tile<4, 1>(s, l.slots.data() + n3, to + i * slots + n3, slots);
-        }
+        const Place at{row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad};
+        for (int64_t i = 0; i < fours; i += 4, s.go += 4 * s.go_channel)
+          each_slots(p, l, s, at, [&](const PositionBlock& block, int64_t n, int64_t count) GW_LAMBDA {
+            if (count == 3) return slot_tile<4, 3>(block, l.slots.data() + n, to + i * slots + n, slots);
+            slot_tile<4, 1>(block, l.slots.data() + n, to + i * slots + n, slots);
+          });
         for (int64_t i = fours; i < outputs; i++, s.go += s.go_channel) {
           for (int64_t c = 0; c < p.in_channels; c++) {
             PositionBlock one = s;
             one.x += c * l.input.channel;
-            run_taps(p, l, one, rows, to + i * slots + c * taps);
+            run_taps(p, l, one, at, rows, to + i * slots + c * taps);
           }
         }
       }

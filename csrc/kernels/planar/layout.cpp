@@ -18,7 +18,9 @@ void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
   Plane& p = l->plane;
   p.low_h = c.h.low;
   p.low_w = lowest(c.w);
-  p.rows = (l->block.rows - 1) * c.h.stride + c.h.span() + 1;
+  // The clipped taps of a strip read no further outside the input than its own outputs are apart.
+  p.rows = std::min((l->block.rows - 1) * c.h.stride + c.h.span() + 1,
+                    c.h.in + 2 * (std::min(l->strip.rows, l->block.rows) - 1) * c.h.stride);
   p.stride = stride;
   p.phase = columns + reach(c.w) / stride;
   p.padded = l->block.columns + reach(c.w) / stride;
@@ -35,6 +37,25 @@ void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
   l->output_floats = l->staged ? l->block.groups * c.out_channels * l->stage.channel : 0;
 }
 
+// A tile adds a vector to a sum in four cycles, and to two sums a cycle.
+constexpr int64_t cycles(int64_t sums) { return std::max<int64_t>(4, sums / 2); }
+
+Strip strip_of(const Correlation& c, int64_t lanes, int64_t apart) {
+  const bool fours = c.out_channels >= 4, single = c.in_channels == 1 && takes_single(c.h, c.w.front(), c.h.out);
+  // Returns the cycles of `n` rows or vectors in tiles of at most `most`, each of which has `sums` sums a row or vector.
+  const auto tiled = [](int64_t n, int64_t most, int64_t sums) {
+    return n / most * cycles(most * sums) + (n % most ? cycles(n % most * sums) : 0);
+  };
+  const auto cost = [&](int64_t rows, int64_t columns) {
+    const int64_t vectors = ceil_div(columns, lanes);
+    if (fours) return std::min(rows * tiled(vectors, 3, 4), vectors * tiled(rows, 3, 4));
+    if (single && rows >= 4 * apart) return vectors * ceil_div(rows, 2);
+    const int64_t together = ceil_div(rows, apart), turns = std::min(rows, apart);
+    return turns * (vectors / 3 * tiled(together, kRowTile, 3) + (vectors % 3 ? tiled(together, kRowTile, vectors % 3) : 0));
+  };
+  return cheapest_strip(c, {apart, 2 * apart, 3 * apart, 4 * apart}, {lanes, 2 * lanes, 3 * lanes}, cost);
+}
+
 }  // namespace
 
 bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLayout* l) {
@@ -44,25 +65,33 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
   const int64_t common = std::gcd(c.h.stride, c.h.spacing);
   l->sharing = {c.h.spacing / common, c.h.stride / common, c.h.spacing * c.h.stride / common};
   const bool channels_last = c.input_strides.w != 1 || c.output_strides.w != 1;
+  l->strip = strip_of(c, lanes, l->sharing.apart);
+  // What a block reads beside the rows of its outputs.
+  const int64_t shared = std::min(c.h.span(), c.h.in);
   Block& b = l->block;
   b.columns = widest(c.w);
   b.rows = std::max<int64_t>(1, c.h.out);
   b.groups = 1;
-  // Neighbouring channels of a channels-last tensor share a cache line of 16 floats.
-  if (channels_last) b.groups = std::min(c.groups, std::max<int64_t>(1, 16 / std::max(c.in_channels, c.out_channels)));
   const auto floats = [&] {
     measure(c, lanes, l);
     return l->input_floats + l->output_floats;
   };
+  if (channels_last) {
+    // Neighbouring channels of a channels-last tensor share a cache line of 16 floats. A small block has whole lines of both
+    // tensors.
+    const int64_t least = std::min(c.groups, std::max<int64_t>(1, 16 / std::max(c.in_channels, c.out_channels)));
+    b.groups = std::min(c.groups, ceil_div(16, std::min(c.in_channels, c.out_channels)));
+    while (b.groups > least && floats() > kTarget) b.groups = std::max(least, b.groups / 2);
+  }
   while (!channels_last && 2 * b.groups <= c.groups && floats() <= kSmall / 2 && l->tasks(c) >= 16 * threads) b.groups *= 2;
   // A block of fewer rows than the kernel copies most of its input again.
-  while (floats() > kTarget && b.rows * c.h.stride > 2 * c.h.span() + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kTarget && b.rows * c.h.stride > 2 * shared + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && b.columns > 4 * lanes) b.columns = round_up(ceil_div(b.columns, 2), lanes);
   while (floats() > kScratchFloats && b.groups > 1) b.groups = ceil_div(b.groups, 2);
   if (floats() > kScratchFloats) return false;
   // Each thread gets at least four tasks.
-  while (l->tasks(c) < 4 * threads && threads > 1 && b.rows * c.h.stride > 2 * c.h.span() + 1 && b.rows > 1)
+  while (l->tasks(c) < 4 * threads && threads > 1 && b.rows * c.h.stride > 2 * shared + 1 && b.rows > 1)
     b.rows = ceil_div(b.rows, 2);
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();
@@ -86,6 +115,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
   Block& b = l->block;
   b = {p.h.out, p.w.out, 1};
   if (channels_last) b.groups = std::min(p.groups, std::max<int64_t>(1, 16 / std::max(p.in_channels, p.out_channels)));
+  l->clip = worth_clipping(forward_phase(p.h)) || worth_clipping(forward_phase(p.w));
   l->outputs = p.out_channels;
   l->parts = 1;
   const auto floats = [&] {

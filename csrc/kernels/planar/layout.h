@@ -34,13 +34,14 @@ constexpr int kRowTile = 4, kSingleRows = 7;
 // 5 and 7 rows of taps with stride 1, 3, 5 and 7 with stride 2, and 3 rows only with 3 columns; and they need four rows or more
 // that share their inputs.
 inline bool takes_single(const Phase& h, const Phase& w, int64_t rows) {
-  if (rows / h.spacing < 4 || (h.taps == 3 && w.taps != 3)) return false;
+  if (rows < 4 * h.spacing || (h.taps == 3 && w.taps != 3)) return false;
   if (h.stride == 1) return h.taps >= 1 && h.taps <= 7 && h.taps != 6;
   return h.stride == 2 && h.spacing == 1 && (h.taps == 3 || h.taps == 5 || h.taps == 7);
 }
 
 struct CorrelationLayout {
   Block block;
+  Strip strip;
   RowSharing sharing;
   Plane plane;
   bool staged;
@@ -60,6 +61,7 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
 // `run.cpp` adds the parts.
 struct GradWeightLayout {
   Block block;
+  bool clip;  // the positions of each tile's taps are clipped to those inside the input
   int64_t outputs, parts;
   Plane input, output;  // of the input, and of grad_output
   int64_t input_floats, output_floats, floats;

@@ -22,7 +22,8 @@ std::unique_ptr<Work> planar(const Request& r) {
   auto work = lay_out_correlations<CorrelationLayout>(
       r, r.target->correlate_planar,
       [&](const Correlation& c, int64_t threads, CorrelationLayout* l) { return lay_out(c, r.target->lanes, threads, l); },
-      [](const CorrelationLayout& l) { return l.input_floats + l.output_floats; });
+      [](const CorrelationLayout& l) { return l.input_floats + l.output_floats; },
+      [&](const Correlation& c, const CorrelationLayout& l) { return executed_products(c, l, r.target->lanes); });
   if (!work) return nullptr;
   const auto& [c, l] = work->parts().front();
   work->facts.tile = tile(r, c.out_channels < 4 && c.in_channels == 1 && takes_single(c.h, c.w.front(), l.block.rows));

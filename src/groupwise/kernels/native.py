@@ -48,6 +48,11 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         ctypes.c_int32,
         [*[ctypes.c_char_p] * 4, ctypes.POINTER(ctypes.c_double), ctypes.c_int64],
     ),
+    "groupwise_model": (
+        ctypes.c_int32,
+        [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_double), ctypes.c_int64],
+    ),
+    "groupwise_machine": (ctypes.c_int64, _TEXT),
     "groupwise_tune": (None, [ctypes.c_double, ctypes.c_char_p]),
     "groupwise_remember": (
         None,

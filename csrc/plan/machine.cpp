@@ -1,0 +1,50 @@
+#include "plan/machine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace groupwise {
+namespace {
+
+// Returns the least seconds of so many calls, the first of which warms up.
+template <class F>
+double least_seconds(int calls, F&& f) {
+  double least = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < calls; i++) {
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    least = std::min(least, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return least;
+}
+
+}  // namespace
+
+double peak_of(const Kernels& target) {
+  // Two threads that measure at once find about the same; the last one stays.
+  static std::atomic<double> found[16] = {};
+  std::atomic<double>& mine = found[target.number];
+  if (mine == 0) {
+    // About 20 us a call, short enough to be whole between two interrupts.
+    constexpr int64_t kRounds = 8'000;
+    const double operations = 2.0 * 12 * kRounds * target.lanes;
+    mine = operations / least_seconds(60, [&] { target.multiply_adds(kRounds); });
+  }
+  return mine;
+}
+
+double copy_bandwidth() {
+  static std::atomic<double> found{0};
+  if (found == 0) {
+    constexpr size_t kBytes = size_t{1} << 21;
+    std::vector<char> from(kBytes, 1), to(kBytes);
+    found = 2.0 * kBytes / least_seconds(30, [&] { std::memcpy(to.data(), from.data(), kBytes); });
+  }
+  return found;
+}
+
+}  // namespace groupwise

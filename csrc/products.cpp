@@ -1,0 +1,86 @@
+#include "products.h"
+
+namespace groupwise {
+namespace {
+
+// Returns the products of one axis in strips of blocks; a strip computes a whole number of `unit` outputs.
+int64_t axis_products(const Phase& s, int64_t block, int64_t strip, int64_t unit) {
+  int64_t products = 0;
+  for (int64_t at = 0; at < s.out; at += block) {
+    const int64_t end = std::min(s.out, at + block);
+    for (int64_t first = at; first < end; first += strip) {
+      const int64_t outputs = std::min(strip, end - first);
+      products += round_up(outputs, unit) * clipped(s, first, outputs).taps;
+    }
+  }
+  return products;
+}
+
+// Returns the products of one axis of a weight's gradient. Tiles of `tile` taps sum a whole number of `unit` positions, those
+// which their taps read inside the input if `clip`.
+int64_t axis_products(const Axis& a, int64_t block, bool clip, int64_t tile, int64_t unit) {
+  int64_t products = 0;
+  for (int64_t at = 0; at < a.out; at += block) {
+    const int64_t outputs = std::min(block, a.out - at);
+    if (!clip) products += a.kernel * round_up(outputs, unit);
+    for (int64_t tap = 0; clip && tap < a.kernel; tap += tile) {
+      const int64_t taps = std::min(tile, a.kernel - tap);
+      const Range there =
+          outputs_inside(at * a.stride - a.pad + tap * a.dilation, (taps - 1) * a.dilation, a.stride, outputs, a.in);
+      products += taps * std::min(round_up(outputs, unit), round_up(there.last - there.first, unit));
+    }
+  }
+  return products;
+}
+
+// Returns the output channels in whole vectors, which hold several groups or belong to one.
+int64_t in_vectors_of(int64_t groups, int64_t channels, int64_t lanes) {
+  return channels >= lanes ? groups * round_up(channels, lanes) : round_up(groups * channels, lanes);
+}
+
+}  // namespace
+
+int64_t executed_products(const Correlation& c, const CorrelationLayout& l, int64_t lanes) {
+  int64_t row = 0;
+  for (const Phase& s : c.w) row += axis_products(s, l.block.columns, l.strip.columns, lanes);
+  return c.batch * c.groups * c.in_channels * c.out_channels * axis_products(c.h, l.block.rows, l.strip.rows, 1) * row;
+}
+
+int64_t executed_products_narrow(const Correlation& c, const ChannelsLayout& l, int64_t lanes) {
+  int64_t row = 0;
+  for (const Phase& s : c.w) row += axis_products(s, l.block.columns, kPixelTile, kPixelTile);
+  return c.batch * c.in_channels * in_vectors_of(c.groups, c.out_channels, lanes) * axis_products(c.h, 1, 1, 1) * row;
+}
+
+int64_t executed_products_groups(const Correlation& c, const ChannelsLayout& l, int64_t lanes, bool dots) {
+  const int64_t pixels = tile_pixels(c, lanes, dots), outputs = round_up(c.out_channels, dots ? 4 : lanes);
+  int64_t products = 0;
+  for (int64_t row = 0; row < c.h.out; row += l.block.rows)
+    for (int64_t column = 0; column < widest(c.w); column += l.block.columns)
+      each_strip(c, l.block, l.strip, row, column,
+                 [&](const Phase& h, const Phase& w, int64_t, int64_t rows, int64_t, int64_t columns) {
+                   products += round_up(rows * columns, pixels) * h.taps * w.taps;
+                 });
+  return c.batch * c.groups * c.in_channels * outputs * products;
+}
+
+int64_t executed_products(const GradWeight& work, const GradWeightLayout& l, int64_t lanes) {
+  const Problem& p = work.problem;
+  return p.batch * p.groups * p.in_channels * p.out_channels * axis_products(p.h, l.block.rows, l.clip, 3, 1) *
+         axis_products(p.w, l.block.columns, l.clip, 4, lanes);
+}
+
+int64_t executed_products(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t lanes) {
+  const Problem& p = work.problem;
+  const int64_t channels = l.depthwise ? round_up(p.groups, lanes) : p.groups * p.out_channels * round_up(p.in_channels, lanes);
+  return p.batch * channels * axis_products(p.h, l.block.rows, l.clip, 3, 1) *
+         axis_products(p.w, l.block.columns, l.clip, 4, 1);
+}
+
+int64_t executed_products(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t lanes) {
+  const Problem& p = work.problem;
+  return p.batch * p.in_channels * in_vectors_of(p.groups, p.out_channels, lanes) *
+         axis_products(p.h, l.block.rows, true, 3, 1) * axis_products(p.w, l.block.columns, true, 3, 1);
+}
+
+}  // namespace groupwise

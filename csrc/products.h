@@ -1,0 +1,18 @@
+// Counts the products that kernels execute: those of the convolution, those with padding that remain, and those of empty lanes.
+#pragma once
+
+#include "kernels/channels_layout.h"
+#include "kernels/narrow/layout.h"
+#include "kernels/pixels/layout.h"
+#include "kernels/planar/layout.h"
+
+namespace groupwise {
+
+int64_t executed_products(const Correlation& c, const CorrelationLayout& l, int64_t lanes);
+int64_t executed_products_narrow(const Correlation& c, const ChannelsLayout& l, int64_t lanes);
+int64_t executed_products_groups(const Correlation& c, const ChannelsLayout& l, int64_t lanes, bool dots);
+int64_t executed_products(const GradWeight& work, const GradWeightLayout& l, int64_t lanes);
+int64_t executed_products(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t lanes);
+int64_t executed_products(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t lanes);
+
+}  // namespace groupwise
