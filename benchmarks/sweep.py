@@ -1,6 +1,6 @@
 """Time random layers with PyTorch and with every kernel of groupwise that can run: the data of the planner's tables.
 
-    python benchmarks/sweep.py [--count 2000] [--seconds 720] [--seed 0] [--threads 1 2]
+    python benchmarks/sweep.py [--count 4000] [--seconds 720] [--seed 0] [--threads 1 2]
 
 Each row is one pass of one layer in one memory format and at one number of threads. PyTorch is timed twice a round, so
 that the record says how far its times differ from themselves. GROUPWISE_ISA chooses the instruction set.
@@ -64,7 +64,7 @@ class Forced(Case):
 def main() -> None:
     """Draws and times layers until there are enough, or the time is over."""
     parser = argparse.ArgumentParser(description="Time random layers with every kernel.")
-    parser.add_argument("--count", type=int, default=2000, help="layers to draw")
+    parser.add_argument("--count", type=int, default=4000, help="layers to draw")
     parser.add_argument("--seconds", type=float, default=720, help="stop drawing after this time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="each row draws one of them")
