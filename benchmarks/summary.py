@@ -21,12 +21,13 @@ from typing import Any
 from groups import COLD_START
 from measuring import RECORDS, machine_of, newest_machine, read_record
 from shapes import FILES, read
+from sweep import told, totals, worst
 
 Row = dict[str, Any]
 # A ratio below this is called slower. Two runs of the same kernels can differ by more; the table's note says by how
 # much they did where both sides ran PyTorch's.
 SLOWER = 0.97
-NAMES = ("layers", "networks", "engines", "peak", "groups", "split")
+NAMES = ("layers", "networks", "engines", "peak", "groups", "split", "sweep")
 PASSES = ("forward", "training")
 # The summary names a layer if others used more than this fraction of the processors.
 BUSY = 0.1
@@ -101,7 +102,7 @@ def summarise(*records: Sequence[Row]) -> list[Table]:
     every = [row for record in records for row in record]
     newest = newest_machine(every)
     kept = [[row for row in record if machine_of(row) == newest] for record in records]
-    layers, networks, engines, peak, groups, split = [*kept, [], [], [], [], [], []][: len(NAMES)]
+    layers, networks, engines, peak, groups, split, sweep = [*kept, *([] for _ in NAMES)][: len(NAMES)]
     of_layers = collect(layers, "layer", ("set", "layer", "pass", "batch", "threads"))
     payoffs = collect(layers, "payoff", ("layer", "pass", "batch", "threads"))
     of_networks = collect(networks, "network", ("network", "pass", "batch", "threads"))
@@ -119,6 +120,7 @@ def summarise(*records: Sequence[Row]) -> list[Table]:
         problem_table(engines),
         fallback_table(layers),
         split_table(split),
+        *sweep_tables(sweep),
     ]
     return [table for table in tables if table.rows]
 
@@ -335,6 +337,19 @@ def split_table(split: list[Row]) -> Table:
 
 def _predicted(measured: float, predicted: float) -> list[str]:
     return [f"{measured:.4g}", f"{predicted:.4g}", f"{predicted / measured - 1:+.0%}"]
+
+
+def sweep_tables(rows: list[Row]) -> list[Table]:
+    """The random layers: how the chosen kernels compare with PyTorch, and the layers that lose most time."""
+    head = ["isa", "rows", "ours ran", "PyTorch / ours", "below 2/3", "below 0.95", "PyTorch itself below 2/3", "0.95"]
+    note = (
+        "The mean is geometric, over the rows in which a kernel of groupwise ran; every time is the least of a series."
+    )
+    lost = [[line] for line in map(told, worst(rows))]
+    return [
+        Table("Random layers", head, totals(rows), note),
+        Table("Random layers that lose most time", ["PyTorch / ours (PyTorch | ours)"], lost),
+    ]
 
 
 def grouped(some: Iterable[Times], *names: str) -> list[tuple[list[str], list[Times]]]:

@@ -1,6 +1,6 @@
 """Time random layers with PyTorch and with every kernel of groupwise that can run: the data of the planner's tables.
 
-    python benchmarks/sweep.py [--count 2000] [--seconds 720] [--seed 0] [--threads 1 2]
+    python benchmarks/sweep.py [--count 4000] [--seconds 720] [--seed 0] [--threads 1 2]
 
 Each row is one pass of one layer in one memory format and at one number of threads. PyTorch is timed twice a round, so
 that the record says how far its times differ from themselves. GROUPWISE_ISA chooses the instruction set.
@@ -64,7 +64,7 @@ class Forced(Case):
 def main() -> None:
     """Draws and times layers until there are enough, or the time is over."""
     parser = argparse.ArgumentParser(description="Time random layers with every kernel.")
-    parser.add_argument("--count", type=int, default=2000, help="layers to draw")
+    parser.add_argument("--count", type=int, default=4000, help="layers to draw")
     parser.add_argument("--seconds", type=float, default=720, help="stop drawing after this time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="each row draws one of them")
@@ -197,11 +197,32 @@ def report(rows: Sequence[dict[str, Any]]) -> list[str]:
     least = sum(min(row["least_ms"].values()) for row in kept)
     lines.append(f"These take {alone:.0f} ms in PyTorch, {spent:.0f} as chosen, {least:.0f} with the best kernel each.")
     lines.append("The rows that lose most time to PyTorch:")
-    worst = sorted(ran, key=lambda row: row["least_ms"][PYTORCH] - row["least_ms"][row["chosen"]])
-    lines += [f"  {told(row)}" for row in worst[:10]]
+    lines += [f"  {told(row)}" for row in worst(kept)]
     lines.append("The rows of the lowest ratios:")
     lines += [f"  {told(row)}" for row in sorted(ran, key=lambda row: speedup(row, row["chosen"]))[:10]]
     return lines
+
+
+def totals(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Returns the cells of the summary's table of random layers: a row for each instruction set."""
+    cells = []
+    for isa in sorted({row["isa"] for row in rows}):
+        kept = [row for row in rows if row["isa"] == isa and row["steady"]]
+        ratios = [speedup(row, row["chosen"]) for row in kept if row["chosen"] != PYTORCH]
+        itself = [row["least_ms"][PYTORCH] / row["least_ms"][AGAIN] for row in kept]
+        mean = f"{statistics.geometric_mean(ratios):.3g}" if ratios else ""
+        below = [str(sum(ratio < bound for ratio in some)) for some in (ratios, itself) for bound in BOUNDS]
+        cells.append([isa, str(len(kept)), str(len(ratios)), mean, *below])
+    return cells
+
+
+def worst(rows: Sequence[dict[str, Any]], count: int = 10) -> list[dict[str, Any]]:
+    """Returns the steady rows in which a kernel of groupwise ran and lost most time to PyTorch."""
+
+    def gained(row: dict[str, Any]) -> float:
+        return float(row["least_ms"][PYTORCH] - row["least_ms"][row["chosen"]])
+
+    return sorted((row for row in rows if row["steady"] and gained(row) < 0), key=gained)[:count]
 
 
 def distribution(ratios: Sequence[float]) -> str:

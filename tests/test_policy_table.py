@@ -175,6 +175,23 @@ def test_a_kernel_is_taken_where_it_is_surely_faster(made):
     assert "(amd-26-2, avx2, torch 2.13.0)" in said
 
 
+def test_no_layer_judges_trees_that_saw_it(monkeypatch):
+    rows, seen, read = drawn(150), [], []
+    values = np.array([list(features.features(one).values()) for one in rows])
+
+    def layers(some):
+        return {(one["in_channels"], *one["input_size"]) for one in some}
+
+    monkeypatch.setattr(policy, "tables_of", lambda some, *_: seen.append(layers(some)) or len(seen) - 1)
+    monkeypatch.setattr(policy, "estimates_of", lambda fold, *_: read.append(fold) or {"fold": fold})
+    found = policy.held_out(rows, values, 4, [])
+    assert len(seen) == policy.FOLDS
+    assert len(read) == len(rows)
+    for one, estimates in zip(rows, found, strict=True):
+        assert not layers([one]) & seen[estimates["fold"]]
+    assert any(len(some) < len(layers(rows)) for some in seen)
+
+
 def test_a_table_knows_only_what_was_measured(made):
     rows, told = made
     one = next(one for one in rows if one["memory_format"] == "contiguous")

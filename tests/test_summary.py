@@ -51,6 +51,22 @@ def test_the_summary_of_layers():
     assert "4 a<b" in "\n".join(table.text() for table in tables)
 
 
+def test_the_summary_of_random_layers():
+    shape = {"groups": 2, "in_channels": 8, "out_channels": 4, "input_size": [5, 6], "output_size": [3, 4]}
+    shape |= {"kernel_size": [3, 3], "stride": [1, 1], "dilation": [1, 1], "direction": "forward", "isa": "avx2"}
+    facts = {**ABOUT, **shape, "memory_format": "contiguous", "steady": True, "chosen": "planar"}
+
+    def drawn(ours, again=8.0, **more):
+        return {**facts, "least_ms": {"pytorch": 8.0, "planar": ours, "pytorch again": again}, **more}
+
+    rows = [drawn(4.0), drawn(16.0), drawn(1.0, chosen="pytorch"), drawn(9.0, again=18.0), drawn(99.0, steady=False)]
+    tables = summary.summarise([], [], [], [], [], [], [*rows, drawn(99.0, processor="old", date="2026-01-01")])
+    (facts,) = table(tables[:-1], "Random layers")
+    assert list(facts.values()) == ["avx2", "4", "3", "1.1", "1", "1", "1", "1"]
+    lost = table(tables, "Random layers that lose")
+    assert [next(iter(one.values()))[:20] for one in lost] == ["0.50 (8 | 16 ms) pla", "1.33 (8 | 9 ms) plan"]
+
+
 def note(tables, title):
     (found,) = [table.note for table in tables if table.title.startswith(title)]
     return found
