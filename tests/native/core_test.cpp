@@ -164,7 +164,7 @@ bool skips_padding() {
           const std::shared_ptr<const Plan> plan = plan_of(r, kernel->name);
           if (!plan->work) continue;
           const int64_t products = plan->work->facts.products;
-          if (products >= pairs * k.useful && products <= pairs * k.most) continue;
+          if (products >= pairs * k.useful && products <= pairs * k.most * std::max(1, kernels().lanes / 8)) continue;
           std::printf("%ld products for %ld useful ones: %s\n", static_cast<long>(products),
                       static_cast<long>(pairs * k.useful), describe(*plan).c_str());
           return false;

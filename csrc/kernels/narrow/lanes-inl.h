@@ -61,9 +61,7 @@ struct OneGroup {
 // Calls f with the lanes of groups of `in` input and `out` output channels (`lanes_fit`).
 template <class F>
 GW_INLINE void with_lanes(int64_t in, int64_t out, F&& f) {
-  // Groups of kGroupBlock outputs and more are wide ones.
-  if constexpr (kLanes < kGroupBlock)
-    if (out >= kLanes) return f(OneGroup{});
+  if (out >= kLanes) return f(OneGroup{});
   if (out == 1 && in == 1) return f(GroupLanes<1, 1>{});
   if (out == 1 && in == 2) return f(GroupLanes<2, 1>{});
   if (out == 2 && in == 1) return f(GroupLanes<1, 2>{});

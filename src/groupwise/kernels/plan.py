@@ -58,6 +58,8 @@ class Plan(Printed):
     """How many output rows, columns and groups one task computes."""
     tasks: int | None = None
     """How many tasks the threads share."""
+    products: int | None = None
+    """How many multiply-accumulates are executed, those on padding and in the empty lanes of vectors among them."""
     scratch_bytes: int | None = None
     """The memory that each thread uses beside the tensors, in bytes."""
 
@@ -86,9 +88,10 @@ class Plan(Printed):
             "memory_format": self.memory_format,
         }
         facts |= {"isa": self.isa, "threads": self.threads, **self.shape, "refused": dict(self.refused)}
+        facts |= {"source": self.source, "evidence": self.evidence, "speedup": self.speedup}
         if self.block is not None:
             facts |= {"tile": self.tile, "block": dict(self.block)}
-            facts |= {"tasks": self.tasks, "scratch_bytes": self.scratch_bytes}
+            facts |= {"tasks": self.tasks, "products": self.products, "scratch_bytes": self.scratch_bytes}
         return facts
 
     @classmethod
