@@ -3,13 +3,15 @@
     python benchmarks/sweep.py [--count 4000] [--seconds 720] [--seed 0] [--threads 1 2]
 
 Each row is one pass of one layer in one memory format and at one number of threads. PyTorch is timed twice a round, so
-that the record says how far its times differ from themselves. GROUPWISE_ISA chooses the instruction set.
+that the record says how far its times differ from themselves. --isa chooses the instruction set.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import math
 import pathlib
 import statistics
 import sys
@@ -24,6 +26,7 @@ from sweeping import MOST_NUMBERS, Draw, draw
 
 import groupwise
 from groupwise import GroupwiseError
+from groupwise.kernels import native
 from groupwise.kernels.dispatch import forced
 from groupwise.kernels.plan import KERNELS
 from groupwise.kernels.processor import processor_class
@@ -68,6 +71,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=720, help="stop drawing after this time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="each row draws one of them")
+    parser.add_argument("--isa", default="", help="the instruction set, by default the one in use")
     parser.add_argument("--output", type=pathlib.Path, default=RECORDS / "sweep.jsonl")
     options = parser.parse_args()
     keep_memory()
@@ -75,15 +79,18 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
     try:
-        for number in range(options.count):
-            if time.perf_counter() - start > options.seconds:
-                break
-            one = draw(options.seed, number, tuple(options.threads))
-            if row := measure(one, pool, Effort()):
-                rows.append({"benchmark": "sweep", "seed": options.seed, "draw": number, **about(), **row})
-            if number % 250 == 249:
-                write_record(options.output, rows, UNIT)
-                print(f"{number + 1} layers, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        with forced(isa=options.isa):
+            # The peak of the instruction set, and the bandwidth.
+            machine = json.loads(native.read_text(native.library().groupwise_machine))
+            facts = {"benchmark": "sweep", "seed": options.seed, **machine, **about()}
+            for number in range(options.count):
+                if time.perf_counter() - start > options.seconds:
+                    break
+                one = draw(options.seed, number, tuple(options.threads))
+                if row := measure(one, pool, Effort()):
+                    rows.append({**facts, "draw": number, **row})
+                if number % 250 == 249:
+                    print(f"{number + 1} layers, {time.perf_counter() - start:.0f} s", file=sys.stderr)
     except GroupwiseError as error:
         raise SystemExit(str(error)) from None
     write_record(options.output, rows, UNIT)
@@ -102,9 +109,8 @@ def measure(one: Draw, pool: torch.Tensor, effort: Effort) -> dict[str, Any] | N
             call()
         (plan,) = plans
         cases: dict[str, Case] = {PYTORCH: Case(call, ours=False)}
-        for name in KERNELS:
-            if name != PYTORCH and takes(call, name):
-                cases[name] = Forced(call, kernel=name)
+        made = {name: told for name in KERNELS if name != PYTORCH and (told := takes(call, name))}
+        cases |= {name: Forced(call, kernel=name) for name in made}
         cases[AGAIN] = cases[PYTORCH]
         for _ in range(TRIES):
             seconds = times(cases, effort)
@@ -122,11 +128,21 @@ def measure(one: Draw, pool: torch.Tensor, effort: Effort) -> dict[str, Any] | N
         "threads": one.threads,
         **shape,
         "chosen": plan.kernel,
+        "products": {PYTORCH: products(plan), **{name: told.products for name, told in made.items()}},
+        # Threads that compute: one for little work.
+        "working": min([told.threads for told in made.values()], default=one.threads),
         "least_ms": {name: of(min(found)) for name, found in seconds.items()},
         "ms": {name: of(statistics.median(found)) for name, found in seconds.items()},
         "repeats": len(seconds[PYTORCH]),
         "steady": steady(seconds),
     }
+
+
+def products(plan: groupwise.Plan) -> int:
+    """Returns the multiply-accumulates of a convolution, those on padding among them."""
+    shape = plan.shape
+    pairs = shape["in_channels"] * shape["out_channels"] // shape["groups"]
+    return shape["batch"] * pairs * math.prod(shape["kernel_size"]) * math.prod(shape["output_size"])
 
 
 def steady(seconds: dict[str, list[float]]) -> bool:
@@ -141,11 +157,11 @@ def of(seconds: float) -> float:
     return float(f"{seconds * 1e3:.4g}")
 
 
-def takes(call: Callable[[], object], kernel: str) -> bool:
-    """Returns whether the kernel runs when it is forced."""
+def takes(call: Callable[[], object], kernel: str) -> groupwise.Plan | None:
+    """Returns the plan of a kernel if it runs when it is forced."""
     with forced(True, kernel), groupwise.record_plans() as plans:
         call()
-    return [plan.kernel for plan in plans] == [kernel]
+    return plans[0] if [plan.kernel for plan in plans] == [kernel] else None
 
 
 def times(cases: dict[str, Case], effort: Effort) -> dict[str, list[float]]:

@@ -95,8 +95,7 @@ def given():
     """Gives the core a file for the instruction set in use, and takes it away."""
     library, isa = native.library(), native.status().isa
     yield lambda told: tables.give(library, isa, told)
-    library.groupwise_tables(isa.encode(), b"", b"", b"", (ctypes.c_double * 1)(), 0)
-    tables.use(library, isa)
+    tables.clear(library, isa)
 
 
 SMALL, LARGE = (ConvSpec(channels, channels, 3, padding=1, groups=channels) for channels in (16, 1024))
@@ -181,3 +180,63 @@ def test_the_shipped_tables_are_read():
         library = native.library()
         tables.give(library, "of a test", told)
         library.groupwise_tables(b"of a test", b"", b"", b"", (ctypes.c_double * 1)(), 0)
+
+
+def a_model(**costs):
+    """A file in which every kernel reaches the same fraction in all directions, formats and kinds."""
+    kernels = {
+        name: {"overhead": overhead, "reached": [[[reached] * 5] * 2] * 3}
+        for name, (overhead, reached) in costs.items()
+    }
+    return {"format": 1, "classes": ["a-1"], "rows": 12, "spread": 1.25, "kernels": kernels}
+
+
+@pytest.fixture
+def model():
+    """Gives the core a cost model, and takes it away."""
+    library, isa = native.library(), native.status().isa
+    yield lambda told: tables.give_model(library, told)
+    tables.clear(library, isa)
+
+
+def test_where_no_table_knows_a_layer_the_cost_model_chooses(model, given):
+    model(a_model(pytorch=(0, 0.1), planar=(0, 0.3), narrow=(1, 0.9)))
+    spec = ConvSpec(64, 64, 3, padding=1, groups=4)
+    told = plan(spec, (8, 64, 24, 48), threads=1)
+    # The roofline counts what planar executes, which 48 columns fill.
+    assert (told.kernel, told.source) == ("planar", "model")
+    assert 2 < told.speedup < 3.5
+    words = f"{told.speedup:.2f}x PyTorch's speed by the cost model, {told.speedup / 1.25:.2f}x or less for a tenth"
+    assert told.evidence == f"{words} (from 12 layers on 1 processor)"
+    given(made_up(planar=(-2, -2, -2)))
+    assert plan(spec, (8, 64, 24, 48)).source == "table"
+
+
+def test_a_kernel_within_the_models_spread_leaves_pytorchs(model):
+    model(a_model(pytorch=(0, 0.5), planar=(0, 0.55)))
+    assert plan(ConvSpec(64, 64, 3, padding=1, groups=4), (8, 64, 24, 48)).kernel == "pytorch"
+
+
+def test_an_overhead_decides_for_small_layers_alone(model):
+    model(a_model(pytorch=(0.1, 0.1), planar=(0.2, 0.9)))
+    assert plan(ConvSpec(8, 8, 3, groups=8), (1, 8, 9, 9)).kernel == "pytorch"
+
+
+def test_empty_lanes_cost_products(model):
+    model(a_model(pytorch=(0, 0.5), planar=(0, 0.6)))
+    told = plan(ConvSpec(64, 64, 9, padding=4, groups=4), (8, 64, 24, 1))
+    assert told.kernel == "pytorch"
+    assert told.refused["planar"].startswith("0.")
+
+
+@pytest.mark.parametrize("harm", ["too few numbers", "no number", "below 0"])
+def test_a_model_whose_numbers_do_not_fit_together_is_refused(model, harm):
+    told = a_model(pytorch=(0, 0.1), planar=(0, 0.3))
+    if harm == "too few numbers":
+        told["kernels"]["planar"]["reached"].pop()
+    elif harm == "no number":
+        told["spread"] = math.nan
+    else:
+        told["kernels"]["planar"]["overhead"] = -1
+    with pytest.raises(ValueError, match="do not fit together"):
+        model(told)

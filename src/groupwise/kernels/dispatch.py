@@ -150,6 +150,7 @@ def forced(on: bool | None = None, kernel: str = "", isa: str = "") -> Iterator[
     library = _register()
     if isa != "":
         check_choice("isa", isa, native.runnable())
+        native.prepare(isa)
     isa_before = library.groupwise_forced_isa()
     library.groupwise_force_isa(isa.encode() or isa_before)
     on_before = library.groupwise_dispatch_thread({None: 0, True: 1, False: -1}[on])

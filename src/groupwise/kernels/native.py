@@ -138,6 +138,13 @@ def runnable() -> tuple[str, ...]:
     return tuple(build()["runs"])
 
 
+@cache
+def prepare(isa: str) -> None:
+    """Gives the core the shipped tables of an instruction set. That in use has them since the library was loaded."""
+    if isa != status().isa:
+        tables.use(library(), isa)
+
+
 def available() -> bool:
     """Tells whether the kernels can run here.
 

@@ -1,7 +1,7 @@
-"""The planner's tables: what was measured on processors of a class, as benchmarks/policy.py wrote it.
+"""The planner's tables and cost model: what was measured on processors, as benchmarks wrote it.
 
-A table is data, `policy/<class>-<isa>.json`. The core reads its numbers, and chooses by them what was not measured on
-this machine.
+Both are data: `policy/<class>-<isa>.json` of processors of a class, and `policy/model.json` of all. The core reads
+their numbers, and chooses by them what was not measured on this machine.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import ctypes
 import json
 import pathlib
 import warnings
+from functools import partial
 from typing import Any
 
 from groupwise.kernels.processor import processor_class
 
 FOLDER = pathlib.Path(__file__).with_name("policy")
+MODEL = FOLDER / "model.json"
 FORMAT = 1
 
 
@@ -29,25 +31,33 @@ def covered(isa: str) -> bool:
 
 
 def use(library: ctypes.CDLL, isa: str) -> None:
-    """Gives the core the shipped tables, if there are any.
+    """Gives the core what is shipped: the tables of an instruction set, if there are any, and the cost model.
 
     Warns (`RuntimeWarning`) of a file that cannot be read; the planner then goes on without it.
     """
-    path = table_path(isa)
-    if not path.is_file():
-        return
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if told["format"] != FORMAT:
-            raise ValueError(f"its format is {told['format']}, and this version of groupwise reads {FORMAT}")
-        give(library, isa, told)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        warnings.warn(
-            f"{path} cannot be read ({type(error).__name__}: {error}), so that kernels are chosen without it; "
-            "install groupwise again",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    readers = ((table_path(isa), partial(give, library, isa)), (MODEL, partial(give_model, library)))
+    for path, gives in readers:
+        if not path.is_file():
+            continue
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            if told["format"] != FORMAT:
+                raise ValueError(f"its format is {told['format']}, and this version of groupwise reads {FORMAT}")
+            gives(told)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(
+                f"{path} cannot be read ({type(error).__name__}: {error}), so that kernels are chosen without it; "
+                "install groupwise again",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def clear(library: ctypes.CDLL, isa: str) -> None:
+    """Takes the tables and the model away, so that the first kernel that can run is chosen. For tests."""
+    none = (ctypes.c_double * 1)()
+    library.groupwise_tables(isa.encode(), b"", b"", b"", none, 0)
+    library.groupwise_model(b"", b"", none, 0)
 
 
 def give(library: ctypes.CDLL, isa: str, told: dict[str, Any]) -> None:
@@ -70,3 +80,16 @@ def flat(told: dict[str, Any]) -> list[float]:
         for tree in table["trees"]:
             numbers += [len(tree["nodes"]) // 4, *tree["nodes"], len(tree["leaves"]) // 3, *tree["leaves"]]
     return [float(number) for number in numbers]
+
+
+def give_model(library: ctypes.CDLL, told: dict[str, Any]) -> None:
+    """Gives the core the contents of the model's file. Raises `ValueError` if its numbers do not fit together."""
+    numbers = [float(told["spread"])]
+    for cost in told["kernels"].values():
+        numbers.append(float(cost["overhead"]))
+        numbers += [float(number) for formats in cost["reached"] for kinds in formats for number in kinds]
+    array = (ctypes.c_double * len(numbers))(*numbers)
+    count = len(told["classes"])
+    record = f"from {told['rows']} layers on {count} " + ("processor" if count == 1 else "processors")
+    if not library.groupwise_model(record.encode(), ",".join(told["kernels"]).encode(), array, len(numbers)):
+        raise ValueError("its numbers do not fit together")
