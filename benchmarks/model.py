@@ -53,7 +53,7 @@ def main() -> None:
     mean = statistics.geometric_mean(taken) if taken else 1.0
     print(f"{options.output.name}: {len(rows)} rows, spread {told['spread']}")
     print(
-        f"  {len(taken)} in which a kernel of groupwise is chosen, {below[1]} of them below 0.95 and {below[0]} below 2/3 "
+        f"  {len(taken)} in which a kernel of groupwise is chosen: {below[1]} below 0.95, {below[0]} below 2/3 "
         f"of PyTorch's speed, geometric mean {mean:.2f}"
     )
 
