@@ -296,8 +296,11 @@ inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w
         for (int64_t w = 0; w < kernel_w; w++) {
           float* tap = to + i * packed.channel + h * packed.row + w * packed.column;
           const int64_t place = i * s.c + h * s.h + w * s.w;
-          if (step == 1) {
-            copy(tap, from + place, lanes);
+          if (s.o == 1) {
+            for (int64_t lane = 0, count; lane < lanes; lane += count) {
+              count = std::min(lanes - lane, c.out_channels - (channel + lane) % c.out_channels);
+              copy(tap + lane, c.weight + at(lane) + place, count);
+            }
             continue;
           }
           for (int64_t lane = 0; lane < lanes; lane++) tap[lane] = c.weight[at(lane) + place];
