@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FL
 EDITABLE := $(PIP) --no-build-isolation --editable
 # Where there is a compiler, a core that does not compile is an error; without one groupwise explains and measures.
 COMPILER := $(shell command -v "$${CXX:-c++}")
-CORE_TESTS := $(wildcard tests/native/*.cpp)
+CORE_TESTS := $(wildcard tests/native/*.cpp tests/native/*/*.cpp)
 CORE := $(shell find csrc -name "*.h" -o -name "*.cpp") $(CORE_TESTS)
 MODULES := $(shell find src -type d -not -name __pycache__)
 REPORT := groupwise-report.html
@@ -52,7 +52,7 @@ core: $(VENV)/base.stamp
 	  -DGROUPWISE_NATIVE_TESTS=ON -DGROUPWISE_SANITIZE=ON
 	$(BIN)/cmake --build build/core
 	build/core/groupwise_core_test
-	GROUPWISE_ISA=baseline build/core/groupwise_core_test
+	for isa in baseline avx2; do GROUPWISE_ISA=$$isa build/core/groupwise_core_test || exit 1; done
 
 bench: $(VENV)/base.stamp
 	$(BIN)/python benchmarks/run.py

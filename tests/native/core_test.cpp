@@ -22,6 +22,21 @@
 #include "targets/isa.h"
 #include "run.h"
 
+// Of tests/native/simd/check.cpp.
+namespace groupwise {
+#define SIMD(isa)     \
+  namespace isa {     \
+  bool simd_agrees(); \
+  }
+SIMD(baseline)
+#ifdef GROUPWISE_HAVE_AVX2
+SIMD(avx2)
+#endif
+#ifdef GROUPWISE_HAVE_AVX512
+SIMD(avx512)
+#endif
+}  // namespace groupwise
+
 using namespace groupwise;
 
 namespace {
@@ -221,11 +236,24 @@ bool test_one(Ran* ran) {
   return true;
 }
 
+// Tests the vectors of the instruction set in use.
+bool vectors_agree() {
+  const std::string isa = kernels().isa;
+#ifdef GROUPWISE_HAVE_AVX2
+  if (isa == "avx2") return avx2::simd_agrees();
+#endif
+#ifdef GROUPWISE_HAVE_AVX512
+  if (isa == "avx512") return avx512::simd_agrees();
+#endif
+  return baseline::simd_agrees();
+}
+
 }  // namespace
 
 // core_test [cases]
 int main(int count, char** arguments) {
   const int64_t cases = count > 1 ? std::atoll(arguments[1]) : 1500;
+  if (!vectors_agree()) return 1;
   Ran ran;
   for (int64_t i = 0; i < cases; i++)
     if (!test_one(&ran)) return 1;
