@@ -6,6 +6,7 @@
 #include "kernels/narrow/lanes-inl.h"
 #include "kernels/channels_layout.h"
 #include "kernels/pack-inl.h"
+#include "kernels/tiles.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
@@ -60,14 +61,18 @@ GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t 
 // Adds the taps of a row in parts of at most kMost, as many as registers hold beside 8 sums and an input.
 template <class Lanes, int S, bool Edge>
 GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t column, Vec (&sum)[kPixelTile]) {
-  constexpr int kMost = Lanes::kChannels == 1 ? 5 : 3;
+  constexpr int kMost = Lanes::kChannels == 1 ? kDepthwiseTaps : kGroupTaps;
   const int64_t most = k.tap == k.unit ? kMost : 1;
   for (int64_t kw = 0; kw < k.columns;) {
     const int64_t left = k.columns - kw, take = ceil_div(left, ceil_div(left, most));
     const float* from = x + kw * k.x_tap;
     const float* taps = w + kw * k.w_column;
     const uint32_t there = Edge ? inputs_there(k, column + kw * k.tap, S * (kPixelTile - 1) + take) : 0;
-    if constexpr (kMost == 5) {
+    if constexpr (kMost >= 7) {
+      if (take == 7) sum_taps<Lanes, 7, S, Edge>(k, from, taps, there, sum);
+      if (take == 6) sum_taps<Lanes, 6, S, Edge>(k, from, taps, there, sum);
+    }
+    if constexpr (kMost >= 5) {
       if (take == 5) sum_taps<Lanes, 5, S, Edge>(k, from, taps, there, sum);
       if (take == 4) sum_taps<Lanes, 4, S, Edge>(k, from, taps, there, sum);
     }

@@ -1,10 +1,11 @@
 // The gradient of a weight, with lanes along the width. Each accumulator is one weight of the tile, kLanes partial sums wide,
 // that stays in its register while the tile goes through the positions of a block; its lanes are summed at the end. A tile
-// computes 4 output channels x 3 (input channel, tap) pairs; or, for one output channel, 3 x 4 taps, keeping rows of
+// computes 4 output channels x 3 (input channel, tap) pairs; or, for one output channel, 3 x kTapColumns taps, keeping rows of
 // grad_output in registers while those of the input move past them.
 #pragma once
 #include "kernels/planar/layout.h"
 #include "kernels/pack-inl.h"
+#include "kernels/tiles.h"
 #include "simd/simd.h"
 
 #include <type_traits>
@@ -99,7 +100,13 @@ template <int KH>
 GW_INLINE void tap_columns(const PositionBlock& s, int64_t pitch, const int32_t* column, int64_t taps, float* sums,
                            int64_t w_row) {
   for (int64_t kw = 0, take; kw < taps; kw += take) {
-    take = ceil_div(taps - kw, ceil_div(taps - kw, 4));
+    take = ceil_div(taps - kw, ceil_div(taps - kw, kTapColumns));
+    if constexpr (kTapColumns >= 7) {
+      if (take == 7) tap_tile<KH, 7>(s, pitch, column + kw, sums + kw, w_row);
+      if (take == 6) tap_tile<KH, 6>(s, pitch, column + kw, sums + kw, w_row);
+      if (take == 5) tap_tile<KH, 5>(s, pitch, column + kw, sums + kw, w_row);
+      if (take >= 5) continue;
+    }
     switch (take) {
       case 4: tap_tile<KH, 4>(s, pitch, column + kw, sums + kw, w_row); break;
       case 3: tap_tile<KH, 3>(s, pitch, column + kw, sums + kw, w_row); break;
