@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FL
 EDITABLE := $(PIP) --no-build-isolation --editable
 # Where there is a compiler, a core that does not compile is an error; without one groupwise explains and measures.
 COMPILER := $(shell command -v "$${CXX:-c++}")
-CORE_TESTS := $(wildcard tests/native/*.cpp)
+CORE_TESTS := $(wildcard tests/native/*.cpp tests/native/*/*.cpp)
 CORE := $(shell find csrc -name "*.h" -o -name "*.cpp") $(CORE_TESTS)
 MODULES := $(shell find src -type d -not -name __pycache__)
 REPORT := groupwise-report.html

@@ -144,7 +144,8 @@ struct GradWeight {
 // Runs fn(begin, end, context) over ranges of [0, count) on the caller's threads.
 using ParallelFor = void (*)(int64_t count, void (*fn)(int64_t begin, int64_t end, void* context), void* context);
 
-// The scratch of a thread: half of a 1 MiB L2 cache, all of a 512 KiB one.
-constexpr int64_t kScratchFloats = 512 * 1024 / 4;
+// The scratch of a thread: half of the processor's L2 cache, from 256 KiB to 1 MiB. It is asked for once, when the library is
+// loaded, so that layouts, and with them the bits of results, stay the same.
+extern const int64_t kScratchFloats;
 
 }  // namespace groupwise

@@ -39,7 +39,7 @@ struct ChannelsLayout {
 
 // Returns how many pixels a tile of groups, or of dots, computes.
 inline int64_t tile_pixels(const Correlation& c, int64_t lanes, bool dots) {
-  if (dots) return 3;
+  if (dots) return lanes >= 16 ? 4 : 3;
   return c.out_channels > lanes || lanes < 8 ? 12 * lanes / kGroupBlock : 8;
 }
 

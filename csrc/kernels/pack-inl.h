@@ -10,6 +10,7 @@ GW_INLINE void zero(float* to, int64_t n) {
   pin(none);
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(to + i, none);
+  for (; i + 4 <= n; i += 4) store_four(to + i, Four{});
   for (; i < n; i++) {
     to[i] = 0.0f;
     // Without this GCC calls memset for the few floats by which most rows are padded.
@@ -21,6 +22,7 @@ GW_INLINE void zero(float* to, int64_t n) {
 GW_INLINE void copy_every(float* to, const float* from, int64_t step, int64_t n) {
   if (step == 1) return copy(to, from, n);
   const auto one = [&](int64_t i) GW_LAMBDA { to[i] = from[i * step]; };
+  if (step == 2 && kMasks && n < kLanes) return store_some(to, load_pairs_some(from, 2 * n - 1).even, n);
   if (step == 2)
     return in_vectors(
         n, [&](int64_t i) GW_LAMBDA { store(to + i, load_even(from + 2 * i)); },
@@ -30,6 +32,12 @@ GW_INLINE void copy_every(float* to, const float* from, int64_t step, int64_t n)
 
 // Deals n floats in turn to two rows.
 GW_INLINE void deal(float* even, float* odd, const float* from, int64_t n) {
+  if (kMasks && n < 2 * kLanes) {
+    const Pairs p = load_pairs_some(from, n);
+    store_some(even, p.even, (n + 1) / 2);
+    store_some(odd, p.odd, n / 2);
+    return;
+  }
   in_vectors(
       n / 2,
       [&](int64_t i) GW_LAMBDA {
@@ -225,6 +233,12 @@ inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t
 
 // Interleaves two rows, a0 b0 a1 b1 ..., the first of which may have one float more.
 GW_NOINLINE void interleave(float* to, const float* a, const float* b, int64_t of_a, int64_t of_b) {
+  if (kMasks && of_b < kLanes && of_a <= kLanes) {
+    const Vec x = load_some(a, of_a), y = load_some(b, of_b);
+    store_some(to, interleave_low(x, y), of_a + of_b);
+    if (of_a + of_b > kLanes) store_some(to + kLanes, interleave_high(x, y), of_a + of_b - kLanes);
+    return;
+  }
   in_vectors(
       of_b,
       [&](int64_t i) GW_LAMBDA {

@@ -52,7 +52,7 @@ GW_INLINE void store_four(float* p, Four v) { std::memcpy(p, &v, sizeof v); }
 // Loads p[0], p[2], p[4] and p[6], and no float beyond.
 GW_INLINE Four load_even_four(const float* p) { return __builtin_shufflevector(load_four(p), load_four(p + 3), 0, 2, 5, 7); }
 
-// kLanes floats p[0], p[2], ... and as many p[1], p[3], ....
+// kLanes floats p[0], p[2], ... and as many p[1], p[3], ... .
 struct Pairs {
   Vec even, odd;
 };

@@ -25,6 +25,12 @@ GW_INLINE void put(float* p, Vec v, int64_t count, bool add) {
   store_some(p, v, count);
 }
 
+// Loads kLanes floats p[0], p[2], ... and as many p[1], p[3], ... . `load_pairs_some` loads `count` floats in all, and zeros.
+GW_INLINE Pairs load_pairs(const float* p) { return deal(load(p), load(p + kLanes)); }
+GW_INLINE Pairs load_pairs_some(const float* p, int64_t count) {
+  return deal(load_some(p, count), load_some(p + kLanes, count > kLanes ? count - kLanes : 0));
+}
+
 // Calls whole(i) for every kLanes of n, the last of which start early rather than end late. If n < kLanes it calls half(i) for
 // every four, and if n < 4 one(i). Some i come twice, so what is stored must depend on i alone, and buffers must not overlap.
 template <class Whole, class Half, class One>
@@ -43,10 +49,7 @@ GW_INLINE void in_vectors(int64_t n, Whole&& whole, Half&& half, One&& one) {
 
 // Copies n floats between buffers that do not overlap. Short rows are common, and a call of memcpy takes as long.
 GW_INLINE void copy(float* to, const float* from, int64_t n) {
-  if constexpr (kMasks) {
-    for (int64_t i = 0; i < n; i += kLanes) store_some(to + i, load_some(from + i, n - i), n - i);
-    return;
-  }
+  if (kMasks && n < kLanes) return store_some(to, load_some(from, n), n);
   in_vectors(
       n, [&](int64_t i) GW_LAMBDA { store(to + i, load(from + i)); },
       [&](int64_t i) GW_LAMBDA { store_four(to + i, load_four(from + i)); }, [&](int64_t i) GW_LAMBDA { to[i] = from[i]; });

@@ -10,7 +10,7 @@ namespace groupwise::GW_TARGET {
 
 // The vector registers, by which tiles have their sizes.
 constexpr int kRegisters = 16;
-// Tells whether partial loads and stores are as cheap as whole ones.
+// Tells whether a partial load or store is one instruction.
 constexpr bool kMasks = false;
 
 GW_NOINLINE void store_part(float* p, Vec v, int64_t count) {
@@ -60,8 +60,8 @@ GW_INLINE void transpose(Vec (&r)[4]) {
 // Loads p[0], p[2], p[4] and p[6], and no float beyond.
 GW_INLINE Vec load_even(const float* p) { return load_even_four(p); }
 
-GW_INLINE Pairs load_pairs(const float* p) {
-  const Vec a = load(p), b = load(p + 4);
+// Returns the floats of two vectors that follow each other: the first, third, ... of them, and the others.
+GW_INLINE Pairs deal(Vec a, Vec b) {
   return {__builtin_shufflevector(a, b, 0, 2, 4, 6), __builtin_shufflevector(a, b, 1, 3, 5, 7)};
 }
 

@@ -10,7 +10,7 @@ namespace groupwise::GW_TARGET {
 
 // The vector registers, by which tiles have their sizes.
 constexpr int kRegisters = 16;
-// Tells whether partial loads and stores are as cheap as whole ones.
+// Tells whether a partial load or store is one instruction.
 constexpr bool kMasks = false;
 
 GW_NOINLINE void store_part(float* p, Vec v, int64_t count) {
@@ -77,8 +77,8 @@ GW_INLINE Vec load_even(const float* p) {
   return __builtin_shufflevector(t, t, 0, 1, 4, 5, 2, 3, 6, 7);
 }
 
-GW_INLINE Pairs load_pairs(const float* p) {
-  const Vec a = load(p), b = load(p + 8);
+// Returns the floats of two vectors that follow each other: the first, third, ... of them, and the others.
+GW_INLINE Pairs deal(Vec a, Vec b) {
   const Vec even = __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
   const Vec odd = __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
   return {__builtin_shufflevector(even, even, 0, 1, 4, 5, 2, 3, 6, 7),

@@ -22,6 +22,21 @@
 #include "plan/plan.h"
 #include "targets/isa.h"
 
+// Of tests/native/simd/check.cpp.
+namespace groupwise {
+#define SIMD(isa)     \
+  namespace isa {     \
+  bool simd_agrees(); \
+  }
+SIMD(baseline)
+#ifdef GROUPWISE_HAVE_AVX2
+SIMD(avx2)
+#endif
+#ifdef GROUPWISE_HAVE_AVX512
+SIMD(avx512)
+#endif
+}  // namespace groupwise
+
 using namespace groupwise;
 
 namespace {
@@ -271,6 +286,18 @@ bool test_one(Ran* ran) {
   return true;
 }
 
+// Tests the vectors of the instruction set in use.
+bool vectors_agree() {
+  const std::string isa = kernels().isa;
+#ifdef GROUPWISE_HAVE_AVX2
+  if (isa == "avx2") return avx2::simd_agrees();
+#endif
+#ifdef GROUPWISE_HAVE_AVX512
+  if (isa == "avx512") return avx512::simd_agrees();
+#endif
+  return baseline::simd_agrees();
+}
+
 }  // namespace
 
 // core_test [cases]: so many of each instruction set that this machine runs.
@@ -280,7 +307,7 @@ int main(int count, char** arguments) {
   Ran ran;
   for (const std::string& isa : isas) {
     force_isa(isa);
-    if (!skips_padding()) return 1;
+    if (!vectors_agree() || !skips_padding()) return 1;
     for (int64_t i = 0; i < cases; i++)
       if (!test_one(&ran)) return 1;
   }

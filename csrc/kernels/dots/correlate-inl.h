@@ -1,10 +1,11 @@
 // Correlation of groups by dot products, with vectors along the input channels. These are neighbours in memory in channels-last
-// tensors and weights, so the weights are read in place. 4 output channels by 3 pixels are 12 sums, fed by 4 vectors of weights
-// and 3 of inputs: 7 loads for 12 FMAs. Their lanes are added at the end.
+// tensors and weights, so the weights are read in place. With 16 registers 4 output channels by 3 pixels are 12 sums, fed by 4
+// vectors of weights and 3 of inputs: 7 loads for 12 FMAs. With 32 registers they are 4 by 4. Their lanes are added at the end.
 #pragma once
 #include "kernels/channels_layout.h"
 #include "kernels/pack-inl.h"
 #include "kernels/pixels-inl.h"
+#include "kernels/tiles.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -105,7 +106,7 @@ void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_t begin
                                rows,
                                columns};
         const float* weight = c.weight + group * ws.group + from * ws.o + h.index * ws.h + w.index * ws.w;
-        run_dots<3>(k, block, weight, c.bias ? c.bias + first + from : nullptr);
+        run_dots<kDotPixels>(k, block, weight, c.bias ? c.bias + first + from : nullptr);
       };
       each_strip(c, l.block, l.strip, row, column, run_strip);
     }

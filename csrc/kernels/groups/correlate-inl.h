@@ -1,9 +1,10 @@
 // Correlation of groups with vectors along the output channels. 2 vectors by 6 pixels are 12 sums, fed by 2 vectors of packed
-// weights and 6 broadcast inputs: 8 loads for 12 FMAs.
+// weights and 6 broadcast inputs: 8 loads for 12 FMAs. Where a vector holds the 16 channels of a block it is 1 by 12.
 #pragma once
 #include "kernels/channels_layout.h"
 #include "kernels/pack-inl.h"
 #include "kernels/pixels-inl.h"
+#include "kernels/tiles.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -138,10 +139,10 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
               from + i, h.stride * l.input.columns * l.input.width, stride * l.input.width, y, y_row, step * pixel, height,
               columns};
           const float* weight = first + i * kGroupBlock;
-          if (outputs > kLanes || kVectors > 2) {
+          if (outputs > kLanes || kVectors != 2) {
             Vec start[kVectors];
             unroll<kVectors>([&](auto v) GW_LAMBDA { start[v] = i == 0 ? bias[v] : Vec{}; });
-            run_group<kVectors, 12 / kVectors>(k, block, weight, start, outputs, i > 0);
+            run_group<kVectors, kGroupSums / kVectors>(k, block, weight, start, outputs, i > 0);
           } else {
             const Vec start[1] = {i == 0 ? bias[0] : Vec{}};
             run_group<1, 8>(k, block, weight, start, outputs, i > 0);

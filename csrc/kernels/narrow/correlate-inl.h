@@ -6,6 +6,7 @@
 #include "kernels/narrow/lanes-inl.h"
 #include "kernels/channels_layout.h"
 #include "kernels/pack-inl.h"
+#include "kernels/tiles.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
@@ -61,14 +62,18 @@ GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t 
 // Adds the taps of a row in parts of at most kMost, as many as registers hold beside 8 sums and an input.
 template <class Lanes, int S, bool Edge>
 GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t column, Vec (&sum)[kPixelTile]) {
-  constexpr int kMost = Lanes::kChannels == 1 ? 5 : 3;
+  constexpr int kMost = Lanes::kChannels == 1 ? kDepthwiseTaps : kGroupTaps;
   const int64_t most = k.tap == k.unit ? kMost : 1;
   for (int64_t kw = 0; kw < k.columns;) {
     const int64_t left = k.columns - kw, take = ceil_div(left, ceil_div(left, most));
     const float* from = x + kw * k.x_tap;
     const float* taps = w + kw * k.w_column;
     const uint32_t there = Edge ? inputs_there(k, column + kw * k.tap, S * (kPixelTile - 1) + take) : 0;
-    if constexpr (kMost == 5) {
+    if constexpr (kMost >= 7) {
+      if (take == 7) sum_taps<Lanes, 7, S, Edge>(k, from, taps, there, sum);
+      if (take == 6) sum_taps<Lanes, 6, S, Edge>(k, from, taps, there, sum);
+    }
+    if constexpr (kMost >= 5) {
       if (take == 5) sum_taps<Lanes, 5, S, Edge>(k, from, taps, there, sum);
       if (take == 4) sum_taps<Lanes, 4, S, Edge>(k, from, taps, there, sum);
     }
@@ -315,8 +320,11 @@ inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w
         for (int64_t w = 0; w < kernel_w; w++) {
           float* tap = to + i * packed.channel + h * packed.row + w * packed.column;
           const int64_t place = i * s.c + h * s.h + w * s.w;
-          if (step == 1) {
-            copy(tap, from + place, lanes);
+          if (s.o == 1) {
+            for (int64_t lane = 0, count; lane < lanes; lane += count) {
+              count = std::min(lanes - lane, c.out_channels - (channel + lane) % c.out_channels);
+              copy(tap + lane, c.weight + at(lane) + place, count);
+            }
             continue;
           }
           for (int64_t lane = 0; lane < lanes; lane++) tap[lane] = c.weight[at(lane) + place];

@@ -3,6 +3,7 @@
 #pragma once
 #include "kernels/pixels/layout.h"
 #include "kernels/pack-inl.h"
+#include "kernels/tiles.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -199,6 +200,9 @@ void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout
           continue;
         }
         int64_t i = 0;
+        if constexpr (kOuterOutputs > 4)
+          for (; i + kOuterOutputs <= outputs; i += kOuterOutputs, at.go += kOuterOutputs * gs.c)
+            outer_slots<kOuterOutputs>(p, l, at, sums + i * per_output, per_output);
         for (; i + 4 <= outputs; i += 4, at.go += 4 * gs.c) outer_slots<4>(p, l, at, sums + i * per_output, per_output);
         for (; i < outputs; i++, at.go += gs.c) outer_slots<1>(p, l, at, sums + i * per_output, per_output);
       }

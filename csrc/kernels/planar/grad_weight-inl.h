@@ -1,10 +1,11 @@
 // The gradient of a weight, with lanes along the width. Each accumulator is one weight of the tile, kLanes partial sums wide,
 // that stays in its register while the tile goes through the positions of a block; its lanes are summed at the end. A tile
-// computes 4 output channels x 3 (input channel, tap) pairs; or, for one output channel, 3 x 4 taps, keeping rows of
+// computes 4 output channels x 3 (input channel, tap) pairs; or, for one output channel, 3 x kTapColumns taps, keeping rows of
 // grad_output in registers while those of the input move past them.
 #pragma once
 #include "kernels/planar/layout.h"
 #include "kernels/pack-inl.h"
+#include "kernels/tiles.h"
 #include "simd/simd.h"
 
 #include <type_traits>
@@ -122,10 +123,16 @@ GW_INLINE void tap_columns(const Problem& p, const GradWeightLayout& l, const Po
                            int64_t pitch, float* sums) {
   const int64_t taps = p.w.kernel;
   for (int64_t kw = 0, take; kw < taps; kw += take) {
-    take = ceil_div(taps - kw, ceil_div(taps - kw, 4));
+    take = ceil_div(taps - kw, ceil_div(taps - kw, kTapColumns));
     const PositionBlock s = l.clip ? within_columns(p, block, at, kw, take) : block;
     if (s.vectors + s.rest == 0) continue;
     const int32_t* column = l.columns.data() + kw;
+    if constexpr (kTapColumns >= 7) {
+      if (take == 7) tap_tile<KH, 7>(s, pitch, column, sums + kw, taps);
+      if (take == 6) tap_tile<KH, 6>(s, pitch, column, sums + kw, taps);
+      if (take == 5) tap_tile<KH, 5>(s, pitch, column, sums + kw, taps);
+      if (take >= 5) continue;
+    }
     switch (take) {
       case 4: tap_tile<KH, 4>(s, pitch, column, sums + kw, taps); break;
       case 3: tap_tile<KH, 3>(s, pitch, column, sums + kw, taps); break;

@@ -60,7 +60,7 @@ Strip strip_of(const Correlation& c, int64_t lanes, int64_t apart) {
 
 bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLayout* l) {
   // A block may fill most of the L2 cache, so an image that fits a quarter of the scratch stays whole.
-  constexpr int64_t kTarget = kScratchFloats / 4;
+  const int64_t kTarget = kScratchFloats / 4;
   l->staged = c.w.size() > 1 || c.output_strides.w != 1;
   const int64_t common = std::gcd(c.h.stride, c.h.spacing);
   l->sharing = {c.h.spacing / common, c.h.stride / common, c.h.spacing * c.h.stride / common};
@@ -107,7 +107,7 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
 }
 
 bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightLayout* l) {
-  constexpr int64_t kTarget = kScratchFloats / 8;
+  const int64_t kTarget = kScratchFloats / 8;
   const Problem& p = work.problem;
   const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel;
   const bool channels_last = work.input_strides.w != 1 || work.grad_output_strides.w != 1;

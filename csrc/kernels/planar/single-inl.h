@@ -14,7 +14,7 @@ GW_NOINLINE void single_tile(const PlanarTask& p, const float* x, const float* w
   const int64_t w_row = p.taps.w_row, w_column = p.taps.w_column, columns = p.taps.columns;
   const int32_t* column = p.taps.column;
   const Vec start = bias ? broadcast(*bias) : Vec{};
-  const int64_t last = std::max<int64_t>(0, p.columns - kLanes);
+  const int64_t last = std::max<int64_t>(0, p.columns - kLanes), there = std::min<int64_t>(kLanes, p.columns);
   for (int64_t at = 0;; at = std::min(at + kLanes, last)) {
     Vec sum[R];
     unroll<R>([&](auto r) GW_LAMBDA { sum[r] = start; });
@@ -38,7 +38,11 @@ GW_NOINLINE void single_tile(const PlanarTask& p, const float* x, const float* w
       });
       weights += w_column;
     });
-    unroll<R>([&](auto r) GW_LAMBDA { store(y + at + r * y_row, sum[r]); });
+    if (!kMasks || there == kLanes) {
+      unroll<R>([&](auto r) GW_LAMBDA { store(y + at + r * y_row, sum[r]); });
+    } else {
+      unroll<R>([&](auto r) GW_LAMBDA { store_some(y + at + r * y_row, sum[r], there); });
+    }
     if (at == last) return;
   }
 }
@@ -58,11 +62,11 @@ inline void single_rows(const PlanarTask& p, int64_t o) {
       row = std::min(row, rows - take);
       const auto tile = take == kSingleRows ? single_tile<K, kSingleRows, STRIDE> : single_tile<K, 4, STRIDE>;
       const float* from = x + row * apart * p.stride * p.row_floats;
-      if (p.columns >= kLanes) {
+      if (kMasks || p.columns >= kLanes) {
         tile(p, from, w, bias, y + row * y_row, y_row);
         continue;
       }
-      // Rows that do not fill a vector are shortened afterwards, since a check at every store cost up to 45 %.
+      // Without masks, rows that do not fill a vector are shortened afterwards: a check at every store cost up to 45 %.
       alignas(kLanes * 4) float full[kSingleRows * kLanes];
       tile(p, from, w, bias, full, kLanes);
       for (int64_t r = 0; r < take; r++) copy(y + (row + r) * y_row, full + r * kLanes, p.columns);
