@@ -57,7 +57,7 @@ template <class Cost>
 Strip cheapest_strip(const Correlation& c, std::initializer_list<int64_t> rows, std::initializer_list<int64_t> columns,
                      Cost&& cost) {
   // The cycles that a strip takes beside its taps, and the most strips of an axis that are looked at.
-  constexpr int64_t kStart = 40, kMost = 512;
+  constexpr int64_t kStart = 80, kMost = 512;
   const Phase* w = &c.w.front();
   for (const Phase& s : c.w)
     if (s.taps > w->taps) w = &s;

@@ -66,7 +66,9 @@ GW_NOINLINE void copy_rows(float* to, int64_t to_row, const float* from, int64_t
 
 // Copies n pixels of `channels` neighbouring channels (at most kLanes), `pixel` floats apart, to one row of each channel.
 GW_NOINLINE void split_pixels(float* to, int64_t channel, const float* from, int64_t pixel, int64_t channels, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes) {
+  for (int64_t next = 0; next < n; next += kLanes) {
+    // The last vector starts early rather than end late.
+    const int64_t i = std::max<int64_t>(0, std::min(next, n - kLanes));
     Vec block[kLanes];
     if (channels == kLanes && n - i >= kLanes) {
       unroll<kLanes>([&](auto j) GW_LAMBDA { block[j] = load(from + (i + j) * pixel); });

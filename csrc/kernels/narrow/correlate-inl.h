@@ -4,6 +4,7 @@
 // zero-padded pixels of 16 channels in scratch, which pays where rows are short or strided.
 #pragma once
 #include "kernels/narrow/lanes-inl.h"
+#include "kernels/narrow/weights-inl.h"
 #include "kernels/channels_layout.h"
 #include "kernels/pack-inl.h"
 #include "kernels/tiles.h"
@@ -63,9 +64,19 @@ GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t 
 template <class Lanes, int S, bool Edge>
 GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t column, Vec (&sum)[kPixelTile]) {
   constexpr int kMost = Lanes::kChannels == 1 ? kDepthwiseTaps : kGroupTaps;
-  const int64_t most = k.tap == k.unit ? kMost : 1;
+  if (k.tap != k.unit) {
+    // Outputs far apart read as many cache lines as there are of them, which rows a power of two apart would evict in turn.
+    Walk row = k;
+    row.rows = 1;
+    for (int64_t kh = 0; kh < k.rows; kh++, x += k.x_row, w += k.w_row)
+      for (int64_t kw = 0; kw < k.columns; kw++) {
+        const uint32_t there = Edge ? inputs_there(k, column + kw * k.tap, S * (kPixelTile - 1) + 1) : 0;
+        sum_taps<Lanes, 1, S, Edge>(row, x + kw * k.x_tap, w + kw * k.w_column, there, sum);
+      }
+    return;
+  }
   for (int64_t kw = 0; kw < k.columns;) {
-    const int64_t left = k.columns - kw, take = ceil_div(left, ceil_div(left, most));
+    const int64_t left = k.columns - kw, take = ceil_div(left, ceil_div(left, kMost));
     const float* from = x + kw * k.x_tap;
     const float* taps = w + kw * k.w_column;
     const uint32_t there = Edge ? inputs_there(k, column + kw * k.tap, S * (kPixelTile - 1) + take) : 0;
@@ -288,47 +299,6 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
         if (last_rows) i += Lanes::kChannels > 0 ? c.in_channels : run, first_row = 0;
       }
     }
-  }
-}
-
-// Packs the weights of the vector whose first lane is output channel `channel` of all, and of which `lanes` lanes exist. It
-// reads the weight in the order of its memory where that is possible.
-inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w, const Packed& packed, int64_t channel,
-                        int64_t lanes, float* to) {
-  const WeightStrides& s = c.weight_strides;
-  const int64_t taps = kernel_h * kernel_w, floats = c.in_channels * taps;
-  const auto at = [&](int64_t lane) { return begin_of(s, c.out_channels, channel + lane); };
-  const float* from = c.weight + at(0);
-  // The step from lane to lane, or 0 if it is not the same for all.
-  int64_t step = lanes > 1 ? at(1) - at(0) : 1;
-  for (int64_t lane = 1; lane < lanes; lane++)
-    if (at(lane) - at(lane - 1) != step) step = 0;
-  const bool by_row = s.w == packed.column / kLanes && s.h == packed.row / kLanes;
-  if (step != 0 && by_row && s.c == packed.channel / kLanes) {
-    for (int64_t t = 0; t < floats; t += kLanes)
-      split_pixels(to + t * kLanes, kLanes, from + t, step, std::min<int64_t>(kLanes, floats - t), lanes);
-  } else if (step != 0 && by_row && s.w == 1 && taps >= kLanes) {
-    // The last vector of taps starts early rather than end late.
-    for (int64_t i = 0; i < c.in_channels; i++)
-      for (int64_t t = 0; t < taps; t += kLanes) {
-        const int64_t first = std::min<int64_t>(t, taps - kLanes);
-        split_pixels(to + (i * taps + first) * kLanes, kLanes, from + i * s.c + first, step, kLanes, lanes);
-      }
-  } else {
-    for (int64_t i = 0; i < c.in_channels; i++)
-      for (int64_t h = 0; h < kernel_h; h++)
-        for (int64_t w = 0; w < kernel_w; w++) {
-          float* tap = to + i * packed.channel + h * packed.row + w * packed.column;
-          const int64_t place = i * s.c + h * s.h + w * s.w;
-          if (s.o == 1) {
-            for (int64_t lane = 0, count; lane < lanes; lane += count) {
-              count = std::min(lanes - lane, c.out_channels - (channel + lane) % c.out_channels);
-              copy(tap + lane, c.weight + at(lane) + place, count);
-            }
-            continue;
-          }
-          for (int64_t lane = 0; lane < lanes; lane++) tap[lane] = c.weight[at(lane) + place];
-        }
   }
 }
 

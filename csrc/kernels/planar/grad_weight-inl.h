@@ -124,8 +124,12 @@ GW_INLINE void tap_columns(const Problem& p, const GradWeightLayout& l, const Po
   const int64_t taps = p.w.kernel;
   for (int64_t kw = 0, take; kw < taps; kw += take) {
     take = ceil_div(taps - kw, ceil_div(taps - kw, kTapColumns));
-    const PositionBlock s = l.clip ? within_columns(p, block, at, kw, take) : block;
-    if (s.vectors + s.rest == 0) continue;
+    PositionBlock clip;
+    if (l.clip) {
+      clip = within_columns(p, block, at, kw, take);
+      if (clip.vectors + clip.rest == 0) continue;
+    }
+    const PositionBlock& s = l.clip ? clip : block;
     const int32_t* column = l.columns.data() + kw;
     if constexpr (kTapColumns >= 7) {
       if (take == 7) tap_tile<KH, 7>(s, pitch, column, sums + kw, taps);

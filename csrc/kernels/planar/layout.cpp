@@ -14,7 +14,8 @@ int64_t channel_floats(int64_t floats) { return floats % 1024 == 0 ? floats + 16
 constexpr int64_t kSmall = 4096;
 
 void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
-  const int64_t stride = c.w.front().stride, columns = round_up(l->block.columns, lanes);
+  // A single column of outputs reads neighbours, whatever its stride.
+  const int64_t stride = widest(c.w) == 1 ? 1 : c.w.front().stride, columns = round_up(l->block.columns, lanes);
   Plane& p = l->plane;
   p.low_h = c.h.low;
   p.low_w = lowest(c.w);
