@@ -242,9 +242,15 @@ def peak_table(peak: Sequence[Row]) -> Table:
     for row in peak:
         key = (row["kind"], row["direction"], row["memory_format"], f"{row['attainable']:.0%}")
         found[key][row["kernel"]] = row["fraction_of_peak"]
-    kernels = ("pytorch", "planar", "channels")
+    kernels = list(dict.fromkeys(row["kernel"] for row in peak))
     rows = [[*key, *(f"{one[name]:.0%}" if name in one else "" for name in kernels)] for key, one in found.items()]
-    head = ["kind", "direction", "format", "bytes allow", "PyTorch", "planar", "channels"]
+    head = [
+        "kind",
+        "direction",
+        "format",
+        "bytes allow",
+        *("PyTorch" if name == "pytorch" else name for name in kernels),
+    ]
     note = (
         "Peak is the rate of multiply-adds on registers at the same moment; the operator counts with padding and call."
     )

@@ -31,11 +31,13 @@ def test_the_record_of_errors(tmp_path, monkeypatch, capsys):
     assert {(row["direction"], row["kernel"], row["values"]) for row in rows} == {
         (direction, kernel, values)
         for direction in ("forward", "grad_input", "grad_weight")
-        for kernel in ("planar", "channels")
+        for kernel in ("planar", "narrow", *(["pixels"] if direction == "grad_weight" else []))
         for values in errors.VALUES
     }
-    # 2 layers, 2 memory formats and 2 seeds; channels cannot take groups of 4 in a contiguous tensor.
-    assert {row["kernel"]: row["cases"] for row in rows} == {"planar": 8, "channels": 6}
+    # 2 layers, 2 memory formats and 2 seeds. narrow takes no groups of 4 in contiguous tensors, and pixels none at all.
+    cases = {(row["direction"], row["kernel"]): row["cases"] for row in rows}
+    assert cases["forward", "planar"] == cases["grad_weight", "planar"] == 8
+    assert (cases["forward", "narrow"], cases["grad_weight", "narrow"], cases["grad_weight", "pixels"]) == (6, 4, 4)
     for row in rows:
         assert 0 < row["most_roundings"] < 10
         assert 0 < row["of_pytorch"] <= row["of_pytorch_most"]

@@ -269,11 +269,11 @@ def test_where_there_are_no_plans(monkeypatch):
 
 
 def a_plan(kernel, tile=None, **refused):
-    return Plan(kernel, "forward", "contiguous", "avx2", 2, {}, refused, tile)
+    return Plan(kernel, "forward", "contiguous", "avx2", 2, {}, refused=refused, tile=tile)
 
 
 def test_a_reason_is_said_once_with_its_places():
-    some, other = a_plan("planar", "4 rows", channels="it is narrow"), a_plan("pytorch", planar="slow", channels="slow")
+    some, other = a_plan("planar", "4 rows", narrow="it is wide"), a_plan("pytorch", planar="slow", narrow="slow")
     passes = {"forward": some, "grad_input": some, "grad_weight": other}
     lines = text.plans({"contiguous": passes, "channels_last": dict.fromkeys(passes, some)}).split("\n")
     assert lines == [
@@ -286,10 +286,9 @@ def test_a_reason_is_said_once_with_its_places():
         "           forward      planar    4 rows",
         "           grad_input   planar    4 rows",
         "           grad_weight  planar    4 rows",
-        "         not channels: it is narrow (contiguous forward, grad_input;",
-        "         channels_last)",
+        "         not narrow: it is wide (contiguous forward, grad_input; channels_last)",
         "         not planar: slow (contiguous grad_weight)",
-        "         not channels: slow (contiguous grad_weight)",
+        "         not narrow: slow (contiguous grad_weight)",
     ]
     assert "(" not in text.plans({"contiguous": dict.fromkeys(passes, some)}).split("\n")[-1]
 

@@ -108,8 +108,8 @@ def test_a_plan_takes_the_best_of_the_kernels_that_are_almost_surely_faster(give
     assert (last.kernel, last.source, last.speedup) == ("narrow", "table", 4)
     words = "of 4 measured layers like this, half ran at {} PyTorch's speed or more and a tenth at {} or less "
     assert last.evidence == words.format("4.00x", "3.73x") + "(some-1-2, " + ISAS[-1] + ", torch 2.13)"
-    assert last.refused["planar"].startswith(words.format("2.00x", "1.87x"))
-    assert last.refused["planar"].endswith("; narrow 4.00x")
+    assert last.others["planar"].startswith(words.format("2.00x", "1.87x"))
+    assert last.others["planar"].endswith("; narrow 4.00x")
     first = plan(SMALL, (1, 16, 9, 9))
     assert (first.kernel, first.source) == ("planar", "table")
     large = plan(LARGE, (1, 1024, 28, 28))
@@ -226,7 +226,7 @@ def test_empty_lanes_cost_products(model):
     model(a_model(pytorch=(0, 0.5), planar=(0, 0.6)))
     told = plan(ConvSpec(64, 64, 9, padding=4, groups=4), (8, 64, 24, 1))
     assert told.kernel == "pytorch"
-    assert told.refused["planar"].startswith("0.")
+    assert told.others["planar"].startswith("0.")
 
 
 @pytest.mark.parametrize("harm", ["too few numbers", "no number", "below 0"])

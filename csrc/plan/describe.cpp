@@ -8,6 +8,11 @@ std::string quoted(const char* key, const std::string& value) { return std::stri
 std::string pair(const char* key, int64_t h, int64_t w) {
   return std::string("\"") + key + "\": [" + std::to_string(h) + ", " + std::to_string(w) + "]";
 }
+std::string object(const char* key, const std::vector<std::pair<const char*, std::string>>& texts) {
+  std::string json = std::string("\"") + key + "\": {";
+  for (size_t i = 0; i < texts.size(); i++) json += (i > 0 ? ", " : "") + quoted(texts[i].first, texts[i].second);
+  return json + "}";
+}
 
 }  // namespace
 
@@ -31,10 +36,7 @@ std::string describe(const Plan& plan) {
             number("columns", f.block.columns) + ", " + number("groups", f.block.groups) + "}, " + number("tasks", f.tasks) +
             ", " + number("products", f.products) + ", " + number("scratch_bytes", f.floats * 4);
   }
-  json += ", \"refused\": {";
-  for (size_t i = 0; i < plan.refused.size(); i++)
-    json += (i > 0 ? ", " : "") + quoted(plan.refused[i].first, plan.refused[i].second);
-  return json + "}}";
+  return json + ", " + object("refused", plan.refused) + ", " + object("others", plan.others) + "}";
 }
 
 }  // namespace groupwise

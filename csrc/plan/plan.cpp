@@ -57,14 +57,14 @@ void decide(const std::vector<Candidate>& candidates, bool safe, Plan* plan) {
   const bool ours = sure(best) || !safe;
   if (ours) {
     choose(candidates[best], plan);
-    plan->speedup = first.middle;
+    if (judgement.source != Source::order) plan->speedup = first.middle;
     plan->evidence = first.why;
   }
   for (size_t i = 0; i < candidates.size(); i++) {
     if (ours && i == best) continue;
     std::string why = judgement.speedups[i].why;
-    if (ours) why += "; " + std::string(candidates[best].kernel->name) + " " + times(first.middle);
-    plan->refused.emplace_back(candidates[i].kernel->name, why);
+    if (plan->speedup > 0) why += "; " + std::string(candidates[best].kernel->name) + " " + times(first.middle);
+    plan->others.emplace_back(candidates[i].kernel->name, why);
   }
 }
 

@@ -17,8 +17,8 @@ struct Plan {
   Source source = Source::sole;
   std::string evidence;  // what the source says of the choice
   double speedup = 0;    // over PyTorch's kernel, as the source expects it; 0 if it does not say
-  // Why each other kernel does not run, by its name.
-  std::vector<std::pair<const char*, std::string>> refused;
+  // By name: why each kernel cannot run, and what the source says of each other one that can.
+  std::vector<std::pair<const char*, std::string>> refused, others;
 
   const char* name() const { return kernel ? kernel->name : kPyTorch; }
 };

@@ -143,7 +143,9 @@ Judgement judge(const Request& request, const std::vector<Candidate>& candidates
   if (judge_by_tables(request, candidates, &judgement)) return judgement;
   if (judge_by_model(request, candidates, &judgement)) return judgement;
   judgement = {Source::order, {}, 1};
-  for (size_t i = 0; i < candidates.size(); i++) judgement.speedups.push_back({1, 1, "an earlier kernel of the table can run"});
+  for (size_t i = 0; i < candidates.size(); i++)
+    judgement.speedups.push_back(
+        {1, 1, "nothing was measured for this processor; kernels are taken in the order of their table"});
   return judgement;
 }
 

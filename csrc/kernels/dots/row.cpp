@@ -27,7 +27,9 @@ std::unique_ptr<Work> dots(const Request& r) {
       },
       [](const ChannelsLayout& l) { return l.floats; },
       [&](const Correlation& c, const ChannelsLayout& l) { return executed_products_groups(c, l, lanes, true); });
-  if (work) work->facts.tile = "3 pixels x 4 output channels x " + std::to_string(lanes) + " input channels";
+  if (work)
+    work->facts.tile =
+        std::to_string(lanes >= 16 ? 4 : 3) + " pixels x 4 output channels x " + std::to_string(lanes) + " input channels";
   return work;
 }
 

@@ -13,10 +13,11 @@ const char* refuses(const Request& r) {
 
 std::unique_ptr<Work> pixels(const Request& r) {
   const std::string lanes = std::to_string(r.target->lanes);
-  return lay_out_grad_weight<GradWeightChannelsLayout>(r, r.target->grad_weight_channels,
-                                                       depthwise(r.problem)
-                                                           ? "3 x 4 taps x " + lanes + " channels"
-                                                           : "4 output channels x 3 vectors of " + lanes + " input channels");
+  return lay_out_grad_weight<GradWeightChannelsLayout>(
+      r, r.target->grad_weight_channels,
+      depthwise(r.problem)
+          ? "3 x 4 taps x " + lanes + " channels"
+          : (r.target->lanes >= 16 ? "8" : "4") + std::string(" output channels x 3 vectors of ") + lanes + " input channels");
 }
 
 }  // namespace

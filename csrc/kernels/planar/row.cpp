@@ -11,7 +11,8 @@ std::string tile(const Request& r, bool single) {
   if (single) return std::to_string(kSingleRows) + " rows x " + lanes + " columns";
   if ((r.direction == Direction::grad_input ? p.in_channels : p.out_channels) >= 4)
     return (weight ? "4 output channels x 3 taps x " : "4 output channels x 3 vectors of ") + lanes + " columns";
-  return (weight ? "3 x 4 taps x " : "4 rows x 3 vectors of ") + lanes + " columns";
+  if (weight) return std::string(r.target->lanes >= 16 ? "3 x 7 taps x " : "3 x 4 taps x ") + lanes + " columns";
+  return "4 rows x 3 vectors of " + lanes + " columns";
 }
 
 const char* refuses(const Request&) { return nullptr; }

@@ -51,7 +51,9 @@ class Plan(Printed):
     speedup: float | None = None
     """How many times as fast as PyTorch's kernel the source expects the kernel to be, if it says so."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Why each other kernel does not run, by its name."""
+    """Why a kernel cannot run, by its name."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """What the source says of each other kernel that can run, by its name."""
     tile: str | None = None
     """What one pass of the inner loop computes. This field and those below are None for `pytorch`."""
     block: Mapping[str, int] | None = None
@@ -66,9 +68,9 @@ class Plan(Printed):
     @property
     def reason(self) -> str:
         """Says in one line why this kernel runs."""
-        if not self.refused:
-            return "the first kernel that supports it"
-        return "; ".join(f"not {name}: {why}" for name, why in self.refused.items())
+        reasons = [self.evidence] if self.evidence else []
+        reasons += [f"not {name}: {why}" for name, why in {**self.others, **self.refused}.items()]
+        return "; ".join(reasons) or "the only kernel"
 
     def __str__(self) -> str:
         lines = [f"{self.direction} in {self.memory_format}: {self.kernel} ({self.isa}, {_threads(self.threads)})"]
@@ -77,7 +79,9 @@ class Plan(Printed):
             block = " x ".join(f"{count} {name if count != 1 else name[:-1]}" for name, count in self.block.items())
             lines.append(f"  tile {self.tile}")
             lines.append(f"  {tasks} of {block}; {-(-self.scratch_bytes // 1024)} KiB of scratch a thread")
-        lines += [f"  not {name}: {why}" for name, why in self.refused.items()]
+        if self.evidence:
+            lines.append(f"  {self.evidence}")
+        lines += [f"  not {name}: {why}" for name, why in {**self.others, **self.refused}.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,6 +92,7 @@ class Plan(Printed):
             "memory_format": self.memory_format,
         }
         facts |= {"isa": self.isa, "threads": self.threads, **self.shape, "refused": dict(self.refused)}
+        facts |= {"others": dict(self.others)}
         facts |= {"source": self.source, "evidence": self.evidence, "speedup": self.speedup}
         if self.block is not None:
             facts |= {"tile": self.tile, "block": dict(self.block)}

@@ -115,8 +115,12 @@ def _versus(
     return (what, shown or form(part), form(whole), factor if part != whole else "-")
 
 
+# Who says how fast a kernel is (`Plan.source`).
+BY = {"measured": "measured here", "table": "by records of processors like this one", "model": "by the cost model"}
+
+
 def plans(by_format: Mapping[str, Mapping[str, Plan]]) -> str:
-    """Returns kernel and tile of each pass by memory format, and once each reason against another kernel."""
+    """Returns kernel and tile of each pass by memory format, and once each reason why another kernel cannot run."""
     every = [(layout, name, plan) for layout, passes in by_format.items() for name, plan in passes.items()]
     first = every[0][2]
     lines = [f"Plan     kernel and tile of each pass ({first.isa}, {phrases.plural(first.threads, 'thread')})"]
@@ -124,7 +128,8 @@ def plans(by_format: Mapping[str, Mapping[str, Plan]]) -> str:
         lines.append(f"         {layout}")
         for name, plan in passes.items():
             start = f"           {name:<11}  {plan.kernel:<8}  "
-            lines += wrap(plan.tile or "PyTorch's own", start, len(start))
+            gain = f"; {plan.speedup:.2g}x PyTorch's speed ({BY[plan.source]})" if plan.speedup else ""
+            lines += wrap((plan.tile or "PyTorch's own") + gain, start, len(start))
     reasons: dict[str, dict[str, list[str]]] = {}
     for layout, name, plan in every:
         for kernel, why in plan.refused.items():
