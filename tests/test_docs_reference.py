@@ -11,6 +11,8 @@ import pytest
 
 import groupwise
 from groupwise import models, parallel
+from groupwise.kernels import native
+from kernels import needs_kernels
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -74,3 +76,14 @@ def test_every_picture_is_in_the_gallery():
 def test_every_page_is_in_the_navigation():
     pages = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M)
     assert sorted(pages) == sorted(path.name for path in DOCS.glob("*.md"))
+
+
+@needs_kernels
+def test_the_table_of_kernels_is_that_of_the_library():
+    rows = [
+        f"| [`{row['name']}`](kernel-{row['name']}.md) | {', '.join(row['directions'])} | {row['documentation']} |"
+        for row in native.build()["kernels"]
+    ]
+    page = (DOCS / "kernels.md").read_text("utf-8")
+    table = "| kernel | directions | vectors |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+    assert table in page, f"docs/kernels.md should have this table:\n{table}"
