@@ -43,8 +43,8 @@ class Plan(Printed):
     """batch, groups, in_channels and out_channels; input_size, output_size, kernel_size, stride, padding and dilation
     as (height, width). They describe the plain convolution whose `direction` this plan computes."""
     source: str = "sole"
-    """Who chose the kernel: `measured` (timings of this machine), `table` (records of processors like this one), `model`
-    (a cost model), `forced` (the caller), or `sole`, where only one kernel can run."""
+    """Who chose the kernel: `measured` (timings of this machine), `table` (records of processors like this one),
+    `model` (a cost model), `forced` (the caller), or `sole`, where only one kernel can run."""
     evidence: str = ""
     """What the source says for the kernel."""
     speedup: float | None = None
@@ -132,7 +132,10 @@ def plan(
         raise GroupwiseError(
             f"memory_format='channels_last' is for 2-D convolutions, and this one is {spec.dims}-D; give 'contiguous'"
         )
+    from groupwise.kernels import dispatch
+
     library = native.library()
+    dispatch.load_measurements()
     if threads is None:
         import torch
 

@@ -18,6 +18,13 @@ def processor_flags() -> set[str]:
     return set(_first("flags").split())
 
 
+def processor_class() -> str:
+    """Returns the processor's maker, family and model, such as `amd-26-2`: kernels run alike on all of one class."""
+    vendor = _first("vendor_id")
+    maker = {"AuthenticAMD": "amd", "GenuineIntel": "intel"}.get(vendor, vendor.lower()) or platform.machine().lower()
+    return "-".join(word for word in (maker, _first("cpu family"), _first("model")) if word)
+
+
 def _first(name: str) -> str:
     """Returns the first value of that name, or an empty text."""
     try:
