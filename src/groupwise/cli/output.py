@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import pathlib
 import sys
@@ -95,11 +96,7 @@ def say(message: str) -> None:
 @contextlib.contextmanager
 def told(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yields a function that shows how many of how many are done: a bar in a terminal, else a line now and then."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        tqdm = None
-    if tqdm is None or not sys.stderr.isatty():
+    if not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
         last = time.monotonic()
 
         def line(done: int, total: int) -> None:
@@ -110,6 +107,8 @@ def told(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
         yield line
         return
+    from tqdm import tqdm
+
     with tqdm(desc=what, unit=unit, leave=False) as bar:
 
         def move(done: int, total: int) -> None:

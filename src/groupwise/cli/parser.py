@@ -10,7 +10,6 @@ import groupwise
 from groupwise.cli import commands
 from groupwise.cli.output import FORMATS, TABLES, ending_of
 from groupwise.explanation import VIEWS
-from groupwise.kernels.tuning import CALLS
 from groupwise.spec.cost import DTYPE_BYTES
 
 TARGET = (
@@ -189,9 +188,9 @@ def _add_tune(kinds: Any) -> None:
     tuned.add_argument(
         "--calls",
         type=int,
-        default=CALLS,
+        default=20,
         metavar="N",
-        help=f"measure each convolution for about as long as N calls of PyTorch's kernel; default: {CALLS}",
+        help="measure each convolution for about as long as N calls of PyTorch's kernel; default: 20",
     )
     tuned.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
     _add_output(tuned, FORMATS[:2])

@@ -68,7 +68,7 @@ def read(path: pathlib.Path, kernels: Collection[str]) -> Measurements:
     found = Measurements()
     try:
         content = _content(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return found
     except OSError as error:
         found.problem = f"cannot read its measurements in {path} ({_reason(error)}): none of them is used"

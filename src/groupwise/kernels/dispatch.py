@@ -61,7 +61,6 @@ class _Switches:
         self._tuner.prepare(library)
         with self._lock:
             library.groupwise_register()
-            self._tuner.apply(library, self._wish())
 
     def load(self, library: ctypes.CDLL) -> None:
         """Lets the core know what was measured before, as `enable` would."""
@@ -71,7 +70,7 @@ class _Switches:
 
     def set(self, wish: tuning.Wish | None) -> None:
         with self._lock:
-            if self._process != wish:
+            if wish is not None or self._process is not None:
                 self._process = wish
                 self._apply()
 
@@ -194,6 +193,7 @@ def forced(on: bool | None = None, kernel: str = "", isa: str = "") -> Iterator[
     if kernel != "":
         check_choice("kernel", kernel, KERNELS)
     library = _register()
+    load_measurements()
     if isa != "":
         check_choice("isa", isa, native.runnable())
     isa_before = library.groupwise_forced_isa()

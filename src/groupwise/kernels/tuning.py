@@ -18,6 +18,7 @@ from typing import Any
 
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.kernels import cache, native
+from groupwise.kernels.plan import KERNELS
 from groupwise.kernels.processor import processor_class
 
 VARIABLE = "GROUPWISE_TUNE"
@@ -55,9 +56,9 @@ def cache_path() -> pathlib.Path | None:
 
 
 def saved() -> cache.Measurements:
-    """Returns what the file holds now: nothing where the kernels cannot run."""
+    """Returns what the file holds now."""
     path = cache_path()
-    return cache.Measurements() if path is None or native.status().problem else cache.read(path, _kernels())
+    return cache.Measurements() if path is None else cache.read(path, KERNELS)
 
 
 def measured() -> dict[str, Any]:
@@ -72,7 +73,6 @@ class Tuner:
     def __init__(self) -> None:
         self._library: ctypes.CDLL | None = None
         self._facts: dict[str, str] = {}
-        self._kernels: frozenset[str] = frozenset()
         self._isa = ""
         self._loaded: pathlib.Path | bool | None = False  # False: the core knows of no file's measurements
         self._written: tuple[int, str] = (0, "")
@@ -85,7 +85,7 @@ class Tuner:
         if self._library is library:
             return
         state = native.status()
-        self._facts, self._kernels, self._isa = cache.key(str(state.torch_here)), _kernels(), str(state.isa)
+        self._facts, self._isa = cache.key(str(state.torch_here)), str(state.isa)
         _processor_class()
         self._loaded, self._written = False, (0, "")
         self._library = library
@@ -95,11 +95,14 @@ class Tuner:
         where = cache.folder()
         path = None if where is None else where / cache.file_name(self._facts)
         tune = _environment() if wish is None or wish.tune is None else wish.tune
-        self._load(library, path, uses=tune is not False)
+        unread = self._load(library, path, uses=tune is not False)
         measures = wish is not None and (tune or (tune is None and not covered(self._isa)))
         if measures and tune is None:
             self._tell(logging.INFO, _uncovered(self._isa))
-        self._measure(library, path, wish.calls if wish is not None and measures else 0)
+        unkept = self._measure(library, path, wish.calls if wish is not None and measures else 0)
+        # One warning is enough where both have one cause.
+        if problem := unkept or unread:
+            self._tell(logging.WARNING, f"groupwise {problem}")
 
     def forget(self, library: ctypes.CDLL) -> None:
         """Lets the core forget all measurements, and deletes the files. Raises an `OSError` where that fails."""
@@ -110,7 +113,9 @@ class Tuner:
         library.groupwise_policy_changed()
         # A process that measures needs its file again.
         calls, self._written = self._written[0], (0, "")
-        self._measure(library, None if where is None else where / cache.file_name(self._facts), calls)
+        path = None if where is None else where / cache.file_name(self._facts)
+        if problem := self._measure(library, path, calls):
+            self._tell(logging.WARNING, f"groupwise {problem}")
 
     def tell(self) -> None:
         """Warns and logs what came up in `apply`: each once, and under no lock."""
@@ -124,24 +129,24 @@ class Tuner:
             else:
                 warnings.warn(message, RuntimeWarning, stacklevel=4)  # tell, tell of dispatch, enable
 
-    def _load(self, library: ctypes.CDLL, path: pathlib.Path | None, uses: bool) -> None:
-        wanted = path if uses else False
+    def _load(self, library: ctypes.CDLL, path: pathlib.Path | None, uses: bool) -> str | None:
+        wanted, problem = path if uses else False, None
         if self._loaded == wanted:
-            return
+            return None
         if self._loaded is not False:
             library.groupwise_forget()
         self._loaded = wanted
         if path is not None and uses:
-            found = cache.read(path, self._kernels)
+            found = cache.read(path, KERNELS)
             for (isa, request), seconds in found.seconds.items():
                 remember(library, isa, request, seconds)
-            if found.problem:
-                self._tell(logging.WARNING, f"groupwise {found.problem}")
+            problem = found.problem
         library.groupwise_policy_changed()
+        return problem
 
-    def _measure(self, library: ctypes.CDLL, path: pathlib.Path | None, calls: int) -> None:
+    def _measure(self, library: ctypes.CDLL, path: pathlib.Path | None, calls: int) -> str | None:
         if self._written == (calls, str(path)):
-            return
+            return None
         problem = None
         if calls:
             if path is None:
@@ -152,8 +157,7 @@ class Tuner:
         self._written = (calls, str(path))
         self.kept_in = path if calls and problem is None else None
         library.groupwise_tune(calls, b"" if self.kept_in is None else os.fsencode(self.kept_in))
-        if problem:
-            self._tell(logging.WARNING, f"groupwise {problem}")
+        return problem
 
     def _tell(self, level: int, message: str) -> None:
         if message not in self._told:
@@ -188,7 +192,3 @@ def _uncovered(isa: str) -> str:
 @remembering
 def _processor_class() -> str:
     return processor_class()
-
-
-def _kernels() -> frozenset[str]:
-    return frozenset(row["name"] for row in native.build().get("kernels", ())) | {cache.PYTORCH}

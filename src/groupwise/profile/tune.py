@@ -53,7 +53,8 @@ class Tuned(Printed):
         ours = sum(plan.kernel != "pytorch" for plan in self.plans)
         found = [
             f"{phrases.plural(len(self.plans), 'convolution')}, {self.measured} measured now in {self.seconds:.1f} s "
-            f"with {phrases.plural(self.threads, 'thread')}; groupwise's kernels run {ours}, PyTorch's the other {len(self.plans) - ours}.",
+            f"with {phrases.plural(self.threads, 'thread')}; "
+            f"groupwise's kernels run {ours}, PyTorch's {len(self.plans) - ours}.",
             f"The measurements are in {self.path}." if self.path else "The measurements end with this process.",
         ]
         return "\n".join([*(text.rows(table, left=(0, 7, 9)) if self.plans else []), *found])

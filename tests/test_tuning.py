@@ -1,0 +1,371 @@
+"""Tuning: what is measured and when, within which budget, and what the planner makes of it. No time here is real."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import groupwise
+from groupwise import GroupwiseError, plan, record_plans
+from groupwise.kernels import native, tuning
+from kernels import OURS, needs_kernels
+from tuned import Clock, candidates, lines, requests, stop_clock
+
+pytestmark = needs_kernels
+SHAPE = (2, 16, 12, 12)
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path, monkeypatch):
+    """An empty cache, nothing enabled before and after, and no variable that tunes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("GROUPWISE_TUNE")
+    monkeypatch.setattr(tuning, "covered", lambda isa: True)
+    groupwise.disable()
+    groupwise.forget()
+    yield
+    groupwise.disable()
+    stop_clock()
+    groupwise.forget()
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def layer(**options):
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(16, 16, 3, padding=1, groups=4, **options)
+
+
+def run(model=None, source=None):
+    """The plans of one forward."""
+    with torch.no_grad(), record_plans() as plans:
+        (model or layer())(torch.ones(SHAPE) if source is None else source)
+    return plans
+
+
+def request_of(model):
+    """The instruction set and the text of a layer's forward, as the core keeps them."""
+    with groupwise.enabled(tune=True):
+        run(model)
+    (line,) = lines()
+    groupwise.forget()
+    return line["isa"], line["request"]
+
+
+def remember(isa, request, seconds):
+    tuning.remember(native.library(), isa, request, seconds)
+    native.library().groupwise_policy_changed()
+
+
+def test_a_request_is_measured_once_and_kept():
+    Clock(lambda call: 1e-3)
+    before = requests()
+    with groupwise.enabled(tune=True):
+        (first,) = run()
+        (again,) = run()
+    assert requests() == before + 1
+    assert first.source == again.source == "measured"
+    (line,) = lines()
+    assert (line["isa"], set(line["seconds"])) == (first.isa, {"pytorch", *candidates(layer(), SHAPE)})
+    assert set(line["seconds"].values()) == {1e-3}
+
+
+def test_the_planner_takes_the_fastest_that_was_measured():
+    model = layer()
+    isa, request = request_of(model)
+    able = candidates(model, SHAPE)
+    slow = dict.fromkeys(["pytorch", *able], 2e-3)
+    for kernel in able:
+        remember(isa, request, {**slow, kernel: 1e-3})
+        made = plan(model, SHAPE)
+        assert (made.kernel, made.source, made.speedup) == (kernel, "measured", pytest.approx(2))
+    for pytorch in (1e-3, 2e-3, 2.02e-3):
+        remember(isa, request, {**slow, "pytorch": pytorch})
+        assert plan(model, SHAPE).kernel == "pytorch", "a tie leaves PyTorch's kernel"
+    remember(isa, request, {"pytorch": 2e-3})
+    made = plan(model, SHAPE)
+    assert (made.kernel, made.source) == ("pytorch", "measured")
+    assert made.refused[able[0]] == "not measured here within the budget"
+
+
+@pytest.mark.parametrize("calls", [1, 3, 20, 200])
+def test_the_budget_is_kept(calls):
+    clock = Clock(lambda call: 1e-3)
+    before = tuning.measured()["seconds"]
+    with groupwise.enabled(tune=True, calls=calls):
+        assert run()[0].source == "measured"
+    assert len(clock.taken) <= 2 + max(calls, 1)
+    assert tuning.measured()["seconds"] - before == pytest.approx(sum(clock.taken), abs=1e-5)
+
+
+def test_a_kernel_that_takes_forever_runs_once_and_loses():
+    clock = Clock(lambda call: 1e-3 if call != 2 else 100.0)
+    with groupwise.enabled(tune=True):
+        (made,) = run()
+    assert sorted(clock.taken)[-2:] == [1e-3, 100.0]
+    assert len(clock.taken) <= 2 + 20 + 1
+    (line,) = lines()
+    slow = [kernel for kernel, seconds in line["seconds"].items() if seconds == 100]
+    assert len(slow) == 1
+    assert made.kernel == "pytorch"
+
+
+def test_a_first_call_of_a_tiny_convolution_tells_little():
+    """PyTorch's compiles its kernel and others fill caches: what counts is the calls after it."""
+    able = candidates(layer(), SHAPE)
+
+    def seconds(call):
+        if call < 2:
+            return [50e-3, 10e-6][call]
+        if call < 2 + len(able):
+            return 60e-6
+        return 8e-6 if (call - 2 - len(able)) % (1 + len(able)) else 10e-6
+
+    Clock(seconds)
+    with groupwise.enabled(tune=True, calls=2000):
+        (made,) = run()
+    (line,) = lines()
+    assert line["seconds"] == {"pytorch": 1e-5, **dict.fromkeys(able, 8e-6)}
+    assert (made.kernel in able, made.speedup) == (True, pytest.approx(10 / 8))
+
+
+def test_deterministic_algorithms_are_not_chosen_by_time():
+    before = requests()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with groupwise.enabled(tune=True):
+            assert run()[0].source != "measured"
+        with pytest.raises(GroupwiseError, match="use_deterministic_algorithms"):
+            groupwise.tune(layer(), torch.ones(SHAPE))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert requests() == before
+
+
+def test_pytorch_s_kernel_is_not_measured_where_it_may_read_outside_its_tensors():
+    model = torch.nn.Conv2d(16, 16, 1, padding=3, groups=4)
+    before = requests()
+    with groupwise.enabled(tune=True):
+        assert run(model)[0].source != "measured"
+    assert requests() == before
+
+
+def test_false_neither_measures_nor_uses_what_was_measured():
+    with groupwise.enabled(tune=True):
+        run()
+    before = requests()
+    with groupwise.enabled():
+        assert run()[0].source == "measured"
+    with groupwise.enabled(tune=False):
+        assert run()[0].source != "measured"
+        assert plan(layer(), SHAPE).source != "measured"
+    assert plan(layer(), SHAPE).source == "measured"
+    assert requests() == before
+
+
+@pytest.mark.parametrize(
+    ("value", "covers", "measures"), [("1", True, True), ("0", False, False), (None, True, False), (None, False, True)]
+)
+def test_what_none_does(monkeypatch, caplog, value, covers, measures):
+    if value is not None:
+        monkeypatch.setenv("GROUPWISE_TUNE", value)
+    monkeypatch.setattr(tuning, "covered", lambda isa: covers)
+    monkeypatch.setattr(tuning, "table_name", lambda isa: f"some-{value}-{covers}")
+    before = requests()
+    with caplog.at_level(logging.INFO, "groupwise"), groupwise.enabled(), groupwise.enabled():
+        run()
+    assert requests() == before + measures
+    logged = [record.getMessage() for record in caplog.records]
+    assert [f"(some-{value}-{covers}): it measures" in message for message in logged] == [True] * (
+        not covers and not value
+    )
+
+
+def test_an_unknown_value_of_the_environment(monkeypatch):
+    monkeypatch.setenv("GROUPWISE_TUNE", "always")
+    with pytest.warns(RuntimeWarning, match="GROUPWISE_TUNE=always is not known; use 1 or 0"):
+        groupwise.enable()
+    assert run()[0].source != "measured"
+
+
+def test_the_inner_block_decides_and_none_keeps():
+    groupwise.enable(tune=False)
+    before = requests()
+    with groupwise.enabled(tune=True), groupwise.enabled():
+        run()
+    assert requests() == before + 1
+    with groupwise.enabled(tune=True):
+        with groupwise.enabled(tune=False):
+            run(torch.nn.Conv2d(16, 8, 3, groups=4))
+        assert requests() == before + 1
+        run(torch.nn.Conv2d(16, 8, 3, groups=4))
+    assert requests() == before + 2
+    run(torch.nn.Conv2d(16, 32, 3, groups=4))
+    groupwise.enable(tune=True)
+    run(torch.nn.Conv2d(16, 32, 3, groups=4))
+    assert requests() == before + 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tune": 1}, "tune=1 is a int; give True, False or None"),
+        ({"calls": 0}, "calls=0 is too small"),
+        ({"calls": 2.5}, "calls=2.5 is a float"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(GroupwiseError, match=message):
+        groupwise.enable(**options)
+    with pytest.raises(GroupwiseError, match=message), groupwise.enabled(**options):
+        pass
+    assert not run()
+
+
+@pytest.mark.parametrize("mode", ["grad", "no_grad", "inference_mode", "compile"])
+def test_results_while_measuring_are_right(mode):
+    model, source = layer(), torch.randn(SHAPE, requires_grad=mode == "grad")
+    exact = layer().double()
+    wanted = source.detach().double().requires_grad_()
+    called = torch.compile(model, backend="aot_eager") if mode == "compile" else model
+    context = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(mode, torch.enable_grad)
+    before = requests()
+    with groupwise.enabled(tune=True), context(), record_plans() as plans:
+        output = called(source)
+        if mode == "grad":
+            output.square().sum().backward()
+    expected = exact(wanted)
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-5)
+    assert requests() - before == len(plans) == (3 if mode == "grad" else 1)
+    if mode == "grad":
+        expected.square().sum().backward()
+        pairs = [(source, wanted), (model.weight, exact.weight), (model.bias, exact.bias)]
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-3, rtol=1e-4)
+
+
+def test_threads_that_meet_a_request_at_once(threads):
+    threads(1)
+    model, source = layer(), torch.randn(SHAPE)
+    expected = layer().double()(source.double())
+    wrong, gate = [], threading.Barrier(6)
+
+    def convolve():
+        gate.wait(20)
+        groupwise.enable(tune=True)
+        with torch.no_grad():
+            for _ in range(20):
+                if not torch.allclose(model(source).double(), expected, atol=1e-5):
+                    wrong.append(threading.get_ident())
+
+    started = [threading.Thread(target=convolve) for _ in range(6)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+    assert not wrong
+    # A thread that found another measuring ran what was planned before, and measured nothing.
+    assert len(lines()) == 1
+    assert run(model, source)[0].source == "measured"
+
+
+CODE = """
+import torch, groupwise
+from groupwise.kernels import tuning
+torch.set_num_threads(1)
+groupwise.enable(tune=True)
+with groupwise.record_plans() as plans:
+    torch.nn.Conv2d(16, 16, 3, groups=4)(torch.ones(2, 16, 12, 12))
+print(tuning.measured()["requests"], plans[0].source)
+"""
+
+
+def test_a_second_process_uses_what_the_first_measured():
+    command = [sys.executable, "-c", CODE]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1 measured\n"
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0 measured\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_forked_while_another_thread_measures():
+    # Locks of oneDNN and of the random numbers stay held in a child, with or without groupwise: neither is used here.
+    code = """
+import itertools, os, threading, torch, groupwise
+from groupwise.kernels import tuning
+torch.set_num_threads(1)
+torch.backends.mkldnn.set_flags(False)
+groupwise.enable(tune=True)
+with groupwise.record_plans():
+    pass
+weight, stop = torch.ones(8, 2, 3, 3), threading.Event()
+def measure():
+    for width in itertools.cycle(range(4, 1000)):
+        torch.conv2d(torch.ones(1, 8, 9, width), weight, groups=4)
+        if stop.is_set():
+            break
+        if width == 999:
+            groupwise.forget()
+thread = threading.Thread(target=measure)
+thread.start()
+codes = []
+for number in range(20):
+    child = os.fork()
+    if child == 0:
+        before = tuning.measured()["requests"]
+        with groupwise.record_plans() as plans:
+            torch.conv2d(torch.ones(3, 8, 9, 9 + number), weight, groups=4)
+        os._exit(0 if tuning.measured()["requests"] == before + 1 and plans[0].source == "measured" else 3)
+    codes.append(os.waitpid(child, 0)[1])
+stop.set()
+thread.join()
+assert not any(codes), codes
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+def test_forgetting():
+    with groupwise.enabled(tune=True):
+        run()
+        path = tuning.cache_path()
+        groupwise.forget()
+        assert not lines()
+        run()
+        assert len(lines()) == 1
+    groupwise.forget()
+    assert not path.exists()
+    assert plan(layer(), SHAPE).source != "measured"
+
+
+def test_a_model_is_tuned_before_it_is_used():
+    model = torch.nn.Sequential(layer(), torch.nn.BatchNorm2d(16), layer(), torch.nn.Conv2d(16, 8, 1))
+    statistics = model[1].running_mean.clone()
+    shown = []
+    made = groupwise.tune(model, torch.ones(SHAPE), train=True, progress=lambda *counts: shown.append(counts))
+    assert [(one.direction, count) for one, count in zip(made.plans, made.runs, strict=True)][:2] == [
+        ("forward", 2),
+        ("forward", 1),
+    ]
+    assert {one.source for one in made.plans} == {"measured"}
+    assert made.measured == len(lines()) == len(made.plans)
+    assert shown[-1] == (made.measured, made.measured)
+    assert torch.equal(model[1].running_mean, statistics)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    again = groupwise.tune(model, torch.ones(SHAPE), train=True)
+    assert (again.measured, again.plans, again.path) == (0, made.plans, str(tuning.cache_path()))
+    assert not run(), "the block that measured has ended"
+    assert str(made.path) in str(made)
+    facts = made.to_dict()
+    assert {row["kernel"] for row in facts["plans"]} <= {"pytorch", *OURS}
+    with pytest.raises(GroupwiseError, match="cannot be measured: they compute on the CPU"):
+        groupwise.tune(layer(device="meta"), torch.ones(SHAPE, device="meta"))
