@@ -14,25 +14,17 @@ import torch
 import groupwise
 from groupwise import GroupwiseError, plan, record_plans
 from groupwise.kernels import native, tuning
-from kernels import OURS, needs_kernels
-from tuned import Clock, candidates, lines, requests, stop_clock
+from kernels import needs_kernels
+from tuned import Clock, candidates, lines, own_cache, requests
 
 pytestmark = needs_kernels
 SHAPE = (2, 16, 12, 12)
 
 
 @pytest.fixture(autouse=True)
-def clean(tmp_path, monkeypatch):
-    """An empty cache, nothing enabled before and after, and no variable that tunes."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("GROUPWISE_TUNE")
-    monkeypatch.setattr(tuning, "covered", lambda isa: True)
-    groupwise.disable()
-    groupwise.forget()
-    yield
-    groupwise.disable()
-    stop_clock()
-    groupwise.forget()
+def cache(tmp_path, monkeypatch):
+    with own_cache(tmp_path, monkeypatch):
+        yield
 
 
 @pytest.fixture
@@ -345,27 +337,3 @@ def test_forgetting():
     groupwise.forget()
     assert not path.exists()
     assert plan(layer(), SHAPE).source != "measured"
-
-
-def test_a_model_is_tuned_before_it_is_used():
-    model = torch.nn.Sequential(layer(), torch.nn.BatchNorm2d(16), layer(), torch.nn.Conv2d(16, 8, 1))
-    statistics = model[1].running_mean.clone()
-    shown = []
-    made = groupwise.tune(model, torch.ones(SHAPE), train=True, progress=lambda *counts: shown.append(counts))
-    assert [(one.direction, count) for one, count in zip(made.plans, made.runs, strict=True)][:2] == [
-        ("forward", 2),
-        ("forward", 1),
-    ]
-    assert {one.source for one in made.plans} == {"measured"}
-    assert made.measured == len(lines()) == len(made.plans)
-    assert shown[-1] == (made.measured, made.measured)
-    assert torch.equal(model[1].running_mean, statistics)
-    assert all(parameter.grad is None for parameter in model.parameters())
-    again = groupwise.tune(model, torch.ones(SHAPE), train=True)
-    assert (again.measured, again.plans, again.path) == (0, made.plans, str(tuning.cache_path()))
-    assert not run(), "the block that measured has ended"
-    assert str(made.path) in str(made)
-    facts = made.to_dict()
-    assert {row["kernel"] for row in facts["plans"]} <= {"pytorch", *OURS}
-    with pytest.raises(GroupwiseError, match="cannot be measured: they compute on the CPU"):
-        groupwise.tune(layer(device="meta"), torch.ones(SHAPE, device="meta"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
+import groupwise
 from groupwise import plan
 from groupwise.kernels import dispatch, native, tuning
 from kernels import OURS
@@ -27,8 +29,20 @@ class Clock:
         return self._now
 
 
-def stop_clock():
-    native.library().groupwise_clock(native.CLOCK())
+@contextlib.contextmanager
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache, nothing enabled before and after, no variable that tunes, and a processor that a table covers."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("GROUPWISE_TUNE")
+    monkeypatch.setattr(tuning, "covered", lambda isa: True)
+    groupwise.disable()
+    groupwise.forget()
+    try:
+        yield
+    finally:
+        groupwise.disable()
+        native.library().groupwise_clock(native.CLOCK())
+        groupwise.forget()
 
 
 def candidates(layer, shape, **options):
