@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -114,3 +115,16 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch)
 
 def test_the_command_s_default_is_that_of_enable():
     assert parser().parse_args(["tune", "alexnet"]).calls == tuning.CALLS
+
+
+def test_progress_in_a_terminal_is_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(output.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    with output.told("measuring", "convolution") as progress:
+        for done in range(5):
+            progress(done, 4)
+            time.sleep(0.11)  # tqdm draws ten times a second
+    shown = capsys.readouterr().err
+    assert "measuring:  50%" in shown
+    assert " 2/4 " in shown
+    assert "\n" not in shown

@@ -144,6 +144,33 @@ def test_a_first_call_of_a_tiny_convolution_tells_little():
     assert (made.kernel in able, made.speedup) == (True, pytest.approx(10 / 8))
 
 
+def test_a_kernel_of_pytorch_that_fails_while_it_is_measured():
+    """What the planner chose before may still run, and does."""
+    code = """
+import torch, groupwise
+from groupwise.kernels import tuning
+torch.backends.mkldnn.set_flags(False)
+layer, source = torch.nn.Conv2d(8, 8, 3), torch.ones(1, 8, 9, 9)
+expected = layer.double()(source.double())
+layer.float()
+def fail(*_, **__):
+    raise RuntimeError("out of memory")
+library = torch.library.Library("aten", "IMPL")
+library.impl("_slow_conv2d_forward", fail, "CPU")
+with groupwise.enabled(tune=True), groupwise.record_plans() as plans, torch.no_grad():
+    try:
+        output = layer(source)
+        assert plans == [] and torch.allclose(output.double(), expected, atol=1e-5)
+    except RuntimeError as error:
+        assert "out of memory" in str(error)
+assert plans[0].source != "measured" and tuning.measured()["requests"] == 0
+print(plans[0].kernel)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout
+
+
 def test_deterministic_algorithms_are_not_chosen_by_time():
     before = requests()
     torch.use_deterministic_algorithms(True)

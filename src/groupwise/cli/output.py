@@ -109,7 +109,7 @@ def told(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         return
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit=unit, leave=False) as bar:
+    with tqdm(desc=what, unit=f" {unit}s", leave=False) as bar:
 
         def move(done: int, total: int) -> None:
             bar.total = total
