@@ -1,6 +1,9 @@
-"""What every test starts from: fixed seeds, and the examples in docstrings that need the native core."""
+"""What every test starts from: fixed seeds, no measured kernels, and the examples in docstrings that need the core."""
 
 from __future__ import annotations
+
+import os
+import tempfile
 
 import pytest
 import torch
@@ -13,6 +16,11 @@ from groupwise.kernels import native, tables
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("fuzz", derandomize=False, print_blob=True, deadline=None)
 settings.load_profile("fixed")
+
+# No test measures kernels unless it says so, nor does a process that it starts, and none touches the user's own cache.
+_cache = tempfile.TemporaryDirectory(prefix="groupwise-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
+os.environ["GROUPWISE_TUNE"] = "0"
 
 
 @pytest.fixture(autouse=True)
@@ -36,5 +44,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if problem is None:
         return
     for item in items:
-        if item.name in ("groupwise.kernels.dispatch.enabled", "groupwise.kernels.plan.plan"):
+        names = ("groupwise.kernels.dispatch.enabled", "groupwise.kernels.plan.plan", "groupwise.profile.tune.tune")
+        if item.name in names:
             item.add_marker(pytest.mark.skip(reason=problem))

@@ -33,7 +33,7 @@ def blocks(language):
 
 
 def skip_without_kernels(code):
-    if native.status().problem and re.search(r"groupwise\.(enabled?|plan)\(", code):
+    if native.status().problem and re.search(r"groupwise\.(enabled?|plan|tune)\(", code):
         pytest.skip(native.status().problem)
 
 

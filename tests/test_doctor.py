@@ -15,7 +15,7 @@ import torch
 import groupwise
 from groupwise.cli import main
 from groupwise.kernels import doctor as diagnosis
-from groupwise.kernels import native, processor
+from groupwise.kernels import native, processor, tuning
 from groupwise.profile import report as reporting
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -49,9 +49,14 @@ def machine(monkeypatch):
     return found
 
 
-def test_kernels_that_can_run(machine, capsys, monkeypatch):
+def test_kernels_that_can_run(machine, capsys, monkeypatch, tmp_path):
     machine(GOOD, GROUPWISE_ISA="avx2")
-    monkeypatch.setattr(processor, "_first", {"model name": "Some CPU", "flags": "fpu avx2 fma"}.get)
+    facts = {"model name": "Some CPU", "flags": "fpu avx2 fma"}
+    monkeypatch.setattr(processor, "_first", lambda name: facts.get(name, ""))
+    monkeypatch.setattr(tuning, "_processor_class", lambda: "some-1-2")
+    monkeypatch.setattr(tuning, "cache_path", lambda: tmp_path / "a.jsonl")
+    line = {"isa": "avx2", "request": "0 1", "seconds": {"pytorch": 1e-3}}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line))
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"groupwise  {groupwise.__version__}, Python {sys.version.split()[0]}"
@@ -60,6 +65,7 @@ def test_kernels_that_can_run(machine, capsys, monkeypatch):
         f"threads    {torch.get_num_threads()}",
         "compiler   g++ 12.2.0 (/usr/bin/g++)",
         "library    built by GNU 12.2.0 for torch 2.13.0, with baseline and avx2; avx2 in use",
+        f"tuning     no table for this processor; 1 request measured, in {tmp_path / 'a.jsonl'}",
         "settings   GROUPWISE_ISA=avx2",
         "",
         "The kernels can run.",
@@ -116,6 +122,22 @@ def test_settings(machine, capsys):
     shown = capsys.readouterr().out
     assert "\nsettings   GROUPWISE_ENABLE=yes\n" in shown
     assert "\nGROUPWISE_ENABLE='yes' is not understood; set it to one of: 0, 1.\n" in shown
+
+
+def test_tables_and_measurements(machine, capsys, monkeypatch, tmp_path):
+    machine(GOOD)
+    monkeypatch.setattr(tuning, "_processor_class", lambda: "some-1-2")
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    monkeypatch.setattr(tuning, "cache_path", lambda: None)
+    (tmp_path / "some-1-2-avx2.json").touch()
+    main(["doctor"])
+    assert "\ntuning     a table for some-1-2-avx2; no folder for measurements\n" in capsys.readouterr().out
+    (tmp_path / "a.jsonl").write_text("{")
+    monkeypatch.setattr(tuning, "cache_path", lambda: tmp_path / "a.jsonl")
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert f"; 0 requests measured, in {tmp_path / 'a.jsonl'}\n" in shown
+    assert "\ngroupwise leaves out 1 line of its measurements in " in shown
 
 
 def test_json_and_a_file(machine, capsys, tmp_path):

@@ -151,7 +151,7 @@ def test_the_signatures_are_those_of_the_header():
                 if word
             ],
         )
-        for result, name, words in re.findall(r"^GROUPWISE_API ([\w ]+\*?) (\w+)\(([^;]*)\);", header, re.M)
+        for result, name, words in re.findall(r"^GROUPWISE_API ([\w ]+\*?) (\w+)\((.*?)\);", header, re.M | re.S)
     }
     assert len(declared) == header.count("\nGROUPWISE_API ")
     assert declared == native.SIGNATURES

@@ -10,6 +10,8 @@
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <numeric>
 #include <optional>
 
 #include "torch/c_api.h"
@@ -214,15 +216,22 @@ std::shared_ptr<const Plan> tuned(std::shared_ptr<const Plan> plan, Ours&& ours,
   // Other threads would be measured too, and a choice by time is no deterministic one.
   if (at::in_parallel_region() || at::globalContext().deterministicAlgorithms()) return plan;
   const Request& request = plan->request;
+  if (!measurable(request)) return plan;
   // Another thread may have measured it.
   if (!remembered(request)) {
     std::vector<Contender> contenders{{kPyTorch, theirs}};
     std::vector<std::pair<const char*, std::string>> refused;
-    for (Candidate& candidate : candidates_of(request, &refused)) {
+    const std::vector<Candidate> candidates = candidates_of(request, &refused);
+    // The budget may end before the last: those that are expected to be the fastest come first.
+    const std::vector<Speedup> expected = judge(request, candidates).speedups;
+    std::vector<size_t> order(candidates.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return expected[a].middle > expected[b].middle; });
+    for (const size_t i : order) {
       Plan one = *plan;
-      one.kernel = candidate.kernel;
-      one.work = candidate.work;
-      contenders.push_back({candidate.kernel->name, [&ours, one] { ours(one); }});
+      one.kernel = candidates[i].kernel;
+      one.work = candidates[i].work;
+      contenders.push_back({candidates[i].kernel->name, [&ours, one] { ours(one); }});
     }
     if (!measure(request, contenders)) return plan;
   }

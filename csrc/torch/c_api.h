@@ -40,7 +40,7 @@ GROUPWISE_API const char* groupwise_forced_isa();
 // whether the weight is channels_last, and whether the convolution is a transposed one.
 GROUPWISE_API int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size);
 
-// Turns on that requests are measured when they are first met, for at most so many calls' worth of PyTorch's kernel each, and
+// Turns on that requests are measured when they are first met, each for as long as so many calls of PyTorch's kernel take, and
 // off by 0. Results are added as lines to the file at `path`; "" keeps none.
 GROUPWISE_API void groupwise_tune(double calls, const char* path);
 

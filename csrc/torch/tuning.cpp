@@ -8,6 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <exception>
 #include <limits>
 #include <mutex>
 
@@ -16,7 +17,8 @@ namespace {
 
 double processor_clock() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// A contender that once took this many times the best one's time is not run again.
+constexpr double kNever = std::numeric_limits<double>::infinity();
+// A contender whose second call took so many times the best one's time is not run again.
 constexpr double kHopeless = 2;
 // The least time of so many calls varies little.
 constexpr int kRounds = 10;
@@ -45,8 +47,9 @@ Path& file() {
 }
 
 std::string line_of(const Request& request, const Timings& timings) {
+  // A line that another process could not write whole has no end: this one does not join it.
   std::string line =
-      std::string("{\"isa\": \"") + request.target->isa + "\", \"request\": \"" + key_of(request) + "\", \"seconds\": {";
+      std::string("\n{\"isa\": \"") + request.target->isa + "\", \"request\": \"" + key_of(request) + "\", \"seconds\": {";
   for (size_t i = 0; i < timings.size(); i++) {
     char number[32];
     std::snprintf(number, sizeof number, "%.4g", timings[i].second);
@@ -64,7 +67,28 @@ void keep(const std::string& line) {
   if (to >= 0) close(to);
 }
 
+// Returns the seconds of one call. One that fails takes forever: what the planner chose may still run.
+double time_of(const Contender& contender, double (*now)()) {
+  const double start = now();
+  try {
+    contender.run();
+  } catch (const std::exception&) {
+    return kNever;
+  }
+  return std::max(now() - start, 1e-9);
+}
+
+// An output of this axis sees only padding, as in plan.cpp.
+bool sees_padding_alone(const Axis& a) {
+  const int64_t reach = a.dilation * (a.kernel - 1);
+  return a.pad > reach || (a.out - 1) * a.stride - a.pad >= a.in || (a.kernel > 1 && a.pad > 0 && a.dilation > a.in);
+}
+
 }  // namespace
+
+bool measurable(const Request& request) {
+  return !sees_padding_alone(request.problem.h) && !sees_padding_alone(request.problem.w);
+}
 
 void tune(double calls, const std::string& path) {
   const std::lock_guard<std::mutex> lock(file().mutex);
@@ -81,40 +105,43 @@ bool measure(const Request& request, const std::vector<Contender>& contenders) {
     ~Done() { busy = false; }
   } done;
   double (*const now)() = clock_in_use;
-  constexpr double kNever = std::numeric_limits<double>::infinity();
-  std::vector<double> least(contenders.size(), kNever);
-  const double begun = now();
-  // The first call of each fills caches and packs weights, and only says whether the contender is hopeless.
-  std::vector<double> first(contenders.size(), kNever);
-  double best = kNever, most = kNever;
-  for (size_t i = 0; i < contenders.size() && now() - begun < most; i++) {
-    const double start = now();
-    contenders[i].run();
-    first[i] = now() - start;
-    best = std::min(best, first[i]);
-    if (i == 0) most = budget * first[0];
-  }
+  const size_t count = contenders.size();
+  std::vector<double> first(count, kNever), least(count, kNever);
+  double used = 0, total = 0, best = kNever;
+  const auto call = [&](size_t i) {
+    const double time = time_of(contenders[i], now);
+    if (time < kNever) used += time, total += time;
+    return time;
+  };
+  // PyTorch's first call, which may compile its kernel, would run without measuring too. Its second tells what a call is worth.
+  first[0] = call(0);
+  least[0] = call(0);
+  if (!(least[0] < kNever)) return false;
+  const double half = budget / 2 * least[0];
+  // The first call of each fills caches and packs weights: it only says what the next may take. Half of the budget is kept for
+  // those, however slow a first call was.
+  used = 0;
+  for (size_t i = 1; i < count && used < half; i++) first[i] = call(i);
+  used = 0;
   for (int round = 0; round < kRounds; round++) {
-    for (size_t i = 0; i < contenders.size(); i++) {
+    for (size_t i = 0; i < count; i++) {
       const double known = std::min(least[i], first[i]);
-      if (known > kHopeless * best || (round > 0 && now() - begun + known > most)) continue;
-      const double start = now();
-      contenders[i].run();
-      least[i] = std::min(least[i], now() - start);
+      if (used + known > half || (round > 0 && known > kHopeless * best)) continue;
+      const double time = call(i);
+      if (!(time < kNever)) first[i] = least[i] = kNever;
+      least[i] = std::min(least[i], time);
       best = std::min(best, least[i]);
-      // PyTorch's second call tells what a call is worth.
-      if (i == 0) most = budget * least[0];
     }
   }
   Timings timings;
-  for (size_t i = 0; i < contenders.size(); i++) {
+  for (size_t i = 0; i < count; i++) {
     const double time = std::min(least[i], first[i]);
-    if (time < kNever) timings.emplace_back(contenders[i].kernel, std::max(time, 1e-9));
+    if (time < kNever) timings.emplace_back(contenders[i].kernel, time);
   }
   remember(request, timings);
   keep(line_of(request, timings));
   requests++;
-  spent = spent + (now() - begun);
+  spent = spent + total;
   return true;
 }
 

@@ -9,8 +9,8 @@
 
 namespace groupwise {
 
-// Turns measuring on, for at most so many calls' worth of PyTorch's kernel a request, or off (0). Each result is added to the
-// file at `path` as one line, {"isa": "avx2", "request": "0 1 ...", "seconds": {"pytorch": 1e-3, ...}}; "" keeps none.
+// Turns measuring on, or off (0). Beside two calls of PyTorch's kernel, a request is measured for as long as `calls` of them take;
+// only the first call of a slow kernel may take longer. Each result is added to the file at `path` as one line, {"isa": "avx2", "request": "0 1 ...", "seconds": {"pytorch": 1e-3, ...}}; "" keeps none.
 void tune(double calls, const std::string& path);
 bool tuning();
 
@@ -22,8 +22,11 @@ struct Contender {
   std::function<void()> run;
 };
 
-// Times the contenders in turn, the first of which is PyTorch's, and remembers the least time of each. Does nothing while
-// another thread measures. Returns whether it measured.
+// Tells whether PyTorch's kernel may be called for a request: it may read outside its tensors where an output sees only padding.
+bool measurable(const Request& request);
+
+// Times the contenders in turn, the first of which is PyTorch's, and remembers the least time of each. Leaves out those that
+// fail. Does nothing while another thread measures, or if PyTorch's fails. Returns whether it measured.
 bool measure(const Request& request, const std::vector<Contender>& contenders);
 
 // Returns {"requests": 3, "seconds": 0.01, "lost": 0}: what was measured since the library was loaded, how long that took, and

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from groupwise.kernels.dispatch import disable as disable
     from groupwise.kernels.dispatch import enable as enable
     from groupwise.kernels.dispatch import enabled as enabled
+    from groupwise.kernels.dispatch import forget as forget
     from groupwise.kernels.plan import Plan as Plan
     from groupwise.kernels.plan import plan as plan
     from groupwise.kernels.plan import record_plans as record_plans
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from groupwise.profile.record import ConvCall as ConvCall
     from groupwise.profile.report import Report as Report
     from groupwise.profile.report import report as report
+    from groupwise.profile.tune import Tuned as Tuned
+    from groupwise.profile.tune import tune as tune
     from groupwise.spec.arguments import valid_groups as valid_groups
     from groupwise.spec.convspec import ConvSpec as ConvSpec
     from groupwise.spec.cost import Cost as Cost
@@ -49,6 +52,7 @@ _HOME = {
     "Path": "spec.wiring",
     "Plan": "kernels.plan",
     "Report": "profile.report",
+    "Tuned": "profile.tune",
     "Wiring": "spec.wiring",
     "bench": "profile.bench",
     "cost": "spec.cost",
@@ -57,9 +61,11 @@ _HOME = {
     "enable": "kernels.dispatch",
     "enabled": "kernels.dispatch",
     "explain": "explanation",
+    "forget": "kernels.dispatch",
     "plan": "kernels.plan",
     "record_plans": "kernels.plan",
     "report": "profile.report",
+    "tune": "profile.tune",
     "valid_groups": "spec.arguments",
 }
 _MODULES = ("models", "nn", "parallel")

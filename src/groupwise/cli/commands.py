@@ -216,6 +216,30 @@ def run_report(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_tune(options: argparse.Namespace) -> None:
+    """Measures the kernels of a model's convolutions, and prints what they choose."""
+    from groupwise.cli.output import told
+    from groupwise.cli.targets import input_shape, load_model
+
+    kind = format_of(options, ("text", "json"))
+    check_integer("calls", options.calls, 1)
+    threads = None if options.threads is None else check_integer("threads", options.threads, 1)
+    import torch
+
+    from groupwise.profile.tune import tune
+
+    model = load_model(options.target, say).train(options.train)
+    shape = options.input_shape or input_shape(model)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or before)
+        with _explaining_failure(options, options.target, model, shape), told("measuring", "convolution") as progress:
+            made = tune(model, _random_input(shape), train=options.train, calls=options.calls, progress=progress)
+    finally:
+        torch.set_num_threads(before)
+    write(json.dumps(made.to_dict(), indent=2) if kind == "json" else str(made), options.output)
+
+
 @contextmanager
 def _explaining_failure(
     options: argparse.Namespace, target: str, model: torch.nn.Module, shape: tuple[int, ...]
@@ -234,7 +258,8 @@ def _explaining_failure(
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise GroupwiseError(
             f"{target} failed on one input of shape {shape}: {reason}; {_other_input(options)}, or call "
-            f"groupwise.{'count' if options.command == 'explain' else 'report'} in Python, which takes any arguments"
+            f"groupwise.{'count' if options.command == 'explain' else options.command} in Python, which takes any "
+            "arguments"
         ) from error
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from groupwise.errors import GroupwiseError
 from groupwise.explanation import Explanation
@@ -14,6 +17,7 @@ from groupwise.spec.legible import legible
 
 FORMATS = ("text", "json", "svg", "png", "html")
 TABLES = ("text", "json", "csv", "markdown")
+_SECONDS_BETWEEN_LINES = 5
 _FORMAT_OF = {"txt": "text", "htm": "html", "md": "markdown", **{name: name for name in (*FORMATS, *TABLES)}}
 
 
@@ -87,3 +91,28 @@ def _emit_png(explanation: Explanation, view: str, output: str | None) -> None:
 def say(message: str) -> None:
     """Prints a message to stderr, so that it stays out of the result."""
     print(f"groupwise: {legible(message)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def told(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function that shows how many of how many are done: a bar in a terminal, else a line now and then."""
+    if not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
+        last = time.monotonic()
+
+        def line(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                say(f"{what}: {done} of {total} {unit}s")
+
+        yield line
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=f" {unit}s", leave=False) as bar:
+
+        def move(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield move

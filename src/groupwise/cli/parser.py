@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"groupwise {groupwise.__version__}")
     kinds = root.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    for add in (_add_explain, _add_comparisons, _add_plan_and_bench, _add_report, _add_serve, _add_doctor):
+    for add in (_add_explain, _add_comparisons, _add_plan_and_bench, _add_report, _add_tune, _add_serve, _add_doctor):
         add(kinds)
     return root
 
@@ -176,6 +176,25 @@ def _add_report(kinds: Any) -> None:
     )
     _add_file(whole, ("text", "json", "html"))
     whole.set_defaults(run=commands.run_report)
+
+
+def _add_tune(kinds: Any) -> None:
+    tuned = _command(
+        kinds, "tune", "measure the kernels of a model's convolutions on this machine, and keep the result"
+    )
+    tuned.add_argument("target", metavar="MODEL", help=TARGET)
+    tuned.add_argument("--input-shape", type=_shape, metavar="1,3,224,224", help="shape of a random input, batch first")
+    tuned.add_argument("--train", action="store_true", help="measure the gradients too, in training mode")
+    tuned.add_argument(
+        "--calls",
+        type=int,
+        default=20,
+        metavar="N",
+        help="measure each convolution for about as long as N calls of PyTorch's kernel; default: 20",
+    )
+    tuned.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
+    _add_output(tuned, FORMATS[:2])
+    tuned.set_defaults(run=commands.run_tune)
 
 
 def _add_serve(kinds: Any) -> None:

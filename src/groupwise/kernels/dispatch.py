@@ -2,7 +2,8 @@
 
 The kernels are registered behind `aten::convolution` and `aten::convolution_backward`, PyTorch's own operators on the
 CPU, so layers, functions, autograd, vmap and compiled graphs reach them without a change. Unsupported cases fall back
-to PyTorch. Two switches turn dispatch on: the process (`enable`, GROUPWISE_ENABLE) and the block (`enabled`).
+to PyTorch. Two switches turn dispatch on: the process (`enable`, GROUPWISE_ENABLE) and the block (`enabled`). Both say
+whether kernels are measured (`tuning`).
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import pathlib
 import threading
 import warnings
 from collections.abc import Iterator
 
 from groupwise.errors import GroupwiseError, check_choice
-from groupwise.kernels import freezing, native
+from groupwise.kernels import freezing, native, tuning
 from groupwise.kernels.plan import KERNELS
 
 VARIABLE = "GROUPWISE_ENABLE"
@@ -43,30 +45,39 @@ class _ForkedLock:
 
 
 class _Switches:
-    """Who wants dispatch: `enable()`, and the open blocks of `with enabled()` of all threads."""
+    """Who wants dispatch, and how tuned: `enable()`, and the open blocks of `with enabled()` of all threads."""
 
     def __init__(self) -> None:
         self._lock = _ForkedLock()
-        self._process = False
-        # The thread that opened each block: a forked child has none of its parent's other threads to end theirs.
-        self._blocks: dict[object, int] = {}
+        self._tuner = tuning.Tuner()
+        self._process: tuning.Wish | None = None
+        # The wish of each block and the thread that opened it: a forked child has none of its parent's other threads to
+        # end theirs.
+        self._blocks: dict[object, tuple[tuning.Wish, int]] = {}
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._keep_own)
 
     def register(self, library: ctypes.CDLL) -> None:
+        self._tuner.prepare(library)
         with self._lock:
             library.groupwise_register()
 
-    def set(self, on: bool) -> None:
+    def load(self, library: ctypes.CDLL) -> None:
+        """Lets the core know what was measured before, as `enable` would."""
+        self._tuner.prepare(library)
         with self._lock:
-            if self._process != on:
-                self._process = on
+            self._tuner.apply(library, self._wish())
+
+    def set(self, wish: tuning.Wish | None) -> None:
+        with self._lock:
+            if wish is not None or self._process is not None:
+                self._process = wish
                 self._apply()
 
-    def open(self) -> object:
+    def open(self, wish: tuning.Wish) -> object:
         block = object()
         with self._lock:
-            self._blocks[block] = threading.get_ident()
+            self._blocks[block] = (wish, threading.get_ident())
             self._apply()
         return block
 
@@ -75,45 +86,77 @@ class _Switches:
             self._blocks.pop(block, None)
             self._apply()
 
+    def forget(self, library: ctypes.CDLL) -> None:
+        self._tuner.prepare(library)
+        with self._lock:
+            self._tuner.forget(library)
+
+    def tell(self) -> None:
+        """Warns and logs what came up, which may raise: the switches are as they should be."""
+        self._tuner.tell()
+
+    @property
+    def kept_in(self) -> pathlib.Path | None:
+        return self._tuner.kept_in
+
     @property
     def on(self) -> bool:
-        return self._process or bool(self._blocks)
+        return self._process is not None or bool(self._blocks)
+
+    def _wish(self) -> tuning.Wish | None:
+        """Returns the wish in force: the last block's that asks for tuning or against it, else the process's."""
+        wishes = [wish for wish, _ in reversed(self._blocks.values())]
+        if self._process is not None:
+            wishes.append(self._process)
+        return next((wish for wish in wishes if wish.tune is not None), wishes[0] if wishes else None)
 
     def _keep_own(self) -> None:
         mine = threading.get_ident()
-        if any(thread != mine for thread in self._blocks.values()):
-            self._blocks = {block: thread for block, thread in self._blocks.items() if thread == mine}
+        if any(thread != mine for _, thread in self._blocks.values()):
+            self._blocks = {block: held for block, held in self._blocks.items() if held[1] == mine}
             self._apply()
 
     def _apply(self) -> None:
-        native.library().groupwise_dispatch(int(self.on))
+        library = native.library()
+        library.groupwise_dispatch(int(self.on))
+        self._tuner.apply(library, self._wish())
 
 
 _switches = _Switches()
 _frozen = freezing.Watch(lambda: _switches.on)
 
 
-def enable() -> None:
+def enable(tune: bool | None = None, calls: int = tuning.CALLS) -> None:
     """Dispatches the convolutions of this process, in all threads, to the fastest kernel that the planner finds.
 
     No model changes: the kernels are registered behind PyTorch's operators. Unsupported cases (other dtypes and
-    devices, 3-D, wide groups) fall back to PyTorch. Calls after the first change nothing.
+    devices, 3-D, wide groups) fall back to PyTorch. A later call replaces the arguments of the one before.
+
+    - `tune`: True measures the kernels of each convolution when it is first met, and keeps the result in a file for
+      later processes. False neither measures nor reads that file, so that every run chooses the same kernels. None does
+      as GROUPWISE_TUNE says, if it is set; else it reads the file, and measures only on a processor that groupwise has
+      no table for. Nothing is measured while `torch.use_deterministic_algorithms` is on.
+    - `calls`: measuring a convolution takes about as long as so many calls of PyTorch's kernel
 
     Raises `GroupwiseError` where the kernels cannot run; the message says why and how to fix it.
     """
+    wish = tuning.check_wish(tune, calls)
     _register()
     _frozen.begin()
-    _switches.set(True)
+    _switches.set(wish)
+    _switches.tell()
 
 
 def disable() -> None:
     """Undoes `enable()`. Open blocks of `with enabled()` keep dispatching until they end."""
-    _switches.set(False)
+    _switches.set(None)
 
 
 @contextlib.contextmanager
-def enabled() -> Iterator[None]:
+def enabled(tune: bool | None = None, calls: int = tuning.CALLS) -> Iterator[None]:
     """Dispatches the convolutions of this process, in all threads, while the block runs. Blocks nest.
+
+    `tune` and `calls` are those of `enable`. With `tune=None` a block keeps what an outer block or `enable` set.
 
     Raises `GroupwiseError` where the kernels cannot run; the message says why and how to fix it.
 
@@ -124,10 +167,12 @@ def enabled() -> Iterator[None]:
         ...     conv(torch.randn(1, 8, 16, 16)).shape
         torch.Size([1, 8, 14, 14])
     """
+    wish = tuning.check_wish(tune, calls)
     _register()
     _frozen.begin()
-    block = _switches.open()
+    block = _switches.open(wish)
     try:
+        _switches.tell()
         yield
     finally:
         _switches.close(block)
@@ -148,6 +193,7 @@ def forced(on: bool | None = None, kernel: str = "", isa: str = "") -> Iterator[
     if kernel != "":
         check_choice("kernel", kernel, KERNELS)
     library = _register()
+    load_measurements()
     if isa != "":
         check_choice("isa", isa, native.runnable())
         native.prepare(isa)
@@ -161,6 +207,30 @@ def forced(on: bool | None = None, kernel: str = "", isa: str = "") -> Iterator[
         library.groupwise_force_isa(isa_before)
         library.groupwise_force(kernel_before)
         library.groupwise_dispatch_thread(on_before)
+
+
+def forget() -> None:
+    """Forgets what was measured: in this process, and in the files of all processes of this user before.
+
+    Raises `GroupwiseError` where a file cannot be deleted, and where the kernels cannot run.
+    """
+    library = native.library()
+    try:
+        _switches.forget(library)
+        _switches.tell()
+    except OSError as error:
+        raise GroupwiseError(f"cannot delete {error.filename}: {error.strerror}; delete it yourself") from None
+
+
+def kept_in() -> pathlib.Path | None:
+    """Returns the file to which the core adds what it measures now; None if it keeps nothing."""
+    return _switches.kept_in
+
+
+def load_measurements() -> None:
+    """Lets the planner know what was measured in earlier processes, as `enable()` does."""
+    _switches.load(native.library())
+    _switches.tell()
 
 
 def enable_from_environment() -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import groupwise
-from groupwise.kernels import native
+from groupwise.kernels import native, tuning
 from groupwise.kernels.processor import processor_flags, processor_name
 from groupwise.spec.legible import Printed
 
@@ -35,7 +35,7 @@ INSTALLERS = {
 }
 
 # None: the library checks GROUPWISE_ISA, since it knows the processor.
-SETTINGS = {"GROUPWISE_ENABLE": ("0", "1"), "GROUPWISE_ISA": None}
+SETTINGS = {"GROUPWISE_ENABLE": ("0", "1"), "GROUPWISE_TUNE": ("0", "1"), "GROUPWISE_ISA": None}
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,12 @@ class Diagnosis(Printed):
     threads: int
     compiler: str | None
     library: native.Status
+    table: str | None
+    """The table that chooses kernels on this processor; None if none covers it."""
+    cache: str | None
+    """The file of what was measured here; None if there can be none."""
+    measured: int
+    """How many requests that file holds: passes of a convolution with their shapes and threads."""
     settings: dict[str, str]
     """The environment variables of groupwise that are set."""
     notes: tuple[str, ...]
@@ -81,6 +87,7 @@ class Diagnosis(Printed):
             "threads": str(self.threads),
             "compiler": self.compiler or "none",
             "library": _library_text(self.library),
+            "tuning": _tuning_text(self),
             "settings": settings or "none",
         }
         lines = [f"{name:<9}  {value}" for name, value in rows.items()]
@@ -109,6 +116,14 @@ def _library_text(library: native.Status) -> str:
     return facts + (f"; {library.isa} in use" if library.isa else "")
 
 
+def _tuning_text(found: Diagnosis) -> str:
+    covered = f"a table for {found.table}" if found.table else "no table for this processor"
+    if found.cache is None:
+        return f"{covered}; no folder for measurements"
+    requests = "1 request" if found.measured == 1 else f"{found.measured:,} requests"
+    return f"{covered}; {requests} measured, in {found.cache}"
+
+
 def diagnose() -> Diagnosis:
     """Examines this machine and this environment. It loads torch and the library if it can."""
     problem = native.torch_problem()
@@ -120,6 +135,10 @@ def diagnose() -> Diagnosis:
         for name, choices in SETTINGS.items()
         if choices and name in settings and settings[name] not in choices
     ]
+    path, saved = tuning.cache_path(), tuning.saved()
+    if saved.problem:
+        notes.append(f"groupwise {saved.problem}.")
+    table = tuning.table_name(library.isa) if library.isa else None
     return Diagnosis(
         groupwise=groupwise.__version__,
         python=platform.python_version(),
@@ -131,6 +150,9 @@ def diagnose() -> Diagnosis:
         threads=_threads() if problem is None else os.cpu_count() or 1,
         compiler=compiler,
         library=library,
+        table=table if library.isa and tuning.covered(library.isa) else None,
+        cache=None if path is None else str(path),
+        measured=len(saved.seconds),
         settings=settings,
         notes=tuple(notes),
         commands=tuple(_commands(library, compiler)),

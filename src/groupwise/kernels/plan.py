@@ -130,8 +130,11 @@ def plan(
         >>> plan(ConvSpec(128, 128, 3, padding=1, groups=32), (1, 128, 56, 56)).kernel
         'planar'
     """
+    from groupwise.kernels import dispatch
+
     *_, dtype = layer_and_input(spec_or_layer, input_shape, dtype)
     library = native.library()
+    dispatch.load_measurements()
     numbers = request_numbers(spec_or_layer, input_shape, memory_format, threads, direction)
     array = (ctypes.c_int64 * len(numbers))(*numbers)
     return Plan._of(json.loads(native.read_text(library.groupwise_plan, array, dtype.encode())))

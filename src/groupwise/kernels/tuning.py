@@ -1,0 +1,189 @@
+"""Tuning: whether the native core measures the kernels of a convolution that it meets first, and what it knows already.
+
+The core measures, and adds what it measured to a file of the user's (`cache`). This module reads that file and tells
+the core what is in it. What is in force for the process is decided here, under the lock of `dispatch`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import pathlib
+import warnings
+from dataclasses import dataclass
+from functools import cache as remembering
+from typing import Any
+
+from groupwise.errors import GroupwiseError, check_integer
+from groupwise.kernels import cache, native
+from groupwise.kernels.plan import KERNELS
+from groupwise.kernels.processor import processor_class
+from groupwise.kernels.tables import covered
+
+VARIABLE = "GROUPWISE_TUNE"
+# Measuring a request takes about as long as so many calls of PyTorch's kernel.
+CALLS = 20
+
+_log = logging.getLogger("groupwise")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a call of `enable` or `enabled` asks for: to measure, not to, or (None) the default."""
+
+    tune: bool | None = None
+    calls: int = CALLS
+
+
+def table_name(isa: str) -> str:
+    """Returns the name that a table for this processor and an instruction set has."""
+    return f"{_processor_class()}-{isa}"
+
+
+def cache_path() -> pathlib.Path | None:
+    """Returns the file of this processor, torch and groupwise; None where there is no home or no torch."""
+    where, version = cache.folder(), native.status().torch_here
+    if where is None or version is None:
+        return None
+    return where / cache.file_name(cache.key(version))
+
+
+def saved() -> cache.Measurements:
+    """Returns what the file holds now."""
+    path = cache_path()
+    return cache.Measurements() if path is None else cache.read(path, KERNELS)
+
+
+def measured() -> dict[str, Any]:
+    """Returns how many requests this process measured, in how many seconds, and how many results it could not keep."""
+    facts: dict[str, Any] = json.loads(native.read_text(native.library().groupwise_measured))
+    return facts
+
+
+class Tuner:
+    """What of tuning is in force in the core. `apply` runs under a lock that a fork waits for: it imports nothing."""
+
+    def __init__(self) -> None:
+        self._library: ctypes.CDLL | None = None
+        self._facts: dict[str, str] = {}
+        self._isa = ""
+        self._loaded: pathlib.Path | bool | None = False  # False: the core knows of no file's measurements
+        self._written: tuple[int, str] = (0, "")
+        self.kept_in: pathlib.Path | None = None
+        self._to_tell: list[tuple[int, str]] = []
+        self._told: set[str] = set()
+
+    def prepare(self, library: ctypes.CDLL) -> None:
+        """Finds out what `apply` needs and may not find out itself."""
+        if self._library is library:
+            return
+        state = native.status()
+        self._facts, self._isa = cache.key(str(state.torch_here)), str(state.isa)
+        _processor_class()
+        self._loaded, self._written = False, (0, "")
+        self._library = library
+
+    def apply(self, library: ctypes.CDLL, wish: Wish | None) -> None:
+        """Makes the core measure and use what `wish` asks for; with None, which is no wish to dispatch, only use."""
+        where = cache.folder()
+        path = None if where is None else where / cache.file_name(self._facts)
+        tune = _environment() if wish is None or wish.tune is None else wish.tune
+        unread = self._load(library, path, uses=tune is not False)
+        measures = wish is not None and (tune or (tune is None and not covered(self._isa)))
+        if measures and tune is None:
+            self._tell(logging.INFO, _uncovered(self._isa))
+        unkept = self._measure(library, path, wish.calls if wish is not None and measures else 0)
+        # One warning is enough where both have one cause.
+        if problem := unkept or unread:
+            self._tell(logging.WARNING, f"groupwise {problem}")
+
+    def forget(self, library: ctypes.CDLL) -> None:
+        """Lets the core forget all measurements, and deletes the files. Raises an `OSError` where that fails."""
+        where = cache.folder()
+        if where is not None:
+            cache.remove(where)
+        library.groupwise_forget()
+        library.groupwise_policy_changed()
+        # A process that measures needs its file again.
+        calls, self._written = self._written[0], (0, "")
+        path = None if where is None else where / cache.file_name(self._facts)
+        if problem := self._measure(library, path, calls):
+            self._tell(logging.WARNING, f"groupwise {problem}")
+
+    def tell(self) -> None:
+        """Warns and logs what came up in `apply`: each once, and under no lock."""
+        value = os.environ.get(VARIABLE, "")
+        if value not in ("", "0", "1"):
+            self._tell(logging.WARNING, f"{VARIABLE}={value} is not known; use 1 or 0")
+        waiting, self._to_tell = self._to_tell, []
+        for level, message in waiting:
+            if level == logging.INFO:
+                _log.info(message)
+            else:
+                warnings.warn(message, RuntimeWarning, stacklevel=4)  # tell, tell of dispatch, enable
+
+    def _load(self, library: ctypes.CDLL, path: pathlib.Path | None, uses: bool) -> str | None:
+        wanted, problem = path if uses else False, None
+        if self._loaded == wanted:
+            return None
+        if self._loaded is not False:
+            library.groupwise_forget()
+        self._loaded = wanted
+        if path is not None and uses:
+            found = cache.read(path, KERNELS)
+            for (isa, request), seconds in found.seconds.items():
+                remember(library, isa, request, seconds)
+            problem = found.problem
+        library.groupwise_policy_changed()
+        return problem
+
+    def _measure(self, library: ctypes.CDLL, path: pathlib.Path | None, calls: int) -> str | None:
+        if self._written == (calls, str(path)):
+            return None
+        problem = None
+        if calls:
+            if path is None:
+                problem = "cannot keep its measurements, as neither XDG_CACHE_HOME nor HOME names a folder: "
+                problem += "every process measures anew"
+            else:
+                problem = cache.prepare(path, self._facts)
+        self._written = (calls, str(path))
+        self.kept_in = path if calls and problem is None else None
+        library.groupwise_tune(calls, b"" if self.kept_in is None else os.fsencode(self.kept_in))
+        return problem
+
+    def _tell(self, level: int, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            self._to_tell.append((level, message))
+
+
+def remember(library: ctypes.CDLL, isa: str, request: str, seconds: dict[str, float]) -> None:
+    """Tells the core the seconds of kernels for a request, which plans made from now on use."""
+    times = (ctypes.c_double * len(seconds))(*seconds.values())
+    library.groupwise_remember(isa.encode(), request.encode(), ",".join(seconds).encode(), times, len(seconds))
+
+
+def check_wish(tune: object, calls: object) -> Wish:
+    """Returns the arguments of `enable` as a wish. Raises `GroupwiseError` for other types and values."""
+    if tune is not None and not isinstance(tune, bool):
+        raise GroupwiseError(f"tune={tune!r} is a {type(tune).__name__}; give True, False or None")
+    return Wish(tune, check_integer("calls", calls, 1))
+
+
+def _environment() -> bool | None:
+    return {"1": True, "0": False}.get(os.environ.get(VARIABLE, ""))
+
+
+def _uncovered(isa: str) -> str:
+    return (
+        f"groupwise has no table for this processor ({table_name(isa)}): it measures the kernels of each "
+        f"convolution when it first meets it, and keeps the result; {VARIABLE}=0 turns that off"
+    )
+
+
+@remembering
+def _processor_class() -> str:
+    return processor_class()

@@ -1,0 +1,67 @@
+"""Tests that measure kernels: by a clock that makes times up, into a cache of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import groupwise
+from groupwise import plan
+from groupwise.kernels import dispatch, native, tuning
+from kernels import OURS
+
+
+class Clock:
+    """Lets each timed call take what a function says of its number. The core reads a clock before and after a call."""
+
+    def __init__(self, seconds):
+        self._seconds = seconds
+        self._now, self._reads = 0.0, 0
+        self.taken = []
+        self._callback = native.CLOCK(self._read)
+        native.library().groupwise_clock(self._callback)
+
+    def _read(self):
+        self._reads += 1
+        if self._reads % 2 == 0:
+            self.taken.append(self._seconds(len(self.taken)))
+            self._now += self.taken[-1]
+        return self._now
+
+
+@contextlib.contextmanager
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache, nothing enabled before and after, no variable that tunes, and a processor that a table covers."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("GROUPWISE_TUNE")
+    monkeypatch.setattr(tuning, "covered", lambda isa: True)
+    groupwise.disable()
+    groupwise.forget()
+    try:
+        yield
+    finally:
+        groupwise.disable()
+        native.library().groupwise_clock(native.CLOCK())
+        groupwise.forget()
+
+
+def candidates(layer, shape, **options):
+    """The kernels of groupwise that can run a layer here, in the order in which they are measured."""
+    able = []
+    for kernel in OURS:
+        with dispatch.forced(kernel=kernel):
+            if plan(layer, shape, **options).kernel == kernel:
+                able.append(kernel)
+    return able
+
+
+def lines(path=None):
+    """The measurements in the file of the cache."""
+    path = path or tuning.cache_path()
+    kept = [json.loads(line) for line in path.read_text().splitlines() if line]
+    return [line for line in kept if "processor" not in line]
+
+
+def requests():
+    """How many requests this process measured so far."""
+    return tuning.measured()["requests"]
