@@ -15,7 +15,7 @@ import torch
 import groupwise
 from groupwise.cli import main
 from groupwise.kernels import doctor as diagnosis
-from groupwise.kernels import native, processor, tuning
+from groupwise.kernels import native, processor, tables, tuning
 from groupwise.profile import report as reporting
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -127,7 +127,7 @@ def test_settings(machine, capsys):
 def test_tables_and_measurements(machine, capsys, monkeypatch, tmp_path):
     machine(GOOD)
     monkeypatch.setattr(tuning, "_processor_class", lambda: "some-1-2")
-    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    monkeypatch.setattr(tables, "table_path", lambda isa: tmp_path / f"some-1-2-{isa}.json")
     monkeypatch.setattr(tuning, "cache_path", lambda: None)
     (tmp_path / "some-1-2-avx2.json").touch()
     main(["doctor"])
