@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
+import multiprocessing
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any
 
 import torch
@@ -74,28 +75,59 @@ def main() -> None:
     parser.add_argument("--isa", default="", help="the instruction set, by default the one in use")
     parser.add_argument("--output", type=pathlib.Path, default=RECORDS / "sweep.jsonl")
     options = parser.parse_args()
-    keep_memory()
-    pool = torch.randn(MOST_NUMBERS)
     rows: list[dict[str, Any]] = []
-    start = time.perf_counter()
     try:
-        with forced(isa=options.isa):
-            # The peak of the instruction set, and the bandwidth.
-            machine = json.loads(native.read_text(native.library().groupwise_machine))
-            facts = {"benchmark": "sweep", "seed": options.seed, **machine, **about()}
-            for number in range(options.count):
-                if time.perf_counter() - start > options.seconds:
-                    break
-                one = draw(options.seed, number, tuple(options.threads))
-                if row := measure(one, pool, Effort()):
-                    rows.append({**facts, "draw": number, **row})
-                if number % 250 == 249:
-                    print(f"{number + 1} layers, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        native.library()
+        for row in drawn(options, time.perf_counter() + options.seconds):
+            rows.append(row)
     except GroupwiseError as error:
         raise SystemExit(str(error)) from None
     write_record(options.output, rows, UNIT)
     print("\n".join(report(rows)))
     print(f"wrote {len(rows)} rows to {options.output}; make the tables with: python benchmarks/policy.py")
+
+
+def drawn(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
+    """Yields the rows of the layers that are drawn until `end`, of processes that may die.
+
+    PyTorch 2.13's own kernel ends the process for some layers (on AVX-512 a 1x1 layer of stride 4, say). The next
+    process goes on after such a layer, which has no row.
+    """
+    context = multiprocessing.get_context("spawn")
+    number = 0
+    while number < options.count and time.perf_counter() < end:
+        here, there = context.Pipe(duplex=False)
+        worker = context.Process(target=work, args=(options, number, there), daemon=True)
+        worker.start()
+        there.close()
+        with contextlib.suppress(EOFError):
+            while time.perf_counter() < end:
+                number, row = here.recv()
+                if row:
+                    yield row
+                if number % 250 == 249:
+                    print(f"{number + 1} layers, {end - time.perf_counter():.0f} s left", file=sys.stderr)
+        worker.kill()
+        worker.join()
+        # The layer after the last that answered.
+        number += 2
+        if number < options.count and time.perf_counter() < end:
+            print(
+                f"layer {number - 1} of seed {options.seed} ended the process in PyTorch's kernel or ours",
+                file=sys.stderr,
+            )
+
+
+def work(options: argparse.Namespace, first: int, pipe: connection.Connection) -> None:
+    """Sends each layer's number and its row, from `first` on."""
+    keep_memory()
+    pool = torch.randn(MOST_NUMBERS)
+    with forced(isa=options.isa):
+        # The peak of the instruction set, and the bandwidth.
+        facts = {"benchmark": "sweep", "seed": options.seed, **native.machine(), **about()}
+        for number in range(first, options.count):
+            row = measure(draw(options.seed, number, tuple(options.threads)), pool, Effort())
+            pipe.send((number, {**facts, "draw": number, **row} if row else None))
 
 
 def measure(one: Draw, pool: torch.Tensor, effort: Effort) -> dict[str, Any] | None:

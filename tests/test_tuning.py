@@ -88,7 +88,7 @@ def test_the_planner_takes_the_fastest_that_was_measured():
     remember(isa, request, {"pytorch": 2e-3})
     made = plan(model, SHAPE)
     assert (made.kernel, made.source) == ("pytorch", "measured")
-    assert made.refused[able[0]] == "not measured here within the budget"
+    assert made.others[able[0]] == "not measured here within the budget"
 
 
 @pytest.mark.parametrize("calls", [1, 3, 20, 200])

@@ -44,7 +44,7 @@ void choose(const Candidate& candidate, Plan* plan) {
 }
 
 // Chooses among several kernels by what is known of their speeds.
-void decide(const std::vector<Candidate>& candidates, bool safe, Plan* plan) {
+void decide(const std::vector<Candidate>& candidates, Plan* plan) {
   const Judgement judgement = judge(plan->request, candidates);
   plan->source = judgement.source;
   const auto sure = [&](size_t i) { return judgement.speedups[i].low >= judgement.least; };
@@ -54,7 +54,7 @@ void decide(const std::vector<Candidate>& candidates, bool safe, Plan* plan) {
     if (sure(i) != sure(best) ? sure(i) : faster) best = i;
   }
   const Speedup& first = judgement.speedups[best];
-  const bool ours = sure(best) || !safe;
+  const bool ours = sure(best) || !plan->safe;
   if (ours) {
     choose(candidates[best], plan);
     if (judgement.source != Source::order) plan->speedup = first.middle;
@@ -84,9 +84,9 @@ std::shared_ptr<const Plan> make(const Request& r, const std::string& forced) {
     return plan;
   }
   if (candidates.empty()) return plan;
-  const bool safe = !sees_padding_alone(r.problem.h) && !sees_padding_alone(r.problem.w);
-  decide(candidates, safe, plan.get());
-  if (!safe) plan->evidence = "PyTorch's kernel may read outside its tensors here";
+  plan->safe = !sees_padding_alone(r.problem.h) && !sees_padding_alone(r.problem.w);
+  decide(candidates, plan.get());
+  if (!plan->safe) plan->evidence = "PyTorch's kernel may read outside its tensors here";
   return plan;
 }
 

@@ -15,6 +15,7 @@ struct Plan {
   const KernelRow* kernel = nullptr;  // null for PyTorch's own
   std::shared_ptr<const Work> work;   // of the kernel
   Source source = Source::sole;
+  bool safe = true;      // PyTorch's kernel reads its tensors alone
   std::string evidence;  // what the source says of the choice
   double speedup = 0;    // over PyTorch's kernel, as the source expects it; 0 if it does not say
   // By name: why each kernel cannot run, and what the source says of each other one that can.

@@ -213,10 +213,11 @@ template <class Ours, class Theirs>
 std::shared_ptr<const Plan> tuned(std::shared_ptr<const Plan> plan, Ours&& ours, Theirs&& theirs) {
   if (!tuning() || plan->source == Source::sole || plan->source == Source::forced || plan->source == Source::measured)
     return plan;
+  // PyTorch's kernel may end the process.
+  if (!plan->safe) return plan;
   // Other threads would be measured too, and a choice by time is no deterministic one.
   if (at::in_parallel_region() || at::globalContext().deterministicAlgorithms()) return plan;
   const Request& request = plan->request;
-  if (!measurable(request)) return plan;
   // Another thread may have measured it.
   if (!remembered(request)) {
     std::vector<Contender> contenders{{kPyTorch, theirs}};

@@ -78,17 +78,7 @@ double time_of(const Contender& contender, double (*now)()) {
   return std::max(now() - start, 1e-9);
 }
 
-// An output of this axis sees only padding, as in plan.cpp.
-bool sees_padding_alone(const Axis& a) {
-  const int64_t reach = a.dilation * (a.kernel - 1);
-  return a.pad > reach || (a.out - 1) * a.stride - a.pad >= a.in || (a.kernel > 1 && a.pad > 0 && a.dilation > a.in);
-}
-
 }  // namespace
-
-bool measurable(const Request& request) {
-  return !sees_padding_alone(request.problem.h) && !sees_padding_alone(request.problem.w);
-}
 
 void tune(double calls, const std::string& path) {
   const std::lock_guard<std::mutex> lock(file().mutex);

@@ -22,9 +22,6 @@ struct Contender {
   std::function<void()> run;
 };
 
-// Tells whether PyTorch's kernel may be called for a request: it may read outside its tensors where an output sees only padding.
-bool measurable(const Request& request);
-
 // Times the contenders in turn, the first of which is PyTorch's, and remembers the least time of each. Leaves out those that
 // fail. Does nothing while another thread measures, or if PyTorch's fails. Returns whether it measured.
 bool measure(const Request& request, const std::vector<Contender>& contenders);

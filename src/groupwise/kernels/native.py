@@ -133,6 +133,16 @@ def build() -> dict[str, Any]:
     return facts
 
 
+def machine() -> dict[str, float]:
+    """Returns what one core reaches by the instruction set in use: `peak` in float32 operations a second, a multiply-add
+    counting as two, and `bandwidth` in bytes a second of a copy. Measured once a process, in about 10 ms.
+
+    Raises `GroupwiseError`, with the fix, if there is no library.
+    """
+    facts: dict[str, float] = json.loads(read_text(library().groupwise_machine))
+    return facts
+
+
 def runnable() -> tuple[str, ...]:
     """Returns the instruction sets of the library that this machine runs, the plainest first."""
     return tuple(build()["runs"])

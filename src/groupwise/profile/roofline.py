@@ -1,7 +1,8 @@
 """The roofline floor: the least time that this machine allows a convolution.
 
 By the roofline model (Williams, Waterman and Patterson, 2009) a kernel computes no faster than the processor's peak and
-moves bytes no faster than its memory. Here a matrix product stands for the peak, and a copy for the memory.
+moves bytes no faster than its memory. Here the peak is the faster of a matrix product and of multiply-adds on the
+registers of each core, and a copy stands for the memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import cache
 
 import torch
 
+from groupwise.kernels import native
 from groupwise.spec.cost import Cost
 
 # The product is large enough to reach the peak. The copy is as large as an activation of an early layer: 2 MiB, which
@@ -52,6 +54,9 @@ def measure_roofline(threads: int) -> Roofline:
         source = torch.ones(_COPIED // 4)
         copied = torch.empty_like(source)
         flops = 2 * _SIDE**3 / _fastest(lambda: torch.mm(left, left, out=product))
+        # A product may stay far below the peak, which multiply-adds on registers reach.
+        if native.status().problem is None:
+            flops = max(flops, threads * native.machine()["peak"])
         # A copy reads the source and writes as much.
         return Roofline(flops, 2 * _COPIED / _fastest(lambda: copied.copy_(source)))
 
