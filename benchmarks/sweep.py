@@ -139,6 +139,9 @@ def measure(one: Draw, pool: torch.Tensor, effort: Effort) -> dict[str, Any] | N
             return None
         with forced(True), groupwise.record_plans() as plans:
             call()
+        if not plans:
+            # Beyond what any kernel of groupwise supports.
+            return None
         (plan,) = plans
         cases: dict[str, Case] = {PYTORCH: Case(call, ours=False)}
         made = {name: told for name in KERNELS if name != PYTORCH and (told := takes(call, name))}
@@ -164,7 +167,6 @@ def measure(one: Draw, pool: torch.Tensor, effort: Effort) -> dict[str, Any] | N
         # Threads that compute: one for little work.
         "working": min([told.threads for told in made.values()], default=one.threads),
         "least_ms": {name: of(min(found)) for name, found in seconds.items()},
-        "ms": {name: of(statistics.median(found)) for name, found in seconds.items()},
         "repeats": len(seconds[PYTORCH]),
         "steady": steady(seconds),
     }

@@ -185,6 +185,9 @@ def test_the_processor(monkeypatch, tmp_path):
     (tmp_path / "cpuinfo").write_bytes(
         b"processor\t: 0\nmodel name\t: A \xff CPU\nflags\t\t: fma avx2\nmodel name\t: B\n"
     )
+    # These are asked once a process.
+    monkeypatch.setattr(tuning, "_processor_class", lambda: "some-1-2")
+    monkeypatch.setattr(tuning, "cache_path", lambda: None)
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
     assert diagnosis.diagnose().processor == reporting.machine()["processor"] == "A \N{REPLACEMENT CHARACTER} CPU"
     assert diagnosis.diagnose().isas == ("baseline", "avx2")

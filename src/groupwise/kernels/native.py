@@ -134,8 +134,10 @@ def build() -> dict[str, Any]:
 
 
 def machine() -> dict[str, float]:
-    """Returns what one core reaches by the instruction set in use: `peak` in float32 operations a second, a multiply-add
-    counting as two, and `bandwidth` in bytes a second of a copy. Measured once a process, in about 10 ms.
+    """Returns what one core reaches by the instruction set in use, measured once a process in about 10 ms.
+
+    - `peak`: float32 operations a second, a multiply-add counting as two
+    - `bandwidth`: bytes a second that a copy reads and writes
 
     Raises `GroupwiseError`, with the fix, if there is no library.
     """
