@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import groupwise
-from groupwise.kernels import native, tuning
+from groupwise.kernels import native, tables, tuning
 from groupwise.kernels.processor import processor_flags, processor_name
 from groupwise.spec.legible import Printed
 
@@ -150,7 +150,7 @@ def diagnose() -> Diagnosis:
         threads=_threads() if problem is None else os.cpu_count() or 1,
         compiler=compiler,
         library=library,
-        table=table if library.isa and tuning.covered(library.isa) else None,
+        table=table if library.isa and tables.covered(library.isa) else None,
         cache=None if path is None else str(path),
         measured=len(saved.seconds),
         settings=settings,
