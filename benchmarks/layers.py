@@ -33,23 +33,24 @@ PASSES = ("forward", "training")
 # The script prints the microseconds of a convolution of one pixel that PyTorch computes: without this package, or with
 # it registered, off and in turn enabled. When it is enabled, every call falls back.
 FALLBACK = """
-import sys, time, torch
+import contextlib, sys, time, torch
 conv, pixel = torch.nn.Conv2d(40, 40, 1), torch.randn(1, 40, 1, 1)
-if sys.argv[1] != "without":
+without = sys.argv[1] == "without"
+if not without:
     import groupwise
-    with groupwise.enabled(), groupwise.record_plans() as plans:
+    from groupwise.kernels.dispatch import forced
+    with forced(True, "pytorch"), groupwise.record_plans() as plans:
         conv(pixel)
     assert [plan.kernel for plan in plans] == ["pytorch"]
-best = [float("inf")] * (1 if sys.argv[1] == "without" else 2)
+best = [float("inf")] * (1 if without else 2)
 with torch.inference_mode():
     for _ in range(50):
         for state in range(len(best)):
-            if len(best) == 2:
-                (groupwise.enable if state else groupwise.disable)()
-            start = time.perf_counter()
-            for _ in range(200):
-                conv(pixel)
-            best[state] = min(best[state], time.perf_counter() - start)
+            with contextlib.nullcontext() if without else forced(bool(state), "pytorch"):
+                start = time.perf_counter()
+                for _ in range(200):
+                    conv(pixel)
+                best[state] = min(best[state], time.perf_counter() - start)
 print(*(seconds / 200 * 1e6 for seconds in best))
 """
 

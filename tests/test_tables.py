@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.tensor.parallel import ParallelStyle
 
 import groupwise
-from groupwise import ConvSpec, GroupwiseError, Wiring, bench, cost, count, explain, parallel, plan, report
+from groupwise import ConvSpec, GroupwiseError, Tuned, Wiring, bench, cost, count, explain, parallel, plan, report
 from groupwise.draw.text import table
 from groupwise.parallel import Collective, Collectives, Link, Machine, plan_split, predict
 from kernels import without_kernels
@@ -117,6 +117,7 @@ MADE = {
     "Prediction": lambda: predict(plan_split(SPLIT, 2, input_shape=(2, 3, 9, 9)), Machine(1e9, 1e9, LINK, LINK)),
     "Report": lambda: RESULTS["report"]()[0],
     "SplitPlan": lambda: plan_split(SPLIT, 2),
+    "Tuned": lambda: Tuned((plan(SPEC, (1, 8, 9, 9)),), (2,), 1, 0.5, 1, None),
     "Wiring": lambda: Wiring(SPEC),
 }
 PARTS = {"Macs": lambda: cost(SPEC, 9).macs, "Traffic": lambda: cost(SPEC, 9).traffic}
@@ -133,7 +134,7 @@ def test_every_public_class_is_a_result_or_is_given():
 
 @pytest.mark.parametrize("name", [*MADE, *PARTS])
 def test_every_result_has_its_forms(monkeypatch, name):
-    if name != "Plan":
+    if name not in ("Plan", "Tuned"):
         without_kernels(monkeypatch)
     made = (MADE | PARTS)[name]()
     assert type(made).__name__ == name
