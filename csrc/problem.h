@@ -35,16 +35,18 @@ struct Strides {
 
 // Replaces the strides of dimensions of one element, which say nothing. Afterwards a stride of 1 between channels, or columns,
 // means that they are neighbours in memory.
-inline Strides meaningful(Strides s, int64_t channels, int64_t width) {
+inline Strides meaningful(Strides s, int64_t batch, int64_t channels, int64_t height, int64_t width) {
   if (channels == 1) s.c = 1;
   if (width == 1) s.w = s.c == 1 && channels > 1 ? channels : 1;
+  if (height == 1) s.h = 0;
+  if (batch == 1) s.n = 0;
   return s;
 }
 
 // Returns the strides of a contiguous or channels-last tensor.
-inline Strides dense_strides(int64_t channels, int64_t h, int64_t w, bool channels_last) {
+inline Strides dense_strides(int64_t batch, int64_t channels, int64_t h, int64_t w, bool channels_last) {
   const Strides last{channels * h * w, 1, w * channels, channels}, first{channels * h * w, h * w, w, 1};
-  return meaningful(channels_last && channels > 1 ? last : first, channels, w);
+  return meaningful(channels_last && channels > 1 ? last : first, batch, channels, h, w);
 }
 
 // Strides of a weight: from group to group, and within a group by output channel, input channel, row and column.

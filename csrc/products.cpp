@@ -55,6 +55,12 @@ int64_t executed_products_narrow(const Correlation& c, const ChannelsLayout& l, 
 int64_t executed_products_groups(const Correlation& c, const ChannelsLayout& l, int64_t lanes, bool dots) {
   const int64_t pixels = tile_pixels(c, lanes, dots), outputs = round_up(c.out_channels, dots ? 4 : lanes);
   int64_t products = 0;
+  // Large images are all but free of borders, and have too many tiles to count.
+  constexpr int64_t kLarge = 1 << 22;
+  if (c.h.out * widest(c.w) > kLarge) {
+    for (const Phase& w : c.w) products += c.h.out * w.out * c.h.taps * w.taps;
+    return c.batch * c.groups * c.in_channels * outputs * products;
+  }
   for (int64_t row = 0; row < c.h.out; row += l.block.rows)
     for (int64_t column = 0; column < widest(c.w); column += l.block.columns)
       each_strip(c, l.block, l.strip, row, column,

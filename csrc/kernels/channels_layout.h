@@ -40,7 +40,8 @@ struct ChannelsLayout {
 // Returns how many pixels a tile of groups, or of dots, computes.
 inline int64_t tile_pixels(const Correlation& c, int64_t lanes, bool dots) {
   if (dots) return lanes >= 16 ? 4 : 3;
-  return c.out_channels > lanes || lanes < 8 ? 12 * lanes / kGroupBlock : 8;
+  // Two vectors a block of channels leave a tile of one vector for groups that fill no more.
+  return lanes == 8 && c.out_channels <= lanes ? 8 : 12 * lanes / kGroupBlock;
 }
 
 // Returns the floats of the packed weights of kGroupBlock output channels of a group.

@@ -5,8 +5,9 @@ namespace groupwise {
 extern const KernelRow kPlanar, kNarrow, kGroups, kDots, kPixels;
 
 const std::vector<const KernelRow*>& kernel_table() {
-  static const std::vector<const KernelRow*> table{&kPlanar, &kNarrow, &kGroups, &kDots, &kPixels};
-  return table;
+  // Never destroyed: threads may still convolve while the process ends.
+  static const auto* table = new std::vector<const KernelRow*>{&kPlanar, &kNarrow, &kGroups, &kDots, &kPixels};
+  return *table;
 }
 
 }  // namespace groupwise

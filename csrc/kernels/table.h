@@ -1,6 +1,7 @@
-// The table of kernels. Planner, tests, `forced`, `groupwise plan` and the docs enumerate it: a kernel is a folder and a row.
+// The table of kernels. Planner, tests, `forced`, `groupwise plan` and the docs enumerate it: a kernel is a folder, and a row that names it here.
 #pragma once
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -10,8 +11,8 @@ namespace groupwise {
 
 struct KernelRow {
   const char* name;
-  const char* documentation;  // a sentence: what runs along its vectors, and for which layers it is made
-  std::vector<Direction> directions;
+  const char* documentation;       // a sentence: what runs along its vectors, and for which layers it is made
+  std::array<bool, 3> directions;  // forward, grad_input, grad_weight
   // Returns why the kernel cannot compute a request of its directions, or null if it can.
   const char* (*refuses)(const Request& request);
   // Returns null if even the smallest block exceeds the scratch.

@@ -1,4 +1,5 @@
 #include "plan/plan.h"
+#include "plan/text.h"
 
 namespace groupwise {
 namespace {
@@ -29,7 +30,7 @@ std::string describe(const Plan& plan) {
       pair("stride", p.h.stride, p.w.stride) + ", " + pair("padding", p.h.pad, p.w.pad) + ", " +
       pair("dilation", p.h.dilation, p.w.dilation) + ", " + quoted("source", kSourceNames[static_cast<int>(plan.source)]) +
       ", " + quoted("evidence", plan.evidence);
-  if (plan.speedup > 0) json += ", \"speedup\": " + std::to_string(plan.speedup);
+  if (plan.speedup > 0) json += ", \"speedup\": " + json_number(plan.speedup, 6);
   if (plan.work) {
     const Facts& f = plan.work->facts;
     json += ", " + quoted("tile", f.tile) + ", \"block\": {" + number("rows", f.block.rows) + ", " +

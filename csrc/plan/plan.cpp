@@ -1,14 +1,18 @@
 #include "plan/plan.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <unordered_map>
+
+#include "plan/text.h"
 
 namespace groupwise {
 namespace {
 
-// The plans that a thread keeps, of about 1 KiB each. A program of more shapes than this plans some of them again.
+// The plans that a thread keeps, of a few KiB each. A program of more shapes than this plans all of them again now and then.
 constexpr size_t kMostPlans = 4096;
+
+// The most products: it would take a core weeks.
+constexpr double kMostProducts = 4503599627370496.0;
 
 // Returns why no kernel of ours computes the request, or null.
 const char* unfit(const Request& r) {
@@ -20,6 +24,11 @@ const char* unfit(const Request& r) {
   const char* extent = "supports strides, paddings, dilations and kernels to 1024 and sizes to 2**24";
   for (const Axis& a : {p.h, p.w})
     if (std::max({a.stride, a.pad, a.dilation, a.kernel}) > kMostExtent || std::max(a.in, a.out) > kMostSize) return extent;
+  // Products are counted in 64 bits, with room for those on padding and in empty lanes.
+  double products = 1;
+  for (const int64_t n : {p.batch, p.groups, p.in_channels, p.out_channels, p.h.kernel, p.w.kernel, p.h.out, p.w.out})
+    products *= static_cast<double>(n);
+  if (products > kMostProducts) return "supports up to 2**52 products";
   // Every phase of the strides is a correlation of its own.
   if (r.direction == Direction::grad_input && p.h.stride * p.w.stride > kMostPhases) return extent;
   return nullptr;
@@ -30,12 +39,6 @@ const char* unfit(const Request& r) {
 bool sees_padding_alone(const Axis& a) {
   const int64_t reach = a.dilation * (a.kernel - 1);
   return a.pad > reach || (a.out - 1) * a.stride - a.pad >= a.in || (a.kernel > 1 && a.pad > 0 && a.dilation > a.in);
-}
-
-std::string times(double factor) {
-  char text[32];
-  std::snprintf(text, sizeof text, factor < 10 ? "%.2fx" : "%.0fx", factor);
-  return text;
 }
 
 void choose(const Candidate& candidate, Plan* plan) {
@@ -115,29 +118,26 @@ std::vector<Candidate> candidates_of(const Request& r, std::vector<std::pair<con
   std::vector<Candidate> candidates;
   const char* none = unfit(r);
   for (const KernelRow* kernel : kernel_table()) {
-    if (std::find(kernel->directions.begin(), kernel->directions.end(), r.direction) == kernel->directions.end()) continue;
+    if (!kernel->directions[static_cast<int>(r.direction)]) continue;
     const char* why = none ? none : kernel->refuses(r);
     std::unique_ptr<Work> work = why ? nullptr : kernel->lay_out(r);
     if (work) {
       candidates.push_back({kernel, std::move(work)});
     } else {
-      refused->emplace_back(kernel->name, why ? why : "its smallest block exceeds the scratch, half of the L2 cache");
+      refused->emplace_back(kernel->name, why ? why : "its smallest block exceeds the scratch of a thread");
     }
   }
   return candidates;
 }
 
 std::shared_ptr<const Plan> plan_of(const Request& request, const std::string& forced) {
-  auto [at, missing] = plans().try_emplace(Key{request, forced});
-  if (missing) {
-    try {
-      at->second = make(request, forced);
-    } catch (...) {
-      plans().erase(at);
-      throw;
-    }
-  }
-  return at->second;
+  Plans& kept = plans();
+  const Key key{request, forced};
+  const auto found = kept.find(key);
+  if (found != kept.end()) return found->second;
+  std::shared_ptr<const Plan> plan = make(request, forced);
+  kept.emplace(key, plan);
+  return plan;
 }
 
 std::shared_ptr<const Plan> plan_again(const Request& request) {

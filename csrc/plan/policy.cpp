@@ -4,12 +4,12 @@
 
 #include <atomic>
 #include <cmath>
-#include <cstdio>
 #include <map>
 #include <mutex>
 
 #include "plan/features.h"
 #include "plan/measured.h"
+#include "plan/text.h"
 
 namespace groupwise {
 namespace {
@@ -45,12 +45,6 @@ std::shared_ptr<const Model> model_in_use() {
 
 // Timings of a few calls vary by so much: a kernel of ours that was measured to be no faster than this leaves PyTorch's.
 constexpr double kTie = 0.03;
-
-std::string times(double factor) {
-  char text[32];
-  std::snprintf(text, sizeof text, factor < 10 ? "%.2fx" : "%.0fx", factor);
-  return text;
-}
 
 // Judges by what was measured here. False if a candidate, or PyTorch's kernel, was not.
 bool judge_measured(const Request& request, const std::vector<Candidate>& candidates, Judgement* judgement) {

@@ -114,7 +114,7 @@ at::MemoryFormat format(const Call& call) {
 Strides strides_of(const Tensor& t) {
   const at::IntArrayRef s = t.strides(), sizes = t.sizes();
   const bool flat = s.size() == 3;
-  return meaningful({s[0], s[1], flat ? 0 : s[2], s.back()}, sizes[1], sizes.back());
+  return meaningful({s[0], s[1], flat ? 0 : s[2], s.back()}, sizes[0], sizes[1], flat ? 1 : sizes[2], sizes.back());
 }
 
 // Tells whether the kernels can read a tensor of these strides in place.
@@ -126,8 +126,8 @@ Tensor as_read(const Tensor& t, const Call& call) { return readable(strides_of(t
 // Returns the strides of a new x, or y, in the call's format.
 Strides new_strides(const Call& call, bool x) {
   const Problem& p = call.problem;
-  return x ? dense_strides(call.x_channels, p.h.in, p.w.in, call.channels_last)
-           : dense_strides(call.y_channels, p.h.out, p.w.out, call.channels_last);
+  return x ? dense_strides(p.batch, call.x_channels, p.h.in, p.w.in, call.channels_last)
+           : dense_strides(p.batch, call.y_channels, p.h.out, p.w.out, call.channels_last);
 }
 
 // Returns the strides with which the kernels will read an x, or y.

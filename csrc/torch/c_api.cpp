@@ -1,6 +1,5 @@
 #include "torch/c_api.h"
 
-#include <cstdio>
 #include <cstring>
 #include <sstream>
 
@@ -11,6 +10,7 @@
 #include "plan/machine.h"
 #include "plan/plan.h"
 #include "plan/recording.h"
+#include "plan/text.h"
 
 #ifndef GROUPWISE_TORCH_VERSION
 #define GROUPWISE_TORCH_VERSION ""
@@ -51,7 +51,7 @@ groupwise::Request request_of(const int64_t* n, const char* dtype) {
   request.threads = n[6];
   request.dimensions = n[7];
   const auto strides = [&](int64_t channels, int64_t h, int64_t w) {
-    return groupwise::dense_strides(channels, h, w, request.channels_last);
+    return groupwise::dense_strides(request.problem.batch, channels, h, w, request.channels_last);
   };
   request.x_strides = strides(n[2], request.problem.h.in, request.problem.w.in);
   request.y_strides = strides(n[3], request.problem.h.out, request.problem.w.out);
@@ -70,7 +70,8 @@ int64_t groupwise_build(char* text, int64_t size) {
   std::string kernels;
   for (const groupwise::KernelRow* row : groupwise::kernel_table()) {
     std::vector<std::string> directions;
-    for (const groupwise::Direction d : row->directions) directions.push_back(groupwise::kDirectionNames[static_cast<int>(d)]);
+    for (int d = 0; d < 3; d++)
+      if (row->directions[d]) directions.push_back(groupwise::kDirectionNames[d]);
     kernels += std::string(kernels.empty() ? "" : ", ") + "{\"name\": \"" + row->name +
                "\", \"directions\": " + list(directions) + ", \"documentation\": \"" + row->documentation + "\"}";
   }
@@ -103,9 +104,7 @@ int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, in
 int64_t groupwise_features(const int64_t* numbers, const char* dtype, char* text, int64_t size) {
   std::string json;
   for (const auto& [name, value] : groupwise::features_of(request_of(numbers, dtype))) {
-    char number[32];
-    std::snprintf(number, sizeof number, "%.17g", value);
-    json += std::string(json.empty() ? "{\"" : ", \"") + name + "\": " + number;
+    json += std::string(json.empty() ? "{\"" : ", \"") + name + "\": " + groupwise::json_number(value, 17);
   }
   return give(json + "}", text, size);
 }
@@ -132,9 +131,8 @@ int32_t groupwise_model(const char* record, const char* kernels, const double* n
 }
 
 int64_t groupwise_machine(char* text, int64_t size) {
-  char json[96];
-  std::snprintf(json, sizeof json, "{\"peak\": %.6g, \"bandwidth\": %.6g}", groupwise::peak_of(groupwise::kernels()),
-                groupwise::copy_bandwidth());
+  const std::string json = "{\"peak\": " + groupwise::json_number(groupwise::peak_of(groupwise::kernels()), 6) +
+                           ", \"bandwidth\": " + groupwise::json_number(groupwise::copy_bandwidth(), 6) + "}";
   return give(json, text, size);
 }
 

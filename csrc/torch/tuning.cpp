@@ -7,10 +7,11 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdio>
 #include <exception>
 #include <limits>
 #include <mutex>
+
+#include "plan/text.h"
 
 namespace groupwise {
 namespace {
@@ -20,8 +21,8 @@ double processor_clock() { return std::chrono::duration<double>(std::chrono::ste
 constexpr double kNever = std::numeric_limits<double>::infinity();
 // A contender whose second call took so many times the best one's time is not run again.
 constexpr double kHopeless = 2;
-// The least time of so many calls varies little.
-constexpr int kRounds = 10;
+// The least time of so many calls varies little. A larger budget gets more.
+constexpr int kRounds = 10, kCallsOfRounds = 100;
 
 std::atomic<double> budget{0};
 std::atomic<double (*)()> clock_in_use{processor_clock};
@@ -51,9 +52,7 @@ std::string line_of(const Request& request, const Timings& timings) {
   std::string line =
       std::string("\n{\"isa\": \"") + request.target->isa + "\", \"request\": \"" + key_of(request) + "\", \"seconds\": {";
   for (size_t i = 0; i < timings.size(); i++) {
-    char number[32];
-    std::snprintf(number, sizeof number, "%.4g", timings[i].second);
-    line += (i > 0 ? ", \"" : "\"") + timings[i].first + "\": " + number;
+    line += (i > 0 ? ", \"" : "\"") + timings[i].first + "\": " + json_number(timings[i].second, 4);
   }
   return line + "}}\n";
 }
@@ -113,7 +112,8 @@ bool measure(const Request& request, const std::vector<Contender>& contenders) {
   used = 0;
   for (size_t i = 1; i < count && used < half; i++) first[i] = call(i);
   used = 0;
-  for (int round = 0; round < kRounds; round++) {
+  const double rounds = kRounds * std::max(1.0, budget / kCallsOfRounds);
+  for (int round = 0; round < rounds; round++) {
     for (size_t i = 0; i < count; i++) {
       const double known = std::min(least[i], first[i]);
       if (used + known > half || (round > 0 && known > kHopeless * best)) continue;
@@ -136,10 +136,8 @@ bool measure(const Request& request, const std::vector<Contender>& contenders) {
 }
 
 std::string measured_so_far() {
-  char text[128];
-  std::snprintf(text, sizeof text, "{\"requests\": %lld, \"seconds\": %.6f, \"lost\": %lld}", static_cast<long long>(requests),
-                spent.load(), static_cast<long long>(lost));
-  return text;
+  return "{\"requests\": " + std::to_string(requests) + ", \"seconds\": " + json_number(spent, 6) +
+         ", \"lost\": " + std::to_string(lost) + "}";
 }
 
 }  // namespace groupwise

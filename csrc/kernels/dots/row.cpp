@@ -13,7 +13,8 @@ const char* refuses(const Request& r) {
     return "its vectors along the input channels need them side by side in the tensors and the weight (channels_last)";
   if (in % r.target->lanes != 0) return "the input channels of a group do not fill its vectors";
   if (out < 4) return "its tile computes 4 output channels of a group";
-  if (!forward && p.w.stride > 1) return "it computes outputs whose taps are all alike: a forward, or a gradient of stride 1";
+  if (!forward && p.w.stride > 1)
+    return "it computes outputs whose taps are all alike: a forward, or a gradient of stride 1 along the width";
   return nullptr;
 }
 
@@ -39,7 +40,7 @@ extern const KernelRow kDots;
 const KernelRow kDots{"dots",
                       "vectors along the input channels of one group, which are summed at the end, with the weights read in "
                       "place; for wide groups of small channels_last images",
-                      {Direction::forward, Direction::grad_input},
+                      {true, true, false},
                       refuses,
                       dots};
 

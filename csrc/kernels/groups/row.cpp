@@ -21,8 +21,12 @@ std::unique_ptr<Work> groups(const Request& r) {
       },
       [](const ChannelsLayout& l) { return l.floats; },
       [&](const Correlation& c, const ChannelsLayout& l) { return executed_products_groups(c, l, lanes, false); });
-  if (work)
-    work->facts.tile = std::to_string(12 * lanes / kGroupBlock) + " pixels x " + std::to_string(kGroupBlock) + " channels";
+  if (work) {
+    const Correlation& c = work->parts().front().first;
+    const bool one = lanes == 8 && c.out_channels <= lanes;
+    work->facts.tile =
+        std::to_string(tile_pixels(c, lanes, false)) + " pixels x " + std::to_string(one ? lanes : kGroupBlock) + " channels";
+  }
   return work;
 }
 
@@ -32,7 +36,7 @@ extern const KernelRow kGroups;
 const KernelRow kGroups{"groups",
                         "vectors along the output channels of one group, with its weights packed side by side; for groups of 8 "
                         "channels and more",
-                        {Direction::forward, Direction::grad_input},
+                        {true, true, false},
                         refuses,
                         groups};
 

@@ -5,7 +5,7 @@
 
 namespace groupwise {
 
-// The form that reads channels-last tensors in place, with lanes along the output channels of depthwise and narrow groups. A
+// Reads channels-last tensors in place, with lanes along the output channels of depthwise and narrow groups. A
 // task sums one of `blocks` blocks of groups, the last of which is what is left, over one of `parts` parts.
 struct GradWeightNarrowLayout {
   Block block;

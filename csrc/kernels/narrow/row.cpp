@@ -13,10 +13,11 @@ const char* refuses(const Request& r) {
     return p.groups >= (in_place ? least : 8)
                ? nullptr
                : "its vectors along the channels need 8 of them, or a whole vector in channels_last";
-  if (!in_place) return "it reads channels_last tensors, and a contiguous convolution only if it is depthwise";
+  if (!in_place)
+    return "it reads channels_last tensors, and contiguous ones only for outputs and input gradients of depthwise layers";
   if (p.groups * out < least) return "its vectors along the channels need 8 of them, or a whole vector";
   if (!lanes_fit(in, out, lanes))
-    return "its vectors hold whole groups of 1, 2 or 4 channels side by side, or channels of one group that fill a vector";
+    return "its vectors hold whole groups side by side, of as many input as output channels or of one, or fill with channels of one group";
   return nullptr;
 }
 
@@ -43,7 +44,7 @@ extern const KernelRow kNarrow;
 const KernelRow kNarrow{"narrow",
                         "vectors along the output channels of several groups side by side, read in place from channels_last "
                         "tensors; for depthwise layers and groups of few channels",
-                        {Direction::forward, Direction::grad_input, Direction::grad_weight},
+                        {true, true, true},
                         refuses,
                         narrow};
 

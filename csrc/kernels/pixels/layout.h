@@ -5,7 +5,7 @@
 
 namespace groupwise {
 
-// The form with lanes along the input channels, which are copied to pixels in scratch. So is a depthwise convolution's planar
+// Has lanes along the input channels, which are copied to pixels in scratch. So is a depthwise convolution's planar
 // grad_output.
 struct GradWeightChannelsLayout {
   Block block;

@@ -27,7 +27,7 @@ const KernelRow kPixels{
     "pixels",
     "vectors along the input channels, which are copied pixel by pixel; for weights' gradients of depthwise "
     "layers and of groups of 8 channels and more",
-    {Direction::grad_weight},
+    {false, false, true},
     refuses,
     pixels};
 

@@ -58,7 +58,7 @@ struct CorrelationLayout {
 bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLayout* layout);
 
 // A task sums `outputs` output channels of `block.groups` groups over one of `parts` parts of the samples and positions.
-// `run.cpp` adds the parts.
+// csrc/kernels/work.cpp adds the parts.
 struct GradWeightLayout {
   Block block;
   bool clip;  // the positions of each tile's taps are clipped to those inside the input

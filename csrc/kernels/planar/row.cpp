@@ -37,7 +37,7 @@ extern const KernelRow kPlanar;
 const KernelRow kPlanar{"planar",
                         "vectors along the width; an image's rows are copied to zero-padded rows in the cache, so that any "
                         "format, stride and dilation is read alike",
-                        {Direction::forward, Direction::grad_input, Direction::grad_weight},
+                        {true, true, true},
                         refuses,
                         planar};
 

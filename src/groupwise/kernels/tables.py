@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import pathlib
 import warnings
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from groupwise.kernels.processor import processor_class
@@ -28,6 +29,17 @@ def table_path(isa: str) -> pathlib.Path:
 def covered(isa: str) -> bool:
     """Tells whether tables of this processor's class and an instruction set are shipped."""
     return table_path(isa).is_file()
+
+
+@cache
+def most_threads(isa: str) -> float:
+    """Returns up to how many threads the tables of an instruction set know layers; infinity where that is unknown."""
+    try:
+        told = json.loads(table_path(isa).read_text(encoding="utf-8"))
+        at = told["features"].index("threads")
+        return float(2 ** max(table["most"][at] for table in told["tables"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def use(library: ctypes.CDLL, isa: str) -> None:

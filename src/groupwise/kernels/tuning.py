@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import cache as remembering
@@ -20,11 +21,11 @@ from groupwise.errors import GroupwiseError, check_integer
 from groupwise.kernels import cache, native
 from groupwise.kernels.plan import KERNELS
 from groupwise.kernels.processor import processor_class
-from groupwise.kernels.tables import covered
+from groupwise.kernels.tables import covered, most_threads
 
 VARIABLE = "GROUPWISE_TUNE"
 # Measuring a request takes about as long as so many calls of PyTorch's kernel.
-CALLS = 20
+CALLS, MOST_CALLS = 20, 100_000
 
 _log = logging.getLogger("groupwise")
 
@@ -69,6 +70,7 @@ class Tuner:
         self._library: ctypes.CDLL | None = None
         self._facts: dict[str, str] = {}
         self._isa = ""
+        self._most_threads = 0.0
         self._loaded: pathlib.Path | bool | None = False  # False: the core knows of no file's measurements
         self._written: tuple[int, str] = (0, "")
         self.kept_in: pathlib.Path | None = None
@@ -82,6 +84,7 @@ class Tuner:
         state = native.status()
         self._facts, self._isa = cache.key(str(state.torch_here)), str(state.isa)
         _processor_class()
+        self._most_threads = most_threads(self._isa)
         self._loaded, self._written = False, (0, "")
         self._library = library
 
@@ -91,9 +94,10 @@ class Tuner:
         path = None if where is None else where / cache.file_name(self._facts)
         tune = _environment() if wish is None or wish.tune is None else wish.tune
         unread = self._load(library, path, uses=tune is not False)
-        measures = wish is not None and (tune or (tune is None and not covered(self._isa)))
-        if measures and tune is None:
-            self._tell(logging.INFO, _uncovered(self._isa))
+        unknown = tune is None and _unknown(self._isa, self._most_threads)
+        measures = wish is not None and (tune or unknown)
+        if measures and unknown:
+            self._tell(logging.INFO, f"groupwise has {unknown}: {_MEASURES}")
         unkept = self._measure(library, path, wish.calls if wish is not None and measures else 0)
         # One warning is enough where both have one cause.
         if problem := unkept or unread:
@@ -151,6 +155,8 @@ class Tuner:
                 problem = cache.prepare(path, self._facts)
         self._written = (calls, str(path))
         self.kept_in = path if calls and problem is None else None
+        # Threads that planned while others measured plan anew by what is known now.
+        library.groupwise_policy_changed()
         library.groupwise_tune(calls, b"" if self.kept_in is None else os.fsencode(self.kept_in))
         return problem
 
@@ -170,18 +176,26 @@ def check_wish(tune: object, calls: object) -> Wish:
     """Returns the arguments of `enable` as a wish. Raises `GroupwiseError` for other types and values."""
     if tune is not None and not isinstance(tune, bool):
         raise GroupwiseError(f"tune={tune!r} is a {type(tune).__name__}; give True, False or None")
-    return Wish(tune, check_integer("calls", calls, 1))
+    return Wish(tune, check_integer("calls", calls, 1, MOST_CALLS))
 
 
 def _environment() -> bool | None:
     return {"1": True, "0": False}.get(os.environ.get(VARIABLE, ""))
 
 
-def _uncovered(isa: str) -> str:
-    return (
-        f"groupwise has no table for this processor ({table_name(isa)}): it measures the kernels of each "
-        f"convolution when it first meets it, and keeps the result; {VARIABLE}=0 turns that off"
-    )
+def _unknown(isa: str, most: float) -> str:
+    """Says which table groupwise lacks for this processor and PyTorch's number of threads; "" if it has one."""
+    if not covered(isa):
+        return f"no table for this processor ({table_name(isa)})"
+    # torch was imported when the library was loaded.
+    threads = sys.modules["torch"].get_num_threads()
+    return "" if threads <= most else f"no table for {threads} threads of this processor ({table_name(isa)})"
+
+
+_MEASURES = (
+    "it measures the kernels of each convolution when it first meets it, and keeps the result; "
+    f"{VARIABLE}=0 turns that off"
+)
 
 
 @remembering
