@@ -138,6 +138,16 @@ def test_a_layer_whose_outputs_see_padding_alone_never_goes_to_pytorch(given):
     assert told.evidence == "PyTorch's kernel may read outside its tensors here"
 
 
+@pytest.mark.parametrize("channels", [8, 16])
+def test_a_gradient_that_ends_the_process_in_pytorch_stays_here(given, channels):
+    given(made_up(planar=(-3, -3, -3), pixels=(-4, -4, -4)))
+    spec = ConvSpec(channels, 8, 1, stride=2)
+    told = plan(spec, (8, channels, 56, 56), memory_format="channels_last", direction="grad_weight")
+    # With AVX-512 alone, and where channels do not fill oneDNN's vectors.
+    assert (told.kernel != "pytorch") == ("avx512" in ISAS and channels == 8)
+    assert plan(spec, (8, channels, 56, 56), memory_format="channels_last").kernel == "pytorch"
+
+
 def harm(told, how):
     tree = told["tables"][0]["trees"][0]
     if how == "a circle":
