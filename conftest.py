@@ -29,9 +29,12 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def _policy() -> None:
-    """Let the planner take the first kernel that can run, on every processor: tests give it the timings they want."""
+    """Let the planner take the first kernel that can run, on every processor: tests give it the timings they want.
+
+    Before each test, because one that loads the library anew gets the shipped tables again.
+    """
     if native.status().problem is None:
         for isa in native.runnable():
             native.prepare(isa)
