@@ -157,7 +157,7 @@ def beyond(what: str) -> str:
     """What to say of a fraction of peak above 1: the peak, which is measured, was too low."""
     return (
         f"{what} above 100 % of the roofline means that the rates it is taken of were measured too low: the machine "
-        "was busy with something else then, or a matrix product does not reach this processor's peak. Do not trust "
+        "was busy with something else then. Do not trust "
         "these fractions; measure again when the machine is idle."
     )
 
@@ -205,8 +205,8 @@ def roofline_of(machine: dict[str, float]) -> str:
     """Says what the fraction of peak refers to."""
     rates = f"{numbers.count(machine['flop_per_second'])}FLOP/s", f"{numbers.data(machine['bytes_per_second'])}/s"
     return (
-        f"roofline: the fraction of peak, which is the roofline floor over the time; the floor follows from a matrix "
-        f"product's {rates[0]} and a copy's {rates[1]}."
+        f"roofline: the fraction of peak, which is the roofline floor over the time; the floor follows from a peak of "
+        f"{rates[0]} and a copy's {rates[1]}."
     )
 
 
