@@ -48,6 +48,24 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Forced(Case):
+    """A case that one kernel computes."""
+
+    kernel: str = ""
+
+    def dispatching(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block calls dispatch to that kernel."""
+        return dispatch.forced(True, self.kernel)
+
+
+def takes(call: Callable[[], object], kernel: str) -> groupwise.Plan | None:
+    """Returns the plan of a kernel if it runs when it is forced."""
+    with dispatch.forced(True, kernel), groupwise.record_plans() as plans:
+        call()
+    return plans[0] if [plan.kernel for plan in plans] == [kernel] else None
+
+
+@dataclass(frozen=True)
 class Effort:
     """How often cases are timed: `repeats` times, then on for `budget` seconds, up to `most` times."""
 

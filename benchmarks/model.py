@@ -94,8 +94,8 @@ def cost_of(rows: Sequence[Row], kernel: str) -> dict[str, Any] | None:
         if took > 2 * overhead:
             found[place(row)].append(roofline(row, kernel) / (took - overhead))
 
-    def reached(*at: int) -> float:
-        some = found[at]  # type: ignore[index]
+    def reached(direction: int, memory_format: int, kind: int) -> float:
+        some = found[direction, memory_format, kind]
         return float(f"{statistics.median(some):.3g}") if len(some) >= FEWEST else 0.0
 
     return {

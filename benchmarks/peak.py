@@ -9,7 +9,6 @@ What a compiler can spoil shows here: a tile whose sums spill from the registers
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import pathlib
 import statistics
@@ -19,12 +18,10 @@ from dataclasses import dataclass
 
 import floor
 import torch
-from measuring import RECORDS, Case, Effort, about, interleaved, write_record
+from measuring import RECORDS, Case, Effort, Forced, about, interleaved, takes, write_record
 from shapes import FORMATS
 
-import groupwise
 from groupwise import ConvSpec, cost
-from groupwise.kernels.dispatch import forced
 from groupwise.kernels.plan import DIRECTIONS, KERNELS
 
 UNIT = ("benchmark", "kind", "direction", "memory_format", "kernel")
@@ -109,24 +106,6 @@ def measure(
         row["attainable"] = round(min(1.0, flop / peaks.flop / (expense.bytes / peaks.copied_bytes)), 4)
         rows.append(row)
     return rows
-
-
-@dataclass(frozen=True)
-class Forced(Case):
-    """A case that one kernel computes."""
-
-    kernel: str = ""
-
-    def dispatching(self) -> contextlib.AbstractContextManager[None]:
-        """Within the block calls dispatch to that kernel."""
-        return forced(True, self.kernel)
-
-
-def takes(call: Callable[[], object], kernel: str) -> bool:
-    """Returns whether the kernel runs when it is forced."""
-    with forced(True, kernel), groupwise.record_plans() as plans:
-        call()
-    return [plan.kernel for plan in plans] == [kernel]
 
 
 def operator(kind: Kind, direction: str, memory_format: str) -> Callable[[], object]:

@@ -16,13 +16,13 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
 
 import torch
-from measuring import RECORDS, Case, about, keep_memory, write_record
+from measuring import RECORDS, Case, Forced, about, keep_memory, takes, write_record
 from sweeping import MOST_NUMBERS, Draw, draw
 
 import groupwise
@@ -52,17 +52,6 @@ class Effort:
     least: int = 4
     budget: float = 0.12
     most: int = 25
-
-
-@dataclass(frozen=True)
-class Forced(Case):
-    """A case that one kernel computes."""
-
-    kernel: str = ""
-
-    def dispatching(self) -> contextlib.AbstractContextManager[None]:
-        """Within the block calls dispatch to that kernel."""
-        return forced(True, self.kernel)
 
 
 def main() -> None:
@@ -189,13 +178,6 @@ def steady(seconds: dict[str, list[float]]) -> bool:
 def of(seconds: float) -> float:
     """Returns milliseconds with four digits, as many as a repeat of the measurement shares."""
     return float(f"{seconds * 1e3:.4g}")
-
-
-def takes(call: Callable[[], object], kernel: str) -> groupwise.Plan | None:
-    """Returns the plan of a kernel if it runs when it is forced."""
-    with forced(True, kernel), groupwise.record_plans() as plans:
-        call()
-    return plans[0] if [plan.kernel for plan in plans] == [kernel] else None
 
 
 def times(cases: dict[str, Case], effort: Effort) -> dict[str, list[float]]:

@@ -61,10 +61,7 @@ class Tuned(Printed):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field as plain JSON types."""
-        rows = [
-            {**plan.to_dict(), "source": plan.source, "speedup": plan.speedup, "runs": count}
-            for plan, count in zip(self.plans, self.runs, strict=True)
-        ]
+        rows = [{**plan.to_dict(), "runs": count} for plan, count in zip(self.plans, self.runs, strict=True)]
         facts = {"measured": self.measured, "seconds": self.seconds, "threads": self.threads, "path": self.path}
         return {"plans": rows, **facts}
 
