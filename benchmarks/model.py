@@ -8,8 +8,9 @@ bytes that it must move, over the peak and the bandwidth that were measured on t
 hold on processors of any speed, as far as their kernels are alike.
 
 The file has `kernels`, PyTorch's among them, and of each `overhead` in seconds and `reached`, a fraction for each
-direction, format and kind (0 where fewer than FEWEST rows tell it); and `spread`: one of ten layers ran slower than
-expected by more than that factor.
+direction, format and kind (0 where fewer than FEWEST rows tell it); `spread`: one of ten layers ran slower than
+expected by more than that factor; and `shared_from`: threads share work that gives each of them so many products for
+each lane of the vectors, by the record of `sharing.py`. Without that record the file keeps its number.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import sharing
 from measuring import RECORDS, ROOT, read_record
 from sweep import AGAIN, BOUNDS, PYTORCH, speedup
 
@@ -45,6 +47,11 @@ def main() -> None:
     if not rows:
         raise SystemExit(f"no sweep.jsonl in {options.records}; measure first with: python benchmarks/sweep.py")
     told = fitted(rows)
+    number = sharing.fitted(read_record(options.records / "sharing.jsonl"))
+    if number is None and options.output.is_file():
+        number = json.loads(options.output.read_text(encoding="utf-8")).get("shared_from")
+    if number is not None:
+        told["shared_from"] = number
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     ratios = [chosen(told, row) for row in rows]

@@ -13,6 +13,8 @@ Every target is log2(PyTorch's time / the kernel's time).
 - `rows`: measured rows that count. `left_out`: rows whose times differ from themselves
 - `features`: the names of `features.py`, in the order of a request's values. `kernels`, `directions`: as in the record
 - `margin`: a kernel is taken if 2 ** (10 % quantile) exceeds 1 + margin
+- `shared_from`: threads share work that gives each of them so many products for each lane of the vectors, if the record
+  of `sharing.py` has enough rows of this class and instruction set; else the model's number holds
 - `bounded`: the features that tell kinds of layers apart. A table knows nothing of a request of which one of these is
   below `least` or above `most`. Features that only grow with the work are not bounded, as ratios level off.
 - `held_out`: what this policy does to layers that it was not made from, by cross-validation (`Quality`)
@@ -36,6 +38,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import sharing
 from features import GROWING, features
 from measuring import RECORDS, ROOT, read_record
 from sweep import AGAIN, BOUNDS, PYTORCH, speedup
@@ -132,10 +135,14 @@ def main() -> None:
     found = groups_of(read_record(options.records / "sweep.jsonl"))
     if not found:
         raise SystemExit(f"no sweep.jsonl in {options.records}; measure first with: python benchmarks/sweep.py")
+    shared = read_record(options.records / "sharing.jsonl")
     options.output.mkdir(parents=True, exist_ok=True)
     for (name, isa), rows in found.items():
         path = options.output / f"{name}-{isa}.json"
         told = made(rows)
+        number = sharing.fitted([row for row in shared if (row["class"], row["isa"]) == (name, isa)])
+        if number is not None:
+            told["shared_from"] = number
         path.write_text(dumped(told), encoding="utf-8")
         print(f"{path.name}: {path.stat().st_size // 1000} kB, margin {told['margin']}, held out: {told['held_out']}")
         print(

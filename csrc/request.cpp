@@ -7,9 +7,6 @@
 namespace groupwise {
 namespace {
 
-// With fewer multiply-accumulates a second thread costs more than it saves: waking one takes 5-10 us (AVX2, 2 cores).
-constexpr int64_t kWorthAThread = 400'000;
-
 // Calls f with every number of a request, in an order that never changes: kept measurements name requests by it.
 template <class F>
 void each_number(const Request& r, F&& f) {
@@ -51,8 +48,6 @@ size_t RequestHash::operator()(const Request& r) const {
 int64_t products_of(const Problem& p) {
   return p.batch * p.groups * p.in_channels * p.out_channels * p.h.kernel * p.w.kernel * p.h.out * p.w.out;
 }
-
-int64_t threads_worth(const Request& r) { return products_of(r.problem) >= kWorthAThread ? r.threads : 1; }
 
 std::vector<Correlation> correlations_of(const Request& r) {
   const Problem& p = r.problem;

@@ -40,9 +40,6 @@ struct RequestHash {
 // Returns the multiply-accumulates of the convolution, those on padding among them.
 int64_t products_of(const Problem& problem);
 
-// Returns how many threads compute: all, or one for little work.
-int64_t threads_worth(const Request& request);
-
 // Returns the correlations that compute a request, without their tensors: one for a forward, and one for each phase of the
 // height for a grad_input.
 std::vector<Correlation> correlations_of(const Request& request);

@@ -14,9 +14,6 @@ struct Freed {
   void operator()(float* p) const { std::free(p); }
 };
 
-// With fewer numbers a second thread costs more than it saves.
-constexpr int64_t kSumWorthAThread = 100'000;
-
 }  // namespace
 
 float* scratch() {
@@ -31,9 +28,9 @@ float* scratch() {
 }
 
 void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& s, float* sums,
-                  ParallelFor parallel_for) {
+                  bool threaded, ParallelFor parallel_for) {
   const Kernels& target = kernels();
-  run_tasks(ceil_div(channels, kChannelBlock), batch * channels * h * w >= kSumWorthAThread, parallel_for,
+  run_tasks(ceil_div(channels, kChannelBlock), threaded, parallel_for,
             [&](int64_t begin, int64_t end) { target.sum_channels(batch, channels, h, w, tensor, s, sums, begin, end); });
 }
 

@@ -18,8 +18,8 @@ void run_tasks(int64_t tasks, bool threaded, ParallelFor parallel_for, F&& f) {
   parallel_for(tasks, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); }, &f);
 }
 
-// Computes sums[c], the sum over n, h and w, which is a bias's gradient.
+// Computes sums[c], the sum over n, h and w, which is a bias's gradient: on the caller's threads if `threaded`, else here.
 void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& strides,
-                  float* sums, ParallelFor parallel_for);
+                  float* sums, bool threaded, ParallelFor parallel_for);
 
 }  // namespace groupwise

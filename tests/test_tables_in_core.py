@@ -176,6 +176,35 @@ def test_numbers_that_do_not_fit_together_are_refused(given, how):
     assert plan(SMALL, (1, 16, 9, 9)).speedup == 2, "nothing has changed"
 
 
+def test_a_table_says_from_how_many_products_threads_share_work_and_else_the_model(monkeypatch, tmp_path):
+    paths = {name: tmp_path / f"{name}.json" for name in ("model", "table")}
+    monkeypatch.setattr(tables, "MODEL", paths["model"])
+    monkeypatch.setattr(tables, "table_path", lambda isa: paths["table"])
+    isa = native.status().isa
+
+    def shared(**numbers):
+        known = {
+            "model": a_model(pytorch=(0, 0.1), planar=(0, 0.9)),
+            "table": {**made_up(planar=(2, 2, 2)), "format": 1},
+        }
+        for name, path in paths.items():
+            number = {"shared_from": numbers[name] * per_output} if name in numbers else {}
+            path.write_text(json.dumps({**known[name], **number}))
+        tables.use(native.library(), isa)
+        return [size for size in (4, 8, 32, 64) if plan(SMALL, (1, 16, size, size), threads=2).threads == 2]
+
+    # A lane's products of each output, for each of two threads: 16 channels and 9 taps.
+    per_output = 16 * 9 / {"baseline": 4, "avx2": 8, "avx512": 16}[isa] / 2
+    try:
+        assert shared(model=60) == [8, 32, 64]
+        assert shared(model=60, table=1000) == [32, 64]
+        assert shared(model=60) == [8, 32, 64], "a table without a number leaves the model's"
+        with pytest.warns(RuntimeWarning, match=r"threads cannot share work from -[\d.]+ products on"):
+            shared(model=60, table=-1)
+    finally:
+        tables.clear(native.library(), isa)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 2}', '{"format": 1, "tables": 3}'])
 def test_a_file_that_cannot_be_read_warns_and_changes_nothing(monkeypatch, tmp_path, text):
     (tmp_path / "x.json").write_text(text)

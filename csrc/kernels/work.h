@@ -10,6 +10,7 @@
 #include "products.h"
 #include "request.h"
 #include "run.h"
+#include "sharing.h"
 
 namespace groupwise {
 
@@ -28,6 +29,7 @@ struct Facts {
   Block block;
   int64_t tasks, floats;  // of scratch, a thread
   int64_t products;       // multiply-accumulates that are executed, on padding and in empty lanes too
+  int64_t threads;        // that share the tasks
 };
 
 class Work {
@@ -43,10 +45,10 @@ class CorrelationWork : public Work {
  public:
   using Run = void (*)(const Correlation&, const Layout&, int64_t begin, int64_t end, float* scratch);
 
-  CorrelationWork(const Request& r, Run run)
-      : run_(run), forward_(r.direction == Direction::forward), threads_(threads_worth(r)) {}
+  CorrelationWork(const Request& r, Run run) : run_(run), forward_(r.direction == Direction::forward) {
+    facts.threads = threads_worth(r);
+  }
 
-  int64_t threads() const { return threads_; }
   const std::vector<std::pair<Correlation, Layout>>& parts() const { return parts_; }
 
   void add(const Correlation& c, const Layout& layout, int64_t floats, int64_t products) {
@@ -66,7 +68,7 @@ class CorrelationWork : public Work {
       c.output = forward_ ? t.y : t.x;
       c.weight = t.w;
       c.bias = t.bias;
-      run_tasks(layout.tasks(c), threads_ > 1, parallel_for,
+      run_tasks(layout.tasks(c), facts.threads > 1, parallel_for,
                 [&](int64_t begin, int64_t end) { run_(c, layout, begin, end, scratch()); });
     }
   }
@@ -74,7 +76,6 @@ class CorrelationWork : public Work {
  private:
   Run run_;
   bool forward_;
-  int64_t threads_;
   std::vector<std::pair<Correlation, Layout>> parts_;
 };
 
@@ -88,7 +89,8 @@ class GradWeightWork : public Work {
   using Run = void (*)(const GradWeight&, const Layout&, int64_t begin, int64_t end, float* scratch, float* parts);
 
   GradWeightWork(const Request& r, const GradWeight& work, Run run, const Layout& layout)
-      : run_(run), threaded_(threads_worth(r) > 1), work_(work), layout_(layout) {
+      : run_(run), work_(work), layout_(layout) {
+    facts.threads = threads_worth(r);
     facts.block = layout.block;
     facts.tasks = layout.tasks(work.problem);
     facts.floats = layout.floats;
@@ -102,14 +104,13 @@ class GradWeightWork : public Work {
     const Problem& p = work.problem;
     const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
     std::vector<float> parts(layout_.parts > 1 ? layout_.parts * floats : 0);
-    run_tasks(layout_.tasks(p), threaded_, parallel_for,
+    run_tasks(layout_.tasks(p), facts.threads > 1, parallel_for,
               [&](int64_t begin, int64_t end) { run_(work, layout_, begin, end, scratch(), parts.data()); });
     if (layout_.parts > 1) add_parts(work, parts.data(), layout_.parts);
   }
 
  private:
   Run run_;
-  bool threaded_;
   GradWeight work_;
   Layout layout_;
 };
@@ -123,7 +124,7 @@ std::unique_ptr<CorrelationWork<Layout>> lay_out_correlations(const Request& r, 
   auto work = std::make_unique<CorrelationWork<Layout>>(r, run);
   for (const Correlation& c : correlations_of(r)) {
     Layout layout;
-    if (!lay_out(c, work->threads(), &layout)) return nullptr;
+    if (!lay_out(c, work->facts.threads, &layout)) return nullptr;
     work->add(c, layout, floats(layout), products(c, layout));
   }
   return work;

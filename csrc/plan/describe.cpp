@@ -22,7 +22,7 @@ std::string describe(const Plan& plan) {
   const Problem& p = r.problem;
   std::string json =
       "{" + quoted("kernel", plan.name()) + ", " + quoted("direction", kDirectionNames[static_cast<int>(r.direction)]) + ", " +
-      quoted("isa", r.target->isa) + ", " + number("threads", plan.kernel ? threads_worth(r) : r.threads) + ", " +
+      quoted("isa", r.target->isa) + ", " + number("threads", plan.work ? plan.work->facts.threads : r.threads) + ", " +
       quoted("memory_format", r.channels_last ? "channels_last" : "contiguous") + ", " + number("batch", p.batch) + ", " +
       number("groups", p.groups) + ", " + number("in_channels", p.groups * p.in_channels) + ", " +
       number("out_channels", p.groups * p.out_channels) + ", " + pair("input_size", p.h.in, p.w.in) + ", " +
@@ -37,6 +37,7 @@ std::string describe(const Plan& plan) {
             number("columns", f.block.columns) + ", " + number("groups", f.block.groups) + "}, " + number("tasks", f.tasks) +
             ", " + number("products", f.products) + ", " + number("scratch_bytes", f.floats * 4);
   }
+  if (!plan.sharing.empty()) json += ", " + quoted("sharing", plan.sharing);
   return json + ", " + object("refused", plan.refused) + ", " + object("others", plan.others) + "}";
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "plan/machine.h"
+#include "sharing.h"
 
 namespace groupwise {
 namespace {

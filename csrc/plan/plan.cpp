@@ -4,6 +4,7 @@
 #include <unordered_map>
 
 #include "plan/text.h"
+#include "sharing.h"
 
 namespace groupwise {
 namespace {
@@ -56,6 +57,10 @@ bool pytorch_is_safe(const Request& r) {
 void choose(const Candidate& candidate, Plan* plan) {
   plan->kernel = candidate.kernel;
   plan->work = candidate.work;
+  const Request& r = plan->request;
+  if (plan->work->facts.threads < r.threads)
+    plan->sharing = std::to_string(products_of(r.problem)) + " products are too few for " + std::to_string(r.threads) +
+                    " threads, which share work from " + json_number(shared_from(*r.target, r.threads), 15) + " on";
 }
 
 // Chooses among several kernels by what is known of their speeds.

@@ -17,6 +17,7 @@ struct Plan {
   Source source = Source::sole;
   bool safe = true;      // PyTorch's kernel reads its tensors alone
   std::string evidence;  // what the source says of the choice
+  std::string sharing;   // why fewer threads compute than may
   double speedup = 0;    // over PyTorch's kernel, as the source expects it; 0 if it does not say
   // By name: why each kernel cannot run, and what the source says of each other one that can.
   std::vector<std::pair<const char*, std::string>> refused, others;

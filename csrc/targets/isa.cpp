@@ -75,10 +75,14 @@ std::vector<std::string> runnable_isas() {
 
 const Kernels& kernels() { return thread_forced ? *thread_forced : *selection().kernels; }
 
-bool force_isa(const std::string& isa) {
-  const Kernels* found = nullptr;
+const Kernels* kernels_of(const std::string& isa) {
   for (const Row& row : table())
-    if (row.runs && isa == row.kernels->isa) found = row.kernels;
+    if (row.runs && isa == row.kernels->isa) return row.kernels;
+  return nullptr;
+}
+
+bool force_isa(const std::string& isa) {
+  const Kernels* found = kernels_of(isa);
   if (found || isa.empty()) thread_forced = found;
   return found || isa.empty();
 }

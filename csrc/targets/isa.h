@@ -19,6 +19,9 @@ std::string isa_problem();
 // Returns the names of the sets that this machine runs, the plainest first.
 std::vector<std::string> runnable_isas();
 
+// Returns the kernels of a set that this machine runs, or null.
+const Kernels* kernels_of(const std::string& isa);
+
 // Lets `kernels` return those of a set in this thread, or, for "", those of the process again. False if it cannot run here.
 bool force_isa(const std::string& isa);
 // Returns the set that this thread forces, or "".

@@ -20,6 +20,7 @@
 #include "plan/recording.h"
 #include "plan/plan.h"
 #include "run.h"
+#include "sharing.h"
 
 namespace groupwise {
 namespace {
@@ -269,6 +270,8 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
   Call call;
   Tensor grads[3];
   std::array<bool, 3> left = mask;
+  // Whether threads share the gradient of the weight, and are awake when the bias's follows.
+  bool shared = false;
   const auto matches = [&] {
     const Problem& p = call.problem;
     const Axis &h = p.h, &w = p.w;
@@ -302,6 +305,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
           tuned(decide(call, Direction::grad_weight, &x, &y, weight), ours, [&] { theirs({false, true, false}); });
       record(plan);
       if (plan->work) {
+        shared = plan->work->facts.threads > 1;
         grads[1] = ours(*plan);
         left[1] = false;
       }
@@ -310,9 +314,10 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
     if (mask[2] && !left[1]) {
       const Tensor from = as_read(grad_output, call);
       const int64_t height = call.dimensions == 1 ? 1 : from.size(2);
+      shared |= static_cast<double>(from.numel()) >= shared_from(kernels(), at::get_num_threads());
       grads[2] = at::empty({from.size(1)}, weight.options());
       sum_channels(from.size(0), from.size(1), height, from.size(from.dim() - 1), from.const_data_ptr<float>(),
-                   strides_of(from), grads[2].mutable_data_ptr<float>(), parallel_for);
+                   strides_of(from), grads[2].mutable_data_ptr<float>(), shared, parallel_for);
       left[2] = false;
     }
   }

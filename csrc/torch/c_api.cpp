@@ -11,6 +11,7 @@
 #include "plan/plan.h"
 #include "plan/recording.h"
 #include "plan/text.h"
+#include "sharing.h"
 
 #ifndef GROUPWISE_TORCH_VERSION
 #define GROUPWISE_TORCH_VERSION ""
@@ -128,6 +129,14 @@ int32_t groupwise_model(const char* record, const char* kernels, const double* n
   std::optional<groupwise::Model> read = groupwise::read_model(record, names_of(kernels), numbers, count);
   if (read) groupwise::use_model(std::make_shared<const groupwise::Model>(std::move(*read)));
   return read ? 1 : 0;
+}
+
+int32_t groupwise_share(const char* isa, double products_a_lane) {
+  const groupwise::Kernels* target = groupwise::kernels_of(isa);
+  if (!target || !(products_a_lane >= 0)) return 0;
+  groupwise::share_from(*target, products_a_lane);
+  groupwise::policy_changed();
+  return 1;
 }
 
 int64_t groupwise_machine(char* text, int64_t size) {

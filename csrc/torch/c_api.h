@@ -7,7 +7,7 @@
 #define GROUPWISE_API extern "C" __attribute__((visibility("default")))
 
 // Rises with every change of a signature below or of a text's keys.
-#define GROUPWISE_API_VERSION 6
+#define GROUPWISE_API_VERSION 7
 
 GROUPWISE_API int32_t groupwise_api_version();
 
@@ -55,6 +55,10 @@ GROUPWISE_API int32_t groupwise_tables(const char* isa, const char* record, cons
 
 // Sets the cost model, as csrc/plan/model.h reads it; no numbers for none. Returns 0 and changes nothing if they do not fit.
 GROUPWISE_API int32_t groupwise_model(const char* record, const char* kernels, const double* numbers, int64_t count);
+
+// Lets threads share work of an instruction set if each gets so many products for each lane of its vectors, or more. Returns 0
+// if it cannot run here.
+GROUPWISE_API int32_t groupwise_share(const char* isa, double products_a_lane);
 
 // {"peak": 1e11, "bandwidth": 1e10}: operations a second of one core by the instruction set in use, and bytes a second of a copy.
 // Measures them when first called, in about 10 ms.

@@ -272,7 +272,7 @@ bool test_one(Ran* ran) {
   }
   std::vector<float> bias(p.groups * p.out_channels);
   Guarded y(sizes[2], true);
-  sum_channels(p.batch, p.groups * p.out_channels, p.h.out, p.w.out, y.data(), ys, bias.data(), two ? in_two : serial);
+  sum_channels(p.batch, p.groups * p.out_channels, p.h.out, p.w.out, y.data(), ys, bias.data(), two, two ? in_two : serial);
   for (int64_t c = 0; c < p.groups * p.out_channels; c++) {
     double sum = 0;
     for (int64_t n = 0; n < p.batch; n++)

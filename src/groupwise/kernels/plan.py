@@ -38,7 +38,7 @@ class Plan(Printed):
     isa: str
     """The instruction set: `baseline`, `avx2` or `avx512`."""
     threads: int
-    """How many threads compute: 1 where the work is too small for more."""
+    """How many threads compute: 1 where the work is too little for more, as `sharing` says then."""
     shape: Mapping[str, Any]
     """batch, groups, in_channels and out_channels; input_size, output_size, kernel_size, stride, padding and dilation
     as (height, width). They describe the plain convolution whose `direction` this plan computes."""
@@ -50,6 +50,8 @@ class Plan(Printed):
     """What the source says for the kernel."""
     speedup: float | None = None
     """How many times as fast as PyTorch's kernel the source expects the kernel to be, if it says so."""
+    sharing: str = ""
+    """Why fewer threads compute than were asked for."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Why a kernel cannot run, by its name."""
     others: Mapping[str, str] = field(default_factory=dict)
@@ -79,8 +81,7 @@ class Plan(Printed):
             block = " x ".join(f"{count} {name if count != 1 else name[:-1]}" for name, count in self.block.items())
             lines.append(f"  tile {self.tile}")
             lines.append(f"  {tasks} of {block}; {-(-self.scratch_bytes // 1024)} KiB of scratch a thread")
-        if self.evidence:
-            lines.append(f"  {self.evidence}")
+        lines += [f"  {told}" for told in (self.sharing, self.evidence) if told]
         lines += [f"  not {name}: {why}" for name, why in {**self.others, **self.refused}.items()]
         return "\n".join(lines)
 
@@ -94,6 +95,7 @@ class Plan(Printed):
         facts |= {"isa": self.isa, "threads": self.threads, **self.shape, "refused": dict(self.refused)}
         facts |= {"others": dict(self.others)}
         facts |= {"source": self.source, "evidence": self.evidence, "speedup": self.speedup}
+        facts |= {"sharing": self.sharing}
         if self.block is not None:
             facts |= {"tile": self.tile, "block": dict(self.block)}
             facts |= {"tasks": self.tasks, "products": self.products, "scratch_bytes": self.scratch_bytes}

@@ -47,7 +47,8 @@ def use(library: ctypes.CDLL, isa: str) -> None:
 
     Warns (`RuntimeWarning`) of a file that cannot be read; the planner then goes on without it.
     """
-    readers = ((table_path(isa), partial(give, library, isa)), (MODEL, partial(give_model, library)))
+    # What a table says of sharing replaces what the model says.
+    readers = ((MODEL, partial(give_model, library)), (table_path(isa), partial(give, library, isa)))
     for path, gives in readers:
         if not path.is_file():
             continue
@@ -56,6 +57,7 @@ def use(library: ctypes.CDLL, isa: str) -> None:
             if told["format"] != FORMAT:
                 raise ValueError(f"its format is {told['format']}, and this version of groupwise reads {FORMAT}")
             gives(told)
+            give_sharing(library, isa, told)
         except (OSError, ValueError, KeyError, TypeError) as error:
             warnings.warn(
                 f"{path} cannot be read ({type(error).__name__}: {error}), so that kernels are chosen without it; "
@@ -66,10 +68,11 @@ def use(library: ctypes.CDLL, isa: str) -> None:
 
 
 def clear(library: ctypes.CDLL, isa: str) -> None:
-    """Takes the tables and the model away, so that the first kernel that can run is chosen. For tests."""
+    """Takes the tables and the model away: all threads compute, by the first kernel that can run. For tests."""
     none = (ctypes.c_double * 1)()
     library.groupwise_tables(isa.encode(), b"", b"", b"", none, 0)
     library.groupwise_model(b"", b"", none, 0)
+    library.groupwise_share(isa.encode(), 0.0)
 
 
 def give(library: ctypes.CDLL, isa: str, told: dict[str, Any]) -> None:
@@ -105,3 +108,9 @@ def give_model(library: ctypes.CDLL, told: dict[str, Any]) -> None:
     record = f"from {told['rows']} layers on {count} " + ("processor" if count == 1 else "processors")
     if not library.groupwise_model(record.encode(), ",".join(told["kernels"]).encode(), array, len(numbers)):
         raise ValueError("its numbers do not fit together")
+
+
+def give_sharing(library: ctypes.CDLL, isa: str, told: dict[str, Any]) -> None:
+    """Tells the core from how many products on threads share work, if the file says so. Raises `ValueError`."""
+    if "shared_from" in told and not library.groupwise_share(isa.encode(), float(told["shared_from"])):
+        raise ValueError(f"threads cannot share work from {told['shared_from']} products on")
