@@ -33,11 +33,6 @@ int64_t axis_products(const Axis& a, int64_t block, bool clip, int64_t tile, int
   return products;
 }
 
-// Returns the output channels in whole vectors, which hold several groups or belong to one.
-int64_t in_vectors_of(int64_t groups, int64_t channels, int64_t lanes) {
-  return channels >= lanes ? groups * round_up(channels, lanes) : round_up(groups * channels, lanes);
-}
-
 }  // namespace
 
 int64_t executed_products(const Correlation& c, const CorrelationLayout& l, int64_t lanes) {
@@ -49,7 +44,7 @@ int64_t executed_products(const Correlation& c, const CorrelationLayout& l, int6
 int64_t executed_products_narrow(const Correlation& c, const ChannelsLayout& l, int64_t lanes) {
   int64_t row = 0;
   for (const Phase& s : c.w) row += axis_products(s, l.block.columns, kPixelTile, kPixelTile);
-  return c.batch * c.in_channels * in_vectors_of(c.groups, c.out_channels, lanes) * axis_products(c.h, 1, 1, 1) * row;
+  return c.batch * c.in_channels * vectors_of(c.groups, c.out_channels, lanes) * lanes * axis_products(c.h, 1, 1, 1) * row;
 }
 
 int64_t executed_products_groups(const Correlation& c, const ChannelsLayout& l, int64_t lanes, bool dots) {
@@ -85,7 +80,7 @@ int64_t executed_products(const GradWeight& work, const GradWeightChannelsLayout
 
 int64_t executed_products(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t lanes) {
   const Problem& p = work.problem;
-  return p.batch * p.in_channels * in_vectors_of(p.groups, p.out_channels, lanes) *
+  return p.batch * p.in_channels * vectors_of(p.groups, p.out_channels, lanes) * lanes *
          axis_products(p.h, l.block.rows, true, 3, 1) * axis_products(p.w, l.block.columns, true, 3, 1);
 }
 

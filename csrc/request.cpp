@@ -45,6 +45,11 @@ size_t RequestHash::operator()(const Request& r) const {
   return hash;
 }
 
+int64_t numbers_of(const Problem& p) {
+  const int64_t images = p.batch * p.groups * (p.in_channels * p.h.in * p.w.in + p.out_channels * p.h.out * p.w.out);
+  return images + p.groups * p.in_channels * p.out_channels * p.h.kernel * p.w.kernel;
+}
+
 int64_t products_of(const Problem& p) {
   return p.batch * p.groups * p.in_channels * p.out_channels * p.h.kernel * p.w.kernel * p.h.out * p.w.out;
 }

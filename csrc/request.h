@@ -20,7 +20,8 @@ struct Request {
   int64_t dimensions;
   Strides x_strides, y_strides;  // as the kernels read and write them (`meaningful`)
   WeightStrides w_strides;
-  bool transposed = false;  // a grad_input that is a transposed convolution's forward
+  bool transposed = false;    // a grad_input that is a transposed convolution's forward
+  bool pytorch_right = true;  // as far as its settings tell, which are not in the key
   const Kernels* target = &kernels();
   bool operator==(const Request&) const = default;
 };
@@ -36,6 +37,9 @@ std::string key_of(const Request& request);
 struct RequestHash {
   size_t operator()(const Request& request) const;
 };
+
+// Returns the numbers that a pass reads and writes at least: of both images and of the weight.
+int64_t numbers_of(const Problem& problem);
 
 // Returns the multiply-accumulates of the convolution, those on padding among them.
 int64_t products_of(const Problem& problem);

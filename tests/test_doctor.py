@@ -53,7 +53,7 @@ def test_kernels_that_can_run(machine, capsys, monkeypatch, tmp_path):
     machine(GOOD, GROUPWISE_ISA="avx2")
     facts = {"model name": "Some CPU", "flags": "fpu avx2 fma"}
     monkeypatch.setattr(processor, "_first", lambda name: facts.get(name, ""))
-    monkeypatch.setattr(tuning, "_processor_class", lambda: "some-1-2")
+    monkeypatch.setattr(tables, "_class", lambda: "some-1-2")
     monkeypatch.setattr(tuning, "cache_path", lambda: tmp_path / "a.jsonl")
     line = {"isa": "avx2", "request": "0 1", "seconds": {"pytorch": 1e-3}}
     (tmp_path / "a.jsonl").write_text(json.dumps(line))
@@ -126,7 +126,7 @@ def test_settings(machine, capsys):
 
 def test_tables_and_measurements(machine, capsys, monkeypatch, tmp_path):
     machine(GOOD)
-    monkeypatch.setattr(tuning, "_processor_class", lambda: "some-1-2")
+    monkeypatch.setattr(tables, "_class", lambda: "some-1-2")
     monkeypatch.setattr(tables, "table_path", lambda isa: tmp_path / f"some-1-2-{isa}.json")
     monkeypatch.setattr(tuning, "cache_path", lambda: None)
     (tmp_path / "some-1-2-avx2.json").touch()
@@ -186,7 +186,7 @@ def test_the_processor(monkeypatch, tmp_path):
         b"processor\t: 0\nmodel name\t: A \xff CPU\nflags\t\t: fma avx2\nmodel name\t: B\n"
     )
     # These are asked once a process.
-    monkeypatch.setattr(tuning, "_processor_class", lambda: "some-1-2")
+    monkeypatch.setattr(tables, "_class", lambda: "some-1-2")
     monkeypatch.setattr(tuning, "cache_path", lambda: None)
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
     assert diagnosis.diagnose().processor == reporting.machine()["processor"] == "A \N{REPLACEMENT CHARACTER} CPU"

@@ -38,7 +38,7 @@ static int64_t fill(const char* from, char* text, int64_t size) {
   return needed;
 }
 #ifndef API
-#define API 6
+#define API 7
 #endif
 int32_t groupwise_api_version(void) { return API; }
 int64_t groupwise_build(char* text, int64_t size) { return fill("{\"torch\": \"2.13.0\"}", text, size); }
@@ -47,13 +47,16 @@ int64_t groupwise_isa(char* text, int64_t size) {
   if (asked && strcmp(asked, "avx512") == 0) asked = "!GROUPWISE_ISA=avx512 cannot run here; valid: avx2";
   return fill(asked ? asked : "avx2", text, size);
 }
-void groupwise_register(void) {}
+int32_t groupwise_register(void) { return 1; }
+const char* groupwise_failure(void) { return ""; }
+int32_t groupwise_share(const char* isa, double products) { return isa && products; }
+void groupwise_when_spent(void (*told)(void)) { (void)told; }
 void groupwise_dispatch(int32_t on) { (void)on; }
 int32_t groupwise_dispatch_thread(int32_t state) { return -state; }
 const char* groupwise_force(const char* kernel) { return kernel; }
-void groupwise_tune(double calls, const char* path) { (void)calls, (void)path; }
-void groupwise_remember(const char* i, const char* r, const char* k, const double* s, int64_t n) {
-  (void)i, (void)r, (void)k, (void)s, (void)n;
+int32_t groupwise_tune(double calls, double seconds, const char* path) { return calls && seconds && path; }
+int32_t groupwise_remember(const char* i, const char* r, const char* k, const double* s, int64_t n, int64_t t) {
+  return i && r && k && s && n && t;
 }
 int64_t groupwise_features(const int64_t* n, const char* d, char* text, int64_t size) {
   (void)n, (void)d;
@@ -64,7 +67,7 @@ int32_t groupwise_tables(const char* i, const char* r, const char* f, const char
 }
 int32_t groupwise_model(const char* r, const char* k, const double* n, int64_t c) { return r && k && n && c; }
 int64_t groupwise_machine(char* text, int64_t size) { return fill("{}", text, size); }
-void groupwise_forget(void) {}
+int32_t groupwise_forget(void) { return 1; }
 void groupwise_policy_changed(void) {}
 int64_t groupwise_measured(char* text, int64_t size) { return fill("{}", text, size); }
 void groupwise_clock(double (*clock)(void)) { (void)clock; }
@@ -140,6 +143,7 @@ def test_the_signatures_are_those_of_the_header():
         "const double*": ctypes.POINTER(ctypes.c_double),
         "double": ctypes.c_double,
         "double (*clock)()": native.CLOCK,
+        "void (*told)()": native.NOTICE,
     }
     header = (ROOT / "csrc" / "torch" / "c_api.h").read_text()
     declared = {

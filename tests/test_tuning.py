@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -212,11 +213,13 @@ def test_what_none_does(monkeypatch, caplog, value, covers, measures):
     if value is not None:
         monkeypatch.setenv("GROUPWISE_TUNE", value)
     monkeypatch.setattr(tuning, "covered", lambda isa: covers)
-    monkeypatch.setattr(tuning, "table_name", lambda isa: f"some-{value}-{covers}")
+    monkeypatch.setattr(tuning, "table_path", lambda isa: pathlib.Path(f"some-{value}-{covers}.json"))
     before = requests()
     with caplog.at_level(logging.INFO, "groupwise"), groupwise.enabled(), groupwise.enabled():
         run()
     assert requests() == before + measures
+    # A user sees a warning, and only where nothing was measured before.
+    assert {record.levelname for record in caplog.records} <= {"WARNING"}
     logged = [record.getMessage() for record in caplog.records]
     assert [f"(some-{value}-{covers}): it measures" in message for message in logged] == [True] * (
         not covers and not value
@@ -254,6 +257,8 @@ def test_the_inner_block_decides_and_none_keeps():
         ({"tune": 1}, "tune=1 is a int; give True, False or None"),
         ({"calls": 0}, "calls=0 is too small"),
         ({"calls": 2.5}, "calls=2.5 is a float"),
+        ({"seconds": 0}, "seconds=0 is no time; give a number above 0, or math.inf"),
+        ({"seconds": "9"}, "seconds='9' is no time"),
     ],
 )
 def test_wrong_arguments(options, message):

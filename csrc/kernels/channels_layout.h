@@ -18,6 +18,11 @@ inline bool lanes_fit(int64_t in_channels, int64_t out_channels, int64_t lanes) 
   return out_channels == 1 ? in_channels == 2 : in_channels == 1 && lanes % out_channels == 0;
 }
 
+// Returns how many vectors hold the output channels of groups: a vector holds several groups, or channels of one.
+inline int64_t vectors_of(int64_t groups, int64_t out_channels, int64_t lanes) {
+  return out_channels >= lanes ? groups * ceil_div(out_channels, lanes) : ceil_div(groups * out_channels, lanes);
+}
+
 // A task with lanes along the channels computes one of `blocks` blocks of channels, the last of which is what is left. Its
 // scratch holds the zero-padded input pixels (none where the tensor is read in place), the weights, and, where the output is
 // planar, the output's pixels.

@@ -39,7 +39,7 @@ std::vector<std::pair<const char*, double>> features_of(const Request& r) {
   const Axis &h = p.h, &w = p.w;
   const bool to_input = r.direction == Direction::grad_input;
   const int64_t macs = products_of(p), weights = p.groups * p.in_channels * p.out_channels * h.kernel * w.kernel;
-  const int64_t images = p.batch * p.groups * (p.in_channels * h.in * w.in + p.out_channels * h.out * w.out);
+  const int64_t numbers = numbers_of(p);
   // The tensor that the pass writes: its width fills vectors of `planar`, its channels those of the others.
   const int64_t written_h = to_input ? h.in : h.out, written_w = to_input ? w.in : w.out;
   const int64_t written = to_input ? p.in_channels : p.out_channels, read = to_input ? p.out_channels : p.in_channels;
@@ -55,8 +55,8 @@ std::vector<std::pair<const char*, double>> features_of(const Request& r) {
           {"dense", p.groups == 1},
           {"threads", log2_of(r.threads)},
           {"macs", log2_of(macs)},
-          {"bytes", log2_of(4 * (images + weights))},
-          {"macs_a_number", std::log2(static_cast<double>(macs) / static_cast<double>(images + weights))},
+          {"bytes", log2_of(4 * numbers)},
+          {"macs_a_number", std::log2(static_cast<double>(macs) / static_cast<double>(numbers))},
           {"weights", log2_of(weights)},
           {"positions", log2_of(p.batch * h.out * w.out)},
           {"sum", log2_of(summed)},

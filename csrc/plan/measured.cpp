@@ -1,46 +1,38 @@
 #include "plan/measured.h"
 
-#include <pthread.h>
-
 #include <mutex>
 #include <unordered_map>
+
+#include "forked.h"
 
 namespace groupwise {
 namespace {
 
 struct Memory {
   std::mutex mutex;
-  std::unordered_map<std::string, Timings> timings;  // by instruction set and key
+  std::unordered_map<std::string, Measured> measured;  // by instruction set and key
 };
 
-Memory& memory() {
-  // Never destroyed: threads may still convolve while the process ends.
-  static Memory* made = [] {
-    // A child forked while another thread holds the mutex would find it locked forever.
-    pthread_atfork([] { memory().mutex.lock(); }, [] { memory().mutex.unlock(); }, [] { memory().mutex.unlock(); });
-    return new Memory;
-  }();
-  return *made;
-}
+Memory& memory() { return forked<Memory>(); }
 
 }  // namespace
 
-void remember(const std::string& isa, const std::string& key, const Timings& timings) {
+void remember(const std::string& isa, const std::string& key, const Measured& measured) {
   const std::lock_guard<std::mutex> lock(memory().mutex);
-  memory().timings[isa + " " + key] = timings;
+  memory().measured[isa + " " + key] = measured;
 }
 
-void remember(const Request& request, const Timings& timings) { remember(request.target->isa, key_of(request), timings); }
+void remember(const Request& request, const Measured& measured) { remember(request.target->isa, key_of(request), measured); }
 
 void forget_all() {
   const std::lock_guard<std::mutex> lock(memory().mutex);
-  memory().timings.clear();
+  memory().measured.clear();
 }
 
-std::optional<Timings> remembered(const Request& request) {
+std::optional<Measured> remembered(const Request& request) {
   const std::lock_guard<std::mutex> lock(memory().mutex);
-  const auto found = memory().timings.find(std::string(request.target->isa) + " " + key_of(request));
-  if (found == memory().timings.end()) return std::nullopt;
+  const auto found = memory().measured.find(std::string(request.target->isa) + " " + key_of(request));
+  if (found == memory().measured.end()) return std::nullopt;
   return found->second;
 }
 

@@ -16,12 +16,6 @@ int kind_of(const Problem& p) {
   return widest < 8 ? 1 : widest < 32 ? 2 : 3;
 }
 
-// Returns the bytes that a pass reads and writes at least.
-double bytes_of(const Problem& p) {
-  const int64_t images = p.batch * p.groups * (p.in_channels * p.h.in * p.w.in + p.out_channels * p.h.out * p.w.out);
-  return 4.0 * static_cast<double>(images + p.groups * p.in_channels * p.out_channels * p.h.kernel * p.w.kernel);
-}
-
 }  // namespace
 
 std::optional<double> expected_seconds(const Model& model, const Request& r, const std::string& kernel, double products) {
@@ -31,7 +25,8 @@ std::optional<double> expected_seconds(const Model& model, const Request& r, con
   const double reached = cost.reached[static_cast<int>(r.direction)][r.channels_last][kind_of(r.problem)];
   if (!(reached > 0)) return std::nullopt;
   const auto threads = static_cast<double>(threads_worth(r));
-  const double roofline = std::max(2 * products / (threads * peak_of(*r.target)), bytes_of(r.problem) / copy_bandwidth());
+  const double roofline = std::max(2 * products / (threads * peak_of(*r.target)),
+                                   4.0 * static_cast<double>(numbers_of(r.problem)) / copy_bandwidth());
   return cost.overhead + roofline / reached;
 }
 

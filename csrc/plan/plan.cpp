@@ -104,9 +104,16 @@ std::shared_ptr<const Plan> make(const Request& r, const std::string& forced) {
     return plan;
   }
   if (candidates.empty()) return plan;
-  plan->safe = pytorch_is_safe(r);
+  plan->safe = r.pytorch_right && pytorch_is_safe(r);
+  const std::optional<Measured> measured = remembered(r);
+  if (measured) plan->tries = measured->tries;
+  plan->open = plan->tries < kMostTries && !left_out(candidates, measured).empty();
   decide(candidates, plan.get());
-  if (!plan->safe) plan->evidence = "PyTorch's kernel may read outside its tensors here";
+  if (!r.pytorch_right) {
+    plan->evidence = "PyTorch's kernel is wrong here";
+  } else if (!plan->safe) {
+    plan->evidence = "PyTorch's kernel may read outside its tensors here";
+  }
   return plan;
 }
 
@@ -145,6 +152,15 @@ std::vector<Candidate> candidates_of(const Request& r, std::vector<std::pair<con
     }
   }
   return candidates;
+}
+
+std::vector<size_t> left_out(const std::vector<Candidate>& candidates, const std::optional<Measured>& measured) {
+  std::vector<size_t> found;
+  for (size_t i = 0; i < candidates.size(); i++) {
+    const auto is_it = [&](const auto& timing) { return timing.first == candidates[i].kernel->name; };
+    if (!measured || std::none_of(measured->timings.begin(), measured->timings.end(), is_it)) found.push_back(i);
+  }
+  return found;
 }
 
 std::shared_ptr<const Plan> plan_of(const Request& request, const std::string& forced) {

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "kernels/table.h"
+#include "plan/measured.h"
 #include "plan/policy.h"
 
 namespace groupwise {
@@ -15,8 +17,10 @@ struct Plan {
   const KernelRow* kernel = nullptr;  // null for PyTorch's own
   std::shared_ptr<const Work> work;   // of the kernel
   Source source = Source::sole;
-  bool safe = true;      // PyTorch's kernel reads its tensors alone
+  bool safe = true;      // PyTorch's kernel is right, and reads its tensors alone
   std::string evidence;  // what the source says of the choice
+  bool open = false;     // measuring may add to what is known
+  int64_t tries = 0;     // how often it was measured before
   std::string sharing;   // why fewer threads compute than may
   double speedup = 0;    // over PyTorch's kernel, as the source expects it; 0 if it does not say
   // By name: why each kernel cannot run, and what the source says of each other one that can.
@@ -34,6 +38,9 @@ std::shared_ptr<const Plan> plan_again(const Request& request);
 // The kernels of ours that can run a request, each laid out; none for what no kernel supports. `refused` gets why the others
 // cannot.
 std::vector<Candidate> candidates_of(const Request& request, std::vector<std::pair<const char*, std::string>>* refused);
+
+// Returns which of the candidates were not measured.
+std::vector<size_t> left_out(const std::vector<Candidate>& candidates, const std::optional<Measured>& measured);
 
 // Returns the plan as JSON.
 std::string describe(const Plan& plan);

@@ -1,12 +1,11 @@
 #include "plan/policy.h"
 
-#include <pthread.h>
-
 #include <atomic>
 #include <cmath>
 #include <map>
 #include <mutex>
 
+#include "forked.h"
 #include "plan/features.h"
 #include "plan/measured.h"
 #include "plan/text.h"
@@ -22,15 +21,7 @@ struct Shelf {
   std::shared_ptr<const Model> model;
 };
 
-Shelf& shelf() {
-  // Never destroyed: threads may still convolve while the process ends.
-  static Shelf* made = [] {
-    // A child forked while another thread holds the mutex would find it locked forever.
-    pthread_atfork([] { shelf().mutex.lock(); }, [] { shelf().mutex.unlock(); }, [] { shelf().mutex.unlock(); });
-    return new Shelf;
-  }();
-  return *made;
-}
+Shelf& shelf() { return forked<Shelf>(); }
 
 std::shared_ptr<const Tables> tables_of(const std::string& isa) {
   const std::lock_guard<std::mutex> lock(shelf().mutex);
@@ -48,10 +39,10 @@ constexpr double kTie = 0.03;
 
 // Judges by what was measured here. False if a candidate, or PyTorch's kernel, was not.
 bool judge_measured(const Request& request, const std::vector<Candidate>& candidates, Judgement* judgement) {
-  const std::optional<Timings> timings = remembered(request);
-  if (!timings) return false;
+  const std::optional<Measured> measured = remembered(request);
+  if (!measured) return false;
   const auto seconds = [&](const std::string& name) {
-    for (const auto& [kernel, time] : *timings)
+    for (const auto& [kernel, time] : measured->timings)
       if (kernel == name) return time;
     return 0.0;
   };

@@ -7,6 +7,8 @@
 #include <mutex>
 #include <vector>
 
+#include "forked.h"
+
 namespace groupwise {
 namespace {
 
@@ -28,11 +30,8 @@ struct Recordings {
   int64_t next = 1;
 };
 
-Recordings& recordings();
-
 // A child has none of its parent's other threads, which would never close what they opened.
-void keep_own() {
-  Recordings& r = recordings();
+void keep_own(Recordings& r) {
   int64_t open = 0;
   for (auto at = r.all.begin(); at != r.all.end();) {
     if (!pthread_equal(at->second.owner, pthread_self())) {
@@ -45,19 +44,7 @@ void keep_own() {
   open_recordings = open;
 }
 
-Recordings& recordings() {
-  // Never destroyed: threads may still convolve while the process ends.
-  static Recordings* made = [] {
-    // A child forked while another thread records would find the mutex locked forever.
-    pthread_atfork([] { recordings().mutex.lock(); }, [] { recordings().mutex.unlock(); },
-                   [] {
-                     keep_own();
-                     recordings().mutex.unlock();
-                   });
-    return new Recordings;
-  }();
-  return *made;
-}
+Recordings& recordings() { return forked<Recordings, keep_own>(); }
 
 std::string describe(const Recording& recording) {
   std::string json = "{\"plans\": [";

@@ -11,10 +11,10 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <numeric>
 #include <optional>
 
 #include "torch/c_api.h"
+#include "torch/guard.h"
 #include "torch/switches.h"
 #include "torch/tuning.h"
 #include "plan/recording.h"
@@ -160,6 +160,14 @@ Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
   return at::empty({p.batch, channels, x ? p.h.in : p.h.out, width}, options.memory_format(format(call)));
 }
 
+// Tells whether PyTorch computes a gradient of the weight right. With oneDNN off, PyTorch 2.13 takes an unbatched channels_last
+// input, which reaches this as a batch of one with another stride, for contiguous in one place and not in another.
+bool right_in_pytorch(const Call& call, Direction direction) {
+  const Problem& p = call.problem;
+  const bool doubtful = direction == Direction::grad_weight && call.channels_last && p.batch == 1 && p.groups > 1;
+  return !doubtful || depthwise(p) || at::globalContext().userEnabledMkldnn();
+}
+
 // Plans one direction of the call. The tensors are those that it reads; the one that it writes is null.
 std::shared_ptr<const Plan> decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y,
                                    const Tensor& weight) {
@@ -173,7 +181,8 @@ std::shared_ptr<const Plan> decide(const Call& call, Direction direction, const 
                         x ? read_strides(*x, call, true) : new_strides(call, true),
                         y ? read_strides(*y, call, false) : new_strides(call, false),
                         direction == Direction::grad_weight ? gradient_strides(weight, call) : weight_strides(weight, call),
-                        call.transposed};
+                        call.transposed,
+                        right_in_pytorch(call, direction)};
   return plan_of(request, forced());
 }
 
@@ -212,22 +221,21 @@ Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Te
 // `ours(plan)` and `theirs()` compute it.
 template <class Ours, class Theirs>
 std::shared_ptr<const Plan> tuned(std::shared_ptr<const Plan> plan, Ours&& ours, Theirs&& theirs) {
-  if (!tuning() || plan->source == Source::sole || plan->source == Source::forced || plan->source == Source::measured)
-    return plan;
+  if (!plan->open || !tuning()) return plan;
   // PyTorch's kernel may end the process.
   if (!plan->safe) return plan;
   // Other threads would be measured too, and a choice by time is no deterministic one.
   if (at::in_parallel_region() || at::globalContext().deterministicAlgorithms()) return plan;
   const Request& request = plan->request;
-  // Another thread may have measured it.
-  if (!remembered(request)) {
+  const std::optional<Measured> before = remembered(request);
+  // Another thread may have measured it since.
+  if ((before ? before->tries : 0) == plan->tries) {
     std::vector<Contender> contenders{{kPyTorch, theirs}};
     std::vector<std::pair<const char*, std::string>> refused;
     const std::vector<Candidate> candidates = candidates_of(request, &refused);
     // The budget may end before the last: those that are expected to be the fastest come first.
     const std::vector<Speedup> expected = judge(request, candidates).speedups;
-    std::vector<size_t> order(candidates.size());
-    std::iota(order.begin(), order.end(), size_t{0});
+    std::vector<size_t> order = left_out(candidates, before);
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return expected[a].middle > expected[b].middle; });
     for (const size_t i : order) {
       Plan one = *plan;
@@ -235,7 +243,7 @@ std::shared_ptr<const Plan> tuned(std::shared_ptr<const Plan> plan, Ours&& ours,
       one.work = candidates[i].work;
       contenders.push_back({candidates[i].kernel->name, [&ours, one] { ours(one); }});
     }
-    if (!measure(request, contenders)) return plan;
+    if (!measure(request, contenders, before.value_or(Measured{}))) return plan;
   }
   return plan_again(request);
 }
@@ -333,13 +341,15 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
 }  // namespace
 }  // namespace groupwise
 
-void groupwise_register() {
+int32_t groupwise_register() {
   // The registration is never undone: to remove a kernel while another thread calls it is not safe. `dispatched` decides.
-  static torch::Library* library = [] {
-    auto* made = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);
-    made->impl("convolution", &groupwise::convolution);
-    made->impl("convolution_backward", &groupwise::convolution_backward);
-    return made;
-  }();
-  (void)library;
+  return groupwise::guarded(-1, [] {
+    static torch::Library* library = [] {
+      auto* made = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);
+      made->impl("convolution", &groupwise::convolution);
+      made->impl("convolution_backward", &groupwise::convolution_backward);
+      return made;
+    }();
+    return library ? 1 : 0;
+  });
 }

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <sstream>
 
+#include "torch/guard.h"
 #include "torch/switches.h"
 #include "torch/tuning.h"
 #include "targets/isa.h"
@@ -21,6 +22,8 @@
 #endif
 
 namespace {
+
+using groupwise::guarded;
 
 int64_t give(const std::string& from, char* text, int64_t size) {
   const auto needed = static_cast<int64_t>(from.size()) + 1;
@@ -65,103 +68,155 @@ groupwise::Request request_of(const int64_t* n, const char* dtype) {
 
 }  // namespace
 
+const char* groupwise_failure() { return groupwise::failure(); }
+
 int32_t groupwise_api_version() { return GROUPWISE_API_VERSION; }
 
 int64_t groupwise_build(char* text, int64_t size) {
-  std::string kernels;
-  for (const groupwise::KernelRow* row : groupwise::kernel_table()) {
-    std::vector<std::string> directions;
-    for (int d = 0; d < 3; d++)
-      if (row->directions[d]) directions.push_back(groupwise::kDirectionNames[d]);
-    kernels += std::string(kernels.empty() ? "" : ", ") + "{\"name\": \"" + row->name +
-               "\", \"directions\": " + list(directions) + ", \"documentation\": \"" + row->documentation + "\"}";
-  }
-  return give("{\"torch\": \"" GROUPWISE_TORCH_VERSION "\", \"compiler\": \"" GROUPWISE_COMPILER "\", \"isas\": " +
-                  list(groupwise::isa_names()) + ", \"runs\": " + list(groupwise::runnable_isas()) + ", \"kernels\": [" +
-                  kernels + "]}",
-              text, size);
+  return guarded(int64_t{-1}, [&]() -> int64_t {
+    std::string kernels;
+    for (const groupwise::KernelRow* row : groupwise::kernel_table()) {
+      std::vector<std::string> directions;
+      for (int d = 0; d < 3; d++)
+        if (row->directions[d]) directions.push_back(groupwise::kDirectionNames[d]);
+      kernels += std::string(kernels.empty() ? "" : ", ") + "{\"name\": \"" + row->name +
+                 "\", \"directions\": " + list(directions) + ", \"documentation\": \"" + row->documentation + "\"}";
+    }
+    return give("{\"torch\": \"" GROUPWISE_TORCH_VERSION "\", \"compiler\": \"" GROUPWISE_COMPILER "\", \"isas\": " +
+                    list(groupwise::isa_names()) + ", \"runs\": " + list(groupwise::runnable_isas()) + ", \"kernels\": [" +
+                    kernels + "]}",
+                text, size);
+  });
 }
 
 int64_t groupwise_isa(char* text, int64_t size) {
-  const std::string problem = groupwise::isa_problem();
-  return give(problem.empty() ? groupwise::kernels().isa : "!" + problem, text, size);
+  return guarded(int64_t{-1}, [&]() -> int64_t {
+    const std::string problem = groupwise::isa_problem();
+    return give(problem.empty() ? groupwise::kernels().isa : "!" + problem, text, size);
+  });
 }
 
 void groupwise_dispatch(int32_t on) { groupwise::dispatch(on != 0); }
+
 int32_t groupwise_dispatch_thread(int32_t state) { return groupwise::dispatch_thread(state); }
+
 const char* groupwise_force(const char* kernel) {
-  thread_local std::string before;
-  before = groupwise::force(kernel ? kernel : "");
-  return before.c_str();
+  return guarded(static_cast<const char*>(nullptr), [&]() -> const char* {
+    thread_local std::string before;
+    before = groupwise::force(kernel ? kernel : "");
+    return before.c_str();
+  });
 }
 
-int32_t groupwise_force_isa(const char* isa) { return groupwise::force_isa(isa ? isa : "") ? 1 : 0; }
+int32_t groupwise_force_isa(const char* isa) {
+  return guarded(-1, [&]() -> int32_t { return groupwise::force_isa(isa ? isa : "") ? 1 : 0; });
+}
+
 const char* groupwise_forced_isa() { return groupwise::forced_isa(); }
 
 int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size) {
-  return give(groupwise::describe(*groupwise::plan_of(request_of(numbers, dtype), groupwise::forced())), text, size);
+  return guarded(int64_t{-1}, [&]() -> int64_t {
+    return give(groupwise::describe(*groupwise::plan_of(request_of(numbers, dtype), groupwise::forced())), text, size);
+  });
 }
 
 int64_t groupwise_features(const int64_t* numbers, const char* dtype, char* text, int64_t size) {
-  std::string json;
-  for (const auto& [name, value] : groupwise::features_of(request_of(numbers, dtype))) {
-    json += std::string(json.empty() ? "{\"" : ", \"") + name + "\": " + groupwise::json_number(value, 17);
-  }
-  return give(json + "}", text, size);
+  return guarded(int64_t{-1}, [&]() -> int64_t {
+    std::string json;
+    for (const auto& [name, value] : groupwise::features_of(request_of(numbers, dtype))) {
+      json += std::string(json.empty() ? "{\"" : ", \"") + name + "\": " + groupwise::json_number(value, 17);
+    }
+    return give(json + "}", text, size);
+  });
 }
 
 int32_t groupwise_tables(const char* isa, const char* record, const char* features, const char* kernels, const double* numbers,
                          int64_t count) {
-  if (count == 0) {
-    groupwise::use_tables(isa, nullptr);
-    return 1;
-  }
-  std::optional<groupwise::Tables> read = groupwise::read_tables(record, names_of(features), names_of(kernels), numbers, count);
-  if (read) groupwise::use_tables(isa, std::make_shared<const groupwise::Tables>(std::move(*read)));
-  return read ? 1 : 0;
+  return guarded(-1, [&]() -> int32_t {
+    if (count == 0) {
+      groupwise::use_tables(isa, nullptr);
+      return 1;
+    }
+    std::optional<groupwise::Tables> read =
+        groupwise::read_tables(record, names_of(features), names_of(kernels), numbers, count);
+    if (read) groupwise::use_tables(isa, std::make_shared<const groupwise::Tables>(std::move(*read)));
+    return read ? 1 : 0;
+  });
 }
 
 int32_t groupwise_model(const char* record, const char* kernels, const double* numbers, int64_t count) {
-  if (count == 0) {
-    groupwise::use_model(nullptr);
-    return 1;
-  }
-  std::optional<groupwise::Model> read = groupwise::read_model(record, names_of(kernels), numbers, count);
-  if (read) groupwise::use_model(std::make_shared<const groupwise::Model>(std::move(*read)));
-  return read ? 1 : 0;
+  return guarded(-1, [&]() -> int32_t {
+    if (count == 0) {
+      groupwise::use_model(nullptr);
+      return 1;
+    }
+    std::optional<groupwise::Model> read = groupwise::read_model(record, names_of(kernels), numbers, count);
+    if (read) groupwise::use_model(std::make_shared<const groupwise::Model>(std::move(*read)));
+    return read ? 1 : 0;
+  });
 }
 
 int32_t groupwise_share(const char* isa, double products_a_lane) {
-  const groupwise::Kernels* target = groupwise::kernels_of(isa);
-  if (!target || !(products_a_lane >= 0)) return 0;
-  groupwise::share_from(*target, products_a_lane);
-  groupwise::policy_changed();
-  return 1;
+  return guarded(-1, [&]() -> int32_t {
+    const groupwise::Kernels* target = groupwise::kernels_of(isa);
+    if (!target || !(products_a_lane >= 0)) return 0;
+    groupwise::share_from(*target, products_a_lane);
+    groupwise::policy_changed();
+    return 1;
+  });
 }
 
 int64_t groupwise_machine(char* text, int64_t size) {
-  const std::string json = "{\"peak\": " + groupwise::json_number(groupwise::peak_of(groupwise::kernels()), 6) +
-                           ", \"bandwidth\": " + groupwise::json_number(groupwise::copy_bandwidth(), 6) + "}";
-  return give(json, text, size);
+  return guarded(int64_t{-1}, [&]() -> int64_t {
+    const std::string json = "{\"peak\": " + groupwise::json_number(groupwise::peak_of(groupwise::kernels()), 6) +
+                             ", \"bandwidth\": " + groupwise::json_number(groupwise::copy_bandwidth(), 6) + "}";
+    return give(json, text, size);
+  });
 }
 
-void groupwise_remember(const char* isa, const char* request, const char* kernels, const double* seconds, int64_t count) {
-  groupwise::Timings timings;
-  for (const std::string& name : names_of(kernels))
-    if (static_cast<int64_t>(timings.size()) < count) timings.emplace_back(name, seconds[timings.size()]);
-  groupwise::remember(isa, request, timings);
+int32_t groupwise_remember(const char* isa, const char* request, const char* kernels, const double* seconds, int64_t count,
+                           int64_t tries) {
+  return guarded(-1, [&]() -> int32_t {
+    groupwise::Timings timings;
+    for (const std::string& name : names_of(kernels))
+      if (static_cast<int64_t>(timings.size()) < count) timings.emplace_back(name, seconds[timings.size()]);
+    groupwise::remember(isa, request, {timings, tries});
+    return 1;
+  });
 }
-void groupwise_forget() { groupwise::forget_all(); }
+
+int32_t groupwise_forget() {
+  return guarded(-1, [&]() -> int32_t {
+    groupwise::forget_all();
+    groupwise::refill();
+    return 1;
+  });
+}
+
 void groupwise_policy_changed() { groupwise::policy_changed(); }
 
-void groupwise_tune(double calls, const char* path) { groupwise::tune(calls, path ? path : ""); }
-int64_t groupwise_measured(char* text, int64_t size) { return give(groupwise::measured_so_far(), text, size); }
+int32_t groupwise_tune(double calls, double seconds, const char* path) {
+  return guarded(-1, [&]() -> int32_t {
+    groupwise::tune(calls, seconds, path ? path : "");
+    return 1;
+  });
+}
+
+int64_t groupwise_measured(char* text, int64_t size) {
+  return guarded(int64_t{-1}, [&]() -> int64_t { return give(groupwise::measured_so_far(), text, size); });
+}
+
+void groupwise_when_spent(void (*told)()) { groupwise::when_spent(told); }
 void groupwise_clock(double (*clock)()) { groupwise::set_clock(clock); }
 
-int64_t groupwise_record_start() { return groupwise::start_recording(); }
+int64_t groupwise_record_start() {
+  return guarded(int64_t{-1}, [&]() -> int64_t { return groupwise::start_recording(); });
+}
 
 int64_t groupwise_record_stop(int64_t recording, char* text, int64_t size) {
-  const int64_t needed = give(groupwise::stop_recording(recording), text, size);
-  if (size >= needed) groupwise::forget_recording(recording);
-  return needed;
+  return guarded(int64_t{-1}, [&]() -> int64_t {
+    const int64_t needed = give(groupwise::stop_recording(recording), text, size);
+    if (size >= needed) groupwise::forget_recording(recording);
+    return needed;
+  });
 }

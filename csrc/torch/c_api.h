@@ -1,5 +1,6 @@
 // Declares what Python calls by ctypes. Texts are UTF-8 JSON. A call that fills a buffer returns the bytes that the text
-// needs, including the closing NUL, and writes nothing if `size` is smaller.
+// needs, including the closing NUL, and writes nothing if `size` is smaller. No exception leaves a function: one that fails, for
+// want of memory say, returns -1 or null.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,9 @@
 
 GROUPWISE_API int32_t groupwise_api_version();
 
+// What went wrong in the last function that failed in this thread.
+GROUPWISE_API const char* groupwise_failure();
+
 // {"torch": "2.13.0", "compiler": "GNU 12.2.0", "isas": ["baseline", "avx2"], "runs": ["baseline"], "kernels": [{"name":
 // "planar", "directions": ["forward"], "documentation": ""}]}: `runs` are the instruction sets that this machine has.
 GROUPWISE_API int64_t groupwise_build(char* text, int64_t size);
@@ -19,7 +23,7 @@ GROUPWISE_API int64_t groupwise_build(char* text, int64_t size);
 GROUPWISE_API int64_t groupwise_isa(char* text, int64_t size);
 
 // Registers the kernels of aten::convolution and aten::convolution_backward. Calls after the first change nothing.
-GROUPWISE_API void groupwise_register();
+GROUPWISE_API int32_t groupwise_register();
 
 // Turns dispatch on or off: for the process, and for this thread (1 on, -1 off, 0 as the process). The second returns what
 // the thread had before.
@@ -41,8 +45,8 @@ GROUPWISE_API const char* groupwise_forced_isa();
 GROUPWISE_API int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size);
 
 // Turns on that requests are measured when they are first met, each for as long as so many calls of PyTorch's kernel take, and
-// off by 0. Results are added as lines to the file at `path`; "" keeps none.
-GROUPWISE_API void groupwise_tune(double calls, const char* path);
+// off by 0, until that took so many seconds in all. Results are added as lines to the file at `path`; "" keeps none.
+GROUPWISE_API int32_t groupwise_tune(double calls, double seconds, const char* path);
 
 // The features of the same request by their names, by which tables tell layers apart: {"macs": 20.5, ...}.
 GROUPWISE_API int64_t groupwise_features(const int64_t* numbers, const char* dtype, char* text, int64_t size);
@@ -65,17 +69,20 @@ GROUPWISE_API int32_t groupwise_share(const char* isa, double products_a_lane);
 GROUPWISE_API int64_t groupwise_machine(char* text, int64_t size);
 
 // Gives the core what was measured before: for an instruction set and a request as in a line of that file, the seconds of each
-// of `count` kernels, whose names are joined by commas. A plan that was made before stays until `groupwise_policy_changed`.
-GROUPWISE_API void groupwise_remember(const char* isa, const char* request, const char* kernels, const double* seconds,
-                                      int64_t count);
-// Forgets all of that.
-GROUPWISE_API void groupwise_forget();
+// of `count` kernels, whose names are joined by commas, and how often that was measured. A plan that was made before stays until `groupwise_policy_changed`.
+GROUPWISE_API int32_t groupwise_remember(const char* isa, const char* request, const char* kernels, const double* seconds,
+                                         int64_t count, int64_t tries);
+// Forgets all of that, and lets measuring begin anew with all of its seconds.
+GROUPWISE_API int32_t groupwise_forget();
 // Lets every thread plan anew.
 GROUPWISE_API void groupwise_policy_changed();
 
 // {"requests": 3, "seconds": 0.01, "lost": 0}: what was measured so far, how long that took, and how many results could not be
 // written.
 GROUPWISE_API int64_t groupwise_measured(char* text, int64_t size);
+
+// Sets what is called when these seconds are spent.
+GROUPWISE_API void groupwise_when_spent(void (*told)());
 
 // Replaces the clock of measurements, which returns seconds; null sets the processor's own. For tests.
 GROUPWISE_API void groupwise_clock(double (*clock)());

@@ -1,7 +1,6 @@
 #include "torch/tuning.h"
 
 #include <fcntl.h>
-#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include <limits>
 #include <mutex>
 
+#include "forked.h"
 #include "plan/text.h"
 
 namespace groupwise {
@@ -29,32 +29,27 @@ std::atomic<double (*)()> clock_in_use{processor_clock};
 std::atomic<bool> busy{false};
 std::atomic<int64_t> requests{0}, lost{0};
 std::atomic<double> spent{0};
+// The seconds that measuring may take, and those that it took since they were full.
+std::atomic<double> allowed{0}, drawn{0};
+std::atomic<void (*)()> spent_told{nullptr};
 
 struct Path {
   std::mutex mutex;
   std::string path;
 };
-Path& file() {
-  // Never destroyed: threads may still convolve while the process ends. A forked child finds it open, and no thread measures.
-  static Path* made = [] {
-    pthread_atfork([] { file().mutex.lock(); }, [] { file().mutex.unlock(); },
-                   [] {
-                     busy = false;
-                     file().mutex.unlock();
-                   });
-    return new Path;
-  }();
-  return *made;
-}
+// No thread of a forked child measures.
+void nobody_measures(Path&) { busy = false; }
+Path& file() { return forked<Path, nobody_measures>(); }
 
-std::string line_of(const Request& request, const Timings& timings) {
+std::string line_of(const Request& request, const Measured& measured) {
+  const Timings& timings = measured.timings;
   // A line that another process could not write whole has no end: this one does not join it.
   std::string line =
       std::string("\n{\"isa\": \"") + request.target->isa + "\", \"request\": \"" + key_of(request) + "\", \"seconds\": {";
   for (size_t i = 0; i < timings.size(); i++) {
     line += (i > 0 ? ", \"" : "\"") + timings[i].first + "\": " + json_number(timings[i].second, 4);
   }
-  return line + "}}\n";
+  return line + "}, \"tries\": " + std::to_string(measured.tries) + "}\n";
 }
 
 // Adds a line by one write, which no other process's line can part.
@@ -79,16 +74,19 @@ double time_of(const Contender& contender, double (*now)()) {
 
 }  // namespace
 
-void tune(double calls, const std::string& path) {
+void tune(double calls, double seconds, const std::string& path) {
   const std::lock_guard<std::mutex> lock(file().mutex);
   file().path = path;
+  allowed = seconds;
   budget = calls;
 }
-bool tuning() { return budget.load(std::memory_order_relaxed) > 0; }
+bool tuning() { return budget.load(std::memory_order_relaxed) > 0 && drawn < allowed; }
+void refill() { drawn = 0; }
+void when_spent(void (*told)()) { spent_told = told; }
 
 void set_clock(double (*clock)()) { clock_in_use = clock ? clock : processor_clock; }
 
-bool measure(const Request& request, const std::vector<Contender>& contenders) {
+bool measure(const Request& request, const std::vector<Contender>& contenders, const Measured& before) {
   if (busy.exchange(true)) return false;
   struct Done {
     ~Done() { busy = false; }
@@ -105,7 +103,10 @@ bool measure(const Request& request, const std::vector<Contender>& contenders) {
   // PyTorch's first call, which may compile its kernel, would run without measuring too. Its second tells what a call is worth.
   first[0] = call(0);
   least[0] = call(0);
-  if (!(least[0] < kNever)) return false;
+  if (!(least[0] < kNever)) {
+    remember(request, {before.timings, before.tries + 1});
+    return true;
+  }
   const double half = budget / 2 * least[0];
   // The first call of each fills caches and packs weights: it only says what the next may take. Half of the budget is kept for
   // those, however slow a first call was.
@@ -123,15 +124,25 @@ bool measure(const Request& request, const std::vector<Contender>& contenders) {
       best = std::min(best, least[i]);
     }
   }
-  Timings timings;
+  Measured found{before.timings, before.tries + 1};
   for (size_t i = 0; i < count; i++) {
     const double time = std::min(least[i], first[i]);
-    if (time < kNever) timings.emplace_back(contenders[i].kernel, time);
+    if (!(time < kNever)) continue;
+    auto known = std::find_if(found.timings.begin(), found.timings.end(),
+                              [&](const auto& timing) { return timing.first == contenders[i].kernel; });
+    if (known == found.timings.end()) {
+      found.timings.emplace_back(contenders[i].kernel, time);
+    } else {
+      known->second = std::min(known->second, time);
+    }
   }
-  remember(request, timings);
-  keep(line_of(request, timings));
+  remember(request, found);
+  keep(line_of(request, found));
   requests++;
   spent = spent + total;
+  const bool before_was_left = drawn < allowed;
+  drawn = drawn + total;
+  if (void (*const told)() = spent_told; told && before_was_left && drawn >= allowed) told();
   return true;
 }
 

@@ -10,9 +10,14 @@
 namespace groupwise {
 
 // Turns measuring on, or off (0). Beside two calls of PyTorch's kernel, a request is measured for as long as `calls` of them take;
-// only the first call of a slow kernel may take longer. Each result is added to the file at `path` as one line, {"isa": "avx2", "request": "0 1 ...", "seconds": {"pytorch": 1e-3, ...}}; "" keeps none.
-void tune(double calls, const std::string& path);
+// only the first call of a slow kernel may take longer. Measuring ends when it took so many seconds in all, of which `when_spent` is told. Each result is added to the file at `path` as one line, {"isa": "avx2", "request": "0 1 ...", "seconds": {"pytorch": 1e-3, ...}}; "" keeps none.
+void tune(double calls, double seconds, const std::string& path);
 bool tuning();
+
+// Lets measuring begin anew with all of its seconds.
+void refill();
+// Sets what is called when they are spent; null for nothing.
+void when_spent(void (*told)());
 
 // Replaces the clock, which returns seconds; null sets the processor's own.
 void set_clock(double (*clock)());
@@ -22,9 +27,10 @@ struct Contender {
   std::function<void()> run;
 };
 
-// Times the contenders in turn, the first of which is PyTorch's, and remembers the least time of each. Leaves out those that
-// fail. Does nothing while another thread measures, or if PyTorch's fails. Returns whether it measured.
-bool measure(const Request& request, const std::vector<Contender>& contenders);
+// Times the contenders in turn, the first of which is PyTorch's, and remembers the least time of each with those of `before`.
+// Leaves out those that fail; where PyTorch's fails, that is remembered as a try. Returns false, and does nothing, while another
+// thread measures.
+bool measure(const Request& request, const std::vector<Contender>& contenders, const Measured& before);
 
 // Returns {"requests": 3, "seconds": 0.01, "lost": 0}: what was measured since the library was loaded, how long that took, and
 // how many results could not be written.

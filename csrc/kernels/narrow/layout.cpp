@@ -4,11 +4,6 @@ namespace groupwise {
 
 namespace {
 
-// Returns the vectors of output channels, each of which holds whole groups or belongs to one.
-int64_t vectors_of(int64_t groups, int64_t out_channels, int64_t lanes) {
-  return out_channels >= lanes ? groups * ceil_div(out_channels, lanes) : ceil_div(groups * out_channels, lanes);
-}
-
 // Returns how many groups of a block keep to a target of floats, doubling from `least`, even if that exceeds the target. All
 // are returned where they fit, because pixels read in halves come slower from memory (forward, 8 samples of 200 channels 28x28,
 // ms, halves | all: 1.43 | 0.67, of 96 56x56 3.45 | 3.06).

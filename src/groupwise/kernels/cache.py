@@ -29,9 +29,12 @@ _REQUEST = re.compile(r"-?\d+( -?\d+)*", re.ASCII)
 
 @dataclass
 class Measurements:
-    """What a file holds: the seconds of each kernel by instruction set and request, and what is wrong with it."""
+    """What a file holds by instruction set and request, and what is wrong with it."""
 
     seconds: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    """The seconds of each kernel."""
+    tries: dict[tuple[str, str], int] = field(default_factory=dict)
+    """How often that was measured."""
     problem: str | None = None
 
 
@@ -46,9 +49,9 @@ def folder() -> pathlib.Path | None:
 
 
 @cache
-def key(torch_version: str) -> dict[str, str]:
+def key(torch_version: str, build: str) -> dict[str, str]:
     """Returns what the measurements of one file have in common."""
-    return {"processor": processor_name(), "torch": torch_version, "groupwise": groupwise.__version__}
+    return {"processor": processor_name(), "torch": torch_version, "groupwise": groupwise.__version__, "build": build}
 
 
 def file_name(facts: dict[str, str]) -> str:
@@ -76,7 +79,9 @@ def read(path: pathlib.Path, kernels: Collection[str]) -> Measurements:
     for number, line in enumerate(content.split(b"\n"), 1):
         try:
             if line.strip():
-                found.seconds.update(_parsed(line, kernels))
+                seconds, tries = _parsed(line, kernels)
+                found.seconds.update(seconds)
+                found.tries.update(tries)
         except (ValueError, OverflowError, RecursionError) as error:
             bad.append(f"line {number}: {_one_line(error)}")
     if bad:
@@ -132,13 +137,15 @@ def _check_regular(descriptor: int) -> os.stat_result:
     return found
 
 
-def _parsed(line: bytes, kernels: Collection[str]) -> dict[tuple[str, str], dict[str, float]]:
-    """Returns the measurement in a line, and nothing for the line that tells the key. Raises `ValueError`."""
+def _parsed(
+    line: bytes, kernels: Collection[str]
+) -> tuple[dict[tuple[str, str], dict[str, float]], dict[tuple[str, str], int]]:
+    """Returns the seconds and the tries in a line, and nothing of the line that tells the key. Raises `ValueError`."""
     facts: Any = json.loads(line)
     if not isinstance(facts, dict):
         raise ValueError("it is no measurement")
     if "processor" in facts:
-        return {}
+        return {}, {}
     isa, request, seconds = facts.get("isa"), facts.get("request"), facts.get("seconds")
     if not (isinstance(isa, str) and _ISA.fullmatch(isa)):
         raise ValueError("its instruction set is none")
@@ -153,7 +160,10 @@ def _parsed(line: bytes, kernels: Collection[str]) -> dict[tuple[str, str], dict
             raise ValueError(f"the time of {kernel} is no number")
         if not (0 < time < _MOST_SECONDS):
             raise ValueError(f"{kernel} cannot have taken {float(time)} seconds")
-    return {(isa, request): {kernel: float(time) for kernel, time in seconds.items()}}
+    tries = facts.get("tries", 1)
+    if isinstance(tries, bool) or not isinstance(tries, int) or not 0 < tries < 1000:
+        raise ValueError("it cannot have been measured so often")
+    return {(isa, request): {kernel: float(time) for kernel, time in seconds.items()}}, {(isa, request): tries}
 
 
 def _reason(error: OSError) -> str:

@@ -126,7 +126,7 @@ _switches = _Switches()
 _frozen = freezing.Watch(lambda: _switches.on)
 
 
-def enable(tune: bool | None = None, calls: int = tuning.CALLS) -> None:
+def enable(tune: bool | None = None, calls: int = tuning.CALLS, seconds: float = tuning.SECONDS) -> None:
     """Dispatches the convolutions of this process, in all threads, to the fastest kernel that the planner finds.
 
     No model changes: the kernels are registered behind PyTorch's operators. Unsupported cases (other dtypes and
@@ -137,10 +137,11 @@ def enable(tune: bool | None = None, calls: int = tuning.CALLS) -> None:
       as GROUPWISE_TUNE says, if it is set; else it reads the file, and measures only on a processor that groupwise has
       no table for. Nothing is measured while `torch.use_deterministic_algorithms` is on.
     - `calls`: measuring a convolution takes about as long as so many calls of PyTorch's kernel
+    - `seconds`: the process measures for about so long in all, and then logs one line; `math.inf` sets no limit
 
     Raises `GroupwiseError` where the kernels cannot run; the message says why and how to fix it.
     """
-    wish = tuning.check_wish(tune, calls)
+    wish = tuning.check_wish(tune, calls, seconds)
     _register()
     _frozen.begin()
     _switches.set(wish)
@@ -153,10 +154,11 @@ def disable() -> None:
 
 
 @contextlib.contextmanager
-def enabled(tune: bool | None = None, calls: int = tuning.CALLS) -> Iterator[None]:
+def enabled(tune: bool | None = None, calls: int = tuning.CALLS, seconds: float = tuning.SECONDS) -> Iterator[None]:
     """Dispatches the convolutions of this process, in all threads, while the block runs. Blocks nest.
 
-    `tune` and `calls` are those of `enable`. With `tune=None` a block keeps what an outer block or `enable` set.
+    `tune`, `calls` and `seconds` are those of `enable`. With `tune=None` a block keeps what an outer block or
+    `enable` set.
 
     Raises `GroupwiseError` where the kernels cannot run; the message says why and how to fix it.
 
@@ -167,7 +169,7 @@ def enabled(tune: bool | None = None, calls: int = tuning.CALLS) -> Iterator[Non
         ...     conv(torch.randn(1, 8, 16, 16)).shape
         torch.Size([1, 8, 14, 14])
     """
-    wish = tuning.check_wish(tune, calls)
+    wish = tuning.check_wish(tune, calls, seconds)
     _register()
     _frozen.begin()
     block = _switches.open(wish)

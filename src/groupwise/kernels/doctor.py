@@ -138,7 +138,7 @@ def diagnose() -> Diagnosis:
     path, saved = tuning.cache_path(), tuning.saved()
     if saved.problem:
         notes.append(f"groupwise {saved.problem}.")
-    table = tuning.table_name(library.isa) if library.isa else None
+    table = tables.table_path(library.isa).stem if library.isa else None
     return Diagnosis(
         groupwise=groupwise.__version__,
         python=platform.python_version(),

@@ -7,6 +7,7 @@ is opened, because a library for another torch may crash the process.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -21,7 +22,7 @@ import urllib.parse
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import groupwise
@@ -31,12 +32,14 @@ from groupwise.kernels import tables
 API_VERSION = 7  # GROUPWISE_API_VERSION of csrc/torch/c_api.h, as are the signatures below
 
 CLOCK = ctypes.CFUNCTYPE(ctypes.c_double)
+NOTICE = ctypes.CFUNCTYPE(None)
 _TEXT = [ctypes.c_char_p, ctypes.c_int64]  # the buffer that a call fills, and its size
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "groupwise_api_version": (ctypes.c_int32, []),
+    "groupwise_failure": (ctypes.c_char_p, []),
     "groupwise_build": (ctypes.c_int64, _TEXT),
     "groupwise_isa": (ctypes.c_int64, _TEXT),
-    "groupwise_register": (None, []),
+    "groupwise_register": (ctypes.c_int32, []),
     "groupwise_dispatch": (None, [ctypes.c_int32]),
     "groupwise_dispatch_thread": (ctypes.c_int32, [ctypes.c_int32]),
     "groupwise_force": (ctypes.c_char_p, [ctypes.c_char_p]),
@@ -54,15 +57,16 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     ),
     "groupwise_share": (ctypes.c_int32, [ctypes.c_char_p, ctypes.c_double]),
     "groupwise_machine": (ctypes.c_int64, _TEXT),
-    "groupwise_tune": (None, [ctypes.c_double, ctypes.c_char_p]),
+    "groupwise_tune": (ctypes.c_int32, [ctypes.c_double, ctypes.c_double, ctypes.c_char_p]),
     "groupwise_remember": (
-        None,
-        [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_double), ctypes.c_int64],
+        ctypes.c_int32,
+        [*[ctypes.c_char_p] * 3, ctypes.POINTER(ctypes.c_double), ctypes.c_int64, ctypes.c_int64],
     ),
-    "groupwise_forget": (None, []),
+    "groupwise_forget": (ctypes.c_int32, []),
     "groupwise_policy_changed": (None, []),
     "groupwise_measured": (ctypes.c_int64, _TEXT),
     "groupwise_clock": (None, [CLOCK]),
+    "groupwise_when_spent": (None, [NOTICE]),
     "groupwise_record_start": (ctypes.c_int64, []),
     "groupwise_record_stop": (ctypes.c_int64, [ctypes.c_int64, *_TEXT]),
 }
@@ -144,6 +148,13 @@ def machine() -> dict[str, float]:
     """
     facts: dict[str, float] = json.loads(read_text(library().groupwise_machine))
     return facts
+
+
+@cache
+def digest() -> str:
+    """Returns what tells this library from every other build; "" if there is none."""
+    path = _state().status.path
+    return "" if path is None else hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:12]
 
 
 def runnable() -> tuple[str, ...]:
@@ -309,6 +320,9 @@ def _opened(state: _State) -> _State:
         for name, (result, arguments) in SIGNATURES.items():
             function = getattr(opened, name)
             function.restype, function.argtypes = result, arguments
+            # -1 is a state of a thread, and no failure.
+            if name not in ("groupwise_dispatch_thread", "groupwise_failure"):
+                function.errcheck = partial(_checked, opened)
     except (OSError, AttributeError) as error:
         return state.broken(f"the library cannot be loaded: {error}", rebuild)
     isa = read_text(opened.groupwise_isa)
@@ -317,6 +331,14 @@ def _opened(state: _State) -> _State:
         return state.broken(isa[1:], "set one of them, or unset GROUPWISE_ISA for the best", "setting")
     tables.use(opened, isa)
     return _State(replace(state.status, isa=isa), opened)
+
+
+def _checked(opened: ctypes.CDLL, result: Any, function: Any, arguments: Any) -> Any:
+    """Returns what a function returned. Raises `GroupwiseError` if it failed."""
+    failed = result is None if function.restype is ctypes.c_char_p else isinstance(result, int) and result < 0
+    if failed:
+        raise GroupwiseError(f"groupwise's native core failed: {opened.groupwise_failure().decode(errors='replace')}")
+    return result
 
 
 def _other_version(api: int) -> str:

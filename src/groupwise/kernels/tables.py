@@ -21,9 +21,14 @@ MODEL = FOLDER / "model.json"
 FORMAT = 1
 
 
+@cache
+def _class() -> str:
+    return processor_class()
+
+
 def table_path(isa: str) -> pathlib.Path:
     """Returns where the tables of this processor's class and an instruction set are, if there are any."""
-    return FOLDER / f"{processor_class()}-{isa}.json"
+    return FOLDER / f"{_class()}-{isa}.json"
 
 
 def covered(isa: str) -> bool:

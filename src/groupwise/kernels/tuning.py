@@ -14,18 +14,18 @@ import pathlib
 import sys
 import warnings
 from dataclasses import dataclass
-from functools import cache as remembering
 from typing import Any
 
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.kernels import cache, native
 from groupwise.kernels.plan import KERNELS
-from groupwise.kernels.processor import processor_class
-from groupwise.kernels.tables import covered, most_threads
+from groupwise.kernels.tables import covered, most_threads, table_path
 
 VARIABLE = "GROUPWISE_TUNE"
 # Measuring a request takes about as long as so many calls of PyTorch's kernel.
 CALLS, MOST_CALLS = 20, 100_000
+# A process measures for so many seconds in all: a program whose shapes change all the time would measure all the time.
+SECONDS = 120.0
 
 _log = logging.getLogger("groupwise")
 
@@ -36,11 +36,7 @@ class Wish:
 
     tune: bool | None = None
     calls: int = CALLS
-
-
-def table_name(isa: str) -> str:
-    """Returns the name that a table for this processor and an instruction set has."""
-    return f"{_processor_class()}-{isa}"
+    seconds: float = SECONDS
 
 
 def cache_path() -> pathlib.Path | None:
@@ -48,7 +44,7 @@ def cache_path() -> pathlib.Path | None:
     where, version = cache.folder(), native.status().torch_here
     if where is None or version is None:
         return None
-    return where / cache.file_name(cache.key(version))
+    return where / cache.file_name(cache.key(version, native.digest()))
 
 
 def saved() -> cache.Measurements:
@@ -72,9 +68,10 @@ class Tuner:
         self._isa = ""
         self._most_threads = 0.0
         self._loaded: pathlib.Path | bool | None = False  # False: the core knows of no file's measurements
-        self._written: tuple[int, str] = (0, "")
+        self._written: tuple[int, float, str] = (0, 0.0, "")
+        self._found = False
         self.kept_in: pathlib.Path | None = None
-        self._to_tell: list[tuple[int, str]] = []
+        self._to_tell: list[tuple[int | None, str]] = []
         self._told: set[str] = set()
 
     def prepare(self, library: ctypes.CDLL) -> None:
@@ -82,10 +79,12 @@ class Tuner:
         if self._library is library:
             return
         state = native.status()
-        self._facts, self._isa = cache.key(str(state.torch_here)), str(state.isa)
-        _processor_class()
+        self._facts, self._isa = cache.key(str(state.torch_here), native.digest()), str(state.isa)
+        # Reads the processor's class.
+        table_path(self._isa)
         self._most_threads = most_threads(self._isa)
-        self._loaded, self._written = False, (0, "")
+        self._loaded, self._written = False, (0, 0.0, "")
+        library.groupwise_when_spent(_NOTICE)
         self._library = library
 
     def apply(self, library: ctypes.CDLL, wish: Wish | None) -> None:
@@ -97,11 +96,14 @@ class Tuner:
         unknown = tune is None and _unknown(self._isa, self._most_threads)
         measures = wish is not None and (tune or unknown)
         if measures and unknown:
-            self._tell(logging.INFO, f"groupwise has {unknown}: {_MEASURES}")
-        unkept = self._measure(library, path, wish.calls if wish is not None and measures else 0)
+            # A user sees a warning. Where something was measured before, one was seen.
+            level = logging.INFO if self._found else logging.WARNING
+            self._tell(level, f"groupwise has {unknown}: {_MEASURES}")
+        calls, seconds = (wish.calls, wish.seconds) if wish is not None and measures else (0, 0.0)
+        unkept = self._measure(library, path, calls, seconds)
         # One warning is enough where both have one cause.
         if problem := unkept or unread:
-            self._tell(logging.WARNING, f"groupwise {problem}")
+            self._tell(None, f"groupwise {problem}")
 
     def forget(self, library: ctypes.CDLL) -> None:
         """Lets the core forget all measurements, and deletes the files. Raises an `OSError` where that fails."""
@@ -111,20 +113,20 @@ class Tuner:
         library.groupwise_forget()
         library.groupwise_policy_changed()
         # A process that measures needs its file again.
-        calls, self._written = self._written[0], (0, "")
+        (calls, seconds, _), self._written = self._written, (0, 0.0, "")
         path = None if where is None else where / cache.file_name(self._facts)
-        if problem := self._measure(library, path, calls):
-            self._tell(logging.WARNING, f"groupwise {problem}")
+        if problem := self._measure(library, path, calls, seconds):
+            self._tell(None, f"groupwise {problem}")
 
     def tell(self) -> None:
         """Warns and logs what came up in `apply`: each once, and under no lock."""
         value = os.environ.get(VARIABLE, "")
         if value not in ("", "0", "1"):
-            self._tell(logging.WARNING, f"{VARIABLE}={value} is not known; use 1 or 0")
+            self._tell(None, f"{VARIABLE}={value} is not known; use 1 or 0")
         waiting, self._to_tell = self._to_tell, []
         for level, message in waiting:
-            if level == logging.INFO:
-                _log.info(message)
+            if level is not None:
+                _log.log(level, message)
             else:
                 warnings.warn(message, RuntimeWarning, stacklevel=4)  # tell, tell of dispatch, enable
 
@@ -137,14 +139,15 @@ class Tuner:
         self._loaded = wanted
         if path is not None and uses:
             found = cache.read(path, KERNELS)
+            self._found = bool(found.seconds)
             for (isa, request), seconds in found.seconds.items():
-                remember(library, isa, request, seconds)
+                remember(library, isa, request, seconds, found.tries[isa, request])
             problem = found.problem
         library.groupwise_policy_changed()
         return problem
 
-    def _measure(self, library: ctypes.CDLL, path: pathlib.Path | None, calls: int) -> str | None:
-        if self._written == (calls, str(path)):
+    def _measure(self, library: ctypes.CDLL, path: pathlib.Path | None, calls: int, seconds: float) -> str | None:
+        if self._written == (calls, seconds, str(path)):
             return None
         problem = None
         if calls:
@@ -153,30 +156,32 @@ class Tuner:
                 problem += "every process measures anew"
             else:
                 problem = cache.prepare(path, self._facts)
-        self._written = (calls, str(path))
+        self._written = (calls, seconds, str(path))
         self.kept_in = path if calls and problem is None else None
         # Threads that planned while others measured plan anew by what is known now.
         library.groupwise_policy_changed()
-        library.groupwise_tune(calls, b"" if self.kept_in is None else os.fsencode(self.kept_in))
+        library.groupwise_tune(calls, seconds, b"" if self.kept_in is None else os.fsencode(self.kept_in))
         return problem
 
-    def _tell(self, level: int, message: str) -> None:
+    def _tell(self, level: int | None, message: str) -> None:
         if message not in self._told:
             self._told.add(message)
             self._to_tell.append((level, message))
 
 
-def remember(library: ctypes.CDLL, isa: str, request: str, seconds: dict[str, float]) -> None:
+def remember(library: ctypes.CDLL, isa: str, request: str, seconds: dict[str, float], tries: int = 1) -> None:
     """Tells the core the seconds of kernels for a request, which plans made from now on use."""
     times = (ctypes.c_double * len(seconds))(*seconds.values())
-    library.groupwise_remember(isa.encode(), request.encode(), ",".join(seconds).encode(), times, len(seconds))
+    library.groupwise_remember(isa.encode(), request.encode(), ",".join(seconds).encode(), times, len(seconds), tries)
 
 
-def check_wish(tune: object, calls: object) -> Wish:
+def check_wish(tune: object, calls: object, seconds: object) -> Wish:
     """Returns the arguments of `enable` as a wish. Raises `GroupwiseError` for other types and values."""
     if tune is not None and not isinstance(tune, bool):
         raise GroupwiseError(f"tune={tune!r} is a {type(tune).__name__}; give True, False or None")
-    return Wish(tune, check_integer("calls", calls, 1, MOST_CALLS))
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise GroupwiseError(f"seconds={seconds!r} is no time; give a number above 0, or math.inf for no limit")
+    return Wish(tune, check_integer("calls", calls, 1, MOST_CALLS), float(seconds))
 
 
 def _environment() -> bool | None:
@@ -186,10 +191,10 @@ def _environment() -> bool | None:
 def _unknown(isa: str, most: float) -> str:
     """Says which table groupwise lacks for this processor and PyTorch's number of threads; "" if it has one."""
     if not covered(isa):
-        return f"no table for this processor ({table_name(isa)})"
+        return f"no table for this processor ({table_path(isa).stem})"
     # torch was imported when the library was loaded.
     threads = sys.modules["torch"].get_num_threads()
-    return "" if threads <= most else f"no table for {threads} threads of this processor ({table_name(isa)})"
+    return "" if threads <= most else f"no table for {threads} threads of this processor ({table_path(isa).stem})"
 
 
 _MEASURES = (
@@ -198,6 +203,12 @@ _MEASURES = (
 )
 
 
-@remembering
-def _processor_class() -> str:
-    return processor_class()
+def _spent() -> None:
+    # The core calls this in the thread that measured, after which no request is measured.
+    _log.warning(
+        "groupwise has measured kernels for as long as it may: from now on it runs what was measured or is expected "
+        "to be the fastest; enable(seconds=...) lets it measure for longer, and tune=False not at all"
+    )
+
+
+_NOTICE = native.NOTICE(_spent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -104,7 +105,7 @@ def tune(
             known = _run(twin)
         unknown = [plan for plan in known if plan.source not in ("sole", "measured")]
         with (
-            dispatch.enabled(tune=True, calls=calls),
+            dispatch.enabled(tune=True, calls=calls, seconds=math.inf),
             dispatch.forced(True),
             _watched(len(_distinct(unknown)), progress),
         ):
