@@ -36,9 +36,12 @@ int64_t axis_products(const Axis& a, int64_t block, bool clip, int64_t tile, int
 }  // namespace
 
 int64_t executed_products(const Correlation& c, const CorrelationLayout& l, int64_t lanes) {
+  const int64_t channels = c.batch * c.groups * c.in_channels * c.out_channels;
+  if (l.whole == Whole::sum) return channels * axis_products(c.h, 1, 1, 1) * c.w.front().taps;
+  if (l.whole == Whole::spread) return channels * c.h.out * c.w.front().out;
   int64_t row = 0;
   for (const Phase& s : c.w) row += axis_products(s, l.block.columns, l.strip.columns, lanes);
-  return c.batch * c.groups * c.in_channels * c.out_channels * axis_products(c.h, l.block.rows, l.strip.rows, 1) * row;
+  return channels * axis_products(c.h, l.block.rows, l.strip.rows, 1) * row;
 }
 
 int64_t executed_products_narrow(const Correlation& c, const ChannelsLayout& l, int64_t lanes) {

@@ -93,6 +93,11 @@ def tensor(shape, memory_format, layout, generator):
     return values.contiguous(memory_format=memory_format) if len(shape) == 4 else values
 
 
+def values_of(spec, size, batch=2):
+    """Random values of a layer's input and of its output."""
+    return torch.randn(batch, spec.in_channels, *size), torch.randn(batch, spec.out_channels, *spec.output_size(size))
+
+
 def permute_weight(layer):
     """Lay the weight out as other frameworks do: size, input channels, output channels."""
     weight = layer.weight.data
@@ -227,6 +232,29 @@ def test_dot_products_of_a_long_row_of_taps():
     source = torch.randn(1, 512, 7, 7).contiguous(memory_format=torch.channels_last)
     plans = check(layer, source, torch.randn(1, 512, 7, 7), "dots")
     assert plans[0].tile.endswith("input channels")
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4])
+@pytest.mark.parametrize("size", [(50,), (200,), (1, 1), (9, 7), (40, 41)])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 7])
+def test_the_phases_of_a_stride_are_woven_into_rows(kernel, size, stride):
+    # Each phase has its own number of columns, and of taps: none where the kernel is smaller than the stride.
+    spec = ConvSpec(6, 12, kernel, stride, int(kernel > 2), groups=6, transposed=True, dims=len(size))
+    plans = check(layer_of(spec, torch.float32), *values_of(spec, size), "planar")
+    woven = plans[0].tile.startswith("all phases")
+    assert woven == (kernel <= 4 * stride and max(spec.output_size(size)) >= stride)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("kernel", "size"), [((7, 7), (7, 7)), ((3, 4), (3, 4)), ((3, 5), (9, 5)), ((16, 16), (16, 16))]
+)
+def test_kernels_as_wide_as_the_image_are_dot_products_of_rows(kernel, size, width):
+    for padding in {0, kernel[0] // 2 if size != kernel else 0}:
+        spec = ConvSpec(5 * width, 10, kernel, padding=(padding, 0), groups=5)
+        plans = check(layer_of(spec, torch.float32), *values_of(spec, size), "planar")
+        assert plans[0].tile.startswith("4 dot products")
+        assert plans[1].tile.endswith("taps of a kernel") == (size == kernel)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 16])

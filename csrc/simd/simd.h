@@ -31,6 +31,38 @@ GW_INLINE Pairs load_pairs_some(const float* p, int64_t count) {
   return deal(load_some(p, count), load_some(p + kLanes, count > kLanes ? count - kLanes : 0));
 }
 
+// Returns lane from(l) of a and b, side by side, in lane l.
+template <class From, class V>
+GW_INLINE Vec spread(From, V a, V b) {
+  return [&]<int... L>(std::integer_sequence<int, L...>)
+             GW_LAMBDA { return __builtin_shufflevector(a, b, From{}(L)...); }(std::make_integer_sequence<int, kLanes>{});
+}
+
+// Orders the floats of P vectors in turn: the first of each, then the second of each, and so on.
+GW_INLINE void weave(Vec (&v)[2]) {
+  const Vec a = v[0], b = v[1];
+  v[0] = interleave_low(a, b);
+  v[1] = interleave_high(a, b);
+}
+GW_INLINE void weave(Vec (&v)[4]) {
+  Vec even[2] = {v[0], v[2]}, odd[2] = {v[1], v[3]};
+  weave(even);
+  weave(odd);
+  unroll<2>([&](auto i) GW_LAMBDA {
+    v[2 * i] = interleave_low(even[i], odd[i]);
+    v[2 * i + 1] = interleave_high(even[i], odd[i]);
+  });
+}
+GW_INLINE void weave(Vec (&v)[3]) {
+  const Vec a = v[0], b = v[1], c = v[2];
+  unroll<3>([&](auto i) GW_LAMBDA {
+    // Lane l of vector i is float first + l of all. The first shuffle leaves holes for those of c.
+    constexpr int first = i * kLanes;
+    const Vec ab = spread([](int l) { return (first + l) / 3 + ((first + l) % 3 == 1 ? kLanes : 0); }, a, b);
+    v[i] = spread([](int l) { return (first + l) % 3 == 2 ? kLanes + (first + l) / 3 : l; }, ab, c);
+  });
+}
+
 // Calls whole(i) for every kLanes of n, the last of which start early rather than end late. If n < kLanes it calls half(i) for
 // every four, and if n < 4 one(i). Some i come twice, so what is stored must depend on i alone, and buffers must not overlap.
 template <class Whole, class Half, class One>

@@ -127,9 +127,9 @@ void each_product(const Problem& p, const Strides& xs, const WeightStrides& ws, 
                 }
 }
 
-// Forward and grad_input have three tiles of planar, and narrow, groups and dots; grad_weight two of planar, narrow, and two of
-// pixels. Where two vectors hold a block of channels, groups has a second tile.
-size_t forms() { return 2 * 6 + 5 + (kernels().lanes == 8 ? 2 : 0); }
+// Forward has four tiles of planar and grad_input five; both have narrow, groups and dots. grad_weight has two tiles of planar,
+// narrow, and two of pixels. Where two vectors hold a block of channels, groups has a second tile.
+size_t forms() { return 4 + 5 + 2 * 3 + 5 + (kernels().lanes == 8 ? 2 : 0); }
 
 // Returns the instruction set, the direction and the tile of a plan, which name the form that computes.
 std::string form(const Plan& plan) {
@@ -202,6 +202,8 @@ bool test_one(Ran* ran) {
     p = {pick({1, 2}), pick({1, 2, 3}), pick({16, 20, 40}), pick({16, 24, 33}), random_axis(small), random_axis(small)};
   }
   if (pick({0, 0, 0, 1})) p.h = {1, 1, 1, 1, 0, 1};
+  if (pick({0, 0, 0, 0, 0, 0, 0, 1}))
+    for (Axis* a : {&p.h, &p.w}) *a = {a->in, 1, a->in, 1, 0, 1};
   if (pick({0, 1})) p.in_channels = p.out_channels = 1;
   if (p.h.out < 1 || p.w.out < 1) return true;
   // Plain loops over large kernels take few channels.

@@ -5,13 +5,6 @@
 
 namespace groupwise::GW_TARGET {
 
-// Returns lane from(l) of a and b, side by side, in lane l.
-template <class From, class V>
-GW_INLINE Vec spread(From, V a, V b) {
-  return [&]<int... L>(std::integer_sequence<int, L...>)
-             GW_LAMBDA { return __builtin_shufflevector(a, b, From{}(L)...); }(std::make_integer_sequence<int, kLanes>{});
-}
-
 // Several groups of I input and O output channels in a vector. `take` returns input channel C of each lane's group; kStep is
 // the number of floats between the inputs of one vector and of the next.
 template <int I, int O>

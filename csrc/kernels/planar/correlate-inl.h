@@ -4,7 +4,10 @@
 #pragma once
 #include "kernels/pack-inl.h"
 #include "kernels/planar/task-inl.h"
+#include "kernels/planar/line-inl.h"
 #include "kernels/planar/single-inl.h"
+#include "kernels/planar/whole-inl.h"
+#include "kernels/planar/woven-inl.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -196,7 +199,7 @@ inline void run_rows(const PlanarTask& p, int64_t from) {
         } else if (left == 2) {
           some_rows<2>(p, o, row, left);
         } else {
-          some_rows<1>(p, o, row, left);
+          run_line(p, o, row);
         }
       }
     }
@@ -205,6 +208,7 @@ inline void run_rows(const PlanarTask& p, int64_t from) {
 
 // Runs tasks [begin, end) of a correlation: packs the input, computes every group and phase of the block, and unpacks.
 void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t begin, int64_t end, float* scratch) {
+  if (l.whole != Whole::no) return run_whole(c, l, begin, end);
   const Block& b = l.block;
   const Plane& plane = l.plane;
   const WeightStrides& ws = c.weight_strides;
@@ -230,6 +234,10 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
          c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c, groups * c.in_channels, low,
          column * plane.stride + plane.low_w, scratch);
     float* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c;
+    if (l.woven) {
+      run_woven(c, l, {row, column, rows, group, groups, low}, scratch, output);
+      continue;
+    }
     // Computes a strip of rows from r on, and of columns of a phase from x on, in all groups of the block.
     const auto run_strip = [&](const Phase& h, const Phase& w, int64_t r, int64_t height, int64_t x, int64_t columns) {
       const int64_t taps = h.taps * w.taps, run = run_of_channels(c, taps);

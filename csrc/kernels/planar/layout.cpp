@@ -57,22 +57,52 @@ Strip strip_of(const Correlation& c, int64_t lanes, int64_t apart) {
   return cheapest_strip(c, {apart, 2 * apart, 3 * apart, 4 * apart}, {lanes, 2 * lanes, 3 * lanes}, cost);
 }
 
+// Tells whether tiles can weave the phases of the width: those of one input channel, of few rows of taps, none of which is left
+// out for small parts of a row.
+bool takes_woven(const Correlation& c, const Strip& strip) {
+  const int64_t phases = static_cast<int64_t>(c.w.size());
+  return phases > 1 && phases <= kWovenPhases && phases == c.w.front().step && c.output_strides.w == 1 && c.in_channels == 1 &&
+         c.out_channels < 4 && c.h.stride == 1 && c.h.spacing == 1 && c.h.taps <= kWovenTaps && strip.columns >= widest(c.w);
+}
+
+// Tells whether rows of the image, and of the kernel, follow each other in memory and meet one another whole.
+Whole takes_whole(const Correlation& c) {
+  const Phase &h = c.h, &w = c.w.front();
+  const auto rows = [](const Strides& s, int64_t height, int64_t width) { return s.w == 1 && (height == 1 || s.h == width); };
+  if (c.w.size() > 1 || c.weight_strides.w != 1 || c.weight_strides.h != w.taps || h.step != 1) return Whole::no;
+  if (w.out == 1 && w.low == 0 && w.taps == w.in && w.spacing == 1 && w.index_step == 1 && h.spacing == 1 &&
+      h.index_step == 1 && w.taps * h.taps >= 4 && rows(c.input_strides, h.in, w.in))
+    return Whole::sum;
+  const auto spread = [](const Phase& s) {
+    return s.in == 1 && s.out == s.taps && s.low == 1 - s.taps && s.spacing == 1 && s.index_step == -1;
+  };
+  return spread(h) && spread(w) && rows(c.output_strides, h.out, w.out) ? Whole::spread : Whole::no;
+}
+
 }  // namespace
 
 bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLayout* l) {
   // A block may fill most of the L2 cache, so an image that fits a quarter of the scratch stays whole.
   const int64_t kTarget = kScratchFloats / 4;
-  l->staged = c.w.size() > 1 || c.output_strides.w != 1;
   const int64_t common = std::gcd(c.h.stride, c.h.spacing);
   l->sharing = {c.h.spacing / common, c.h.stride / common, c.h.spacing * c.h.stride / common};
   const bool channels_last = c.input_strides.w != 1 || c.output_strides.w != 1;
   l->strip = strip_of(c, lanes, l->sharing.apart);
+  l->woven = takes_woven(c, l->strip);
+  l->staged = !l->woven && (c.w.size() > 1 || c.output_strides.w != 1);
   // What a block reads beside the rows of its outputs.
   const int64_t shared = std::min(c.h.span(), c.h.in);
   Block& b = l->block;
   b.columns = widest(c.w);
   b.rows = std::max<int64_t>(1, c.h.out);
   b.groups = 1;
+  l->whole = takes_whole(c);
+  if (l->whole != Whole::no) {
+    b.groups = c.groups;
+    while (l->tasks(c) < 4 * threads && threads > 1 && b.groups > 4) b.groups = ceil_div(b.groups, 2);
+    l->input_floats = l->output_floats = 0;
+    return true;
+  }
   const auto floats = [&] {
     measure(c, lanes, l);
     return l->input_floats + l->output_floats;

@@ -39,11 +39,20 @@ inline bool takes_single(const Phase& h, const Phase& w, int64_t rows) {
   return h.stride == 2 && h.spacing == 1 && (h.taps == 3 || h.taps == 5 || h.taps == 7);
 }
 
+// The most phases of the width whose outputs a tile weaves into a row, and the most rows of taps of such a tile.
+constexpr int kWovenPhases = 4, kWovenTaps = 4;
+
+// How a correlation is computed that needs no padding because its kernel and its image are the same size: each output sums
+// whole rows of the image (a forward), or each input is spread over a whole image (its gradient). Both read in place.
+enum class Whole { no, sum, spread };
+
 struct CorrelationLayout {
+  Whole whole;
   Block block;
   Strip strip;
   RowSharing sharing;
   Plane plane;
+  bool woven;  // tiles compute all phases of the width and write whole rows (woven-inl.h)
   bool staged;
   Stage stage;
   int64_t input_floats, output_floats;

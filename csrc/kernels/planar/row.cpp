@@ -4,22 +4,31 @@
 namespace groupwise {
 namespace {
 
-std::string tile(const Request& r, bool single) {
+std::string tile(const Request& r) {
   const std::string lanes = std::to_string(r.target->lanes);
   const Problem& p = r.problem;
   const bool weight = r.direction == Direction::grad_weight;
-  if (single) return std::to_string(kSingleRows) + " rows x " + lanes + " columns";
   if ((r.direction == Direction::grad_input ? p.in_channels : p.out_channels) >= 4)
     return (weight ? "4 output channels x 3 taps x " : "4 output channels x 3 vectors of ") + lanes + " columns";
   if (weight) return std::string(r.target->lanes >= 16 ? "3 x 7 taps x " : "3 x 4 taps x ") + lanes + " columns";
   return "4 rows x 3 vectors of " + lanes + " columns";
 }
 
+std::string tile(const Request& r, const Correlation& c, const CorrelationLayout& l) {
+  const std::string lanes = std::to_string(r.target->lanes);
+  if (l.whole == Whole::sum) return "4 dot products x " + lanes + " taps";
+  if (l.whole == Whole::spread) return lanes + " taps of a kernel";
+  if (l.woven) return "all phases of the width x " + lanes + " columns";
+  if (c.out_channels < 4 && c.in_channels == 1 && takes_single(c.h, c.w.front(), l.block.rows))
+    return std::to_string(kSingleRows) + " rows x " + lanes + " columns";
+  return tile(r);
+}
+
 const char* refuses(const Request&) { return nullptr; }
 
 std::unique_ptr<Work> planar(const Request& r) {
   if (r.direction == Direction::grad_weight)
-    return lay_out_grad_weight<GradWeightLayout>(r, r.target->grad_weight_planar, tile(r, false));
+    return lay_out_grad_weight<GradWeightLayout>(r, r.target->grad_weight_planar, tile(r));
   auto work = lay_out_correlations<CorrelationLayout>(
       r, r.target->correlate_planar,
       [&](const Correlation& c, int64_t threads, CorrelationLayout* l) { return lay_out(c, r.target->lanes, threads, l); },
@@ -27,7 +36,7 @@ std::unique_ptr<Work> planar(const Request& r) {
       [&](const Correlation& c, const CorrelationLayout& l) { return executed_products(c, l, r.target->lanes); });
   if (!work) return nullptr;
   const auto& [c, l] = work->parts().front();
-  work->facts.tile = tile(r, c.out_channels < 4 && c.in_channels == 1 && takes_single(c.h, c.w.front(), l.block.rows));
+  work->facts.tile = tile(r, c, l);
   return work;
 }
 

@@ -77,6 +77,21 @@ bool pairs(int64_t count) {
   return good & same("interleave", count, joined, from);
 }
 
+template <int P>
+bool woven() {
+  Vec v[P];
+  std::vector<float> got, wanted;
+  for (int p = 0; p < P; p++) {
+    std::vector<float> row(kLanes);
+    for (int i = 0; i < kLanes; i++) row[i] = static_cast<float>(i * P + p);
+    v[p] = load(row.data());
+  }
+  weave(v);
+  for (int p = 0; p < P; p++)
+    for (const float x : floats_of(v[p])) got.push_back(x), wanted.push_back(static_cast<float>(wanted.size()));
+  return same("weave", P, got, wanted);
+}
+
 bool transposed() {
   const std::vector<float> from = counted(kLanes * kLanes);
   Vec rows[kLanes];
@@ -109,7 +124,7 @@ bool summed() {
 }  // namespace
 
 bool simd_agrees() {
-  bool good = transposed() & summed();
+  bool good = transposed() & summed() & woven<2>() & woven<3>() & woven<4>();
   for (int64_t count = 0; count <= kAll; count++) good &= partial(count) & copied(count);
   for (int64_t count = 1; count <= 2 * kLanes; count++) good &= pairs(count);
   return good;
