@@ -44,6 +44,7 @@ struct CorrelationLayout {
   Strip strip;
   RowSharing sharing;
   Plane plane;
+  bool in_place;  // the tensor's one row is read where it is
   bool staged;
   Stage stage;
   int64_t input_floats, output_floats;
