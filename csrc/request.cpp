@@ -58,7 +58,6 @@ namespace {
 
 // A convolution whose one tap meets no padding has no rows to keep apart.
 void join_rows(Problem* p, Strides* x, Strides* y, bool forward) {
-  const auto one_tap = [](const Axis& a) { return a.kernel == 1 && a.pad == 0 && (a.out - 1) * a.stride < a.in; };
   if (!one_tap(p->h) || !one_tap(p->w)) return;
   // It reads every stride-th row, and column, and no other. (Its grad_input also writes zeros to the others.)
   const auto skip = [](Axis* a, int64_t* stride) {
@@ -75,6 +74,8 @@ void join_rows(Problem* p, Strides* x, Strides* y, bool forward) {
   if (x->h != p->w.in * x->w || y->h != p->w.out * y->w) return;
   p->w.in = p->w.out = p->h.out * p->w.out;
   p->h.in = p->h.out = 1;
+  // A single column has no stride.
+  p->h.stride = p->w.stride = 1;
 }
 
 }  // namespace
@@ -107,6 +108,14 @@ std::vector<Correlation> correlations_of(const Request& r) {
 GradWeight grad_weight_of(const Request& r) {
   GradWeight work{r.problem, nullptr, r.x_strides, nullptr, r.y_strides, nullptr, r.w_strides};
   join_rows(&work.problem, &work.input_strides, &work.grad_output_strides, true);
+  return work;
+}
+
+GradWeight exchanged(GradWeight work) {
+  std::swap(work.problem.in_channels, work.problem.out_channels);
+  std::swap(work.input_strides, work.grad_output_strides);
+  std::swap(work.weight_strides.o, work.weight_strides.c);
+  work.exchanged = !work.exchanged;
   return work;
 }
 

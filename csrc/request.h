@@ -48,4 +48,7 @@ int64_t threads_worth(const Request& request);
 std::vector<Correlation> correlations_of(const Request& request);
 GradWeight grad_weight_of(const Request& request);
 
+// Returns the weight's gradient with input and output channels exchanged, which is the same sum if one tap reads all positions.
+GradWeight exchanged(GradWeight work);
+
 }  // namespace groupwise

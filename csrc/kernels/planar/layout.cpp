@@ -23,6 +23,13 @@ bool reads_in_place(const Correlation& c, int64_t lanes) {
   return one_row && one_tap && within && c.input_strides.w == 1 && c.output_strides.w == 1;
 }
 
+// A part of a vector at the end of a row is one masked load with AVX-512; without, it is copied.
+bool reads_in_place(const GradWeight& work, int64_t lanes) {
+  const Problem& p = work.problem;
+  return one_tap(p.h) && one_tap(p.w) && p.h.out == 1 && p.w.stride == 1 && (p.w.out % lanes == 0 || lanes >= 16) &&
+         work.input_strides.w == 1 && work.grad_output_strides.w == 1;
+}
+
 void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
   // A single column of outputs reads neighbours, whatever its stride.
   const int64_t stride = widest(c.w) == 1 ? 1 : c.w.front().stride, columns = round_up(l->block.columns, lanes);
@@ -133,6 +140,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
   Block& b = l->block;
   b = {p.h.out, p.w.out, 1};
   if (channels_last) b.groups = std::min(p.groups, std::max<int64_t>(1, 16 / std::max(p.in_channels, p.out_channels)));
+  l->in_place = reads_in_place(work, lanes);
   l->clip = worth_clipping(forward_phase(p.h)) || worth_clipping(forward_phase(p.w));
   l->outputs = p.out_channels;
   l->parts = 1;
@@ -148,6 +156,11 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
     l->output = {0, 0, b.rows, 1, columns, columns, channel_floats(b.rows * columns), columns, wide, whole};
     l->input_floats = round_up(b.groups * p.in_channels * in.channel + 2 * p.h.dilation * p.h.stride * in.row, 16);
     l->output_floats = round_up(b.groups * l->outputs * l->output.channel, 16);
+    if (l->in_place) {
+      in.channel = work.input_strides.c;
+      l->output.channel = work.grad_output_strides.c;
+      l->input_floats = l->output_floats = 0;
+    }
     return l->floats = l->input_floats + l->output_floats + b.groups * l->outputs * slots;
   };
   while (!channels_last && 2 * b.groups <= p.groups && floats() <= kSmall / 2 && l->tasks(p) >= 16 * threads) b.groups *= 2;
