@@ -16,6 +16,9 @@ struct Axis {
   bool operator==(const Axis&) const = default;
 };
 
+// Tells whether outputs have one tap, which never meets padding.
+inline bool one_tap(const Axis& a) { return a.kernel == 1 && a.pad == 0 && (a.out - 1) * a.stride < a.in; }
+
 // Channels are counted in one group. A 1-D convolution has a height of 1.
 struct Problem {
   int64_t batch, groups, in_channels, out_channels;
@@ -141,6 +144,7 @@ struct GradWeight {
   Strides grad_output_strides;
   float* grad_weight;
   WeightStrides weight_strides;
+  bool exchanged = false;  // `input` is the gradient of the output, and `grad_output` the input
 };
 
 // Runs fn(begin, end, context) over ranges of [0, count) on the caller's threads.

@@ -54,17 +54,45 @@ int64_t products_of(const Problem& p) {
   return p.batch * p.groups * p.in_channels * p.out_channels * p.h.kernel * p.w.kernel * p.h.out * p.w.out;
 }
 
+namespace {
+
+// A convolution whose one tap meets no padding has no rows to keep apart.
+void join_rows(Problem* p, Strides* x, Strides* y, bool forward) {
+  if (!one_tap(p->h) || !one_tap(p->w)) return;
+  // It reads every stride-th row, and column, and no other. (Its grad_input also writes zeros to the others.)
+  const auto skip = [](Axis* a, int64_t* stride) {
+    *stride *= a->stride;
+    a->in = a->out;
+    a->stride = 1;
+  };
+  if (forward) {
+    skip(&p->h, &x->h);
+    // Kernels read columns that are neighbours, or channels that are.
+    if (x->w != 1) skip(&p->w, &x->w);
+  }
+  if (p->h.in != p->h.out || p->w.in != p->w.out || p->h.out == 1) return;
+  if (x->h != p->w.in * x->w || y->h != p->w.out * y->w) return;
+  p->w.in = p->w.out = p->h.out * p->w.out;
+  p->h.in = p->h.out = 1;
+  // A single column has no stride.
+  p->h.stride = p->w.stride = 1;
+}
+
+}  // namespace
+
 std::vector<Correlation> correlations_of(const Request& r) {
-  const Problem& p = r.problem;
   const bool forward = r.direction == Direction::forward;
+  Problem p = r.problem;
+  Strides x = r.x_strides, y = r.y_strides;
+  join_rows(&p, &x, &y, forward);
   Correlation c{};
   c.batch = p.batch;
   c.groups = p.groups;
   c.in_channels = forward ? p.in_channels : p.out_channels;
   c.out_channels = forward ? p.out_channels : p.in_channels;
   c.w = phases(r, p.w);
-  c.input_strides = forward ? r.x_strides : r.y_strides;
-  c.output_strides = forward ? r.y_strides : r.x_strides;
+  c.input_strides = forward ? x : y;
+  c.output_strides = forward ? y : x;
   c.weight_strides = r.w_strides;
   if (!forward) std::swap(c.weight_strides.o, c.weight_strides.c);
   const auto spread = [](const Axis& a) { return a.kernel > 1 && std::max(a.stride, a.dilation) > 1; };
@@ -78,7 +106,17 @@ std::vector<Correlation> correlations_of(const Request& r) {
 }
 
 GradWeight grad_weight_of(const Request& r) {
-  return {r.problem, nullptr, r.x_strides, nullptr, r.y_strides, nullptr, r.w_strides};
+  GradWeight work{r.problem, nullptr, r.x_strides, nullptr, r.y_strides, nullptr, r.w_strides};
+  join_rows(&work.problem, &work.input_strides, &work.grad_output_strides, true);
+  return work;
+}
+
+GradWeight exchanged(GradWeight work) {
+  std::swap(work.problem.in_channels, work.problem.out_channels);
+  std::swap(work.input_strides, work.grad_output_strides);
+  std::swap(work.weight_strides.o, work.weight_strides.c);
+  work.exchanged = !work.exchanged;
+  return work;
 }
 
 }  // namespace groupwise

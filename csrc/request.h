@@ -49,4 +49,7 @@ int64_t products_of(const Problem& problem);
 std::vector<Correlation> correlations_of(const Request& request);
 GradWeight grad_weight_of(const Request& request);
 
+// Returns the weight's gradient with input and output channels exchanged, which is the same sum if one tap reads all positions.
+GradWeight exchanged(GradWeight work);
+
 }  // namespace groupwise

@@ -156,6 +156,7 @@ LAYERS = [
     ("groups of 12", ConvSpec(24, 24, 3, padding=1, groups=2), (7, 10)),
     ("groups of 32, few pixels", ConvSpec(64, 64, 3, padding=1, groups=2), (7, 9)),
     ("groups of 40 to 18, stride", ConvSpec(80, 36, (3, 2), stride=(1, 2), padding=1, groups=2), (8, 9)),
+    ("groups of 6, few columns", ConvSpec(18, 12, 3, stride=2, padding=1, groups=2), (11, 9)),
     ("groups of 8, 7 taps", ConvSpec(32, 32, 7, padding=3, groups=4), (9, 9)),
     ("multiplier 2", ConvSpec(12, 24, 3, padding=1, groups=12), (11, 13)),
     ("multiplier 4", ConvSpec(6, 24, (2, 3), padding=(0, 1), groups=6), (10, 9)),
@@ -225,6 +226,30 @@ def test_weights_that_lie_as_other_frameworks_lay_them(stride, transposed, kerne
     permute_weight(layer)
     source = torch.randn(1, 64, 7, 7).contiguous(memory_format=torch.channels_last)
     check(layer, source, torch.randn(1, 64, *spec.output_size((7, 7))), kernel)
+
+
+@pytest.mark.parametrize("kernel", OURS)
+@pytest.mark.parametrize("layout", ["plain", "cropped", "channels_last"])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "stride", "size"),
+    [
+        (48, 12, 1, (7, 7)),
+        (20, 80, 1, (4, 12)),
+        (34, 30, 2, (9, 11)),
+        (9, 1, 2, (13, 1)),
+        (200, 8, 1, (1, 6)),
+        (200, 6, 1, (5, 8)),
+    ],
+)
+def test_one_tap(inputs, outputs, stride, size, layout, kernel):
+    # Rows of the image that follow each other are one row, which some kernels read in place.
+    spec = ConvSpec(2 * inputs, 2 * outputs, 1, stride, groups=2)
+    generator = torch.Generator().manual_seed(0)
+    memory_format = FORMATS.get(layout, torch.contiguous_format)
+    source = tensor((2, 2 * inputs, *size), memory_format, layout, generator)
+    grad = tensor((2, 2 * outputs, *spec.output_size(size)), memory_format, "plain", generator)
+    with threads(3 - stride):
+        check(layer_of(spec, torch.float32), source, grad, kernel)
 
 
 def test_dot_products_of_a_long_row_of_taps():

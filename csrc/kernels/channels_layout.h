@@ -33,7 +33,8 @@ struct ChannelsLayout {
   int64_t low_w;
   Pixels input;
   bool staged;
-  bool ahead;  // the input is fetched ahead
+  bool in_place = false;  // of groups and dots: the input is read where it is
+  bool ahead;     // the input is fetched ahead
   Pixels output;
   int64_t kernel_h, kernel_w;
   int64_t input_floats, weight_floats, floats;

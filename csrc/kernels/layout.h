@@ -123,8 +123,12 @@ void divide_positions(const Problem& p, int64_t threads, Layout* l) {
   l->parts = 1;
   const int64_t tasks = l->tasks(p);
   if (threads <= 1 || tasks >= 2 * threads) return;
-  const int64_t image_blocks = p.batch * ceil_div(p.h.out, l->block.rows) * ceil_div(p.w.out, l->block.columns);
-  l->parts = std::max<int64_t>(1, std::min(image_blocks, ceil_div(2 * threads, tasks)));
+  const auto image_blocks = [&] { return p.batch * ceil_div(p.h.out, l->block.rows) * ceil_div(p.w.out, l->block.columns); };
+  // An image of one row is divided into columns, where they are many more than the taps that two blocks share.
+  const int64_t least = 256 + 2 * (p.w.kernel - 1) * p.w.dilation;
+  while (p.h.out == 1 && tasks * image_blocks() < 2 * threads && l->block.columns > least)
+    l->block.columns = round_up(ceil_div(l->block.columns, 2), 16);
+  l->parts = std::max<int64_t>(1, std::min(image_blocks(), ceil_div(2 * threads, tasks)));
 }
 
 }  // namespace groupwise

@@ -98,8 +98,8 @@ class GradWeightWork : public Work {
 
   void run(const Tensors& t, ParallelFor parallel_for) const override {
     GradWeight work = work_;
-    work.input = t.x;
-    work.grad_output = t.y;
+    work.input = work.exchanged ? t.y : t.x;
+    work.grad_output = work.exchanged ? t.x : t.y;
     work.grad_weight = t.w;
     const Problem& p = work.problem;
     const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
@@ -131,8 +131,8 @@ std::unique_ptr<CorrelationWork<Layout>> lay_out_correlations(const Request& r, 
 }
 
 template <class Layout>
-std::unique_ptr<Work> lay_out_grad_weight(const Request& r, typename GradWeightWork<Layout>::Run run, std::string tile) {
-  const GradWeight work = grad_weight_of(r);
+std::unique_ptr<Work> lay_out_grad_weight(const Request& r, const GradWeight& work, typename GradWeightWork<Layout>::Run run,
+                                          std::string tile) {
   Layout layout;
   if (!lay_out(work, r.target->lanes, threads_worth(r), &layout)) return nullptr;
   auto made = std::make_unique<GradWeightWork<Layout>>(r, work, run, layout);

@@ -204,6 +204,14 @@ bool test_one(Ran* ran) {
   if (pick({0, 0, 0, 1})) p.h = {1, 1, 1, 1, 0, 1};
   if (pick({0, 0, 0, 0, 0, 0, 0, 1}))
     for (Axis* a : {&p.h, &p.w}) *a = {a->in, 1, a->in, 1, 0, 1};
+  if (pick({0, 0, 0, 1})) {
+    // One tap, which some kernels read in place: over images of all remainders of a vector, and groups of more than a run.
+    const auto one_tap = [](int64_t in, int64_t stride) { return Axis{in, (in - 1) / stride + 1, 1, stride, 0, 1}; };
+    p.h = one_tap(pick({1, 2, 7, 8, 13}), pick({1, 1, 2}));
+    p.w = one_tap(pick({1, 4, 7, 8, 12, 33}), pick({1, 1, 2}));
+    p.in_channels = pick({1, 3, 8, 9, 16, 20, 200});
+    p.out_channels = pick({1, 3, 5, 8, 11, 16, 18, 30});
+  }
   if (pick({0, 1})) p.in_channels = p.out_channels = 1;
   if (p.h.out < 1 || p.w.out < 1) return true;
   // Plain loops over large kernels take few channels.

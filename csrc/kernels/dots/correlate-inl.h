@@ -67,7 +67,8 @@ void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_t begin
   const Phase& s = c.w.front();
   const WeightStrides& ws = c.weight_strides;
   const int64_t by_w = ceil_div(s.out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
-  const int64_t line = l.input.columns * l.input.width;
+  const Strides& xs = c.input_strides;
+  const int64_t line = l.in_place ? xs.h : l.input.columns * l.input.width, x_pixel = l.in_place ? xs.w : l.input.width;
   const int64_t y_row = c.h.step * c.output_strides.h;
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
@@ -76,30 +77,25 @@ void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_t begin
     const int64_t first = group * c.out_channels;
     const int64_t low_h = std::max(row * c.h.stride + c.h.low, -(std::min(l.strip.rows, l.block.rows) - 1) * c.h.stride);
     const int64_t low_w = std::max(column * s.stride + s.low, -(std::min(l.strip.columns, l.block.columns) - 1) * s.stride);
-    pack_pixels(l.input, c.input_strides, c.h.in, s.in, c.input + n * c.input_strides.n + group * c.in_channels, c.in_channels,
-                low_h, low_w, scratch);
+    const float* input = c.input + n * xs.n + group * c.in_channels;
+    if (!l.in_place) pack_pixels(l.input, xs, c.h.in, s.in, input, c.in_channels, low_h, low_w, scratch);
     float* output =
         c.output + n * c.output_strides.n + first + c.h.first * c.output_strides.h + row * y_row + column * c.output_strides.w;
     for (int64_t o = 0; o < c.out_channels; o += 4) {
       // The last four start early rather than end late.
       const int64_t from = std::min(o, c.out_channels - 4);
       const auto run_strip = [&](const Phase& h, const Phase& w, int64_t r, int64_t rows, int64_t x, int64_t columns) {
-        DotWalk k{h.taps,
-                  w.taps,
-                  c.in_channels,
-                  h.spacing * line,
-                  w.spacing * l.input.width,
-                  h.index_step * ws.h,
-                  w.index_step * ws.w,
-                  ws.o};
+        DotWalk k{
+            h.taps, w.taps, c.in_channels, h.spacing * line, w.spacing * x_pixel, h.index_step * ws.h, w.index_step * ws.w,
+            ws.o};
         // The taps of a row are one dot product if they are neighbours too.
         if (k.x_column == k.floats && k.w_column == k.floats) k.floats *= k.columns, k.columns = 1;
-        const float* at = scratch;
+        const float* at = l.in_place ? input + low_h * line + low_w * x_pixel : scratch;
         if (h.taps * w.taps > 0)
-          at += ((row + r) * h.stride + h.low - low_h) * line + ((column + x) * w.stride + w.low - low_w) * l.input.width;
+          at += ((row + r) * h.stride + h.low - low_h) * line + ((column + x) * w.stride + w.low - low_w) * x_pixel;
         const PixelBlock block{at,
                                h.stride * line,
-                               w.stride * l.input.width,
+                               w.stride * x_pixel,
                                output + from + r * y_row + x * c.output_strides.w,
                                y_row,
                                c.output_strides.w,

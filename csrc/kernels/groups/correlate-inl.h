@@ -102,9 +102,10 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
     const int64_t stride = c.w.front().stride;
     const int64_t low_h = std::max(row * c.h.stride + c.h.low, -(std::min(l.strip.rows, l.block.rows) - 1) * c.h.stride);
     const int64_t low_w = std::max(column * stride + l.low_w, -(std::min(l.strip.columns, l.block.columns) - 1) * stride);
-    pack_pixels(l.input, c.input_strides, c.h.in, c.w.front().in,
-                c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c, c.in_channels, low_h, low_w,
-                scratch);
+    const Strides& xs = c.input_strides;
+    const float* input = c.input + n * xs.n + group * c.in_channels * xs.c;
+    if (!l.in_place) pack_pixels(l.input, xs, c.h.in, c.w.front().in, input, c.in_channels, low_h, low_w, scratch);
+    const int64_t x_row = l.in_place ? xs.h : l.input.columns * l.input.width, x_pixel = l.in_place ? xs.w : l.input.width;
     float* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c +
                     (c.h.first + row * c.h.step) * c.output_strides.h + column * step * c.output_strides.w;
     const int64_t y_row = l.staged ? l.output.columns * l.output.width : c.h.step * c.output_strides.h;
@@ -122,22 +123,19 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
       const auto run_strip = [&](const Phase& h, const Phase& w, int64_t r, int64_t height, int64_t x, int64_t columns) {
         const int64_t taps = h.taps * w.taps, run = run_of_channels(c, taps);
         const float* first = packed + (h.index * l.kernel_w + w.index) * c.in_channels * kGroupBlock;
-        const float* from = scratch;
+        const float* from = l.in_place ? input + low_h * x_row + low_w * x_pixel : scratch;
         if (taps > 0)
-          from += (((row + r) * h.stride + h.low - low_h) * l.input.columns + (column + x) * stride + w.low - low_w) *
-                  l.input.width;
+          from += ((row + r) * h.stride + h.low - low_h) * x_row + ((column + x) * stride + w.low - low_w) * x_pixel;
         float* y = (l.staged ? stage : output) + o + w.first * pixel + r * y_row + x * step * pixel;
         for (int64_t i = 0; i < c.in_channels; i += run) {
           const GroupWalk k{h.taps,
                             w.taps,
                             std::min(run, c.in_channels - i),
-                            h.spacing * l.input.columns * l.input.width,
-                            w.spacing * l.input.width,
+                            h.spacing * x_row,
+                            w.spacing * x_pixel,
                             h.index_step * l.kernel_w * c.in_channels * kGroupBlock,
                             w.index_step * c.in_channels * kGroupBlock};
-          const PixelBlock block{
-              from + i, h.stride * l.input.columns * l.input.width, stride * l.input.width, y, y_row, step * pixel, height,
-              columns};
+          const PixelBlock block{from + i, h.stride * x_row, stride * x_pixel, y, y_row, step * pixel, height, columns};
           const float* weight = first + i * kGroupBlock;
           if (outputs > kLanes || kVectors != 2) {
             Vec start[kVectors];

@@ -20,6 +20,10 @@ bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t l
   l->low_w = lowest(c.w);
   l->staged = c.output_strides.c != 1;
   l->blocks = c.groups;
+  // One tap reads each input once, or once for 16 outputs: a copy would take as long as the sums.
+  const Phase& w = c.w.front();
+  l->in_place = c.w.size() == 1 && c.h.taps == 1 && w.taps == 1 && c.input_strides.c == 1 && c.h.low >= 0 && w.low >= 0 &&
+                (c.h.out - 1) * c.h.stride + c.h.low < c.h.in && (w.out - 1) * w.stride + w.low < w.in;
   // All weights are packed once for all samples, if that leaves most of the scratch to the tensors.
   const int64_t block_floats = group_block_floats(c, kernel_h, kernel_w);
   const int64_t blocks = ceil_div(c.out_channels, kGroupBlock);
@@ -36,13 +40,21 @@ bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t l
                  c.w.front().in + 2 * (std::min(l->strip.columns, b.columns) - 1) * stride),
         round_up(c.in_channels, lanes)};
     l->output = {b.rows, b.columns * c.w.front().step, round_up(c.out_channels, lanes)};
-    l->input_floats = l->input.rows * l->input.columns * l->input.width;
+    l->input_floats = l->in_place ? 0 : l->input.rows * l->input.columns * l->input.width;
     const int64_t output = l->staged ? l->output.rows * l->output.columns * l->output.width : 0;
     return l->floats = l->input_floats + l->weight_floats + output;
   };
   // Every block packs the weights again, so it should not be small; but one that fills the L2 cache leaves no room for the
   // tensors.
-  while (floats() > kScratchFloats / 3 && b.rows * b.columns > 1024 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  const auto halve = [&] {
+    if (b.rows > 1) {
+      b.rows = ceil_div(b.rows, 2);
+    } else {
+      b.columns = ceil_div(b.columns, 2);
+    }
+  };
+  const auto divisible = [&](int64_t outputs) { return c.h.out > 1 ? b.rows > 1 : b.columns > outputs + 2 * reach(c.w); };
+  while (floats() > kScratchFloats / 3 && b.rows * b.columns > 1024 && divisible(1024)) halve();
   while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && b.columns > 6) b.columns = ceil_div(b.columns, 2);
   if (floats() > kScratchFloats) return false;
@@ -51,8 +63,8 @@ bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t l
     const int64_t tasks = l->tasks(c);
     return tasks < 2 * threads || (tasks < 5 * threads && tasks % threads != 0);
   };
-  while (threads > 1 && uneven() && b.rows * c.h.stride > std::min(c.h.span(), c.h.in) + 1 && b.rows > 1)
-    b.rows = ceil_div(b.rows, 2);
+  while (threads > 1 && uneven() && (c.h.out == 1 || b.rows * c.h.stride > std::min(c.h.span(), c.h.in) + 1) && divisible(96))
+    halve();
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();
   return true;

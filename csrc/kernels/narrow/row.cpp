@@ -24,7 +24,7 @@ const char* refuses(const Request& r) {
 std::unique_ptr<Work> narrow(const Request& r) {
   const std::string lanes = std::to_string(r.target->lanes);
   if (r.direction == Direction::grad_weight)
-    return lay_out_grad_weight<GradWeightNarrowLayout>(r, r.target->grad_weight_narrow,
+    return lay_out_grad_weight<GradWeightNarrowLayout>(r, grad_weight_of(r), r.target->grad_weight_narrow,
                                                        "up to 12 sums x " + lanes + " output channels");
   const Problem& p = r.problem;
   auto work = lay_out_correlations<ChannelsLayout>(

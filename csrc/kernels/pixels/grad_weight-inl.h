@@ -161,16 +161,18 @@ void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout
          image_block++) {
       const int64_t column = image_block % by_w * l.block.columns, row = image_block / by_w % by_h * l.block.rows;
       const int64_t n = image_block / (by_w * by_h);
-      pack_pixels(l.input, work.input_strides, p.h.in, p.w.in,
-                  work.input + n * work.input_strides.n + group * p.in_channels * work.input_strides.c, channels,
-                  row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad, scratch);
+      const Strides& xs = work.input_strides;
+      const float* input = work.input + n * xs.n + group * p.in_channels * xs.c;
+      if (!l.in_place)
+        pack_pixels(l.input, xs, p.h.in, p.w.in, input, channels, row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad,
+                    scratch);
       const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
-      PixelPositions s{scratch,
+      PixelPositions s{l.in_place ? input + row * p.h.stride * xs.h + column * p.w.stride * xs.w : scratch,
                        work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c + row * gs.h + column * gs.w,
                        rows,
                        columns,
-                       p.h.stride * l.input.columns * l.input.width,
-                       p.w.stride * l.input.width,
+                       p.h.stride * (l.in_place ? xs.h : l.input.columns * l.input.width),
+                       p.w.stride * (l.in_place ? xs.w : l.input.width),
                        gs.h,
                        gs.w,
                        gs.c,
@@ -204,6 +206,7 @@ void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout
           for (; i + kOuterOutputs <= outputs; i += kOuterOutputs, at.go += kOuterOutputs * gs.c)
             outer_slots<kOuterOutputs>(p, l, at, sums + i * per_output, per_output);
         for (; i + 4 <= outputs; i += 4, at.go += 4 * gs.c) outer_slots<4>(p, l, at, sums + i * per_output, per_output);
+        for (; i + 2 <= outputs; i += 2, at.go += 2 * gs.c) outer_slots<2>(p, l, at, sums + i * per_output, per_output);
         for (; i < outputs; i++, at.go += gs.c) outer_slots<1>(p, l, at, sums + i * per_output, per_output);
       }
     }
@@ -215,14 +218,18 @@ void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout
       // Sums are [tap][channel] and become [channel][tap]. The channels of a depthwise weight are its groups.
       const int64_t channel = !last ? taps : l.depthwise ? ws.group : ws.c;
       const float* from = sums + i * per_output;
+      // Returns the channel of the first lane of vector v.
+      const auto first = [&](int64_t v) { return l.in_place ? std::min(v * kLanes, channels - kLanes) : v * kLanes; };
       if (!last || (ws.w == 1 && ws.h == p.w.kernel)) {
-        for (int64_t c = 0; c < channels; c += kLanes)
-          split_pixels(to + c * channel, channel, from + c, l.input.width, std::min<int64_t>(kLanes, channels - c), taps);
+        for (int64_t v = 0; v * kLanes < channels; v++)
+          split_pixels(to + first(v) * channel, channel, from + v * kLanes, l.input.width,
+                       std::min<int64_t>(kLanes, channels - first(v)), taps);
         continue;
       }
       for (int64_t t = 0; t < taps; t++)
         for (int64_t c = 0; c < channels; c++)
-          to[c * channel + t / p.w.kernel * ws.h + t % p.w.kernel * ws.w] = from[t * l.input.width + c];
+          to[c * channel + t / p.w.kernel * ws.h + t % p.w.kernel * ws.w] =
+              from[t * l.input.width + c + c / kLanes * kLanes - first(c / kLanes)];
     }
   }
 }

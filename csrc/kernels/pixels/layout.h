@@ -10,7 +10,8 @@ namespace groupwise {
 struct GradWeightChannelsLayout {
   Block block;
   bool depthwise, staged;
-  bool clip;  // the positions of each tile's taps are clipped to those inside the input
+  bool in_place;  // the input's channels are read where they are; the last vector of a group starts early rather than end late
+  bool clip;      // the positions of each tile's taps are clipped to those inside the input
   int64_t outputs, parts;
   Pixels input, output;
   int64_t input_floats, output_floats, floats;

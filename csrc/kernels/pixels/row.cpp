@@ -11,10 +11,18 @@ const char* refuses(const Request& r) {
              : "its vectors along the input channels of a group, or the groups of a depthwise convolution, need 8 of them";
 }
 
+// Returns the sums with the lanes along the output channels instead, where one tap makes both the same and fewer lanes are empty.
+GradWeight along_lanes(const GradWeight& work, int64_t lanes) {
+  const Problem& p = work.problem;
+  if (depthwise(p) || !one_tap(p.h) || !one_tap(p.w) || p.h.in != p.h.out || p.w.in != p.w.out) return work;
+  const auto executed = [&](int64_t along, int64_t others) { return round_up(along, lanes) * others; };
+  return executed(p.out_channels, p.in_channels) < executed(p.in_channels, p.out_channels) ? exchanged(work) : work;
+}
+
 std::unique_ptr<Work> pixels(const Request& r) {
   const std::string lanes = std::to_string(r.target->lanes);
   return lay_out_grad_weight<GradWeightChannelsLayout>(
-      r, r.target->grad_weight_channels,
+      r, along_lanes(grad_weight_of(r), r.target->lanes), r.target->grad_weight_channels,
       depthwise(r.problem)
           ? "3 x 4 taps x " + lanes + " channels"
           : (r.target->lanes >= 16 ? "8" : "4") + std::string(" output channels x 3 vectors of ") + lanes + " input channels");

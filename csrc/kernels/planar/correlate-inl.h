@@ -139,7 +139,9 @@ GW_INLINE int64_t next(int64_t left) { return left >= 3 && left != 4 ? 3 : left 
 inline void run_channels(const PlanarTask& p, int64_t outputs) {
   const int64_t vectors = ceil_div(p.columns, kLanes);
   const bool along_rows = vectors % 3 == 0 || vectors > 8 || (p.rows < 3 && vectors >= p.rows);
-  for (int64_t o = 0; o < outputs; o += 4) {
+  // Each three vectors of a tensor serve all outputs while they are in the L1 cache.
+  const int64_t together = p.in_place ? outputs : 4;
+  for (int64_t first = 0; first < outputs; first += together) {
     for (int64_t r = 0, rows; r < p.rows; r += rows) {
       rows = along_rows ? 1 : next(p.rows - r);
       for (int64_t v = 0, taken; v < vectors; v += taken) {
@@ -147,10 +149,14 @@ inline void run_channels(const PlanarTask& p, int64_t outputs) {
         const Bundle b = bundle(p, v * kLanes, taken);
         const int64_t vector = along_rows ? b.vector : p.stride * p.row_floats;
         const Target to{nullptr, p.y_channel, along_rows ? b.vector : p.y_row, b.columns, along_rows ? kLanes : 0, p.add};
-        switch (rows * taken) {
-          case 3: channel_rows<3>(p, o, r, b.x, vector, to); break;
-          case 2: channel_rows<2>(p, o, r, b.x, vector, to); break;
-          default: channel_rows<1>(p, o, r, b.x, vector, to);
+        for (int64_t next_four = first; next_four < first + together; next_four += 4) {
+          // The last four start early rather than end late.
+          const int64_t o = std::min(next_four, outputs - 4);
+          switch (rows * taken) {
+            case 3: channel_rows<3>(p, o, r, b.x, vector, to); break;
+            case 2: channel_rows<2>(p, o, r, b.x, vector, to); break;
+            default: channel_rows<1>(p, o, r, b.x, vector, to);
+          }
         }
       }
     }
@@ -222,6 +228,7 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
   p.stride = c.h.stride;
   p.spacing = c.h.spacing;
   p.sharing = l.sharing;
+  p.in_place = l.in_place;
   p.y_channel = l.staged ? l.stage.channel : c.output_strides.c;
   p.y_row = l.staged ? l.stage.row : c.output_strides.h * c.h.step;
   for (int64_t task = begin; task < end; task++) {
@@ -230,9 +237,10 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
     const int64_t groups = std::min(b.groups, c.groups - group), rows = std::min(b.rows, c.h.out - row);
     const int64_t margin = (std::min(l.strip.rows, b.rows) - 1) * c.h.stride;
     const int64_t low = std::max(row * c.h.stride + c.h.low, -margin);
-    pack(plane, c.input_strides, c.h.in, c.w.front().in,
-         c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c, groups * c.in_channels, low,
-         column * plane.stride + plane.low_w, scratch);
+    const float* input = c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c;
+    if (!l.in_place)
+      pack(plane, c.input_strides, c.h.in, c.w.front().in, input, groups * c.in_channels, low,
+           column * plane.stride + plane.low_w, scratch);
     float* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c;
     if (l.woven) {
       run_woven(c, l, {row, column, rows, group, groups, low}, scratch, output);
@@ -242,11 +250,11 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
     const auto run_strip = [&](const Phase& h, const Phase& w, int64_t r, int64_t height, int64_t x, int64_t columns) {
       const int64_t taps = h.taps * w.taps, run = run_of_channels(c, taps);
       const size_t i = static_cast<size_t>(w.first - c.w.front().first);
-      const float* from = scratch;
+      const float* from = l.in_place ? input + column + x : scratch;
       p.rows = height;
       // Staged rows have room for whole vectors.
       p.columns = l.staged ? round_up(columns, kLanes) : columns;
-      if (taps > 0) from += ((row + r) * h.stride + h.low - low) * plane.row + x;
+      if (taps > 0 && !l.in_place) from += ((row + r) * h.stride + h.low - low) * plane.row + x;
       p.taps = {c.in_channels,
                 h.taps,
                 w.taps,
@@ -268,8 +276,12 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
           p.x = from + (g * c.in_channels + channel) * plane.channel;
           p.w = c.weight + (group + g) * ws.group + channel * ws.c + h.index * ws.h + w.index * ws.w;
           p.add = channel > 0;
-          if (fours) run_channels(p, fours);
-          run_rows(p, fours);
+          // Two or three channels that are left share no rows in an image of few, and are a tile with others. Sums that are added
+          // to must not be computed twice.
+          const int64_t left = c.out_channels - fours, tiled = fours && left > 1 && height < kRowTile && run == c.in_channels;
+          const int64_t by_channels = tiled ? c.out_channels : fours;
+          if (fours) run_channels(p, by_channels);
+          run_rows(p, by_channels);
         }
       }
     };

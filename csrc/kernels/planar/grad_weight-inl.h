@@ -41,8 +41,9 @@ GW_INLINE void add_sums(const Vec (&sum)[I][J], float* sums, int64_t row) {
   });
 }
 
-// Adds the sum over all positions of go[o] * x[slot] to sums[o][slot], for OC channels by N slots.
-template <int OC, int N>
+// Adds the sum over all positions of go[o] * x[slot] to sums[o][slot], for OC channels by N slots. `InPlace`: what follows
+// a row may be outside the tensor. Scratch is not loaded by masks, which takes a third more time.
+template <int OC, int N, bool InPlace>
 GW_NOINLINE void slot_tile(const PositionBlock& s, const int32_t* slot, float* sums, int64_t per_output) {
   Vec sum[OC][N];
   unroll<OC>([&](auto o) GW_LAMBDA { unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] = Vec{}; }); });
@@ -52,12 +53,16 @@ GW_NOINLINE void slot_tile(const PositionBlock& s, const int32_t* slot, float* s
     const auto vector = [&](auto whole) GW_LAMBDA {
       Vec in[N];
       unroll<N>([&](auto n) GW_LAMBDA {
-        in[n] = load(x + slot[n]);
-        if constexpr (!whole) in[n] = keep(in[n], s.rest);
+        if constexpr (InPlace && !whole) {
+          in[n] = load_some(x + slot[n], s.rest);
+        } else {
+          in[n] = load(x + slot[n]);
+          if constexpr (!whole) in[n] = keep(in[n], s.rest);
+        }
         pin(in[n]);
       });
       unroll<OC>([&](auto o) GW_LAMBDA {
-        Vec out = load(go + o * s.go_channel);
+        Vec out = InPlace && !whole ? load_some(go + o * s.go_channel, s.rest) : load(go + o * s.go_channel);
         pin(out);
         unroll<N>([&](auto n) GW_LAMBDA { add_product(sum[o][n], in[n], out); });
       });
@@ -217,7 +222,7 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
   const int64_t image_blocks = p.batch * by_h * by_w;
   float* go = scratch + l.input_floats;
   float* sums = go + l.output_floats;
-  if (l.input.wide) zero(scratch, l.input_floats + l.output_floats);
+  if (l.input.wide && !l.in_place) zero(scratch, l.input_floats + l.output_floats);
   for (int64_t task = begin; task < end; task++) {
     const int64_t part = task % l.parts, o = task / l.parts % by_o * l.outputs;
     const int64_t group = task / (l.parts * by_o) % by_g * l.block.groups;
@@ -229,16 +234,18 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
       const int64_t column = image_block % by_w * l.block.columns, row = image_block / by_w % by_h * l.block.rows;
       const int64_t n = image_block / (by_w * by_h);
       const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
-      pack(l.input, work.input_strides, p.h.in, p.w.in,
-           work.input + n * work.input_strides.n + group * p.in_channels * work.input_strides.c, groups * p.in_channels,
-           row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad, scratch);
+      const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
+      const float* input = work.input + n * xs.n + group * p.in_channels * xs.c;
       // A block of several groups has all their outputs, which are then neighbours.
-      pack(l.output, work.grad_output_strides, p.h.out, p.w.out,
-           work.grad_output + n * work.grad_output_strides.n + (group * p.out_channels + o) * work.grad_output_strides.c,
-           groups * outputs, row, column, go);
+      const float* output = work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c;
+      if (!l.in_place) {
+        pack(l.input, xs, p.h.in, p.w.in, input, groups * p.in_channels, row * p.h.stride - p.h.pad,
+             column * p.w.stride - p.w.pad, scratch);
+        pack(l.output, gs, p.h.out, p.w.out, output, groups * outputs, row, column, go);
+      }
       for (int64_t g = 0; g < groups; g++) {
-        PositionBlock s{scratch + g * p.in_channels * l.input.channel,
-                        go + g * l.outputs * l.output.channel,
+        PositionBlock s{(l.in_place ? input + column : scratch) + g * p.in_channels * l.input.channel,
+                        (l.in_place ? output + column : go) + g * l.outputs * l.output.channel,
                         rows,
                         columns / kLanes,
                         columns % kLanes,
@@ -247,12 +254,24 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
                         l.output.channel};
         float* to = sums + g * outputs * slots;
         const Place at{row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad};
-        for (int64_t i = 0; i < fours; i += 4, s.go += 4 * s.go_channel)
-          each_slots(p, l, s, at, [&](const PositionBlock& block, int64_t n, int64_t count) GW_LAMBDA {
-            if (count == 3) return slot_tile<4, 3>(block, l.slots.data() + n, to + i * slots + n, slots);
-            slot_tile<4, 1>(block, l.slots.data() + n, to + i * slots + n, slots);
+        int64_t i = 0;
+        const auto sum_slots = [&](auto count, auto in_place) GW_LAMBDA {
+          each_slots(p, l, s, at, [&](const PositionBlock& block, int64_t n, int64_t some) GW_LAMBDA {
+            const int32_t* slot = l.slots.data() + n;
+            if (some == 3) return slot_tile<count, 3, in_place>(block, slot, to + i * slots + n, slots);
+            slot_tile<count, 1, in_place>(block, slot, to + i * slots + n, slots);
           });
-        for (int64_t i = fours; i < outputs; i++, s.go += s.go_channel) {
+          i += count;
+          s.go += count * s.go_channel;
+        };
+        if (l.in_place) {
+          while (i < fours) sum_slots(std::integral_constant<int, 4>{}, std::true_type{});
+          // One tap shares no rows, so what is left is a tile of several input channels.
+          while (i + 2 <= outputs) sum_slots(std::integral_constant<int, 2>{}, std::true_type{});
+          while (i < outputs) sum_slots(std::integral_constant<int, 1>{}, std::true_type{});
+        }
+        while (i < fours) sum_slots(std::integral_constant<int, 4>{}, std::false_type{});
+        for (; i < outputs; i++, s.go += s.go_channel) {
           for (int64_t c = 0; c < p.in_channels; c++) {
             PositionBlock one = s;
             one.x += c * l.input.channel;

@@ -13,6 +13,23 @@ int64_t channel_floats(int64_t floats) { return floats % 1024 == 0 ? floats + 16
 // core, ms: one image 0.102, floats of 1024 0.093, 2048 0.091, 4096 0.089, 8192 0.090).
 constexpr int64_t kSmall = 4096;
 
+// Tells whether tiles can read the tensor: it is one row, of which one tap reads all, and no vector reads beyond its end. The
+// last vectors of a row start early rather than end late where there are three of them and no earlier sums to add to.
+bool reads_in_place(const Correlation& c, int64_t lanes) {
+  const Phase& w = c.w.front();
+  const bool one_row = c.h.in == 1 && c.h.out == 1 && c.h.taps == 1 && c.h.low == 0;
+  const bool one_tap = c.w.size() == 1 && w.taps == 1 && w.low == 0 && w.stride == 1 && w.out == w.in;
+  const bool within = w.out % lanes == 0 || (w.out >= 3 * lanes && c.in_channels <= c.longest_run);
+  return one_row && one_tap && within && c.input_strides.w == 1 && c.output_strides.w == 1;
+}
+
+// A part of a vector at the end of a row is one masked load with AVX-512; without, it is copied.
+bool reads_in_place(const GradWeight& work, int64_t lanes) {
+  const Problem& p = work.problem;
+  return one_tap(p.h) && one_tap(p.w) && p.h.out == 1 && p.w.stride == 1 && (p.w.out % lanes == 0 || lanes >= 16) &&
+         work.input_strides.w == 1 && work.grad_output_strides.w == 1;
+}
+
 void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
   // A single column of outputs reads neighbours, whatever its stride.
   const int64_t stride = widest(c.w) == 1 ? 1 : c.w.front().stride, columns = round_up(l->block.columns, lanes);
@@ -35,6 +52,10 @@ void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
   // A tile of rows may read the inputs of one row of outputs beyond the last, which it does not use.
   const int64_t beyond = l->sharing.apart * c.h.stride * p.row;
   l->input_floats = round_up(l->block.groups * c.in_channels * p.channel + beyond, 16);
+  if (l->in_place) {
+    p.channel = c.input_strides.c;
+    l->input_floats = 0;
+  }
   l->output_floats = l->staged ? l->block.groups * c.out_channels * l->stage.channel : 0;
 }
 
@@ -84,6 +105,7 @@ Whole takes_whole(const Correlation& c) {
 bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLayout* l) {
   // A block may fill most of the L2 cache, so an image that fits a quarter of the scratch stays whole.
   const int64_t kTarget = kScratchFloats / 4;
+  l->in_place = reads_in_place(c, lanes);
   const int64_t common = std::gcd(c.h.stride, c.h.spacing);
   l->sharing = {c.h.spacing / common, c.h.stride / common, c.h.spacing * c.h.stride / common};
   const bool channels_last = c.input_strides.w != 1 || c.output_strides.w != 1;
@@ -124,6 +146,8 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
   // Each thread gets at least four tasks.
   while (l->tasks(c) < 4 * threads && threads > 1 && b.rows * c.h.stride > 2 * shared + 1 && b.rows > 1)
     b.rows = ceil_div(b.rows, 2);
+  while (l->tasks(c) < 4 * threads && threads > 1 && c.h.out == 1 && b.columns > 2 * reach(c.w) + 12 * lanes)
+    b.columns = round_up(ceil_div(b.columns, 2), 3 * lanes);
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();
   for (const Phase& s : c.w) {
@@ -146,6 +170,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
   Block& b = l->block;
   b = {p.h.out, p.w.out, 1};
   if (channels_last) b.groups = std::min(p.groups, std::max<int64_t>(1, 16 / std::max(p.in_channels, p.out_channels)));
+  l->in_place = reads_in_place(work, lanes);
   l->clip = worth_clipping(forward_phase(p.h)) || worth_clipping(forward_phase(p.w));
   l->outputs = p.out_channels;
   l->parts = 1;
@@ -161,6 +186,11 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
     l->output = {0, 0, b.rows, 1, columns, columns, channel_floats(b.rows * columns), columns, wide, whole};
     l->input_floats = round_up(b.groups * p.in_channels * in.channel + 2 * p.h.dilation * p.h.stride * in.row, 16);
     l->output_floats = round_up(b.groups * l->outputs * l->output.channel, 16);
+    if (l->in_place) {
+      in.channel = work.input_strides.c;
+      l->output.channel = work.grad_output_strides.c;
+      l->input_floats = l->output_floats = 0;
+    }
     return l->floats = l->input_floats + l->output_floats + b.groups * l->outputs * slots;
   };
   while (!channels_last && 2 * b.groups <= p.groups && floats() <= kSmall / 2 && l->tasks(p) >= 16 * threads) b.groups *= 2;

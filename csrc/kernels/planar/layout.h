@@ -53,6 +53,7 @@ struct CorrelationLayout {
   RowSharing sharing;
   Plane plane;
   bool woven;  // tiles compute all phases of the width and write whole rows (woven-inl.h)
+  bool in_place;  // the tensor's one row is read where it is
   bool staged;
   Stage stage;
   int64_t input_floats, output_floats;
@@ -70,7 +71,8 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
 // csrc/kernels/work.cpp adds the parts.
 struct GradWeightLayout {
   Block block;
-  bool clip;  // the positions of each tile's taps are clipped to those inside the input
+  bool in_place;  // the one rows of both tensors are read where they are
+  bool clip;      // the positions of each tile's taps are clipped to those inside the input
   int64_t outputs, parts;
   Plane input, output;  // of the input, and of grad_output
   int64_t input_floats, output_floats, floats;

@@ -28,7 +28,7 @@ const char* refuses(const Request&) { return nullptr; }
 
 std::unique_ptr<Work> planar(const Request& r) {
   if (r.direction == Direction::grad_weight)
-    return lay_out_grad_weight<GradWeightLayout>(r, r.target->grad_weight_planar, tile(r));
+    return lay_out_grad_weight<GradWeightLayout>(r, grad_weight_of(r), r.target->grad_weight_planar, tile(r));
   auto work = lay_out_correlations<CorrelationLayout>(
       r, r.target->correlate_planar,
       [&](const Correlation& c, int64_t threads, CorrelationLayout* l) { return lay_out(c, r.target->lanes, threads, l); },

@@ -33,6 +33,7 @@ struct PlanarTask {
   RowSharing sharing;
   bool add;  // adds to what earlier channels left in y
   bool single;
+  bool in_place;
 };
 
 // Neighbouring vectors of a row of outputs: the first begins at x, each other one `vector` floats after the one before.
