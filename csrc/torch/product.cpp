@@ -14,7 +14,8 @@ namespace groupwise {
 namespace {
 
 // at::native::cpublas::brgemm of floats and brgemm_release. They are looked up by name, so that the library loads where they are
-// missing: they are no part of PyTorch's stable interface.
+// missing: they are no part of PyTorch's stable interface. Each thread compiles a product of sizes, strides and `add` that it has
+// not met before, and keeps it.
 constexpr const char* kBrgemm = "_ZN2at6native7cpublas6brgemmEllllllbPKfS3_Pfb";
 constexpr const char* kRelease = "_ZN2at6native7cpublas14brgemm_releaseEb";
 using Brgemm = void (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, const float*, const float*, float*, bool);

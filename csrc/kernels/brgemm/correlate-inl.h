@@ -38,25 +38,31 @@ void pack_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin, int
       const int64_t taps = c.h.taps * w.taps, tap = c.in_channels * l.outputs;
       float* first = to + o * taps * c.in_channels;
       to += round_up(c.out_channels, l.outputs) * taps * c.in_channels;
-      const bool row = s.w == 1 && s.c != 1 && s.o != 1 && w.taps > 1;
+      if (taps == 0) continue;
+      const int64_t one = w.index_step;
+      const float* at = from + c.h.index * s.h + w.index * s.w;
+      if (taps > 1 && s.o != 1 && s.c != 1 && s.w == 1 && s.h == w.taps && (one == 1 || one == -1) && c.h.index_step == one) {
+        // All taps of a pair of channels follow each other, those of a gradient of the input backwards.
+        const float* lowest = one > 0 ? at : at - (taps - 1);
+        float* last = one > 0 ? first : first + (taps - 1) * tap;
+        for (int64_t i = 0; i < c.in_channels; i++)
+          for (int64_t t = 0; t < taps; t += kLanes)
+            split_pixels(last + one * t * tap + i * l.outputs, one * tap, lowest + i * s.c + t, s.o,
+                         std::min<int64_t>(kLanes, taps - t), outputs);
+        continue;
+      }
       for (int64_t t = 0; t < taps; t++) {
-        const float* at = from + (c.h.index + t / w.taps * c.h.index_step) * s.h + (w.index + t % w.taps * w.index_step) * s.w;
+        const float* tap_at = at + t / w.taps * c.h.index_step * s.h + t % w.taps * one * s.w;
         float* next = first + t * tap;
         if (s.o == 1) {
-          for (int64_t i = 0; i < c.in_channels; i++) copy(next + i * l.outputs, at + i * s.c, outputs);
+          for (int64_t i = 0; i < c.in_channels; i++) copy(next + i * l.outputs, tap_at + i * s.c, outputs);
         } else if (s.c == 1) {
           for (int64_t i = 0; i < c.in_channels; i += kLanes)
-            split_pixels(next + i * l.outputs, l.outputs, at + i, s.o, std::min<int64_t>(kLanes, c.in_channels - i), outputs);
-        } else if (row && t % w.taps == 0) {
-          // All taps of a row lie in one cache line, which is read once.
-          for (int64_t o2 = 0; o2 < outputs; o2++)
-            for (int64_t i = 0; i < c.in_channels; i++) {
-              const float* x = at + o2 * s.o + i * s.c;
-              for (int64_t k = 0; k < w.taps; k++) next[k * tap + i * l.outputs + o2] = x[k * w.index_step];
-            }
-        } else if (!row) {
+            split_pixels(next + i * l.outputs, l.outputs, tap_at + i, s.o, std::min<int64_t>(kLanes, c.in_channels - i),
+                         outputs);
+        } else {
           for (int64_t i = 0; i < c.in_channels; i++)
-            for (int64_t o2 = 0; o2 < outputs; o2++) next[i * l.outputs + o2] = at[i * s.c + o2 * s.o];
+            for (int64_t j = 0; j < outputs; j++) next[i * l.outputs + j] = tap_at[i * s.c + j * s.o];
         }
       }
     }
@@ -121,7 +127,7 @@ inline void correlate_row(const Correlation& c, const BrgemmLayout& l, const Pix
   // Neighbouring taps of packed pixels are one longer row of input channels.
   const bool merged = l.packs_weight && w.spacing == 1 && x_column == c.in_channels;
   const int64_t length = (merged ? w.taps : 1) * c.in_channels, run = h.taps * w.taps > 0 ? even_run(length, c.longest_run) : 0;
-  const int64_t tile = even_run(all.pixels, kProductPixels), w_row = l.packs_weight ? l.outputs : s.c;
+  const int64_t tile = even_run(all.pixels, kProductRows), w_row = l.packs_weight ? l.outputs : s.c;
   const float* bias = c.bias ? c.bias + out.group * c.out_channels + out.first : nullptr;
   for (int64_t p = 0; p < all.pixels; p += tile) {
     const int64_t pixels = std::min(tile, all.pixels - p);

@@ -53,8 +53,9 @@ GradWeight flattened(const GradWeight& work) {
 }
 
 bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, BrgemmLayout* l) {
-  // Rows of fewer pixels are joined: a product of a few rows is mostly the cost of its call.
-  constexpr int64_t kWide = 28;
+  // Rows of few pixels and output channels are joined: their products would be mostly the cost of the call. Elsewhere the
+  // pixels between two rows cost more.
+  constexpr int64_t kWide = 28, kNarrow = 16;
   const Phase& front = c.w.front();
   const int64_t stride = front.stride, out_w = widest(c.w), step = front.step;
   bool single = c.h.taps <= 1, padded = false;
@@ -68,8 +69,8 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
   l->packs_input = !l->planes && (!single || padded || c.input_strides.c != 1);
   l->packs_weight = l->planes ? c.weight_strides.c != 1 : !(single && c.weight_strides.o == 1);
   const bool pixels_out = c.output_strides.c == 1;
-  l->joined =
-      l->packs_input && c.w.size() == 1 && step == 1 && stride == 1 && c.h.stride == 1 && (!pixels_out || out_w < kWide);
+  l->joined = l->packs_input && c.w.size() == 1 && step == 1 && stride == 1 && c.h.stride == 1 && out_w < kWide &&
+              c.out_channels <= kNarrow;
   l->staged = !l->planes && (!pixels_out || l->joined);
   l->outputs = std::min(round_up(c.out_channels, l->planes ? 1 : lanes), kProductChannels);
   l->low_w = lowest(c.w);

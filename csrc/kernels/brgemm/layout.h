@@ -5,8 +5,9 @@
 
 namespace groupwise {
 
-// The output channels, and the pixels, of one product at most. Both operands and the sums of such a tile stay in L1 and L2.
-constexpr int64_t kProductChannels = 64, kProductPixels = 64;
+// The output channels of one product at most, and its pixels: along its rows, or along its columns in products of planes. The sums
+// of such a tile stay in L1, and its factors in L2.
+constexpr int64_t kProductChannels = 64, kProductRows = 128, kProductPixels = 64;
 
 // A task computes a block of outputs of all channels of a group. Its scratch holds the zero-padded input pixels, if they are
 // packed, and the outputs, if they are staged.

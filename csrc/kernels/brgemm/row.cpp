@@ -30,7 +30,7 @@ class BrgemmWork : public Work {
       facts.block = l.block;
       facts.tasks = l.tasks(c);
       facts.floats = l.floats;
-      const std::string pixels = std::to_string(kProductPixels), channels = std::to_string(l.outputs);
+      const std::string pixels = std::to_string(l.planes ? kProductPixels : kProductRows), channels = std::to_string(l.outputs);
       facts.tile =
           l.planes ? channels + " output channels x " + pixels + " pixels" : pixels + " pixels x " + channels + " channels";
       facts.tile += " by PyTorch's brgemm";
