@@ -7,9 +7,19 @@
 namespace groupwise {
 namespace {
 
+// Tells whether much of this axis' work is with padding, which products of whole blocks do not skip.
+bool mostly_padding(Direction direction, const Axis& axis) {
+  if (direction != Direction::grad_input) return worth_clipping(forward_phase(axis));
+  for (const Phase& s : grad_input_phases(axis))
+    if (worth_clipping(s)) return true;
+  return false;
+}
+
 const char* refuses(const Request& r) {
   const Problem& p = r.problem;
   if (std::min(p.in_channels, p.out_channels) < 8) return "its products need 8 input and 8 output channels of a group";
+  if (mostly_padding(r.direction, p.h) || mostly_padding(r.direction, p.w))
+    return "more than a fifth of its products would be with padding";
   if (const char* problem = product_problem()) return problem;
   if (std::strcmp(product().isa, r.target->isa) != 0)
     return "PyTorch's brgemm chooses its instruction set itself, and it is another one (ONEDNN_MAX_CPU_ISA limits it)";
