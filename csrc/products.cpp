@@ -87,4 +87,24 @@ int64_t executed_products(const GradWeight& work, const GradWeightNarrowLayout& 
          axis_products(p.h, l.block.rows, true, 3, 1) * axis_products(p.w, l.block.columns, true, 3, 1);
 }
 
+int64_t executed_products(const Correlation& c, const BrgemmLayout& l) {
+  int64_t products = 0;
+  for (int64_t row = 0; row < c.h.out; row += l.block.rows) {
+    const int64_t rows = std::min(l.block.rows, c.h.out - row), taps = clipped(c.h, row, rows).taps;
+    for (const Phase& w : c.w)
+      for (int64_t column = 0; column < w.out; column += l.block.columns) {
+        const int64_t columns = std::min(l.block.columns, w.out - column);
+        const int64_t pixels = l.joined ? (rows - 1) * l.input.columns + columns : rows * columns;
+        products += pixels * taps * clipped(w, column, columns).taps;
+      }
+  }
+  return c.batch * c.groups * c.in_channels * c.out_channels * products;
+}
+
+int64_t executed_products(const GradWeight& work, const BrgemmGradLayout& l, int64_t) {
+  const Problem& p = work.problem;
+  return p.batch * p.groups * p.in_channels * p.out_channels * p.w.kernel * p.w.out *
+         axis_products(p.h, l.block.rows, true, 1, l.block.rows);
+}
+
 }  // namespace groupwise

@@ -1,6 +1,7 @@
 // Counts the products that kernels execute: those of the convolution, those with padding that remain, and those of empty lanes.
 #pragma once
 
+#include "kernels/brgemm/layout.h"
 #include "kernels/channels_layout.h"
 #include "kernels/narrow/layout.h"
 #include "kernels/pixels/layout.h"
@@ -14,5 +15,7 @@ int64_t executed_products_groups(const Correlation& c, const ChannelsLayout& l, 
 int64_t executed_products(const GradWeight& work, const GradWeightLayout& l, int64_t lanes);
 int64_t executed_products(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t lanes);
 int64_t executed_products(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t lanes);
+int64_t executed_products(const Correlation& c, const BrgemmLayout& l);
+int64_t executed_products(const GradWeight& work, const BrgemmGradLayout& l, int64_t lanes);
 
 }  // namespace groupwise

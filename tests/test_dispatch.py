@@ -321,7 +321,7 @@ def test_a_forced_kernel_is_that_of_the_innermost_block():
 
 @pytest.mark.parametrize("name", ["plannar", "Planar", " ", "group", None, 3])
 def test_an_unknown_kernel_is_refused(name):
-    message = "kernel=.* is not known; choose one of: planar, narrow, groups, dots, pixels, pytorch"
+    message = "kernel=.* is not known; choose one of: planar, narrow, groups, dots, pixels, brgemm, pytorch"
     with pytest.raises(GroupwiseError, match=message), dispatch.forced(True, name):
         pytest.fail("the block ran")
     assert not dispatched(), "an error leaves nothing forced"
@@ -332,7 +332,7 @@ def test_every_kernel_can_be_forced():
         torch.nn.Conv2d(16, 16, 3, groups=groups).to(memory_format=torch.channels_last) for groups in (16, 1)
     )
     for name in dispatch.KERNELS:
-        layer = wide if name in ("groups", "dots") else depthwise
+        layer = wide if name in ("groups", "dots", "brgemm") else depthwise
         with record_plans() as plans, dispatch.forced(True, name):
             layer(source().requires_grad_()).sum().backward()
         assert name in kernels(plans)

@@ -1,6 +1,7 @@
 // The kernels of one instruction set. Each runs tasks [begin, end) and has kScratchFloats of scratch of its own.
 #pragma once
 
+#include "kernels/brgemm/layout.h"
 #include "kernels/channels_layout.h"
 #include "kernels/narrow/layout.h"
 #include "kernels/pixels/layout.h"
@@ -21,6 +22,11 @@ struct Kernels {
   void (*grad_weight_channels)(const GradWeight&, const GradWeightChannelsLayout&, int64_t begin, int64_t end, float* scratch,
                                float* parts);
   void (*grad_weight_narrow)(const GradWeight&, const GradWeightNarrowLayout&, int64_t begin, int64_t end, float* scratch,
+                             float* parts);
+  void (*pack_brgemm)(const Correlation&, const BrgemmLayout&, int64_t begin, int64_t end, float* packed);
+  void (*correlate_brgemm)(const Correlation&, const BrgemmLayout&, int64_t begin, int64_t end, float* scratch,
+                           const float* packed);
+  void (*grad_weight_brgemm)(const GradWeight&, const BrgemmGradLayout&, int64_t begin, int64_t end, float* scratch,
                              float* parts);
   void (*sum_channels)(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
                        int64_t begin, int64_t end);

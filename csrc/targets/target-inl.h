@@ -15,6 +15,9 @@ void grad_weight_channels(const GradWeight&, const GradWeightChannelsLayout&, in
                           float* parts);
 void grad_weight_narrow(const GradWeight&, const GradWeightNarrowLayout&, int64_t begin, int64_t end, float* scratch,
                         float* parts);
+void pack_brgemm(const Correlation&, const BrgemmLayout&, int64_t begin, int64_t end, float* packed);
+void correlate_brgemm(const Correlation&, const BrgemmLayout&, int64_t begin, int64_t end, float* scratch, const float* packed);
+void grad_weight_brgemm(const GradWeight&, const BrgemmGradLayout&, int64_t begin, int64_t end, float* scratch, float* parts);
 void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
                   int64_t begin, int64_t end);
 
@@ -31,6 +34,9 @@ constexpr Kernels table(const char* isa, int number) {
           grad_weight_planar,
           grad_weight_channels,
           grad_weight_narrow,
+          pack_brgemm,
+          correlate_brgemm,
+          grad_weight_brgemm,
           sum_channels,
           multiply_adds};
 }

@@ -19,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/brgemm/product.h"
 #include "plan/plan.h"
 #include "targets/isa.h"
 
@@ -83,6 +84,17 @@ void in_two(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) {
   other.join();
 }
 
+// The product that PyTorch lends the core elsewhere.
+void multiply(int64_t m, int64_t n, int64_t k, int64_t a_row, int64_t b_row, int64_t c_row, bool add, const float* a,
+              const float* b, float* c) {
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++) {
+      float sum = 0;
+      for (int64_t l = 0; l < k; l++) sum += a[i * a_row + l] * b[l * b_row + j];
+      c[i * c_row + j] = add ? c[i * c_row + j] + sum : sum;
+    }
+}
+
 Axis random_axis(std::initializer_list<int64_t> sizes) {
   if (pick({0, 0, 0, 1})) {
     // A kernel about as large as the image, or larger, most of whose taps meet padding.
@@ -128,13 +140,14 @@ void each_product(const Problem& p, const Strides& xs, const WeightStrides& ws, 
 }
 
 // Forward has four tiles of planar and grad_input five; both have narrow, groups and dots. grad_weight has two tiles of planar,
-// narrow, and two of pixels. Where two vectors hold a block of channels, groups has a second tile.
-size_t forms() { return 4 + 5 + 2 * 3 + 5 + (kernels().lanes == 8 ? 2 : 0); }
+// narrow, and two of pixels. All have brgemm, whose tiles are of any size. Where two vectors hold a block of channels, groups has
+// a second tile.
+size_t forms() { return 4 + 5 + 2 * 3 + 5 + 3 + (kernels().lanes == 8 ? 2 : 0); }
 
 // Returns the instruction set, the direction and the tile of a plan, which name the form that computes.
 std::string form(const Plan& plan) {
   return std::string(plan.request.target->isa) + " " + kDirectionNames[static_cast<int>(plan.request.direction)] + " " +
-         plan.name() + ": " + plan.work->facts.tile;
+         plan.name() + (std::string(plan.name()) == "brgemm" ? "" : ": " + plan.work->facts.tile);
 }
 
 // Tells whether the result is within rounding of the sums, which are of doubles; `weight` sums the absolute values.
@@ -318,6 +331,7 @@ int main(int count, char** arguments) {
   size_t expected = 0;
   for (const std::string& isa : isas) {
     force_isa(isa);
+    use_product({multiply, nullptr, isa.c_str()});
     expected += forms();
     if (!vectors_agree() || !skips_padding()) return 1;
     for (int64_t i = 0; i < cases; i++)

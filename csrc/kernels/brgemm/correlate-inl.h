@@ -1,0 +1,221 @@
+// Correlation as a sum of products of matrices: of pixels by input channels (of all taps of a row, where these follow each other
+// in memory) times input by output channels.
+#pragma once
+#include "kernels/brgemm/layout.h"
+#include "kernels/brgemm/product.h"
+#include "kernels/pack-inl.h"
+
+namespace groupwise::GW_TARGET {
+
+// Returns how many of a phase's taps come before those of its clip.
+GW_INLINE int64_t taps_before(const Phase& all, const Phase& clip) {
+  return clip.taps > 0 && all.index_step != 0 ? (clip.index - all.index) / all.index_step : 0;
+}
+
+// Packs tasks [begin, end), of which each is one block of output channels of a group, as [phase][row][column of taps][input
+// channel][l.outputs], or, for products of planes, as [output channel][input channel].
+void pack_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin, int64_t end, float* packed) {
+  const WeightStrides& s = c.weight_strides;
+  const int64_t blocks = ceil_div(c.out_channels, l.outputs);
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t group = task / blocks, o = task % blocks * l.outputs;
+    const int64_t outputs = std::min(l.outputs, c.out_channels - o);
+    const float* from = c.weight + group * s.group + o * s.o;
+    float* to = packed + group * l.weight_floats;
+    if (l.planes) {
+      to += o * c.in_channels;
+      for (int64_t i = 0; i < outputs; i += kLanes)
+        if (s.o == 1) {
+          split_pixels(to + i * c.in_channels, c.in_channels, from + i, s.c, std::min<int64_t>(kLanes, outputs - i),
+                       c.in_channels);
+        } else {
+          for (int64_t j = i; j < std::min<int64_t>(i + kLanes, outputs); j++)
+            for (int64_t k = 0; k < c.in_channels; k++) to[j * c.in_channels + k] = from[j * s.o + k * s.c];
+        }
+      continue;
+    }
+    for (const Phase& w : c.w) {
+      const int64_t taps = c.h.taps * w.taps, tap = c.in_channels * l.outputs;
+      float* first = to + o * taps * c.in_channels;
+      to += round_up(c.out_channels, l.outputs) * taps * c.in_channels;
+      if (taps == 0) continue;
+      const int64_t one = w.index_step;
+      const float* at = from + c.h.index * s.h + w.index * s.w;
+      if (taps > 1 && s.o != 1 && s.c != 1 && s.w == 1 && s.h == w.taps && (one == 1 || one == -1) && c.h.index_step == one) {
+        // All taps of a pair of channels follow each other, those of a gradient of the input backwards.
+        const float* lowest = one > 0 ? at : at - (taps - 1);
+        float* last = one > 0 ? first : first + (taps - 1) * tap;
+        for (int64_t i = 0; i < c.in_channels; i++)
+          for (int64_t t = 0; t < taps; t += kLanes)
+            split_pixels(last + one * t * tap + i * l.outputs, one * tap, lowest + i * s.c + t, s.o,
+                         std::min<int64_t>(kLanes, taps - t), outputs);
+        continue;
+      }
+      for (int64_t t = 0; t < taps; t++) {
+        const float* tap_at = at + t / w.taps * c.h.index_step * s.h + t % w.taps * one * s.w;
+        float* next = first + t * tap;
+        if (s.o == 1) {
+          for (int64_t i = 0; i < c.in_channels; i++) copy(next + i * l.outputs, tap_at + i * s.c, outputs);
+        } else if (s.c == 1) {
+          for (int64_t i = 0; i < c.in_channels; i += kLanes)
+            split_pixels(next + i * l.outputs, l.outputs, tap_at + i, s.o, std::min<int64_t>(kLanes, c.in_channels - i),
+                         outputs);
+        } else {
+          for (int64_t i = 0; i < c.in_channels; i++)
+            for (int64_t j = 0; j < outputs; j++) next[i * l.outputs + j] = tap_at[i * s.c + j * s.o];
+        }
+      }
+    }
+  }
+}
+
+// Sets `rows` rows of n floats to the bias, or to zero without one.
+inline void begin_sums(float* to, int64_t row, int64_t rows, int64_t n, const float* bias) {
+  for (int64_t r = 0; r < rows; r++)
+    if (bias) {
+      copy(to + r * row, bias, n);
+    } else {
+      zero(to + r * row, n);
+    }
+}
+
+// Computes pixels [first, first + columns) of all output channels of a group of planes.
+inline void correlate_planes(const Correlation& c, const BrgemmLayout& l, int64_t n, int64_t group, int64_t first,
+                             int64_t columns, const float* packed) {
+  const Multiply multiply = product().multiply;
+  const Strides &xs = c.input_strides, &ys = c.output_strides;
+  const int64_t run = even_run(c.in_channels, c.longest_run);
+  const float* x = c.input + n * xs.n + group * c.in_channels * xs.c + first;
+  float* y = c.output + n * ys.n + group * c.out_channels * ys.c + first;
+  const float* weight = l.packs_weight ? packed + group * l.weight_floats : c.weight + group * c.weight_strides.group;
+  const int64_t w_row = l.packs_weight ? c.in_channels : c.weight_strides.o;
+  for (int64_t p = 0; p < columns; p += kProductPixels) {
+    const int64_t pixels = std::min(kProductPixels, columns - p);
+    for (int64_t o = 0; o < c.out_channels; o += l.outputs) {
+      const int64_t outputs = std::min(l.outputs, c.out_channels - o);
+      float* to = y + o * ys.c + p;
+      if (c.bias)
+        for (int64_t i = 0; i < outputs; i++) {
+          const Vec bias = broadcast(c.bias[group * c.out_channels + o + i]);
+          for (int64_t j = 0; j < pixels; j += kLanes) store_some(to + i * ys.c + j, bias, pixels - j);
+        }
+      for (int64_t k = 0; k < c.in_channels; k += run)
+        multiply(outputs, pixels, std::min(run, c.in_channels - k), w_row, xs.c, ys.c, c.bias || k > 0, weight + o * w_row + k,
+                 x + k * xs.c + p, to);
+    }
+  }
+}
+
+// One row of pixels of a product, or several with the padding between them.
+struct PixelRow {
+  const float* x;
+  float* y;
+  int64_t pixels, x_pixel, y_pixel;
+};
+
+// A block of output channels of a group, and its weights.
+struct ChannelsOut {
+  int64_t group, first, count;
+  const float* weight;
+};
+
+// Sums the taps h x w, which are part of those of c.h and `whole`, of input rows x_row floats and columns x_column floats apart.
+inline void correlate_row(const Correlation& c, const BrgemmLayout& l, const PixelRow& all, const ChannelsOut& out,
+                          const Phase& h, const Phase& w, const Phase& whole, int64_t x_row, int64_t x_column) {
+  const Multiply multiply = product().multiply;
+  const WeightStrides& s = c.weight_strides;
+  // Neighbouring taps of packed pixels are one longer row of input channels.
+  const bool merged = l.packs_weight && w.spacing == 1 && x_column == c.in_channels;
+  const int64_t length = (merged ? w.taps : 1) * c.in_channels, run = h.taps * w.taps > 0 ? even_run(length, c.longest_run) : 0;
+  const int64_t tile = even_run(all.pixels, kProductRows), w_row = l.packs_weight ? l.outputs : s.c;
+  const float* bias = c.bias ? c.bias + out.group * c.out_channels + out.first : nullptr;
+  for (int64_t p = 0; p < all.pixels; p += tile) {
+    const int64_t pixels = std::min(tile, all.pixels - p);
+    float* y = all.y + out.first + p * all.y_pixel;
+    bool add = bias != nullptr;
+    if (bias || h.taps * w.taps == 0) begin_sums(y, all.y_pixel, pixels, out.count, bias);
+    for (int64_t kh = 0; kh < h.taps; kh++)
+      for (int64_t kw = 0; kw < w.taps; kw += merged ? w.taps : 1) {
+        const float* x = all.x + p * all.x_pixel + kh * x_row + kw * w.spacing * x_column;
+        const int64_t tap = (taps_before(c.h, h) + kh) * whole.taps + taps_before(whole, w) + kw;
+        const float* weight =
+            out.weight + (l.packs_weight ? tap * c.in_channels * l.outputs
+                                         : (h.index + kh * h.index_step) * s.h + (w.index + kw * w.index_step) * s.w);
+        for (int64_t k = 0; k < length; k += run, add = true)
+          multiply(pixels, out.count, std::min(run, length - k), all.x_pixel, w_row, all.y_pixel, add, x + k,
+                   weight + k * w_row, y);
+      }
+  }
+}
+
+// Runs tasks [begin, end) of a correlation, whose weights are packed already.
+void correlate_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin, int64_t end, float* scratch,
+                      const float* packed) {
+  const int64_t by_w = ceil_div(widest(c.w), l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
+  const int64_t step = c.w.front().step, stride = c.w.front().stride;
+  const Strides &xs = c.input_strides, &ys = c.output_strides;
+  float* stage = scratch + l.input_floats;
+  int64_t out_w = 0;
+  for (const Phase& w : c.w) out_w += w.out;
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
+    const int64_t n = task / (by_w * by_h) % c.batch, group = task / (by_w * by_h * c.batch);
+    if (l.planes) {
+      correlate_planes(c, l, n, group, column, std::min(l.block.columns, c.w.front().out - column), packed);
+      continue;
+    }
+    const int64_t rows = std::min(l.block.rows, c.h.out - row);
+    const Phase h = clipped(c.h, row, rows);
+    const int64_t low_h = row * c.h.stride + h.low, low_w = column * stride + l.low_w;
+    const float* input = c.input + n * xs.n + group * c.in_channels * xs.c;
+    int64_t x_row = xs.h, x_column = xs.w;
+    if (l.packs_input) {
+      Pixels pixels = l.input;
+      pixels.rows = std::min(pixels.rows, (rows - 1) * c.h.stride + h.span() + 1);
+      if (h.taps > 0) pack_pixels(pixels, xs, c.h.in, c.w.front().in, input, c.in_channels, low_h, low_w, scratch);
+      x_column = l.input.width;
+      x_row = l.input.columns * x_column;
+    }
+    float* output =
+        c.output + n * ys.n + group * c.out_channels * ys.c + (c.h.first + row * c.h.step) * ys.h + column * step * ys.w;
+    const int64_t y_column = l.staged ? l.output.width : ys.w;
+    const int64_t y_row = l.staged ? l.output.columns * y_column : c.h.step * ys.h;
+    const float* weight = packed + group * l.weight_floats;
+    for (const Phase& whole : c.w) {
+      const int64_t columns = std::min(l.block.columns, whole.out - column);
+      const Phase w = clipped(whole, column, std::max<int64_t>(1, columns));
+      const bool reads = h.taps * w.taps > 0;
+      const float* x = l.packs_input ? scratch + (column * stride + w.low - low_w) * x_column
+                                     : input + low_h * x_row + (column * stride + w.low) * x_column;
+      float* y = (l.staged ? stage : output) + whole.first * y_column;
+      for (int64_t o = 0; columns > 0 && o < c.out_channels; o += l.outputs) {
+        const ChannelsOut out{group, o, std::min(l.outputs, c.out_channels - o),
+                              l.packs_weight ? weight + o * c.h.taps * whole.taps * c.in_channels
+                                             : c.weight + group * c.weight_strides.group + o};
+        PixelRow pixels{reads ? x : nullptr, y, columns, stride * x_column, step * y_column};
+        if (l.joined) pixels.pixels = (rows - 1) * l.input.columns + columns;
+        for (int64_t r = 0; r < (l.joined ? 1 : rows); r++) {
+          correlate_row(c, l, pixels, out, h, w, whole, h.spacing * x_row, x_column);
+          if (reads) pixels.x += c.h.stride * x_row;
+          pixels.y += y_row;
+        }
+      }
+      weight += round_up(c.out_channels, l.outputs) * c.h.taps * whole.taps * c.in_channels;
+    }
+    if (!l.staged) continue;
+    const int64_t columns = std::min(l.block.columns * step, out_w - column * step);
+    for (int64_t r = 0; r < rows; r++) {
+      float* to = output + r * c.h.step * ys.h;
+      const float* from = stage + r * y_row;
+      if (ys.c == 1) {
+        for (int64_t i = 0; i < columns; i++) copy(to + i * ys.w, from + i * y_column, c.out_channels);
+      } else {
+        for (int64_t v = 0; v < c.out_channels; v += kLanes)
+          split_pixels(to + v * ys.c, ys.c, from + v, y_column, std::min<int64_t>(kLanes, c.out_channels - v), columns);
+      }
+    }
+  }
+  if (product().release) product().release();
+}
+
+}  // namespace groupwise::GW_TARGET

@@ -1,0 +1,1 @@
+#include "kernels/brgemm/correlate-inl.h"

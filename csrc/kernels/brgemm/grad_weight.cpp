@@ -1,0 +1,1 @@
+#include "kernels/brgemm/grad_weight-inl.h"

@@ -1,0 +1,141 @@
+#include "kernels/brgemm/layout.h"
+
+namespace groupwise {
+namespace {
+
+bool reads_once(const Phase& s) {
+  return s.taps == 1 && s.stride == 1 && s.step == 1 && s.first == 0 && s.low == 0 && s.in == s.out;
+}
+
+// Tells whether the rows of an image follow each other as its columns do.
+bool one_row(const Strides& s, int64_t height, int64_t width) { return height == 1 || (s.h == s.w * width && width > 1); }
+
+// Tells whether samples follow each other as pixels do, channels side by side.
+bool one_image(const Strides& s, int64_t batch, int64_t pixels) {
+  return batch == 1 || (s.c == 1 && s.n == s.w * pixels && pixels > 1);
+}
+
+}  // namespace
+
+Correlation flattened(const Correlation& c) {
+  if (c.w.size() != 1 || !reads_once(c.h) || !reads_once(c.w.front())) return c;
+  const int64_t height = c.h.out, width = c.w.front().out;
+  if (!one_row(c.input_strides, height, width) || !one_row(c.output_strides, height, width)) return c;
+  Correlation flat = c;
+  int64_t pixels = height * width;
+  if (one_image(c.input_strides, c.batch, pixels) && one_image(c.output_strides, c.batch, pixels)) {
+    pixels *= c.batch;
+    flat.batch = 1;
+  }
+  // Each axis keeps the index of its tap, from which its only weight is read.
+  Phase w = c.w.front();
+  w.in = w.out = pixels;
+  flat.h.in = flat.h.out = 1;
+  flat.w = std::vector<Phase>{w};
+  return flat;
+}
+
+GradWeight flattened(const GradWeight& work) {
+  const Problem& p = work.problem;
+  const auto once = [](const Axis& a) { return a.kernel == 1 && a.stride == 1 && a.pad == 0; };
+  if (!once(p.h) || !once(p.w) || !one_row(work.input_strides, p.h.in, p.w.in) ||
+      !one_row(work.grad_output_strides, p.h.out, p.w.out))
+    return work;
+  GradWeight flat = work;
+  int64_t pixels = p.h.in * p.w.in;
+  if (one_image(work.input_strides, p.batch, pixels) && one_image(work.grad_output_strides, p.batch, pixels)) {
+    pixels *= p.batch;
+    flat.problem.batch = 1;
+  }
+  flat.problem.h = {1, 1, 1, 1, 0, 1};
+  flat.problem.w = {pixels, pixels, 1, 1, 0, 1};
+  return flat;
+}
+
+bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, BrgemmLayout* l) {
+  // Rows of few pixels and output channels are joined: their products would be mostly the cost of the call. Elsewhere the
+  // pixels between two rows cost more.
+  constexpr int64_t kWide = 28, kNarrow = 16;
+  const Phase& front = c.w.front();
+  const int64_t stride = front.stride, out_w = widest(c.w), step = front.step;
+  bool single = c.h.taps <= 1, padded = false;
+  for (const Phase& w : c.w) {
+    single &= w.taps <= 1;
+    padded |= w.taps > 0 && (w.low < 0 || (w.out - 1) * w.stride + w.low >= w.in);
+  }
+  padded |= c.h.taps > 0 && (c.h.low < 0 || (c.h.out - 1) * c.h.stride + c.h.low >= c.h.in);
+  l->planes = c.h.out == 1 && c.w.size() == 1 && reads_once(c.h) && reads_once(front) && c.input_strides.w == 1 &&
+              c.output_strides.w == 1 && (c.input_strides.c != 1 || c.output_strides.c != 1);
+  l->packs_input = !l->planes && (!single || padded || c.input_strides.c != 1);
+  l->packs_weight = l->planes ? c.weight_strides.c != 1 : !(single && c.weight_strides.o == 1);
+  const bool pixels_out = c.output_strides.c == 1;
+  l->joined = l->packs_input && c.w.size() == 1 && step == 1 && stride == 1 && c.h.stride == 1 && out_w < kWide &&
+              c.out_channels <= kNarrow;
+  l->staged = !l->planes && (!pixels_out || l->joined);
+  l->outputs = std::min(round_up(c.out_channels, l->planes ? 1 : lanes), kProductChannels);
+  l->low_w = lowest(c.w);
+  // Where pixels are turned, they are copied in whole vectors.
+  const int64_t width = c.input_strides.c == 1 && c.input_strides.w != 1 ? c.in_channels : round_up(c.in_channels, lanes);
+  l->weight_floats = 0;
+  for (const Phase& w : c.w)
+    l->weight_floats += c.h.taps * w.taps * c.in_channels * (l->planes ? c.out_channels : round_up(c.out_channels, l->outputs));
+  if (!l->packs_weight) l->weight_floats = 0;
+  Block& b = l->block;
+  b = {std::max<int64_t>(1, c.h.out), out_w, 1};
+  const auto floats = [&] {
+    l->input = {(b.rows - 1) * c.h.stride + c.h.span() + 1, (b.columns - 1) * stride + reach(c.w) + 1, width};
+    // A vector beyond the last pixel is for copies of whole vectors.
+    l->input_floats = l->packs_input ? round_up(l->input.rows * l->input.columns * width + lanes, 16) : 0;
+    l->output = {b.rows, l->joined ? l->input.columns : b.columns * step, round_up(c.out_channels, lanes)};
+    const int64_t output = l->staged ? l->output.rows * l->output.columns * l->output.width : 0;
+    return l->floats = l->input_floats + output;
+  };
+  while (floats() > kScratchFloats / 2 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats / 2 && b.columns > 16) b.columns = ceil_div(b.columns, 2);
+  if (floats() > kScratchFloats) return false;
+  const auto uneven = [&] {
+    const int64_t tasks = l->tasks(c);
+    return tasks < threads || (tasks < 5 * threads && tasks % threads != 0);
+  };
+  while (threads > 1 && uneven() && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (threads > 1 && uneven() && b.rows == 1 && b.columns > 16) b.columns = round_up(ceil_div(b.columns, 2), 8);
+  b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
+  floats();
+  return true;
+}
+
+bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, BrgemmGradLayout* l) {
+  // Positions of a block, which one product sums: a run, in the words of the other kernels.
+  constexpr int64_t kPositions = 128;
+  const Problem& p = work.problem;
+  const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
+  const int64_t taps = p.h.kernel * p.w.kernel;
+  const bool flat = taps == 1 && p.h.stride == 1 && p.w.stride == 1 && p.h.pad == 0 && p.w.pad == 0;
+  const bool row = p.h.out == 1;
+  l->in_place = flat && row && xs.c == 1;
+  l->gathered = !flat;
+  l->transposed = !(gs.w == 1 && row);
+  l->outputs = std::min(p.out_channels, kProductChannels);
+  l->channels = std::min(p.in_channels, kProductChannels);
+  Block& b = l->block;
+  b.groups = 1;
+  b.columns = even_run(p.w.out, kPositions);
+  b.rows = even_run(p.h.out, std::max<int64_t>(1, kPositions / b.columns));
+  const auto floats = [&] {
+    l->input = {(b.rows - 1) * p.h.stride + (p.h.kernel - 1) * p.h.dilation + 1,
+                (b.columns - 1) * p.w.stride + (p.w.kernel - 1) * p.w.dilation + 1, round_up(l->channels, lanes)};
+    l->input_floats = l->in_place ? 0 : l->input.rows * l->input.columns * l->input.width;
+    l->gather_floats = l->gathered ? round_up(b.rows * b.columns * p.w.kernel * l->channels, 16) : 0;
+    l->output_floats = l->transposed ? round_up(b.rows * b.columns, lanes) * l->outputs : 0;
+    return l->floats = l->input_floats + l->gather_floats + l->output_floats + l->outputs * l->channels * taps;
+  };
+  while (floats() > kScratchFloats && l->channels > 16) l->channels = round_up(ceil_div(l->channels, 2), 16);
+  while (floats() > kScratchFloats && l->outputs > 8) l->outputs = round_up(ceil_div(l->outputs, 2), 8);
+  while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > kScratchFloats && b.columns > 8) b.columns = ceil_div(b.columns, 2);
+  if (floats() > kScratchFloats) return false;
+  divide_positions(p, threads, l);
+  return true;
+}
+
+}  // namespace groupwise

@@ -1,0 +1,56 @@
+// Lays out the work of brgemm, which is a sum of products of matrices.
+#pragma once
+
+#include "kernels/layout.h"
+
+namespace groupwise {
+
+// The output channels of one product at most, and its pixels: along its rows, or along its columns in products of planes. The sums
+// of such a tile stay in L1, and its factors in L2.
+constexpr int64_t kProductChannels = 64, kProductRows = 128, kProductPixels = 64;
+
+// A task computes a block of outputs of all channels of a group. Its scratch holds the zero-padded input pixels, if they are
+// packed, and the outputs, if they are staged.
+struct BrgemmLayout {
+  Block block;
+  // A product's rows are output channels and its columns pixels, both read in place: a 1x1 layer of contiguous tensors. Else its
+  // rows are pixels, and its columns output channels.
+  bool planes;
+  bool packs_input, packs_weight, staged;
+  bool joined;      // the block's rows, with the padding between them, are one row of pixels
+  int64_t outputs;  // output channels of a block of weights
+  int64_t low_w;
+  Pixels input, output;
+  int64_t input_floats, floats;
+  int64_t weight_floats;  // of one group's packed weights
+  int64_t tasks(const Correlation& c) const {
+    return c.batch * c.groups * ceil_div(c.h.out, block.rows) * ceil_div(widest(c.w), block.columns);
+  }
+};
+
+// A task sums `outputs` output channels x `channels` input channels of a group, all taps, over one part of the positions.
+struct BrgemmGradLayout {
+  Block block;
+  int64_t outputs, channels, parts;
+  bool in_place;    // pixels of the input are read in place
+  bool gathered;    // pixels are copied once more, for each row of taps
+  bool transposed;  // grad_output is copied to one row a channel
+  Pixels input;
+  int64_t input_floats, gather_floats, output_floats, floats;
+  int64_t tasks(const Problem& p) const {
+    return p.groups * ceil_div(p.out_channels, outputs) * ceil_div(p.in_channels, channels) * parts;
+  }
+};
+
+// Returns a correlation, or a weight's gradient, of one tap that reads each pixel once with its positions as one long row, where
+// the tensors allow it; else what it was given.
+Correlation flattened(const Correlation& c);
+GradWeight flattened(const GradWeight& work);
+
+bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, BrgemmLayout* layout);
+bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, BrgemmGradLayout* layout);
+
+// Returns the longest run of products that one call sums, where `count` follow each other: at most `most`, in even runs.
+inline int64_t even_run(int64_t count, int64_t most) { return ceil_div(count, ceil_div(count, most)); }
+
+}  // namespace groupwise
