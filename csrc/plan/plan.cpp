@@ -21,9 +21,10 @@ const char* unfit(const Request& r) {
   if (!r.float32) return "computes in float32 only";
   if (p.batch < 1 || p.h.out < 1 || p.w.out < 1 || p.h.in < 1 || p.w.in < 1 || p.in_channels < 1 || p.out_channels < 1)
     return "nothing to compute";
-  const char* extent = "supports strides, paddings, dilations and kernels to 1024 and sizes to 2**24";
+  const char* extent = "supports strides and dilations to 1024, paddings and kernels to 65536 and sizes to 2**24";
   for (const Axis& a : {p.h, p.w})
-    if (std::max({a.stride, a.pad, a.dilation, a.kernel}) > kMostExtent || std::max(a.in, a.out) > kMostSize) return extent;
+    if (std::max(a.stride, a.dilation) > kMostStep || std::max(a.pad, a.kernel) > kMostTaps || std::max(a.in, a.out) > kMostSize)
+      return extent;
   // Products are counted in 64 bits, with room for those on padding and in empty lanes.
   double products = 1;
   for (const int64_t n : {p.batch, p.groups, p.in_channels, p.out_channels, p.h.kernel, p.w.kernel, p.h.out, p.w.out})
