@@ -63,14 +63,16 @@ void choose(const Candidate& candidate, Plan* plan) {
 void decide(const std::vector<Candidate>& candidates, Plan* plan) {
   const Judgement judgement = judge(plan->request, candidates);
   plan->source = judgement.source;
-  const auto sure = [&](size_t i) { return judgement.speedups[i].low >= judgement.least; };
+  const auto allowed = [&](size_t i) { return !candidates[i].kernel->by_norm || by_norm_allowed(); };
+  const auto sure = [&](size_t i) { return allowed(i) && judgement.speedups[i].low >= judgement.least; };
   size_t best = 0;
   for (size_t i = 1; i < candidates.size(); i++) {
-    const bool faster = judgement.speedups[i].middle > judgement.speedups[best].middle;
+    if (!allowed(i)) continue;
+    const bool faster = !allowed(best) || judgement.speedups[i].middle > judgement.speedups[best].middle;
     if (sure(i) != sure(best) ? sure(i) : faster) best = i;
   }
   const Speedup& first = judgement.speedups[best];
-  const bool ours = sure(best) || !plan->safe;
+  const bool ours = sure(best) || (allowed(best) && !plan->safe);
   if (ours) {
     choose(candidates[best], plan);
     if (judgement.source != Source::order) plan->speedup = first.middle;
@@ -79,6 +81,7 @@ void decide(const std::vector<Candidate>& candidates, Plan* plan) {
   for (size_t i = 0; i < candidates.size(); i++) {
     if (ours && i == best) continue;
     std::string why = judgement.speedups[i].why;
+    if (!allowed(i)) why += "; its error is relative to the norm of its row, so it runs only if enable(fft=True) allows it";
     if (plan->speedup > 0) why += "; " + std::string(candidates[best].kernel->name) + " " + times(first.middle);
     plan->others.emplace_back(candidates[i].kernel->name, why);
   }

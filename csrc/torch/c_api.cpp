@@ -146,6 +146,7 @@ void groupwise_forget() { groupwise::forget_all(); }
 void groupwise_policy_changed() { groupwise::policy_changed(); }
 
 void groupwise_tune(double calls, const char* path) { groupwise::tune(calls, path ? path : ""); }
+void groupwise_fft(int32_t allowed) { groupwise::allow_by_norm(allowed != 0); }
 int64_t groupwise_measured(char* text, int64_t size) { return give(groupwise::measured_so_far(), text, size); }
 void groupwise_clock(double (*clock)()) { groupwise::set_clock(clock); }
 

@@ -7,7 +7,7 @@
 #define GROUPWISE_API extern "C" __attribute__((visibility("default")))
 
 // Rises with every change of a signature below or of a text's keys.
-#define GROUPWISE_API_VERSION 6
+#define GROUPWISE_API_VERSION 7
 
 GROUPWISE_API int32_t groupwise_api_version();
 
@@ -43,6 +43,9 @@ GROUPWISE_API int64_t groupwise_plan(const int64_t* numbers, const char* dtype, 
 // Turns on that requests are measured when they are first met, each for as long as so many calls of PyTorch's kernel take, and
 // off by 0. Results are added as lines to the file at `path`; "" keeps none.
 GROUPWISE_API void groupwise_tune(double calls, const char* path);
+
+// Allows the planner to choose `fft`, whose error is relative to the norm of what it reads, or (0, as at first) does not.
+GROUPWISE_API void groupwise_fft(int32_t allowed);
 
 // The features of the same request by their names, by which tables tell layers apart: {"macs": 20.5, ...}.
 GROUPWISE_API int64_t groupwise_features(const int64_t* numbers, const char* dtype, char* text, int64_t size);

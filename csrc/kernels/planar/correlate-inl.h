@@ -233,6 +233,8 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
     // Computes a strip of rows from r on, and of columns of a phase from x on, in all groups of the block.
     const auto run_strip = [&](const Phase& h, const Phase& w, int64_t r, int64_t height, int64_t x, int64_t columns) {
       const int64_t taps = h.taps * w.taps, run = run_of_channels(c, taps);
+      // A longer row of taps is summed in even parts, which round less.
+      const int64_t part = w.taps > kLongestRow ? ceil_div(w.taps, ceil_div(w.taps, kLongestRow)) : w.taps;
       const size_t i = static_cast<size_t>(w.first - c.w.front().first);
       const float* from = scratch;
       p.rows = height;
@@ -260,8 +262,20 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
           p.x = from + (g * c.in_channels + channel) * plane.channel;
           p.w = c.weight + (group + g) * ws.group + channel * ws.c + h.index * ws.h + w.index * ws.w;
           p.add = channel > 0;
-          if (fours) run_channels(p, fours);
-          run_rows(p, fours);
+          if (part == w.taps || p.single) {
+            if (fours) run_channels(p, fours);
+            run_rows(p, fours);
+            continue;
+          }
+          const Taps all = p.taps;
+          for (int64_t tap = 0; tap < w.taps; tap += part, p.bias = nullptr, p.add = true) {
+            p.taps.columns = std::min(part, w.taps - tap);
+            if (fours) run_channels(p, fours);
+            run_rows(p, fours);
+            p.w += p.taps.columns * w.index_step * ws.w;
+            p.taps.column += p.taps.columns;
+          }
+          p.taps = all;
         }
       }
     };

@@ -28,7 +28,7 @@ import groupwise
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import tables
 
-API_VERSION = 6  # GROUPWISE_API_VERSION of csrc/torch/c_api.h, as are the signatures below
+API_VERSION = 7  # GROUPWISE_API_VERSION of csrc/torch/c_api.h, as are the signatures below
 
 CLOCK = ctypes.CFUNCTYPE(ctypes.c_double)
 _TEXT = [ctypes.c_char_p, ctypes.c_int64]  # the buffer that a call fills, and its size
@@ -53,6 +53,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_double), ctypes.c_int64],
     ),
     "groupwise_machine": (ctypes.c_int64, _TEXT),
+    "groupwise_fft": (None, [ctypes.c_int32]),
     "groupwise_tune": (None, [ctypes.c_double, ctypes.c_char_p]),
     "groupwise_remember": (
         None,

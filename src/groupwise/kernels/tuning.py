@@ -32,10 +32,11 @@ _log = logging.getLogger("groupwise")
 
 @dataclass(frozen=True)
 class Wish:
-    """What a call of `enable` or `enabled` asks for: to measure, not to, or (None) the default."""
+    """What a call of `enable` or `enabled` asks for: to measure, not to, or (None) the default; and the same of FFTs."""
 
     tune: bool | None = None
     calls: int = CALLS
+    fft: bool | None = None
 
 
 def table_name(isa: str) -> str:
@@ -172,11 +173,15 @@ def remember(library: ctypes.CDLL, isa: str, request: str, seconds: dict[str, fl
     library.groupwise_remember(isa.encode(), request.encode(), ",".join(seconds).encode(), times, len(seconds))
 
 
-def check_wish(tune: object, calls: object) -> Wish:
+def check_wish(tune: object, calls: object, fft: object = None) -> Wish:
     """Returns the arguments of `enable` as a wish. Raises `GroupwiseError` for other types and values."""
-    if tune is not None and not isinstance(tune, bool):
-        raise GroupwiseError(f"tune={tune!r} is a {type(tune).__name__}; give True, False or None")
-    return Wish(tune, check_integer("calls", calls, 1, MOST_CALLS))
+    return Wish(_switch("tune", tune), check_integer("calls", calls, 1, MOST_CALLS), _switch("fft", fft))
+
+
+def _switch(name: str, value: object) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise GroupwiseError(f"{name}={value!r} is a {type(value).__name__}; give True, False or None")
+    return value
 
 
 def _environment() -> bool | None:
