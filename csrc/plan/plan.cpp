@@ -23,7 +23,8 @@ const char* unfit(const Request& r) {
     return "nothing to compute";
   const char* extent = "supports strides and dilations to 1024, paddings and kernels to 65536 and sizes to 2**24";
   for (const Axis& a : {p.h, p.w})
-    if (std::max(a.stride, a.dilation) > kMostStep || std::max(a.pad, a.kernel) > kMostTaps || std::max(a.in, a.out) > kMostSize)
+    if (std::max(a.stride, a.dilation) > kMostStep || std::max(a.pad, a.kernel) > kMostTaps ||
+        std::max(a.in, a.out) > kMostSize)
       return extent;
   // Products are counted in 64 bits, with room for those on padding and in empty lanes.
   double products = 1;

@@ -101,8 +101,7 @@ struct Transformed {
     result = result.view({groups, channels, batch, l.blocks, l.length}).narrow(-1, l.reach - 1, l.block);
     if (sums.defined()) result.add_(sums.view({groups, channels, 1, 1, 1}));
     const int64_t whole = size / l.block, rest = size % l.block;
-    if (whole > 0)
-      to.narrow(-1, 0, whole * l.block).unflatten(-1, {whole, l.block}).copy_(result.narrow(3, 0, whole));
+    if (whole > 0) to.narrow(-1, 0, whole * l.block).unflatten(-1, {whole, l.block}).copy_(result.narrow(3, 0, whole));
     if (rest > 0) to.narrow(-1, whole * l.block, rest).copy_(result.select(3, whole).narrow(-1, 0, rest));
     return true;
   }

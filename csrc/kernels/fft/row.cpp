@@ -26,7 +26,8 @@ bool trivial(const Axis& a) { return a.in == 1 && a.out == 1 && a.kernel == 1; }
 const char* refuses(const Request& r) {
   const Problem& p = r.problem;
   if (!fft_in_use) return "this build has no FFT";
-  if (!trivial(p.h) && !trivial(p.w)) return "it computes convolutions along one axis, and the other needs one position and one tap";
+  if (!trivial(p.h) && !trivial(p.w))
+    return "it computes convolutions along one axis, and the other needs one position and one tap";
   const Axis& a = trivial(p.h) ? p.w : p.h;
   if (a.stride > 1) return "with a stride most of its outputs would not be used";
   if (a.kernel < kLeastTaps) return "a kernel of fewer than 64 taps needs fewer operations directly";
@@ -107,11 +108,12 @@ FftLayout lay_out_fft(const Request& r) {
 }
 
 extern const KernelRow kFft;
-const KernelRow kFft{"fft",
-                     "no vectors of its own: PyTorch's FFT along one axis, in blocks; for kernels of hundreds of taps, if `enable(fft=True)` allows its error",
-                     {true, true, true},
-                     refuses,
-                     fft,
-                     true};
+const KernelRow kFft{
+    "fft",
+    "no vectors of its own: PyTorch's FFT along one axis, in blocks; for kernels of hundreds of taps, if `enable(fft=True)` allows its error",
+    {true, true, true},
+    refuses,
+    fft,
+    true};
 
 }  // namespace groupwise

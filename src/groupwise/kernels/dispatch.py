@@ -163,9 +163,7 @@ def disable() -> None:
 
 
 @contextlib.contextmanager
-def enabled(
-    tune: bool | None = None, calls: int = tuning.CALLS, fft: bool | None = None
-) -> Iterator[None]:
+def enabled(tune: bool | None = None, calls: int = tuning.CALLS, fft: bool | None = None) -> Iterator[None]:
     """Dispatches the convolutions of this process, in all threads, while the block runs. Blocks nest.
 
     `tune`, `calls` and `fft` are those of `enable`. With None a block keeps what an outer block or `enable` set.
