@@ -32,7 +32,7 @@ _log = logging.getLogger("groupwise")
 
 @dataclass(frozen=True)
 class Wish:
-    """What a call of `enable` or `enabled` asks for: to measure, not to, or (None) the default; and the same of FFTs."""
+    """What a call of `enable` or `enabled` asks for: to measure and to use FFTs, not to, or (None) the default."""
 
     tune: bool | None = None
     calls: int = CALLS
