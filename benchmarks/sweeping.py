@@ -185,6 +185,15 @@ def sequence(chance: random.Random) -> Numbers:
     return ConvSpec(channels, channels, kernel, stride, padding, dilation, groups, dims=1), (one_of(chance, LENGTHS),)
 
 
+def long(chance: random.Random) -> Numbers:
+    """1-D with hundreds or thousands of taps, as in Hyena, S4 and long filters; stride 1."""
+    kernel, channels = between(chance, 64, 4096), one_of(chance, CHANNELS)
+    width = chance.choice([d for d in (1, 1, 1, 2, 4, 8, 16, 48) if channels % d == 0])
+    padding = chance.choice((0, kernel // 2, kernel - 1))
+    spec = ConvSpec(channels, channels, kernel, 1, padding, 1, channels // width, dims=1)
+    return spec, (one_of(chance, (256, 512, 1000, 2048, 4096, 8192)),)
+
+
 def transposed(chance: random.Random) -> Numbers:
     """Upsampling layers, most of them of stride 2."""
     groups, width = one_of(chance, CHANNELS[:14]), chance.choice((1, 1, 1, 2, 4, 8, 16))
@@ -237,7 +246,8 @@ FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
     "dense": (0.08, dense),
     "ordinary": (0.04, ordinary),
     "multiplied": (0.06, multiplied),
-    "sequence": (0.10, sequence),
+    "sequence": (0.08, sequence),
+    "long": (0.02, long),
     "transposed": (0.07, transposed),
     "large": (0.05, functools.partial(depthwise, kernels=(9, 11, 13, 15, 21, 27, 31))),
     "whole": (0.03, whole),

@@ -26,8 +26,8 @@ struct Request {
   bool operator==(const Request&) const = default;
 };
 
-// The largest stride, padding, dilation or kernel, and the largest size: beyond all published networks.
-constexpr int64_t kMostExtent = 1024, kMostSize = int64_t{1} << 24;
+// The largest stride or dilation, the largest kernel or padding, and the largest size: beyond all published networks.
+constexpr int64_t kMostStep = 1024, kMostTaps = int64_t{1} << 16, kMostSize = int64_t{1} << 24;
 // The most phases of a grad_input (its strides' product), each of which is laid out once a plan.
 constexpr int64_t kMostPhases = 1024;
 

@@ -318,6 +318,10 @@ def test_every_kernel_runs_in_each_of_its_directions():
                     permute_weight(layer)
                 plans = check(layer, source, torch.randn(1, 32, 9, 9), kernel)
                 seen |= {(p.kernel, p.direction) for p in plans if p.kernel != "pytorch"}
+    long = torch.nn.Conv1d(4, 4, 64, groups=4)
+    with forced(True, "fft"), record_plans() as plans:
+        step(long, torch.randn(1, 4, 90), torch.randn(1, 4, 27))
+    seen |= {(p.kernel, p.direction) for p in plans}
     assert seen == {(row["name"], direction) for row in native.build()["kernels"] for direction in row["directions"]}
 
 

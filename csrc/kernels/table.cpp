@@ -2,11 +2,11 @@
 
 namespace groupwise {
 
-extern const KernelRow kPlanar, kNarrow, kGroups, kDots, kPixels, kBrgemm;
+extern const KernelRow kPlanar, kNarrow, kGroups, kDots, kPixels, kBrgemm, kFft;
 
 const std::vector<const KernelRow*>& kernel_table() {
   // Never destroyed: threads may still convolve while the process ends.
-  static const auto* table = new std::vector<const KernelRow*>{&kPlanar, &kNarrow, &kGroups, &kDots, &kPixels, &kBrgemm};
+  static const auto* table = new std::vector<const KernelRow*>{&kPlanar, &kNarrow, &kGroups, &kDots, &kPixels, &kBrgemm, &kFft};
   return *table;
 }
 

@@ -17,6 +17,8 @@ struct KernelRow {
   const char* (*refuses)(const Request& request);
   // Returns null if even the smallest block exceeds the scratch.
   std::unique_ptr<Work> (*lay_out)(const Request& request);
+  // Its error is relative to the norm of what it reads, and not to each result's own products: it is not chosen unless allowed.
+  bool by_norm = false;
 };
 
 // All kernels of this library, in the order in which they are tried. PyTorch's own, `kPyTorch`, is none of them.

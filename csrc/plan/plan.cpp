@@ -22,9 +22,11 @@ const char* unfit(const Request& r) {
   if (!r.float32) return "computes in float32 only";
   if (p.batch < 1 || p.h.out < 1 || p.w.out < 1 || p.h.in < 1 || p.w.in < 1 || p.in_channels < 1 || p.out_channels < 1)
     return "nothing to compute";
-  const char* extent = "supports strides, paddings, dilations and kernels to 1024 and sizes to 2**24";
+  const char* extent = "supports strides and dilations to 1024, paddings and kernels to 65536 and sizes to 2**24";
   for (const Axis& a : {p.h, p.w})
-    if (std::max({a.stride, a.pad, a.dilation, a.kernel}) > kMostExtent || std::max(a.in, a.out) > kMostSize) return extent;
+    if (std::max(a.stride, a.dilation) > kMostStep || std::max(a.pad, a.kernel) > kMostTaps ||
+        std::max(a.in, a.out) > kMostSize)
+      return extent;
   // Products are counted in 64 bits, with room for those on padding and in empty lanes.
   double products = 1;
   for (const int64_t n : {p.batch, p.groups, p.in_channels, p.out_channels, p.h.kernel, p.w.kernel, p.h.out, p.w.out})
@@ -67,14 +69,16 @@ void choose(const Candidate& candidate, Plan* plan) {
 void decide(const std::vector<Candidate>& candidates, Plan* plan) {
   const Judgement judgement = judge(plan->request, candidates);
   plan->source = judgement.source;
-  const auto sure = [&](size_t i) { return judgement.speedups[i].low >= judgement.least; };
+  const auto allowed = [&](size_t i) { return !candidates[i].kernel->by_norm || by_norm_allowed(); };
+  const auto sure = [&](size_t i) { return allowed(i) && judgement.speedups[i].low >= judgement.least; };
   size_t best = 0;
   for (size_t i = 1; i < candidates.size(); i++) {
-    const bool faster = judgement.speedups[i].middle > judgement.speedups[best].middle;
+    if (!allowed(i)) continue;
+    const bool faster = !allowed(best) || judgement.speedups[i].middle > judgement.speedups[best].middle;
     if (sure(i) != sure(best) ? sure(i) : faster) best = i;
   }
   const Speedup& first = judgement.speedups[best];
-  const bool ours = sure(best) || !plan->safe;
+  const bool ours = sure(best) || (allowed(best) && !plan->safe);
   if (ours) {
     choose(candidates[best], plan);
     if (judgement.source != Source::order) plan->speedup = first.middle;
@@ -83,6 +87,7 @@ void decide(const std::vector<Candidate>& candidates, Plan* plan) {
   for (size_t i = 0; i < candidates.size(); i++) {
     if (ours && i == best) continue;
     std::string why = judgement.speedups[i].why;
+    if (!allowed(i)) why += "; its error is relative to the norm of its row, so it runs only if enable(fft=True) allows it";
     if (plan->speedup > 0) why += "; " + std::string(candidates[best].kernel->name) + " " + times(first.middle);
     plan->others.emplace_back(candidates[i].kernel->name, why);
   }

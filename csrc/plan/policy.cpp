@@ -14,6 +14,7 @@ namespace groupwise {
 namespace {
 
 std::atomic<int64_t> epoch{0};
+std::atomic<bool> by_norm{false};
 
 struct Shelf {
   std::mutex mutex;
@@ -149,6 +150,11 @@ void use_model(std::shared_ptr<const Model> model) {
   }
   policy_changed();
 }
+
+void allow_by_norm(bool allowed) {
+  if (by_norm.exchange(allowed) != allowed) policy_changed();
+}
+bool by_norm_allowed() { return by_norm.load(std::memory_order_relaxed); }
 
 int64_t policy_epoch() { return epoch.load(std::memory_order_relaxed); }
 void policy_changed() { epoch++; }

@@ -45,6 +45,10 @@ void use_tables(const std::string& isa, std::shared_ptr<const Tables> tables);
 // Sets the cost model; null for none.
 void use_model(std::shared_ptr<const Model> model);
 
+// Whether kernels may be chosen whose error is relative to the norm of what they read (`by_norm`). At first they may not.
+void allow_by_norm(bool allowed);
+bool by_norm_allowed();
+
 // Rises whenever a source learns something, which makes plans out of date.
 int64_t policy_epoch();
 void policy_changed();

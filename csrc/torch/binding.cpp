@@ -49,12 +49,12 @@ struct Call {
 };
 
 // Reads one value a dimension; a single value stands for all. False if one is unknown or out of range.
-bool read(Ints values, int64_t dimensions, int64_t least, int64_t* out) {
+bool read(Ints values, int64_t dimensions, int64_t least, int64_t most, int64_t* out) {
   if (static_cast<int64_t>(values.size()) != dimensions && values.size() != 1) return false;
   for (int64_t i = 0; i < dimensions; i++) {
     const std::optional<int64_t> value = values[values.size() == 1 ? 0 : i].maybe_as_int();
     // The plan's limit is checked first, so that nothing below overflows.
-    if (!value || *value < least || *value > kMostExtent) return false;
+    if (!value || *value < least || *value > most) return false;
     out[i] = *value;
   }
   return true;
@@ -73,8 +73,10 @@ bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints pad
   const int64_t dimensions = static_cast<int64_t>(sizes.size()) - 2;
   if (dimensions < 1 || dimensions > 2 || weights.size() != sizes.size()) return false;
   int64_t s[2], p[2], d[2], extra[2] = {0, 0};
-  if (!read(stride, dimensions, 1, s) || !read(padding, dimensions, 0, p) || !read(dilation, dimensions, 1, d)) return false;
-  if (transposed && !read(output_padding, dimensions, 0, extra)) return false;
+  if (!read(stride, dimensions, 1, kMostStep, s) || !read(padding, dimensions, 0, kMostTaps, p) ||
+      !read(dilation, dimensions, 1, kMostStep, d))
+    return false;
+  if (transposed && !read(output_padding, dimensions, 0, kMostStep, extra)) return false;
   const int64_t g = groups.maybe_as_int().value_or(0), channels = sizes[1];
   if (g < 1 || channels % g != 0 || weights[0] % g != 0) return false;
   if (transposed ? weights[0] != channels : weights[1] * g != channels) return false;

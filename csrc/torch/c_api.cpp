@@ -207,6 +207,7 @@ int64_t groupwise_measured(char* text, int64_t size) {
 }
 
 void groupwise_when_spent(void (*told)()) { groupwise::when_spent(told); }
+void groupwise_fft(int32_t allowed) { groupwise::allow_by_norm(allowed != 0); }
 void groupwise_clock(double (*clock)()) { groupwise::set_clock(clock); }
 
 int64_t groupwise_record_start() {

@@ -48,6 +48,9 @@ GROUPWISE_API int64_t groupwise_plan(const int64_t* numbers, const char* dtype, 
 // off by 0, until that took so many seconds in all. Results are added as lines to the file at `path`; "" keeps none.
 GROUPWISE_API int32_t groupwise_tune(double calls, double seconds, const char* path);
 
+// Allows the planner to choose `fft`, whose error is relative to the norm of what it reads, or (0, as at first) does not.
+GROUPWISE_API void groupwise_fft(int32_t allowed);
+
 // The features of the same request by their names, by which tables tell layers apart: {"macs": 20.5, ...}.
 GROUPWISE_API int64_t groupwise_features(const int64_t* numbers, const char* dtype, char* text, int64_t size);
 

@@ -249,6 +249,8 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
     // Computes a strip of rows from r on, and of columns of a phase from x on, in all groups of the block.
     const auto run_strip = [&](const Phase& h, const Phase& w, int64_t r, int64_t height, int64_t x, int64_t columns) {
       const int64_t taps = h.taps * w.taps, run = run_of_channels(c, taps);
+      // A longer row of taps is summed in even parts, which round less.
+      const int64_t part = w.taps > kLongestRow ? ceil_div(w.taps, ceil_div(w.taps, kLongestRow)) : w.taps;
       const size_t i = static_cast<size_t>(w.first - c.w.front().first);
       const float* from = l.in_place ? input + column + x : scratch;
       p.rows = height;
@@ -276,12 +278,24 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
           p.x = from + (g * c.in_channels + channel) * plane.channel;
           p.w = c.weight + (group + g) * ws.group + channel * ws.c + h.index * ws.h + w.index * ws.w;
           p.add = channel > 0;
-          // Two or three channels that are left share no rows in an image of few, and are a tile with others. Sums that are added
-          // to must not be computed twice.
-          const int64_t left = c.out_channels - fours, tiled = fours && left > 1 && height < kRowTile && run == c.in_channels;
-          const int64_t by_channels = tiled ? c.out_channels : fours;
-          if (fours) run_channels(p, by_channels);
-          run_rows(p, by_channels);
+          if (part == w.taps || p.single) {
+            // Two or three channels that are left share no rows in an image of few, and are a tile with others. Sums that are
+            // added to must not be computed twice.
+            const int64_t left = c.out_channels - fours, tiled = fours && left > 1 && height < kRowTile && run == c.in_channels;
+            const int64_t by_channels = tiled ? c.out_channels : fours;
+            if (fours) run_channels(p, by_channels);
+            run_rows(p, by_channels);
+            continue;
+          }
+          const Taps all = p.taps;
+          for (int64_t tap = 0; tap < w.taps; tap += part, p.bias = nullptr, p.add = true) {
+            p.taps.columns = std::min(part, w.taps - tap);
+            if (fours) run_channels(p, fours);
+            run_rows(p, fours);
+            p.w += p.taps.columns * w.index_step * ws.w;
+            p.taps.column += p.taps.columns;
+          }
+          p.taps = all;
         }
       }
     };

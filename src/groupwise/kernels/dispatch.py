@@ -103,12 +103,19 @@ class _Switches:
     def on(self) -> bool:
         return self._process is not None or bool(self._blocks)
 
+    def _wishes(self) -> list[tuning.Wish]:
+        """Returns the wishes of the open blocks, the last first, and then the process's."""
+        wishes = [wish for wish, _ in reversed(self._blocks.values())]
+        return wishes if self._process is None else [*wishes, self._process]
+
     def _wish(self) -> tuning.Wish | None:
         """Returns the wish in force: the last block's that asks for tuning or against it, else the process's."""
-        wishes = [wish for wish, _ in reversed(self._blocks.values())]
-        if self._process is not None:
-            wishes.append(self._process)
+        wishes = self._wishes()
         return next((wish for wish in wishes if wish.tune is not None), wishes[0] if wishes else None)
+
+    def _fft(self) -> bool:
+        """Tells whether the last block that says so, else the process, allows the FFT."""
+        return next((wish.fft for wish in self._wishes() if wish.fft is not None), False)
 
     def _keep_own(self) -> None:
         mine = threading.get_ident()
@@ -119,6 +126,7 @@ class _Switches:
     def _apply(self) -> None:
         library = native.library()
         library.groupwise_dispatch(int(self.on))
+        library.groupwise_fft(int(self._fft()))
         self._tuner.apply(library, self._wish())
 
 
@@ -126,7 +134,12 @@ _switches = _Switches()
 _frozen = freezing.Watch(lambda: _switches.on)
 
 
-def enable(tune: bool | None = None, calls: int = tuning.CALLS, seconds: float = tuning.SECONDS) -> None:
+def enable(
+    tune: bool | None = None,
+    calls: int = tuning.CALLS,
+    seconds: float = tuning.SECONDS,
+    fft: bool | None = None,
+) -> None:
     """Dispatches the convolutions of this process, in all threads, to the fastest kernel that the planner finds.
 
     No model changes: the kernels are registered behind PyTorch's operators. Unsupported cases (other dtypes and
@@ -138,10 +151,12 @@ def enable(tune: bool | None = None, calls: int = tuning.CALLS, seconds: float =
       no table for. Nothing is measured while `torch.use_deterministic_algorithms` is on.
     - `calls`: measuring a convolution takes about as long as so many calls of PyTorch's kernel
     - `seconds`: the process measures for about so long in all, and then logs one line; `math.inf` sets no limit
+    - `fft`: True lets the planner choose the FFT for long kernels, where it is the fastest. Its error is relative to
+      the norm of a whole row, so small results beside large inputs lose digits. None and False do not.
 
     Raises `GroupwiseError` where the kernels cannot run; the message says why and how to fix it.
     """
-    wish = tuning.check_wish(tune, calls, seconds)
+    wish = tuning.check_wish(tune, calls, seconds, fft)
     _register()
     _frozen.begin()
     _switches.set(wish)
@@ -154,10 +169,15 @@ def disable() -> None:
 
 
 @contextlib.contextmanager
-def enabled(tune: bool | None = None, calls: int = tuning.CALLS, seconds: float = tuning.SECONDS) -> Iterator[None]:
+def enabled(
+    tune: bool | None = None,
+    calls: int = tuning.CALLS,
+    seconds: float = tuning.SECONDS,
+    fft: bool | None = None,
+) -> Iterator[None]:
     """Dispatches the convolutions of this process, in all threads, while the block runs. Blocks nest.
 
-    `tune`, `calls` and `seconds` are those of `enable`. With `tune=None` a block keeps what an outer block or
+    `tune`, `calls`, `seconds` and `fft` are those of `enable`. With None a block keeps what an outer block or
     `enable` set.
 
     Raises `GroupwiseError` where the kernels cannot run; the message says why and how to fix it.
@@ -169,7 +189,7 @@ def enabled(tune: bool | None = None, calls: int = tuning.CALLS, seconds: float 
         ...     conv(torch.randn(1, 8, 16, 16)).shape
         torch.Size([1, 8, 14, 14])
     """
-    wish = tuning.check_wish(tune, calls, seconds)
+    wish = tuning.check_wish(tune, calls, seconds, fft)
     _register()
     _frozen.begin()
     block = _switches.open(wish)

@@ -58,6 +58,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "groupwise_share": (ctypes.c_int32, [ctypes.c_char_p, ctypes.c_double]),
     "groupwise_machine": (ctypes.c_int64, _TEXT),
     "groupwise_tune": (ctypes.c_int32, [ctypes.c_double, ctypes.c_double, ctypes.c_char_p]),
+    "groupwise_fft": (None, [ctypes.c_int32]),
     "groupwise_remember": (
         ctypes.c_int32,
         [*[ctypes.c_char_p] * 3, ctypes.POINTER(ctypes.c_double), ctypes.c_int64, ctypes.c_int64],

@@ -32,11 +32,12 @@ _log = logging.getLogger("groupwise")
 
 @dataclass(frozen=True)
 class Wish:
-    """What a call of `enable` or `enabled` asks for: to measure, not to, or (None) the default."""
+    """What a call of `enable` or `enabled` asks for: to measure and to use FFTs, not to, or (None) the default."""
 
     tune: bool | None = None
     calls: int = CALLS
     seconds: float = SECONDS
+    fft: bool | None = None
 
 
 def cache_path() -> pathlib.Path | None:
@@ -175,13 +176,19 @@ def remember(library: ctypes.CDLL, isa: str, request: str, seconds: dict[str, fl
     library.groupwise_remember(isa.encode(), request.encode(), ",".join(seconds).encode(), times, len(seconds), tries)
 
 
-def check_wish(tune: object, calls: object, seconds: object) -> Wish:
+def check_wish(tune: object, calls: object, seconds: object, fft: object) -> Wish:
     """Returns the arguments of `enable` as a wish. Raises `GroupwiseError` for other types and values."""
-    if tune is not None and not isinstance(tune, bool):
-        raise GroupwiseError(f"tune={tune!r} is a {type(tune).__name__}; give True, False or None")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise GroupwiseError(f"seconds={seconds!r} is no time; give a number above 0, or math.inf for no limit")
-    return Wish(tune, check_integer("calls", calls, 1, MOST_CALLS), float(seconds))
+    return Wish(
+        _switch("tune", tune), check_integer("calls", calls, 1, MOST_CALLS), float(seconds), _switch("fft", fft)
+    )
+
+
+def _switch(name: str, value: object) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise GroupwiseError(f"{name}={value!r} is a {type(value).__name__}; give True, False or None")
+    return value
 
 
 def _environment() -> bool | None:
