@@ -46,9 +46,18 @@ void pack_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin, int
         const float* lowest = one > 0 ? at : at - (taps - 1);
         float* last = one > 0 ? first : first + (taps - 1) * tap;
         for (int64_t i = 0; i < c.in_channels; i++)
-          for (int64_t t = 0; t < taps; t += kLanes)
-            split_pixels(last + one * t * tap + i * l.outputs, one * tap, lowest + i * s.c + t, s.o,
-                         std::min<int64_t>(kLanes, taps - t), outputs);
+          for (int64_t t = 0; t < taps; t += kLanes) {
+            float* rows = last + one * t * tap + i * l.outputs;
+            const float* pairs = lowest + i * s.c + t;
+            const int64_t some = std::min<int64_t>(kLanes, taps - t);
+            // Vectors of one or two taps, such as the ninth of 3x3 beside eight lanes, cost as much as full ones.
+            if (some > 2) {
+              split_pixels(rows, one * tap, pairs, s.o, some, outputs);
+            } else {
+              for (int64_t j = 0; j < outputs; j++)
+                for (int64_t k = 0; k < some; k++) rows[k * one * tap + j] = pairs[j * s.o + k];
+            }
+          }
         continue;
       }
       for (int64_t t = 0; t < taps; t++) {
