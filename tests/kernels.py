@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from groupwise import ConvSpec, plan
 from groupwise.kernels import dispatch, native
 from groupwise.kernels.plan import KERNELS
 from groupwise.profile import report as reporting
@@ -15,8 +16,16 @@ from groupwise.profile import verify as checking
 
 # The kernels of groupwise, and the instruction sets of this machine.
 OURS = [name for name in KERNELS if name != "pytorch"]
+# Those whose error is bounded by the sum of |x| |w| of each output.
+DIRECT = [name for name in OURS if name != "fft"]
 ISAS = native.runnable() if native.status().problem is None else ()
 needs_kernels = pytest.mark.skipif(native.status().problem is not None, reason=str(native.status().problem))
+
+
+def here():
+    """The kernels that can run by the instruction set in use. brgemm uses the one that PyTorch chooses."""
+    wide = plan(ConvSpec(32, 32, 3, groups=2), (1, 32, 9, 9))
+    return [name for name in OURS if not (name == "brgemm" and name in wide.refused)]
 
 
 def without_kernels(monkeypatch):

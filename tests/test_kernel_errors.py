@@ -13,7 +13,7 @@ from accuracy import UNIT, check, depths, oracle, runs_of, step
 from cases import layer_of
 from groupwise import ConvSpec, record_plans
 from groupwise.kernels.dispatch import forced
-from kernels import OURS, needs_kernels
+from kernels import DIRECT, here, needs_kernels
 from test_kernels import FORMATS
 
 pytestmark = needs_kernels
@@ -90,7 +90,7 @@ DEEP = [
 ]
 
 
-@pytest.mark.parametrize("kernel", OURS)
+@pytest.mark.parametrize("kernel", DIRECT)
 @pytest.mark.parametrize("memory_format", list(FORMATS))
 @pytest.mark.parametrize(("spec", "size"), [row[1:] for row in DEEP], ids=[row[0] for row in DEEP])
 def test_no_product_passes_through_more_roundings_than_the_bound_counts(spec, size, memory_format, kernel):
@@ -102,7 +102,7 @@ def test_no_product_passes_through_more_roundings_than_the_bound_counts(spec, si
         assert units <= most, (name, units, most)
 
 
-@pytest.mark.parametrize("kernel", OURS)
+@pytest.mark.parametrize("kernel", DIRECT)
 def test_many_small_images_pass_through_no_more_roundings_than_the_bound_counts(kernel):
     for groups, memory_format in itertools.product((4, 16), FORMATS.values()):
         layer = torch.nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=False).to(memory_format=memory_format)
@@ -127,10 +127,10 @@ def test_long_sums_are_made_in_runs(memory_format):
         layer = torch.nn.Conv2d(960, 2 * out_channels, (5, 2), padding=(2, 1), groups=2)
         layer = layer.to(memory_format=FORMATS[memory_format])
         source = torch.randn(1, 960, 9, 8).contiguous(memory_format=FORMATS[memory_format])
-        for kernel in OURS:
+        for kernel in DIRECT:
             ran |= {p.kernel for p in check(layer, source, torch.randn(1, 2 * out_channels, 9, 9), kernel)}
-    expected = set(OURS) if memory_format == "channels_last" else {"planar", "groups", "pixels", "brgemm"}
-    assert ran - {"pytorch"} == expected
+    expected = set(DIRECT) if memory_format == "channels_last" else {"planar", "groups", "pixels", "brgemm"}
+    assert ran - {"pytorch"} == expected & set(here())
 
 
 @pytest.mark.parametrize("values", [torch.abs, torch.relu], ids=["abs", "relu"])
@@ -142,7 +142,7 @@ def test_weight_gradients_of_one_sign_are_made_in_short_runs(groups, kernel_size
     layer = torch.nn.Conv2d(128, 128, kernel_size, padding=kernel_size // 2, groups=groups)
     layer = layer.to(memory_format=FORMATS[memory_format])
     source = values(torch.randn(1, 128, 14, 14)).contiguous(memory_format=FORMATS[memory_format])
-    for kernel in OURS:
+    for kernel in DIRECT:
         check(layer, source, torch.rand_like(layer(source)), kernel)
 
 
@@ -156,7 +156,7 @@ NOT_FINITE = [
 ]
 
 
-@pytest.mark.parametrize("kernel", ["", *OURS])
+@pytest.mark.parametrize("kernel", ["", *DIRECT])
 @pytest.mark.parametrize("memory_format", list(FORMATS))
 @pytest.mark.parametrize("where", ["source", "weight", "grad"])
 @pytest.mark.parametrize("spec", NOT_FINITE, ids=str)
@@ -197,7 +197,7 @@ def test_no_value_hides_a_product_that_is_not_finite(spec, where, memory_format,
 
 
 @pytest.mark.parametrize("memory_format", list(FORMATS))
-@pytest.mark.parametrize("kernel", OURS)
+@pytest.mark.parametrize("kernel", DIRECT)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_infinite_input_of_a_transposed_convolution(value, kernel, memory_format):
     layer = torch.nn.ConvTranspose2d(16, 16, 3, padding=1, groups=16).to(memory_format=FORMATS[memory_format])

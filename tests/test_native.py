@@ -52,6 +52,7 @@ const char* groupwise_failure(void) { return ""; }
 int32_t groupwise_share(const char* isa, double products) { return isa && products; }
 void groupwise_when_spent(void (*told)(void)) { (void)told; }
 void groupwise_dispatch(int32_t on) { (void)on; }
+void groupwise_fft(int32_t allowed) { (void)allowed; }
 int32_t groupwise_dispatch_thread(int32_t state) { return -state; }
 const char* groupwise_force(const char* kernel) { return kernel; }
 int32_t groupwise_tune(double calls, double seconds, const char* path) { return calls && seconds && path; }
