@@ -160,7 +160,7 @@ def ordinary(chance: random.Random) -> Numbers:
     """Without groups, with many channels on both sides."""
     kernel = chance.choice((1, 1, 3))
     channels = one_of(chance, CHANNELS), one_of(chance, CHANNELS)
-    return ConvSpec(*channels, kernel, chance.choice((1, 1, 2)), kernel // 2), image(chance)
+    return ConvSpec(*channels, kernel, chance.choice((1, 1, 1, 2)), kernel // 2), image(chance)
 
 
 def multiplied(chance: random.Random) -> Numbers:
@@ -241,16 +241,16 @@ def odd(chance: random.Random) -> Numbers:
 
 
 FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
-    "depthwise": (0.24, depthwise),
-    "grouped": (0.24, grouped),
+    "depthwise": (0.20, depthwise),
+    "grouped": (0.22, grouped),
     "dense": (0.08, dense),
-    "ordinary": (0.04, ordinary),
+    "ordinary": (0.12, ordinary),
     "multiplied": (0.06, multiplied),
     "sequence": (0.08, sequence),
     "long": (0.02, long),
     "transposed": (0.07, transposed),
     "large": (0.05, functools.partial(depthwise, kernels=(9, 11, 13, 15, 21, 27, 31))),
     "whole": (0.03, whole),
-    "odd": (0.09, odd),
+    "odd": (0.07, odd),
 }
 """The fraction of draws of each kind of layer."""
