@@ -32,6 +32,7 @@ CHANGES = {
     "in place": lambda model: model[0][0].weight.mul_(2),
     "data": lambda model: setattr(model[0][0].weight, "data", torch.randn(8, 2, 3, 3)),
     "replaced": lambda model: setattr(model[0][0], "weight", nn.Parameter(torch.randn(8, 2, 3, 3))),
+    "turned": lambda model: setattr(model[0][0], "weight", turned(model[0][0].weight)),
     "statistics": lambda model: model[0][1].running_mean.add_(1),
     "loaded": lambda model: model.load_state_dict(network().state_dict()),
     "assigned": lambda model: model.load_state_dict(network().state_dict(), assign=True),
@@ -39,11 +40,18 @@ CHANGES = {
 }
 
 
+def turned(weight):
+    """Another parameter in the same memory, of the same age."""
+    made = nn.Parameter(weight.data.transpose(2, 3))
+    while made._version < weight._version:
+        made.mul_(1)
+    return made
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_parameter_is_packed_again(change):
     model, x = network(), source()
     fast = groupwise.optimize(model, x)
-    before = fast(x) if not torch.is_grad_enabled() else None
     with torch.no_grad():
         before = fast(x)
         CHANGES[change](model)
@@ -51,6 +59,15 @@ def test_a_changed_parameter_is_packed_again(change):
             x = x.double()
         torch.testing.assert_close(fast(x), model(x))
         assert not torch.equal(fast(x).float(), before) or change == "dtype"
+
+
+def test_a_model_that_became_another_dtype_refuses_the_inputs_it_had():
+    model, x = network(), source()
+    fast = groupwise.optimize(model, x)
+    model.double()
+    for either in (model, fast):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="should be the same"):
+            either(x)
 
 
 def test_a_change_that_nobody_counts_needs_repack():
@@ -196,6 +213,20 @@ def test_engines_are_measured_and_wrong_ones_are_not_chosen(monkeypatch):
     (step,) = [step for step in fast.plan.steps if step.kind == "convolution"]
     assert step.refused["wrong"] == "its values are wrong"
     check(model, source(), fast=fast)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fastest"),
+    [
+        ({"onednn": [2.0, 2.0], "groupwise": [1.0, 1.1], "pytorch": [0.99, 1.1]}, "groupwise"),
+        ({"onednn": [2.0, 2.0], "pytorch": [1.99, 1.99]}, "onednn"),
+        # One short round proves little.
+        ({"onednn": [2.0, 2.0, 2.1], "pytorch": [1.5, 2.6, 2.7]}, "onednn"),
+        ({"onednn": [2.0], "groupwise": [1.5], "pytorch": [1.0]}, "pytorch"),
+    ],
+)
+def test_the_fastest_engine_by_a_margin(seconds, fastest):
+    assert choose._fastest(seconds) == fastest
 
 
 def test_nothing_is_measured_where_runs_must_repeat(monkeypatch):
