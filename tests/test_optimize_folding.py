@@ -231,3 +231,12 @@ def test_other_dtypes_are_folded_too(dtype):
         )
     assert fast.plan.engines == {"pytorch": 1}
     assert "float" in fast.plan.steps[1].refused["onednn"]
+
+
+def test_what_only_looks_like_a_channel_shuffle_is_none():
+    class Rows(nn.Module):
+        def forward(self, x):
+            return x.reshape(2, 8, 10, 5, 2).transpose(1, 2).reshape(2, 8, 10, 10)
+
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), Rows(), nn.Conv2d(8, 4, 1)).eval()
+    assert "native_channel_shuffle" not in kinds(check(model, source()))
