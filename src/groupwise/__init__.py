@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from groupwise.profile.report import report as report
     from groupwise.profile.tune import Tuned as Tuned
     from groupwise.profile.tune import tune as tune
+    from groupwise.rewrite import Optimized as Optimized
+    from groupwise.rewrite import optimize as optimize
     from groupwise.spec.arguments import valid_groups as valid_groups
     from groupwise.spec.convspec import ConvSpec as ConvSpec
     from groupwise.spec.cost import Cost as Cost
@@ -49,6 +51,7 @@ _HOME = {
     "Count": "profile.count",
     "Explanation": "explanation",
     "GroupwiseError": "errors",
+    "Optimized": "rewrite",
     "Path": "spec.wiring",
     "Plan": "kernels.plan",
     "Report": "profile.report",
@@ -62,6 +65,7 @@ _HOME = {
     "enabled": "kernels.dispatch",
     "explain": "explanation",
     "forget": "kernels.dispatch",
+    "optimize": "rewrite",
     "plan": "kernels.plan",
     "record_plans": "kernels.plan",
     "report": "profile.report",

@@ -240,6 +240,33 @@ def run_tune(options: argparse.Namespace) -> None:
     write(json.dumps(made.to_dict(), indent=2) if kind == "json" else str(made), options.output)
 
 
+def run_optimize(options: argparse.Namespace) -> None:
+    """Optimizes a model, and prints the plan and the times before and after."""
+    from groupwise.cli.targets import input_shape, load_model
+
+    kind = format_of(options, ("text", "json"))
+    check_integer("repeats", options.repeats, 1)
+    threads = None if options.threads is None else check_integer("threads", options.threads, 1)
+    import torch
+
+    from groupwise.profile.faster import compare
+    from groupwise.rewrite import optimize
+
+    model = load_model(options.target, say).eval()
+    shape = options.input_shape or input_shape(model)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or before)
+        with _explaining_failure(options, options.target, model, shape):
+            batch = _random_input(shape)
+            network = optimize(model, batch)
+            made = compare(model, network, (batch,), options.repeats)
+    finally:
+        torch.set_num_threads(before)
+    facts = {"plan": network.plan.to_dict(), "comparison": made.to_dict()}
+    write(json.dumps(facts, indent=2) if kind == "json" else f"{network.plan}\n\n{made}", options.output)
+
+
 @contextmanager
 def _explaining_failure(
     options: argparse.Namespace, target: str, model: torch.nn.Module, shape: tuple[int, ...]

@@ -84,7 +84,16 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"groupwise {groupwise.__version__}")
     kinds = root.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    for add in (_add_explain, _add_comparisons, _add_plan_and_bench, _add_report, _add_tune, _add_serve, _add_doctor):
+    for add in (
+        _add_explain,
+        _add_comparisons,
+        _add_plan_and_bench,
+        _add_report,
+        _add_tune,
+        _add_optimize,
+        _add_serve,
+        _add_doctor,
+    ):
         add(kinds)
     return root
 
@@ -195,6 +204,22 @@ def _add_tune(kinds: Any) -> None:
     tuned.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
     _add_output(tuned, FORMATS[:2])
     tuned.set_defaults(run=commands.run_tune)
+
+
+def _add_optimize(kinds: Any) -> None:
+    faster = _command(
+        kinds, "optimize", "rewrite a network for inference; show each step, and the times before and after"
+    )
+    faster.add_argument("target", metavar="MODEL", help=TARGET)
+    faster.add_argument(
+        "--input-shape", type=_shape, metavar="1,3,224,224", help="shape of a random input, batch first"
+    )
+    faster.add_argument(
+        "--repeats", type=int, default=10, metavar="N", help="timed runs, of which the median is reported; default: 10"
+    )
+    faster.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
+    _add_output(faster, FORMATS[:2])
+    faster.set_defaults(run=commands.run_optimize)
 
 
 def _add_serve(kinds: Any) -> None:

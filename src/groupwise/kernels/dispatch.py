@@ -14,7 +14,7 @@ import os
 import pathlib
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from groupwise.errors import GroupwiseError, check_choice
 from groupwise.kernels import freezing, native, tuning
@@ -273,3 +273,14 @@ def _register() -> ctypes.CDLL:
     library = native.library()
     _switches.register(library)
     return library
+
+
+def thread_switch() -> Callable[[int], int]:
+    """Returns the function that overrides dispatch in its caller's thread, for those who do it for every call.
+
+    It takes 1 (dispatch), -1 (do not) or 0 (as the process), and returns what was in force. `forced` is for all others.
+    """
+    library = _register()
+    load_measurements()
+    switch: Callable[[int], int] = library.groupwise_dispatch_thread
+    return switch

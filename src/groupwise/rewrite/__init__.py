@@ -1,0 +1,86 @@
+"""`optimize`: a network rewritten for inference: layers folded and fused, weights packed, engines chosen.
+
+The package has another name than the function, which is `groupwise.optimize`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from groupwise.errors import GroupwiseError
+from groupwise.kernels import tuning
+from groupwise.rewrite.capture import reason_to_leave
+from groupwise.rewrite.network import Optimized
+from groupwise.rewrite.plan import Left, Plan, Step
+from groupwise.rewrite.watch import check_watchable
+
+__all__ = ["Left", "Optimized", "Plan", "Step", "optimize"]
+
+
+def optimize(
+    model: torch.nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None, tune: bool | None = None
+) -> Optimized:
+    """Returns a network that computes what `model(*inputs, **kwargs)` computes, for inference on the CPU.
+
+    BatchNorms are folded into the layers beside them. Activations and sums are computed by the layer before them.
+    Weights are packed, images change to channels_last once, and each layer runs on the engine that is fastest for it.
+    `print(network.plan)` lists all that. The model stays as it is, and shares its parameters with the network.
+
+    - `inputs`, `kwargs`: an example of what the network will be called with; other shapes are planned when they come
+    - `tune`: True times the engines of each layer on the example. False does not, so that every run makes the same
+      choices: groupwise where its planner takes a layer, else oneDNN, else PyTorch. None does as GROUPWISE_TUNE says,
+      and times them if it is not set. Nothing is timed while `torch.use_deterministic_algorithms` is on.
+
+    Raises `GroupwiseError` for what is no module, and for a model in training mode, with hooks or on another device.
+
+    Examples:
+        >>> import groupwise, torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
+        >>> fast = optimize(model, torch.randn(1, 3, 16, 16), tune=False)
+        >>> [step.fused for step in fast.plan.steps if step.kind == "convolution"]
+        [('batch norm', 'relu')]
+        >>> with torch.inference_mode():
+        ...     fast(torch.randn(1, 3, 16, 16)).shape
+        torch.Size([1, 8, 14, 14])
+    """
+    _check(model, inputs, kwargs)
+    if tune is not None and not isinstance(tune, bool):
+        raise GroupwiseError(f"tune={tune!r} is not known; choose one of: True, False, None")
+    measure = os.environ.get(tuning.VARIABLE) != "0" if tune is None else tune
+    network = Optimized(model, measure)
+    # A call in inference mode would make constants that other modes refuse.
+    with torch.inference_mode(False), torch.no_grad():
+        network(*inputs, **(kwargs or {}))
+    return network
+
+
+def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise GroupwiseError(f"{type(model).__name__} is not a model; give a torch.nn.Module, then an example input")
+    if isinstance(model, Optimized):
+        raise GroupwiseError("the network is optimized already; give the model that it was made of")
+    if not inputs and not kwargs:
+        raise GroupwiseError("an example input is missing; write: groupwise.optimize(model, example)")
+    if model.training:
+        raise GroupwiseError("the model is in training mode; write: groupwise.optimize(model.eval(), example)")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise GroupwiseError(f"{name} is a lazy parameter without a shape; run the model once, then optimize it")
+        check_watchable(name, tensor)
+        _check_device(name, tensor)
+    if reason := reason_to_leave(model):
+        raise GroupwiseError(f"the model cannot be rewritten: {reason}; remove that, or optimize a part of the model")
+    for leaf in tree_leaves((inputs, dict(kwargs or {}))):
+        if isinstance(leaf, torch.Tensor):
+            _check_device("an input", leaf)
+
+
+def _check_device(name: str, tensor: torch.Tensor) -> None:
+    if tensor.device.type != "cpu":
+        raise GroupwiseError(f"{name} is on {tensor.device}; groupwise.optimize is for the CPU: use model.cpu()")

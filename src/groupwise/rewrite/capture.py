@@ -1,0 +1,149 @@
+"""`capture`: the operators that a module runs on an input, as a graph, or the reason why there is none."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+from torch.nn.utils import parametrize
+from torch.utils._pytree import TreeSpec, tree_flatten
+
+
+class NotCaptured(Exception):
+    """Says why a module stays as it is."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What a module runs.
+
+    - `graph`: its placeholders are the leaves of the arguments, and parameters, buffers and constants, whose
+      `meta["state"]` has the name
+    - `constants`: tensors that are no state of the module, by name
+    - `out_spec`: how the outputs are arranged
+    """
+
+    graph: Graph
+    constants: Mapping[str, torch.Tensor]
+    out_spec: TreeSpec
+
+
+def twin(module: torch.nn.Module) -> torch.nn.Module:
+    """Returns a copy with a structure of its own, which shares every parameter and buffer, also one that is replaced.
+
+    Modules that stay as they are for their hooks or parametrizations are shared too: the hooks are their user's.
+    """
+    shared: dict[int, Any] = {}
+    for part in module.modules():
+        if part is not module and (reason_to_leave(part) or isinstance(part, torch.jit.ScriptModule)):
+            shared[id(part)] = part
+        if not isinstance(part, torch.jit.ScriptModule):
+            held = [part._parameters, part._buffers, *part._parameters.values(), *part._buffers.values()]
+            shared |= {id(thing): thing for thing in held if thing is not None}
+    return _without_regions(copy.deepcopy(module, shared))
+
+
+def reason_to_leave(module: torch.nn.Module) -> str | None:
+    """Says why this module itself cannot be rewritten; None if nothing is against it."""
+    if module.training:
+        return "it is in training mode"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has forward hooks"
+    if parametrize.is_parametrized(module):
+        return "it is parametrized"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is scripted"
+    if "forward" in vars(module) and not getattr(vars(module)["forward"], "is_region", False):
+        return "its forward is set on the instance"
+    return None
+
+
+def capture(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Captured:
+    """Returns what `module(*args, **kwargs)` runs. Raises `NotCaptured` where that is not one graph of operators."""
+    for name, part in module.named_modules():
+        if reason := reason_to_leave(part):
+            raise NotCaptured(f"{name}: {reason}" if name else reason)
+    try:
+        with _quietly(), torch.no_grad():
+            # The export puts fake tensors in place of parameters while it runs, which other threads must not see.
+            program = torch.export.export(_apart(module), tuple(args), dict(kwargs), strict=False)
+    except Exception as error:
+        raise NotCaptured(f"torch.export refuses it: {_first_line(error)}") from None
+    if program.call_spec.in_spec != tree_flatten((tuple(args), dict(kwargs)))[1]:
+        raise NotCaptured("torch.export arranges its arguments in another order")
+    graph = program.graph
+    nodes = {node.name: node for node in graph.nodes}
+    constants: dict[str, torch.Tensor] = {}
+    for spec in program.graph_signature.input_specs:
+        kind, node = spec.kind.name, nodes[spec.arg.name]
+        if kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
+            node.meta["state"] = spec.target
+        elif kind != "USER_INPUT":
+            raise NotCaptured(f"it has an input of kind {kind.lower()}")
+        if kind == "CONSTANT_TENSOR":
+            constants[str(spec.target)] = program.constants[str(spec.target)]
+    if any(spec.kind.name != "USER_OUTPUT" for spec in program.graph_signature.output_specs):
+        raise NotCaptured("it writes to its parameters, buffers or inputs")
+    for node in graph.nodes:
+        _check(node)
+    return Captured(graph, constants, program.call_spec.out_spec)
+
+
+def module_of(node: Node) -> str:
+    """Returns the name of the module whose code made the node, or the node's own."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    return path or node.name
+
+
+def _apart(module: torch.nn.Module) -> torch.nn.Module:
+    """Returns a copy that shares tensors but not the dictionaries that hold them."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return _without_regions(copy.deepcopy(module, memo))
+
+
+def _without_regions(module: torch.nn.Module) -> torch.nn.Module:
+    for part in module.modules():
+        if getattr(vars(part).get("forward"), "is_region", False):
+            del vars(part)["forward"]
+    return module
+
+
+def _check(node: Node) -> None:
+    if node.op in ("call_module", "call_method", "get_attr") or isinstance(node.target, torch._ops.HigherOrderOperator):
+        raise NotCaptured(f"its graph has a part of its own ({node.name})")
+    values = node.meta.get("val")
+    for found in values if isinstance(values, list | tuple) else [values]:
+        if isinstance(found, torch.SymInt | torch.SymFloat | torch.SymBool):
+            raise NotCaptured("its control flow or a shape depends on values")
+        if isinstance(found, torch.Tensor):
+            if not all(isinstance(size, int) for size in found.shape):
+                raise NotCaptured("a shape depends on values")
+            if found.layout != torch.strided or found.is_quantized:
+                raise NotCaptured("it has sparse or quantized tensors")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:160].rstrip(".")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps what torch.export says about a module that it refuses from the user: the plan says it."""
+    logger = logging.getLogger("torch")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

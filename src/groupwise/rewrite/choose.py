@@ -1,0 +1,104 @@
+"""Which engine runs a layer: each is timed on the layer's own input, in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from groupwise.rewrite.engines import CONVOLUTION, LINEAR, UNMEASURED, Call, Engine, Maybe, Work
+
+# Engines of one layer are timed for about so many seconds, in at least and at most so many rounds.
+BUDGET, LEAST, MOST = 0.02, 3, 40
+# An engine must be so much faster than one that comes before it in the table.
+MARGIN = 0.97
+# An engine whose values are farther from PyTorch's, as a fraction of the largest value, is wrong and not imprecise.
+WRONG = 1e-3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine of a layer.
+
+    - `ms`: the shortest time of each engine that was measured
+    - `refused`: why an engine cannot run the layer
+    """
+
+    engine: Engine
+    reason: str
+    ms: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.Tensor], measure: bool) -> Choice:
+    """Chooses for a layer and what it reads: its input, and its residual if it has one."""
+    able: dict[str, Engine] = {}
+    refused: dict[str, str] = {}
+    for engine in LINEAR if work.geometry is None else CONVOLUTION:
+        reason = engine.refuse(work)
+        if reason is None:
+            able[engine.name] = engine
+        elif engine.name != "matmul":
+            refused[engine.name] = reason
+    if not measure:
+        name = next(name for name in UNMEASURED if name in able)
+        reason = "the planner takes it" if name == "groupwise" else ""
+        return Choice(able[name], reason, {}, refused)
+    calls = {name: engine.make(work, weight, bias) for name, engine in able.items()}
+    exact = calls["pytorch"](*_copies(given))
+    for name in list(calls):
+        if problem := _problem(calls[name], given, exact):
+            refused[name] = problem
+            del calls[name]
+    if len(calls) == 1:
+        (name,) = calls
+        return Choice(able[name], "", {}, refused)
+    seconds = _time(calls, given)
+    best = _fastest(seconds)
+    ms = {name: round(min(found) * 1e3, 4) for name, found in seconds.items()}
+    others = ", ".join(f"{name} {least:.3f}" for name, least in ms.items() if name != best)
+    return Choice(able[best], f"{ms[best]:.3f} ms, {others}", ms, refused)
+
+
+def _copies(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Returns the tensors, of which a residual may be overwritten."""
+    return (given[0], *(tensor.clone() for tensor in given[1:]))
+
+
+def _problem(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> str | None:
+    try:
+        made = call(*_copies(given))
+    except RuntimeError as error:
+        return f"it fails: {str(error).splitlines()[0][:80]}"
+    largest = exact.nan_to_num(0, 0, 0).abs().max().item() if exact.numel() else 0.0
+    if made.shape != exact.shape or not torch.allclose(made, exact, rtol=0, atol=WRONG * largest, equal_nan=True):
+        return "its values are wrong"
+    return None
+
+
+def _fastest(seconds: Mapping[str, Sequence[float]]) -> str:
+    """Returns the engine that is faster than all before it: at its best, by a margin, and in most rounds."""
+    best, *others = seconds
+    for name in others:
+        shorter = min(seconds[name]) < min(seconds[best]) * MARGIN
+        if shorter and statistics.median(seconds[name]) < statistics.median(seconds[best]):
+            best = name
+    return best
+
+
+def _time(calls: Mapping[str, Call], given: Sequence[torch.Tensor]) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    tensors, spent = _copies(given), 0.0
+    for number in range(MOST):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(*tensors)
+            elapsed = time.perf_counter() - start
+            seconds[name].append(elapsed)
+            spent += elapsed
+        if number + 1 >= LEAST and spent > BUDGET:
+            break
+    return seconds

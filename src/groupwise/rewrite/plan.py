@@ -1,0 +1,100 @@
+"""`Plan`: the steps of an optimized network, what was fused into each, which engine runs it and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from groupwise.draw.text import lines as text
+from groupwise.spec.legible import Printed, legible
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator call of an optimized network."""
+
+    name: str
+    """The module that the step computes, or the operator's node in the graph."""
+    kind: str
+    """`convolution`, `linear`, or PyTorch's operator."""
+    engine: str
+    """`onednn`, `groupwise`, `matmul` or `pytorch`."""
+    fused: tuple[str, ...] = ()
+    """What the step computes beside the layer, in order."""
+    input_shape: tuple[int, ...] = ()
+    """The shape of what it reads first."""
+    output_shape: tuple[int, ...] = ()
+    """The shape of what it writes; empty for several tensors."""
+    groups: int | None = None
+    """The groups of a convolution."""
+    reason: str = ""
+    """Why this engine runs it."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why an engine cannot run it, by its name."""
+    ms: Mapping[str, float] = field(default_factory=dict)
+    """The shortest time of each engine that was measured."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """A module that stays as it is."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan(Printed):
+    """How an optimized network runs on inputs of one shape. `print()` it for the table."""
+
+    title: str
+    """The class of the model."""
+    steps: tuple[Step, ...]
+    """The operator calls, in order. Parts of a model that stay as they are make no steps."""
+    left: tuple[Left, ...]
+    """The modules that stay as they are, and why."""
+    input_shapes: tuple[tuple[int, ...], ...]
+    """The shapes of the inputs."""
+    threads: int
+    """The number of threads for which the engines were chosen."""
+    seconds: float
+    """How long making the plan took."""
+
+    @property
+    def engines(self) -> dict[str, int]:
+        """How many convolutions and linear layers each engine runs."""
+        return dict(Counter(step.engine for step in self.steps if step.kind in ("convolution", "linear")))
+
+    def __str__(self) -> str:
+        shapes = ", ".join("×".join(map(str, shape)) for shape in self.input_shapes)
+        threads = f"{self.threads} thread" + "s" * (self.threads != 1)
+        found = [f"{self.title} on {shapes or 'no tensors'}, {threads}: {self._summary()}"]
+        if self.steps:
+            head = ("step", "kind", "groups", "output", "engine", "fused", "why")
+            found += ["", *text.rows([head, *map(_row, self.steps)], left=(0, 1, 4, 5, 6))]
+        if self.left:
+            found += ["", "left as they are:"]
+            found += [f"  {legible(left.name) or 'the model'}: {left.reason}" for left in self.left]
+        return "\n".join(found)
+
+    def _summary(self) -> str:
+        engines = ", ".join(f"{count} by {name}" for name, count in sorted(self.engines.items())) or "none"
+        return f"{len(self.steps)} steps; layers: {engines}; planned in {self.seconds:.1f} s"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns every field as plain JSON types."""
+        return asdict(self)
+
+
+def _row(step: Step) -> tuple[str, ...]:
+    groups = "" if step.groups is None else str(step.groups)
+    shape = "×".join(map(str, step.output_shape))
+    return (legible(step.name), step.kind, groups, shape, step.engine, " + ".join(step.fused), _why(step))
+
+
+def _why(step: Step) -> str:
+    reasons = [step.reason] if step.reason else []
+    reasons += [f"not {name}: {why}" for name, why in step.refused.items()]
+    return "; ".join(reasons)

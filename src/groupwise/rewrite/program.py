@@ -1,0 +1,237 @@
+"""`Program`: a rewritten graph, made ready to run: weights packed, engines chosen, calls in a list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+from torch.utils._pytree import TreeSpec
+
+from groupwise.rewrite.capture import Captured, module_of
+from groupwise.rewrite.choose import Choice, choose
+from groupwise.rewrite.engines import Work
+from groupwise.rewrite.fold import fold, mark_constants
+from groupwise.rewrite.functional import make_functional, memory_of
+from groupwise.rewrite.fuse import fuse
+from groupwise.rewrite.plan import Step
+from groupwise.rewrite.simplify import change_layout, copy_shared_outputs, remove_unread, simplify
+from groupwise.rewrite.steps import ACTIVATIONS, args_of, is_layer, is_tensor, name_layers, value
+from groupwise.rewrite.tape import Call, Tape, bind
+
+aten = torch.ops.aten
+
+# Operators that may write where their first argument is, once nothing else reads that.
+IN_PLACE: dict[Any, Any] = {
+    operator: getattr(getattr(aten, operator.name().split("::")[1].split(".")[0] + "_"), operator._overloadname)
+    for operator in (*ACTIVATIONS, aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor)
+    if operator is not aten.relu6.default
+}
+
+
+class Program:
+    """What a module computes on inputs of one shape.
+
+    `pack` makes the tape that runs from the parameters as they are then; the first one chooses the engines too.
+    """
+
+    def __init__(self, captured: Captured, measure: bool) -> None:
+        graph = captured.graph
+        make_functional(graph)
+        simplify(graph)
+        name_layers(graph)
+        mark_constants(graph)
+        fold(graph)
+        remove_unread(graph)
+        fuse(graph)
+        copy_shared_outputs(graph)
+        change_layout(graph)
+        self.graph: Graph = graph
+        self.out_spec: TreeSpec = captured.out_spec
+        self.steps: tuple[Step, ...] = ()
+        self._captured_constants = captured.constants
+        self._measure = measure
+        self._choices: dict[Node, tuple[Work, Choice]] = {}
+        self._known: dict[Any, Choice] = {}
+        self._dead = _last_reads(graph)
+        self._writable = _writable(graph)
+        self._restrides: dict[Node, Callable[..., Any]] = {}
+
+    @property
+    def states(self) -> list[str]:
+        """The names of the parameters and buffers that the graph reads."""
+        names = [node.meta["state"] for node in self.graph.nodes if node.meta.get("state")]
+        return [name for name in names if name not in self._captured_constants]
+
+    def pack(self, states: Mapping[str, torch.Tensor], example: Sequence[Any] | None = None) -> Tape:
+        """Packs the weights. The first call takes the leaves of an example input, on which engines are tried."""
+        with torch.no_grad(), torch.inference_mode(False):
+            constants = self._evaluate({**self._captured_constants, **states})
+            calls = self._calls(constants) if example is None else self._choose(constants, example)
+        return self._tape(calls, constants)
+
+    def _evaluate(self, states: Mapping[str, torch.Tensor]) -> dict[Node, Any]:
+        """Computes the constant expressions."""
+        values: dict[Node, Any] = {}
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and "state" in node.meta:
+                values[node] = states[node.meta["state"]].detach()
+            elif node.op == "call_function" and node.meta.get("constant"):
+                args, kwargs = map_arg((args_of(node), node.kwargs), values.__getitem__)
+                values[node] = node.target(*args, **kwargs)
+        return values
+
+    def _calls(self, constants: dict[Node, Any]) -> dict[Node, tuple[Call, list[Node]]]:
+        return {node: self._call(node, constants) for node in self._running(constants)}
+
+    def _running(self, constants: Mapping[Node, Any]) -> list[Node]:
+        return [node for node in self.graph.nodes if node.op == "call_function" and node not in constants]
+
+    def _call(self, node: Node, constants: dict[Node, Any]) -> tuple[Call, list[Node]]:
+        """Returns what computes a node, and the nodes that it reads."""
+        if is_layer(node):
+            work, choice = self._choices[node]
+            return choice.engine.make(work, *_packable(node, constants)), _reads(node)
+        target: Any = node.target
+        if node in self._writable and args_of(node)[0] in self._writable[node]:
+            target = IN_PLACE.get(target, target)
+        return bind(target, args_of(node), node.kwargs, constants)
+
+    def _choose(self, constants: dict[Node, Any], example: Sequence[Any]) -> dict[Node, tuple[Call, list[Node]]]:
+        """Runs the example operator by operator, and chooses an engine for each layer on what it reads."""
+        inputs = [node for node in self.graph.nodes if node.op == "placeholder" and "state" not in node.meta]
+        # A residual may be overwritten, but never the caller's tensors: they have roots that are inputs.
+        values: dict[Node, Any] = dict(zip(inputs, example, strict=True))
+        found: dict[Node, tuple[Call, list[Node]]] = {}
+        steps: list[Step] = []
+        for node in self._running(constants):
+            if is_layer(node):
+                self._choose_layer(node, constants, [values[read] for read in _reads(node)])
+            call, reads = found[node] = self._call(node, constants)
+            given = [values[read] for read in reads]
+            # What is read first is gone after the call if that writes in place.
+            shape = tuple(given[0].shape) if given and isinstance(given[0], torch.Tensor) else ()
+            values[node] = call(*given)
+            steps.append(self._step(node, shape, values[node]))
+            for read in self._dead[node]:
+                values.pop(read, None)
+        self.steps = tuple(steps)
+        for node in self.graph.output_node().all_input_nodes:
+            made, wanted = values.get(node, constants.get(node)), node.meta["val"]
+            if isinstance(made, torch.Tensor) and _strides(made) != _strides(wanted):
+                self._restrides[node] = _restride(wanted.stride())
+        return found
+
+    def _choose_layer(self, node: Node, constants: dict[Node, Any], given: list[torch.Tensor]) -> None:
+        weight, bias = _packable(node, constants)
+        source = given[0]
+        work = Work(
+            source=tuple(source.shape),
+            result=tuple(value(node).shape),
+            weight=tuple(weight.shape),
+            dtype=source.dtype,
+            bias=bias is not None,
+            geometry=node.meta.get("geometry"),
+            epilogue=node.meta["epilogue"],
+            overwrite=len(given) > 1 and given[1] is not given[0] and args_of(node)[3] in self._writable.get(node, ()),
+            channels_last=source.dim() == 4 and source.is_contiguous(memory_format=torch.channels_last),
+        )
+        key = (work, source.stride(), given[-1].stride())
+        if key not in self._known:
+            self._known[key] = choose(work, weight, bias, given, self._measure)
+        self._choices[node] = work, self._known[key]
+
+    def _step(self, node: Node, shape: tuple[int, ...], made: Any) -> Step:
+        output = tuple(made.shape) if isinstance(made, torch.Tensor) else ()
+        if not is_layer(node):
+            name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
+            return Step(module_of(node), name, "pytorch", (), shape, output)
+        work, choice = self._choices[node]
+        return Step(
+            name=module_of(node),
+            kind=str(node.target.__name__) if callable(node.target) else "",
+            engine=choice.engine.name,
+            fused=node.meta["fused"],
+            input_shape=shape,
+            output_shape=output,
+            groups=None if work.geometry is None else work.geometry.groups,
+            reason=choice.reason,
+            refused=choice.refused,
+            ms=choice.ms,
+        )
+
+    def _tape(self, calls: Mapping[Node, tuple[Call, list[Node]]], constants: Mapping[Node, Any]) -> Tape:
+        slots = {node: number for number, node in enumerate(self.graph.nodes)}
+        inputs = [node for node in self.graph.nodes if node.op == "placeholder" and "state" not in node.meta]
+        output = self.graph.output_node()
+        steps = [
+            (call, tuple(slots[read] for read in reads), slots[node], tuple(slots[read] for read in self._dead[node]))
+            for node, (call, reads) in calls.items()
+        ]
+        for node, restride in self._restrides.items():
+            steps.append((restride, (slots[node],), slots[node], ()))
+        read = {node for _, reads in calls.values() for node in reads} | set(output.all_input_nodes)
+        return Tape(
+            steps=steps,
+            inputs=[slots[node] for node in inputs],
+            constants={slots[node]: constants[node] for node in read if node in constants},
+            slots=len(slots),
+            outputs=[slots[leaf] if isinstance(leaf, Node) else (leaf,) for leaf in args_of(output)[0]],
+            out_spec=self.out_spec,
+        )
+
+
+def _reads(layer: Node) -> list[Node]:
+    return [args_of(layer)[0], *args_of(layer)[3:]]
+
+
+def _packable(node: Node, constants: Mapping[Node, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns a layer's weight and bias in the dtype of what it computes."""
+    weight, bias = (given and constants[given] for given in args_of(node)[1:3])
+    dtype = value(node).dtype
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _last_reads(graph: Graph) -> dict[Node, list[Node]]:
+    """Returns for each node the nodes whose values nothing reads after it."""
+    last: dict[Node, Node] = {}
+    for node in graph.nodes:
+        for read in node.all_input_nodes:
+            last[read] = node
+    dead: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
+    for read, node in last.items():
+        dead[node].append(read)
+    return dead
+
+
+def _writable(graph: Graph) -> dict[Node, set[Node]]:
+    """Returns for each node what it reads and may overwrite: fresh memory that nothing reads later by any name."""
+    roots, order = memory_of(graph), {node: number for number, node in enumerate(graph.nodes)}
+    readers: dict[Node, list[Node]] = {}
+    for node, memory in roots.items():
+        for root in memory:
+            readers.setdefault(root, []).extend(node.users)
+    found: dict[Node, set[Node]] = {}
+    for node in graph.nodes:
+        reads = node.all_input_nodes
+        for read in reads:
+            fresh = roots[read] == {read} and read.op == "call_function" and not read.meta.get("constant")
+            others = [other for other in reads if other is not read and roots[other] & roots[read]]
+            late = any(order[reader] > order[node] for reader in readers.get(read, ()))
+            if fresh and not others and not late and is_tensor(node) and is_tensor(read):
+                alike = value(node).shape == value(read).shape and value(node).dtype == value(read).dtype
+                if alike and list(args_of(node)).count(read) == 1:
+                    found.setdefault(node, set()).add(read)
+    return found
+
+
+def _strides(tensor: torch.Tensor) -> list[int]:
+    """Returns the strides that matter."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+def _restride(strides: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Returns what gives a tensor the strides that the model's own output has."""
+    return lambda made: torch.empty_strided(made.shape, strides, dtype=made.dtype).copy_(made)
