@@ -16,16 +16,21 @@ GW_INLINE Vec passed(const Norm& n, int64_t at, Width width, Vec centered, const
   return pass<A>(grad, z, n.slope);
 }
 
-void norm_sums(const Norm& n, int64_t index, int64_t piece) {
+void norm_sums(const Norm& norm, int64_t index, int64_t piece) {
+  const Norm n = norm;
+  const int64_t next = ahead(n, 4);
   const Chunk chunk(n, index);
   alignas(64) float a[kMostChunk], b[kMostChunk];
-  alignas(64) double first[kMostChunk] = {}, second[kMostChunk] = {};
+  Totals totals(chunk);
+  double *const first = totals.first, *const second = totals.second;
   with(n.activation, [&](auto activation) {
     const auto sum = [&](auto kind) GW_LAMBDA {
       in_blocks(n, chunk, piece, [&](Range block) {
         sum_vectors<4>(
             n, chunk, block, a, b, [&](const auto& place) GW_LAMBDA { return scaled(n, place); },
             [&](int64_t at, auto width, const Scaled& s, Vec& grads, Vec& products) GW_LAMBDA {
+              __builtin_prefetch(n.x + at + next);
+              __builtin_prefetch(n.grad + at + next);
               const Vec centered = load_some(n.x + at, width) - s.mean;
               Vec grad = passed<activation(), kind()>(n, at, width, centered, s);
               if constexpr (!std::is_same_v<decltype(width), Whole>) grad = keep(grad, width);
@@ -33,7 +38,7 @@ void norm_sums(const Norm& n, int64_t index, int64_t piece) {
               grads += grad;
               products += grad * centered;
             });
-        for (int64_t i = 0; i < chunk.sums(); i += 4) {
+        for (int64_t i = 0; i < chunk.sums; i += 4) {
           store_doubles(first + i, load_doubles(first + i) + doubles(a + i));
           store_doubles(second + i, load_doubles(second + i) + doubles(b + i));
         }
@@ -45,7 +50,7 @@ void norm_sums(const Norm& n, int64_t index, int64_t piece) {
       case Kept::output: return sum(std::integral_constant<Kept, Kept::output>{});
     }
   });
-  put_moments(n, chunk, piece, first, second);
+  put_moments(n, chunk, piece, totals);
 }
 
 struct Centering {
@@ -54,7 +59,9 @@ struct Centering {
 };
 
 // grad_x = scale * (grad - mean(grad) - (x - mean) * coefficient).
-void norm_grad(const Norm& n, int64_t index, int64_t piece) {
+void norm_grad(const Norm& norm, int64_t index, int64_t piece) {
+  const Norm n = norm;
+  const int64_t next = ahead(n, 4);
   const Chunk chunk(n, index);
   const auto sweep = [&](auto activation) GW_LAMBDA {
     each_vector<4>(
@@ -62,6 +69,8 @@ void norm_grad(const Norm& n, int64_t index, int64_t piece) {
         [&](const auto& place)
             GW_LAMBDA { return Centering{scaled(n, place), place.of_channel(n.mean_grad), place.of_channel(n.coefficient)}; },
         [&](int64_t at, auto width, const Centering& c) GW_LAMBDA {
+          __builtin_prefetch(n.x + at + next);
+          __builtin_prefetch(n.grad + at + next);
           const Vec centered = load_some(n.x + at, width) - c.scaled.mean;
           const Vec grad = passed<activation(), Kept::nothing>(n, at, width, centered, c.scaled);
           store_some(n.grad_x + at, (grad - c.mean_grad - centered * c.coefficient) * c.scaled.scale, width);

@@ -25,16 +25,30 @@ GW_INLINE void store_doubles(double* p, Doubles v) { std::memcpy(p, &v, sizeof v
 // are fewer than a vector.
 struct Chunk {
   int64_t first, count, vectors, last;
+  // The sums of a chunk: lane by lane for rows, and for planes one, four times, which are as many as Doubles hold.
+  int64_t sums;
 
   Chunk(const Norm& n, int64_t chunk)
       : first(chunk * n.split.chunk),
         count(std::min(n.split.chunk, n.shape.channels - first)),
         vectors(n.shape.rows ? ceil_div(count, kLanes) : 1),
-        last(std::max<int64_t>(0, count - kLanes)) {}
+        last(std::max<int64_t>(0, count - kLanes)),
+        sums(n.shape.rows ? vectors * kLanes : 4) {}
 
   int64_t channel(int64_t vector) const { return first + std::min(vector * kLanes, last); }
-  // The sums of a chunk: lane by lane for rows, and one for a plane, at least as many as Doubles hold.
-  int64_t sums() const { return vectors * kLanes; }
+};
+
+// Returns how far ahead of a vector its tensors are prefetched: two tiles of rows, whose order a processor does not foresee (the
+// sums of a backward of 8 samples of 144 channels 56x56 in channels_last, one thread of Zen 5: 1.05 ms, 0.51 with it).
+GW_INLINE int64_t ahead(const Norm& n, int64_t tile) { return n.shape.rows ? 2 * tile * n.shape.channels : 1024; }
+
+// Sums in double, which begin as zeros.
+struct Totals {
+  alignas(64) double first[kMostChunk], second[kMostChunk];
+
+  explicit Totals(const Chunk& chunk) {
+    for (int64_t i = 0; i < chunk.sums; i += 4) store_doubles(first + i, Doubles{}), store_doubles(second + i, Doubles{});
+  }
 };
 
 inline Range piece_of(const Norm& n, int64_t piece) {
@@ -118,14 +132,14 @@ GW_INLINE void each_vector(const Norm& n, const Chunk& chunk, Range values, Make
   });
 }
 
-// Fills a and b, which have chunk.sums() floats: f(offset, width, numbers, sum_a, sum_b) adds every vector of values
+// Fills a and b, which have chunk.sums floats: f(offset, width, numbers, sum_a, sum_b) adds every vector of values
 // [first, last) to two sums, once, except the channels that come twice in rows, which have sums of their own.
 template <int N, class Make, class F>
 GW_INLINE void sum_vectors(const Norm& n, const Chunk& chunk, Range values, float* a, float* b, Make&& make, F&& f) {
   const int64_t channels = n.shape.channels;
   if (n.shape.rows) {
     const auto rows = [&](auto width) GW_LAMBDA {
-      for (int64_t i = 0; i < chunk.sums(); i += kLanes) store(a + i, Vec{}), store(b + i, Vec{});
+      for (int64_t i = 0; i < chunk.sums; i += kLanes) store(a + i, Vec{}), store(b + i, Vec{});
       in_tiles<N>(values, [&](int64_t row, auto tile) GW_LAMBDA {
         for (int64_t vector = 0; vector < chunk.vectors; vector++) {
           const int64_t channel = chunk.channel(vector), at = row * channels + channel;
@@ -154,8 +168,8 @@ GW_INLINE void sum_vectors(const Norm& n, const Chunk& chunk, Range values, floa
     if (i < count) f(at + i, count - i, numbers, sum_a[1], sum_b[1]);
   });
   const Four four_a = sum_lanes(sum_a), four_b = sum_lanes(sum_b);
-  store(a, broadcast((four_a[0] + four_a[1]) + (four_a[2] + four_a[3])));
-  store(b, broadcast((four_b[0] + four_b[1]) + (four_b[2] + four_b[3])));
+  store_four(a, (four_a[0] + four_a[1]) + (four_a[2] + four_a[3]) - Four{});
+  store_four(b, (four_b[0] + four_b[1]) + (four_b[2] + four_b[3]) - Four{});
 }
 
 // Calls f(block) for blocks of a piece's values that fit the L1 cache.
@@ -167,12 +181,12 @@ GW_INLINE void in_blocks(const Norm& n, const Chunk& chunk, int64_t piece, F&& f
 }
 
 // Writes sums, in the chunk's order, to the moments of a piece.
-GW_INLINE void put_moments(const Norm& n, const Chunk& chunk, int64_t piece, const double* first, const double* second) {
+GW_INLINE void put_moments(const Norm& n, const Chunk& chunk, int64_t piece, const Totals& totals) {
   Moments* to = n.moments + piece * n.shape.channels;
   for (int64_t vector = 0; vector < chunk.vectors; vector++) {
     const int64_t lanes = std::min<int64_t>(chunk.count, kLanes);
     for (int64_t lane = 0; lane < lanes; lane++)
-      to[chunk.channel(vector) + lane] = {first[vector * kLanes + lane], second[vector * kLanes + lane]};
+      to[chunk.channel(vector) + lane] = {totals.first[vector * kLanes + lane], totals.second[vector * kLanes + lane]};
   }
 }
 
