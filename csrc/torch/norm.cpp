@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/hardsigmoid_backward.h>
 #include <ATen/ops/hardswish_backward.h>
 #include <ATen/ops/hardtanh_backward.h>
 #include <ATen/ops/leaky_relu_backward.h>
@@ -254,7 +253,8 @@ Tensor passed_by(Activation activation, const Tensor& grad, const Tensor& z, con
       return grad * s * (1 + z * (1 - s));
     }
     case Activation::hardswish: return at::hardswish_backward(grad, z);
-    case Activation::hardsigmoid: return at::hardsigmoid_backward(grad, z);
+    // PyTorch knows no gradient of its hardsigmoid_backward.
+    case Activation::hardsigmoid: return at::hardtanh_backward(grad / 6, z, -3, 3);
     case Activation::sigmoid: return at::sigmoid_backward(grad, result.defined() ? result : at::sigmoid(z));
     case Activation::tanh: return at::tanh_backward(grad, result.defined() ? result : at::tanh(z));
   }

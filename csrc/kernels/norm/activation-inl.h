@@ -83,7 +83,7 @@ GW_INLINE Vec pass(Vec grad, Vec z, float slope) {
     return grad * (s * (broadcast(1.0f) + z * (broadcast(1.0f) - s)));
   }
   if constexpr (A == Activation::hardswish) {
-    const Vec sloped = z < broadcast(3.0f) ? grad * (z / 3.0f + 0.5f) : grad;
+    const Vec sloped = z >= broadcast(3.0f) ? grad : grad * (z / 3.0f + 0.5f);
     return z <= broadcast(-3.0f) ? Vec{} : sloped;
   }
   if constexpr (A == Activation::hardsigmoid) {

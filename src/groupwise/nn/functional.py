@@ -49,8 +49,8 @@ def batch_norm_act(
     float32 tensors on the CPU are computed by the operator `groupwise::batch_norm_act`, with or without `enable()`. A
     backward keeps x and two numbers a channel; with a residual and an activation it keeps the output too, or, for
     silu, hardswish and hardsigmoid, the residual. Everything else falls back to PyTorch's own operators, which give
-    the same results: other dtypes and devices, `torch.func` and forward-mode gradients, `torch.jit.trace`, subclasses of tensors, a
-    residual of another shape, empty tensors, gelu, and wrong arguments (with PyTorch's own message).
+    the same results: other dtypes and devices, `torch.func` and forward-mode gradients, `torch.jit.trace`, subclasses
+    of tensors, a residual of another shape, empty tensors, gelu, and wrong arguments (with PyTorch's own message).
 
     Raises `GroupwiseError` for an unknown activation.
 
@@ -70,7 +70,7 @@ def batch_norm_act(
     )
     if training and running_mean is not None and running_var is not None:
         count = x.numel() // x.shape[1]
-        # PyTorch's batch_norm keeps the statistics for its backward, and does not count its own updates as changes of them.
+        # PyTorch's batch_norm keeps the statistics for its backward, and does not count its own updates as changes.
         running_mean.data.lerp_(mean, momentum)
         running_var.data.lerp_(variance * (count / (count - 1)), momentum)
     result: torch.Tensor = y
@@ -89,6 +89,9 @@ def _takes(
     residual: torch.Tensor | None,
 ) -> bool:
     """Tells whether the operator can compute this, and PyTorch would not refuse it."""
+    # This comes first: to look at a size would be traced.
+    if _transformed():
+        return False
     if not (_plain(x) and x.dim() >= 2 and x.numel() > 0 and activation != "gelu"):
         return False
     channels = x.shape[1]
@@ -101,9 +104,7 @@ def _takes(
             return False
     # One value a channel has no variance, and eval mode has no statistics of its own.
     known = x.numel() > channels and eps > 0 if training else running_mean is not None and eps >= 0
-    if not known or (running_mean is None) != (running_var is None):
-        return False
-    return not _transformed() and _kernels_run()
+    return known and (running_mean is None) == (running_var is None) and _kernels_run()
 
 
 def _plain(t: torch.Tensor) -> bool:
@@ -112,9 +113,9 @@ def _plain(t: torch.Tensor) -> bool:
 
 def _transformed() -> bool:
     """Tells whether the call is seen by something that only knows PyTorch's own operators."""
-    # No annotation of PyTorch's names these two.
     functorch: bool = torch._C._are_functorch_transforms_active()
-    return functorch or forward_ad._current_level >= 0 or torch.jit.is_tracing()
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return functorch or traced or forward_ad._current_level >= 0
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
