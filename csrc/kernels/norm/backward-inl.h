@@ -1,6 +1,5 @@
 // Backward: the sums of a piece, and the sweep that makes the gradient of x. Both compute the activation's derivative.
 #pragma once
-#include "kernels/norm/activation-inl.h"
 #include "kernels/norm/walk-inl.h"
 
 namespace groupwise::GW_TARGET {
@@ -31,12 +30,12 @@ void norm_sums(const Norm& norm, int64_t index, int64_t piece) {
             [&](int64_t at, auto width, const Scaled& s, Vec& grads, Vec& products) GW_LAMBDA {
               __builtin_prefetch(n.x + at + next);
               __builtin_prefetch(n.grad + at + next);
+              if constexpr (kind() != Kept::nothing) __builtin_prefetch(n.kept + at + next);
               const Vec centered = load_some(n.x + at, width) - s.mean;
-              Vec grad = passed<activation(), kind()>(n, at, width, centered, s);
-              if constexpr (!std::is_same_v<decltype(width), Whole>) grad = keep(grad, width);
+              const Vec grad = passed<activation(), kind()>(n, at, width, centered, s), fresh = keep(grad, width);
               if (n.passed) store_some(n.passed + at, grad, width);
-              grads += grad;
-              products += grad * centered;
+              grads += fresh;
+              products += fresh * centered;
             });
         for (int64_t i = 0; i < chunk.sums; i += 4) {
           store_doubles(first + i, load_doubles(first + i) + doubles(a + i));

@@ -1,6 +1,5 @@
 // Forward: the moments of a piece, and the sweep that normalises, adds and activates.
 #pragma once
-#include "kernels/norm/activation-inl.h"
 #include "kernels/norm/walk-inl.h"
 
 namespace groupwise::GW_TARGET {
@@ -22,15 +21,14 @@ void norm_moments(const Norm& norm, int64_t index, int64_t piece) {
         n, chunk, block, a, b, [](const auto&) GW_LAMBDA { return 0; },
         [&](int64_t at, auto width, int, Vec& sum, Vec&) GW_LAMBDA {
           __builtin_prefetch(n.x + at + next);
-          sum += load_some(n.x + at, width);
+          sum += keep(load_some(n.x + at, width), width);
         });
     const auto share = static_cast<float>(1 / count);
     for (int64_t i = 0; i < chunk.sums; i += 4) store_four(mean + i, load_four(a + i) * share);
     sum_vectors<8>(
         n, chunk, block, a, b, [&](const auto& place) GW_LAMBDA { return place.of_sums(mean); },
         [&](int64_t at, auto width, Vec middle, Vec& sum, Vec& squares) GW_LAMBDA {
-          Vec from = load_some(n.x + at, width) - middle;
-          if constexpr (!std::is_same_v<decltype(width), Whole>) from = keep(from, width);
+          const Vec from = keep(load_some(n.x + at, width) - middle, width);
           sum += from;
           squares += from * from;
         });
@@ -63,6 +61,7 @@ void norm_apply(const Norm& norm, int64_t index, int64_t piece) {
           n, chunk, piece_of(n, piece), [&](const auto& place) GW_LAMBDA { return scaled(n, place); },
           [&](int64_t at, auto width, const Scaled& s) GW_LAMBDA {
             __builtin_prefetch(n.x + at + next);
+            if constexpr (adds()) __builtin_prefetch(n.residual + at + next);
             Vec z = normalised(load_some(n.x + at, width) - s.mean, s);
             if constexpr (adds()) z += load_some(n.residual + at, width);
             store_some(n.y + at, activate<activation()>(z, n.slope), width);

@@ -1,12 +1,21 @@
 // Walks over a chunk of channels and a piece of their values, by vectors: along the channels of rows, or along the pixels of
 // planes. What is done with a vector is written once for both.
 #pragma once
-#include "kernels/norm/norm.h"
+#include "kernels/norm/activation-inl.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
 
 using Whole = std::integral_constant<int64_t, kLanes>;
+
+// A whole vector of which only the last lanes are new: one load, where the new lanes alone would take several without masks.
+struct LastLanes {
+  int64_t count;
+};
+GW_INLINE Vec load_some(const float* p, LastLanes) { return load(p); }
+GW_INLINE void store_some(float* p, Vec v, LastLanes) { store(p, v); }
+GW_INLINE Vec keep(Vec v, Whole) { return v; }
+GW_INLINE Vec keep(Vec v, LastLanes last) { return float_of(bits_of(v) ^ bits_of(keep(v, kLanes - last.count))); }
 
 // These are inlined always, so that it does not matter how a call would return vectors wider than the instruction set's.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -165,7 +174,9 @@ GW_INLINE void sum_vectors(const Norm& n, const Chunk& chunk, Range values, floa
     for (; i + 4 * kLanes <= count; i += 4 * kLanes)
       unroll<4>([&](auto k) GW_LAMBDA { f(at + i + k * kLanes, Whole{}, numbers, sum_a[k], sum_b[k]); });
     for (; i + kLanes <= count; i += kLanes) f(at + i, Whole{}, numbers, sum_a[0], sum_b[0]);
-    if (i < count) f(at + i, count - i, numbers, sum_a[1], sum_b[1]);
+    if (i == count) return;
+    if (count < kLanes) return f(at, count, numbers, sum_a[1], sum_b[1]);
+    f(at + count - kLanes, LastLanes{count - i}, numbers, sum_a[1], sum_b[1]);
   });
   const Four four_a = sum_lanes(sum_a), four_b = sum_lanes(sum_b);
   store_four(a, (four_a[0] + four_a[1]) + (four_a[2] + four_a[3]) - Four{});
