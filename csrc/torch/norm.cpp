@@ -95,6 +95,10 @@ NormRun threads_here() {
   return {threads > 1 && at::in_parallel_region() ? 1 : threads, parallel_for};
 }
 
+// The numbers of 2 MiB.
+constexpr int64_t kFitsCache = 1 << 19;
+bool costly(Activation a) { return a == Activation::silu || a == Activation::sigmoid || a == Activation::tanh; }
+
 Outputs forward(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
                 const OptionalTensor& running_var, const OptionalTensor& residual, bool training, double eps,
                 std::string_view activation, double slope) {
@@ -127,8 +131,10 @@ Grads backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weight
   const Tensor other = keeps ? like(*kept, x, "kept") : Tensor();
   const Tensor grad_x = wanted[0] ? new_like(x) : Tensor(), grad_weight = wanted[1] ? new_vector(x) : Tensor();
   const Tensor grad_bias = wanted[2] ? new_vector(x) : Tensor();
-  // The second sweep does not read what is kept, and needs the gradient behind the activation if there is something.
-  const Tensor passed = wanted[3] || (wanted[0] && keeps) ? new_like(x) : Tensor();
+  // The second sweep does not read what is kept, and needs the gradient behind the activation if there is something. To compute
+  // an exponential twice takes longer than to keep that gradient, as long as it stays in the cache.
+  const bool keeps_passed = keeps || (training && costly(n.activation) && x.numel() <= kFitsCache);
+  const Tensor passed = wanted[3] || (wanted[0] && keeps_passed) ? new_like(x) : Tensor();
   n.x = read(from);
   n.grad = read(g);
   n.kept = read(other);

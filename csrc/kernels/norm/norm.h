@@ -8,7 +8,7 @@
 
 namespace groupwise {
 
-// The order is that of ACTIVATIONS in src/groupwise/nn/functional.py.
+// The order is that of the names in csrc/torch/norm.cpp.
 enum class Activation { none, relu, relu6, leaky_relu, silu, hardswish, hardsigmoid, sigmoid, tanh };
 constexpr int kActivations = 9;
 
@@ -76,7 +76,7 @@ struct Norm {
   const float *mean_grad = nullptr, *coefficient = nullptr;
 };
 
-// How a sum over the batch is threaded.
+// How sweeps are threaded.
 struct NormRun {
   int64_t threads;
   ParallelFor parallel_for;
