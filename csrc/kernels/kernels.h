@@ -9,6 +9,8 @@
 
 namespace groupwise {
 
+struct Norm;
+
 struct Kernels {
   const char* isa;
   int number;  // of the instruction set, below 16
@@ -30,6 +32,11 @@ struct Kernels {
                              float* parts);
   void (*sum_channels)(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
                        int64_t begin, int64_t end);
+  // Each of a chunk of channels and a piece of their values.
+  void (*norm_moments)(const Norm&, int64_t chunk, int64_t piece);
+  void (*norm_apply)(const Norm&, int64_t chunk, int64_t piece);
+  void (*norm_sums)(const Norm&, int64_t chunk, int64_t piece);
+  void (*norm_grad)(const Norm&, int64_t chunk, int64_t piece);
   void (*multiply_adds)(int64_t rounds);  // 12 of each lane a round
 };
 

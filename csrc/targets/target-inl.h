@@ -1,5 +1,5 @@
-// The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp, sum.cpp and peak.cpp once for
-// each set, every file by itself, since all in one take minutes; a target_*.cpp lists what they define.
+// The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp, sum.cpp, peak.cpp and the
+// sweeps of norm/ once for each set, every file by itself, since all in one take minutes; a target_*.cpp lists what they define.
 #pragma once
 #include GW_VECTORS
 #include "kernels/kernels.h"
@@ -21,6 +21,11 @@ void grad_weight_brgemm(const GradWeight&, const BrgemmGradLayout&, int64_t begi
 void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
                   int64_t begin, int64_t end);
 
+void norm_moments(const Norm&, int64_t chunk, int64_t piece);
+void norm_apply(const Norm&, int64_t chunk, int64_t piece);
+void norm_sums(const Norm&, int64_t chunk, int64_t piece);
+void norm_grad(const Norm&, int64_t chunk, int64_t piece);
+
 void multiply_adds(int64_t rounds);
 
 constexpr Kernels table(const char* isa, int number) {
@@ -38,6 +43,10 @@ constexpr Kernels table(const char* isa, int number) {
           correlate_brgemm,
           grad_weight_brgemm,
           sum_channels,
+          norm_moments,
+          norm_apply,
+          norm_sums,
+          norm_grad,
           multiply_adds};
 }
 

@@ -1,13 +1,11 @@
 // Dispatches aten::convolution and aten::convolution_backward of CPU tensors to the kernels; unsupported cases fall back to
 // PyTorch. Autograd, double backward, vmap, autocast and torch.compile all call these two operators.
-#include <ATen/Parallel.h>
 #include <ATen/TracerMode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/convolution_backward_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/convolution_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
-#include <torch/csrc/stable/c/shim.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -15,6 +13,7 @@
 
 #include "torch/c_api.h"
 #include "torch/guard.h"
+#include "torch/pool.h"
 #include "torch/switches.h"
 #include "torch/tuning.h"
 #include "plan/recording.h"
@@ -27,14 +26,6 @@ namespace {
 
 using at::Tensor;
 using Ints = c10::SymIntArrayRef;
-
-// Runs tasks on PyTorch's thread pool, by a function of libtorch: `at::parallel_for` is serial in a library built without
-// OpenMP.
-void parallel_for(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) {
-  const int64_t threads = at::get_num_threads();
-  TORCH_CHECK(torch_parallel_for(0, count, (count + threads - 1) / threads, fn, context) == 0,
-              "groupwise: a convolution kernel failed");
-}
 
 // Tells whether torch.jit.trace records what this thread calls. It does not record aten::convolution itself but the operators
 // below it, so a kernel that writes into a tensor from at::empty would leave a graph of aten::empty alone.

@@ -1,4 +1,5 @@
-// Tests csrc/simd against plain loops. The build compiles it once for each instruction set.
+// Tests csrc/simd, and functions of vectors, against plain loops. The build compiles it once for each instruction set.
+#include "kernels/norm/activation-inl.h"
 #include "simd/simd.h"
 
 #include <cmath>
@@ -121,10 +122,48 @@ bool summed() {
   return good & same("add_product", kLanes, floats_of(sum), products);
 }
 
+// Tells whether f differs from `exact` by at most `most` ulp of the result, for floats of all sizes up to `limit`.
+template <class F, class Exact>
+bool accurate(const char* what, double most, float limit, F&& f, Exact&& exact) {
+  double worst = 0;
+  float at = 0;
+  for (uint32_t i = 0; i < 0x7f800000u; i += 4001) {
+    float x;
+    std::memcpy(&x, &i, sizeof x);
+    if (x > limit) break;
+    for (const float side : {x, -x}) {
+      const double wanted = exact(static_cast<double>(side));
+      const auto nearest = static_cast<float>(wanted);
+      const float got = floats_of(f(broadcast(side)))[kLanes - 1];
+      if (got == nearest) continue;
+      const double ulp = std::max(std::ldexp(1.0, std::ilogb(wanted) - 23), std::ldexp(1.0, -149));
+      const double error = std::abs(static_cast<double>(got) - wanted) / ulp;
+      if (!(error <= worst)) worst = error, at = side;
+    }
+  }
+  if (worst <= most) return true;
+  std::printf("wrong: %s of %.9g is off by %.3g ulp\n", what, static_cast<double>(at), worst);
+  return false;
+}
+
+bool functions() {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInfinite = std::numeric_limits<float>::infinity();
+  bool good = accurate("exponential", 1.5, 1e4f, [](Vec x) { return exponential(x); }, [](double x) { return std::exp(x); });
+  good &= accurate(
+      "hyperbolic_tangent", 2.5, 1e4f, [](Vec x) { return hyperbolic_tangent(x); }, [](double x) { return std::tanh(x); });
+  // Below -88 it is subnormal or 0, since the exponential beside it is infinite.
+  good &= accurate("logistic", 2.5, 88.0f, [](Vec x) { return logistic(x); }, [](double x) { return 1 / (1 + std::exp(-x)); });
+  const auto first = [](Vec v) { return floats_of(v)[0]; };
+  good &= first(exponential(broadcast(kInfinite))) == kInfinite && first(exponential(broadcast(-kInfinite))) == 0;
+  good &= std::isnan(first(exponential(broadcast(kNan)))) && std::isnan(first(hyperbolic_tangent(broadcast(kNan))));
+  if (!good) std::printf("wrong: a function of vectors\n");
+  return good;
+}
+
 }  // namespace
 
 bool simd_agrees() {
-  bool good = transposed() & summed() & woven<2>() & woven<3>() & woven<4>();
+  bool good = transposed() & summed() & woven<2>() & woven<3>() & woven<4>() & functions();
   for (int64_t count = 0; count <= kAll; count++) good &= partial(count) & copied(count);
   for (int64_t count = 1; count <= 2 * kLanes; count++) good &= pairs(count);
   return good;

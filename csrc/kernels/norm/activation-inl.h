@@ -1,0 +1,129 @@
+// Activations and their derivatives, by vectors. NaN stays NaN, and 0 times an infinite gradient is 0 where PyTorch's is.
+#pragma once
+#include "kernels/norm/norm.h"
+#include "simd/simd.h"
+
+namespace groupwise::GW_TARGET {
+
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
+
+GW_INLINE Ints bits_of(Vec v) {
+  Ints bits;
+  std::memcpy(&bits, &v, sizeof v);
+  return bits;
+}
+GW_INLINE Vec float_of(Ints bits) {
+  Vec v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+// A comparison with NaN is false, so these return a NaN of v.
+GW_INLINE Vec at_least(Vec v, float least) { return v < broadcast(least) ? broadcast(least) : v; }
+GW_INLINE Vec at_most(Vec v, float most) { return v > broadcast(most) ? broadcast(most) : v; }
+
+// Returns sum[k] * r**k of constants.
+template <int N>
+GW_INLINE Vec polynomial(Vec r, const float (&c)[N]) {
+  Vec sum = broadcast(c[N - 1]);
+  unroll<N - 1>([&](auto i) GW_LAMBDA { sum = sum * r + broadcast(c[N - 2 - i]); });
+  return sum;
+}
+
+// Returns e to the power of x with an error of at most 1.5 ulp, also where that is subnormal. x = n log 2 + r, |r| <= log(2) / 2, and
+// e**r is a polynomial with the least relative error (Remez).
+GW_INLINE Vec exponential(Vec x) {
+  x = at_least(at_most(x, 89.0f), -105.0f);
+  // Adding 1.5 * 2**23 rounds to an integer, which the last bits of the sum hold.
+  const Vec magic = broadcast(12582912.0f), rounded = x * broadcast(1.44269504f) + magic, n = rounded - magic;
+  // log 2 in two parts. n times the first is exact.
+  const Vec r = x - n * broadcast(0.693359375f) - n * broadcast(-2.12194440e-4f);
+  const Vec tail = polynomial(
+      r, {0.4999999403953552f, 0.1666652113199234f, 0.04166838899254799f, 0.00836874544620514f, 0.0013814540579915047f});
+  const Vec power = r * r * tail + r + broadcast(1.0f);
+  // 2**n may be no float where the result is one, but two factors are.
+  const Ints whole = bits_of(rounded) - bits_of(magic), half = whole >> 1;
+  return power * float_of((half + 127) << 23) * float_of((whole - half + 127) << 23);
+}
+
+GW_INLINE Vec logistic(Vec x) { return broadcast(1.0f) / (broadcast(1.0f) + exponential(-x)); }
+
+// Near 0, where 1 - 2 / (e**2x + 1) cancels, it is an odd polynomial.
+GW_INLINE Vec hyperbolic_tangent(Vec x) {
+  const Ints sign = bits_of(x) & bits_of(broadcast(-0.0f));
+  const Vec size = float_of(bits_of(x) ^ sign), square = x * x;
+  const Vec near = x + x * square *
+                           polynomial(square, {-0.333333283662796f, 0.13333158195018768f, -0.05394056439399719f,
+                                               0.021666347980499268f, -0.008091969415545464f, 0.002064666012302041f});
+  const Vec far = broadcast(1.0f) - broadcast(2.0f) / (exponential(size + size) + broadcast(1.0f));
+  return size < broadcast(0.625f) ? near : float_of(bits_of(far) | sign);
+}
+
+template <Activation A>
+GW_INLINE Vec activate(Vec z, float slope) {
+  if constexpr (A == Activation::relu) return at_least(z, 0.0f);
+  if constexpr (A == Activation::relu6) return at_most(at_least(z, 0.0f), 6.0f);
+  if constexpr (A == Activation::leaky_relu) return z > Vec{} ? z : z * broadcast(slope);
+  if constexpr (A == Activation::silu) return z / (broadcast(1.0f) + exponential(-z));
+  if constexpr (A == Activation::hardswish) return z * at_most(at_least(z + 3.0f, 0.0f), 6.0f) / 6.0f;
+  if constexpr (A == Activation::hardsigmoid) return at_most(at_least(z + 3.0f, 0.0f), 6.0f) / 6.0f;
+  if constexpr (A == Activation::sigmoid) return logistic(z);
+  if constexpr (A == Activation::tanh) return hyperbolic_tangent(z);
+  return z;
+}
+
+// Returns the gradient behind the activation of z from that of its output.
+template <Activation A>
+GW_INLINE Vec pass(Vec grad, Vec z, float slope) {
+  if constexpr (A == Activation::relu) return z <= Vec{} ? Vec{} : grad;
+  if constexpr (A == Activation::relu6) return z <= Vec{} ? Vec{} : z >= broadcast(6.0f) ? Vec{} : grad;
+  if constexpr (A == Activation::leaky_relu) return z > Vec{} ? grad : grad * broadcast(slope);
+  if constexpr (A == Activation::silu) {
+    const Vec s = logistic(z);
+    return grad * (s * (broadcast(1.0f) + z * (broadcast(1.0f) - s)));
+  }
+  if constexpr (A == Activation::hardswish) {
+    const Vec sloped = z >= broadcast(3.0f) ? grad : grad * (z / 3.0f + 0.5f);
+    return z <= broadcast(-3.0f) ? Vec{} : sloped;
+  }
+  if constexpr (A == Activation::hardsigmoid) {
+    const Vec sloped = z < broadcast(3.0f) ? grad / 6.0f : Vec{};
+    return z > broadcast(-3.0f) ? sloped : Vec{};
+  }
+  if constexpr (A == Activation::sigmoid) {
+    const Vec s = logistic(z);
+    return grad * (s * (broadcast(1.0f) - s));
+  }
+  if constexpr (A == Activation::tanh) {
+    const Vec t = hyperbolic_tangent(z);
+    return grad * (broadcast(1.0f) - t * t);
+  }
+  return grad;
+}
+
+// The same from the activation's result, for those that `kept_with_residual` names.
+template <Activation A>
+GW_INLINE Vec pass_of_output(Vec grad, Vec y, float slope) {
+  if constexpr (A == Activation::sigmoid) return grad * (y * (broadcast(1.0f) - y));
+  if constexpr (A == Activation::tanh) return grad * (broadcast(1.0f) - y * y);
+  return pass<A>(grad, y, slope);
+}
+
+// Calls f with the activation as a constant.
+template <class F>
+GW_INLINE void with(Activation activation, F&& f) {
+  const auto call = [&]<Activation A>() GW_LAMBDA { f(std::integral_constant<Activation, A>{}); };
+  switch (activation) {
+    case Activation::none: return call.template operator()<Activation::none>();
+    case Activation::relu: return call.template operator()<Activation::relu>();
+    case Activation::relu6: return call.template operator()<Activation::relu6>();
+    case Activation::leaky_relu: return call.template operator()<Activation::leaky_relu>();
+    case Activation::silu: return call.template operator()<Activation::silu>();
+    case Activation::hardswish: return call.template operator()<Activation::hardswish>();
+    case Activation::hardsigmoid: return call.template operator()<Activation::hardsigmoid>();
+    case Activation::sigmoid: return call.template operator()<Activation::sigmoid>();
+    case Activation::tanh: return call.template operator()<Activation::tanh>();
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

@@ -1,0 +1,81 @@
+// Backward: the sums of a piece, and the sweep that makes the gradient of x. Both compute the activation's derivative.
+#pragma once
+#include "kernels/norm/walk-inl.h"
+
+namespace groupwise::GW_TARGET {
+
+// Returns the gradient behind the activation.
+template <Activation A, Kept K, class Width>
+GW_INLINE Vec passed(const Norm& n, int64_t at, Width width, Vec centered, const Scaled& s) {
+  const Vec grad = load_some(n.grad + at, width);
+  if constexpr (A == Activation::none) return grad;
+  if constexpr (K == Kept::output) return pass_of_output<A>(grad, load_some(n.kept + at, width), n.slope);
+  Vec z = normalised(centered, s);
+  if constexpr (K == Kept::residual) z += load_some(n.kept + at, width);
+  return pass<A>(grad, z, n.slope);
+}
+
+void norm_sums(const Norm& norm, int64_t index, int64_t piece) {
+  const Norm n = norm;
+  const int64_t next = ahead(n, 4);
+  const Chunk chunk(n, index);
+  alignas(64) float a[kMostChunk], b[kMostChunk];
+  Totals totals(chunk);
+  double *const first = totals.first, *const second = totals.second;
+  with(n.activation, [&](auto activation) {
+    const auto sum = [&](auto kind) GW_LAMBDA {
+      in_blocks(n, chunk, piece, [&](Range block) {
+        sum_vectors<4>(
+            n, chunk, block, a, b, [&](const auto& place) GW_LAMBDA { return scaled(n, place); },
+            [&](int64_t at, auto width, const Scaled& s, Vec& grads, Vec& products) GW_LAMBDA {
+              __builtin_prefetch(n.x + at + next);
+              __builtin_prefetch(n.grad + at + next);
+              if constexpr (kind() != Kept::nothing) __builtin_prefetch(n.kept + at + next);
+              const Vec centered = load_some(n.x + at, width) - s.mean;
+              const Vec grad = passed<activation(), kind()>(n, at, width, centered, s), fresh = keep(grad, width);
+              if (n.passed) store_some(n.passed + at, grad, width);
+              grads += fresh;
+              products += fresh * centered;
+            });
+        for (int64_t i = 0; i < chunk.sums; i += 4) {
+          store_doubles(first + i, load_doubles(first + i) + doubles(a + i));
+          store_doubles(second + i, load_doubles(second + i) + doubles(b + i));
+        }
+      });
+    };
+    switch (n.kind) {
+      case Kept::nothing: return sum(std::integral_constant<Kept, Kept::nothing>{});
+      case Kept::residual: return sum(std::integral_constant<Kept, Kept::residual>{});
+      case Kept::output: return sum(std::integral_constant<Kept, Kept::output>{});
+    }
+  });
+  put_moments(n, chunk, piece, totals);
+}
+
+struct Centering {
+  Scaled scaled;
+  Vec mean_grad, coefficient;
+};
+
+// grad_x = scale * (grad - mean(grad) - (x - mean) * coefficient).
+void norm_grad(const Norm& norm, int64_t index, int64_t piece) {
+  const Norm n = norm;
+  const int64_t next = ahead(n, 4);
+  const Chunk chunk(n, index);
+  const auto sweep = [&](auto activation) GW_LAMBDA {
+    each_vector<4>(
+        n, chunk, piece_of(n, piece),
+        [&](const auto& place)
+            GW_LAMBDA { return Centering{scaled(n, place), place.of_channel(n.mean_grad), place.of_channel(n.coefficient)}; },
+        [&](int64_t at, auto width, const Centering& c) GW_LAMBDA {
+          __builtin_prefetch(n.x + at + next);
+          __builtin_prefetch(n.grad + at + next);
+          const Vec centered = load_some(n.x + at, width) - c.scaled.mean;
+          const Vec grad = passed<activation(), Kept::nothing>(n, at, width, centered, c.scaled);
+          store_some(n.grad_x + at, (grad - c.mean_grad - centered * c.coefficient) * c.scaled.scale, width);
+        });
+  };
+  with(n.activation, sweep);
+}
+
+}  // namespace groupwise::GW_TARGET

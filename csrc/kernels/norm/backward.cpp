@@ -1,0 +1,1 @@
+#include "kernels/norm/backward-inl.h"

@@ -1,0 +1,1 @@
+#include "kernels/norm/forward-inl.h"

@@ -1,0 +1,335 @@
+// The operators groupwise::batch_norm_act and groupwise::batch_norm_act_backward, for float32 on the CPU. The first knows its
+// gradient, which the second computes; its own gradient is composed of PyTorch's operators.
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/hardswish_backward.h>
+#include <ATen/ops/hardtanh_backward.h>
+#include <ATen/ops/leaky_relu_backward.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/sigmoid_backward.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/threshold_backward.h>
+#include <ATen/ops/var.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+#include "kernels/norm/norm.h"
+#include "torch/pool.h"
+
+namespace groupwise {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor>;
+using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+// Which gradients are wanted: of x, weight, bias and residual.
+using Wanted = std::array<bool, 4>;
+
+constexpr const char* kForward =
+    "batch_norm_act(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? residual, "
+    "bool training, float eps, str activation, float slope) -> (Tensor, Tensor, Tensor)";
+constexpr const char* kBackward =
+    "batch_norm_act_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor? kept, "
+    "bool training, float eps, str activation, float slope, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)";
+
+Activation activation_of(std::string_view name) {
+  constexpr std::string_view kNames[kActivations] = {"none",      "relu",        "relu6",   "leaky_relu", "silu",
+                                                     "hardswish", "hardsigmoid", "sigmoid", "tanh"};
+  for (int i = 0; i < kActivations; i++)
+    if (kNames[i] == name) return static_cast<Activation>(i);
+  TORCH_CHECK(false, "groupwise: activation '", std::string(name), "' is not known");
+}
+
+void check(const Tensor& t, const char* name) {
+  TORCH_CHECK(t.scalar_type() == at::kFloat && t.layout() == at::kStrided && t.device().is_cpu(), "groupwise: ", name,
+              " must be a float32 tensor on the CPU");
+}
+
+// Returns a vector of one number a channel, or an undefined tensor.
+Tensor channel_vector(const OptionalTensor& t, const Tensor& x, const char* name) {
+  if (!t || !t->defined()) return {};
+  check(*t, name);
+  TORCH_CHECK(t->dim() == 1 && t->size(0) == x.size(1), "groupwise: ", name, " must have one number a channel");
+  return t->contiguous();
+}
+
+Tensor like(const Tensor& t, const Tensor& x, const char* name) {
+  check(t, name);
+  TORCH_CHECK(t.sizes() == x.sizes(), "groupwise: ", name, " must have the shape of x");
+  return t.contiguous(x.suggest_memory_format());
+}
+
+const float* read(const Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
+float* written(const Tensor& t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; }
+
+// PyTorch's batch_norm returns the memory format that its input suggests.
+Tensor new_like(const Tensor& x) { return at::empty_like(x, x.options(), x.suggest_memory_format()); }
+Tensor new_vector(const Tensor& x) { return at::empty_symint({x.sym_size(1)}, x.options()); }
+
+Norm norm_of(const Tensor& x, Activation activation, double slope) {
+  check(x, "x");
+  TORCH_CHECK(x.dim() >= 2 && x.numel() > 0, "groupwise: x must have samples, channels and at least one number");
+  Norm n;
+  const int64_t samples = x.size(0), channels = x.size(1), pixels = x.numel() / samples / channels;
+  const bool last = x.suggest_memory_format() != at::MemoryFormat::Contiguous;
+  // One channel is one plane in either format.
+  n.shape =
+      channels == 1 ? NormShape{1, 1, samples * pixels, false} : NormShape{samples, channels, pixels, last || pixels == 1};
+  n.split = split_of(n.shape);
+  n.activation = activation;
+  n.slope = static_cast<float>(slope);
+  return n;
+}
+
+NormRun threads_here() {
+  const int64_t threads = at::get_num_threads();
+  return {threads > 1 && at::in_parallel_region() ? 1 : threads, parallel_for};
+}
+
+// The numbers of 2 MiB.
+constexpr int64_t kFitsCache = 1 << 19;
+bool costly(Activation a) { return a == Activation::silu || a == Activation::sigmoid || a == Activation::tanh; }
+
+Outputs forward(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
+                const OptionalTensor& running_var, const OptionalTensor& residual, bool training, double eps,
+                std::string_view activation, double slope) {
+  Norm n = norm_of(x, activation_of(activation), slope);
+  const Tensor from = x.contiguous(x.suggest_memory_format());
+  const Tensor w = channel_vector(weight, x, "weight"), b = channel_vector(bias, x, "bias");
+  const Tensor added = residual && residual->defined() ? like(*residual, x, "residual") : Tensor();
+  const Tensor y = new_like(x), mean = new_vector(x), variance = new_vector(x);
+  if (!training) {
+    const Tensor m = channel_vector(running_mean, x, "running_mean"), v = channel_vector(running_var, x, "running_var");
+    TORCH_CHECK(m.defined() && v.defined(), "groupwise: eval mode needs running_mean and running_var");
+    mean.copy_(m);
+    variance.copy_(v);
+  }
+  n.x = read(from);
+  n.residual = read(added);
+  n.y = written(y);
+  norm_forward(n, {read(w), read(b), written(mean), written(variance), eps}, training, threads_here());
+  return {y, mean, variance};
+}
+
+Grads backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+               const Tensor& mean, const Tensor& variance, const OptionalTensor& kept, bool training, double eps,
+               std::string_view activation, double slope, Wanted wanted) {
+  Norm n = norm_of(x, activation_of(activation), slope);
+  const Tensor from = x.contiguous(x.suggest_memory_format()), g = like(grad, x, "grad");
+  const Tensor w = channel_vector(weight, x, "weight"), b = channel_vector(bias, x, "bias");
+  const Tensor m = channel_vector(mean, x, "mean"), v = channel_vector(variance, x, "variance");
+  const bool keeps = kept && kept->defined();
+  const Tensor other = keeps ? like(*kept, x, "kept") : Tensor();
+  const Tensor grad_x = wanted[0] ? new_like(x) : Tensor(), grad_weight = wanted[1] ? new_vector(x) : Tensor();
+  const Tensor grad_bias = wanted[2] ? new_vector(x) : Tensor();
+  // The second sweep does not read what is kept, and needs the gradient behind the activation if there is something. To compute
+  // an exponential twice takes longer than to keep that gradient, as long as it stays in the cache.
+  const bool keeps_passed = keeps || (training && costly(n.activation) && x.numel() <= kFitsCache);
+  const Tensor passed = wanted[3] || (wanted[0] && keeps_passed) ? new_like(x) : Tensor();
+  n.x = read(from);
+  n.grad = read(g);
+  n.kept = read(other);
+  if (keeps) n.kind = kept_with_residual(n.activation, n.slope);
+  n.passed = written(passed);
+  norm_backward(n, {read(w), read(b), written(m), written(v), eps}, training,
+                {written(grad_x), written(grad_weight), written(grad_bias)}, threads_here());
+  return {grad_x, grad_weight, grad_bias, wanted[3] ? passed : Tensor()};
+}
+
+Outputs forward_meta(const Tensor& x, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                     const OptionalTensor&, const OptionalTensor&, bool, double, std::string_view, double) {
+  return {new_like(x), new_vector(x), new_vector(x)};
+}
+
+Grads backward_meta(const Tensor&, const Tensor& x, const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&,
+                    const OptionalTensor&, bool, double, std::string_view, double, Wanted wanted) {
+  return {wanted[0] ? new_like(x) : Tensor(), wanted[1] ? new_vector(x) : Tensor(), wanted[2] ? new_vector(x) : Tensor(),
+          wanted[3] ? new_like(x) : Tensor()};
+}
+
+Outputs call_forward(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                     const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& residual,
+                     bool training, double eps, std::string_view activation, double slope) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("groupwise::batch_norm_act", "").typed<decltype(forward)>();
+  return op.call(x, weight, bias, running_mean, running_var, residual, training, eps, activation, slope);
+}
+
+Grads call_backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                    const Tensor& mean, const Tensor& variance, const OptionalTensor& kept, bool training, double eps,
+                    std::string_view activation, double slope, Wanted wanted) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("groupwise::batch_norm_act_backward", "").typed<decltype(backward)>();
+  return op.call(grad, x, weight, bias, mean, variance, kept, training, eps, activation, slope, wanted);
+}
+
+OptionalTensor some(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
+bool needs_grad(const OptionalTensor& t) { return t && t->defined() && t->requires_grad(); }
+
+class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
+ public:
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const Tensor& x,
+                                                const OptionalTensor& weight, const OptionalTensor& bias,
+                                                const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                                const OptionalTensor& residual, bool training, double eps,
+                                                std::string activation, double slope) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto [y, mean, variance] =
+        call_forward(x, weight, bias, running_mean, running_var, residual, training, eps, activation, slope);
+    Tensor kept;
+    if (residual && residual->defined()) {
+      const Kept kind = kept_with_residual(activation_of(activation), static_cast<float>(slope));
+      if (kind == Kept::residual) kept = *residual;
+      if (kind == Kept::output) kept = y;
+    }
+    context->save_for_backward({x, weight.value_or(Tensor()), bias.value_or(Tensor()), mean, variance, kept});
+    context->mark_non_differentiable({mean, variance});
+    const auto there = [](const OptionalTensor& t) { return t && t->defined(); };
+    context->saved_data["statistics"] = int64_t{there(running_mean)} + int64_t{there(running_var)};
+    context->saved_data["adds"] = there(residual);
+    context->saved_data["training"] = training;
+    context->saved_data["eps"] = eps;
+    context->saved_data["activation"] = activation;
+    context->saved_data["slope"] = slope;
+    return {y, mean, variance};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grads) {
+    torch::autograd::variable_list results(10);
+    if (!grads[0].defined()) return results;
+    const auto saved = context->get_saved_variables();
+    const auto& data = context->saved_data;
+    const std::string activation = data.at("activation").toStringRef();
+    // The edges of the graph are of the tensors that there are, in their order.
+    size_t edge = 0;
+    const auto next = [&](bool there) { return there && context->needs_input_grad(edge++); };
+    Wanted wanted{next(true), next(saved[1].defined()), next(saved[2].defined()), false};
+    edge += data.at("statistics").toInt();
+    wanted[3] = next(data.at("adds").toBool());
+    // A sum hands its gradient on as it is.
+    const bool plain_sum = wanted[3] && activation == "none";
+    if (plain_sum) {
+      results[5] = grads[0];
+      wanted[3] = false;
+    }
+    if (!wanted[0] && !wanted[1] && !wanted[2] && !wanted[3]) return results;
+    const auto [x, weight, bias, other] =
+        call_backward(grads[0], saved[0], some(saved[1]), some(saved[2]), saved[3], saved[4], some(saved[5]),
+                      data.at("training").toBool(), data.at("eps").toDouble(), activation, data.at("slope").toDouble(), wanted);
+    results[0] = x;
+    results[1] = weight;
+    results[2] = bias;
+    if (!plain_sum) results[5] = other;
+    return results;
+  }
+};
+
+Outputs forward_autograd(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                         const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& residual,
+                         bool training, double eps, std::string_view activation, double slope) {
+  if (at::GradMode::is_enabled() && (needs_grad(x) || needs_grad(weight) || needs_grad(bias) || needs_grad(residual))) {
+    const auto out = BatchNormAct::apply(x, weight, bias, running_mean, running_var, residual, training, eps,
+                                         std::string(activation), slope);
+    return {out[0], out[1], out[2]};
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call_forward(x, weight, bias, running_mean, running_var, residual, training, eps, activation, slope);
+}
+
+// Returns the gradient behind the activation of z, or of `result` where that is what was kept.
+Tensor passed_by(Activation activation, const Tensor& grad, const Tensor& z, const Tensor& result, double slope) {
+  const Tensor& either = result.defined() ? result : z;
+  switch (activation) {
+    case Activation::none: return grad;
+    case Activation::relu: return at::threshold_backward(grad, either, 0);
+    case Activation::relu6: return at::hardtanh_backward(grad, either, 0, 6);
+    case Activation::leaky_relu: return at::leaky_relu_backward(grad, either, slope, false);
+    case Activation::silu: {
+      const Tensor s = at::sigmoid(z);
+      return grad * s * (1 + z * (1 - s));
+    }
+    case Activation::hardswish: return at::hardswish_backward(grad, z);
+    // PyTorch knows no gradient of its hardsigmoid_backward.
+    case Activation::hardsigmoid: return at::hardtanh_backward(grad / 6, z, -3, 3);
+    case Activation::sigmoid: return at::sigmoid_backward(grad, result.defined() ? result : at::sigmoid(z));
+    case Activation::tanh: return at::tanh_backward(grad, result.defined() ? result : at::tanh(z));
+  }
+  return {};
+}
+
+// What `backward` computes, by operators whose gradients PyTorch knows. Mean and variance depend on x, so that they are computed
+// again from it.
+Grads differentiable_backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                              const Tensor& mean, const Tensor& variance, const OptionalTensor& kept, bool training, double eps,
+                              Activation activation, double slope, Wanted wanted) {
+  std::vector<int64_t> others{0}, one_a_channel(x.dim(), 1);
+  for (int64_t i = 2; i < x.dim(); i++) others.push_back(i);
+  one_a_channel[1] = -1;
+  const auto spread = [&](const Tensor& t) { return t.view(one_a_channel); };
+  const Tensor middle = training ? x.mean(others, true) : spread(mean);
+  const Tensor width = training ? at::var(x, others, std::optional<at::Scalar>(0), true) : spread(variance);
+  const Tensor rstd = (width + eps).rsqrt(), normal = (x - middle) * rstd;
+  Tensor z = weight && weight->defined() ? normal * spread(*weight) : normal;
+  if (bias && bias->defined()) z = z + spread(*bias);
+  Tensor result;
+  if (kept && kept->defined()) {
+    if (kept_with_residual(activation, static_cast<float>(slope)) == Kept::output) {
+      result = *kept;
+    } else {
+      z = z + *kept;
+    }
+  }
+  const Tensor g = passed_by(activation, grad, z, result, slope), product = g * normal;
+  Grads grads;
+  if (wanted[0]) {
+    const Tensor scale = weight && weight->defined() ? rstd * spread(*weight) : rstd;
+    std::get<0>(grads) = (training ? g - g.mean(others, true) - normal * product.mean(others, true) : g) * scale;
+  }
+  if (wanted[1]) std::get<1>(grads) = product.sum(others);
+  if (wanted[2]) std::get<2>(grads) = g.sum(others);
+  if (wanted[3]) std::get<3>(grads) = g;
+  return grads;
+}
+
+Grads backward_autograd(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                        const Tensor& mean, const Tensor& variance, const OptionalTensor& kept, bool training, double eps,
+                        std::string_view activation, double slope, Wanted wanted) {
+  if (at::GradMode::is_enabled() &&
+      (needs_grad(grad) || needs_grad(x) || needs_grad(weight) || needs_grad(bias) || needs_grad(kept)))
+    return differentiable_backward(grad, x, weight, bias, mean, variance, kept, training, eps, activation_of(activation), slope,
+                                   wanted);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call_backward(grad, x, weight, bias, mean, variance, kept, training, eps, activation, slope, wanted);
+}
+
+}  // namespace
+}  // namespace groupwise
+
+// A fragment, since other files may define operators of the same library. Memory formats are the inputs' own, whichever Inductor
+// gives them.
+TORCH_LIBRARY_FRAGMENT(groupwise, m) {
+  m.def(groupwise::kForward, {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
+  m.def(groupwise::kBackward, {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
+}
+TORCH_LIBRARY_IMPL(groupwise, CPU, m) {
+  m.impl("batch_norm_act", &groupwise::forward);
+  m.impl("batch_norm_act_backward", &groupwise::backward);
+}
+TORCH_LIBRARY_IMPL(groupwise, Meta, m) {
+  m.impl("batch_norm_act", &groupwise::forward_meta);
+  m.impl("batch_norm_act_backward", &groupwise::backward_meta);
+}
+TORCH_LIBRARY_IMPL(groupwise, Autograd, m) {
+  m.impl("batch_norm_act", &groupwise::forward_autograd);
+  m.impl("batch_norm_act_backward", &groupwise::backward_autograd);
+}
