@@ -30,7 +30,9 @@ const char* refuses(const Request& r) {
 class BrgemmWork : public Work {
  public:
   explicit BrgemmWork(const Request& r)
-      : target_(r.target), forward_(r.direction == Direction::forward), threads_(threads_worth(r)) {}
+      : target_(r.target), forward_(r.direction == Direction::forward), threads_(threads_worth(r)) {
+    facts.threads = threads_;
+  }
 
   bool add(const Correlation& c) {
     BrgemmLayout l;

@@ -43,6 +43,7 @@ class FftWork : public Work {
     facts.tile = "transforms of " + std::to_string(layout_.length) + " numbers";
     facts.block = {layout_.high ? layout_.block : 1, layout_.high ? 1 : layout_.block, layout_.groups};
     facts.tasks = chunks;
+    facts.threads = r.threads;
     facts.floats = layout_.floats;
     facts.products = layout_.products;
   }
