@@ -62,6 +62,12 @@ GW_INLINE Vec load_even(const float* p) {
   return __builtin_shufflevector(load(p), load(p + 15), 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31);
 }
 
+// Loads p[0], p[1], p[2] and p[3], each into four lanes.
+GW_INLINE Vec load_four_times(const float* p) {
+  const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  return _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(p)), lanes);
+}
+
 // Returns the floats of two vectors that follow each other: the first, third, ... of them, and the others.
 GW_INLINE Pairs deal(Vec a, Vec b) {
   return {__builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),

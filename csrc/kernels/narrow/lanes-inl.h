@@ -23,6 +23,9 @@ struct GroupLanes {
       Vec v;
       std::memcpy(&v, &pairs, sizeof v);
       return spread([](int lane) { return lane / 2 * 2 + lane / O; }, v, v);
+    } else if constexpr (kLanes == 16 && kStep == 4 && I == 1) {
+      // Compilers spread a quarter of a vector lane by lane. (Only vectors of 16 have the function.)
+      return [](auto from) GW_LAMBDA { return load_four_times(from); }(x);
     } else {
       typedef float Inputs __attribute__((vector_size(kStep * 4)));
       Inputs in;
