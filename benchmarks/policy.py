@@ -53,7 +53,9 @@ FOLDS = 5
 TREES = 12
 # Leaves have as few rows as the size of the file allows: small ones tell more layers apart, many trees smooth them.
 LEAST = (4, 5, 6, 8, 10, 13, 16, 20, 26, 32)
-MOST_BYTES = 200_000
+MOST_BYTES = 240_000
+# Kernels that run only where a user allows them: tables tell their speed, and no choice counts on it.
+UNASKED = ("fft",)
 # A table is made from this many rows or more.
 FEWEST = 40
 # The margin is the smallest of these with which at most this fraction of held-out rows is below 2/3 of PyTorch's speed.
@@ -115,7 +117,7 @@ class Quality:
     def of(cls, rows: Sequence[Row], choices: Sequence[str]) -> Quality:
         """Judges the chosen kernel of each row by the row's times."""
         gains = [0.0 if name == PYTORCH else target(row, name) for row, name in zip(rows, choices, strict=True)]
-        best = [max([0.0, *(target(row, name) for name in candidates(row))]) for row in rows]
+        best = [max([0.0, *(target(row, name) for name in candidates(row) if name not in UNASKED)]) for row in rows]
         return cls(
             rows=len(rows),
             taken=sum(name != PYTORCH for name in choices),
@@ -250,7 +252,7 @@ def estimates_of(
 
 def choice(estimates: Estimates, margin: float) -> str:
     """Returns the kernel of the best median among those that are faster almost surely, or PyTorch's."""
-    sure = {kernel: one for kernel, one in estimates.items() if 2**one.low > 1 + margin}
+    sure = {name: one for name, one in estimates.items() if 2**one.low > 1 + margin and name not in UNASKED}
     return max(sure, key=lambda kernel: sure[kernel].median) if sure else PYTORCH
 
 
