@@ -34,7 +34,7 @@ struct ChannelsLayout {
   Pixels input;
   bool staged;
   bool in_place = false;  // of groups and dots: the input is read where it is
-  bool ahead;     // the input is fetched ahead
+  bool ahead;             // the input is fetched ahead
   Pixels output;
   int64_t kernel_h, kernel_w;
   int64_t input_floats, weight_floats, floats;

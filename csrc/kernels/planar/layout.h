@@ -52,7 +52,7 @@ struct CorrelationLayout {
   Strip strip;
   RowSharing sharing;
   Plane plane;
-  bool woven;  // tiles compute all phases of the width and write whole rows (woven-inl.h)
+  bool woven;     // tiles compute all phases of the width and write whole rows (woven-inl.h)
   bool in_place;  // the tensor's one row is read where it is
   bool staged;
   Stage stage;
