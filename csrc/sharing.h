@@ -8,7 +8,7 @@
 namespace groupwise {
 
 // Lets threads share work if each gets so many products for each lane of an instruction set's vectors, or more. Until it is
-// told, they share all work. Plans that were made before stay as they are.
+// told, they share all work.
 void share_from(const Kernels& target, double products_a_lane);
 
 // Returns from how many products on so many threads share work.

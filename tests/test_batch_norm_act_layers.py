@@ -291,3 +291,27 @@ def test_without_a_library_everything_is_pytorchs(monkeypatch):
         y = layer(x)
     assert not called.names
     assert torch.equal(y, torch.relu(nn.BatchNorm2d(5)(x)))
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6", "leaky_relu", "hardsigmoid"])
+def test_in_eval_mode_an_infinite_input_has_the_gradient_that_it_has_in_pytorch(activation):
+    torch.manual_seed(0)
+    x = torch.randn(2, 19, 5, 5)
+    x[1, 3, 2, 2], x[0, 4, 1, 1] = float("inf"), float("-inf")
+    mean, variance, weight, grad = torch.randn(19), torch.rand(19) + 0.5, torch.randn(19), torch.randn(2, 19, 5, 5)
+    act = {
+        "none": lambda z: z,
+        "relu": torch.relu,
+        "relu6": torch.nn.functional.relu6,
+        "leaky_relu": torch.nn.functional.leaky_relu,
+        "hardsigmoid": torch.nn.functional.hardsigmoid,
+    }[activation]
+    found = []
+    for ours in (True, False):
+        source = x.clone().requires_grad_()
+        if ours:
+            y = batch_norm_act(source, mean, variance, weight, activation=activation)
+        else:
+            y = act(torch.nn.functional.batch_norm(source, mean, variance, weight))
+        found.append(torch.autograd.grad(y, source, grad)[0])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)

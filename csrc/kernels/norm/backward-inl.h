@@ -57,7 +57,7 @@ struct Centering {
   Vec mean_grad, coefficient;
 };
 
-// grad_x = scale * (grad - mean(grad) - (x - mean) * coefficient).
+// grad_x = scale * (grad - mean(grad) - (x - mean) * coefficient), or scale * grad with running statistics.
 void norm_grad(const Norm& norm, int64_t index, int64_t piece) {
   const Norm n = norm;
   const int64_t next = ahead(n, 4);
@@ -72,7 +72,9 @@ void norm_grad(const Norm& norm, int64_t index, int64_t piece) {
           __builtin_prefetch(n.grad + at + next);
           const Vec centered = load_some(n.x + at, width) - c.scaled.mean;
           const Vec grad = passed<activation(), Kept::nothing>(n, at, width, centered, c.scaled);
-          store_some(n.grad_x + at, (grad - c.mean_grad - centered * c.coefficient) * c.scaled.scale, width);
+          // A product with 0 would be NaN where x is not finite.
+          const Vec kept = n.centers ? grad - c.mean_grad - centered * c.coefficient : grad;
+          store_some(n.grad_x + at, kept * c.scaled.scale, width);
         });
   };
   with(n.activation, sweep);

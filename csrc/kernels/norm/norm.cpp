@@ -150,6 +150,7 @@ void norm_backward(Norm n, const NormChannels& channels, bool training, const No
   std::vector<float> mean_grad(n.shape.channels), coefficient(n.shape.channels);
   n.mean_grad = mean_grad.data();
   n.coefficient = coefficient.data();
+  n.centers = training;
   const auto finish = [&](Range range) {
     for (int64_t c = range.first; c < range.last; c++) {
       double sum = 0, products = 0;

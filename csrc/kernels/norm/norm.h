@@ -74,6 +74,7 @@ struct Norm {
   float* passed = nullptr;  // or null
   float* grad_x = nullptr;
   const float *mean_grad = nullptr, *coefficient = nullptr;
+  bool centers = false;  // a gradient loses its mean and its part along x, which running statistics do not ask for
 };
 
 // How sweeps are threaded.

@@ -116,9 +116,22 @@ def _without_regions(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
+# Operators whose results, or errors, depend on the strides of what they read.
+_READ_MEMORY = {
+    torch.ops.aten.as_strided.default,
+    torch.ops.aten.view.dtype,
+    torch.ops.aten.view_as_complex.default,
+    torch.ops.aten.view_as_real.default,
+}
+
+
 def _check(node: Node) -> None:
     if node.op in ("call_module", "call_method", "get_attr") or isinstance(node.target, torch._ops.HigherOrderOperator):
         raise NotCaptured(f"its graph has a part of its own ({node.name})")
+    if node.target in _READ_MEMORY:
+        raise NotCaptured(
+            f"{str(node.target).split('.')[1]} reads memory as it lies, which the rewritten network changes"
+        )
     values = node.meta.get("val")
     for found in values if isinstance(values, list | tuple) else [values]:
         if isinstance(found, torch.SymInt | torch.SymFloat | torch.SymBool):

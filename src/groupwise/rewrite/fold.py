@@ -6,6 +6,7 @@ so that a parameter that changes needs no new capture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -156,6 +157,9 @@ def _of_arithmetic(graph: Graph, node: Node) -> Affine | None:
         source, constant = constant, source
     if not is_tensor(source) or source.meta["constant"] or not _is_constant(constant):
         return None
+    # Infinite weights would make NaN where the model has an infinite output.
+    if not isinstance(constant, Node) and not (math.isfinite(constant) and (constant != 0 or not invert)):
+        return None
     result = value(node)
     if result.shape != value(source).shape or result.dtype != value(source).dtype or result.dtype not in FLOATS:
         return None
@@ -218,6 +222,9 @@ def _into_layer_after(graph: Graph, node: Node, source: Node, axis: int, scale: 
     """Folds into the one layer that reads the scaled values, if no padding mixes zeros with them."""
     layer = only_reader(node)
     if not is_layer(layer) or layer is None or args_of(layer)[0] is not node:
+        return False
+    # x - 1000 keeps digits that weight * x - weight * 1000 loses. A BatchNorm's mean is about as large as its input.
+    if shift is not None and node.target is not aten.batch_norm.default:
         return False
     weight, bias = args_of(layer)[1:3]
     geometry: Geometry | None = layer.meta.get("geometry")

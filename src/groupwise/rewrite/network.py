@@ -53,6 +53,8 @@ class Optimized(torch.nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Computes what the model computes."""
+        if torch.compiler.is_compiling():
+            return self.model(*args, **kwargs)
         if torch.is_grad_enabled():
             self._refuse_gradients(args, kwargs)
         region: Region = vars(self)["_region"]
@@ -64,7 +66,7 @@ class Optimized(torch.nn.Module):
         return output
 
     def repack(self) -> None:
-        """Packs the weights again at the next call.
+        """Plans anew and packs the weights again at the next call.
 
         A change that PyTorch does not count needs this: one through `parameter.data` or a NumPy array.
         """

@@ -41,7 +41,9 @@ class Program:
         graph = captured.graph
         make_functional(graph)
         simplify(graph)
+        mark_constants(graph)
         name_layers(graph)
+        # What reads a layer is no constant, whatever the layer reads.
         mark_constants(graph)
         fold(graph)
         remove_unread(graph)

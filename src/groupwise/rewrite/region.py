@@ -198,10 +198,10 @@ def _key(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Key, Sequence[
         if type(leaf) in _PLAIN:
             if leaf.device.type != "cpu" or leaf.layout is not torch.strided:
                 return None
-            last = leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last)
-            parts.append((leaf.dtype, leaf.shape, last))
+            parts.append((leaf.dtype, leaf.shape, leaf.stride()))
         elif type(leaf) in _VALUES:
-            parts.append((type(leaf), leaf))
+            # By its text -0.0 is not 0.0, and a NaN is itself.
+            parts.append((type(leaf), repr(leaf)))
         else:
             return None
     return tuple(parts), leaves

@@ -34,8 +34,9 @@ IDENTITIES: dict[Any, Callable[[Node], bool]] = {
     aten.detach.default: lambda node: True,
     aten.lift_fresh.default: lambda node: True,
     aten.lift_fresh_copy.default: lambda node: True,
-    # Nothing here depends on strides: views become reshapes, and outputs get the strides of the captured ones.
-    aten.contiguous.default: lambda node: True,
+    # Nothing here depends on strides: views become reshapes, and outputs get the strides of the captured ones. What is
+    # an output itself may be a copy of an input, which its caller may write to.
+    aten.contiguous.default: lambda node: all(reader.op != "output" for reader in node.users),
     aten.to.dtype: _keeps_dtype,
     aten.to.dtype_layout: _keeps_dtype,
     aten.type_as.default: _keeps_dtype,

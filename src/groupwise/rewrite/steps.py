@@ -183,7 +183,10 @@ def _reads(reader: Node, node: Node) -> int:
 
 
 def name_layers(graph: Graph) -> None:
-    """Puts the two words in place of PyTorch's operators, where those take a batch."""
+    """Puts the two words in place of PyTorch's operators, where those take a batch and constant weights.
+
+    Needs the marks of constants.
+    """
     for node in list(graph.nodes):
         made = _layer(node) if node.op == "call_function" else None
         if made is None:
@@ -201,6 +204,11 @@ def _layer(node: Node) -> tuple[Callable[..., Any], Node, Node, Any, Geometry | 
     if not {"input", "weight"} <= given.keys() or not (is_tensor(given["input"]) and is_tensor(given["weight"])):
         return None
     source, weight, bias = given["input"], given["weight"], given.get("bias")
+    if not all(each.meta["constant"] for each in (weight, bias) if each is not None):
+        return None
+    # PyTorch refuses two dtypes when it runs.
+    if value(source).dtype != value(weight).dtype:
+        return None
     if node.target is aten.linear.default:
         return linear, source, weight, bias, None
     if node.target not in _CONVOLUTIONS:
