@@ -318,12 +318,12 @@ def test_a_worker_answers(tmp_path, monkeypatch):
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize("direction", peak.DIRECTIONS)
 def test_the_fraction_of_peak_of_a_kind(direction):
-    kind = peak.Kind("small", 16, 4, 8, 3)
+    kind = peak.Kind("small", 16, 4, 9, 3)
     peaks = floor.Peaks(1, 1e9, 1e9, "made up")
     rows = peak.measure(kind, direction, "channels_last", measuring.Effort(2, 0, 2), peaks)
     assert [one["kernel"] for one in rows] == ["pytorch", "planar", "narrow"]
     # 2 FLOP a MAC of 4 channels by 9 taps, against 16 channels read and written and the weight, 4 bytes each.
-    at_peak, copied = 2 * 16 * 64 * 36, 4 * (2 * 16 * 64 + 16 * 36)
+    at_peak, copied = 2 * 16 * 81 * 36, 4 * (2 * 16 * 81 + 16 * 36)
     assert all(one["fraction_of_peak"] > 0 and one["attainable"] == round(min(1, at_peak / copied), 4) for one in rows)
     told = load("summary").peak_table([{**ABOUT, **one} for one in rows])
     assert told.rows[0][-1] == f"{rows[2]['fraction_of_peak']:.0%}"

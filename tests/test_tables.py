@@ -121,8 +121,8 @@ MADE = {
     "Wiring": lambda: Wiring(SPEC),
 }
 PARTS = {"Macs": lambda: cost(SPEC, 9).macs, "Traffic": lambda: cost(SPEC, 9).traffic}
-# What you give to a function, rather than get from one.
-GIVEN = {"GroupwiseError", "Link", "Machine", "Partition"}
+# What you give to a function, rather than get from one; and a network.
+GIVEN = {"GroupwiseError", "Link", "Machine", "Optimized", "Partition"}
 IN_ONE_LINE = {"Choice", "Collective", "ConvCall", "ConvSpec", "Macs", "Path", "Prediction", "Traffic"}
 
 
