@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from measuring import RECORDS, Effort, Forced, about, interleaved, keep_memory, takes, write_record
-from sweep import products
+from sweep import of, products
 from sweeping import MOST_NUMBERS, draw
 
 from groupwise.kernels import dispatch, native
@@ -94,11 +94,6 @@ def timed(call: Callable[[], object], kernel: str, threads: int) -> Row:
         f"ms_{name}": of(statistics.quantiles(seconds[count], n=5)[0])
         for name, count in (("alone", 1), ("shared", threads))
     }
-
-
-def of(seconds: float) -> float:
-    """Returns milliseconds with four digits."""
-    return float(f"{seconds * 1e3:.4g}")
 
 
 def fitted(rows: Sequence[Row]) -> int | None:

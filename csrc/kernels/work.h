@@ -41,13 +41,9 @@ class Work {
 
 // Correlations, each with its layout: a forward, or the phases of a grad_input.
 template <class Layout>
-class CorrelationWork : public Work {
+class Correlations : public Work {
  public:
-  using Run = void (*)(const Correlation&, const Layout&, int64_t begin, int64_t end, float* scratch);
-
-  CorrelationWork(const Request& r, Run run) : run_(run), forward_(r.direction == Direction::forward) {
-    facts.threads = threads_worth(r);
-  }
+  explicit Correlations(const Request& r) : forward_(r.direction == Direction::forward) { facts.threads = threads_worth(r); }
 
   const std::vector<std::pair<Correlation, Layout>>& parts() const { return parts_; }
 
@@ -68,15 +64,34 @@ class CorrelationWork : public Work {
       c.output = forward_ ? t.y : t.x;
       c.weight = t.w;
       c.bias = t.bias;
-      run_tasks(layout.tasks(c), facts.threads > 1, parallel_for,
-                [&](int64_t begin, int64_t end) { run_(c, layout, begin, end, scratch()); });
+      run_part(c, layout, parallel_for);
     }
+  }
+
+ protected:
+  virtual void run_part(const Correlation& c, const Layout& layout, ParallelFor parallel_for) const = 0;
+
+ private:
+  bool forward_;
+  std::vector<std::pair<Correlation, Layout>> parts_;
+};
+
+// Correlations by a kernel that needs its tensors alone.
+template <class Layout>
+class CorrelationWork : public Correlations<Layout> {
+ public:
+  using Run = void (*)(const Correlation&, const Layout&, int64_t begin, int64_t end, float* scratch);
+
+  CorrelationWork(const Request& r, Run run) : Correlations<Layout>(r), run_(run) {}
+
+ protected:
+  void run_part(const Correlation& c, const Layout& layout, ParallelFor parallel_for) const override {
+    run_tasks(layout.tasks(c), this->facts.threads > 1, parallel_for,
+              [&](int64_t begin, int64_t end) { run_(c, layout, begin, end, scratch()); });
   }
 
  private:
   Run run_;
-  bool forward_;
-  std::vector<std::pair<Correlation, Layout>> parts_;
 };
 
 // Sums the parts of a weight's gradient in their order, so that the result has the same bits on every run.

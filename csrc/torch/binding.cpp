@@ -164,12 +164,11 @@ bool right_in_pytorch(const Call& call, Direction direction) {
 // Plans one direction of the call. The tensors are those that it reads; the one that it writes is null.
 std::shared_ptr<const Plan> decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y,
                                    const Tensor& weight) {
-  const int64_t available = at::get_num_threads(), threads = available > 1 && at::in_parallel_region() ? 1 : available;
   const Request request{direction,
                         call.problem,
                         call.channels_last,
                         true,
-                        threads,
+                        threads_here(),
                         call.dimensions,
                         x ? read_strides(*x, call, true) : new_strides(call, true),
                         y ? read_strides(*y, call, false) : new_strides(call, false),

@@ -90,11 +90,6 @@ Norm norm_of(const Tensor& x, Activation activation, double slope) {
   return n;
 }
 
-NormRun threads_here() {
-  const int64_t threads = at::get_num_threads();
-  return {threads > 1 && at::in_parallel_region() ? 1 : threads, parallel_for};
-}
-
 // The numbers of 2 MiB.
 constexpr int64_t kFitsCache = 1 << 19;
 bool costly(Activation a) { return a == Activation::silu || a == Activation::sigmoid || a == Activation::tanh; }
@@ -116,7 +111,7 @@ Outputs forward(const Tensor& x, const OptionalTensor& weight, const OptionalTen
   n.x = read(from);
   n.residual = read(added);
   n.y = written(y);
-  norm_forward(n, {read(w), read(b), written(mean), written(variance), eps}, training, threads_here());
+  norm_forward(n, {read(w), read(b), written(mean), written(variance), eps}, training, {threads_here(), parallel_for});
   return {y, mean, variance};
 }
 
@@ -141,7 +136,7 @@ Grads backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weight
   if (keeps) n.kind = kept_with_residual(n.activation, n.slope);
   n.passed = written(passed);
   norm_backward(n, {read(w), read(b), written(m), written(v), eps}, training,
-                {written(grad_x), written(grad_weight), written(grad_bias)}, threads_here());
+                {written(grad_x), written(grad_weight), written(grad_bias)}, {threads_here(), parallel_for});
   return {grad_x, grad_weight, grad_bias, wanted[3] ? passed : Tensor()};
 }
 

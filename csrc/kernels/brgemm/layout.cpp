@@ -7,49 +7,32 @@ bool reads_once(const Phase& s) {
   return s.taps == 1 && s.stride == 1 && s.step == 1 && s.first == 0 && s.low == 0 && s.in == s.out;
 }
 
-// Tells whether the rows of an image follow each other as its columns do.
-bool one_row(const Strides& s, int64_t height, int64_t width) { return height == 1 || (s.h == s.w * width && width > 1); }
-
 // Tells whether samples follow each other as pixels do, channels side by side.
-bool one_image(const Strides& s, int64_t batch, int64_t pixels) {
-  return batch == 1 || (s.c == 1 && s.n == s.w * pixels && pixels > 1);
-}
+bool one_image(const Strides& s, int64_t pixels) { return s.c == 1 && s.n == s.w * pixels && pixels > 1; }
 
 }  // namespace
 
-Correlation flattened(const Correlation& c) {
-  if (c.w.size() != 1 || !reads_once(c.h) || !reads_once(c.w.front())) return c;
-  const int64_t height = c.h.out, width = c.w.front().out;
-  if (!one_row(c.input_strides, height, width) || !one_row(c.output_strides, height, width)) return c;
-  Correlation flat = c;
-  int64_t pixels = height * width;
-  if (one_image(c.input_strides, c.batch, pixels) && one_image(c.output_strides, c.batch, pixels)) {
-    pixels *= c.batch;
-    flat.batch = 1;
-  }
-  // Each axis keeps the index of its tap, from which its only weight is read.
+Correlation with_joined_samples(const Correlation& c) {
+  const int64_t pixels = c.w.front().out;
+  if (c.batch == 1 || c.h.out != 1 || c.w.size() != 1 || !reads_once(c.h) || !reads_once(c.w.front())) return c;
+  if (!one_image(c.input_strides, pixels) || !one_image(c.output_strides, pixels)) return c;
+  Correlation joined = c;
   Phase w = c.w.front();
-  w.in = w.out = pixels;
-  flat.h.in = flat.h.out = 1;
-  flat.w = std::vector<Phase>{w};
-  return flat;
+  w.in = w.out = pixels * c.batch;
+  joined.w = std::vector<Phase>{w};
+  joined.batch = 1;
+  return joined;
 }
 
-GradWeight flattened(const GradWeight& work) {
+GradWeight with_joined_samples(const GradWeight& work) {
   const Problem& p = work.problem;
-  const auto once = [](const Axis& a) { return a.kernel == 1 && a.stride == 1 && a.pad == 0; };
-  if (!once(p.h) || !once(p.w) || !one_row(work.input_strides, p.h.in, p.w.in) ||
-      !one_row(work.grad_output_strides, p.h.out, p.w.out))
-    return work;
-  GradWeight flat = work;
-  int64_t pixels = p.h.in * p.w.in;
-  if (one_image(work.input_strides, p.batch, pixels) && one_image(work.grad_output_strides, p.batch, pixels)) {
-    pixels *= p.batch;
-    flat.problem.batch = 1;
-  }
-  flat.problem.h = {1, 1, 1, 1, 0, 1};
-  flat.problem.w = {pixels, pixels, 1, 1, 0, 1};
-  return flat;
+  const int64_t pixels = p.w.out;
+  if (p.batch == 1 || p.h.out != 1 || !one_tap(p.h) || !one_tap(p.w) || p.h.stride != 1 || p.w.stride != 1) return work;
+  if (!one_image(work.input_strides, pixels) || !one_image(work.grad_output_strides, pixels)) return work;
+  GradWeight joined = work;
+  joined.problem.w.in = joined.problem.w.out = pixels * p.batch;
+  joined.problem.batch = 1;
+  return joined;
 }
 
 bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, BrgemmLayout* l) {

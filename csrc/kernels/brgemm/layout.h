@@ -42,10 +42,10 @@ struct BrgemmGradLayout {
   }
 };
 
-// Returns a correlation, or a weight's gradient, of one tap that reads each pixel once with its positions as one long row, where
+// Returns a correlation, or a weight's gradient, of one tap whose pixels are one row, with those of all samples as one row, where
 // the tensors allow it; else what it was given.
-Correlation flattened(const Correlation& c);
-GradWeight flattened(const GradWeight& work);
+Correlation with_joined_samples(const Correlation& c);
+GradWeight with_joined_samples(const GradWeight& work);
 
 bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, BrgemmLayout* layout);
 bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, BrgemmGradLayout* layout);

@@ -26,58 +26,45 @@ const char* refuses(const Request& r) {
   return nullptr;
 }
 
+std::string tile(const BrgemmLayout& l) {
+  const std::string channels = std::to_string(l.outputs);
+  return (l.planes ? channels + " output channels x " + std::to_string(kProductPixels) + " pixels"
+                   : std::to_string(kProductRows) + " pixels x " + channels + " channels") +
+         " by PyTorch's brgemm";
+}
+
 // Correlations, each of which packs its weights before its products.
-class BrgemmWork : public Work {
+class BrgemmWork : public Correlations<BrgemmLayout> {
  public:
-  explicit BrgemmWork(const Request& r)
-      : target_(r.target), forward_(r.direction == Direction::forward), threads_(threads_worth(r)) {
-    facts.threads = threads_;
-  }
+  explicit BrgemmWork(const Request& r) : Correlations(r), target_(r.target) {}
 
   bool add(const Correlation& c) {
     BrgemmLayout l;
-    if (!lay_out_brgemm(c, target_->lanes, threads_, &l)) return false;
-    facts.products += executed_products(c, l);
-    if (parts_.empty() || l.floats > facts.floats) {
-      facts.block = l.block;
-      facts.tasks = l.tasks(c);
-      facts.floats = l.floats;
-      const std::string pixels = std::to_string(l.planes ? kProductPixels : kProductRows), channels = std::to_string(l.outputs);
-      facts.tile =
-          l.planes ? channels + " output channels x " + pixels + " pixels" : pixels + " pixels x " + channels + " channels";
-      facts.tile += " by PyTorch's brgemm";
-    }
-    parts_.emplace_back(c, l);
+    if (!lay_out_brgemm(c, target_->lanes, facts.threads, &l)) return false;
+    if (parts().empty() || l.floats > facts.floats) facts.tile = tile(l);
+    Correlations::add(c, l, l.floats, executed_products(c, l));
     return true;
   }
 
-  void run(const Tensors& t, ParallelFor parallel_for) const override {
-    for (const auto& [shape, layout] : parts_) {
-      Correlation c = shape;
-      c.input = forward_ ? t.x : t.y;
-      c.output = forward_ ? t.y : t.x;
-      c.weight = t.w;
-      c.bias = t.bias;
-      // The packed weights depend on the weights and the layout alone.
-      const std::unique_ptr<float[]> packed(new float[c.groups * layout.weight_floats]);
-      if (layout.weight_floats > 0)
-        run_tasks(c.groups * ceil_div(c.out_channels, layout.outputs), threads_ > 1, parallel_for,
-                  [&](int64_t begin, int64_t end) { target_->pack_brgemm(c, layout, begin, end, packed.get()); });
-      run_tasks(layout.tasks(c), threads_ > 1, parallel_for,
-                [&](int64_t begin, int64_t end) { target_->correlate_brgemm(c, layout, begin, end, scratch(), packed.get()); });
-    }
+ protected:
+  void run_part(const Correlation& c, const BrgemmLayout& l, ParallelFor parallel_for) const override {
+    const bool threaded = facts.threads > 1;
+    // The packed weights depend on the weights and the layout alone.
+    const std::unique_ptr<float[]> packed(new float[c.groups * l.weight_floats]);
+    if (l.weight_floats > 0)
+      run_tasks(c.groups * ceil_div(c.out_channels, l.outputs), threaded, parallel_for,
+                [&](int64_t begin, int64_t end) { target_->pack_brgemm(c, l, begin, end, packed.get()); });
+    run_tasks(l.tasks(c), threaded, parallel_for,
+              [&](int64_t begin, int64_t end) { target_->correlate_brgemm(c, l, begin, end, scratch(), packed.get()); });
   }
 
  private:
   const Kernels* target_;
-  bool forward_;
-  int64_t threads_;
-  std::vector<std::pair<Correlation, BrgemmLayout>> parts_;
 };
 
 std::unique_ptr<Work> brgemm(const Request& r) {
   if (r.direction == Direction::grad_weight) {
-    const GradWeight work = flattened(grad_weight_of(r));
+    const GradWeight work = with_joined_samples(grad_weight_of(r));
     BrgemmGradLayout layout;
     if (!lay_out(work, r.target->lanes, threads_worth(r), &layout)) return nullptr;
     auto made = std::make_unique<GradWeightWork<BrgemmGradLayout>>(r, work, r.target->grad_weight_brgemm, layout);
@@ -88,7 +75,7 @@ std::unique_ptr<Work> brgemm(const Request& r) {
   }
   auto work = std::make_unique<BrgemmWork>(r);
   for (const Correlation& c : correlations_of(r))
-    if (!work->add(flattened(c))) return nullptr;
+    if (!work->add(with_joined_samples(c))) return nullptr;
   return work;
 }
 

@@ -108,7 +108,6 @@ FftLayout lay_out_fft(const Request& r) {
   return best;
 }
 
-extern const KernelRow kFft;
 const KernelRow kFft{
     "fft",
     "no vectors of its own: PyTorch's FFT along one axis, in blocks; for kernels of hundreds of taps, if `enable(fft=True)` allows its error",

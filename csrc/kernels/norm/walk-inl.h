@@ -110,26 +110,34 @@ GW_INLINE void in_tiles(Range rows, F&& f) {
   for (; row < rows.last; row++) f(row, std::integral_constant<int, 1>{});
 }
 
+// Calls f(vector, offset of its first row, width, numbers, rows) for every vector of the channels of tiles of N rows, and of
+// single ones at the end. `numbers` is what make(place) returns for the channels.
+template <int N, class Make, class F>
+GW_INLINE void in_rows(const Norm& n, const Chunk& chunk, Range values, Make&& make, F&& f) {
+  const auto rows = [&](auto width) GW_LAMBDA {
+    in_tiles<N>(values, [&](int64_t row, auto tile) GW_LAMBDA {
+      for (int64_t vector = 0; vector < chunk.vectors; vector++) {
+        const int64_t channel = chunk.channel(vector);
+        f(vector, row * n.shape.channels + channel, width, make(RowPlace<decltype(width)>{channel, vector, width}), tile);
+      }
+    });
+  };
+  if (chunk.count >= kLanes) {
+    rows(Whole{});
+  } else {
+    rows(chunk.count);
+  }
+}
+
 // Calls f(offset, width, numbers) for every vector of values [first, last), some of them twice. `numbers` is what make(place)
 // returns for the channels of the vector.
 template <int N, class Make, class F>
 GW_INLINE void each_vector(const Norm& n, const Chunk& chunk, Range values, Make&& make, F&& f) {
   const int64_t channels = n.shape.channels;
   if (n.shape.rows) {
-    const auto rows = [&](auto width) GW_LAMBDA {
-      in_tiles<N>(values, [&](int64_t row, auto tile) GW_LAMBDA {
-        for (int64_t vector = 0; vector < chunk.vectors; vector++) {
-          const int64_t channel = chunk.channel(vector), at = row * channels + channel;
-          const auto numbers = make(RowPlace<decltype(width)>{channel, vector, width});
-          unroll<tile()>([&](auto k) GW_LAMBDA { f(at + k * channels, width, numbers); });
-        }
-      });
-    };
-    if (chunk.count >= kLanes) {
-      rows(Whole{});
-    } else {
-      rows(chunk.count);
-    }
+    in_rows<N>(n, chunk, values, make, [&](int64_t, int64_t at, auto width, const auto& numbers, auto tile) GW_LAMBDA {
+      unroll<tile()>([&](auto k) GW_LAMBDA { f(at + k * channels, width, numbers); });
+    });
     return;
   }
   const auto numbers = make(PlanePlace{chunk.first});
@@ -147,24 +155,13 @@ template <int N, class Make, class F>
 GW_INLINE void sum_vectors(const Norm& n, const Chunk& chunk, Range values, float* a, float* b, Make&& make, F&& f) {
   const int64_t channels = n.shape.channels;
   if (n.shape.rows) {
-    const auto rows = [&](auto width) GW_LAMBDA {
-      for (int64_t i = 0; i < chunk.sums; i += kLanes) store(a + i, Vec{}), store(b + i, Vec{});
-      in_tiles<N>(values, [&](int64_t row, auto tile) GW_LAMBDA {
-        for (int64_t vector = 0; vector < chunk.vectors; vector++) {
-          const int64_t channel = chunk.channel(vector), at = row * channels + channel;
-          const auto numbers = make(RowPlace<decltype(width)>{channel, vector, width});
-          Vec sum_a{}, sum_b{};
-          unroll<tile()>([&](auto k) GW_LAMBDA { f(at + k * channels, width, numbers, sum_a, sum_b); });
-          store(a + vector * kLanes, load(a + vector * kLanes) + sum_a);
-          store(b + vector * kLanes, load(b + vector * kLanes) + sum_b);
-        }
-      });
-    };
-    if (chunk.count >= kLanes) {
-      rows(Whole{});
-    } else {
-      rows(chunk.count);
-    }
+    for (int64_t i = 0; i < chunk.sums; i += kLanes) store(a + i, Vec{}), store(b + i, Vec{});
+    in_rows<N>(n, chunk, values, make, [&](int64_t vector, int64_t at, auto width, const auto& numbers, auto tile) GW_LAMBDA {
+      Vec sum_a{}, sum_b{};
+      unroll<tile()>([&](auto k) GW_LAMBDA { f(at + k * channels, width, numbers, sum_a, sum_b); });
+      store(a + vector * kLanes, load(a + vector * kLanes) + sum_a);
+      store(b + vector * kLanes, load(b + vector * kLanes) + sum_b);
+    });
     return;
   }
   const auto numbers = make(PlanePlace{chunk.first});

@@ -197,7 +197,7 @@ def _into_layer_before(graph: Graph, node: Node, source: Node, axis: int, scale:
     if not is_layer(layer) or only_reader(layer) is None or layer.meta["epilogue"].words:
         return False
     weight, bias = args_of(layer)[1:3]
-    if not _are_constant(weight, bias) or value(layer).dtype not in FLOATS:
+    if value(layer).dtype not in FLOATS:
         return False
     channel = 1 if layer.target is convolution else value(layer).dim() - 1
     if position not in (-1, channel):
@@ -228,7 +228,7 @@ def _into_layer_after(graph: Graph, node: Node, source: Node, axis: int, scale: 
         return False
     weight, bias = args_of(layer)[1:3]
     geometry: Geometry | None = layer.meta.get("geometry")
-    if not _are_constant(weight, bias) or (geometry is not None and geometry.is_padded):
+    if geometry is not None and geometry.is_padded:
         return False
     channel = 1 if layer.target is convolution else value(node).dim() - 1
     if axis not in (-1, channel):
@@ -246,10 +246,6 @@ def _into_layer_after(graph: Graph, node: Node, source: Node, axis: int, scale: 
     layer.update_arg(0, source)
     graph.erase_node(node)
     return True
-
-
-def _are_constant(weight: Any, bias: Any) -> bool:
-    return bool(weight.meta["constant"]) and (bias is None or (isinstance(bias, Node) and bias.meta["constant"]))
 
 
 def _transposed(node: Node, axis: int) -> int:
