@@ -9,13 +9,13 @@ import os
 import pathlib
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
 import torch
 
 import groupwise
+import scripts
 from groupwise.cli import main
 from groupwise.cli.parser import parser
 from groupwise.kernels import native
@@ -72,7 +72,7 @@ SCRIPTS = [
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_examples_run(script, tmp_path):
     skip_without_kernels(script.read_text(encoding="utf-8"))
-    subprocess.run([sys.executable, script], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    scripts.run([sys.executable, script], tmp_path)
 
 
 COMMANDS = re.findall(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
 import socket
-import subprocess
 import sys
 
 import pytest
 
+import scripts
+
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
-ENOUGH = 120
 COMMANDS = {
     path.stem: found
     for path in sorted(EXAMPLES.glob("*.py"))
@@ -27,34 +26,13 @@ WORDS = {
 }
 
 
-# A thread of gloo that releases its last tensor after Python began to end aborts a rank so, now and then.
-AT_EXIT = "terminate called without an active exception"
-
-
-def torchrun(ranks, script, folder, again=True):
+def torchrun(ranks, script, folder):
     """What a script prints on so many ranks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", port]
-    process = subprocess.Popen(
-        [*command, str(script)],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        out, err = process.communicate(timeout=ENOUGH)
-    finally:
-        # It ends its ranks if it may, but not if it is killed.
-        process.terminate()
-        process.wait()
-    if again and AT_EXIT in err:
-        return torchrun(ranks, script, folder, again=False)
-    assert process.returncode == 0, err
-    return out
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", port]
+    return scripts.run([*torchrun, script], folder)
 
 
 def test_each_says_how_it_is_started():
