@@ -12,6 +12,7 @@
 
 #include "epilogue.h"
 #include "plan/plan.h"
+#include "torch/call.h"
 
 namespace groupwise {
 
@@ -23,13 +24,14 @@ struct Geometry {
   int64_t groups;
 };
 
-// Several threads may run a layer at once. It keeps a copy of its weight, or the packed weight: whoever changes the weight makes
-// a new layer.
+// A weight of two dimensions is that of a linear layer, whose sources have their features last; it needs no numbers but one group.
+// Several threads may run a layer at once. It keeps the weight that it was given, and packs it once: whoever
+// changes the weight makes a new layer.
 class Layer : public torch::CustomClassHolder {
  public:
   // `kernel` is the one that runs; "" leaves the choice to the planner. Raises an error for what no source can make right.
-  Layer(const at::Tensor& weight, const std::optional<at::Tensor>& bias, Geometry geometry, const Activate& before, bool residual,
-        const Activate& after, std::string kernel);
+  Layer(const at::Tensor& weight, const std::optional<at::Tensor>& bias, Geometry geometry, const Activate& before,
+        bool residual, const Activate& after, std::string kernel);
   ~Layer() override;
 
   // Returns why the layer cannot run a source of this shape and format, or "". It computes nothing.
@@ -44,12 +46,16 @@ class Layer : public torch::CustomClassHolder {
 
  private:
   struct Prepared;
-  std::shared_ptr<const Prepared> prepared(const at::Tensor& source, const at::Tensor* out) const;
+  at::Tensor image_of(const at::Tensor& source) const;
+  void run_images(const at::Tensor& source, const at::Tensor& residual, const at::Tensor& out) const;
+  std::shared_ptr<const Prepared> prepared(const Call& call, const at::Tensor& source, const at::Tensor& out) const;
+  std::string why_not(const Plan& plan) const;
+  std::shared_ptr<const Plan> plan(const at::Tensor& source) const;
 
   at::Tensor weight_, bias_;
   Geometry geometry_;
   Activate before_, after_;
-  bool residual_;
+  bool residual_, linear_ = false;
   std::string kernel_;
   mutable std::mutex mutex_;
   mutable std::vector<std::shared_ptr<const Prepared>> kept_;  // the last one that ran comes first
