@@ -6,32 +6,53 @@
 
 namespace groupwise::GW_TARGET {
 
-template <bool Adds>
-inline void finish_runs_with(const Activate& a, const float* residual, float* y, int64_t runs, int64_t apart, int64_t count) {
+// What one pass adds before its activation: a bias along each run, and a residual. Each may be null.
+struct Added {
+  const float *bias, *residual;
+};
+
+template <bool Biased, bool Sums>
+inline void pass(const Activate& a, const Added& added, float* y, int64_t runs, int64_t apart, int64_t count) {
   with_any(a.kind, [&](auto activation) {
-    const auto one = [&](int64_t at, auto width) GW_LAMBDA {
-      Vec z = load_some(y + at, width);
-      if constexpr (Adds) z += load_some(residual + at, width);
-      store_some(y + at, activate<activation()>(z, a.first, a.second), width);
-    };
     for (int64_t r = 0; r < runs; r++) {
-      const int64_t end = r * apart + count;
-      int64_t at = r * apart;
-      for (; at + kLanes <= end; at += kLanes) one(at, std::integral_constant<int64_t, kLanes>{});
-      if (at < end) one(at, end - at);
+      float* to = y + r * apart;
+      const float* residual = Sums ? added.residual + r * apart : nullptr;
+      const auto one = [&](int64_t i, auto width) GW_LAMBDA {
+        Vec z = load_some(to + i, width);
+        if constexpr (Biased) z += load_some(added.bias + i, width);
+        if constexpr (Sums) z += load_some(residual + i, width);
+        store_some(to + i, activate<activation()>(z, a.first, a.second), width);
+      };
+      int64_t i = 0;
+      for (; i + kLanes <= count; i += kLanes) one(i, std::integral_constant<int64_t, kLanes>{});
+      if (i < count) one(i, count - i);
     }
   });
 }
 
-void finish_runs(const Correlation& c, float* y, int64_t runs, int64_t apart, int64_t count, bool begun_with_residual) {
+void finish_runs(const Correlation& c, float* y, int64_t runs, int64_t apart, int64_t count, const Late& late) {
   if (!c.epilogue) return;
   const Epilogue& e = *c.epilogue;
-  if (runs == 1 || apart == count) count *= runs, runs = 1;
-  if (e.before.kind != Activation::none) finish_runs_with<false>(e.before, nullptr, y, runs, apart, count);
-  if (e.residual && !begun_with_residual) {
-    finish_runs_with<true>(e.after, e.residual + (y - c.output), y, runs, apart, count);
+  const float *bias = late.bias, *residual = late.residual && e.residual ? e.residual + (y - c.output) : nullptr;
+  if (!bias && apart == count) count *= runs, runs = 1;
+  if (e.before.kind != Activation::none) {
+    if (bias) {
+      pass<true, false>(e.before, {bias, nullptr}, y, runs, apart, count);
+    } else {
+      pass<false, false>(e.before, {}, y, runs, apart, count);
+    }
+    if (!e.residual && e.after.kind == Activation::none) return;
+    bias = nullptr;
+  }
+  const Added added{bias, residual};
+  if (bias && residual) {
+    pass<true, true>(e.after, added, y, runs, apart, count);
+  } else if (bias) {
+    pass<true, false>(e.after, added, y, runs, apart, count);
+  } else if (residual) {
+    pass<false, true>(e.after, added, y, runs, apart, count);
   } else if (e.after.kind != Activation::none) {
-    finish_runs_with<false>(e.after, nullptr, y, runs, apart, count);
+    pass<false, false>(e.after, added, y, runs, apart, count);
   }
 }
 

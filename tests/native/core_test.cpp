@@ -253,9 +253,18 @@ bool test_one(Ran* ran) {
       const int64_t outputs = p.groups * (direction == Direction::grad_input ? p.in_channels : p.out_channels);
       Guarded bias(outputs, true);
       const bool with_bias = direction != Direction::grad_weight && pick({0, 1});
-      const Tensors t{x.data(), y.data(), w.data(), with_bias ? bias.data() : nullptr};
-      plan->work->run(t, two ? in_two : serial);
+      Tensors t{x.data(), y.data(), w.data(), with_bias ? bias.data() : nullptr};
       Guarded& result = written == 0 ? x : written == 1 ? w : y;
+      Guarded residual(result.size(), true);
+      const Epilogue epilogue{{Activation::leaky_relu, 0.5f, 0}, residual.data(), {Activation::relu, 0, 0}};
+      if (direction != Direction::grad_weight && pick({0, 1})) t.epilogue = &epilogue;
+      const int64_t floats = plan->work->packed_floats();
+      Guarded packed(std::max<int64_t>(1, floats), false);
+      if (floats > 0 && pick({0, 1})) {
+        plan->work->pack(w.data(), packed.data(), two ? in_two : serial);
+        t.packed = packed.data();
+      }
+      plan->work->run(t, two ? in_two : serial);
       std::vector<double> sums(result.size()), weight(result.size());
       if (with_bias) {
         const Strides& s = written == 0 ? xs : ys;
@@ -279,6 +288,10 @@ bool test_one(Ran* ran) {
         sums[at] += product;
         weight[at] += std::abs(product);
       });
+      for (size_t i = 0; t.epilogue && i < sums.size(); i++) {
+        sums[i] = std::max(0.0, (sums[i] > 0 ? sums[i] : 0.5 * sums[i]) + residual.data()[i]);
+        weight[i] += std::abs(residual.data()[i]);
+      }
       if (!close(result.data(), sums, weight)) {
         std::printf("wrong: %s\n", describe(*plan).c_str());
         return false;
@@ -287,7 +300,7 @@ bool test_one(Ran* ran) {
         std::printf("counted fewer products than there are: %s\n", describe(*plan).c_str());
         return false;
       }
-      if (!x.intact() || !w.intact() || !y.intact()) {
+      if (!x.intact() || !w.intact() || !y.intact() || !residual.intact() || !packed.intact()) {
         std::printf("wrote outside a tensor: %s\n", describe(*plan).c_str());
         return false;
       }

@@ -84,22 +84,14 @@ inline const float* residual_of(const Correlation& c, const BrgemmLayout& l) {
   return e && e->residual && e->before.kind == Activation::none && !l.staged ? e->residual : nullptr;
 }
 
-// Sets `rows` rows of n floats to what they begin with: the residual, which may be these rows, and the bias. Each may be null.
-inline void begin_sums(float* to, int64_t row, int64_t rows, int64_t n, const float* bias, const float* residual) {
-  if (residual && !bias && residual == to) return;
-  for (int64_t r = 0; r < rows; r++, to += row) {
-    if (residual) {
-      const float* from = residual + r * row;
-      for (int64_t i = 0; i < n; i += kLanes) {
-        const int64_t lanes = std::min<int64_t>(kLanes, n - i);
-        store_some(to + i, load_some(from + i, lanes) + (bias ? load_some(bias + i, lanes) : Vec{}), lanes);
-      }
-    } else if (bias) {
-      copy(to, bias, n);
+// Sets `rows` rows of n floats to the bias, or to zero without one.
+inline void begin_sums(float* to, int64_t row, int64_t rows, int64_t n, const float* bias) {
+  for (int64_t r = 0; r < rows; r++)
+    if (bias) {
+      copy(to + r * row, bias, n);
     } else {
-      zero(to, n);
+      zero(to + r * row, n);
     }
-  }
 }
 
 // Computes pixels [first, first + columns) of all output channels of a group of planes.
@@ -129,16 +121,16 @@ inline void correlate_planes(const Correlation& c, const BrgemmLayout& l, int64_
       for (int64_t k = 0; k < c.in_channels; k += run)
         multiply(outputs, pixels, std::min(run, c.in_channels - k), w_row, xs.c, ys.c, c.bias || residual || k > 0,
                  weight + o * w_row + k, x + k * xs.c + p, to);
-      finish_runs(c, to, outputs, ys.c, pixels, residual != nullptr);
+      finish_runs(c, to, outputs, ys.c, pixels, {nullptr, !residual});
     }
   }
 }
 
-// One row of pixels of a product, or several with the padding between them.
-struct PixelRow {
+// Pixels that are summed together: of one line, of several lines, or of one with the padding between them.
+struct PixelTile {
   const float* x;
   float* y;
-  int64_t pixels, x_pixel, y_pixel;
+  int64_t lines, pixels, x_line, y_line, x_pixel, y_pixel;
 };
 
 // A block of output channels of a group, and its weights.
@@ -148,41 +140,45 @@ struct ChannelsOut {
 };
 
 // Sums the taps h x w, which are part of those of c.h and `whole`, of input rows x_row floats and columns x_column floats apart.
-inline void correlate_row(const Correlation& c, const BrgemmLayout& l, const PixelRow& all, const ChannelsOut& out,
-                          const Phase& h, const Phase& w, const Phase& whole, int64_t x_row, int64_t x_column) {
+inline void correlate_tile(const Correlation& c, const BrgemmLayout& l, const PixelTile& tile, const ChannelsOut& out,
+                           const Phase& h, const Phase& w, const Phase& whole, int64_t x_row, int64_t x_column) {
   const Multiply multiply = product().multiply;
   const WeightStrides& s = c.weight_strides;
   // Neighbouring taps of packed pixels are one longer row of input channels.
   const bool merged = l.packs_weight && w.spacing == 1 && x_column == c.in_channels;
   const int64_t length = (merged ? w.taps : 1) * c.in_channels, run = h.taps * w.taps > 0 ? even_run(length, c.longest_run) : 0;
-  const int64_t tile = even_run(all.pixels, kProductRows), w_row = l.packs_weight ? l.outputs : s.c;
+  const int64_t w_row = l.packs_weight ? l.outputs : s.c;
   const float* bias = c.bias ? c.bias + out.group * c.out_channels + out.first : nullptr;
-  for (int64_t p = 0; p < all.pixels; p += tile) {
-    const int64_t pixels = std::min(tile, all.pixels - p);
-    float* y = all.y + out.first + p * all.y_pixel;
-    const float* residual = residual_of(c, l);
-    if (residual) residual += y - c.output;
-    bool add = bias || residual;
-    if (add || h.taps * w.taps == 0) begin_sums(y, all.y_pixel, pixels, out.count, bias, residual);
-    for (int64_t kh = 0; kh < h.taps; kh++)
-      for (int64_t kw = 0; kw < w.taps; kw += merged ? w.taps : 1) {
-        const float* x = all.x + p * all.x_pixel + kh * x_row + kw * w.spacing * x_column;
-        const int64_t tap = (taps_before(c.h, h) + kh) * whole.taps + taps_before(whole, w) + kw;
-        const float* weight =
-            out.weight + (l.packs_weight ? tap * c.in_channels * l.outputs
-                                         : (h.index + kh * h.index_step) * s.h + (w.index + kw * w.index_step) * s.w);
-        for (int64_t k = 0; k < length; k += run, add = true)
-          multiply(pixels, out.count, std::min(run, length - k), all.x_pixel, w_row, all.y_pixel, add, x + k,
-                   weight + k * w_row, y);
-      }
-    if (!l.staged) finish_runs(c, y, pixels, all.y_pixel, out.count, residual != nullptr);
-  }
+  float* y = tile.y + out.first;
+  // What follows the sums reads them anyway, and adds bias and residual then. A residual that is the output is what the sums
+  // begin with.
+  const bool late = c.epilogue && !l.staged, onto = residual_of(c, l) == c.output;
+  const float* first = late ? nullptr : bias;
+  bool add = first || onto;
+  for (int64_t r = 0; r < tile.lines && !onto && (first || h.taps * w.taps == 0); r++)
+    begin_sums(y + r * tile.y_line, tile.y_pixel, tile.pixels, out.count, first);
+  for (int64_t kh = 0; kh < h.taps; kh++)
+    for (int64_t kw = 0; kw < w.taps; kw += merged ? w.taps : 1) {
+      const float* x = tile.x + kh * x_row + kw * w.spacing * x_column;
+      const int64_t tap = (taps_before(c.h, h) + kh) * whole.taps + taps_before(whole, w) + kw;
+      const float* weight =
+          out.weight + (l.packs_weight ? tap * c.in_channels * l.outputs
+                                       : (h.index + kh * h.index_step) * s.h + (w.index + kw * w.index_step) * s.w);
+      // The weights of a run stay in the cache for all lines.
+      for (int64_t k = 0; k < length; k += run, add = true)
+        for (int64_t r = 0; r < tile.lines; r++)
+          multiply(tile.pixels, out.count, std::min(run, length - k), tile.x_pixel, w_row, tile.y_pixel, add,
+                   x + r * tile.x_line + k, weight + k * w_row, y + r * tile.y_line);
+    }
+  for (int64_t r = 0; r < tile.lines && late; r++)
+    finish_runs(c, y + r * tile.y_line, tile.pixels, tile.y_pixel, out.count, {bias, !onto});
 }
 
 // Runs tasks [begin, end) of a correlation, whose weights are packed already.
 void correlate_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin, int64_t end, float* scratch,
                       const float* packed) {
   const int64_t by_w = ceil_div(widest(c.w), l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
+  const int64_t by_o = ceil_div(c.out_channels, l.task_outputs);
   const int64_t step = c.w.front().step, stride = c.w.front().stride;
   const Strides &xs = c.input_strides, &ys = c.output_strides;
   float* stage = scratch + l.input_floats;
@@ -190,7 +186,9 @@ void correlate_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin
   for (const Phase& w : c.w) out_w += w.out;
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
-    const int64_t n = task / (by_w * by_h) % c.batch, group = task / (by_w * by_h * c.batch);
+    const int64_t n = task / (by_w * by_h) % c.batch, part = task / (by_w * by_h * c.batch);
+    const int64_t group = part / by_o, first = part % by_o * l.task_outputs;
+    const int64_t last = std::min(first + l.task_outputs, c.out_channels);
     if (l.planes) {
       correlate_planes(c, l, n, group, column, std::min(l.block.columns, c.w.front().out - column), packed);
       continue;
@@ -219,17 +217,37 @@ void correlate_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin
       const float* x = l.packs_input ? scratch + (column * stride + w.low - low_w) * x_column
                                      : input + low_h * x_row + (column * stride + w.low) * x_column;
       float* y = (l.staged ? stage : output) + whole.first * y_column;
-      for (int64_t o = 0; columns > 0 && o < c.out_channels; o += l.outputs) {
-        const ChannelsOut out{group, o, std::min(l.outputs, c.out_channels - o),
+      const int64_t lines = columns <= 0 ? 0 : l.joined ? 1 : rows;
+      const int64_t pixels = l.joined ? (rows - 1) * l.input.columns + columns : columns;
+      const int64_t tile = even_run(std::max<int64_t>(1, pixels), l.rows);
+      // Several short lines are a tile.
+      const int64_t together = tile < pixels ? 1 : std::max<int64_t>(1, l.rows / std::max<int64_t>(1, pixels));
+      // Computes a block of output channels of the pixels from p on of lines from r on.
+      const auto compute = [&](int64_t o, int64_t r, int64_t p) {
+        const ChannelsOut out{group, o, std::min(l.outputs, last - o),
                               l.packs_weight ? weight + o * c.h.taps * whole.taps * c.in_channels
                                              : c.weight + group * c.weight_strides.group + o};
-        PixelRow pixels{reads ? x : nullptr, y, columns, stride * x_column, step * y_column};
-        if (l.joined) pixels.pixels = (rows - 1) * l.input.columns + columns;
-        for (int64_t r = 0; r < (l.joined ? 1 : rows); r++) {
-          correlate_row(c, l, pixels, out, h, w, whole, h.spacing * x_row, x_column);
-          if (reads) pixels.x += c.h.stride * x_row;
-          pixels.y += y_row;
-        }
+        const PixelTile some{reads ? x + r * c.h.stride * x_row + p * stride * x_column : nullptr,
+                             y + r * y_row + p * step * y_column,
+                             std::min(together, lines - r),
+                             std::min(tile, pixels - p),
+                             reads ? c.h.stride * x_row : 0,
+                             y_row,
+                             stride * x_column,
+                             step * y_column};
+        correlate_tile(c, l, some, out, h, w, whole, h.spacing * x_row, x_column);
+      };
+      const auto each_pixel = [&](auto&& f) {
+        for (int64_t r = 0; r < lines; r += together)
+          for (int64_t p = 0; p < pixels; p += tile) f(r, p);
+      };
+      const auto each_block = [&](auto&& f) {
+        for (int64_t o = first; o < last; o += l.outputs) f(o);
+      };
+      if (l.channels_inside) {
+        each_pixel([&](int64_t r, int64_t p) { each_block([&](int64_t o) { compute(o, r, p); }); });
+      } else {
+        each_block([&](int64_t o) { each_pixel([&](int64_t r, int64_t p) { compute(o, r, p); }); });
       }
       weight += round_up(c.out_channels, l.outputs) * c.h.taps * whole.taps * c.in_channels;
     }

@@ -55,7 +55,15 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
   l->joined = l->packs_input && c.w.size() == 1 && step == 1 && stride == 1 && c.h.stride == 1 && out_w < kWide &&
               c.out_channels <= kNarrow;
   l->staged = !l->planes && (!pixels_out || l->joined);
-  l->outputs = std::min(round_up(c.out_channels, l->planes ? 1 : lanes), kProductChannels);
+  // Weights that stay in the cache: a product of few input channels takes as many output channels as it can, as the cost of a call
+  // is large beside it.
+  constexpr int64_t kFewInputs = 64, kManyOutputs = 256;
+  int64_t weights = 0;
+  for (const Phase& w : c.w) weights += c.h.taps * w.taps * c.in_channels * c.out_channels;
+  l->channels_inside = weights <= kScratchFloats / 4;
+  const bool many = !l->planes && single && l->channels_inside && c.in_channels <= kFewInputs;
+  l->outputs = std::min(round_up(c.out_channels, l->planes ? 1 : lanes), many ? kManyOutputs : kProductChannels);
+  l->rows = l->outputs <= 32 ? 2 * kProductRows : kProductRows;
   l->low_w = lowest(c.w);
   // Where pixels are turned, they are copied in whole vectors.
   const int64_t width = c.input_strides.c == 1 && c.input_strides.w != 1 ? c.in_channels : round_up(c.in_channels, lanes);
@@ -76,6 +84,15 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
   while (floats() > kScratchFloats / 2 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats / 2 && b.columns > 16) b.columns = ceil_div(b.columns, 2);
   if (floats() > kScratchFloats) return false;
+  l->task_outputs = c.out_channels;
+  const int64_t pixels = c.batch * c.h.out * out_w;
+  if (threads > 1 && !l->planes && !l->packs_input && !l->staged && c.groups == 1 &&
+      c.out_channels >= kProductChannels * threads && pixels < kProductRows * threads) {
+    // Threads that share few pixels would each read all weights.
+    if (c.out_channels % (threads * l->outputs) != 0) l->outputs = kProductChannels / 2;
+    l->task_outputs = round_up(ceil_div(c.out_channels, threads), l->outputs);
+    return true;
+  }
   const auto uneven = [&] {
     const int64_t tasks = l->tasks(c);
     return tasks < threads || (tasks < 5 * threads && tasks % threads != 0);

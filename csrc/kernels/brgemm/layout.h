@@ -9,7 +9,7 @@ namespace groupwise {
 // of such a tile stay in L1, and its factors in L2.
 constexpr int64_t kProductChannels = 64, kProductRows = 128, kProductPixels = 64;
 
-// A task computes a block of outputs of all channels of a group. Its scratch holds the zero-padded input pixels, if they are
+// A task computes a block of outputs of channels of a group, mostly of all. Its scratch holds the zero-padded input pixels, if they are
 // packed, and the outputs, if they are staged.
 struct BrgemmLayout {
   Block block;
@@ -17,14 +17,20 @@ struct BrgemmLayout {
   // rows are pixels, and its columns output channels.
   bool planes;
   bool packs_input, packs_weight, staged;
-  bool joined;      // the block's rows, with the padding between them, are one row of pixels
-  int64_t outputs;  // output channels of a block of weights
+  bool joined;           // the block's rows, with the padding between them, are one row of pixels
+  int64_t outputs;       // output channels of a block of weights
+  int64_t rows;          // pixels of a product
+  int64_t task_outputs;  // output channels of a task, in whole blocks
+  // All output channels of a few pixels follow each other, and not all pixels of a block of output channels: for weights that stay
+  // in the cache.
+  bool channels_inside;
   int64_t low_w;
   Pixels input, output;
   int64_t input_floats, floats;
   int64_t weight_floats;  // of one group's packed weights
   int64_t tasks(const Correlation& c) const {
-    return c.batch * c.groups * ceil_div(c.h.out, block.rows) * ceil_div(widest(c.w), block.columns);
+    return c.batch * c.groups * ceil_div(c.h.out, block.rows) * ceil_div(widest(c.w), block.columns) *
+           ceil_div(c.out_channels, task_outputs);
   }
 };
 

@@ -29,7 +29,7 @@ const char* refuses(const Request& r) {
 std::string tile(const BrgemmLayout& l) {
   const std::string channels = std::to_string(l.outputs);
   return (l.planes ? channels + " output channels x " + std::to_string(kProductPixels) + " pixels"
-                   : std::to_string(kProductRows) + " pixels x " + channels + " channels") +
+                   : std::to_string(l.rows) + " pixels x " + channels + " channels") +
          " by PyTorch's brgemm";
 }
 
