@@ -231,8 +231,8 @@ def kernel_of(engine: Engine, work: Work) -> str:
 
 def _with_kernel(kernel: str) -> Engine:
     """Returns the row of one kernel, where the planner might choose another."""
-    refuse, make = (partial(each, kernel=kernel) for each in (_refuse_groupwise, _make_groupwise))
-    return Engine("groupwise", refuse, make, kernel)
+    refuse = partial(_refuse_groupwise, kernel=kernel)
+    return Engine("groupwise", refuse, partial(_make_groupwise, kernel=kernel), kernel)
 
 
 def _make_pytorch(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
