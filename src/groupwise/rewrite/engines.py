@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 from groupwise.kernels import dispatch, native
-from groupwise.kernels.plan import record_plans
 from groupwise.rewrite.steps import Activation, Epilogue, Geometry
 
 mkldnn = torch.ops.mkldnn
@@ -59,11 +59,18 @@ class Engine:
 
     - `refuse`: returns why the engine cannot run the work, or None
     - `make`: packs weight and bias, and returns what computes the layer of an input, and of a residual if there is one
+    - `kernel`: the one kernel of groupwise that runs; empty for the planner's choice
     """
 
     name: str
     refuse: Callable[[Work], str | None]
     make: Callable[[Work, torch.Tensor, Maybe], Call]
+    kernel: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name, with that of the kernel if the row is about one."""
+        return f"{self.name} {self.kernel}".rstrip()
 
 
 def finish(output: torch.Tensor, epilogue: Epilogue, residual: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -161,34 +168,71 @@ def onednn_problem() -> str | None:
 # groupwise and PyTorch
 
 
-def _refuse_groupwise(work: Work) -> str | None:
+def _native_layer(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str) -> Any:
+    """Returns the layer of the native core, which packs the weight for a kernel, or for the planner's choice."""
+    at, epilogue = work.geometry or Geometry((), (), (), 1), work.epilogue
+    before, after = (_words(activation) for activation in (epilogue.before, epilogue.after))
+    return torch.classes.groupwise.Layer(
+        *(weight, bias, list(at.stride), list(at.padding), list(at.dilation), at.transposed),
+        *(list(at.output_padding or (0,) * at.dims), at.groups, *before, epilogue.residual, *after, kernel),
+    )
+
+
+def _words(activation: Activation | None) -> tuple[str, list[float]]:
+    """Returns the core's name of an activation, and its numbers."""
+    if activation is None:
+        return "none", []
+    if activation.attribute == "gelu":
+        return "gelu" if activation.algorithm == "none" else "gelu_tanh", []
+    return ("silu" if activation.attribute == "swish" else activation.attribute), list(activation.scalars)
+
+
+def _refuse_groupwise(work: Work, kernel: str = "") -> str | None:
     if problem := native.status().problem:
         return problem
     if work.dtype != torch.float32:
         return f"its kernels compute float32, not {str(work.dtype).removeprefix('torch.')}"
-    at = work.geometry
-    assert at is not None
-    if at.dims > 2:
+    if work.geometry is not None and work.geometry.dims > 2:
         return "its kernels compute 1-D and 2-D"
-    source = torch.zeros(work.source)
-    if work.channels_last:
-        source = source.contiguous(memory_format=torch.channels_last)
-    weight, bias = torch.zeros(work.weight), torch.zeros(_channels(work)) if work.bias else None
-    with record_plans() as plans:
-        _convolve(work, weight, bias, 1)(source)
-    if not plans or plans[0].kernel == "pytorch":
-        return "the planner leaves it to PyTorch"
-    return None
+    if 0 in (*work.source, *work.result, *work.weight):
+        return "nothing to compute"
+    return _layer_of(work, kernel).refuses(_like_source(work)) or None
 
 
-def _channels(work: Work) -> int:
-    return work.result[1]
+def _layer_of(work: Work, kernel: str) -> Any:
+    """Returns a layer that plans and never runs, so that its weights are no numbers."""
+    bias = torch.empty(work.result[-1 if work.geometry is None else 1]) if work.bias else None
+    return _native_layer(work, torch.empty(work.weight), bias, kernel)
 
 
-def _make_groupwise(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
-    # A fused operator with the epilogue in its store takes the place of these two calls.
-    convolve = _convolve(work, weight, bias, 1)
-    return lambda source, *residual: finish(convolve(source), work.epilogue, residual)
+def _like_source(work: Work) -> torch.Tensor:
+    """Returns a tensor of the source's shape and format, whose memory nothing reads or writes."""
+    source = torch.empty(work.source)
+    return source.contiguous(memory_format=torch.channels_last) if work.channels_last else source
+
+
+def _make_groupwise(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str = "") -> Call:
+    layer = _native_layer(work, weight, bias, kernel)
+    if not work.epilogue.residual:
+        return lambda source: layer.run(source, None)
+    if work.overwrite:
+        return lambda source, residual: layer.run_out(source, residual, residual)
+    run: Call = layer.run
+    return run
+
+
+def kernel_of(engine: Engine, work: Work) -> str:
+    """Returns the name of the kernel that runs a layer; empty for another engine than groupwise."""
+    if engine.name != "groupwise" or engine.kernel:
+        return engine.kernel
+    name: str = _layer_of(work, "").kernel(_like_source(work))
+    return name
+
+
+def _with_kernel(kernel: str) -> Engine:
+    """Returns the row of one kernel, where the planner might choose another."""
+    refuse, make = (partial(each, kernel=kernel) for each in (_refuse_groupwise, _make_groupwise))
+    return Engine("groupwise", refuse, make, kernel)
 
 
 def _make_pytorch(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
@@ -242,14 +286,17 @@ def _never(work: Work) -> None:
     return None
 
 
+_KERNELS = tuple(_with_kernel(kernel) for kernel in ("brgemm", "groups", "narrow", "planar", "dots"))
 CONVOLUTION = (
     Engine("onednn", _refuse_onednn, _make_onednn),
     Engine("groupwise", _refuse_groupwise, _make_groupwise),
+    *_KERNELS,
     Engine("matmul", _refuse_matmul, _make_matmul),
     Engine("pytorch", _never, _make_pytorch),
 )
 LINEAR = (
     Engine("onednn", _refuse_onednn, _make_onednn),
+    _with_kernel("brgemm"),
     Engine("pytorch", _never, _make_pytorch),
 )
 # Where nothing is measured: groupwise where its planner takes the layer, else oneDNN, else PyTorch.

@@ -34,7 +34,9 @@ class Step:
     refused: Mapping[str, str] = field(default_factory=dict)
     """Why an engine cannot run it, by its name."""
     ms: Mapping[str, float] = field(default_factory=dict)
-    """The shortest time of each engine that was measured."""
+    """The shortest time of each engine that was measured; of groupwise's kernels, by their names, too."""
+    kernel: str = ""
+    """The kernel of groupwise that runs a layer; empty for another engine."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class Plan(Printed):
 def _row(step: Step) -> tuple[str, ...]:
     groups = "" if step.groups is None else str(step.groups)
     shape = "×".join(map(str, step.output_shape))
-    return (legible(step.name), step.kind, groups, shape, step.engine, " + ".join(step.fused), _why(step))
+    engine = f"{step.engine} {step.kernel}".rstrip()
+    return (legible(step.name), step.kind, groups, shape, engine, " + ".join(step.fused), _why(step))
 
 
 def _why(step: Step) -> str:

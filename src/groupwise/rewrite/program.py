@@ -162,6 +162,7 @@ class Program:
             reason=choice.reason,
             refused=choice.refused,
             ms=choice.ms,
+            kernel=choice.kernel,
         )
 
     def _tape(self, calls: Mapping[Node, tuple[Call, list[Node]]], constants: Mapping[Node, Any]) -> Tape:
