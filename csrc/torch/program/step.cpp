@@ -89,7 +89,11 @@ Callee Callee::of_element(int64_t index) {
 const c10::FunctionSchema& Callee::schema() const { return operator_ ? operator_->schema() : method_->getSchema(); }
 
 void Callee::call(Stack& stack) const {
-  if (operator_) return operator_->callBoxed(stack);
+  if (operator_) {
+    operator_->callBoxed(stack);
+    if (schema().returns().size() > 1) stack = {c10::ivalue::Tuple::create(std::move(stack))};
+    return;
+  }
   if (method_) return method_->run(stack);
   const IValue several = std::move(stack.back());
   stack.back() = several.isTuple() ? several.toTupleRef().elements().at(element_) : IValue(several.toListRef().at(element_));
