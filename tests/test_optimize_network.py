@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import groupwise
 from groupwise.rewrite import choose, engines, region
+from groupwise.rewrite.recipe import Operation, Recipe
 from kernels import needs_kernels
 from optimized import Refusing, check, network, settle, source
 
@@ -196,7 +197,8 @@ def test_engines_are_measured_and_wrong_ones_are_not_chosen(monkeypatch):
     (step,) = [step for step in fast.plan.steps if step.kind == "convolution"]
     assert set(step.ms) >= {"matmul", "pytorch"}
     assert step.engine in step.ms
-    wrong = engines.Engine("wrong", lambda work: None, lambda *_: torch.zeros_like)
+    zeros = Recipe(1, Operation(torch.ops.aten.zeros_like.default, (engines.SOURCE,)))
+    wrong = engines.Engine("wrong", lambda work: None, lambda *_: zeros)
     monkeypatch.setattr(choose, "CONVOLUTION", (wrong, *engines.CONVOLUTION))
     fast = groupwise.optimize(model, source(), tune=True)
     (step,) = [step for step in fast.plan.steps if step.kind == "convolution"]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from groupwise.rewrite.engines import CONVOLUTION, LINEAR, UNMEASURED, Call, Engine, Maybe, Work, kernel_of
+from groupwise.rewrite.engines import CONVOLUTION, LINEAR, UNMEASURED, Engine, Maybe, Work, kernel_of
+from groupwise.rewrite.recipe import Call
 
 # Engines of one layer are timed for about so many seconds, in at least and at most so many rounds.
 BUDGET, LEAST, MOST = 0.02, 3, 40
@@ -58,7 +59,7 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
         name = next(name for name in UNMEASURED if name in able)
         reason = "the planner takes it" if name == "groupwise" else ""
         return Choice(able[name], reason, {}, refused, kernels[name])
-    calls = {name: engine.make(work, weight, bias) for name, engine in able.items()}
+    calls = {name: engine.make(work, weight, bias).call for name, engine in able.items()}
     exact = calls["pytorch"](*_copies(given))
     for name in list(calls):
         if problem := _problem(calls[name], given, exact):

@@ -1,6 +1,6 @@
 """The engines that compute a convolution or a linear layer: a row each, in the order that breaks ties.
 
-An engine packs a constant weight once, and returns what computes the layer from then on, its epilogue included.
+An engine packs a constant weight once, and returns a recipe that computes the layer from then on, with its epilogue.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from groupwise.kernels import dispatch, native
+from groupwise.kernels import native
+from groupwise.rewrite.recipe import Method, Operation, Recipe, Slot
 from groupwise.rewrite.steps import Activation, Epilogue, Geometry
 
-mkldnn = torch.ops.mkldnn
-Call = Callable[..., torch.Tensor]
+aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
 Maybe = torch.Tensor | None
 
 
@@ -64,7 +64,7 @@ class Engine:
 
     name: str
     refuse: Callable[[Work], str | None]
-    make: Callable[[Work, torch.Tensor, Maybe], Call]
+    make: Callable[[Work, torch.Tensor, Maybe], Recipe]
     kernel: str = ""
 
     @property
@@ -73,15 +73,29 @@ class Engine:
         return f"{self.name} {self.kernel}".rstrip()
 
 
-def finish(output: torch.Tensor, epilogue: Epilogue, residual: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Computes an epilogue in place, pass by pass."""
+# What a recipe of a layer is given.
+SOURCE, RESIDUAL = Slot(0), Slot(1)
+
+
+def _finished(epilogue: Epilogue, *operations: Operation) -> Recipe:
+    """Returns the operations, and an epilogue that is computed in place, pass by pass."""
+    given, made = 1 + epilogue.residual, list(operations)
+
+    def last() -> Slot:
+        return Slot(given + len(made) - 1)
+
     if epilogue.before is not None:
-        epilogue.before.apply_(output)
-    if residual:
-        output.add_(residual[0])
+        made.append(_in_place(epilogue.before, last()))
+    if epilogue.residual:
+        made.append(Operation(aten.add_.Tensor, (last(), RESIDUAL)))
         if epilogue.after is not None:
-            epilogue.after.apply_(output)
-    return output
+            made.append(_in_place(epilogue.after, last()))
+    return Recipe(given, *made)
+
+
+def _in_place(activation: Activation, slot: Slot) -> Operation:
+    operator, scalars, words = activation.in_place
+    return Operation(operator, (slot, *scalars), words)
 
 
 # oneDNN
@@ -100,7 +114,7 @@ def _refuse_onednn(work: Work) -> str | None:
     return None
 
 
-def _make_onednn(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
+def _make_onednn(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
     at = work.geometry
     if at is None:
         packed = mkldnn._reorder_linear_weight.default(weight, math.prod(work.source[:-1]))
@@ -119,20 +133,17 @@ def _make_onednn(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
     if not fits or at.groups > 1:
         return _post_ops(mkldnn._convolution_pointwise.default, packed, bias, tuple(arguments), work)
     sum_: tuple[object, ...] = ("add", 1.0, None if last is None else "relu", [], None)
+    rest = (packed, bias, *arguments, *sum_)
     if work.overwrite:
-        add_ = mkldnn._convolution_pointwise_.binary
-        return lambda source, residual: add_(residual, source, packed, bias, *arguments, *sum_)
-    add = mkldnn._convolution_pointwise.binary
-    return lambda source, residual: add(source, residual, packed, bias, *arguments, *sum_)
+        return Recipe(2, Operation(mkldnn._convolution_pointwise_.binary, (RESIDUAL, SOURCE, *rest)))
+    return Recipe(2, Operation(mkldnn._convolution_pointwise.binary, (SOURCE, RESIDUAL, *rest)))
 
 
-def _post_ops(function: Call, packed: torch.Tensor, bias: Maybe, arguments: tuple[object, ...], work: Work) -> Call:
-    """Returns a call whose first activation oneDNN computes; what follows is computed in place."""
+def _post_ops(target: Any, packed: torch.Tensor, bias: Maybe, arguments: tuple[object, ...], work: Work) -> Recipe:
+    """Returns a recipe whose first activation oneDNN computes; what follows is computed in place."""
     first, rest = work.epilogue.before, Epilogue(None, work.epilogue.residual, work.epilogue.after)
     words = ("none", [], "") if first is None else (first.attribute, list(first.scalars), first.algorithm)
-    if not rest.residual:
-        return lambda source: function(source, packed, bias, *arguments, *words)
-    return lambda source, *residual: finish(function(source, packed, bias, *arguments, *words), rest, residual)
+    return _finished(rest, Operation(target, (SOURCE, packed, bias, *arguments, *words)))
 
 
 @cache
@@ -211,14 +222,13 @@ def _like_source(work: Work) -> torch.Tensor:
     return source.contiguous(memory_format=torch.channels_last) if work.channels_last else source
 
 
-def _make_groupwise(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str = "") -> Call:
+def _make_groupwise(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str = "") -> Recipe:
     layer = _native_layer(work, weight, bias, kernel)
     if not work.epilogue.residual:
-        return lambda source: layer.run(source, None)
+        return Recipe(1, Operation(Method(layer, "run"), (SOURCE, None)))
     if work.overwrite:
-        return lambda source, residual: layer.run_out(source, residual, residual)
-    run: Call = layer.run
-    return run
+        return Recipe(2, Operation(Method(layer, "run_out"), (SOURCE, RESIDUAL, RESIDUAL)))
+    return Recipe(2, Operation(Method(layer, "run"), (SOURCE, RESIDUAL)))
 
 
 def kernel_of(engine: Engine, work: Work) -> str:
@@ -235,32 +245,15 @@ def _with_kernel(kernel: str) -> Engine:
     return Engine("groupwise", refuse, partial(_make_groupwise, kernel=kernel), kernel)
 
 
-def _make_pytorch(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
-    if work.geometry is None:
-        return lambda source, *residual: finish(functional.linear(source, weight, bias), work.epilogue, residual)
+def _make_pytorch(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
+    at = work.geometry
+    if at is None:
+        return _finished(work.epilogue, Operation(aten.linear.default, (SOURCE, weight, bias)))
     if work.channels_last:
         weight = weight.contiguous(memory_format=torch.channels_last)
-    convolve = _convolve(work, weight, bias, -1)
-    return lambda source, *residual: finish(convolve(source), work.epilogue, residual)
-
-
-def _convolve(work: Work, weight: torch.Tensor, bias: Maybe, state: int) -> Call:
-    """Returns PyTorch's operator, dispatched to groupwise's kernels if `state` is 1, and to PyTorch's if it is -1."""
-    at, convolution = work.geometry, torch.convolution
-    assert at is not None
-    arguments = (at.stride, at.padding, at.dilation, at.transposed, at.output_padding or (0,) * at.dims, at.groups)
-    switch = None if native.status().problem else dispatch.thread_switch()
-
-    def convolve(source: torch.Tensor) -> torch.Tensor:
-        if switch is None:
-            return convolution(source, weight, bias, *arguments)
-        before = switch(state)
-        try:
-            return convolution(source, weight, bias, *arguments)
-        finally:
-            switch(before)
-
-    return convolve
+    numbers = (*map(list, (at.stride, at.padding, at.dilation)), at.transposed)
+    arguments = (SOURCE, weight, bias, *numbers, list(at.output_padding or (0,) * at.dims), at.groups)
+    return _finished(work.epilogue, Operation(aten.convolution.default, arguments, state=-1))
 
 
 # A pointwise convolution as a matrix product
@@ -272,14 +265,14 @@ def _refuse_matmul(work: Work) -> str | None:
     return None
 
 
-def _make_matmul(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
-    matrix = weight.flatten(1).contiguous()
-
-    def multiply(source: torch.Tensor, *residual: torch.Tensor) -> torch.Tensor:
-        output = functional.linear(source.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
-        return finish(output, work.epilogue, residual)
-
-    return multiply
+def _make_matmul(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
+    first = 1 + work.epilogue.residual
+    return _finished(
+        work.epilogue,
+        Operation(aten.permute.default, (SOURCE, [0, 2, 3, 1])),
+        Operation(aten.linear.default, (Slot(first), weight.flatten(1).contiguous(), bias)),
+        Operation(aten.permute.default, (Slot(first + 1), [0, 3, 1, 2])),
+    )
 
 
 def _never(work: Work) -> None:

@@ -63,6 +63,8 @@ class Plan(Printed):
     """The number of threads for which the engines were chosen."""
     seconds: float
     """How long making the plan took."""
+    interpreted: tuple[Left, ...] = ()
+    """The parts whose steps Python runs, and not the native core, and why."""
 
     @property
     def engines(self) -> dict[str, int]:
@@ -78,7 +80,9 @@ class Plan(Printed):
             found += ["", *text.rows([head, *map(_row, self.steps)], left=(0, 1, 4, 5, 6))]
         if self.left:
             found += ["", "left as they are:"]
-            found += [f"  {legible(left.name) or 'the model'}: {left.reason}" for left in self.left]
+            found += list(map(_reason, self.left))
+        if self.interpreted:
+            found += ["", "run step by step in Python:", *map(_reason, self.interpreted)]
         return "\n".join(found)
 
     def _summary(self) -> str:
@@ -95,6 +99,10 @@ def _row(step: Step) -> tuple[str, ...]:
     shape = "×".join(map(str, step.output_shape))
     engine = f"{step.engine} {step.kernel}".rstrip()
     return (legible(step.name), step.kind, groups, shape, engine, " + ".join(step.fused), _why(step))
+
+
+def _reason(left: Left) -> str:
+    return f"  {legible(left.name) or 'the model'}: {left.reason}"
 
 
 def _why(step: Step) -> str:
