@@ -9,7 +9,9 @@
 
 namespace groupwise {
 
+struct Gate;
 struct Norm;
+struct Squeeze;
 
 struct Kernels {
   const char* isa;
@@ -37,6 +39,10 @@ struct Kernels {
   void (*norm_apply)(const Norm&, int64_t chunk, int64_t piece);
   void (*norm_sums)(const Norm&, int64_t chunk, int64_t piece);
   void (*norm_grad)(const Norm&, int64_t chunk, int64_t piece);
+  // Sweeps over pieces of samples, and rows of a product.
+  void (*squeeze_sums)(const Squeeze&, int64_t begin, int64_t end);
+  void (*squeeze_gate)(const Gate&, Range samples, Range rows);
+  void (*squeeze_scale)(const Squeeze&, int64_t begin, int64_t end);
   void (*multiply_adds)(int64_t rounds);  // 12 of each lane a round
 };
 

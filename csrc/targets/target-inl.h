@@ -1,5 +1,6 @@
 // The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp, sum.cpp, peak.cpp and the
-// sweeps of norm/ once for each set, every file by itself, since all in one take minutes; a target_*.cpp lists what they define.
+// sweeps of norm/ and squeeze/ once for each set, every file by itself, since all in one take minutes; a target_*.cpp lists what they
+// define.
 #pragma once
 #include GW_VECTORS
 #include "kernels/kernels.h"
@@ -26,6 +27,10 @@ void norm_apply(const Norm&, int64_t chunk, int64_t piece);
 void norm_sums(const Norm&, int64_t chunk, int64_t piece);
 void norm_grad(const Norm&, int64_t chunk, int64_t piece);
 
+void squeeze_sums(const Squeeze&, int64_t begin, int64_t end);
+void squeeze_gate(const Gate&, Range samples, Range rows);
+void squeeze_scale(const Squeeze&, int64_t begin, int64_t end);
+
 void multiply_adds(int64_t rounds);
 
 constexpr Kernels table(const char* isa, int number) {
@@ -47,6 +52,9 @@ constexpr Kernels table(const char* isa, int number) {
           norm_apply,
           norm_sums,
           norm_grad,
+          squeeze_sums,
+          squeeze_gate,
+          squeeze_scale,
           multiply_adds};
 }
 

@@ -18,6 +18,7 @@ from groupwise.rewrite.functional import make_functional, memory_of
 from groupwise.rewrite.fuse import fuse
 from groupwise.rewrite.plan import Step
 from groupwise.rewrite.simplify import change_layout, copy_shared_outputs, remove_unread, simplify
+from groupwise.rewrite.squeeze import name_squeezes
 from groupwise.rewrite.steps import ACTIVATIONS, args_of, is_layer, is_tensor, name_layers, value
 from groupwise.rewrite.tape import Call, Tape, bind
 
@@ -48,6 +49,7 @@ class Program:
         fold(graph)
         remove_unread(graph)
         fuse(graph)
+        name_squeezes(graph)
         copy_shared_outputs(graph)
         change_layout(graph)
         self.graph: Graph = graph
@@ -98,7 +100,7 @@ class Program:
             return choice.engine.make(work, *_packable(node, constants)), _reads(node)
         target: Any = node.target
         if node in self._writable and args_of(node)[0] in self._writable[node]:
-            target = IN_PLACE.get(target, target)
+            target = node.meta.get("in_place", IN_PLACE.get(target, target))
         return bind(target, args_of(node), node.kwargs, constants)
 
     def _choose(self, constants: dict[Node, Any], example: Sequence[Any]) -> dict[Node, tuple[Call, list[Node]]]:
@@ -149,7 +151,8 @@ class Program:
         output = tuple(made.shape) if isinstance(made, torch.Tensor) else ()
         if not is_layer(node):
             name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
-            return Step(module_of(node), name, "pytorch", (), shape, output)
+            engine, fused = node.meta.get("engine", "pytorch"), node.meta.get("fused", ())
+            return Step(module_of(node), name, engine, fused, shape, output)
         work, choice = self._choices[node]
         return Step(
             name=module_of(node),
