@@ -17,6 +17,7 @@ from groupwise.rewrite.fold import fold, mark_constants
 from groupwise.rewrite.functional import make_functional, memory_of
 from groupwise.rewrite.fuse import fuse
 from groupwise.rewrite.plan import Step
+from groupwise.rewrite.shuffle import name_shuffles
 from groupwise.rewrite.simplify import change_layout, copy_shared_outputs, remove_unread, simplify
 from groupwise.rewrite.squeeze import name_squeezes
 from groupwise.rewrite.steps import ACTIVATIONS, args_of, is_layer, is_tensor, name_layers, value
@@ -50,6 +51,7 @@ class Program:
         remove_unread(graph)
         fuse(graph)
         name_squeezes(graph)
+        name_shuffles(graph)
         copy_shared_outputs(graph)
         change_layout(graph)
         self.graph: Graph = graph
