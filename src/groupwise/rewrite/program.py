@@ -17,6 +17,7 @@ from groupwise.rewrite.fold import fold, mark_constants
 from groupwise.rewrite.functional import make_functional, memory_of
 from groupwise.rewrite.fuse import fuse
 from groupwise.rewrite.plan import Step
+from groupwise.rewrite.pool import name_pools
 from groupwise.rewrite.shuffle import name_shuffles
 from groupwise.rewrite.simplify import change_layout, copy_shared_outputs, remove_unread, simplify
 from groupwise.rewrite.squeeze import name_squeezes
@@ -52,6 +53,7 @@ class Program:
         fuse(graph)
         name_squeezes(graph)
         name_shuffles(graph)
+        name_pools(graph)
         copy_shared_outputs(graph)
         change_layout(graph)
         self.graph: Graph = graph
