@@ -17,18 +17,23 @@ struct Window {
 // Writes N vectors of channels of one output, `width` lanes of each. Side is the window's if that is square and a constant, else 0.
 template <int N, int Side, class Width>
 GW_INLINE void largest(const Window& w, int64_t channel, Width width, float* to) {
+  // A comparison with NaN is false, so that NaN is counted by itself: one comparison a tap would wait for the one before it.
   Vec most[N];
+  decltype(most[0] != most[0]) bad[N] = {};
   unroll<N>([&](auto k) GW_LAMBDA { most[k] = broadcast(-std::numeric_limits<float>::infinity()); });
   each<Side>(w.rows, [&](int64_t i) GW_LAMBDA {
     each<Side>(w.columns, [&](int64_t j) GW_LAMBDA {
       const float* from = w.from + i * w.row + j * w.column + channel;
       unroll<N>([&](auto k) GW_LAMBDA {
         const Vec v = load_some(from + k * kLanes, width);
-        most[k] = (v > most[k]) | (v != v) ? v : most[k];
+        most[k] = v > most[k] ? v : most[k];
+        bad[k] |= v != v;
       });
     });
   });
-  unroll<N>([&](auto k) GW_LAMBDA { store_some(to + channel + k * kLanes, most[k], width); });
+  unroll<N>([&](auto k) GW_LAMBDA {
+    store_some(to + channel + k * kLanes, bad[k] ? broadcast(std::numeric_limits<float>::quiet_NaN()) : most[k], width);
+  });
 }
 
 // Writes all channels of one output. The last vector begins where it ends with them, and overlaps the one before it.
