@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import groupwise
+from kernels import needs_kernels
 from optimized import Both, Excite, Residual, Shuffle, check, kinds, layers, settle
 
 
@@ -114,11 +115,50 @@ class Scaled(nn.Module):
 
 
 def test_a_scale_goes_through_a_permutation():
-    assert layers(check(Scaled("channel").eval(), source())) == [("linear", ("scale",))]
+    assert layers(check(Scaled("channel").eval(), source())) == [("linear", ("scale", "sum"))]
 
 
 def test_a_scale_that_is_not_one_for_each_channel_stays():
     assert layers(check(Scaled("width").eval(), source(2, 8, 8, 10))) == [("linear", ())]
+
+
+class Moved(nn.Module):
+    """A sum with what a layer computes, behind moves of dimensions."""
+
+    def __init__(self, move, other_side):
+        super().__init__()
+        self.linear, self.move, self.other_side = nn.Linear(6, 6), move, other_side
+
+    def forward(self, x, y):
+        made = self.move(self.linear(x))
+        return (y + made if self.other_side else made + y).relu()
+
+
+@pytest.mark.parametrize("other_side", [False, True])
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda t: t.permute(0, 3, 1, 2),
+        lambda t: t.permute(-1, 0, -2, 1),
+        lambda t: t.transpose(1, -1),
+        lambda t: t.permute(3, 0, 1, 2).transpose(0, 2).permute(1, 0, 3, 2),
+    ],
+)
+def test_a_sum_behind_moves_of_dimensions_is_fused(move, other_side):
+    x = torch.randn(2, 3, 4, 6)
+    fast = check(Moved(move, other_side).eval(), x, torch.randn(move(x).shape))
+    assert layers(fast) == [("linear", ("sum",))]
+    assert "add" not in kinds(fast)
+
+
+def test_a_sum_behind_a_move_that_is_read_twice_is_not_fused():
+    class Read(Moved):
+        def forward(self, x, y):
+            made = self.move(self.linear(x))
+            return made + y, made.mean()
+
+    model = Read(lambda t: t.transpose(1, 3), False).eval()
+    assert layers(check(model, torch.randn(2, 3, 4, 6), torch.randn(2, 6, 4, 3))) == [("linear", ())]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +237,56 @@ def test_a_sum_that_is_broadcast_is_not_fused():
 def test_a_channel_shuffle_is_one_step():
     model = nn.Sequential(nn.Conv2d(8, 12, 1), Shuffle(3), nn.Conv2d(12, 4, 1)).eval()
     assert "native_channel_shuffle" in kinds(check(model, source()))
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels", [8, 7, 2, 40])
+def test_a_shuffle_of_two_joined_tensors_is_one_step(channels):
+    model = nn.Sequential(Both(nn.Conv2d(8, channels, 1), nn.Conv2d(8, channels, 3, padding=1)), Shuffle(2))
+    fast = check(nn.Sequential(model, nn.ReLU()).eval(), source())
+    assert "interleave" in kinds(fast)
+    assert not {"cat", "native_channel_shuffle"} & set(kinds(fast))
+
+
+class Halved(nn.Module):
+    """ShuffleNetV2: both halves of the shuffled channels have readers of their own."""
+
+    def __init__(self, channels, halve):
+        super().__init__()
+        self.first = nn.Sequential(Both(nn.Conv2d(8, channels, 1), nn.Conv2d(8, channels, 3, padding=1)), Shuffle(2))
+        self.second, self.halve = nn.Conv2d(channels, channels, 1), halve
+
+    def forward(self, x):
+        left, right = self.halve(self.first(x))
+        return torch.cat([left, self.second(right)], 1)
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels", [8, 7, 1, 33])
+def test_halves_of_a_shuffle_are_one_step(channels):
+    for halve in (
+        lambda t: t.chunk(2, 1),
+        lambda t: t.split(t.shape[1] // 2, -3),
+        lambda t: t.split([t.shape[1] // 2] * 2, 1),
+    ):
+        fast = check(Halved(channels, halve).eval(), source())
+        assert "interleave_halves" in kinds(fast)
+        assert not {"chunk", "split", "native_channel_shuffle"} & set(kinds(fast))
+
+
+def test_other_shuffles_stay():
+    for halve in (
+        lambda t: t.chunk(2, 2),
+        lambda t: (t[:, ::2], t[:, 1::2]),
+        lambda t: t.split([3, 13], 1)[::-1],
+    ):
+        model = Halved(8, halve)
+        model.second = nn.Identity()
+        assert "interleave_halves" not in kinds(check(model.eval(), torch.randn(2, 8, 10, 10)))
+    joined = nn.Sequential(Both(nn.Conv2d(8, 4, 1), nn.Conv2d(8, 8, 1)), Shuffle(2))
+    assert not {"interleave", "interleave_halves"} & set(kinds(check(joined.eval(), source())))
+    joined = nn.Sequential(Both(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)), Shuffle(4))
+    assert not {"interleave", "interleave_halves"} & set(kinds(check(joined.eval(), source())))
 
 
 def test_images_change_their_layout_once():

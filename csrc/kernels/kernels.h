@@ -9,7 +9,11 @@
 
 namespace groupwise {
 
+struct Gate;
+struct Interleave;
+struct MaxPool;
 struct Norm;
+struct Squeeze;
 
 struct Kernels {
   const char* isa;
@@ -38,6 +42,12 @@ struct Kernels {
   void (*norm_apply)(const Norm&, int64_t chunk, int64_t piece);
   void (*norm_sums)(const Norm&, int64_t chunk, int64_t piece);
   void (*norm_grad)(const Norm&, int64_t chunk, int64_t piece);
+  void (*interleave_rows)(const Interleave&, int64_t begin, int64_t end);
+  void (*max_pool_rows)(const MaxPool&, int64_t begin, int64_t end);
+  // Sweeps over pieces of samples, and rows of a product.
+  void (*squeeze_sums)(const Squeeze&, int64_t begin, int64_t end);
+  void (*squeeze_gate)(const Gate&, Range samples, Range rows);
+  void (*squeeze_scale)(const Squeeze&, int64_t begin, int64_t end);
   void (*multiply_adds)(int64_t rounds);  // 12 of each lane a round
 };
 

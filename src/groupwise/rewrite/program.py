@@ -18,8 +18,11 @@ from groupwise.rewrite.fold import fold, mark_constants
 from groupwise.rewrite.functional import make_functional, memory_of
 from groupwise.rewrite.fuse import fuse
 from groupwise.rewrite.plan import Step
+from groupwise.rewrite.pool import name_pools
 from groupwise.rewrite.recipe import Operation, Recipe, Slot
+from groupwise.rewrite.shuffle import name_shuffles
 from groupwise.rewrite.simplify import change_layout, copy_shared_outputs, remove_unread, simplify, to_channels_last
+from groupwise.rewrite.squeeze import name_squeezes
 from groupwise.rewrite.steps import ACTIVATIONS, args_of, is_layer, is_tensor, name_layers, value
 from groupwise.rewrite.tape import Tape
 
@@ -50,6 +53,9 @@ class Program:
         fold(graph)
         remove_unread(graph)
         fuse(graph)
+        name_squeezes(graph)
+        name_shuffles(graph)
+        name_pools(graph)
         copy_shared_outputs(graph)
         change_layout(graph)
         self.graph: Graph = graph
@@ -119,7 +125,7 @@ class Program:
             return Recipe(1, Operation(aten.contiguous.default, (Slot(0),), form)), node.all_input_nodes
         target: Any = node.target
         if node in self._writable and args_of(node)[0] in self._writable[node]:
-            target = IN_PLACE.get(target, target)
+            target = node.meta.get("in_place", IN_PLACE.get(target, target))
         reads: list[Node] = []
 
         def keep(read: Node) -> Any:
@@ -179,7 +185,8 @@ class Program:
         output = tuple(made.shape) if isinstance(made, torch.Tensor) else ()
         if not is_layer(node):
             name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
-            return Step(module_of(node), name, "pytorch", (), shape, output)
+            engine, fused = node.meta.get("engine", "pytorch"), node.meta.get("fused", ())
+            return Step(module_of(node), name, engine, fused, shape, output)
         work, choice = self._choices[node]
         return Step(
             name=module_of(node),

@@ -1,0 +1,1 @@
+#include "kernels/interleave/rows-inl.h"

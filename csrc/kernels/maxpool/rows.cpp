@@ -1,0 +1,1 @@
+#include "kernels/maxpool/rows-inl.h"

@@ -1,0 +1,149 @@
+// The sweeps of squeeze and excitation, and its products.
+#pragma once
+#include <algorithm>
+
+#include "kernels/norm/activation-inl.h"
+#include "kernels/squeeze/squeeze.h"
+
+namespace groupwise::GW_TARGET {
+
+constexpr int kRowTile = 8;
+
+// Calls f(pixel, N) for tiles of kRowTile pixels [first, last), then for single ones.
+template <class F>
+GW_INLINE void in_row_tiles(int64_t first, int64_t last, F&& f) {
+  for (; first + kRowTile <= last; first += kRowTile) f(first, std::integral_constant<int, kRowTile>{});
+  for (; first < last; first++) f(first, std::integral_constant<int, 1>{});
+}
+
+// Calls f(offset, width) for the vectors of `count` floats. The width of a whole one is a constant.
+template <class F>
+GW_INLINE void in_vectors(int64_t count, F&& f) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) f(i, std::integral_constant<int64_t, kLanes>{});
+  if (i < count) f(i, count - i);
+}
+
+// Tiles are summed in registers, and added to the sums of the piece, so that no sum has more than a few hundred addends.
+GW_INLINE void sum_rows(const float* x, int64_t pixels, int64_t channels, float* sums) {
+  std::fill(sums, sums + channels, 0.0f);
+  in_row_tiles(0, pixels, [&](int64_t pixel, auto tile) GW_LAMBDA {
+    const float* from = x + pixel * channels;
+    in_vectors(channels, [&](int64_t c, auto width) GW_LAMBDA {
+      Vec a = load_some(from + c, width), b{};
+      unroll<tile() - 1>([&](auto k) GW_LAMBDA {
+        const Vec v = load_some(from + (k + 1) * channels + c, width);
+        if constexpr (k % 2 == 0) {
+          b += v;
+        } else {
+          a += v;
+        }
+      });
+      store_some(sums + c, load_some(sums + c, width) + (a + b), width);
+    });
+  });
+}
+
+// Returns the sum of a plane: of blocks of vectors, then of those sums.
+GW_INLINE float sum_plane(const float* x, int64_t pixels) {
+  constexpr int64_t kBlock = 64 * 4 * kLanes;
+  Vec all[4] = {};
+  for (int64_t at = 0; at < pixels; at += kBlock) {
+    const int64_t last = std::min(pixels, at + kBlock);
+    Vec sum[4] = {};
+    int64_t i = at;
+    for (; i + 4 * kLanes <= last; i += 4 * kLanes) unroll<4>([&](auto k) GW_LAMBDA { sum[k] += load(x + i + k * kLanes); });
+    in_vectors(last - i, [&](int64_t more, auto width) GW_LAMBDA { sum[0] += load_some(x + i + more, width); });
+    unroll<4>([&](auto k) GW_LAMBDA { all[k] += sum[k]; });
+  }
+  const Four four = sum_lanes(all);
+  return (four[0] + four[1]) + (four[2] + four[3]);
+}
+
+void squeeze_sums(const Squeeze& given, int64_t begin, int64_t end) {
+  const Squeeze s = given;
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t sample = task / s.pieces, first = task % s.pieces * s.piece;
+    const float* x = s.x + sample * s.channels * s.pixels;
+    if (s.rows) {
+      sum_rows(x + first * s.channels, std::min(s.piece, s.pixels - first), s.channels, s.sums + task * s.channels);
+    } else {
+      for (int64_t c = first; c < std::min(s.channels, first + s.piece); c++)
+        s.sums[sample * s.channels + c] = sum_plane(x + c * s.pixels, s.pixels);
+    }
+  }
+}
+
+// Computes rows [rows.first, rows.last) of samples, before the activation: four rows at once, which share the loads of the input.
+GW_INLINE void dots(const Gate& g, Range samples, Range rows) {
+  for (int64_t row = rows.first; row < rows.last; row += 4) {
+    const int64_t count = std::min<int64_t>(4, rows.last - row);
+    const float* w[4];
+    // The last row stands in for those that are missing.
+    unroll<4>([&](auto k) GW_LAMBDA { w[k] = g.weight + std::min<int64_t>(row + k, rows.last - 1) * g.inputs; });
+    for (int64_t sample = samples.first; sample < samples.last; sample++) {
+      const float* in = g.in + sample * g.inputs;
+      Vec even[4] = {}, odd[4] = {};
+      int64_t i = 0;
+      for (; i + 2 * kLanes <= g.inputs; i += 2 * kLanes) {
+        const Vec a = load(in + i), b = load(in + i + kLanes);
+        unroll<4>([&](auto k) GW_LAMBDA { even[k] += load(w[k] + i) * a; });
+        unroll<4>([&](auto k) GW_LAMBDA { odd[k] += load(w[k] + i + kLanes) * b; });
+      }
+      in_vectors(g.inputs - i, [&](int64_t more, auto width) GW_LAMBDA {
+        const Vec a = load_some(in + i + more, width);
+        unroll<4>([&](auto k) GW_LAMBDA { even[k] += load_some(w[k] + i + more, width) * a; });
+      });
+      unroll<4>([&](auto k) GW_LAMBDA { even[k] += odd[k]; });
+      const Four sums = sum_lanes(even);
+      float* out = g.out + sample * g.outputs + row;
+      for (int64_t k = 0; k < count; k++) out[k] = sums[k];
+    }
+  }
+}
+
+void squeeze_gate(const Gate& given, Range samples, Range rows) {
+  const Gate g = given;
+  if (g.weight) dots(g, samples, rows);
+  with(g.activation, [&](auto activation) {
+    for (int64_t sample = samples.first; sample < samples.last; sample++) {
+      float* out = g.out + sample * g.outputs + rows.first;
+      const float* in = g.weight ? out : g.in + sample * g.outputs + rows.first;
+      in_vectors(rows.last - rows.first, [&](int64_t i, auto width) GW_LAMBDA {
+        Vec z = load_some(in + i, width);
+        if (g.bias) z += load_some(g.bias + rows.first + i, width);
+        store_some(out + i, activate<activation()>(z, 0.0f), width);
+      });
+    }
+  });
+}
+
+void squeeze_scale(const Squeeze& given, int64_t begin, int64_t end) {
+  const Squeeze s = given;
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t sample = task / s.pieces, first = task % s.pieces * s.piece, start = sample * s.channels * s.pixels;
+    const float* gate = s.gate + sample * s.channels;
+    const int64_t last = std::min(first + s.piece, s.rows ? s.pixels : s.channels);
+    if (s.rows) {
+      in_row_tiles(first, last, [&](int64_t pixel, auto tile) GW_LAMBDA {
+        const int64_t at = start + pixel * s.channels;
+        in_vectors(s.channels, [&](int64_t c, auto width) GW_LAMBDA {
+          const Vec factor = load_some(gate + c, width);
+          unroll<tile()>([&](auto k) GW_LAMBDA {
+            const int64_t to = at + k * s.channels + c;
+            store_some(s.y + to, load_some(s.x + to, width) * factor, width);
+          });
+        });
+      });
+    } else {
+      for (int64_t c = first; c < last; c++) {
+        const Vec factor = broadcast(gate[c]);
+        const int64_t at = start + c * s.pixels;
+        in_vectors(s.pixels, [&](int64_t i, auto width)
+                                 GW_LAMBDA { store_some(s.y + at + i, load_some(s.x + at + i, width) * factor, width); });
+      }
+    }
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

@@ -1,0 +1,1 @@
+#include "kernels/squeeze/gate-inl.h"

@@ -1,0 +1,82 @@
+#include "kernels/squeeze/squeeze.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "run.h"
+#include "targets/isa.h"
+
+namespace groupwise {
+namespace {
+
+// A piece has so many numbers, and a sample so many pieces at most.
+constexpr int64_t kPiece = 16384, kMostPieces = 256;
+// With fewer numbers, or products, a second thread costs more than it saves.
+constexpr int64_t kWorthAThread = 32768;
+// With weights of so many numbers a sample finds them in the L2 cache after the sample before it.
+constexpr int64_t kStays = 131072;
+
+void split(Squeeze* s) {
+  const int64_t length = s->rows ? s->pixels : s->channels, width = s->rows ? s->channels : s->pixels;
+  const int64_t fit = std::max<int64_t>(kPiece / width / 8 * 8, s->rows ? 8 : 1);
+  s->piece = std::max(fit, ceil_div(length, kMostPieces));
+  s->pieces = ceil_div(length, s->piece);
+}
+
+}  // namespace
+
+void squeeze_excite(Squeeze s, Gate first, Gate second, const NormRun& run) {
+  const Kernels& target = kernels();
+  split(&s);
+  const int64_t parts = s.rows ? s.pieces : 1;
+  const int64_t sums = s.samples * parts * s.channels, all = s.samples * s.channels, hidden = s.samples * first.outputs;
+  const std::unique_ptr<float[]> room(new float[sums + 2 * all + hidden]);
+  float *const mean = room.get() + sums, *const gate = mean + all;
+  s.sums = room.get();
+  s.gate = gate;
+  first.in = mean;
+  first.out = gate + all;
+  second.in = first.outputs > 0 ? first.out : mean;
+  second.out = gate;
+
+  const auto means = [&](int64_t begin, int64_t end) {
+    for (int64_t sample = begin; sample < end; sample++)
+      for (int64_t c = 0; c < s.channels; c++) {
+        double sum = 0;
+        for (int64_t part = 0; part < parts; part++) sum += s.sums[(sample * parts + part) * s.channels + c];
+        mean[sample * s.channels + c] = static_cast<float>(sum / static_cast<double>(s.pixels));
+      }
+  };
+  const int64_t weights = first.outputs * first.inputs + second.outputs * (second.weight ? second.inputs : 1);
+  const bool threaded = run.threads > 1 && s.samples * s.channels * s.pixels >= kWorthAThread;
+  const bool even = s.samples % run.threads == 0 || s.samples >= 4 * run.threads;
+  if (weights <= kStays && (!threaded || even)) {
+    run_tasks(s.samples, threaded, run.parallel_for, [&](int64_t begin, int64_t end) {
+      for (int64_t sample = begin; sample < end; sample++) {
+        target.squeeze_sums(s, sample * s.pieces, (sample + 1) * s.pieces);
+        means(sample, sample + 1);
+        if (first.outputs > 0) target.squeeze_gate(first, Range{sample, sample + 1}, Range{0, first.outputs});
+        target.squeeze_gate(second, Range{sample, sample + 1}, Range{0, second.outputs});
+        target.squeeze_scale(s, sample * s.pieces, (sample + 1) * s.pieces);
+      }
+    });
+    return;
+  }
+  const auto sweep = [&](auto f) {
+    run_tasks(s.samples * s.pieces, threaded, run.parallel_for, [&](int64_t begin, int64_t end) { f(s, begin, end); });
+  };
+  const auto product = [&](const Gate& g) {
+    const bool shared = threaded && g.weight && g.samples * g.inputs * g.outputs >= kWorthAThread;
+    // A thread gets several rows at once, whose input it loads once.
+    run_tasks(ceil_div(g.outputs, 8), shared, run.parallel_for, [&](int64_t begin, int64_t end) {
+      target.squeeze_gate(g, Range{0, g.samples}, Range{begin * 8, std::min(end * 8, g.outputs)});
+    });
+  };
+  sweep(target.squeeze_sums);
+  means(0, s.samples);
+  if (first.outputs > 0) product(first);
+  product(second);
+  sweep(target.squeeze_scale);
+}
+
+}  // namespace groupwise

@@ -1,0 +1,35 @@
+// Squeeze and excitation: y = x * gate, where the gate is one number a sample and channel, which two small products make of the
+// means over the pixels: gate = second(first(mean)). A product is act(w * v + b).
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/norm/norm.h"
+
+namespace groupwise {
+
+// out[sample][row] = act(bias[row] + sum over k of weight[row][k] * in[sample][k]). Without a weight, `out` is act(in + bias).
+struct Gate {
+  int64_t samples, inputs, outputs;
+  const float *weight, *bias;  // or null
+  Activation activation;
+  const float* in = nullptr;
+  float* out = nullptr;
+};
+
+// Work is split by pieces of a sample: ranges of pixels, which hold all channels (channels_last), or ranges of channels
+// (contiguous). The split depends on the shape alone, so that results have the same bits for any number of threads.
+struct Squeeze {
+  int64_t samples, channels, pixels;
+  bool rows;
+  const float* x = nullptr;
+  float* y = nullptr;  // may be x
+  int64_t piece = 0, pieces = 0;
+  float* sums = nullptr;        // rows: [sample][piece][channel], else [sample][channel]
+  const float* gate = nullptr;  // [sample][channel]
+};
+
+// How sweeps are threaded: see NormRun. `first` has no outputs where there is one product only.
+void squeeze_excite(Squeeze squeeze, Gate first, Gate second, const NormRun& run);
+
+}  // namespace groupwise

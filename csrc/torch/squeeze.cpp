@@ -1,0 +1,242 @@
+// The operator groupwise::squeeze_excite, for float32 on the CPU, with an output of its own or a given one, which may be x. It has
+// no gradient of its own: where one is wanted, PyTorch's operators compute it.
+#include <ATen/MemoryOverlap.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/native/Resize.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/hardsigmoid.h>
+#include <ATen/ops/hardswish.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/relu6.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/tanh.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/library.h>
+
+#include <array>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/squeeze/squeeze.h"
+#include "torch/pool.h"
+
+namespace groupwise {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr const char* kSchema =
+    "squeeze_excite(Tensor x, Tensor? weight1, Tensor? bias1, str activation1, Tensor? weight2, Tensor? bias2, "
+    "str activation2) -> Tensor";
+constexpr const char* kOutSchema =
+    "squeeze_excite.out(Tensor x, Tensor? weight1, Tensor? bias1, str activation1, Tensor? weight2, Tensor? bias2, "
+    "str activation2, *, Tensor(a!) out) -> Tensor(a!)";
+
+// The activations that need no number beside their name.
+struct Named {
+  std::string_view name;
+  Activation activation;
+  Tensor (*composed)(const Tensor&);
+};
+constexpr std::array<Named, 8> kActivationsHere{{
+    {"none", Activation::none, [](const Tensor& t) { return t; }},
+    {"relu", Activation::relu, [](const Tensor& t) { return at::relu(t); }},
+    {"relu6", Activation::relu6, [](const Tensor& t) { return at::relu6(t); }},
+    {"silu", Activation::silu, [](const Tensor& t) { return at::silu(t); }},
+    {"hardswish", Activation::hardswish, [](const Tensor& t) { return at::hardswish(t); }},
+    {"hardsigmoid", Activation::hardsigmoid, [](const Tensor& t) { return at::hardsigmoid(t); }},
+    {"sigmoid", Activation::sigmoid, [](const Tensor& t) { return at::sigmoid(t); }},
+    {"tanh", Activation::tanh, [](const Tensor& t) { return at::tanh(t); }},
+}};
+
+const Named& named(std::string_view name) {
+  for (const Named& row : kActivationsHere)
+    if (row.name == name) return row;
+  TORCH_CHECK(false, "groupwise: activation '", std::string(name), "' is not known to squeeze_excite");
+}
+
+bool there(const OptionalTensor& t) { return t && t->defined(); }
+
+void check(const Tensor& t, const char* name) {
+  TORCH_CHECK(t.scalar_type() == at::kFloat && t.layout() == at::kStrided, "groupwise: ", name,
+              " must be a dense float32 tensor");
+}
+
+// A product by shape: a weight of [outputs, inputs], which may have dimensions of size 1 after these, and a bias of [outputs].
+// Without a weight there are as many outputs as inputs.
+c10::SymInt outputs_of(const OptionalTensor& weight, const OptionalTensor& bias, const c10::SymInt& inputs, const char* which) {
+  c10::SymInt outputs = inputs;
+  if (there(weight)) {
+    check(*weight, which);
+    TORCH_CHECK(weight->dim() >= 2 && weight->sym_size(1) == inputs && weight->sym_numel() == weight->sym_size(0) * inputs,
+                "groupwise: ", which, " must have the shape [outputs, inputs] or [outputs, inputs, 1, 1], and ", inputs,
+                " inputs, not ", weight->sym_sizes());
+    outputs = weight->sym_size(0);
+  }
+  if (there(bias)) {
+    check(*bias, "a bias");
+    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == outputs, "groupwise: the bias of ", which,
+                " must have one number an output");
+  }
+  return outputs;
+}
+
+void check_all(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
+               const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
+  check(x, "x");
+  TORCH_CHECK(x.dim() >= 3, "groupwise: x must have samples, channels and pixels, not the shape ", x.sym_sizes());
+  named(act1), named(act2);
+  const c10::SymInt hidden = outputs_of(w1, b1, x.sym_size(1), "weight1");
+  TORCH_CHECK(outputs_of(w2, b2, hidden, "weight2") == x.sym_size(1), "groupwise: weight2 must have ", x.sym_size(1),
+              " outputs, one a channel");
+}
+
+// A memory format that suits the strides of x, also if those leave gaps.
+Tensor dense(const Tensor& x) { return x.contiguous(x.suggest_memory_format()); }
+Tensor new_like(const Tensor& x) { return at::empty_like(x, x.options(), x.suggest_memory_format()); }
+
+// Computes y, which has the strides of x, both dense; it may be x.
+void compute(const Tensor& x, const Tensor& y, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
+             const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
+  if (x.numel() == 0) return;
+  Squeeze s{};
+  s.samples = x.size(0);
+  s.channels = x.size(1);
+  s.pixels = x.numel() / s.samples / s.channels;
+  // One channel is one plane in either format, and one pixel one row.
+  s.rows = s.channels > 1 && (s.pixels == 1 || x.suggest_memory_format() != at::MemoryFormat::Contiguous);
+  s.x = x.const_data_ptr<float>();
+  s.y = y.mutable_data_ptr<float>();
+  std::vector<Tensor> kept;
+  const auto read = [&](const OptionalTensor& t) -> const float* {
+    if (!there(t)) return nullptr;
+    kept.push_back(t->contiguous());
+    return kept.back().const_data_ptr<float>();
+  };
+  const auto gate = [&](const OptionalTensor& w, const OptionalTensor& b, std::string_view act, int64_t inputs) {
+    return Gate{s.samples, inputs, there(w) ? w->size(0) : inputs, read(w), read(b), named(act).activation};
+  };
+  Gate first = gate(w1, b1, act1, s.channels);
+  const Gate second = gate(w2, b2, act2, first.outputs);
+  if (!first.weight && !first.bias && first.activation == Activation::none) first.outputs = 0;
+  squeeze_excite(s, first, second, {threads_here(), parallel_for});
+}
+
+Tensor forward(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
+               const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
+  check_all(x, w1, b1, act1, w2, b2, act2);
+  const Tensor y = new_like(x);
+  compute(dense(x), y, w1, b1, act1, w2, b2, act2);
+  return y;
+}
+
+void check_out(const Tensor& x, const Tensor& out) {
+  TORCH_CHECK(out.scalar_type() == at::kFloat, "groupwise: out must be float32, not ", out.scalar_type());
+  TORCH_CHECK(out.device() == x.device(), "groupwise: out must be on the device of x");
+}
+
+Tensor& forward_out(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
+                    const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2, Tensor& out) {
+  check_all(x, w1, b1, act1, w2, b2, act2);
+  check_out(x, out);
+  at::native::resize_output(out, x.sizes());
+  at::assert_no_internal_overlap(out);
+  at::assert_no_partial_overlap(out, x);
+  for (const OptionalTensor* t : {&w1, &b1, &w2, &b2})
+    if (there(*t)) at::assert_no_overlap(out, **t);
+  const Tensor from = dense(x);
+  if (out.strides() == from.strides()) {
+    compute(from, out, w1, b1, act1, w2, b2, act2);
+  } else {
+    const Tensor y = from.is_same(x) ? new_like(x) : from;
+    compute(from, y, w1, b1, act1, w2, b2, act2);
+    out.copy_(y);
+  }
+  return out;
+}
+
+Tensor forward_meta(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
+                    const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
+  check_all(x, w1, b1, act1, w2, b2, act2);
+  return new_like(x);
+}
+
+Tensor& forward_out_meta(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
+                         const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2, Tensor& out) {
+  check_all(x, w1, b1, act1, w2, b2, act2);
+  check_out(x, out);
+  at::native::resize_output_symint(out, x.sym_sizes());
+  return out;
+}
+
+bool differentiates(const OptionalTensor& t) {
+  return there(t) && ((at::GradMode::is_enabled() && t->requires_grad()) || t->_fw_grad(0).defined());
+}
+
+Tensor composed(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
+                const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
+  std::vector<int64_t> others;
+  for (int64_t i = 2; i < x.dim(); i++) others.push_back(i);
+  const auto gate = [](const Tensor& in, const OptionalTensor& w, const OptionalTensor& b, std::string_view act) {
+    if (there(w)) return named(act).composed(at::linear(in, w->flatten(1), b));
+    return named(act).composed(there(b) ? in + *b : in);
+  };
+  Tensor factor = gate(gate(x.mean(others), w1, b1, act1), w2, b2, act2);
+  for (size_t i = 0; i < others.size(); i++) factor = factor.unsqueeze(-1);
+  return x * factor;
+}
+
+Tensor forward_autograd(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
+                        const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
+  for (const OptionalTensor& t : {OptionalTensor(x), w1, b1, w2, b2})
+    if (differentiates(t)) {
+      check_all(x, w1, b1, act1, w2, b2, act2);
+      return composed(x, w1, b1, act1, w2, b2, act2);
+    }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("groupwise::squeeze_excite", "").typed<decltype(forward)>();
+  return op.call(x, w1, b1, act1, w2, b2, act2);
+}
+
+Tensor& forward_out_autograd(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
+                             const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2, Tensor& out) {
+  for (const OptionalTensor& t : {OptionalTensor(x), w1, b1, w2, b2, OptionalTensor(out)})
+    TORCH_CHECK(!differentiates(t),
+                "groupwise: squeeze_excite with out= has no gradient: leave out=, or compute under torch.no_grad()");
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    static const auto op =
+        c10::Dispatcher::singleton().findSchemaOrThrow("groupwise::squeeze_excite", "out").typed<decltype(forward_out)>();
+    op.call(x, w1, b1, act1, w2, b2, act2, out);
+  }
+  if (!out.is_inference()) torch::autograd::impl::bump_version(out);
+  return out;
+}
+
+}  // namespace
+}  // namespace groupwise
+
+TORCH_LIBRARY_FRAGMENT(groupwise, m) {
+  m.def(groupwise::kSchema, {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
+  // torch.compile takes no operator of others that returns what it writes to.
+  m.def(groupwise::kOutSchema, {at::Tag::flexible_layout});
+}
+TORCH_LIBRARY_IMPL(groupwise, CPU, m) {
+  m.impl("squeeze_excite", &groupwise::forward);
+  m.impl("squeeze_excite.out", &groupwise::forward_out);
+}
+TORCH_LIBRARY_IMPL(groupwise, Meta, m) {
+  m.impl("squeeze_excite", &groupwise::forward_meta);
+  m.impl("squeeze_excite.out", &groupwise::forward_out_meta);
+}
+TORCH_LIBRARY_IMPL(groupwise, Autograd, m) {
+  m.impl("squeeze_excite", &groupwise::forward_autograd);
+  m.impl("squeeze_excite.out", &groupwise::forward_out_autograd);
+}
