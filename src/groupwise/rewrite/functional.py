@@ -10,6 +10,7 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.rewrite.capture import NotCaptured, module_of
+from groupwise.rewrite.kept import Kept
 from groupwise.rewrite.steps import args_of, is_layer
 
 aten = torch.ops.aten
@@ -31,13 +32,22 @@ Roots = dict[Node, frozenset[Node]]
 
 
 def memory_of(graph: Graph) -> Roots:
-    """Returns for each node the nodes whose memory its value may share; its own, if it is fresh."""
+    """Returns for each node the nodes whose memory its value may share; its own, if it is fresh.
+
+    What a kept module read or made has that module's node among them: a hook may hold the memory for ever.
+    """
     roots: Roots = {}
     for node in graph.nodes:
         shared: frozenset[Node] = frozenset()
         for argument in _shared_with(node):
             shared |= roots[argument]
         roots[node] = shared or frozenset([node])
+    for node in graph.nodes:
+        if isinstance(node.target, Kept):
+            held = frozenset().union(*(roots[read] for read in node.all_input_nodes)) | {node}
+            for other, memory in roots.items():
+                if memory & held:
+                    roots[other] = memory | {node}
     return roots
 
 
@@ -76,7 +86,10 @@ def make_functional(graph: Graph) -> None:
         target = args_of(node)[0] if args_of(node) else None
         if not isinstance(target, Node) or not str(node.target).split(".")[1].endswith("_"):
             raise NotCaptured(f"{module_of(node)} writes by {node.target}")
-        written = roots[target]
+        holders = {root for root in roots[target] if isinstance(root.target, Kept)}
+        if any(order[holder] < order[node] for holder in holders):
+            raise NotCaptured(f"{module_of(node)} writes to memory that a module which stays as it is has seen")
+        written = roots[target] - holders
         for root in written:
             if root.op == "placeholder":
                 name = root.meta.get("state")
