@@ -16,6 +16,7 @@ from groupwise.rewrite.engines import Work
 from groupwise.rewrite.fold import fold, mark_constants
 from groupwise.rewrite.functional import make_functional, memory_of
 from groupwise.rewrite.fuse import fuse
+from groupwise.rewrite.norms import batch_norm_act
 from groupwise.rewrite.plan import Step
 from groupwise.rewrite.simplify import change_layout, copy_shared_outputs, remove_unread, simplify
 from groupwise.rewrite.steps import ACTIVATIONS, args_of, is_layer, is_tensor, name_layers, value
@@ -149,7 +150,8 @@ class Program:
         output = tuple(made.shape) if isinstance(made, torch.Tensor) else ()
         if not is_layer(node):
             name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
-            return Step(module_of(node), name, "pytorch", (), shape, output)
+            engine = "groupwise" if node.target is batch_norm_act else "pytorch"
+            return Step(module_of(node), name, engine, node.meta.get("fused", ()), shape, output)
         work, choice = self._choices[node]
         return Step(
             name=module_of(node),
