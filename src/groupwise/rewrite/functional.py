@@ -29,6 +29,8 @@ FRESH = {
 }
 # Operators that write to running statistics, which their schema does not say: where the flag and the mean are.
 STATISTICS = {aten.batch_norm.default: (5, 3), aten.instance_norm.default: (5, 3)}
+# In-place operators that do nothing where their third argument, for training, is False.
+DROPOUTS = {aten.dropout_.default, aten.feature_dropout_.default, aten.alpha_dropout_.default}
 Roots = dict[Node, frozenset[Node]]
 
 
@@ -76,6 +78,10 @@ def _nodes(given: Any) -> list[Node]:
 
 def make_functional(graph: Graph) -> None:
     """Replaces each in-place operator. Raises `NotCaptured` where the graph would not compute the same then."""
+    for node in list(graph.nodes):
+        if node.target in DROPOUTS and not args_of(node)[2]:
+            node.replace_all_uses_with(args_of(node)[0])
+            graph.erase_node(node)
     order = {node: number for number, node in enumerate(graph.nodes)}
     roots = memory_of(graph)
     for node in list(graph.nodes):

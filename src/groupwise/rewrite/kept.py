@@ -1,6 +1,6 @@
 """`Kept`: a module inside a captured one that stays as it is. It runs between the rewritten operators.
 
-The export sees one operator in its place. What the module computes on tensors of the device `meta` tells the shapes.
+The export sees one operator in its place. What the module computes on fake tensors tells the shapes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
@@ -43,9 +44,9 @@ class Tensor:
         """Returns what is known of a tensor."""
         return Tensor(tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
-    def empty(self, device: str = "cpu") -> torch.Tensor:
+    def empty(self) -> torch.Tensor:
         """Returns memory for it."""
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
 
     def laid_out(self, tensor: torch.Tensor) -> torch.Tensor:
         """Returns the tensor with these strides: the module's own code may depend on them."""
@@ -108,14 +109,14 @@ class Stand(torch.nn.Module):
         super().__init__()
         # As a child of this module it would be exported too.
         vars(self)["_module"], vars(self)["_numbers"] = module, numbers
-        vars(self)["_double"] = _without_hooks(copy.deepcopy(module)).to("meta")
+        vars(self)["_double"] = _without_hooks(copy.deepcopy(module))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Notes the call, and returns what has the shapes of its output."""
         leaves, in_spec = tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         given = [Tensor.of(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        with torch.utils._python_dispatch._disable_current_modes():
+        with torch.utils._python_dispatch._disable_current_modes(), FakeTensorMode(allow_non_fake_inputs=True):
             made, out_spec = self._shapes(given, in_spec)
         number = next(_numbers)
         _calls[number] = Kept(vars(self)["_module"], given, in_spec, made, out_spec)
@@ -124,7 +125,7 @@ class Stand(torch.nn.Module):
         return tree_unflatten([next(results) if isinstance(leaf, Tensor) else leaf for leaf in made], out_spec)
 
     def _shapes(self, given: Sequence[Any], in_spec: TreeSpec) -> tuple[list[Any], TreeSpec]:
-        leaves = [leaf.empty("meta") if isinstance(leaf, Tensor) else leaf for leaf in given]
+        leaves = [leaf.empty() if isinstance(leaf, Tensor) else leaf for leaf in given]
         args, kwargs = tree_unflatten(leaves, in_spec)
         before = [leaf._version for leaf in leaves if isinstance(leaf, torch.Tensor)]
         found, out_spec = tree_flatten(vars(self)["_double"](*args, **kwargs))
