@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
 
-from groupwise.kernels import native, tables
+import groupwise
+from groupwise.kernels import native, tables, tuning
 
 # `make test` tries the same examples on every run and machine; `make fuzz` draws new ones and tells how to repeat them.
 # Neither has a deadline, which a busy machine would miss.
@@ -39,6 +42,20 @@ def _policy() -> None:
         for isa in native.runnable():
             native.prepare(isa)
             tables.clear(native.library(), isa)
+
+
+@pytest.fixture
+def own_cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give an empty cache, nothing enabled, no variable that tunes, and a processor that a table covers."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("GROUPWISE_TUNE")
+    monkeypatch.setattr(tuning, "covered", lambda isa: True)
+    groupwise.disable()
+    groupwise.forget()
+    yield
+    groupwise.disable()
+    native.library().groupwise_clock(native.CLOCK())
+    groupwise.forget()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

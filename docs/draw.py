@@ -2,14 +2,15 @@
 
 python docs/draw.py
 
-The code that draws a picture stands below it in docs/gallery.md, where readers see it. This script runs that code, and
-benchmarks/chart.py for the two pictures that show measurements.
+The code that draws a picture stands below it in docs/gallery.md, where readers see it. This script runs that code,
+benchmarks/chart.py for the two pictures that show measurements, and docs/draw_planner.py for how the planner decides.
 """
 
 from __future__ import annotations
 
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ DRAWN = re.compile(r"!\[[^\]]*\]\(pictures/([\w-]+\.svg)\)\n\n```python\n(.*?)``
 
 def pictures() -> dict[str, str]:
     """Returns the SVG of each picture of the gallery by its file name, drawn anew."""
-    return computed() | measured()
+    return computed() | measured() | {"planner.svg": runpy.run_path(str(DOCS / "draw_planner.py"))["drawn"]()}
 
 
 def computed() -> dict[str, str]:

@@ -15,7 +15,7 @@ EPS = torch.finfo(torch.float32).eps
 def settle(model):
     """The model in eval, with statistics and affine parameters that are not those of a fresh BatchNorm."""
     for part in model.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+        if isinstance(part, nn.modules.batchnorm._NormBase):
             with torch.no_grad():
                 part.running_mean.normal_(0, 0.3)
                 part.running_var.uniform_(0.5, 2)

@@ -60,8 +60,69 @@ def test_two_batch_norms_in_a_row():
     assert layers(check(model, source())) == [("convolution", ("batch norm", "batch norm"))]
 
 
+def norms(fast):
+    """What each BatchNorm that no layer took computes beside itself."""
+    return [step.fused for step in fast.plan.steps if step.kind == "batch_norm_act"]
+
+
 def test_a_batch_norm_alone_stays():
-    assert "batch_norm" in kinds(check(settle(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU())), source()))
+    assert "batch_norm" in kinds(check(settle(nn.Sequential(nn.BatchNorm2d(8), nn.Softmax(1))), source()))
+
+
+@needs_kernels
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "word"),
+    [
+        (nn.ReLU(inplace=True), "relu"),
+        (nn.ReLU6(), "relu6"),
+        (nn.SiLU(), "silu"),
+        (nn.Hardswish(), "hardswish"),
+        (nn.Hardsigmoid(), "hardsigmoid"),
+        (nn.Sigmoid(), "sigmoid"),
+        (nn.Tanh(), "tanh"),
+        (nn.LeakyReLU(0.3), "leaky_relu"),
+        (nn.GELU(), ""),
+        (nn.Hardtanh(-0.5, 0.7), ""),
+    ],
+)
+def test_a_batch_norm_that_no_layer_takes_is_one_operator_with_what_follows(activation, word, residual):
+    norm = nn.BatchNorm2d(8, affine=word != "tanh", eps=1e-2)
+    model = Residual(norm, after=activation) if residual else nn.Sequential(norm, activation)
+    words = tuple(part for part in ("sum" if residual else "", word) if part)
+    for x in (source(), source().contiguous(memory_format=torch.channels_last), source(0, 8, 10, 10)):
+        fast = check(settle(model), x)
+        assert norms(fast) == ([words] if words and x.numel() else [])
+    assert norms(groupwise.optimize(model.double(), source().double())) == []
+
+
+@needs_kernels
+def test_a_batch_norm_that_others_read_is_not_joined():
+    class Read(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            made = self.norm(x)
+            return torch.relu(made) + made.mean() + (self.norm(x) + self.norm(x)[:1]).relu()
+
+    assert norms(check(settle(Read()), source())) == []
+
+
+@needs_kernels
+@pytest.mark.parametrize("activation", groupwise.nn.functional.ACTIVATIONS)
+def test_a_batch_norm_with_an_activation_of_groupwise_is_folded(activation):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), groupwise.nn.BatchNormAct2d(8, activation=activation)
+
+        def forward(self, x):
+            return self.norm(self.conv(x), x)
+
+    words = ("batch norm", "sum", *[activation] * (activation != "none"))
+    assert layers(check(settle(Block()), source())) == [("convolution", words)]
 
 
 def test_a_batch_norm_of_the_wrong_dimension_stays():
@@ -93,7 +154,7 @@ class Shared(nn.Module):
 
 
 def test_an_output_that_others_read_is_not_folded():
-    assert "batch_norm" in kinds(check(settle(Twice()), source()))
+    assert layers(check(settle(Twice()), source())) == [("convolution", ())]
 
 
 def test_a_shared_layer_is_folded_where_it_may():

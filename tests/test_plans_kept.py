@@ -12,15 +12,9 @@ from groupwise import ConvSpec, plan, record_plans
 from groupwise.kernels import native, tuning
 from groupwise.kernels.dispatch import forced
 from kernels import needs_kernels
-from tuned import own_cache, requests
+from tuned import requests
 
 pytestmark = needs_kernels
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    with own_cache(tmp_path, monkeypatch):
-        yield
 
 
 ALIKE = {
@@ -31,7 +25,7 @@ ALIKE = {
 
 
 @pytest.mark.parametrize("name", ALIKE)
-def test_strides_of_single_elements_make_no_plan_of_their_own(cache, name):
+def test_strides_of_single_elements_make_no_plan_of_their_own(own_cache, name):
     x = ALIKE[name]()
     layer = torch.nn.Conv2d(32, 32, (1, 3), groups=8)
     dense = x.clone(memory_format=torch.preserve_format)
@@ -45,7 +39,7 @@ def test_strides_of_single_elements_make_no_plan_of_their_own(cache, name):
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 64), (3, 32, 64), (1, 32, 9, 9), (2, 32, 1, 9)])
-def test_what_was_measured_is_what_plan_says(cache, shape):
+def test_what_was_measured_is_what_plan_says(own_cache, shape):
     layer = (torch.nn.Conv1d if len(shape) == 3 else torch.nn.Conv2d)(32, 32, 3, padding=1, groups=8)
     with torch.inference_mode(), groupwise.enabled(tune=True), record_plans() as plans:
         layer(torch.randn(shape))
@@ -53,7 +47,7 @@ def test_what_was_measured_is_what_plan_says(cache, shape):
     assert plans[0].source == "measured"
 
 
-def test_other_threads_plan_anew_after_tuning(cache):
+def test_other_threads_plan_anew_after_tuning(own_cache):
     layer, x = torch.nn.Conv2d(32, 32, 3, groups=8), torch.randn(1, 32, 9, 9)
     sources, turns = [], [threading.Event(), threading.Event()]
 
@@ -83,7 +77,7 @@ def test_sizes_whose_products_cannot_be_counted_are_refused():
     assert plan(ConvSpec(8, 8, 3, padding=1), (1, 8, 2**20, 2**20), memory_format="channels_last").products > 0
 
 
-def test_default_tuning_asks_for_the_threads_of_the_tables(cache, monkeypatch):
+def test_default_tuning_asks_for_the_threads_of_the_tables(own_cache, monkeypatch):
     monkeypatch.setattr(tuning, "most_threads", lambda isa: 2.0)
     monkeypatch.setattr(tuning, "_tuner", None, raising=False)
     assert tuning._unknown(native.status().isa, 0.5).startswith("no table for ")

@@ -16,16 +16,10 @@ from groupwise.cli import output
 from groupwise.cli.parser import parser
 from groupwise.kernels import tuning
 from kernels import OURS, needs_kernels
-from tuned import lines, own_cache
+from tuned import lines
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.usefixtures("own_cache")]
 SHAPE = (2, 16, 12, 12)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    with own_cache(tmp_path, monkeypatch):
-        yield
 
 
 def layer(**options):

@@ -16,16 +16,10 @@ import groupwise
 from groupwise import GroupwiseError, plan, record_plans
 from groupwise.kernels import native, tuning
 from kernels import needs_kernels
-from tuned import Clock, candidates, lines, own_cache, requests
+from tuned import Clock, candidates, lines, requests
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.usefixtures("own_cache")]
 SHAPE = (2, 32, 12, 12)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    with own_cache(tmp_path, monkeypatch):
-        yield
 
 
 @pytest.fixture

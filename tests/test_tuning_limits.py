@@ -14,16 +14,10 @@ import groupwise
 from groupwise import record_plans
 from groupwise.kernels import cache, native, tuning
 from kernels import needs_kernels
-from tuned import Clock, candidates, lines, own_cache, requests
+from tuned import Clock, candidates, lines, requests
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.usefixtures("own_cache")]
 SHAPE = (2, 32, 12, 12)
-
-
-@pytest.fixture(autouse=True)
-def own(tmp_path, monkeypatch):
-    with own_cache(tmp_path, monkeypatch):
-        yield
 
 
 def layer(out=32):

@@ -1,11 +1,9 @@
-"""Tests that measure kernels: by a clock that makes times up, into a cache of their own."""
+"""Tests that measure kernels: by a clock that makes times up. Their fixture `own_cache` is in conftest.py."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 
-import groupwise
 from groupwise import plan
 from groupwise.kernels import dispatch, native, tuning
 from kernels import OURS
@@ -29,22 +27,6 @@ class Clock:
             self.taken.append(self._seconds(len(self.taken)))
             self._now += self.taken[-1]
         return self._now
-
-
-@contextlib.contextmanager
-def own_cache(tmp_path, monkeypatch):
-    """An empty cache, nothing enabled before and after, no variable that tunes, and a processor that a table covers."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("GROUPWISE_TUNE")
-    monkeypatch.setattr(tuning, "covered", lambda isa: True)
-    groupwise.disable()
-    groupwise.forget()
-    try:
-        yield
-    finally:
-        groupwise.disable()
-        native.library().groupwise_clock(native.CLOCK())
-        groupwise.forget()
 
 
 def candidates(layer, shape, **options):

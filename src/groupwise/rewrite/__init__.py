@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import tuning
-from groupwise.rewrite.capture import reason_to_leave
+from groupwise.rewrite.capture import first_line, reason_to_leave
 from groupwise.rewrite.network import Optimized
 from groupwise.rewrite.plan import Left, Plan, Step
 from groupwise.rewrite.watch import check_watchable
@@ -24,7 +24,11 @@ __all__ = ["Left", "Optimized", "Plan", "Step", "optimize"]
 
 
 def optimize(
-    model: torch.nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None, tune: bool | None = None
+    model: torch.nn.Module,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    tune: bool | None = None,
+    **unknown: Any,
 ) -> Optimized:
     """Returns a network that computes what `model(*inputs, **kwargs)` computes, for inference on the CPU.
 
@@ -37,7 +41,8 @@ def optimize(
       choices: groupwise where its planner takes a layer, else oneDNN, else PyTorch. None does as GROUPWISE_TUNE says,
       and times them if it is not set. Nothing is timed while `torch.use_deterministic_algorithms` is on.
 
-    Raises `GroupwiseError` for what is no module, and for a model in training mode, with hooks or on another device.
+    Raises `GroupwiseError` for what is no module, for a model in training mode, with hooks or on another device, and
+    for inputs that the model refuses.
 
     Examples:
         >>> import groupwise, torch
@@ -49,6 +54,11 @@ def optimize(
         ...     fast(torch.randn(1, 3, 16, 16)).shape
         torch.Size([1, 8, 14, 14])
     """
+    if unknown:
+        named = ", ".join(f'"{name}": {name}' for name in unknown)
+        raise GroupwiseError(
+            f"{', '.join(unknown)} is no argument of groupwise.optimize; for the model, write kwargs={{{named}}}"
+        )
     _check(model, inputs, kwargs)
     if tune is not None and not isinstance(tune, bool):
         raise GroupwiseError(f"tune={tune!r} is not known; choose one of: True, False, None")
@@ -56,8 +66,29 @@ def optimize(
     network = Optimized(model, measure)
     # A call in inference mode would make constants that other modes refuse.
     with torch.inference_mode(False), torch.no_grad():
-        network(*inputs, **(kwargs or {}))
+        _try(network, inputs, kwargs or {})
     return network
+
+
+def _try(network: Optimized, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    try:
+        network(*inputs, **kwargs)
+    except GroupwiseError:
+        raise
+    except Exception as error:
+        given = ", ".join([*map(_word, inputs), *(f"{name}={_word(value)}" for name, value in kwargs.items())])
+        fix = "give the arguments with which you call the model: groupwise.optimize(model, x)"
+        if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
+            fix = "give the model's arguments one by one: groupwise.optimize(model, x)"
+        raise GroupwiseError(
+            f"model({given}) fails with {type(error).__name__}: {first_line(error)}; it must accept its example; {fix}"
+        ) from error
+
+
+def _word(given: Any) -> str:
+    if isinstance(given, torch.Tensor):
+        return f"{str(given.dtype).removeprefix('torch.')} tensor of {'×'.join(map(str, given.shape))}"
+    return f"a {type(given).__name__}" if isinstance(given, tuple | list | dict) else repr(given)[:40]
 
 
 def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO, cast
 
 import torch
 from torch.fx import Graph, Node
 from torch.nn.utils import parametrize
 from torch.utils._pytree import TreeSpec, tree_flatten
+
+from groupwise.rewrite import kept
 
 
 class NotCaptured(Exception):
@@ -28,32 +32,41 @@ class Captured:
       `meta["state"]` has the name
     - `constants`: tensors that are no state of the module, by name
     - `out_spec`: how the outputs are arranged
+    - `left`: why parts of the module stay as they are, by their names
     """
 
     graph: Graph
     constants: Mapping[str, torch.Tensor]
     out_spec: TreeSpec
+    left: Mapping[str, str]
 
 
 def twin(module: torch.nn.Module) -> torch.nn.Module:
-    """Returns a copy with a structure of its own, which shares every parameter and buffer, also one that is replaced.
+    """Returns a copy in eval mode with a structure of its own, which shares every parameter and buffer.
 
-    Modules that stay as they are for their hooks or parametrizations are shared too: the hooks are their user's.
+    It shares one that is replaced later too, and modules that stay as they are: hooks are their user's. Those are also
+    the modules in training mode, unless the whole model is in training mode.
     """
     shared: dict[int, Any] = {}
     for part in module.modules():
-        if part is not module and (reason_to_leave(part) or isinstance(part, torch.jit.ScriptModule)):
+        if part is not module and (_reason_to_share(part) or (part.training and not module.training)):
             shared[id(part)] = part
         if not isinstance(part, torch.jit.ScriptModule):
             held = [part._parameters, part._buffers, *part._parameters.values(), *part._buffers.values()]
             shared |= {id(thing): thing for thing in held if thing is not None}
-    return _without_regions(copy.deepcopy(module, shared))
+    made = _without_regions(copy.deepcopy(module, shared))
+    for part in made.modules():
+        if id(part) not in shared:
+            part.training = False
+    return made
 
 
 def reason_to_leave(module: torch.nn.Module) -> str | None:
     """Says why this module itself cannot be rewritten; None if nothing is against it."""
-    if module.training:
-        return "it is in training mode"
+    return "it is in training mode" if module.training else _reason_to_share(module)
+
+
+def _reason_to_share(module: torch.nn.Module) -> str | None:
     if module._forward_hooks or module._forward_pre_hooks:
         return "it has forward hooks"
     if parametrize.is_parametrized(module):
@@ -67,15 +80,21 @@ def reason_to_leave(module: torch.nn.Module) -> str | None:
 
 def capture(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Captured:
     """Returns what `module(*args, **kwargs)` runs. Raises `NotCaptured` where that is not one graph of operators."""
-    for name, part in module.named_modules():
-        if reason := reason_to_leave(part):
-            raise NotCaptured(f"{name}: {reason}" if name else reason)
+    left = _kept_parts(module)
+    if "" in left:
+        raise NotCaptured(left[""])
+    numbers: list[int] = []
     try:
         with _quietly(), torch.no_grad():
             # The export puts fake tensors in place of parameters while it runs, which other threads must not see.
-            program = torch.export.export(_apart(module), tuple(args), dict(kwargs), strict=False)
+            apart = _apart(module, kept.standing(module, left, numbers))
+            program = torch.export.export(apart, tuple(args), dict(kwargs), strict=False)
+            kept.put_back(program.graph)
     except Exception as error:
-        raise NotCaptured(f"torch.export refuses it: {_first_line(error)}") from None
+        reasons = "".join(f"{name}: {reason}, and " for name, reason in left.items())
+        raise NotCaptured(f"{reasons}torch.export refuses it: {first_line(error)}") from None
+    finally:
+        kept.forget(numbers)
     if program.call_spec.in_spec != tree_flatten((tuple(args), dict(kwargs)))[1]:
         raise NotCaptured("torch.export arranges its arguments in another order")
     graph = program.graph
@@ -93,7 +112,7 @@ def capture(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
         raise NotCaptured("it writes to its parameters, buffers or inputs")
     for node in graph.nodes:
         _check(node)
-    return Captured(graph, constants, program.call_spec.out_spec)
+    return Captured(graph, constants, program.call_spec.out_spec, left)
 
 
 def module_of(node: Node) -> str:
@@ -103,9 +122,19 @@ def module_of(node: Node) -> str:
     return path or node.name
 
 
-def _apart(module: torch.nn.Module) -> torch.nn.Module:
-    """Returns a copy that shares tensors but not the dictionaries that hold them."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+def _kept_parts(module: torch.nn.Module) -> dict[str, str]:
+    """Returns why submodules stay as they are, by their names; not those inside of others that stay."""
+    found: dict[str, str] = {}
+    for name, part in module.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if not inside and (reason := reason_to_leave(part)):
+            found[name] = reason
+    return found
+
+
+def _apart(module: torch.nn.Module, others: Mapping[int, torch.nn.Module]) -> torch.nn.Module:
+    """Returns a copy with other submodules at some places, which shares tensors but not the dictionaries of them."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())} | dict(others)
     return _without_regions(copy.deepcopy(module, memo))
 
 
@@ -143,9 +172,26 @@ def _check(node: Node) -> None:
                 raise NotCaptured("it has sparse or quantized tensors")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Returns what an error says, in short."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:160].rstrip(".")
+    return (lines[0] if lines else type(error).__name__)[:160].rstrip(".:")
+
+
+class _OthersOnly:
+    """Standard error for all threads but this one."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Writes what another thread writes."""
+        if threading.get_ident() != self._thread:
+            self._stream.write(text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager
@@ -155,7 +201,8 @@ def _quietly() -> Iterator[None]:
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        # It prints the graph up to a branch that depends on values.
+        with warnings.catch_warnings(), redirect_stderr(cast(TextIO, _OthersOnly(sys.stderr))):
             warnings.simplefilter("ignore")
             yield
     finally:

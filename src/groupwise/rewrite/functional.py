@@ -10,6 +10,8 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.rewrite.capture import NotCaptured, module_of
+from groupwise.rewrite.kept import Kept
+from groupwise.rewrite.norms import batch_norm_act
 from groupwise.rewrite.steps import args_of, is_layer
 
 aten = torch.ops.aten
@@ -27,22 +29,33 @@ FRESH = {
 }
 # Operators that write to running statistics, which their schema does not say: where the flag and the mean are.
 STATISTICS = {aten.batch_norm.default: (5, 3), aten.instance_norm.default: (5, 3)}
+# In-place operators that do nothing where their third argument, for training, is False.
+DROPOUTS = {aten.dropout_.default, aten.feature_dropout_.default, aten.alpha_dropout_.default}
 Roots = dict[Node, frozenset[Node]]
 
 
 def memory_of(graph: Graph) -> Roots:
-    """Returns for each node the nodes whose memory its value may share; its own, if it is fresh."""
+    """Returns for each node the nodes whose memory its value may share; its own, if it is fresh.
+
+    What a kept module read or made has that module's node among them: a hook may hold the memory for ever.
+    """
     roots: Roots = {}
     for node in graph.nodes:
         shared: frozenset[Node] = frozenset()
         for argument in _shared_with(node):
             shared |= roots[argument]
         roots[node] = shared or frozenset([node])
+    for node in graph.nodes:
+        if isinstance(node.target, Kept):
+            held = frozenset().union(*(roots[read] for read in node.all_input_nodes)) | {node}
+            for other, memory in roots.items():
+                if memory & held:
+                    roots[other] = memory | {node}
     return roots
 
 
 def _shared_with(node: Node) -> Iterable[Node]:
-    if node.op != "call_function" or is_layer(node):
+    if node.op != "call_function" or is_layer(node) or node.target is batch_norm_act:
         return []
     if node.target is operator.getitem or not isinstance(node.target, torch._ops.OpOverload):
         return node.all_input_nodes
@@ -65,6 +78,10 @@ def _nodes(given: Any) -> list[Node]:
 
 def make_functional(graph: Graph) -> None:
     """Replaces each in-place operator. Raises `NotCaptured` where the graph would not compute the same then."""
+    for node in list(graph.nodes):
+        if node.target in DROPOUTS and not args_of(node)[2]:
+            node.replace_all_uses_with(args_of(node)[0])
+            graph.erase_node(node)
     order = {node: number for number, node in enumerate(graph.nodes)}
     roots = memory_of(graph)
     for node in list(graph.nodes):
@@ -76,7 +93,10 @@ def make_functional(graph: Graph) -> None:
         target = args_of(node)[0] if args_of(node) else None
         if not isinstance(target, Node) or not str(node.target).split(".")[1].endswith("_"):
             raise NotCaptured(f"{module_of(node)} writes by {node.target}")
-        written = roots[target]
+        holders = {root for root in roots[target] if isinstance(root.target, Kept)}
+        if any(order[holder] < order[node] for holder in holders):
+            raise NotCaptured(f"{module_of(node)} writes to memory that a module which stays as it is has seen")
+        written = roots[target] - holders
         for root in written:
             if root.op == "placeholder":
                 name = root.meta.get("state")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch.fx import Graph, Node
 
+from groupwise.rewrite.norms import fuse_norms
 from groupwise.rewrite.steps import activation_of, args_of, is_layer, is_tensor, only_reader, value
 
 aten = torch.ops.aten
@@ -18,6 +19,7 @@ def fuse(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and is_tensor(node):
             _activation(graph, node, order) or _sum(graph, node, order)
+    fuse_norms(graph)
 
 
 def _activation(graph: Graph, node: Node, order: dict[Node, int]) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,29 +14,37 @@ from torch.utils._pytree import tree_leaves
 from groupwise.errors import GroupwiseError
 from groupwise.rewrite.capture import twin
 from groupwise.rewrite.plan import Plan
-from groupwise.rewrite.region import Planner, Region, plan_of
+from groupwise.rewrite.region import MOST_PROGRAMS, Met, Planner, Region, key_of, plan_of
+from groupwise.rewrite.structure import Structure, countable
+from groupwise.rewrite.watch import check_watchable
 
 
 class Optimized(torch.nn.Module):
     """A network for inference that `groupwise.optimize` made of a model.
 
     It is called as the model is. `print(network.plan)` says how it runs. Its parameters, buffers and state_dict are the
-    model's own, and it packs its weights again when one of them changes. Inputs of another shape make a plan of their
-    own when they first come.
+    model's own, and it packs its weights again when one of them changes, and plans anew when a submodule of the model
+    is replaced. Inputs of another shape make a plan of their own when they first come.
     """
 
     def __init__(self, model: torch.nn.Module, measure: bool) -> None:
         super().__init__()
+        vars(self)["_source"] = model
         self._arrange(twin(model), measure)
-        super().train(False)
+        self.training = False
 
     def _arrange(self, model: torch.nn.Module, measure: bool) -> None:
-        # The model is no submodule: names in the state_dict would begin with its name.
+        # The model is no submodule: names would begin with its name. What it holds belongs to both, so that whatever
+        # walks over modules, such as torch.export, finds its parameters.
         vars(self)["_model"] = model
+        for held in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            vars(self)[held] = vars(model)[held]
         vars(self)["_measure"] = measure
         # Children of the region's model may become regions themselves. It shares whatever holds parameters.
         vars(self)["_region"] = Region(twin(model), "", Planner(measure))
         vars(self)["_plan"] = None
+        vars(self)["_plans"] = OrderedDict()
+        vars(self)["_structures"] = (Structure(vars(self)["_source"]), Structure(model))
 
     @property
     def model(self) -> torch.nn.Module:
@@ -45,25 +54,72 @@ class Optimized(torch.nn.Module):
 
     @property
     def plan(self) -> Plan:
-        """How the network runs on the shapes that it planned last."""
+        """The plan that was made last. It says for which inputs it is; `plan_of` returns that of others."""
         plan: Plan | None = vars(self)["_plan"]
         if plan is None:
             raise GroupwiseError("this copy of an optimized network has no plan yet; call it once on an input")
         return plan
 
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plans that the network keeps, one for each kind of input, the newest at the end."""
+        region: Region = vars(self)["_region"]
+        return tuple(plan for key, plan in list(vars(self)["_plans"].items()) if region.knows(key))
+
+    def plan_of(self, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Plan:
+        """Returns the plan for inputs like these, and runs the network on them if there is none yet."""
+        named = dict(kwargs or {})
+        key = key_of(inputs, named)
+        if key is None:
+            raise GroupwiseError(
+                "there is no plan for these inputs: under autocast and torch.func, and for tensors that are not plain "
+                "CPU tensors, the network runs the model's own code"
+            )
+        if key[0] not in vars(self)["_plans"] or not vars(self)["_region"].knows(key[0]):
+            with torch.no_grad():
+                self(*inputs, **named)
+        plan: Plan = vars(self)["_plans"][key[0]]
+        return plan
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Computes what the model computes."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._is_tracing():
             return self.model(*args, **kwargs)
         if torch.is_grad_enabled():
             self._refuse_gradients(args, kwargs)
+        source, model = vars(self)["_structures"]
+        if not (source.holds() and model.holds()):
+            self._notice_modules(source)
         region: Region = vars(self)["_region"]
-        before, started = _planned(region), time.perf_counter()
-        output = region(*args, **kwargs)
-        if _planned(region) != before:
-            shapes = tuple(tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
-            vars(self)["_plan"] = plan_of(region, type(self.model).__name__, shapes, started)
+        thread, news, started = region.planner.thread, region.planner.news, time.perf_counter()
+        outer, thread.met = thread.met, []
+        try:
+            output = region(*args, **kwargs)
+            if region.planner.news != news and thread.met:
+                self._describe(thread.met, args, kwargs, started)
+        finally:
+            thread.met = outer
         return output
+
+    def _describe(self, met: Sequence[Met], args: Any, kwargs: Any, started: float) -> None:
+        key, plans = key_of(args, kwargs), vars(self)["_plans"]
+        plan = plan_of(met, type(self.model).__name__, tree_leaves((args, kwargs)), started)
+        vars(self)["_plan"] = plan
+        if key is not None:
+            plans.pop(key[0], None)
+            plans[key[0]] = plan
+            while len(plans) > MOST_PROGRAMS:
+                plans.popitem(last=False)
+
+    def _notice_modules(self, source: Structure) -> None:
+        """Plans anew for a model in which submodules were added, removed or replaced."""
+        with vars(self)["_region"].planner.lock:
+            if vars(self)["_structures"][0] is not source:
+                return  # another thread has just done so
+            model = self.model if source.holds() else twin(vars(self)["_source"])
+            for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+                check_watchable(name, tensor)
+            self._arrange(model, vars(self)["_measure"])
 
     def repack(self) -> None:
         """Plans anew and packs the weights again at the next call.
@@ -101,7 +157,7 @@ class Optimized(torch.nn.Module):
                 )
         return self
 
-    # Names and values are the model's.
+    # The model may have hooks on its state_dict.
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the model's state_dict."""
@@ -111,38 +167,31 @@ class Optimized(torch.nn.Module):
         """Loads a state_dict of the model."""
         return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Returns the model's parameters."""
-        return self.model.named_parameters(*args, **kwargs)
-
-    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        """Returns the model's buffers."""
-        return self.model.named_buffers(*args, **kwargs)
-
     # A copy plans anew when it is first called: packed weights belong to a process and a machine.
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(vars(self))
-        return {**state, "_region": None}
+        dropped = {"_region", "_plans", "_structures", "_source", "_parameters", "_buffers", "_modules"}
+        return {name: value for name, value in vars(self).items() if name not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        plan = vars(self)["_plan"]
-        self._arrange(vars(self)["_model"], vars(self)["_measure"])
+        plan, model = vars(self)["_plan"], vars(self)["_model"]
+        countable(model)
+        vars(self)["_source"] = model
+        self._arrange(model, vars(self)["_measure"])
         vars(self)["_plan"] = plan
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Optimized:
         made = type(self).__new__(type(self))
-        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        # Tensors that are made in inference mode count no changes.
+        with torch.inference_mode(False), torch.no_grad():
+            made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return made
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
         """Returns the model's name and the summary of the plan."""
         plan: Plan | None = vars(self)["_plan"]
         return type(self.model).__name__ if plan is None else str(plan).split("\n")[0]
-
-
-def _planned(region: Region) -> list[int]:
-    """Returns what changes when a region or one of its children makes a program."""
-    found = [id(ready.program) for _, ready in region.programs()]
-    return found + [number for child in region.children for number in _planned(child)]

@@ -49,7 +49,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Plan(Printed):
-    """How an optimized network runs on inputs of one shape. `print()` it for the table."""
+    """How an optimized network runs on inputs of one kind. `print()` it for the table."""
 
     title: str
     """The class of the model."""
@@ -65,6 +65,8 @@ class Plan(Printed):
     """How long making the plan took."""
     interpreted: tuple[Left, ...] = ()
     """The parts whose steps Python runs, and not the native core, and why."""
+    inputs: tuple[str, ...] = ()
+    """The inputs that it is for: shape and dtype of a tensor, and any other value."""
 
     @property
     def engines(self) -> dict[str, int]:
@@ -72,9 +74,8 @@ class Plan(Printed):
         return dict(Counter(step.engine for step in self.steps if step.kind in ("convolution", "linear")))
 
     def __str__(self) -> str:
-        shapes = ", ".join("×".join(map(str, shape)) for shape in self.input_shapes)
         threads = f"{self.threads} thread" + "s" * (self.threads != 1)
-        found = [f"{self.title} on {shapes or 'no tensors'}, {threads}: {self._summary()}"]
+        found = [f"{self.title} on {', '.join(self.inputs) or 'no inputs'}, {threads}: {self._summary()}"]
         if self.steps:
             head = ("step", "kind", "groups", "output", "engine", "fused", "why")
             found += ["", *text.rows([head, *map(_row, self.steps)], left=(0, 1, 4, 5, 6))]

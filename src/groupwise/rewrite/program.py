@@ -17,6 +17,7 @@ from groupwise.rewrite.engines import Work
 from groupwise.rewrite.fold import fold, mark_constants
 from groupwise.rewrite.functional import make_functional, memory_of
 from groupwise.rewrite.fuse import fuse
+from groupwise.rewrite.norms import batch_norm_act, norm_recipe
 from groupwise.rewrite.plan import Step
 from groupwise.rewrite.pool import name_pools
 from groupwise.rewrite.recipe import Operation, Recipe, Slot
@@ -135,6 +136,8 @@ class Program:
             return Slot(len(reads) - 1)
 
         args, kwargs = _mapped(args_of(node), keep), {name: _mapped(each, keep) for name, each in node.kwargs.items()}
+        if target is batch_norm_act:
+            return norm_recipe(len(reads), *args), reads
         return Recipe(len(reads), Operation(target, args, kwargs)), reads
 
     def _choose(self, constants: dict[Node, Any], example: Sequence[Any]) -> dict[Node, tuple[Recipe, list[Node]]]:
@@ -185,8 +188,8 @@ class Program:
         output = tuple(made.shape) if isinstance(made, torch.Tensor) else ()
         if not is_layer(node):
             name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
-            engine, fused = node.meta.get("engine", "pytorch"), node.meta.get("fused", ())
-            return Step(module_of(node), name, engine, fused, shape, output)
+            engine = node.meta.get("engine", "groupwise" if node.target is batch_norm_act else "pytorch")
+            return Step(module_of(node), name, engine, node.meta.get("fused", ()), shape, output)
         work, choice = self._choices[node]
         return Step(
             name=module_of(node),

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten
 
-from groupwise.rewrite.capture import NotCaptured, capture, reason_to_leave
+from groupwise.rewrite.capture import NotCaptured, capture, first_line, reason_to_leave
 from groupwise.rewrite.compiled import Compiled
+from groupwise.rewrite.kept import OtherOutput, rehearsal
 from groupwise.rewrite.plan import Left, Plan, Step
 from groupwise.rewrite.program import Program
 from groupwise.rewrite.tape import Tape
@@ -25,19 +26,30 @@ from groupwise.rewrite.watch import Snapshot, Watch
 
 # The most programs that a module keeps: another makes it forget the oldest.
 MOST_PROGRAMS = 8
-MISSING = object()
 Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A program that can run: it holds for the parameters of its snapshot."""
+    """A program that can run: it holds for the parameters of its snapshot. Some modules in it stay as they are."""
 
     program: Program
     watch: Watch
     snapshot: Snapshot
     dtypes: list[tuple[torch.dtype, torch.Size, torch.device]]
     tape: Tape | Compiled
+    left: tuple[Left, ...]
+
+
+@dataclass
+class Refused:
+    """Why there is no program. Only a call that succeeds proves that the inputs were not to blame."""
+
+    reason: str
+    proven: bool = False
+
+
+Met = tuple["Region", Ready | Refused]
 
 
 class Planner:
@@ -46,6 +58,15 @@ class Planner:
     def __init__(self, measure: bool) -> None:
         self.lock = threading.RLock()
         self.measure = measure
+        # How often there was something new to say about a plan.
+        self.news = 0
+        self.thread = _Thread()
+
+
+class _Thread(threading.local):
+    """What one call of the network meets, in the thread that makes it."""
+
+    met: list[Met] | None = None
 
 
 class Region:
@@ -56,19 +77,29 @@ class Region:
     def __init__(self, module: torch.nn.Module, name: str, planner: Planner) -> None:
         self.module, self.name, self.planner = module, name, planner
         self.children: list[Region] = []
-        self.left: list[Left] = []
-        self._ready: OrderedDict[Key, Ready | None] = OrderedDict()
+        self.unfit: list[Left] = []
+        self._divided: list[torch.nn.Module] = []
+        self._proven = False
+        self._ready: OrderedDict[Key, Ready | Refused] = OrderedDict()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Computes what the module computes, by a program where there can be one."""
-        known = _key(args, kwargs)
+        known = key_of(args, kwargs)
         if known is None:
             return self.as_it_is(*args, **kwargs)
         key, leaves = known
-        ready = self._ready.get(key, MISSING)
-        if ready is MISSING or (isinstance(ready, Ready) and not ready.snapshot.holds()):
+        ready = self._ready.get(key)
+        if ready is None or (isinstance(ready, Ready) and not ready.snapshot.holds()):
             ready = self._prepare(key, leaves, args, kwargs)
-        return ready.tape.run(leaves) if isinstance(ready, Ready) else self.as_it_is(*args, **kwargs)
+        self._note(ready)
+        if isinstance(ready, Refused):
+            return self._in_parts(key, ready, args, kwargs)
+        try:
+            return ready.tape.run(leaves)
+        except OtherOutput:
+            refused = self._refuse(key, "the outputs of a module in it change with each call")
+        self._note(refused)
+        return self._in_parts(key, refused, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Region:
         """Stays itself: whoever copies a module with regions takes them out of the copy."""
@@ -87,33 +118,22 @@ class Region:
 
     def programs(self) -> list[tuple[Key, Ready]]:
         """Returns the programs that are kept, the newest at the end."""
-        return [(key, ready) for key, ready in list(self._ready.items()) if ready is not None]
+        return [(key, ready) for key, ready in list(self._ready.items()) if isinstance(ready, Ready)]
 
-    def steps(self) -> list[Step]:
-        """Returns the steps of the newest program, or of the children's."""
-        own = self.programs()
-        if own:
-            return [_under(self.name, step) for step in own[-1][1].program.steps]
-        return [step for child in self.children for step in child.steps()]
+    def knows(self, key: Key) -> bool:
+        """Tells whether it is settled how inputs of this kind run."""
+        return key in self._ready
 
-    def interpreted(self) -> list[Left]:
-        """Returns the modules whose steps Python runs, and why."""
-        own = self.programs()
-        if own:
-            reason = own[-1][1].program.interpreted
-            return [] if reason is None else [Left(self.name, reason)]
-        return [left for child in self.children for left in child.interpreted()]
+    def _note(self, ready: Ready | Refused) -> None:
+        if (met := self.planner.thread.met) is not None:
+            met.append((self, ready))
 
-    def all_left(self) -> list[Left]:
-        """Returns the modules that stay as they are."""
-        return [*self.left, *(left for child in self.children for left in child.all_left())]
-
-    def _prepare(self, key: Key, leaves: Sequence[Any], args: Any, kwargs: Any) -> Ready | None:
+    def _prepare(self, key: Key, leaves: Sequence[Any], args: Any, kwargs: Any) -> Ready | Refused:
         """Makes a program ready, unless another thread has just done so."""
         with self.planner.lock:
             ready = self._ready.get(key)
-            if ready is None and key in self._ready:
-                return None
+            if isinstance(ready, Refused):
+                return ready
             if ready is not None:
                 if not ready.snapshot.holds():
                     ready = self._packed_again(ready)
@@ -121,65 +141,120 @@ class Region:
                     # Another dtype or shape of a parameter makes another graph.
                     self._ready.clear()
             if ready is None:
-                ready = self._planned(leaves, args, kwargs)
-            self._ready[key] = ready
-            while len(self._ready) > MOST_PROGRAMS:
-                self._ready.popitem(last=False)
+                try:
+                    ready = self._planned(leaves, args, kwargs)
+                except NotCaptured as reason:
+                    return self._refuse(key, str(reason))
+                self.planner.news += 1
+            self._keep(key, ready)
             return ready
 
-    def _planned(self, leaves: Sequence[Any], args: Any, kwargs: Any) -> Ready | None:
-        try:
-            measure = self.planner.measure and not torch.are_deterministic_algorithms_enabled()
-            program = Program(capture(self.module, args, kwargs), measure)
-        except NotCaptured as reason:
-            self._leave(str(reason))
-            return None
+    def _planned(self, leaves: Sequence[Any], args: Any, kwargs: Any) -> Ready:
+        measure = self.planner.measure and not torch.are_deterministic_algorithms_enabled()
+        captured = capture(self.module, args, kwargs)
+        program = Program(captured, measure)
         watch = Watch(self.module, program.states)
         snapshot = watch.snapshot()
-        tape = program.pack(dict(zip(watch.names, snapshot.tensors, strict=True)), leaves)
-        return Ready(program, watch, snapshot, _kinds(snapshot.tensors), tape)
+        try:
+            with rehearsal():
+                tape = program.pack(dict(zip(watch.names, snapshot.tensors, strict=True)), leaves)
+        except RuntimeError as error:
+            # Inputs that the model refuses too, such as another dtype: its own code says so.
+            raise NotCaptured(f"an operator fails: {first_line(error)}") from None
+        left = tuple(Left(_path(self.name, name), reason) for name, reason in captured.left.items())
+        return Ready(program, watch, snapshot, _kinds(snapshot.tensors), tape, left)
 
     def _packed_again(self, ready: Ready) -> Ready | None:
         snapshot = ready.watch.snapshot()
         if _kinds(snapshot.tensors) != ready.dtypes:
             return None
         tape = ready.program.pack(dict(zip(ready.watch.names, snapshot.tensors, strict=True)))
-        return Ready(ready.program, ready.watch, snapshot, ready.dtypes, tape)
+        return replace(ready, snapshot=snapshot, tape=tape)
 
-    def _leave(self, reason: str) -> None:
-        if not self.left:
-            self.left.append(Left(self.name, reason))
-            self._divide(self.module, self.name)
+    def _keep(self, key: Key, ready: Ready | Refused) -> None:
+        self._ready[key] = ready
+        while len(self._ready) > MOST_PROGRAMS:
+            self._ready.popitem(last=False)
+
+    def _refuse(self, key: Key, reason: str) -> Refused:
+        with self.planner.lock:
+            refused = Refused(reason)
+            self._keep(key, refused)
+            if not self._divided:
+                self._divide(self.module, self.name)
+            self.planner.news += 1
+            return refused
+
+    def _in_parts(self, key: Key, refused: Refused, args: Any, kwargs: Any) -> Any:
+        """Runs the module's own code, in which the children are regions."""
+        try:
+            output = self.as_it_is(*args, **kwargs)
+        except Exception:
+            if not refused.proven:
+                self._unlearn(key)
+            raise
+        refused.proven = self._proven = True
+        return output
+
+    def _unlearn(self, key: Key) -> None:
+        """Forgets what a call that failed seemed to teach."""
+        with self.planner.lock:
+            self._ready.pop(key, None)
+            if self._proven:
+                return
+            for module in self._divided:
+                vars(module).pop("forward", None)
+            self._divided, self.children, self.unfit = [], [], []
 
     def _divide(self, module: torch.nn.Module, name: str) -> None:
         """Makes the children regions, apart from those that nothing can be gained of."""
         for key, child in module.named_children():
-            path = f"{name}.{key}" if name else key
+            path = _path(name, key)
             if reason := reason_to_leave(child):
-                self.left.append(Left(path, reason))
+                self.unfit.append(Left(path, reason))
             elif type(child).forward is torch.nn.Module.forward:
                 self._divide(child, path)
             elif "forward" not in vars(child) and any(True for _ in child.parameters()):
                 region = Region(child, path, self.planner)
                 vars(child)["forward"] = region
+                self._divided.append(child)
                 self.children.append(region)
 
 
-def plan_of(region: Region, title: str, shapes: tuple[tuple[int, ...], ...], started: float) -> Plan:
-    """Returns the plan of a network that has just run."""
+def plan_of(met: Sequence[Met], title: str, inputs: Sequence[Any], started: float) -> Plan:
+    """Returns the plan of a network whose regions have just run so."""
+    steps: list[Step] = []
+    left: dict[Left, None] = {}
+    interpreted: list[Left] = []
+    for region, ready in met:
+        if isinstance(ready, Ready):
+            if ready.program.interpreted:
+                interpreted.append(Left(region.name, ready.program.interpreted))
+            steps += [replace(step, name=_path(region.name, step.name)) for step in ready.program.steps]
+            left |= dict.fromkeys(ready.left)
+        else:
+            left |= dict.fromkeys([Left(region.name, ready.reason), *region.unfit])
     return Plan(
         title=title,
-        steps=tuple(region.steps()),
-        left=tuple(region.all_left()),
-        input_shapes=shapes,
+        steps=tuple(steps),
+        left=tuple(left),
+        input_shapes=tuple(tuple(leaf.shape) for leaf in inputs if isinstance(leaf, torch.Tensor)),
         threads=torch.get_num_threads(),
         seconds=time.perf_counter() - started,
-        interpreted=tuple(region.interpreted()),
+        interpreted=tuple(interpreted),
+        inputs=tuple(_words(leaf) for leaf in inputs),
     )
 
 
-def _under(name: str, step: Step) -> Step:
-    return replace(step, name=f"{name}.{step.name}") if name else step
+def _words(leaf: Any) -> str:
+    if not isinstance(leaf, torch.Tensor):
+        return repr(leaf)
+    dtype = str(leaf.dtype).removeprefix("torch.")
+    return f"{'×'.join(map(str, leaf.shape)) or 'one number'} {dtype}"
+
+
+def _path(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
 
 
 def _kinds(tensors: Sequence[torch.Tensor]) -> list[tuple[torch.dtype, torch.Size, torch.device]]:
@@ -191,13 +266,13 @@ _VALUES = (int, float, bool, str, type(None))
 _functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 
 
-def _key(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Key, Sequence[Any]] | None:
+def key_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Key, Sequence[Any]] | None:
     """Returns what a program depends on, and the leaves of the arguments; None where only the model's own code will do.
 
-    That is under autocast, while the model is traced, compiled or transformed by `torch.func`, and for arguments that
-    are not plain CPU tensors and Python values.
+    That is under autocast, while the model is transformed by `torch.func`, and for arguments that are not plain CPU
+    tensors and Python values.
     """
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch._C._is_tracing() or _functorch():
+    if torch.is_autocast_enabled("cpu") or _functorch():
         return None
     leaves: Sequence[Any] = args
     spec: Any = len(args)

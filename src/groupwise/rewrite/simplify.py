@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.rewrite.functional import memory_of
+from groupwise.rewrite.kept import Kept
 from groupwise.rewrite.steps import args_of, is_tensor, only_reader, value
 
 aten = torch.ops.aten
@@ -62,21 +64,25 @@ def simplify(graph: Graph) -> None:
 
 
 def remove_unread(graph: Graph) -> None:
-    """Erases what nothing reads, apart from inputs and from operators that check or write something."""
+    """Erases what nothing reads, apart from inputs, operators that check or write something, and kept modules."""
     for node in reversed(list(graph.nodes)):
         pure = not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)
+        pure = pure and not isinstance(node.target, Kept)
         if node.op == "call_function" and not node.users and pure and "_assert" not in str(node.target):
             graph.erase_node(node)
 
 
 def change_layout(graph: Graph) -> None:
-    """Puts images into channels_last where they enter a network with 2-D convolutions: once, at the input."""
+    """Puts images into channels_last where they enter a network with 2-D convolutions: at the input, and once more
+    behind a module that stays as it is.
+    """
     if not any(getattr(node.meta.get("geometry"), "dims", 0) == 2 for node in graph.nodes):
         return
     for node in list(graph.nodes):
-        if node.op != "placeholder" or "state" in node.meta or not is_tensor(node) or value(node).dim() != 4:
+        if not _enters(node) or not is_tensor(node) or value(node).dim() != 4:
             continue
-        readers = [user for user in node.users if user.op != "output"]
+        # A module that stays as it is gets the strides that it knows.
+        readers = [user for user in node.users if user.op != "output" and not isinstance(user.target, Kept)]
         if not readers:
             continue
         with graph.inserting_before(min(readers)):
@@ -84,6 +90,13 @@ def change_layout(graph: Graph) -> None:
         changed.meta = {"val": node.meta["val"]}
         for reader in readers:
             reader.replace_input_with(node, changed)
+
+
+def _enters(node: Node) -> bool:
+    """Tells whether a node's value comes from outside of the rewritten operators."""
+    if node.op == "placeholder":
+        return "state" not in node.meta
+    return node.target is operator.getitem and isinstance(args_of(node)[0].target, Kept)
 
 
 def to_channels_last(source: torch.Tensor) -> torch.Tensor:
