@@ -55,6 +55,9 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
                 kernels[engine.label] = kernel
         elif engine.name != "matmul" and not engine.kernel:
             refused[engine.label] = reason
+    if any(kernels.values()):
+        # Some kernel runs the layer, whatever the planner expects of it.
+        refused.pop("groupwise", None)
     if not measure:
         name = next(name for name in UNMEASURED if name in able)
         reason = "the planner takes it" if name == "groupwise" else ""
