@@ -182,7 +182,8 @@ def test_the_plan_is_what_ran(enabled, first, monkeypatch):
             fast(source())
     finally:
         groupwise.disable()
-    assert fast.plan.engines == {first: 4} or engines.onednn_problem()
+    # Squeeze and excitation is one step, and no layer any more.
+    assert fast.plan.engines == {first: 2} or engines.onednn_problem()
     ran = {
         "onednn": sum("mkldnn._convolution_pointwise" in name for name in count.names),
         "groupwise": len([plan for plan in plans if plan.kernel != "pytorch"]),

@@ -2,7 +2,7 @@
 #pragma once
 #include <algorithm>
 
-#include "kernels/norm/activation-inl.h"
+#include "kernels/activation-inl.h"
 #include "kernels/squeeze/squeeze.h"
 
 namespace groupwise::GW_TARGET {
