@@ -52,6 +52,7 @@ def check(model, *inputs, fast=None, **options):
         allowed = 2 * (eager.double() - true).abs().max().item() + 16 * EPS * size
         assert error <= allowed, (error, allowed, size)
     assert all(torch.equal(now, before) for now, before in zip(inputs, kept, strict=True)), "it wrote to its input"
+    assert not any(left.reason.startswith("an operator fails") for left in fast.plan.left), fast.plan
     return fast
 
 

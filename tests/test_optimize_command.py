@@ -31,7 +31,7 @@ def target(tmp_path):
 def test_the_command_prints_the_plan_and_the_times(target, capsys):
     assert main(["optimize", target, "--input-shape", "1,3,16,16", "--repeats", "2", "--threads", "1"]) == 0
     text = capsys.readouterr().out
-    assert "Net on 1×3×16×16, 1 thread" in text
+    assert "Net on 1×3×16×16 float32, 1 thread" in text
     assert "batch norm + relu" in text
     assert "median of 2 runs in turn, 1 thread; the outputs agree" in text
 
@@ -47,7 +47,7 @@ def test_the_command_writes_json(target, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--input-shape", "1,4,16,16"], "failed on one input of shape (1, 4, 16, 16)"),
+        (["--input-shape", "1,4,16,16"], "model(float32 tensor of 1×4×16×16) fails with RuntimeError"),
         (["--repeats", "0"], "repeats=0 is too small"),
         (["-o", "plan.svg"], "name a file that ends in one of .txt, .json"),
     ],

@@ -369,6 +369,8 @@ def test_a_model_with_nothing_to_fuse():
 def test_dropout_and_identities_are_left_out():
     model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Dropout(), nn.Identity(), nn.Dropout2d(inplace=True), nn.ReLU()).eval()
     assert kinds(check(model, source()))[1:] == ["convolution"]
+    for dropout in (nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout):
+        assert not check(nn.Sequential(dropout(inplace=True), nn.Conv2d(8, 8, 1)).eval(), source()).plan.left
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -1,4 +1,4 @@
-"""Every classifier of torchvision and sixty of timm, as exact as the model: for minutes, so only where it is asked for."""
+"""Every classifier of torchvision and sixty of timm, as exact as the model. It takes many minutes."""
 
 from __future__ import annotations
 
