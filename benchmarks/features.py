@@ -14,10 +14,25 @@ from typing import Any
 from groupwise.kernels.plan import DIRECTIONS
 
 BLOCK = 16
+# Kinds of layers whose speeds are foreseen more or less surely, in the order of csrc/plan/features.h.
+FAMILIES = ("depthwise", "strided", "dense", "narrow", "wide")
 # Features that grow with the work alone. Beyond the measured ones, times grow together and their ratio levels off.
 GROWING = frozenset(
     "macs bytes macs_a_number positions sum batch samples_groups pixels_in pixels_out written_h written_w".split()
 )
+
+
+def family(row: Mapping[str, Any]) -> int:
+    """Returns the number of a row's layer in `FAMILIES`."""
+    groups = row["groups"]
+    fewest, most = sorted((row["in_channels"] // groups, row["out_channels"] // groups))
+    if groups > 1 and most == 1:
+        return 0
+    if max(row["stride"]) > 2:
+        return 1
+    if groups == 1:
+        return 2
+    return 3 if fewest < 8 else 4
 
 
 def features(row: Mapping[str, Any]) -> dict[str, float]:

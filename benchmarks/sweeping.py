@@ -22,8 +22,10 @@ CHANNELS = (8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 112, 120, 128, 144, 160, 192,
 SIZES = (7, 8, 10, 13, 14, 16, 20, 27, 28, 32, 40, 56, 64, 80, 112, 160, 224)
 LENGTHS = (16, 50, 64, 100, 128, 200, 256, 400, 512, 1000, 2048)
 BATCHES = (1, 1, 1, 1, 1, 2, 4, 8, 8, 16, 32, 64)
-# A layer above these takes PyTorch more than 50 ms, or more memory than its time is worth.
-MOST_MACS, MOST_NUMBERS = 600_000_000, 5_000_000
+# The most multiply-accumulates and numbers of a tensor: more take PyTorch more than 50 ms, or more memory than a row is
+# worth. A big layer takes as much time as ten others, so that only some are drawn.
+LIMITS, LIMITS_OF_BIG = (600_000_000, 5_000_000), (2_500_000_000, 12_000_000)
+MOST_NUMBERS = max(LIMITS[1], LIMITS_OF_BIG[1])
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ def draw(seed: int, number: int, threads: tuple[int, ...]) -> Draw:
         try:
             spec, size = FAMILIES[family][1](chance)
             batch = chance.choice(BATCHES)
-            while batch > 1 and not affordable(spec, size, batch):
+            limits = LIMITS_OF_BIG if family == "big" else LIMITS
+            while batch > 1 and not affordable(spec, size, batch, limits):
                 batch //= 2
-            if not affordable(spec, size, batch) or not sound(spec, size):
+            if not affordable(spec, size, batch, limits) or not sound(spec, size):
                 continue
         except GroupwiseError:
             # The numbers make no layer: a kernel larger than its padded image, say.
@@ -84,11 +87,12 @@ def draw(seed: int, number: int, threads: tuple[int, ...]) -> Draw:
         )
 
 
-def affordable(spec: ConvSpec, size: tuple[int, ...], batch: int) -> bool:
-    """Returns whether a pass fits the work and the memory of a row."""
+def affordable(spec: ConvSpec, size: tuple[int, ...], batch: int, limits: tuple[int, int]) -> bool:
+    """Returns whether a pass fits the limits of work and memory."""
     images = spec.in_channels * math.prod(size), spec.out_channels * math.prod(spec.output_size(size))
     numbers = max(batch * images[0], batch * images[1], math.prod(spec.weight_shape))
-    return numbers <= MOST_NUMBERS and cost(spec, size, batch=batch).macs.forward <= MOST_MACS
+    most_macs, most_numbers = limits
+    return numbers <= most_numbers and cost(spec, size, batch=batch).macs.forward <= most_macs
 
 
 def sound(spec: ConvSpec, size: tuple[int, ...]) -> bool:
@@ -214,6 +218,36 @@ def whole(chance: random.Random) -> Numbers:
     return ConvSpec(width * groups, width * groups, side, groups=groups), (side, side)
 
 
+def big(chance: random.Random) -> Numbers:
+    """Layers of which one takes milliseconds: without them the tables say nothing of what costs users most."""
+    which = chance.choice(("rows", "rows", "depthwise", "grouped", "dense", "transposed"))
+    side = one_of(chance, (28, 56, 80, 112, 160, 224, 320, 512))
+    if which == "rows":
+        # As in Mamba, and in encoders of speech.
+        channels = one_of(chance, (768, 1024, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 8192))
+        groups = (
+            channels
+            if chance.random() < 0.75
+            else chance.choice([d for d in (4, 8, 16, 32) if channels % d == 0] or [1])
+        )
+        kernel = chance.choice((3, 4, 4, 4, 7, 9, 31))
+        padding = chance.choice((0, kernel // 2, kernel - 1))
+        return ConvSpec(channels, channels, kernel, 1, padding, 1, groups, dims=1), (between(chance, 128, 4096),)
+    if which == "depthwise":
+        channels, kernel = one_of(chance, CHANNELS), chance.choice((3, 3, 3, 5, 7))
+        return ConvSpec(channels, channels, kernel, chance.choice((1, 1, 2)), kernel // 2, 1, channels), (side, side)
+    if which == "grouped":
+        width, groups = one_of(chance, (4, 8, 16, 32, 64, 128)), one_of(chance, (2, 4, 8, 16, 32, 64))
+        return ConvSpec(width * groups, width * groups, 3, chance.choice((1, 1, 2)), 1, 1, groups), (side, side)
+    channels = [one_of(chance, (64, 128, 256, 384, 512, 768, 1024)) for _ in range(2)]
+    if which == "dense":
+        kernel = chance.choice((1, 1, 3, 3, 5))
+        return ConvSpec(*channels, kernel, chance.choice((1, 1, 2)), kernel // 2), (side, side)
+    groups = math.gcd(*channels, chance.choice((1, 1, 2, 4, 8)))
+    kernel, stride, padding = chance.choice(((2, 2, 0), (4, 2, 1), (3, 1, 1)))
+    return ConvSpec(*channels, kernel, stride, padding, 1, groups, transposed=True), (side, side)
+
+
 def odd(chance: random.Random) -> Numbers:
     """Any numbers that PyTorch takes."""
     dims = 1 if chance.random() < 0.25 else 2
@@ -243,14 +277,15 @@ def odd(chance: random.Random) -> Numbers:
 FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
     "depthwise": (0.20, depthwise),
     "grouped": (0.22, grouped),
-    "dense": (0.08, dense),
-    "ordinary": (0.12, ordinary),
+    "dense": (0.07, dense),
+    "ordinary": (0.10, ordinary),
     "multiplied": (0.06, multiplied),
     "sequence": (0.08, sequence),
     "long": (0.02, long),
     "transposed": (0.07, transposed),
     "large": (0.05, functools.partial(depthwise, kernels=(9, 11, 13, 15, 21, 27, 31))),
-    "whole": (0.03, whole),
-    "odd": (0.07, odd),
+    "whole": (0.02, whole),
+    "big": (0.05, big),
+    "odd": (0.06, odd),
 }
 """The fraction of draws of each kind of layer."""

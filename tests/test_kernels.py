@@ -259,6 +259,19 @@ def test_dot_products_of_a_long_row_of_taps():
     assert plans[0].tile.endswith("input channels")
 
 
+@pytest.mark.parametrize("width", [7, 8, 9, 13, 14, 16, 23, 31])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [2, 4, 8, 16])
+def test_the_edges_of_rows_of_pixels(channels, stride, width):
+    # A tile has no input outside the image, one on either side, or several; the last one may begin early.
+    for padding in (0, 1, 2):
+        spec = ConvSpec(64, 64, 3, stride, padding, groups=64 // channels)
+        generator = torch.Generator().manual_seed(width)
+        source = tensor((2, 64, 5, width), torch.channels_last, "channels_last", generator)
+        grad = tensor((2, 64, *spec.output_size((5, width))), torch.channels_last, "channels_last", generator)
+        assert "narrow" in [one.kernel for one in check(layer_of(spec, torch.float32), source, grad, "narrow")]
+
+
 @pytest.mark.parametrize("stride", [2, 3, 4])
 @pytest.mark.parametrize("size", [(50,), (200,), (1, 1), (9, 7), (40, 41)])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 7])

@@ -209,12 +209,38 @@ def test_quality_by_hand():
     assert policy.target(row(8.0, again=2.0), FIRST) == 1, "the geometric mean of PyTorch's two series"
 
 
-def test_the_margin_is_the_smallest_that_holds():
+def test_the_margin_of_a_family_is_the_smallest_that_holds():
     rows = [row(ours={FIRST: 2.0})] * 96 + [row(ours={FIRST: 16.0})] * 4
     sure, unsure = ({FIRST: trees.Estimate(9, math.log2(low), 3.0)} for low in (2.0, 1.17))
-    assert policy.margin_of(rows, [sure] * 96 + [unsure] * 4) == 0.2
-    assert policy.margin_of(rows, [sure] * 96 + [{}] * 4) == min(policy.MARGINS)
-    assert policy.margin_of(rows, [sure] * 100) == max(policy.MARGINS)
+    least = min(policy.MARGINS)
+    assert policy.margins_of(rows, [sure] * 96 + [unsure] * 4) == [least, least, least, 0.2, least]
+    assert policy.margins_of(rows, [sure] * 96 + [{}] * 4) == [least] * 5
+    assert policy.margins_of(rows, [sure] * 100) == [max(policy.MARGINS)] * 5
+
+
+def test_families_that_are_easy_to_foresee_have_smaller_margins():
+    wide = {"in_channels": 64, "out_channels": 32}
+    unsure = {FIRST: trees.Estimate(9, math.log2(1.17), 3.0)}
+    rows = [row(ours={FIRST: 4.0}, **wide)] * 50 + [row(ours={FIRST: 4.0})] * 46 + [row(ours={FIRST: 16.0})] * 4
+    found = policy.margins_of(rows, [unsure] * 100)
+    assert found[3:] == [0.2, min(policy.MARGINS)]
+    assert policy.chosen(rows, [unsure] * 100, found) == [FIRST] * 50 + ["pytorch"] * 50
+
+
+@pytest.mark.parametrize(
+    ("groups", "inputs", "outputs", "stride", "family"),
+    [
+        (1, 1, 1, 2, "dense"),
+        (4, 4, 4, 3, "depthwise"),
+        (4, 4, 64, 1, "narrow"),
+        (4, 28, 64, 1, "narrow"),
+        (4, 32, 64, 1, "wide"),
+        (1, 1, 1, 3, "strided"),
+    ],
+)
+def test_the_families_of_layers(groups, inputs, outputs, stride, family):
+    numbers = {"groups": groups, "in_channels": inputs, "out_channels": outputs, "stride": [1, stride]}
+    assert features.FAMILIES[features.family(numbers)] == family
 
 
 def test_the_best_of_the_sure_kernels_is_taken():

@@ -48,7 +48,14 @@ def test_a_draw_is_a_layer_whose_outputs_see_the_image(one):
             assert max(taps) >= 0
             assert min(taps) < given[axis]
     images = one.batch * max(spec.in_channels * math.prod(one.size), spec.out_channels * math.prod(out))
-    assert max(images, math.prod(spec.weight_shape)) <= sweeping.MOST_NUMBERS
+    most = sweeping.LIMITS_OF_BIG if one.family == "big" else sweeping.LIMITS
+    assert max(images, math.prod(spec.weight_shape)) <= most[1]
+
+
+def test_some_draws_are_big_enough_for_the_layers_that_cost_most():
+    assert any(one.spec.dims == 1 and one.spec.groups >= 2048 for one in DRAWS), "such as Mamba's, of 5120 channels"
+    work = [groupwise.cost(one.spec, one.size, batch=one.batch).macs.forward for one in DRAWS]
+    assert any(macs > sweeping.LIMITS[0] for macs in work)
 
 
 def test_layers_are_refused_whose_outputs_see_padding_alone():

@@ -17,6 +17,7 @@ from groupwise.kernels.plan import DIRECTIONS, request_numbers
 from kernels import ISAS, needs_kernels
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+from features import family as family_of
 from features import features
 from trees import Tree
 
@@ -122,6 +123,25 @@ def test_a_kernel_that_may_be_slower_leaves_pytorchs(given, median, kernel):
     given(made_up(planar=(median, median, median)))
     told = plan(ConvSpec(2, 2, 3, groups=2), (1, 2, 9, 9))
     assert (told.kernel, told.source) == (kernel, "table")
+
+
+@pytest.mark.parametrize(
+    ("family", "spec"),
+    [
+        (0, ConvSpec(16, 16, 3, stride=3, groups=16)),
+        (1, ConvSpec(16, 16, 3, stride=(1, 3), groups=4)),
+        (2, ConvSpec(16, 16, 3, stride=2)),
+        (3, ConvSpec(64, 28, 3, groups=4)),
+        (4, ConvSpec(64, 32, 3, groups=4)),
+    ],
+)
+def test_each_family_of_layers_has_its_margin(given, family, spec):
+    # The tenth is at 1.07 of PyTorch's speed.
+    for own, others, kernel in ((0.05, 0.5, "planar"), (0.5, 0.05, "pytorch")):
+        margins = [own if number == family else others for number in range(tables.FAMILIES)]
+        given(made_up(planar=(0.4, 0.4, 0.4)) | {"margins": margins, "bounded": []})
+        assert plan(spec, (1, spec.in_channels, 9, 9)).kernel == kernel
+    assert family_of(row_of(spec, plan(spec, (1, spec.in_channels, 9, 9)))) == family
 
 
 def test_tables_know_nothing_of_layers_unlike_all_that_were_measured(given):

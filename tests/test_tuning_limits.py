@@ -70,6 +70,7 @@ def test_what_the_budget_left_out_is_measured_again_a_few_times():
 def test_a_kernel_of_pytorch_that_always_fails_is_tried_a_few_times():
     code = """
 import torch, groupwise
+from groupwise.kernels import tuning
 torch.backends.mkldnn.set_flags(False)
 layer, source, failed = torch.nn.Conv2d(8, 8, 3), torch.ones(1, 8, 9, 9), []
 def fail(*_, **__):
@@ -87,6 +88,7 @@ with groupwise.enabled(tune=True), torch.no_grad():
                 pass
         counts.append(len(failed) - (plans[0].kernel == "pytorch") * (len(counts) + 1))
 assert counts[-1] == counts[2] > 0, counts
+assert tuning.measured()["requests"] == 0 < tuning.measured()["seconds"], "calls that fail take time too"
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
 

@@ -34,6 +34,13 @@ double log2_of(int64_t number) { return std::log2(static_cast<double>(number)); 
 
 }  // namespace
 
+int family_of(const Problem& p) {
+  if (p.groups > 1 && depthwise(p)) return 0;
+  if (std::max(p.h.stride, p.w.stride) > 2) return 1;
+  if (p.groups == 1) return 2;
+  return std::min(p.in_channels, p.out_channels) < 8 ? 3 : 4;
+}
+
 std::vector<std::pair<const char*, double>> features_of(const Request& r) {
   const Problem& p = r.problem;
   const Axis &h = p.h, &w = p.w;

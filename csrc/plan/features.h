@@ -9,6 +9,11 @@
 
 namespace groupwise {
 
+// Kinds of layers whose speeds are foreseen more or less surely: depthwise, strides above 2, dense, groups of fewer than 8 channels,
+// and wider ones.
+constexpr int kFamilies = 5;
+int family_of(const Problem& problem);
+
 // Returns each feature by its name. Channels are counted in one group, and `log2` is of a product of sizes.
 std::vector<std::pair<const char*, double>> features_of(const Request& request);
 

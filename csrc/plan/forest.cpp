@@ -95,7 +95,8 @@ std::optional<Estimate> Tables::estimate(const std::string& kernel, const std::v
 std::optional<Tables> read_tables(std::string record, const std::vector<std::string>& features,
                                   const std::vector<std::string>& kernels, const double* numbers, int64_t count) {
   Numbers from(numbers, count);
-  Tables tables{std::move(record), from.next(), features, {}, {}};
+  Tables tables{std::move(record), {}, features, {}, {}};
+  for (double& margin : tables.margins) margin = from.next();
   const auto size = static_cast<int64_t>(features.size());
   const int64_t bounded = from.next_whole(0, size + 1);
   for (int64_t i = 0; i < bounded; i++) tables.bounded.push_back(from.next_whole(0, size));

@@ -1,10 +1,13 @@
 // Tables of one processor class and instruction set: trees that say how fast each kernel ran on layers like a request.
 #pragma once
 
+#include <array>
 #include <map>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "plan/features.h"
 
 namespace groupwise {
 
@@ -32,7 +35,8 @@ struct Forest {
 
 struct Tables {
   std::string record;  // what was measured, as a plan names it
-  double margin;       // a kernel runs only if even its low speedup exceeds 1 by this
+  // A kernel runs only if even its low speedup exceeds 1 by the margin of the layer's family.
+  std::array<double, kFamilies> margins;
   std::vector<std::string> features;
   std::vector<int64_t> bounded;  // the features that tell kinds of layers apart
   std::map<std::string, Forest> kernels;
@@ -41,7 +45,7 @@ struct Tables {
   std::optional<Estimate> estimate(const std::string& kernel, const std::vector<double>& values) const;
 };
 
-// Reads tables from numbers: margin, the count of bounded features and each; for each of `kernels`: least and most of each
+// Reads tables from numbers: the margins, the count of bounded features and each; for each of `kernels`: least and most of each
 // feature, the count of trees, and for each tree the count of nodes, four numbers each, and the count of leaves, three numbers
 // each. Returns nothing if they do not fit together.
 std::optional<Tables> read_tables(std::string record, const std::vector<std::string>& features,

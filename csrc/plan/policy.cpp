@@ -89,7 +89,7 @@ bool judge_by_tables(const Request& request, const std::vector<Candidate>& candi
                                        ")"});
   }
   judgement->source = Source::table;
-  judgement->least = 1 + tables->margin;
+  judgement->least = 1 + tables->margins[family_of(request.problem)];
   if (!known) judgement->speedups.clear();
   return known;
 }

@@ -61,15 +61,26 @@ void keep(const std::string& line) {
   if (to >= 0) close(to);
 }
 
-// Returns the seconds of one call. One that fails takes forever: what the planner chose may still run.
-double time_of(const Contender& contender, double (*now)()) {
+// Returns the seconds of one call, and adds them to `used`. One that fails takes forever: what the planner chose may still run.
+double time_of(const Contender& contender, double (*now)(), double* used) {
   const double start = now();
+  bool failed = false;
   try {
     contender.run();
   } catch (const std::exception&) {
-    return kNever;
+    failed = true;
   }
-  return std::max(now() - start, 1e-9);
+  const double time = std::max(now() - start, 1e-9);
+  *used += time;
+  return failed ? kNever : time;
+}
+
+// Counts the seconds of one request, and tells once that all are spent.
+void draw(double seconds) {
+  spent = spent + seconds;
+  const bool before_was_left = drawn < allowed;
+  drawn = drawn + seconds;
+  if (void (*const told)() = spent_told; told && before_was_left && drawn >= allowed) told();
 }
 
 }  // namespace
@@ -96,8 +107,9 @@ bool measure(const Request& request, const std::vector<Contender>& contenders, c
   std::vector<double> first(count, kNever), least(count, kNever);
   double used = 0, total = 0, best = kNever;
   const auto call = [&](size_t i) {
-    const double time = time_of(contenders[i], now);
-    if (time < kNever) used += time, total += time;
+    double took = 0;
+    const double time = time_of(contenders[i], now, &took);
+    used += took, total += took;
     return time;
   };
   // PyTorch's first call, which may compile its kernel, would run without measuring too. Its second tells what a call is worth.
@@ -105,6 +117,7 @@ bool measure(const Request& request, const std::vector<Contender>& contenders, c
   least[0] = call(0);
   if (!(least[0] < kNever)) {
     remember(request, {before.timings, before.tries + 1});
+    draw(total);
     return true;
   }
   const double half = budget / 2 * least[0];
@@ -139,10 +152,7 @@ bool measure(const Request& request, const std::vector<Contender>& contenders, c
   remember(request, found);
   keep(line_of(request, found));
   requests++;
-  spent = spent + total;
-  const bool before_was_left = drawn < allowed;
-  drawn = drawn + total;
-  if (void (*const told)() = spent_told; told && before_was_left && drawn >= allowed) told();
+  draw(total);
   return true;
 }
 

@@ -4,6 +4,7 @@
 // zero-padded pixels of 16 channels in scratch, which pays where rows are short or strided.
 #pragma once
 #include "kernels/narrow/lanes-inl.h"
+#include "kernels/narrow/taps-inl.h"
 #include "kernels/narrow/weights-inl.h"
 #include "kernels/channels_layout.h"
 #include "kernels/pack-inl.h"
@@ -11,89 +12,6 @@
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
-
-// How a tile walks the pixels and the packed kernel. Steps are in floats; columns are those of the input.
-struct Walk {
-  int64_t channels, rows, columns;  // of the kernel: channels of a group, and taps that lie in the image
-  int64_t x_row, x_column, x_tap;   // x_column: between inputs that a tile reads; x_tap: between taps
-  int64_t w_channel, w_row, w_column, w_vector;
-  int64_t unit, tap, width;  // columns between inputs, between taps, and of the image
-  int64_t left, right;       // the image's columns that are no padding
-  int64_t vectors_a_group, x_group, y_pixel;
-  bool add;
-  int64_t fresh;  // rows of the kernel that no earlier output row has read, if they are prefetched, else 0
-};
-
-// Returns a bit for each input at column, column + unit, ... that lies in the image.
-GW_INLINE uint32_t inputs_there(const Walk& k, int64_t column, int64_t inputs) {
-  if (column >= 0 && column + (inputs - 1) * k.unit < k.width) return ~0u;
-  const int64_t low = column >= 0 ? 0 : std::min<int64_t>(31, ceil_div(-column, k.unit));
-  const int64_t high = column >= k.width ? 0 : std::min<int64_t>(31, ceil_div(k.width - column, k.unit));
-  return ((1u << high) - 1) & ~((1u << low) - 1);
-}
-
-// Adds KW neighbouring taps of every row of the kernel. `Edge`: inputs may lie outside the image.
-template <class Lanes, int KW, int S, bool Edge>
-GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t there, Vec (&sum)[kPixelTile]) {
-  for (int64_t kh = 0; kh < k.rows; kh++, x += k.x_row, w += k.w_row) {
-    const auto channel = [&](auto c, const float* from, const float* weights) GW_LAMBDA {
-      Vec factor[KW];
-      unroll<KW>([&](auto t) GW_LAMBDA {
-        factor[t] = load(weights + t * k.w_column);
-        pin(factor[t]);
-      });
-      unroll<S*(kPixelTile - 1) + KW>([&](auto i) GW_LAMBDA {
-        if (Edge && !(there >> i & 1)) return;
-        Vec in = Lanes::template take<c>(from + i * k.x_column);
-        pin(in);
-        unroll<KW>([&](auto t) GW_LAMBDA {
-          constexpr int p = (i - t) / S;
-          if constexpr (i >= t && (i - t) % S == 0 && p < kPixelTile) add_product(sum[p], in, factor[t]);
-        });
-      });
-    };
-    if constexpr (Lanes::kChannels > 0) {
-      unroll<Lanes::kChannels>([&](auto c) GW_LAMBDA { channel(c, x, w + c * k.w_channel); });
-    } else {
-      for (int64_t c = 0; c < k.channels; c++) channel(std::integral_constant<int, 0>{}, x + c, w + c * k.w_channel);
-    }
-  }
-}
-
-// Adds the taps of a row in parts of at most kMost, as many as registers hold beside 8 sums and an input.
-template <class Lanes, int S, bool Edge>
-GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t column, Vec (&sum)[kPixelTile]) {
-  constexpr int kMost = Lanes::kChannels == 1 ? kDepthwiseTaps : kGroupTaps;
-  if (k.tap != k.unit) {
-    // Outputs far apart read as many cache lines as there are of them, which rows a power of two apart would evict in turn.
-    Walk row = k;
-    row.rows = 1;
-    for (int64_t kh = 0; kh < k.rows; kh++, x += k.x_row, w += k.w_row)
-      for (int64_t kw = 0; kw < k.columns; kw++) {
-        const uint32_t there = Edge ? inputs_there(k, column + kw * k.tap, S * (kPixelTile - 1) + 1) : 0;
-        sum_taps<Lanes, 1, S, Edge>(row, x + kw * k.x_tap, w + kw * k.w_column, there, sum);
-      }
-    return;
-  }
-  for (int64_t kw = 0; kw < k.columns;) {
-    const int64_t left = k.columns - kw, take = ceil_div(left, ceil_div(left, kMost));
-    const float* from = x + kw * k.x_tap;
-    const float* taps = w + kw * k.w_column;
-    const uint32_t there = Edge ? inputs_there(k, column + kw * k.tap, S * (kPixelTile - 1) + take) : 0;
-    if constexpr (kMost >= 7) {
-      if (take == 7) sum_taps<Lanes, 7, S, Edge>(k, from, taps, there, sum);
-      if (take == 6) sum_taps<Lanes, 6, S, Edge>(k, from, taps, there, sum);
-    }
-    if constexpr (kMost >= 5) {
-      if (take == 5) sum_taps<Lanes, 5, S, Edge>(k, from, taps, there, sum);
-      if (take == 4) sum_taps<Lanes, 4, S, Edge>(k, from, taps, there, sum);
-    }
-    if (take == 3) sum_taps<Lanes, 3, S, Edge>(k, from, taps, there, sum);
-    if (take == 2) sum_taps<Lanes, 2, S, Edge>(k, from, taps, there, sum);
-    if (take == 1) sum_taps<Lanes, 1, S, Edge>(k, from, taps, there, sum);
-    kw += take;
-  }
-}
 
 // Prefetches the inputs two tiles ahead, which at the end of a row are those of the next row. A tile reads as many streams of
 // memory as it has inputs, more than the processor's own prefetcher follows. 3x3 depthwise of 96 channels 112x112 took 0.48 ms
@@ -107,10 +25,10 @@ GW_INLINE void fetch_ahead(const Walk& k, const float* x) {
 
 // Computes the pixels of `vectors` vectors of output channels, one vector after the other, and stores the first `stored`
 // pixels. The outputs are S inputs apart. KW is the number of taps in a row, or 0 for any.
-template <class Lanes, int KW, int S, bool Edge>
+template <class Lanes, int KW, int S, Edge E>
 GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const float* w, const float* bias, float* y,
                             int64_t stored, int64_t vectors) {
-  const uint32_t there = Edge && KW > 0 ? inputs_there(k, column, S * (kPixelTile - 1) + KW) : 0;
+  const uint32_t there = E == Edge::any && KW > 0 ? inputs_there(k, column, kInputs<KW, S>) : 0;
   int64_t left = k.vectors_a_group;
   for (; vectors > 0; vectors--, w += k.w_vector, bias += k.w_vector, y += kLanes) {
     // Every other vector begins a cache line.
@@ -118,9 +36,9 @@ GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const
     Vec sum[kPixelTile];
     unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = k.add ? Vec{} : load(bias); });
     if constexpr (KW > 0) {
-      sum_taps<Lanes, KW, S, Edge>(k, x, w, there, sum);
+      sum_taps<Lanes, KW, S, E>(k, x, w, there, sum);
     } else {
-      sum_parts<Lanes, S, Edge>(k, x, w, column, sum);
+      sum_parts<Lanes, S, E>(k, x, w, column, sum);
     }
     // Earlier runs are added here, and not where the sum begins, so that the sum of a run stays short.
     if (k.add) unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] += p < stored ? load(y + p * k.y_pixel) : Vec{}; });
@@ -161,9 +79,16 @@ GW_INLINE void run_tile(const Walk& k, const PixelRow& r, int64_t i) {
   const int64_t reach = column + S * (kPixelTile - 1) * k.unit + (k.columns - 1) * k.tap;
   const bool within = column >= 0 && reach < k.width;
   const auto tile = [&](auto kw) GW_LAMBDA {
-    if constexpr (kw == 0 ? kDepthwise && S == 1 : kw != 2)
-      if (within) return pixel_tile<Lanes, kw, S, false>(k, x, column, r.w, r.bias, y, left, r.vectors);
-    pixel_tile<Lanes, kw, S, true>(k, x, column, r.w, r.bias, y, left, r.vectors);
+    if constexpr (kw != 0 || (kDepthwise && S == 1))
+      if (within) return pixel_tile<Lanes, kw, S, Edge::none>(k, x, column, r.w, r.bias, y, left, r.vectors);
+    if constexpr ((kw == 2 || kw == 3) && kDividesEdges<Lanes, S>) {
+      constexpr uint32_t kLast = 1u << (kInputs<kw, S> - 1), kAll = 2 * kLast - 1;
+      const uint32_t there = inputs_there(k, column, kInputs<kw, S>) & kAll;
+      if constexpr (kw == 3)
+        if (there == kAll - 1) return pixel_tile<Lanes, kw, S, Edge::first>(k, x, column, r.w, r.bias, y, left, r.vectors);
+      if (there == kAll - kLast) return pixel_tile<Lanes, kw, S, Edge::last>(k, x, column, r.w, r.bias, y, left, r.vectors);
+    }
+    pixel_tile<Lanes, kw, S, Edge::any>(k, x, column, r.w, r.bias, y, left, r.vectors);
   };
   if (k.tap == k.unit) {
     if (k.columns == 3) return tile(std::integral_constant<int, 3>{});
@@ -189,7 +114,11 @@ inline void run_pixels(const Walk& k, const PixelRow& r) {
     if (row.stride == 2) return run_tile<Lanes, 2>(walk, row, i);
     run_tile<Lanes, 1>(walk, row, i);
   };
-  for (int64_t i = 0; i < r.count; i += kPixelTile) {
+  // The last tile begins early rather than ask a mask, where it may write outputs twice and few are computed twice.
+  const bool divides = r.stride == 2 ? kDividesEdges<Lanes, 2> : kDividesEdges<Lanes, 1>;
+  const bool early = divides && !k.add && k.columns <= 3 && r.count > kPixelTile && r.count % kPixelTile > kPixelTile / 2;
+  for (int64_t at = 0; at < r.count; at += kPixelTile) {
+    const int64_t i = early ? std::min(at, r.count - kPixelTile) : at;
     const int64_t lowest = r.column + i * r.stride * k.unit;
     const int64_t highest = lowest + (std::min<int64_t>(kPixelTile, r.count - i) - 1) * r.stride * k.unit;
     // Three taps have tiles of their own, which skip what lies outside the image.

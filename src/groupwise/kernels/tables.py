@@ -19,6 +19,8 @@ from groupwise.kernels.processor import processor_class
 FOLDER = pathlib.Path(__file__).with_name("policy")
 MODEL = FOLDER / "model.json"
 FORMAT = 1
+# How many families of layers have a margin of their own (csrc/plan/features.h).
+FAMILIES = 5
 
 
 @cache
@@ -94,7 +96,9 @@ def give(library: ctypes.CDLL, isa: str, told: dict[str, Any]) -> None:
 
 def flat(told: dict[str, Any]) -> list[float]:
     """Returns a file's numbers in the order in which csrc/plan/forest.h reads them."""
-    numbers = [told["margin"], len(told["bounded"]), *told["bounded"]]
+    # A file without margins for the families has one for all.
+    margins = told.get("margins") or [told["margin"]] * FAMILIES
+    numbers = [*margins, len(told["bounded"]), *told["bounded"]]
     for table in told["tables"]:
         numbers += [*table["least"], *table["most"], len(table["trees"])]
         for tree in table["trees"]:
