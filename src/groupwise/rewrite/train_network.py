@@ -16,6 +16,7 @@ from groupwise.kernels import native
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
 from groupwise.rewrite.train_region import Region, Settings, switch_back, switched_on
+from groupwise.rewrite.train_trace import quietly
 from groupwise.spec.legible import Printed, legible
 
 # How often a step is timed in each memory format.
@@ -180,13 +181,13 @@ def _disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
     twin = copy.deepcopy(model)
     state = torch.get_rng_state()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quietly():
             expected = tree_leaves(model(*args, **kwargs))
     except Exception:
         return ""  # the model says what is wrong when it is called
     torch.set_rng_state(state)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quietly():
             found = tree_leaves(Region(twin, "", Settings(fuse=False))(*args, **kwargs))
     except Exception as error:
         return f"its traced form fails: {(str(error).splitlines() or [type(error).__name__])[0][:120]}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,11 +73,18 @@ def trace(module: torch.nn.Module, form: Form, keep: str = "") -> tuple[Holder, 
     - `keep`: why the module itself is kept whole; empty if it is not
     """
     holder = Holder(module, form)
-    with LOCK, warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")
+    with LOCK, quietly(), torch.enable_grad():
         tracer = _Tracer({MODEL: keep} if keep else {})
         graph = tracer.trace(holder)
     return holder, graph, tracer.kept
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keeps warnings of a trial from the user, who gets them when the network is called."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def reason_to_keep(module: torch.nn.Module) -> str | None:
@@ -134,7 +142,7 @@ class _Tracer(Tracer):
         if reason is None and self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
         if reason is None:
-            done = len(self.graph.nodes)
+            done, depth = len(self.graph.nodes), len(self.module_stack)
             kept = dict(self.kept)
             held, drawn = dict(vars(m)), _generators()
             self._modes.append(_modes())
@@ -151,6 +159,8 @@ class _Tracer(Tracer):
                 vars(m).update(held)
                 _set_generators(drawn)
                 self.kept = kept
+                while len(self.module_stack) > depth:
+                    self.module_stack.popitem()
                 for node in list(self.graph.nodes)[done:][::-1]:
                     self.graph.erase_node(node)
             finally:
