@@ -13,7 +13,7 @@ from torch import nn
 import groupwise
 from groupwise.rewrite.train_network import Trainable
 from groupwise.rewrite.train_region import Settings
-from training import Network, assert_as_exact, randomize, step
+from training import Network, assert_as_exact, kept_bytes, randomize, step
 
 
 def image(*shape):
@@ -190,6 +190,15 @@ def test_a_view_of_a_channels_last_image_is_a_copy():
     found = step(Trainable(copy.deepcopy(model), Settings(channels_last=True), {}), x)
     for name, value in step(model, x).items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("act", [nn.SiLU, nn.Hardswish, nn.ReLU6])
+def test_a_step_keeps_a_quarter_less(act):
+    layers = []
+    for _ in range(4):
+        layers += [nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), act(inplace=True)]
+    model, x = nn.Sequential(*layers), image(4, 8, 16, 16)
+    assert kept_bytes(trainable(copy.deepcopy(model), x), x) < 0.75 * kept_bytes(model, x)
 
 
 def test_nothing_to_fuse_is_said():

@@ -120,3 +120,18 @@ def assert_as_exact(ours, model, x, slack=4e-6):
         size = truth.square().mean().sqrt()
         error, *known = ((one[name] - truth).square().mean().sqrt() for one in (found, *theirs))
         assert error <= 2 * max(known) + slack * size + 2e-6, name
+
+
+def kept_bytes(model, x):
+    """What a forward keeps for its backward beside parameters: each memory once."""
+    found = {}
+
+    def pack(tensor):
+        if not isinstance(tensor, nn.Parameter):
+            memory = tensor.untyped_storage()
+            found[memory.data_ptr()] = (memory.nbytes(), tensor)  # held, so that no other memory takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    return sum(size for size, _ in found.values())
