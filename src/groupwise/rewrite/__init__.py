@@ -1,4 +1,5 @@
-"""`optimize`: a network rewritten for inference: layers folded and fused, weights packed, engines chosen.
+"""`optimize`: a network rewritten: for inference layers folded and fused, weights packed, engines chosen; for training
+batch normalisations fused.
 
 The package has another name than the function, which is `groupwise.optimize`.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -18,9 +19,42 @@ from groupwise.kernels import tuning
 from groupwise.rewrite.capture import first_line, reason_to_leave
 from groupwise.rewrite.network import Optimized
 from groupwise.rewrite.plan import Left, Plan, Step
+from groupwise.rewrite.train_fuse import Fused, Notes, fuse_training
+from groupwise.rewrite.train_network import Trainable, TrainingPlan, for_training
 from groupwise.rewrite.watch import check_watchable
 
-__all__ = ["Left", "Optimized", "Plan", "Step", "optimize"]
+__all__ = [
+    "Fused",
+    "Left",
+    "Notes",
+    "Optimized",
+    "Plan",
+    "Step",
+    "Trainable",
+    "TrainingPlan",
+    "fuse_training",
+    "optimize",
+]
+
+
+@overload
+def optimize(
+    model: torch.nn.Module,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    tune: bool | None = None,
+    train: Literal[False] = False,
+) -> Optimized: ...
+
+
+@overload
+def optimize(
+    model: torch.nn.Module,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    tune: bool | None = None,
+    train: Literal[True],
+) -> Trainable: ...
 
 
 def optimize(
@@ -28,9 +62,10 @@ def optimize(
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
     tune: bool | None = None,
+    train: bool = False,
     **unknown: Any,
-) -> Optimized:
-    """Returns a network that computes what `model(*inputs, **kwargs)` computes, for inference on the CPU.
+) -> Optimized | Trainable:
+    """Returns a network that computes what `model(*inputs, **kwargs)` computes, for inference on the CPU, or training.
 
     BatchNorms are folded into the layers beside them. Activations and sums are computed by the layer before them.
     Weights are packed, images change to channels_last once, and each layer runs on the engine that is fastest for it.
@@ -40,6 +75,10 @@ def optimize(
     - `tune`: True times the engines of each layer on the example. False does not, so that every run makes the same
       choices: groupwise where its planner takes a layer, else oneDNN, else PyTorch. None does as GROUPWISE_TUNE says,
       and times them if it is not set. Nothing is timed while `torch.use_deterministic_algorithms` is on.
+    - `train`: True returns a network for training, a `groupwise.Trainable`: batch normalisations are one operator with
+      their activations and residual sums, forward and backward, convolutions are dispatched to groupwise's kernels,
+      and `tune` times a step in both memory formats. It has the model's modules, parameters and state_dict, and
+      accepts a model in either mode.
 
     Raises `GroupwiseError` for what is no module, for a model in training mode, with hooks or on another device, and
     for inputs that the model refuses.
@@ -59,10 +98,14 @@ def optimize(
         raise GroupwiseError(
             f"{', '.join(unknown)} is no argument of groupwise.optimize; for the model, write kwargs={{{named}}}"
         )
-    _check(model, inputs, kwargs)
+    if not isinstance(train, bool):
+        raise GroupwiseError(f"train={train!r} is not known; choose one of: True, False")
+    _check(model, inputs, kwargs, train)
     if tune is not None and not isinstance(tune, bool):
         raise GroupwiseError(f"tune={tune!r} is not known; choose one of: True, False, None")
     measure = os.environ.get(tuning.VARIABLE) != "0" if tune is None else tune
+    if train:
+        return for_training(model, inputs, kwargs or {}, measure and not torch.are_deterministic_algorithms_enabled())
     network = Optimized(model, measure)
     # A call in inference mode would make constants that other modes refuse.
     with torch.inference_mode(False), torch.no_grad():
@@ -91,21 +134,24 @@ def _word(given: Any) -> str:
     return f"a {type(given).__name__}" if isinstance(given, tuple | list | dict) else repr(given)[:40]
 
 
-def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> None:
+def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None, train: bool) -> None:
     if not isinstance(model, torch.nn.Module):
         raise GroupwiseError(f"{type(model).__name__} is not a model; give a torch.nn.Module, then an example input")
-    if isinstance(model, Optimized):
+    if isinstance(model, Optimized | Trainable):
         raise GroupwiseError("the network is optimized already; give the model that it was made of")
     if not inputs and not kwargs:
         raise GroupwiseError("an example input is missing; write: groupwise.optimize(model, example)")
-    if model.training:
-        raise GroupwiseError("the model is in training mode; write: groupwise.optimize(model.eval(), example)")
+    if model.training and not train:
+        raise GroupwiseError(
+            "the model is in training mode; write: groupwise.optimize(model.eval(), example), "
+            "or train=True for a network that trains"
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise GroupwiseError(f"{name} is a lazy parameter without a shape; run the model once, then optimize it")
         check_watchable(name, tensor)
         _check_device(name, tensor)
-    if reason := reason_to_leave(model):
+    if not train and (reason := reason_to_leave(model)):
         raise GroupwiseError(f"the model cannot be rewritten: {reason}; remove that, or optimize a part of the model")
     for leaf in tree_leaves((inputs, dict(kwargs or {}))):
         if isinstance(leaf, torch.Tensor):
