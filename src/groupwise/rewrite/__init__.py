@@ -5,7 +5,6 @@ The package has another name than the function, which is `groupwise.optimize`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +13,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from groupwise.errors import GroupwiseError
-from groupwise.kernels import tuning
 from groupwise.rewrite.capture import reason_to_leave
+from groupwise.rewrite.choose import measures
 from groupwise.rewrite.network import Optimized
 from groupwise.rewrite.plan import Left, Plan, Step
 from groupwise.rewrite.watch import check_watchable
@@ -50,10 +49,7 @@ def optimize(
         torch.Size([1, 8, 14, 14])
     """
     _check(model, inputs, kwargs)
-    if tune is not None and not isinstance(tune, bool):
-        raise GroupwiseError(f"tune={tune!r} is not known; choose one of: True, False, None")
-    measure = os.environ.get(tuning.VARIABLE) != "0" if tune is None else tune
-    network = Optimized(model, measure)
+    network = Optimized(model, measures(tune))
     # A call in inference mode would make constants that other modes refuse.
     with torch.inference_mode(False), torch.no_grad():
         network(*inputs, **(kwargs or {}))
@@ -65,6 +61,11 @@ def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None
         raise GroupwiseError(f"{type(model).__name__} is not a model; give a torch.nn.Module, then an example input")
     if isinstance(model, Optimized):
         raise GroupwiseError("the network is optimized already; give the model that it was made of")
+    if isinstance(getattr(model, "_orig_mod", None), torch.nn.Module):
+        raise GroupwiseError(
+            "the model is compiled by torch.compile; give the model that it was made of, or use "
+            'torch.compile(model, backend="groupwise")'
+        )
     if not inputs and not kwargs:
         raise GroupwiseError("an example input is missing; write: groupwise.optimize(model, example)")
     if model.training:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from groupwise.errors import GroupwiseError
+from groupwise.kernels import tuning
 from groupwise.rewrite.engines import CONVOLUTION, LINEAR, UNMEASURED, Call, Engine, Maybe, Work
 
 # Engines of one layer are timed for about so many seconds, in at least and at most so many rounds.
@@ -31,6 +35,13 @@ class Choice:
     reason: str
     ms: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def measures(tune: Any) -> bool:
+    """Tells whether engines are timed, for a `tune` that a user gave."""
+    if tune is not None and not isinstance(tune, bool):
+        raise GroupwiseError(f"tune={tune!r} is not known; choose one of: True, False, None")
+    return os.environ.get(tuning.VARIABLE) != "0" if tune is None else tune
 
 
 def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.Tensor], measure: bool) -> Choice:

@@ -60,7 +60,7 @@ class Region:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Computes what the module computes, by a program where there can be one."""
-        known = _key(args, kwargs)
+        known = key_of(args, kwargs)
         if known is None:
             return self.as_it_is(*args, **kwargs)
         key, leaves = known
@@ -128,11 +128,11 @@ class Region:
         watch = Watch(self.module, program.states)
         snapshot = watch.snapshot()
         tape = program.pack(dict(zip(watch.names, snapshot[0], strict=True)), leaves)
-        return Ready(program, watch, snapshot, _kinds(snapshot[0]), tape)
+        return Ready(program, watch, snapshot, kinds_of(snapshot[0]), tape)
 
     def _packed_again(self, ready: Ready) -> Ready | None:
         snapshot = ready.watch.snapshot()
-        if _kinds(snapshot[0]) != ready.dtypes:
+        if kinds_of(snapshot[0]) != ready.dtypes:
             return None
         tape = ready.program.pack(dict(zip(ready.watch.names, snapshot[0], strict=True)))
         return Ready(ready.program, ready.watch, snapshot, ready.dtypes, tape)
@@ -172,7 +172,8 @@ def _under(name: str, step: Step) -> Step:
     return replace(step, name=f"{name}.{step.name}") if name else step
 
 
-def _kinds(tensors: Sequence[torch.Tensor]) -> list[tuple[torch.dtype, torch.Size, torch.device]]:
+def kinds_of(tensors: Sequence[torch.Tensor]) -> list[tuple[torch.dtype, torch.Size, torch.device]]:
+    """Returns what the graph of a model depends on, of parameters and buffers."""
     return [(tensor.dtype, tensor.shape, tensor.device) for tensor in tensors]
 
 
@@ -181,7 +182,7 @@ _VALUES = (int, float, bool, str, type(None))
 _functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 
 
-def _key(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Key, Sequence[Any]] | None:
+def key_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Key, Sequence[Any]] | None:
     """Returns what a program depends on, and the leaves of the arguments; None where only the model's own code will do.
 
     That is under autocast, while the model is traced, compiled or transformed by `torch.func`, and for arguments that
