@@ -17,13 +17,18 @@ from groupwise.rewrite.capture import reason_to_leave
 from groupwise.rewrite.choose import measures
 from groupwise.rewrite.network import Optimized
 from groupwise.rewrite.plan import Left, Plan, Step
+from groupwise.rewrite.precision import check_dtype
 from groupwise.rewrite.watch import check_watchable
 
 __all__ = ["Left", "Optimized", "Plan", "Step", "optimize"]
 
 
 def optimize(
-    model: torch.nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None, tune: bool | None = None
+    model: torch.nn.Module,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    tune: bool | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Optimized:
     """Returns a network that computes what `model(*inputs, **kwargs)` computes, for inference on the CPU.
 
@@ -35,8 +40,11 @@ def optimize(
     - `tune`: True times the engines of each layer on the example. False does not, so that every run makes the same
       choices: groupwise where its planner takes a layer, else oneDNN, else PyTorch. None does as GROUPWISE_TUNE says,
       and times them if it is not set. Nothing is timed while `torch.use_deterministic_algorithms` is on.
+    - `dtype`: `torch.bfloat16` computes layers in bfloat16, with float32 sums, where the processor has such products
+      (AVX512-BF16 or AMX). What the network takes and returns keeps the model's dtypes.
 
-    Raises `GroupwiseError` for what is no module, and for a model in training mode, with hooks or on another device.
+    Raises `GroupwiseError` for what is no module, for a dtype that cannot be computed here, and for a model in training
+    mode, with hooks or on another device.
 
     Examples:
         >>> import groupwise, torch
@@ -49,7 +57,8 @@ def optimize(
         torch.Size([1, 8, 14, 14])
     """
     _check(model, inputs, kwargs)
-    network = Optimized(model, measures(tune))
+    check_dtype(dtype)
+    network = Optimized(model, measures(tune), dtype)
     # A call in inference mode would make constants that other modes refuse.
     with torch.inference_mode(False), torch.no_grad():
         network(*inputs, **(kwargs or {}))

@@ -13,7 +13,7 @@ import torch
 
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import tuning
-from groupwise.rewrite.engines import CONVOLUTION, LINEAR, UNMEASURED, Call, Engine, Maybe, Work
+from groupwise.rewrite.engines import CONVOLUTION, LINEAR, UNMEASURED, UNMEASURED_LOW, Call, Engine, Maybe, Work
 
 # Engines of one layer are timed for about so many seconds, in at least and at most so many rounds.
 BUDGET, LEAST, MOST = 0.02, 3, 40
@@ -21,6 +21,8 @@ BUDGET, LEAST, MOST = 0.02, 3, 40
 MARGIN = 0.97
 # An engine whose values are farther from PyTorch's, as a fraction of the largest value, is wrong and not imprecise.
 WRONG = 1e-3
+# Two roundings to bfloat16, and room.
+WRONG_LOW = 0.03
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
         elif engine.name != "matmul":
             refused[engine.name] = reason
     if not measure:
-        name = next(name for name in UNMEASURED if name in able)
+        name = next(name for name in (UNMEASURED_LOW if work.dtype == torch.bfloat16 else UNMEASURED) if name in able)
         reason = "the planner takes it" if name == "groupwise" else ""
         return Choice(able[name], reason, {}, refused)
     calls = {name: engine.make(work, weight, bias) for name, engine in able.items()}
@@ -85,7 +87,8 @@ def _problem(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> 
     except RuntimeError as error:
         return f"it fails: {str(error).splitlines()[0][:80]}"
     largest = exact.nan_to_num(0, 0, 0).abs().max().item() if exact.numel() else 0.0
-    if made.shape != exact.shape or not torch.allclose(made, exact, rtol=0, atol=WRONG * largest, equal_nan=True):
+    wrong = (WRONG_LOW if exact.dtype == torch.bfloat16 else WRONG) * largest
+    if made.shape != exact.shape or not torch.allclose(made, exact, rtol=0, atol=wrong, equal_nan=True):
         return "its values are wrong"
     return None
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from groupwise.kernels import dispatch, native
 from groupwise.kernels.plan import record_plans
+from groupwise.rewrite.precision import bfloat16_problem
 from groupwise.rewrite.steps import Activation, Epilogue, Geometry
 
 mkldnn = torch.ops.mkldnn
@@ -83,6 +84,8 @@ def finish(output: torch.Tensor, epilogue: Epilogue, residual: tuple[torch.Tenso
 def _refuse_onednn(work: Work) -> str | None:
     if problem := onednn_problem():
         return problem
+    if work.dtype == torch.bfloat16:
+        return bfloat16_problem()
     if work.dtype != torch.float32:
         return f"it takes float32 here, not {str(work.dtype).removeprefix('torch.')}"
     if 0 in (*work.source, *work.result):
@@ -111,6 +114,8 @@ def _make_onednn(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
     fits = work.epilogue.residual and work.epilogue.before is None and (last is None or last.attribute == "relu")
     if not fits or at.groups > 1:
         return _post_ops(mkldnn._convolution_pointwise.default, packed, bias, tuple(arguments), work)
+    # The operators with a sum want one dtype, the others keep a float32 bias exact.
+    bias = None if bias is None else bias.to(weight.dtype)
     sum_: tuple[object, ...] = ("add", 1.0, None if last is None else "relu", [], None)
     if work.overwrite:
         add_ = mkldnn._convolution_pointwise_.binary
@@ -164,7 +169,7 @@ def onednn_problem() -> str | None:
 def _refuse_groupwise(work: Work) -> str | None:
     if problem := native.status().problem:
         return problem
-    if work.dtype != torch.float32:
+    if work.dtype not in (torch.float32, torch.bfloat16):
         return f"its kernels compute float32, not {str(work.dtype).removeprefix('torch.')}"
     at = work.geometry
     assert at is not None
@@ -187,11 +192,15 @@ def _channels(work: Work) -> int:
 
 def _make_groupwise(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
     # A fused operator with the epilogue in its store takes the place of these two calls.
-    convolve = _convolve(work, weight, bias, 1)
-    return lambda source, *residual: finish(convolve(source), work.epilogue, residual)
+    convolve = _convolve(work, weight.float(), bias, 1)
+    if work.dtype == torch.float32:
+        return lambda source, *residual: finish(convolve(source), work.epilogue, residual)
+    # The kernels compute float32: two conversions, and one rounding after the epilogue.
+    return lambda source, *residual: finish(convolve(source.float()), work.epilogue, residual).to(work.dtype)
 
 
 def _make_pytorch(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
+    bias = None if bias is None else bias.to(weight.dtype)
     if work.geometry is None:
         return lambda source, *residual: finish(functional.linear(source, weight, bias), work.epilogue, residual)
     if work.channels_last:
@@ -229,7 +238,7 @@ def _refuse_matmul(work: Work) -> str | None:
 
 
 def _make_matmul(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
-    matrix = weight.flatten(1).contiguous()
+    matrix, bias = weight.flatten(1).contiguous(), None if bias is None else bias.to(weight.dtype)
 
     def multiply(source: torch.Tensor, *residual: torch.Tensor) -> torch.Tensor:
         output = functional.linear(source.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
@@ -254,3 +263,5 @@ LINEAR = (
 )
 # Where nothing is measured: groupwise where its planner takes the layer, else oneDNN, else PyTorch.
 UNMEASURED = ("groupwise", "onednn", "pytorch")
+# Where the layer computes bfloat16, which groupwise's kernels do not.
+UNMEASURED_LOW = ("onednn", "pytorch")

@@ -24,17 +24,18 @@ class Optimized(torch.nn.Module):
     own when they first come.
     """
 
-    def __init__(self, model: torch.nn.Module, measure: bool) -> None:
+    def __init__(self, model: torch.nn.Module, measure: bool, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self._arrange(twin(model), measure)
+        self._arrange(twin(model), measure, dtype)
         super().train(False)
 
-    def _arrange(self, model: torch.nn.Module, measure: bool) -> None:
+    def _arrange(self, model: torch.nn.Module, measure: bool, dtype: torch.dtype | None) -> None:
         # The model is no submodule: names in the state_dict would begin with its name.
         vars(self)["_model"] = model
         vars(self)["_measure"] = measure
+        vars(self)["_dtype"] = dtype
         # Children of the region's model may become regions themselves. It shares whatever holds parameters.
-        vars(self)["_region"] = Region(twin(model), "", Planner(measure))
+        vars(self)["_region"] = Region(twin(model), "", Planner(measure, dtype))
         vars(self)["_plan"] = None
 
     @property
@@ -128,7 +129,7 @@ class Optimized(torch.nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         plan = vars(self)["_plan"]
-        self._arrange(vars(self)["_model"], vars(self)["_measure"])
+        self._arrange(vars(self)["_model"], vars(self)["_measure"], vars(self)["_dtype"])
         vars(self)["_plan"] = plan
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Optimized:

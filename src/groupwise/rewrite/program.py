@@ -17,6 +17,7 @@ from groupwise.rewrite.fold import fold, mark_constants
 from groupwise.rewrite.functional import make_functional, memory_of
 from groupwise.rewrite.fuse import fuse
 from groupwise.rewrite.plan import Step
+from groupwise.rewrite.precision import lower
 from groupwise.rewrite.simplify import change_layout, copy_shared_outputs, remove_unread, simplify
 from groupwise.rewrite.steps import ACTIVATIONS, args_of, is_layer, is_tensor, name_layers, value
 from groupwise.rewrite.tape import Call, Tape, bind
@@ -37,7 +38,7 @@ class Program:
     `pack` makes the tape that runs from the parameters as they are then; the first one chooses the engines too.
     """
 
-    def __init__(self, captured: Captured, measure: bool) -> None:
+    def __init__(self, captured: Captured, measure: bool, dtype: torch.dtype | None = None) -> None:
         graph = captured.graph
         make_functional(graph)
         simplify(graph)
@@ -48,6 +49,8 @@ class Program:
         fold(graph)
         remove_unread(graph)
         fuse(graph)
+        if dtype is not None:
+            lower(graph)
         copy_shared_outputs(graph)
         change_layout(graph)
         self.graph: Graph = graph
@@ -190,10 +193,11 @@ def _reads(layer: Node) -> list[Node]:
 
 
 def _packable(node: Node, constants: Mapping[Node, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns a layer's weight and bias in the dtype of what it computes."""
+    """Returns a layer's weight in the dtype of what it computes, and its bias in one that is as exact as its sums."""
     weight, bias = (given and constants[given] for given in args_of(node)[1:3])
     dtype = value(node).dtype
-    return weight.to(dtype), None if bias is None else bias.to(dtype)
+    exact = torch.float32 if dtype == torch.bfloat16 else dtype
+    return weight.to(dtype), None if bias is None else bias.to(exact)
 
 
 def _last_reads(graph: Graph) -> dict[Node, list[Node]]:

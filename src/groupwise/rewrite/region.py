@@ -42,9 +42,9 @@ class Ready:
 class Planner:
     """What the regions of one network share: the lock under which they plan, and how they choose."""
 
-    def __init__(self, measure: bool) -> None:
+    def __init__(self, measure: bool, dtype: torch.dtype | None) -> None:
         self.lock = threading.RLock()
-        self.measure = measure
+        self.measure, self.dtype = measure, dtype
 
 
 class Region:
@@ -121,7 +121,7 @@ class Region:
     def _planned(self, leaves: Sequence[Any], args: Any, kwargs: Any) -> Ready | None:
         try:
             measure = self.planner.measure and not torch.are_deterministic_algorithms_enabled()
-            program = Program(capture(self.module, args, kwargs), measure)
+            program = Program(capture(self.module, args, kwargs), measure, self.planner.dtype)
         except NotCaptured as reason:
             self._leave(str(reason))
             return None
