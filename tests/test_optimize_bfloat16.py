@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import groupwise
+from commands import run
 from groupwise import GroupwiseError
 from groupwise.rewrite import precision
 from optimized import Both, Excite, Residual, Shuffle, exact, settle, source
@@ -143,10 +144,16 @@ def test_layers_in_other_dtypes_stay():
 
 def test_refusals(monkeypatch):
     model, x = settle(MODELS["residual"]()), source()
-    with pytest.raises(
-        GroupwiseError, match=r"^dtype=torch.float16 is not known; choose one of: torch.bfloat16, None$"
-    ):
+    with pytest.raises(GroupwiseError, match=r"^dtype=torch.float16 is not known; choose one of: torch.bfloat16"):
         groupwise.optimize(model, x, dtype=torch.float16)
     monkeypatch.setattr(precision, "bfloat16_problem", lambda: "this processor has no bfloat16 products")
     with pytest.raises(GroupwiseError, match=r"^dtype=torch.bfloat16 is not for this machine: this processor has no"):
         groupwise.optimize(model, x, dtype=torch.bfloat16)
+
+
+@needs_bfloat16
+def test_the_command(capsys):
+    status, out, _ = run(capsys, "optimize", "resnext50_32x4d", "--input-shape", "1,3,32,32", "--dtype", "bfloat16")
+    assert status == 0
+    assert "to_bfloat16" in out
+    assert "the outputs agree" in out

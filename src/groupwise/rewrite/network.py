@@ -45,6 +45,12 @@ class Optimized(torch.nn.Module):
         return model
 
     @property
+    def dtype(self) -> torch.dtype | None:
+        """What its layers compute in, if `optimize` was given that; None if each computes in its own dtype."""
+        dtype: torch.dtype | None = vars(self)["_dtype"]
+        return dtype
+
+    @property
     def plan(self) -> Plan:
         """How the network runs on the shapes that it planned last."""
         plan: Plan | None = vars(self)["_plan"]

@@ -109,4 +109,5 @@ def _is_float32(node: Node) -> bool:
 
 
 def _last_placeholder(graph: Graph) -> Node:
-    return [node for node in graph.nodes if node.op == "placeholder"][-1]
+    last: Node = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    return last
