@@ -9,6 +9,42 @@ from groupwise.errors import check_choice
 from groupwise.nn.functional import ACTIVATIONS, batch_norm_act
 
 
+def apply_norm(
+    norm: _NormBase,
+    input: torch.Tensor,
+    activation: str = "none",
+    residual: torch.Tensor | None = None,
+    negative_slope: float = 0.01,
+) -> torch.Tensor:
+    """Returns activation(norm(input) + residual) for a batch normalisation, as its own `forward` would.
+
+    It reads the parameters, the statistics and the training mode of `norm`, and updates its statistics.
+    """
+    norm._check_input_dim(input)  # type: ignore[no-untyped-call]
+    factor = 0.0 if norm.momentum is None else norm.momentum
+    tracks = norm.training and norm.track_running_stats
+    if tracks and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            factor = 1.0 / float(norm.num_batches_tracked)
+    # Statistics that are not tracked are not updated, and eval mode without statistics uses the batch's.
+    mean, variance = (norm.running_mean, norm.running_var) if tracks or not norm.training else (None, None)
+    batch = norm.training or (norm.running_mean is None and norm.running_var is None)
+    return batch_norm_act(
+        input,
+        mean,
+        variance,
+        norm.weight,
+        norm.bias,
+        batch,
+        factor,
+        norm.eps,
+        activation,
+        residual,
+        negative_slope,
+    )
+
+
 class _BatchNormAct(_NormBase):
     """What the three layers share.
 
@@ -43,29 +79,7 @@ class _BatchNormAct(_NormBase):
 
     def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Returns activation(normalised input + residual), and updates the running statistics in training mode."""
-        self._check_input_dim(input)
-        factor = 0.0 if self.momentum is None else self.momentum
-        tracks = self.training and self.track_running_stats
-        if tracks and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                factor = 1.0 / float(self.num_batches_tracked)
-        # Statistics that are not tracked are not updated, and eval mode without statistics uses the batch's.
-        mean, variance = (self.running_mean, self.running_var) if tracks or not self.training else (None, None)
-        batch = self.training or (self.running_mean is None and self.running_var is None)
-        return batch_norm_act(
-            input,
-            mean,
-            variance,
-            self.weight,
-            self.bias,
-            batch,
-            factor,
-            self.eps,
-            self.activation,
-            residual,
-            self.negative_slope,
-        )
+        return apply_norm(self, input, self.activation, residual, self.negative_slope)
 
     def extra_repr(self) -> str:
         """Returns the text of `torch.nn`, and the activation."""
