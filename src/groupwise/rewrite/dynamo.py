@@ -22,13 +22,13 @@ from torch.fx import GraphModule
 
 from groupwise.errors import GroupwiseError, check_choice
 from groupwise.kernels import dispatch, native
-from groupwise.rewrite.capture import Captured, NotCaptured, capture
+from groupwise.rewrite.capture import Captured, NotCaptured, capture, module_of
 from groupwise.rewrite.choose import measures
-from groupwise.rewrite.norms import fuse_norms
 from groupwise.rewrite.plan import Left, Plan, Step
 from groupwise.rewrite.program import Program
 from groupwise.rewrite.region import MOST_PROGRAMS, key_of, kinds_of
 from groupwise.rewrite.tape import Tape
+from groupwise.rewrite.train_fuse import fuse_training
 from groupwise.rewrite.watch import contents
 
 OPTIONS = ("tune",)
@@ -114,9 +114,14 @@ class Piece:
     def _train(self) -> None:
         """Fuses what gradients pass through."""
         started = time.perf_counter()
-        steps = tuple(Step(_plain(name), "batch norm", "groupwise", words) for name, words in fuse_norms(self.module))
-        seconds = time.perf_counter() - started
-        self._plans[()] = Plan(f"{self.title} for training", steps, (), (), torch.get_num_threads(), seconds)
+        names = {node.name: _plain(module_of(node)) for node in self.module.graph.nodes}
+        notes = fuse_training(self.module)[1]
+        steps = []
+        for norm in notes.fused:
+            words = ("sum" if norm.residual else "", norm.activation if norm.activation != "none" else "")
+            steps.append(Step(names.get(norm.name, norm.name), "batch norm", "groupwise", tuple(filter(None, words))))
+        title, seconds = f"{self.title} for training", time.perf_counter() - started
+        self._plans[()] = Plan(title, tuple(steps), notes.left, (), torch.get_num_threads(), seconds)
 
     def plans(self) -> list[Plan]:
         """Returns a plan for each shape that came."""
@@ -127,6 +132,8 @@ class Piece:
         if self._switch is None:
             return self.module(*args)
         before = self._switch(1)
+        if before == -1:  # `forced` wants PyTorch's kernels
+            self._switch(before)
         try:
             return self.module(*args)
         finally:
