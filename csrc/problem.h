@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "epilogue.h"
+
 namespace groupwise {
 
 // Output position o of one spatial dimension reads input positions o * stride + k * dilation - pad, k in [0, kernel).
@@ -133,6 +135,8 @@ struct Correlation {
   Strides output_strides;
   // The most products that one accumulator sums, in whole channels; in whole rows of taps where lanes hold several groups.
   int64_t longest_run;
+  const Epilogue* epilogue;  // or null
+  const float* packed;       // the weight as the kernel packs it, or null
 };
 
 // grad_weight[o][c][kh][kw] = sum over samples and positions of grad_output[o] * input[c].

@@ -30,6 +30,7 @@ struct Kernels {
                            const float* packed);
   void (*grad_weight_brgemm)(const GradWeight&, const BrgemmGradLayout&, int64_t begin, int64_t end, float* scratch,
                              float* parts);
+  void (*finish)(const Correlation&, int64_t begin, int64_t end);  // samples, by the epilogue alone
   void (*sum_channels)(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
                        int64_t begin, int64_t end);
   // Each of a chunk of channels and a piece of their values.

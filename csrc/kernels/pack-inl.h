@@ -1,5 +1,6 @@
 // Copies between tensors and scratch. Only this file knows of layout, stride and padding.
 #pragma once
+#include "kernels/finish.h"
 #include "kernels/planar/layout.h"
 #include "simd/simd.h"
 

@@ -21,6 +21,9 @@ struct Tensors {
   float* y;
   float* w;
   const float* bias;  // for a forward, plain or transposed (which is a grad_input); or null
+  // For the same: what follows, or null; and the weight as `Work::pack` leaves it, or null for one that is packed at each run.
+  const Epilogue* epilogue = nullptr;
+  const float* packed = nullptr;
 };
 
 // What a plan prints. A grad_input is described by the one of its correlations that needs the most scratch.
@@ -36,6 +39,11 @@ class Work {
  public:
   virtual ~Work() = default;
   virtual void run(const Tensors& tensors, ParallelFor parallel_for) const = 0;
+  // Packs a constant weight once for all runs: returns how many floats that takes, 0 where it would save nothing, and fills them.
+  virtual int64_t packed_floats() const { return 0; }
+  virtual void pack(const float*, float*, ParallelFor) const {}
+  // Tells whether the sums begin with a residual that no activation precedes, so that it may be the output itself.
+  virtual bool begins_with_residual() const { return false; }
   Facts facts{};
 };
 
@@ -58,17 +66,38 @@ class Correlations : public Work {
   }
 
   void run(const Tensors& t, ParallelFor parallel_for) const override {
+    int64_t packed = 0;
     for (const auto& [shape, layout] : parts_) {
       Correlation c = shape;
       c.input = forward_ ? t.x : t.y;
       c.output = forward_ ? t.y : t.x;
       c.weight = t.w;
       c.bias = t.bias;
+      c.epilogue = t.epilogue;
+      c.packed = t.packed ? t.packed + packed : nullptr;
+      packed += packed_floats_of(c, layout);
       run_part(c, layout, parallel_for);
     }
   }
 
+  int64_t packed_floats() const override {
+    int64_t floats = 0;
+    for (const auto& [shape, layout] : parts_) floats += packed_floats_of(shape, layout);
+    return floats;
+  }
+
+  void pack(const float* weight, float* packed, ParallelFor parallel_for) const override {
+    for (const auto& [shape, layout] : parts_) {
+      Correlation c = shape;
+      c.weight = weight;
+      pack_part(c, layout, packed, parallel_for);
+      packed += packed_floats_of(c, layout);
+    }
+  }
+
  protected:
+  virtual int64_t packed_floats_of(const Correlation&, const Layout&) const { return 0; }
+  virtual void pack_part(const Correlation&, const Layout&, float*, ParallelFor) const {}
   virtual void run_part(const Correlation& c, const Layout& layout, ParallelFor parallel_for) const = 0;
 
  private:

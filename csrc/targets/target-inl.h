@@ -1,4 +1,4 @@
-// The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp, sum.cpp, peak.cpp and the
+// The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp, finish.cpp, sum.cpp, peak.cpp and the
 // sweeps of norm/ once for each set, every file by itself, since all in one take minutes; a target_*.cpp lists what they define.
 #pragma once
 #include GW_VECTORS
@@ -18,6 +18,7 @@ void grad_weight_narrow(const GradWeight&, const GradWeightNarrowLayout&, int64_
 void pack_brgemm(const Correlation&, const BrgemmLayout&, int64_t begin, int64_t end, float* packed);
 void correlate_brgemm(const Correlation&, const BrgemmLayout&, int64_t begin, int64_t end, float* scratch, const float* packed);
 void grad_weight_brgemm(const GradWeight&, const BrgemmGradLayout&, int64_t begin, int64_t end, float* scratch, float* parts);
+void finish(const Correlation&, int64_t begin, int64_t end);
 void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
                   int64_t begin, int64_t end);
 
@@ -42,6 +43,7 @@ constexpr Kernels table(const char* isa, int number) {
           pack_brgemm,
           correlate_brgemm,
           grad_weight_brgemm,
+          finish,
           sum_channels,
           norm_moments,
           norm_apply,

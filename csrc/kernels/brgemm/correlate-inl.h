@@ -78,14 +78,28 @@ void pack_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin, int
   }
 }
 
-// Sets `rows` rows of n floats to the bias, or to zero without one.
-inline void begin_sums(float* to, int64_t row, int64_t rows, int64_t n, const float* bias) {
-  for (int64_t r = 0; r < rows; r++)
-    if (bias) {
-      copy(to + r * row, bias, n);
+// Returns what the sums begin with beside the bias: a residual that no activation precedes, if the output is not staged.
+inline const float* residual_of(const Correlation& c, const BrgemmLayout& l) {
+  const Epilogue* e = c.epilogue;
+  return e && e->residual && e->before.kind == Activation::none && !l.staged ? e->residual : nullptr;
+}
+
+// Sets `rows` rows of n floats to what they begin with: the residual, which may be these rows, and the bias. Each may be null.
+inline void begin_sums(float* to, int64_t row, int64_t rows, int64_t n, const float* bias, const float* residual) {
+  if (residual && !bias && residual == to) return;
+  for (int64_t r = 0; r < rows; r++, to += row) {
+    if (residual) {
+      const float* from = residual + r * row;
+      for (int64_t i = 0; i < n; i += kLanes) {
+        const int64_t lanes = std::min<int64_t>(kLanes, n - i);
+        store_some(to + i, load_some(from + i, lanes) + (bias ? load_some(bias + i, lanes) : Vec{}), lanes);
+      }
+    } else if (bias) {
+      copy(to, bias, n);
     } else {
-      zero(to + r * row, n);
+      zero(to, n);
     }
+  }
 }
 
 // Computes pixels [first, first + columns) of all output channels of a group of planes.
@@ -98,19 +112,24 @@ inline void correlate_planes(const Correlation& c, const BrgemmLayout& l, int64_
   float* y = c.output + n * ys.n + group * c.out_channels * ys.c + first;
   const float* weight = l.packs_weight ? packed + group * l.weight_floats : c.weight + group * c.weight_strides.group;
   const int64_t w_row = l.packs_weight ? c.in_channels : c.weight_strides.o;
+  const float* residual = residual_of(c, l);
   for (int64_t p = 0; p < columns; p += kProductPixels) {
     const int64_t pixels = std::min(kProductPixels, columns - p);
     for (int64_t o = 0; o < c.out_channels; o += l.outputs) {
       const int64_t outputs = std::min(l.outputs, c.out_channels - o);
       float* to = y + o * ys.c + p;
-      if (c.bias)
+      if (c.bias || residual)
         for (int64_t i = 0; i < outputs; i++) {
-          const Vec bias = broadcast(c.bias[group * c.out_channels + o + i]);
-          for (int64_t j = 0; j < pixels; j += kLanes) store_some(to + i * ys.c + j, bias, pixels - j);
+          const Vec bias = broadcast(c.bias ? c.bias[group * c.out_channels + o + i] : 0.0f);
+          float* row = to + i * ys.c;
+          const float* from = residual ? residual + (row - c.output) : nullptr;
+          for (int64_t j = 0; j < pixels; j += kLanes)
+            store_some(row + j, from ? bias + load_some(from + j, std::min<int64_t>(kLanes, pixels - j)) : bias, pixels - j);
         }
       for (int64_t k = 0; k < c.in_channels; k += run)
-        multiply(outputs, pixels, std::min(run, c.in_channels - k), w_row, xs.c, ys.c, c.bias || k > 0, weight + o * w_row + k,
-                 x + k * xs.c + p, to);
+        multiply(outputs, pixels, std::min(run, c.in_channels - k), w_row, xs.c, ys.c, c.bias || residual || k > 0,
+                 weight + o * w_row + k, x + k * xs.c + p, to);
+      finish_runs(c, to, outputs, ys.c, pixels, residual != nullptr);
     }
   }
 }
@@ -141,8 +160,10 @@ inline void correlate_row(const Correlation& c, const BrgemmLayout& l, const Pix
   for (int64_t p = 0; p < all.pixels; p += tile) {
     const int64_t pixels = std::min(tile, all.pixels - p);
     float* y = all.y + out.first + p * all.y_pixel;
-    bool add = bias != nullptr;
-    if (bias || h.taps * w.taps == 0) begin_sums(y, all.y_pixel, pixels, out.count, bias);
+    const float* residual = residual_of(c, l);
+    if (residual) residual += y - c.output;
+    bool add = bias || residual;
+    if (add || h.taps * w.taps == 0) begin_sums(y, all.y_pixel, pixels, out.count, bias, residual);
     for (int64_t kh = 0; kh < h.taps; kh++)
       for (int64_t kw = 0; kw < w.taps; kw += merged ? w.taps : 1) {
         const float* x = all.x + p * all.x_pixel + kh * x_row + kw * w.spacing * x_column;
@@ -154,6 +175,7 @@ inline void correlate_row(const Correlation& c, const BrgemmLayout& l, const Pix
           multiply(pixels, out.count, std::min(run, length - k), all.x_pixel, w_row, all.y_pixel, add, x + k,
                    weight + k * w_row, y);
       }
+    if (!l.staged) finish_runs(c, y, pixels, all.y_pixel, out.count, residual != nullptr);
   }
 }
 
@@ -223,6 +245,7 @@ void correlate_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin
           split_pixels(to + v * ys.c, ys.c, from + v, y_column, std::min<int64_t>(kLanes, c.out_channels - v), columns);
       }
     }
+    finish_block(c, {n, group * c.out_channels, c.out_channels, row, rows, column * step, columns});
   }
   if (product().release) product().release();
 }

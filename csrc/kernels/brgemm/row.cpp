@@ -38,6 +38,12 @@ class BrgemmWork : public Correlations<BrgemmLayout> {
  public:
   explicit BrgemmWork(const Request& r) : Correlations(r), target_(r.target) {}
 
+  bool begins_with_residual() const override {
+    for (const auto& [shape, layout] : parts())
+      if (layout.staged) return false;
+    return true;
+  }
+
   bool add(const Correlation& c) {
     BrgemmLayout l;
     if (!lay_out_brgemm(c, target_->lanes, facts.threads, &l)) return false;
@@ -48,14 +54,23 @@ class BrgemmWork : public Correlations<BrgemmLayout> {
 
  protected:
   void run_part(const Correlation& c, const BrgemmLayout& l, ParallelFor parallel_for) const override {
-    const bool threaded = facts.threads > 1;
-    // The packed weights depend on the weights and the layout alone.
-    const std::unique_ptr<float[]> packed(new float[c.groups * l.weight_floats]);
-    if (l.weight_floats > 0)
-      run_tasks(c.groups * ceil_div(c.out_channels, l.outputs), threaded, parallel_for,
-                [&](int64_t begin, int64_t end) { target_->pack_brgemm(c, l, begin, end, packed.get()); });
-    run_tasks(l.tasks(c), threaded, parallel_for,
-              [&](int64_t begin, int64_t end) { target_->correlate_brgemm(c, l, begin, end, scratch(), packed.get()); });
+    std::unique_ptr<float[]> packed;
+    if (!c.packed) {
+      packed.reset(new float[packed_floats_of(c, l)]);
+      pack_part(c, l, packed.get(), parallel_for);
+    }
+    const float* weight = c.packed ? c.packed : packed.get();
+    run_tasks(l.tasks(c), facts.threads > 1, parallel_for,
+              [&](int64_t begin, int64_t end) { target_->correlate_brgemm(c, l, begin, end, scratch(), weight); });
+  }
+
+  // The packed weights depend on the weights and the layout alone.
+  int64_t packed_floats_of(const Correlation& c, const BrgemmLayout& l) const override { return c.groups * l.weight_floats; }
+
+  void pack_part(const Correlation& c, const BrgemmLayout& l, float* packed, ParallelFor parallel_for) const override {
+    if (l.weight_floats == 0) return;
+    run_tasks(c.groups * ceil_div(c.out_channels, l.outputs), facts.threads > 1, parallel_for,
+              [&](int64_t begin, int64_t end) { target_->pack_brgemm(c, l, begin, end, packed); });
   }
 
  private:

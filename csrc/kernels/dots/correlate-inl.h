@@ -106,6 +106,8 @@ void correlate_dots(const Correlation& c, const ChannelsLayout& l, int64_t begin
       };
       each_strip(c, l.block, l.strip, row, column, run_strip);
     }
+    finish_block(c, {n, first, c.out_channels, row, std::min(l.block.rows, c.h.out - row), column,
+                     std::min(l.block.columns, s.out - column)});
   }
 }
 

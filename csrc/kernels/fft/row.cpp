@@ -49,7 +49,15 @@ class FftWork : public Work {
   }
 
   void run(const Tensors& tensors, ParallelFor parallel_for) const override {
-    if (!fft_in_use(request_, layout_, tensors)) direct_->run(tensors, parallel_for);
+    if (!fft_in_use(request_, layout_, tensors)) return direct_->run(tensors, parallel_for);
+    if (!tensors.epilogue) return;
+    const bool forward = request_.direction == Direction::forward;
+    for (Correlation c : correlations_of(request_)) {
+      c.output = forward ? tensors.y : tensors.x;
+      c.epilogue = tensors.epilogue;
+      run_tasks(c.batch, facts.threads > 1, parallel_for,
+                [&](int64_t begin, int64_t end) { request_.target->finish(c, begin, end); });
+    }
   }
 
  private:

@@ -150,12 +150,12 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
       each_strip(c, l.block, l.strip, row, column, run_strip);
     }
     packed_group = group;
-    if (!l.staged) continue;
     const int64_t columns = std::min(l.block.columns * step, out_w - column * step);
-    for (int64_t r = 0; r < rows; r++)
+    for (int64_t r = 0; l.staged && r < rows; r++)
       for (int64_t v = 0; v < c.out_channels; v += kLanes)
         split_pixels(output + v * c.output_strides.c + r * c.h.step * c.output_strides.h, c.output_strides.c,
                      stage + r * y_row + v, l.output.width, std::min<int64_t>(kLanes, c.out_channels - v), columns);
+    finish_block(c, {n, group * c.out_channels, c.out_channels, row, rows, column * step, columns});
   }
 }
 

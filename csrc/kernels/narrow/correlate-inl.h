@@ -366,12 +366,12 @@ void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t b
         if (runs.whole < runs.vectors) run(v + runs.whole, 1);
       }
     });
-    if (!l.staged) continue;
     const int64_t columns = std::min(l.block.columns * step, out_w - column * step);
-    for (int64_t r = 0; r < rows; r++)
+    for (int64_t r = 0; l.staged && r < rows; r++)
       for (int64_t v = 0; v < channels; v += kLanes)
         split_pixels(output + v * c.output_strides.c + r * c.h.step * c.output_strides.h, c.output_strides.c,
                      stage + r * out.y_row + v, kChannelBlock, std::min<int64_t>(kLanes, channels - v), columns);
+    finish_block(c, {n, channel, channels, row, rows, column * step, columns});
   }
 }
 

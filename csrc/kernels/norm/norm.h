@@ -3,13 +3,13 @@
 
 #include <cstdint>
 
+#include "epilogue.h"
 #include "kernels/layout.h"
 #include "problem.h"
 
 namespace groupwise {
 
-// The order is that of the names in csrc/torch/norm.cpp.
-enum class Activation { none, relu, relu6, leaky_relu, silu, hardswish, hardsigmoid, sigmoid, tanh };
+// The activations that a batch normalisation knows, with their derivatives: the first ones.
 constexpr int kActivations = 9;
 
 // What a backward reads beside x to know the derivative: nothing, the residual, or the output.

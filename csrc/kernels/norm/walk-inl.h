@@ -1,7 +1,8 @@
 // Walks over a chunk of channels and a piece of their values, by vectors: along the channels of rows, or along the pixels of
 // planes. What is done with a vector is written once for both.
 #pragma once
-#include "kernels/norm/activation-inl.h"
+#include "kernels/activation-inl.h"
+#include "kernels/norm/norm.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {

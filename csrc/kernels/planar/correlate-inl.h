@@ -221,7 +221,9 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
   float* stage = scratch + l.input_floats;
   if (plane.wide) zero(scratch, l.input_floats);
   const int64_t by_w = ceil_div(c.w.front().out, b.columns), by_h = ceil_div(c.h.out, b.rows);
-  const int64_t by_g = ceil_div(c.groups, b.groups), fours = c.out_channels / 4 * 4;
+  const int64_t by_g = ceil_div(c.groups, b.groups), fours = c.out_channels / 4 * 4, step = c.w.front().step;
+  int64_t out_w = 0;
+  for (const Phase& w : c.w) out_w += w.out;
   PlanarTask p;
   p.outputs = c.out_channels;
   p.row_floats = plane.row;
@@ -242,8 +244,13 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
       pack(plane, c.input_strides, c.h.in, c.w.front().in, input, groups * c.in_channels, low,
            column * plane.stride + plane.low_w, scratch);
     float* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c;
+    const auto finish_task = [&] {
+      finish_block(c, {n, group * c.out_channels, groups * c.out_channels, row, rows, column * step,
+                       std::min(b.columns * step, out_w - column * step)});
+    };
     if (l.woven) {
       run_woven(c, l, {row, column, rows, group, groups, low}, scratch, output);
+      finish_task();
       continue;
     }
     // Computes a strip of rows from r on, and of columns of a phase from x on, in all groups of the block.
@@ -301,6 +308,7 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
     };
     each_strip(c, b, l.strip, row, column, run_strip);
     if (l.staged) unpack(c, l, stage, groups * c.out_channels, row, column, rows, output);
+    finish_task();
   }
 }
 

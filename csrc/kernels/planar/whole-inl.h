@@ -1,6 +1,7 @@
 // Correlation of kernels as large as the image, whose rows follow each other in memory. Vectors run along the taps and read in
 // place: an output of a forward is a dot product, and the gradient of an image is a sum of kernels.
 #pragma once
+#include "kernels/finish.h"
 #include "kernels/planar/layout.h"
 #include "simd/simd.h"
 
@@ -94,11 +95,11 @@ inline void run_whole(const Correlation& c, const CorrelationLayout& l, int64_t 
         const int64_t at = h.taps > 0 ? (r * h.stride + h.low) * row : 0;
         sum_rows(c, h, groups, x + at, w + h.index * row, bias, y + r * ys.h);
       }
-      continue;
     }
-    for (int64_t channel = 0; channel < groups * c.out_channels; channel++)
+    for (int64_t channel = 0; l.whole == Whole::spread && channel < groups * c.out_channels; channel++)
       spread_kernels(c, c.h.out * row, x + channel / c.out_channels * c.in_channels * xs.c,
                      w + begin_of(c.weight_strides, c.out_channels, channel), bias ? bias[channel] : 0.0f, y + channel * ys.c);
+    finish_block(c, {n, first * c.out_channels, groups * c.out_channels, 0, c.h.out, 0, c.w.front().out});
   }
 }
 

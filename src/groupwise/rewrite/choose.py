@@ -13,12 +13,15 @@ import torch
 
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import tuning
-from groupwise.rewrite.engines import CONVOLUTION, LINEAR, UNMEASURED, UNMEASURED_LOW, Call, Engine, Maybe, Work
+from groupwise.rewrite.engines import CONVOLUTION, LINEAR, UNMEASURED, UNMEASURED_LOW, Engine, Maybe, Work, kernel_of
+from groupwise.rewrite.recipe import Call
 
 # Engines of one layer are timed for about so many seconds, in at least and at most so many rounds.
 BUDGET, LEAST, MOST = 0.02, 3, 40
 # An engine must be so much faster than one that comes before it in the table.
 MARGIN = 0.97
+# An engine that takes so many times as long as the fastest is measured once.
+HOPELESS = 3
 # An engine whose values are farther from PyTorch's, as a fraction of the largest value, is wrong and not imprecise.
 WRONG = 1e-3
 # Two roundings to bfloat16, and room.
@@ -31,12 +34,14 @@ class Choice:
 
     - `ms`: the shortest time of each engine that was measured
     - `refused`: why an engine cannot run the layer
+    - `kernel`: the kernel of groupwise that runs; empty for another engine
     """
 
     engine: Engine
     reason: str
     ms: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    kernel: str = ""
 
 
 def measures(tune: Any) -> bool:
@@ -50,17 +55,25 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
     """Chooses for a layer and what it reads: its input, and its residual if it has one."""
     able: dict[str, Engine] = {}
     refused: dict[str, str] = {}
+    kernels: dict[str, str] = {}
     for engine in LINEAR if work.geometry is None else CONVOLUTION:
+        if engine.kernel and not measure:
+            continue
         reason = engine.refuse(work)
         if reason is None:
-            able[engine.name] = engine
-        elif engine.name != "matmul":
-            refused[engine.name] = reason
+            kernel = kernel_of(engine, work)
+            # The planner may have chosen it.
+            if not kernel or kernel not in kernels.values():
+                able[engine.label] = engine
+                kernels[engine.label] = kernel
+        elif engine.name != "matmul" and not engine.kernel:
+            refused[engine.label] = reason
     if not measure:
-        name = next(name for name in (UNMEASURED_LOW if work.dtype == torch.bfloat16 else UNMEASURED) if name in able)
+        known = UNMEASURED_LOW if work.dtype == torch.bfloat16 else UNMEASURED
+        name = next(name for name in known if name in able)
         reason = "the planner takes it" if name == "groupwise" else ""
-        return Choice(able[name], reason, {}, refused)
-    calls = {name: engine.make(work, weight, bias) for name, engine in able.items()}
+        return Choice(able[name], reason, {}, refused, kernels[name])
+    calls = {name: engine.make(work, weight, bias).call for name, engine in able.items()}
     exact = calls["pytorch"](*_copies(given))
     for name in list(calls):
         if problem := _problem(calls[name], given, exact):
@@ -68,12 +81,12 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
             del calls[name]
     if len(calls) == 1:
         (name,) = calls
-        return Choice(able[name], "", {}, refused)
+        return Choice(able[name], "", {}, refused, kernels[name])
     seconds = _time(calls, given)
     best = _fastest(seconds)
     ms = {name: round(min(found) * 1e3, 4) for name, found in seconds.items()}
     others = ", ".join(f"{name} {least:.3f}" for name, least in ms.items() if name != best)
-    return Choice(able[best], f"{ms[best]:.3f} ms, {others}", ms, refused)
+    return Choice(able[best], f"{ms[best]:.3f} ms, {others}", ms, refused, kernels[best])
 
 
 def _copies(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -113,6 +126,9 @@ def _time(calls: Mapping[str, Call], given: Sequence[torch.Tensor]) -> dict[str,
             elapsed = time.perf_counter() - start
             seconds[name].append(elapsed)
             spent += elapsed
+        if number == 0:
+            least = min(first for (first,) in seconds.values())
+            calls = {name: call for name, call in calls.items() if seconds[name][0] <= HOPELESS * least}
         if number + 1 >= LEAST and spent > BUDGET:
             break
     return seconds

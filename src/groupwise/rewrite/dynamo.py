@@ -24,6 +24,7 @@ from groupwise.errors import GroupwiseError, check_choice
 from groupwise.kernels import dispatch, native
 from groupwise.rewrite.capture import Captured, NotCaptured, capture, module_of
 from groupwise.rewrite.choose import measures
+from groupwise.rewrite.compiled import Compiled
 from groupwise.rewrite.plan import Left, Plan, Step
 from groupwise.rewrite.program import Program
 from groupwise.rewrite.region import MOST_PROGRAMS, key_of, kinds_of
@@ -256,7 +257,7 @@ class State:
 class Packed:
     """A tape, and the state of the parameters that it was packed from."""
 
-    tape: Tape
+    tape: Tape | Compiled
     state: State
     references: Sequence[weakref.ref[Any]]
 

@@ -1,6 +1,6 @@
 """The engines that compute a convolution or a linear layer: a row each, in the order that breaks ties.
 
-An engine packs a constant weight once, and returns what computes the layer from then on, its epilogue included.
+An engine packs a constant weight once, and returns a recipe that computes the layer from then on, with its epilogue.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch.nn import functional
 
-from groupwise.kernels import dispatch, native
-from groupwise.kernels.plan import record_plans
+from groupwise.kernels import native
 from groupwise.rewrite.precision import bfloat16_problem
+from groupwise.rewrite.recipe import Method, Operation, Recipe, Slot
 from groupwise.rewrite.steps import Activation, Epilogue, Geometry
 
-mkldnn = torch.ops.mkldnn
-Call = Callable[..., torch.Tensor]
+aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
 Maybe = torch.Tensor | None
 
 
@@ -60,22 +60,43 @@ class Engine:
 
     - `refuse`: returns why the engine cannot run the work, or None
     - `make`: packs weight and bias, and returns what computes the layer of an input, and of a residual if there is one
+    - `kernel`: the one kernel of groupwise that runs; empty for the planner's choice
     """
 
     name: str
     refuse: Callable[[Work], str | None]
-    make: Callable[[Work, torch.Tensor, Maybe], Call]
+    make: Callable[[Work, torch.Tensor, Maybe], Recipe]
+    kernel: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name, with that of the kernel if the row is about one."""
+        return f"{self.name} {self.kernel}".rstrip()
 
 
-def finish(output: torch.Tensor, epilogue: Epilogue, residual: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Computes an epilogue in place, pass by pass."""
+# What a recipe of a layer is given.
+SOURCE, RESIDUAL = Slot(0), Slot(1)
+
+
+def _finished(epilogue: Epilogue, *operations: Operation) -> Recipe:
+    """Returns the operations, and an epilogue that is computed in place, pass by pass."""
+    given, made = 1 + epilogue.residual, list(operations)
+
+    def last() -> Slot:
+        return Slot(given + len(made) - 1)
+
     if epilogue.before is not None:
-        epilogue.before.apply_(output)
-    if residual:
-        output.add_(residual[0])
+        made.append(_in_place(epilogue.before, last()))
+    if epilogue.residual:
+        made.append(Operation(aten.add_.Tensor, (last(), RESIDUAL)))
         if epilogue.after is not None:
-            epilogue.after.apply_(output)
-    return output
+            made.append(_in_place(epilogue.after, last()))
+    return Recipe(given, *made)
+
+
+def _in_place(activation: Activation, slot: Slot) -> Operation:
+    operator, scalars, words = activation.in_place
+    return Operation(operator, (slot, *scalars), words)
 
 
 # oneDNN
@@ -96,7 +117,7 @@ def _refuse_onednn(work: Work) -> str | None:
     return None
 
 
-def _make_onednn(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
+def _make_onednn(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
     at = work.geometry
     if at is None:
         packed = mkldnn._reorder_linear_weight.default(weight, math.prod(work.source[:-1]))
@@ -117,20 +138,17 @@ def _make_onednn(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
     # The operators with a sum want one dtype, the others keep a float32 bias exact.
     bias = None if bias is None else bias.to(weight.dtype)
     sum_: tuple[object, ...] = ("add", 1.0, None if last is None else "relu", [], None)
+    rest = (packed, bias, *arguments, *sum_)
     if work.overwrite:
-        add_ = mkldnn._convolution_pointwise_.binary
-        return lambda source, residual: add_(residual, source, packed, bias, *arguments, *sum_)
-    add = mkldnn._convolution_pointwise.binary
-    return lambda source, residual: add(source, residual, packed, bias, *arguments, *sum_)
+        return Recipe(2, Operation(mkldnn._convolution_pointwise_.binary, (RESIDUAL, SOURCE, *rest)))
+    return Recipe(2, Operation(mkldnn._convolution_pointwise.binary, (SOURCE, RESIDUAL, *rest)))
 
 
-def _post_ops(function: Call, packed: torch.Tensor, bias: Maybe, arguments: tuple[object, ...], work: Work) -> Call:
-    """Returns a call whose first activation oneDNN computes; what follows is computed in place."""
+def _post_ops(target: Any, packed: torch.Tensor, bias: Maybe, arguments: tuple[object, ...], work: Work) -> Recipe:
+    """Returns a recipe whose first activation oneDNN computes; what follows is computed in place."""
     first, rest = work.epilogue.before, Epilogue(None, work.epilogue.residual, work.epilogue.after)
     words = ("none", [], "") if first is None else (first.attribute, list(first.scalars), first.algorithm)
-    if not rest.residual:
-        return lambda source: function(source, packed, bias, *arguments, *words)
-    return lambda source, *residual: finish(function(source, packed, bias, *arguments, *words), rest, residual)
+    return _finished(rest, Operation(target, (SOURCE, packed, bias, *arguments, *words)))
 
 
 @cache
@@ -166,66 +184,91 @@ def onednn_problem() -> str | None:
 # groupwise and PyTorch
 
 
-def _refuse_groupwise(work: Work) -> str | None:
+def _native_layer(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str) -> Any:
+    """Returns the layer of the native core, which packs the weight for a kernel, or for the planner's choice."""
+    at, epilogue = work.geometry or Geometry((), (), (), 1), work.epilogue
+    before, after = (_words(activation) for activation in (epilogue.before, epilogue.after))
+    return torch.classes.groupwise.Layer(
+        *(weight, bias, list(at.stride), list(at.padding), list(at.dilation), at.transposed),
+        *(list(at.output_padding or (0,) * at.dims), at.groups, *before, epilogue.residual, *after, kernel),
+    )
+
+
+def _words(activation: Activation | None) -> tuple[str, list[float]]:
+    """Returns the core's name of an activation, and its numbers."""
+    if activation is None:
+        return "none", []
+    if activation.attribute == "gelu":
+        return "gelu" if activation.algorithm == "none" else "gelu_tanh", []
+    return ("silu" if activation.attribute == "swish" else activation.attribute), list(activation.scalars)
+
+
+def _refuse_groupwise(work: Work, kernel: str = "") -> str | None:
     if problem := native.status().problem:
         return problem
     if work.dtype not in (torch.float32, torch.bfloat16):
         return f"its kernels compute float32, not {str(work.dtype).removeprefix('torch.')}"
-    at = work.geometry
-    assert at is not None
-    if at.dims > 2:
+    if work.geometry is not None and work.geometry.dims > 2:
         return "its kernels compute 1-D and 2-D"
-    source = torch.zeros(work.source)
-    if work.channels_last:
-        source = source.contiguous(memory_format=torch.channels_last)
-    weight, bias = torch.zeros(work.weight), torch.zeros(_channels(work)) if work.bias else None
-    with record_plans() as plans:
-        _convolve(work, weight, bias, 1)(source)
-    if not plans or plans[0].kernel == "pytorch":
-        return "the planner leaves it to PyTorch"
-    return None
+    if 0 in (*work.source, *work.result, *work.weight):
+        return "nothing to compute"
+    return _layer_of(work, kernel).refuses(_like_source(work)) or None
 
 
-def _channels(work: Work) -> int:
-    return work.result[1]
+def _layer_of(work: Work, kernel: str) -> Any:
+    """Returns a layer that plans and never runs, so that its weights are no numbers."""
+    bias = torch.empty(work.result[-1 if work.geometry is None else 1]) if work.bias else None
+    return _native_layer(work, torch.empty(work.weight), bias, kernel)
 
 
-def _make_groupwise(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
-    # A fused operator with the epilogue in its store takes the place of these two calls.
-    convolve = _convolve(work, weight.float(), bias, 1)
-    if work.dtype == torch.float32:
-        return lambda source, *residual: finish(convolve(source), work.epilogue, residual)
-    # The kernels compute float32: two conversions, and one rounding after the epilogue.
-    return lambda source, *residual: finish(convolve(source.float()), work.epilogue, residual).to(work.dtype)
+def _like_source(work: Work) -> torch.Tensor:
+    """Returns a tensor of the source's shape and format, whose memory nothing reads or writes."""
+    source = torch.empty(work.source)
+    return source.contiguous(memory_format=torch.channels_last) if work.channels_last else source
 
 
-def _make_pytorch(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
-    bias = None if bias is None else bias.to(weight.dtype)
-    if work.geometry is None:
-        return lambda source, *residual: finish(functional.linear(source, weight, bias), work.epilogue, residual)
+def _make_groupwise(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str = "") -> Recipe:
+    layer = _native_layer(work, weight.float(), bias, kernel)
+    if work.dtype == torch.bfloat16:
+        return _widened(layer, 1 + work.epilogue.residual)
+    if not work.epilogue.residual:
+        return Recipe(1, Operation(Method(layer, "run"), (SOURCE, None)))
+    if work.overwrite:
+        return Recipe(2, Operation(Method(layer, "run_out"), (SOURCE, RESIDUAL, RESIDUAL)))
+    return Recipe(2, Operation(Method(layer, "run"), (SOURCE, RESIDUAL)))
+
+
+def _widened(layer: Any, given: int) -> Recipe:
+    """Returns a recipe that computes a layer in float32 of bfloat16 values, and rounds once."""
+    wide = [Operation(aten._to_copy.default, (Slot(number),), {"dtype": torch.float32}) for number in range(given)]
+    operands = (Slot(given), Slot(given + 1) if given == 2 else None)
+    narrow = Operation(aten._to_copy.default, (Slot(2 * given),), {"dtype": torch.bfloat16})
+    return Recipe(given, *wide, Operation(Method(layer, "run"), operands), narrow)
+
+
+def kernel_of(engine: Engine, work: Work) -> str:
+    """Returns the name of the kernel that runs a layer; empty for another engine than groupwise."""
+    if engine.name != "groupwise" or engine.kernel:
+        return engine.kernel
+    name: str = _layer_of(work, "").kernel(_like_source(work))
+    return name
+
+
+def _with_kernel(kernel: str) -> Engine:
+    """Returns the row of one kernel, where the planner might choose another."""
+    refuse, make = partial(_refuse_groupwise, kernel=kernel), partial(_make_groupwise, kernel=kernel)
+    return Engine("groupwise", refuse, make, kernel)
+
+
+def _make_pytorch(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
+    at, bias = work.geometry, None if bias is None else bias.to(weight.dtype)
+    if at is None:
+        return _finished(work.epilogue, Operation(aten.linear.default, (SOURCE, weight, bias)))
     if work.channels_last:
         weight = weight.contiguous(memory_format=torch.channels_last)
-    convolve = _convolve(work, weight, bias, -1)
-    return lambda source, *residual: finish(convolve(source), work.epilogue, residual)
-
-
-def _convolve(work: Work, weight: torch.Tensor, bias: Maybe, state: int) -> Call:
-    """Returns PyTorch's operator, dispatched to groupwise's kernels if `state` is 1, and to PyTorch's if it is -1."""
-    at, convolution = work.geometry, torch.convolution
-    assert at is not None
-    arguments = (at.stride, at.padding, at.dilation, at.transposed, at.output_padding or (0,) * at.dims, at.groups)
-    switch = None if native.status().problem else dispatch.thread_switch()
-
-    def convolve(source: torch.Tensor) -> torch.Tensor:
-        if switch is None:
-            return convolution(source, weight, bias, *arguments)
-        before = switch(state)
-        try:
-            return convolution(source, weight, bias, *arguments)
-        finally:
-            switch(before)
-
-    return convolve
+    numbers = (*map(list, (at.stride, at.padding, at.dilation)), at.transposed)
+    arguments = (SOURCE, weight, bias, *numbers, list(at.output_padding or (0,) * at.dims), at.groups)
+    return _finished(work.epilogue, Operation(aten.convolution.default, arguments, state=-1))
 
 
 # A pointwise convolution as a matrix product
@@ -237,28 +280,31 @@ def _refuse_matmul(work: Work) -> str | None:
     return None
 
 
-def _make_matmul(work: Work, weight: torch.Tensor, bias: Maybe) -> Call:
-    matrix, bias = weight.flatten(1).contiguous(), None if bias is None else bias.to(weight.dtype)
-
-    def multiply(source: torch.Tensor, *residual: torch.Tensor) -> torch.Tensor:
-        output = functional.linear(source.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
-        return finish(output, work.epilogue, residual)
-
-    return multiply
+def _make_matmul(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
+    first, bias = 1 + work.epilogue.residual, None if bias is None else bias.to(weight.dtype)
+    return _finished(
+        work.epilogue,
+        Operation(aten.permute.default, (SOURCE, [0, 2, 3, 1])),
+        Operation(aten.linear.default, (Slot(first), weight.flatten(1).contiguous(), bias)),
+        Operation(aten.permute.default, (Slot(first + 1), [0, 3, 1, 2])),
+    )
 
 
 def _never(work: Work) -> None:
     return None
 
 
+_KERNELS = tuple(_with_kernel(kernel) for kernel in ("brgemm", "groups", "narrow", "planar", "dots"))
 CONVOLUTION = (
     Engine("onednn", _refuse_onednn, _make_onednn),
     Engine("groupwise", _refuse_groupwise, _make_groupwise),
+    *_KERNELS,
     Engine("matmul", _refuse_matmul, _make_matmul),
     Engine("pytorch", _never, _make_pytorch),
 )
 LINEAR = (
     Engine("onednn", _refuse_onednn, _make_onednn),
+    _with_kernel("brgemm"),
     Engine("pytorch", _never, _make_pytorch),
 )
 # Where nothing is measured: groupwise where its planner takes the layer, else oneDNN, else PyTorch.

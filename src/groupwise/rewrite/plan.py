@@ -34,7 +34,9 @@ class Step:
     refused: Mapping[str, str] = field(default_factory=dict)
     """Why an engine cannot run it, by its name."""
     ms: Mapping[str, float] = field(default_factory=dict)
-    """The shortest time of each engine that was measured."""
+    """The shortest time of each engine that was measured; of groupwise's kernels, by their names, too."""
+    kernel: str = ""
+    """The kernel of groupwise that runs a layer; empty for another engine."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Plan(Printed):
     """The number of threads for which the engines were chosen."""
     seconds: float
     """How long making the plan took."""
+    interpreted: tuple[Left, ...] = ()
+    """The parts whose steps Python runs, and not the native core, and why."""
 
     @property
     def engines(self) -> dict[str, int]:
@@ -76,7 +80,9 @@ class Plan(Printed):
             found += ["", *text.rows([head, *map(_row, self.steps)], left=(0, 1, 4, 5, 6))]
         if self.left:
             found += ["", "left as they are:"]
-            found += [f"  {legible(left.name) or 'the model'}: {left.reason}" for left in self.left]
+            found += list(map(_reason, self.left))
+        if self.interpreted:
+            found += ["", "run step by step in Python:", *map(_reason, self.interpreted)]
         return "\n".join(found)
 
     def _summary(self) -> str:
@@ -91,7 +97,12 @@ class Plan(Printed):
 def _row(step: Step) -> tuple[str, ...]:
     groups = "" if step.groups is None else str(step.groups)
     shape = "×".join(map(str, step.output_shape))
-    return (legible(step.name), step.kind, groups, shape, step.engine, " + ".join(step.fused), _why(step))
+    engine = f"{step.engine} {step.kernel}".rstrip()
+    return (legible(step.name), step.kind, groups, shape, engine, " + ".join(step.fused), _why(step))
+
+
+def _reason(left: Left) -> str:
+    return f"  {legible(left.name) or 'the model'}: {left.reason}"
 
 
 def _why(step: Step) -> str:

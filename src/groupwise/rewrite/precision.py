@@ -53,16 +53,6 @@ def check_dtype(dtype: Any) -> None:
         raise GroupwiseError(f"dtype={dtype} is not for this machine: {reason}; leave dtype out")
 
 
-def to_bfloat16(tensor: torch.Tensor) -> torch.Tensor:
-    """Rounds."""
-    return tensor.to(torch.bfloat16)
-
-
-def to_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Widens."""
-    return tensor.to(torch.float32)
-
-
 def lower(graph: Graph) -> None:
     """Puts bfloat16 where float32 was, and conversions where the two meet."""
     low: set[Node] = set()
@@ -74,7 +64,7 @@ def lower(graph: Graph) -> None:
                 return read
             if (read, dtype) not in converted:
                 with graph.inserting_after(read if read.op != "placeholder" else _last_placeholder(graph)):
-                    made = graph.call_function(to_bfloat16 if dtype is torch.bfloat16 else to_float32, (read,))
+                    made = graph.call_function(aten._to_copy.default, (read,), {"dtype": dtype})
                 made.meta = {"val": value(read).to(dtype), "constant": read.meta.get("constant", False)}
                 converted[read, dtype] = made
             return converted[read, dtype]

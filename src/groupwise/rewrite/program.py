@@ -12,15 +12,17 @@ from torch.utils._pytree import TreeSpec
 
 from groupwise.rewrite.capture import Captured, module_of
 from groupwise.rewrite.choose import Choice, choose
+from groupwise.rewrite.compiled import Compiled, NotCompiled
 from groupwise.rewrite.engines import Work
 from groupwise.rewrite.fold import fold, mark_constants
 from groupwise.rewrite.functional import make_functional, memory_of
 from groupwise.rewrite.fuse import fuse
 from groupwise.rewrite.plan import Step
 from groupwise.rewrite.precision import lower
-from groupwise.rewrite.simplify import change_layout, copy_shared_outputs, remove_unread, simplify
+from groupwise.rewrite.recipe import Operation, Recipe, Slot
+from groupwise.rewrite.simplify import change_layout, copy_shared_outputs, remove_unread, simplify, to_channels_last
 from groupwise.rewrite.steps import ACTIVATIONS, args_of, is_layer, is_tensor, name_layers, value
-from groupwise.rewrite.tape import Call, Tape, bind
+from groupwise.rewrite.tape import Tape
 
 aten = torch.ops.aten
 
@@ -62,7 +64,9 @@ class Program:
         self._known: dict[Any, Choice] = {}
         self._dead = _last_reads(graph)
         self._writable = _writable(graph)
-        self._restrides: dict[Node, Callable[..., Any]] = {}
+        self._restrides: dict[Node, Recipe] = {}
+        # Why Python runs the steps; None if the native core does.
+        self.interpreted: str | None = None
 
     @property
     def states(self) -> list[str]:
@@ -70,12 +74,25 @@ class Program:
         names = [node.meta["state"] for node in self.graph.nodes if node.meta.get("state")]
         return [name for name in names if name not in self._captured_constants]
 
-    def pack(self, states: Mapping[str, torch.Tensor], example: Sequence[Any] | None = None) -> Tape:
+    def pack(self, states: Mapping[str, torch.Tensor], example: Sequence[Any] | None = None) -> Tape | Compiled:
         """Packs the weights. The first call takes the leaves of an example input, on which engines are tried."""
         with torch.no_grad(), torch.inference_mode(False):
             constants = self._evaluate({**self._captured_constants, **states})
             calls = self._calls(constants) if example is None else self._choose(constants, example)
-        return self._tape(calls, constants)
+        tape = self._tape(calls, constants)
+        try:
+            return Compiled(tape, self._shares)
+        except NotCompiled as reason:
+            self.interpreted = str(reason)
+            return tape
+
+    @property
+    def _shares(self) -> bool:
+        """Whether an output may share memory with an input."""
+        roots = memory_of(self.graph)
+        return any(
+            root.op == "placeholder" for node in self.graph.output_node().all_input_nodes for root in roots[node]
+        )
 
     def _evaluate(self, states: Mapping[str, torch.Tensor]) -> dict[Node, Any]:
         """Computes the constant expressions."""
@@ -88,37 +105,50 @@ class Program:
                 values[node] = node.target(*args, **kwargs)
         return values
 
-    def _calls(self, constants: dict[Node, Any]) -> dict[Node, tuple[Call, list[Node]]]:
+    def _calls(self, constants: dict[Node, Any]) -> dict[Node, tuple[Recipe, list[Node]]]:
         return {node: self._call(node, constants) for node in self._running(constants)}
 
     def _running(self, constants: Mapping[Node, Any]) -> list[Node]:
         return [node for node in self.graph.nodes if node.op == "call_function" and node not in constants]
 
-    def _call(self, node: Node, constants: dict[Node, Any]) -> tuple[Call, list[Node]]:
+    def _call(self, node: Node, constants: dict[Node, Any]) -> tuple[Recipe, list[Node]]:
         """Returns what computes a node, and the nodes that it reads."""
         if is_layer(node):
             work, choice = self._choices[node]
             return choice.engine.make(work, *_packable(node, constants)), _reads(node)
+        if node.target is to_channels_last:
+            # As an operator, which the native core can call.
+            form = {"memory_format": torch.channels_last}
+            return Recipe(1, Operation(aten.contiguous.default, (Slot(0),), form)), node.all_input_nodes
         target: Any = node.target
         if node in self._writable and args_of(node)[0] in self._writable[node]:
             target = IN_PLACE.get(target, target)
-        return bind(target, args_of(node), node.kwargs, constants)
+        reads: list[Node] = []
 
-    def _choose(self, constants: dict[Node, Any], example: Sequence[Any]) -> dict[Node, tuple[Call, list[Node]]]:
+        def keep(read: Node) -> Any:
+            if read in constants:
+                return constants[read]
+            reads.append(read)
+            return Slot(len(reads) - 1)
+
+        args, kwargs = _mapped(args_of(node), keep), {name: _mapped(each, keep) for name, each in node.kwargs.items()}
+        return Recipe(len(reads), Operation(target, args, kwargs)), reads
+
+    def _choose(self, constants: dict[Node, Any], example: Sequence[Any]) -> dict[Node, tuple[Recipe, list[Node]]]:
         """Runs the example operator by operator, and chooses an engine for each layer on what it reads."""
         inputs = [node for node in self.graph.nodes if node.op == "placeholder" and "state" not in node.meta]
         # A residual may be overwritten, but never the caller's tensors: they have roots that are inputs.
         values: dict[Node, Any] = dict(zip(inputs, example, strict=True))
-        found: dict[Node, tuple[Call, list[Node]]] = {}
+        found: dict[Node, tuple[Recipe, list[Node]]] = {}
         steps: list[Step] = []
         for node in self._running(constants):
             if is_layer(node):
                 self._choose_layer(node, constants, [values[read] for read in _reads(node)])
-            call, reads = found[node] = self._call(node, constants)
+            recipe, reads = found[node] = self._call(node, constants)
             given = [values[read] for read in reads]
             # What is read first is gone after the call if that writes in place.
             shape = tuple(given[0].shape) if given and isinstance(given[0], torch.Tensor) else ()
-            values[node] = call(*given)
+            values[node] = recipe(*given)
             steps.append(self._step(node, shape, values[node]))
             for read in self._dead[node]:
                 values.pop(read, None)
@@ -126,7 +156,7 @@ class Program:
         for node in self.graph.output_node().all_input_nodes:
             made, wanted = values.get(node, constants.get(node)), node.meta["val"]
             if isinstance(made, torch.Tensor) and _strides(made) != _strides(wanted):
-                self._restrides[node] = _restride(wanted.stride())
+                self._restrides[node] = _restride(wanted)
         return found
 
     def _choose_layer(self, node: Node, constants: dict[Node, Any], given: list[torch.Tensor]) -> None:
@@ -152,6 +182,8 @@ class Program:
         output = tuple(made.shape) if isinstance(made, torch.Tensor) else ()
         if not is_layer(node):
             name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
+            if node.target is aten._to_copy.default:
+                name = f"to_{value(node).dtype}".replace("torch.", "")
             return Step(module_of(node), name, "pytorch", (), shape, output)
         work, choice = self._choices[node]
         return Step(
@@ -165,15 +197,16 @@ class Program:
             reason=choice.reason,
             refused=choice.refused,
             ms=choice.ms,
+            kernel=choice.kernel,
         )
 
-    def _tape(self, calls: Mapping[Node, tuple[Call, list[Node]]], constants: Mapping[Node, Any]) -> Tape:
+    def _tape(self, calls: Mapping[Node, tuple[Recipe, list[Node]]], constants: Mapping[Node, Any]) -> Tape:
         slots = {node: number for number, node in enumerate(self.graph.nodes)}
         inputs = [node for node in self.graph.nodes if node.op == "placeholder" and "state" not in node.meta]
         output = self.graph.output_node()
         steps = [
-            (call, tuple(slots[read] for read in reads), slots[node], tuple(slots[read] for read in self._dead[node]))
-            for node, (call, reads) in calls.items()
+            (recipe, tuple(slots[read] for read in reads), slots[node], tuple(slots[read] for read in self._dead[node]))
+            for node, (recipe, reads) in calls.items()
         ]
         for node, restride in self._restrides.items():
             steps.append((restride, (slots[node],), slots[node], ()))
@@ -238,6 +271,19 @@ def _strides(tensor: torch.Tensor) -> list[int]:
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
-def _restride(strides: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
+def _restride(wanted: torch.Tensor) -> Recipe:
     """Returns what gives a tensor the strides that the model's own output has."""
-    return lambda made: torch.empty_strided(made.shape, strides, dtype=made.dtype).copy_(made)
+    empty = Operation(aten.new_empty_strided.default, (Slot(0), list(wanted.shape), list(wanted.stride())))
+    return Recipe(1, empty, Operation(aten.copy_.default, (Slot(1), Slot(0))))
+
+
+def _mapped(argument: Any, keep: Callable[[Node], Any]) -> Any:
+    """Returns the argument with what stands for its nodes, in plain lists and tuples."""
+    if isinstance(argument, Node):
+        return keep(argument)
+    if isinstance(argument, list | tuple):
+        parts = [_mapped(part, keep) for part in argument]
+        return tuple(parts) if isinstance(argument, tuple) else parts
+    if isinstance(argument, slice):
+        return slice(*(_mapped(part, keep) for part in (argument.start, argument.stop, argument.step)))
+    return argument

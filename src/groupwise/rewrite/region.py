@@ -17,6 +17,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from groupwise.rewrite.capture import NotCaptured, capture, reason_to_leave
+from groupwise.rewrite.compiled import Compiled
 from groupwise.rewrite.plan import Left, Plan, Step
 from groupwise.rewrite.program import Program
 from groupwise.rewrite.tape import Tape
@@ -36,7 +37,7 @@ class Ready:
     watch: Watch
     snapshot: Snapshot
     dtypes: list[tuple[torch.dtype, torch.Size, torch.device]]
-    tape: Tape
+    tape: Tape | Compiled
 
 
 class Planner:
@@ -65,7 +66,7 @@ class Region:
             return self.as_it_is(*args, **kwargs)
         key, leaves = known
         ready = self._ready.get(key, MISSING)
-        if ready is MISSING or (isinstance(ready, Ready) and not ready.watch.holds(ready.snapshot)):
+        if ready is MISSING or (isinstance(ready, Ready) and not ready.snapshot.holds()):
             ready = self._prepare(key, leaves, args, kwargs)
         return ready.tape.run(leaves) if isinstance(ready, Ready) else self.as_it_is(*args, **kwargs)
 
@@ -95,6 +96,14 @@ class Region:
             return [_under(self.name, step) for step in own[-1][1].program.steps]
         return [step for child in self.children for step in child.steps()]
 
+    def interpreted(self) -> list[Left]:
+        """Returns the modules whose steps Python runs, and why."""
+        own = self.programs()
+        if own:
+            reason = own[-1][1].program.interpreted
+            return [] if reason is None else [Left(self.name, reason)]
+        return [left for child in self.children for left in child.interpreted()]
+
     def all_left(self) -> list[Left]:
         """Returns the modules that stay as they are."""
         return [*self.left, *(left for child in self.children for left in child.all_left())]
@@ -106,7 +115,7 @@ class Region:
             if ready is None and key in self._ready:
                 return None
             if ready is not None:
-                if not ready.watch.holds(ready.snapshot):
+                if not ready.snapshot.holds():
                     ready = self._packed_again(ready)
                 if ready is None:
                     # Another dtype or shape of a parameter makes another graph.
@@ -127,14 +136,14 @@ class Region:
             return None
         watch = Watch(self.module, program.states)
         snapshot = watch.snapshot()
-        tape = program.pack(dict(zip(watch.names, snapshot[0], strict=True)), leaves)
-        return Ready(program, watch, snapshot, kinds_of(snapshot[0]), tape)
+        tape = program.pack(dict(zip(watch.names, snapshot.tensors, strict=True)), leaves)
+        return Ready(program, watch, snapshot, kinds_of(snapshot.tensors), tape)
 
     def _packed_again(self, ready: Ready) -> Ready | None:
         snapshot = ready.watch.snapshot()
-        if kinds_of(snapshot[0]) != ready.dtypes:
+        if kinds_of(snapshot.tensors) != ready.dtypes:
             return None
-        tape = ready.program.pack(dict(zip(ready.watch.names, snapshot[0], strict=True)))
+        tape = ready.program.pack(dict(zip(ready.watch.names, snapshot.tensors, strict=True)))
         return Ready(ready.program, ready.watch, snapshot, ready.dtypes, tape)
 
     def _leave(self, reason: str) -> None:
@@ -165,6 +174,7 @@ def plan_of(region: Region, title: str, shapes: tuple[tuple[int, ...], ...], sta
         input_shapes=shapes,
         threads=torch.get_num_threads(),
         seconds=time.perf_counter() - started,
+        interpreted=tuple(region.interpreted()),
     )
 
 

@@ -22,7 +22,7 @@ class Activation:
 
     - `name`: what a plan calls it
     - `attribute`, `scalars`, `algorithm`: how oneDNN's operators know it
-    - `apply_`: computes it in place
+    - `in_place`: the operator that computes it in place, and its arguments after the tensor
     """
 
     name: str
@@ -30,21 +30,22 @@ class Activation:
     scalars: tuple[float, ...] = ()
     algorithm: str = ""
 
-    def apply_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Computes the activation in place."""
-        return _IN_PLACE[self.attribute](tensor, *self.scalars, *([self.algorithm] if self.algorithm else []))
+    @property
+    def in_place(self) -> tuple[Any, tuple[float, ...], dict[str, str]]:
+        """The operator that computes the activation in place, and its arguments after the tensor."""
+        return _IN_PLACE[self.attribute], self.scalars, {"approximate": self.algorithm} if self.algorithm else {}
 
 
-_IN_PLACE: dict[str, Callable[..., torch.Tensor]] = {
-    "relu": torch.relu_,
-    "hardtanh": torch.nn.functional.hardtanh_,
-    "swish": lambda tensor: torch.nn.functional.silu(tensor, inplace=True),
-    "hardswish": lambda tensor: torch.nn.functional.hardswish(tensor, inplace=True),
-    "hardsigmoid": lambda tensor: torch.nn.functional.hardsigmoid(tensor, inplace=True),
-    "gelu": lambda tensor, algorithm: aten.gelu_.default(tensor, approximate=algorithm),
-    "leaky_relu": torch.nn.functional.leaky_relu_,
-    "sigmoid": torch.sigmoid_,
-    "tanh": torch.tanh_,
+_IN_PLACE: dict[str, Any] = {
+    "relu": aten.relu_.default,
+    "hardtanh": aten.hardtanh_.default,
+    "swish": aten.silu_.default,
+    "hardswish": aten.hardswish_.default,
+    "hardsigmoid": aten.hardsigmoid_.default,
+    "gelu": aten.gelu_.default,
+    "leaky_relu": aten.leaky_relu_.default,
+    "sigmoid": aten.sigmoid_.default,
+    "tanh": aten.tanh_.default,
 }
 
 

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from torch.fx import Node
-from torch.fx.node import map_arg
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-Call = Callable[..., Any]
+from groupwise.rewrite.recipe import Call, Recipe
 
 
 @dataclass(frozen=True)
 class Tape:
     """The calls of a program, with packed weights.
 
-    - `steps`: (call, slots that it reads, slot that it writes, slots that nothing reads after it)
+    - `steps`: (recipe, slots that it reads, slot that it writes, slots that nothing reads after it)
     - `inputs`: the slots of the leaves of the arguments
     - `constants`: the slots that have a value from the beginning
     - `outputs`: the slot of each leaf of the output, or the value itself as a tuple of one
     """
 
-    steps: Sequence[tuple[Call, tuple[int, ...], int, tuple[int, ...]]]
+    steps: Sequence[tuple[Recipe, tuple[int, ...], int, tuple[int, ...]]]
     inputs: Sequence[int]
     constants: Mapping[int, Any]
     slots: int
@@ -34,7 +33,7 @@ class Tape:
     def run(self, leaves: Sequence[Any]) -> Any:
         """Computes the output of the leaves of the arguments."""
         slots = self._filled(leaves)
-        for call, reads, write, dead in self.steps:
+        for call, reads, write, dead in self._calls:
             slots[write] = call(*[slots[read] for read in reads])
             for slot in dead:
                 slots[slot] = None
@@ -43,7 +42,7 @@ class Tape:
     def time(self, leaves: Sequence[Any]) -> list[float]:
         """Runs once, and returns the seconds of each step."""
         slots, seconds = self._filled(leaves), []
-        for call, reads, write, dead in self.steps:
+        for call, reads, write, dead in self._calls:
             given = [slots[read] for read in reads]
             start = time.perf_counter()
             slots[write] = call(*given)
@@ -52,6 +51,10 @@ class Tape:
             for slot in dead:
                 slots[slot] = None
         return seconds
+
+    @cached_property
+    def _calls(self) -> list[tuple[Call, tuple[int, ...], int, tuple[int, ...]]]:
+        return [(recipe.call, reads, write, dead) for recipe, reads, write, dead in self.steps]
 
     def _filled(self, leaves: Sequence[Any]) -> list[Any]:
         slots: list[Any] = [None] * self.slots
@@ -64,38 +67,3 @@ class Tape:
     def _output(self, slots: Sequence[Any]) -> Any:
         found = [slots[leaf] if isinstance(leaf, int) else leaf[0] for leaf in self.outputs]
         return tree_unflatten(found, self.out_spec)
-
-
-def bind(
-    function: Call, args: Sequence[Any], kwargs: Mapping[str, Any], constants: Mapping[Node, Any]
-) -> tuple[Call, list[Node]]:
-    """Returns a call that takes the values of the nodes among the arguments in order, and those nodes.
-
-    Constants are bound in. The two usual forms get a call that does no more than it must.
-    """
-    reads: list[Node] = []
-
-    def keep(node: Node) -> Any:
-        if node in constants:
-            return constants[node]
-        reads.append(node)
-        return node
-
-    args, kwargs = map_arg((tuple(args), dict(kwargs)), keep)
-    lead = next((number for number, given in enumerate(args) if not isinstance(given, Node)), len(args))
-    rest = tuple(args[lead:])
-    if len(reads) == lead:
-        if not rest and not kwargs:
-            return function, reads
-        return (lambda *given: function(*given, *rest, **kwargs)), reads
-    first = args[0] if args else None
-    if isinstance(first, list | tuple) and len(reads) == len(first):
-        rest = tuple(args[1:])
-        return (lambda *given: function(list(given), *rest, **kwargs)), reads
-
-    def general(*given: Any) -> Any:
-        values = iter(given)
-        filled, named = map_arg((args, kwargs), lambda node: next(values))
-        return function(*filled, **named)
-
-    return general, reads

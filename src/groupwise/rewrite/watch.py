@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import attrgetter, is_
 from typing import Any
 
 import torch
 
 from groupwise.errors import GroupwiseError
+from groupwise.kernels import native
 
-Snapshot = tuple[list[Any], list[int], list[int]]
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _version, _address = attrgetter("_version"), torch.Tensor.data_ptr
 
 
@@ -20,32 +21,46 @@ class Watch:
 
     def __init__(self, module: torch.nn.Module, names: Iterable[str]) -> None:
         self.names = list(dict.fromkeys(names))
-        self._holders: list[tuple[dict[str, Any], str]] = []
+        self._holders: list[dict[str, Any]] = []
+        self._keys: list[str] = []
         for name in self.names:
             path, _, key = name.rpartition(".")
             owner = module.get_submodule(path)
-            self._holders.append((owner._parameters if key in owner._parameters else owner._buffers, key))
+            self._holders.append(owner._parameters if key in owner._parameters else owner._buffers)
+            self._keys.append(key)
 
     def tensors(self) -> list[Any]:
         """Returns what is held now."""
-        return [holder.get(key) for holder, key in self._holders]
+        return list(map(dict.get, self._holders, self._keys))
 
     def snapshot(self) -> Snapshot:
         """Returns what a change is noticed by. Raises `GroupwiseError` for a tensor that cannot be watched."""
         tensors = self.tensors()
         for name, tensor in zip(self.names, tensors, strict=True):
             check_watchable(name, tensor)
-        return tensors, list(map(_version, tensors)), list(map(_address, tensors))
+        return Snapshot(self, tensors)
 
-    def holds(self, snapshot: Snapshot) -> bool:
+
+class Snapshot:
+    """The tensors of a watch as they were at one time."""
+
+    def __init__(self, watch: Watch, tensors: list[Any]) -> None:
+        self.tensors = tensors
+        self._now = watch.tensors
+        self._same = _watcher(tensors)
+
+    def holds(self) -> bool:
         """Tells whether nothing has changed since."""
-        tensors, versions, addresses = snapshot
-        now = self.tensors()
-        return (
-            all(map(is_, now, tensors))
-            and list(map(_version, now)) == versions
-            and list(map(_address, now)) == addresses
-        )
+        return all(map(is_, self._now(), self.tensors)) and self._same()
+
+
+def _watcher(tensors: list[Any]) -> Callable[[], bool]:
+    """Returns what tells whether the tensors have the version and the address that they have now."""
+    if native.status().problem is None and all(type(tensor) in _PLAIN for tensor in tensors):
+        holds: Callable[[], bool] = torch.classes.groupwise.Watch(tensors).holds
+        return holds
+    versions, addresses = list(map(_version, tensors)), list(map(_address, tensors))
+    return lambda: list(map(_version, tensors)) == versions and list(map(_address, tensors)) == addresses
 
 
 def contents(tensor: torch.Tensor) -> bytes:

@@ -1,5 +1,5 @@
 // Tests csrc/simd, and functions of vectors, against plain loops. The build compiles it once for each instruction set.
-#include "kernels/norm/activation-inl.h"
+#include "kernels/activation-inl.h"
 #include "simd/simd.h"
 
 #include <cmath>

@@ -1,6 +1,6 @@
 // Activations and their derivatives, by vectors. NaN stays NaN, and 0 times an infinite gradient is 0 where PyTorch's is.
 #pragma once
-#include "kernels/norm/norm.h"
+#include "epilogue.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
@@ -59,11 +59,32 @@ GW_INLINE Vec hyperbolic_tangent(Vec x) {
   return size < broadcast(0.625f) ? near : float_of(bits_of(far) | sign);
 }
 
+// Returns x times the probability that a normal deviate is below it. That of the tail is e**(-x**2 / 2) times a polynomial of
+// 1 / (1 + 0.35 |x|), so that it does not cancel; near 0, an odd polynomial of x rounds less.
+GW_INLINE Vec gelu(Vec x) {
+  const Vec square = x * x, size = float_of(bits_of(x) & 0x7fffffff);
+  const Vec near = broadcast(0.5f) + x * polynomial(square, {0.3989422917366028f, -0.0664902999997139f, 0.009972365573048592f,
+                                                             -0.0011813320452347398f, 0.00010298217966919765f});
+  const Vec t = broadcast(1.0f) / (broadcast(1.0f) + size * broadcast(0.35f));
+  const Vec tail = exponential(square * broadcast(-0.5f)) *
+                   (t * polynomial(t, {0.139621302485466f, 0.13986355066299438f, 0.11982106417417526f, 0.10555345565080643f,
+                                       -0.02321472205221653f, 0.1593232899904251f, -0.25584226846694946f, 0.1440325528383255f,
+                                       -0.029158229008316994f}));
+  const Vec far = x < Vec{} ? tail : broadcast(1.0f) - tail;
+  return x * (size < broadcast(0.7f) ? near : far);
+}
+
+// Returns the activation of z. `first` and `second` are its numbers.
 template <Activation A>
-GW_INLINE Vec activate(Vec z, float slope) {
+GW_INLINE Vec activate(Vec z, float first, float second = 0) {
   if constexpr (A == Activation::relu) return at_least(z, 0.0f);
   if constexpr (A == Activation::relu6) return at_most(at_least(z, 0.0f), 6.0f);
-  if constexpr (A == Activation::leaky_relu) return z > Vec{} ? z : z * broadcast(slope);
+  if constexpr (A == Activation::leaky_relu) return z > Vec{} ? z : z * broadcast(first);
+  if constexpr (A == Activation::hardtanh) return at_most(at_least(z, first), second);
+  if constexpr (A == Activation::gelu) return gelu(z);
+  // 1 + tanh(u) is 2 / (1 + e**-2u), which does not cancel; 1.595... is 2 sqrt(2 / pi).
+  if constexpr (A == Activation::gelu_tanh)
+    return z / (broadcast(1.0f) + exponential((z + z * z * z * 0.044715f) * -1.5957691216f));
   if constexpr (A == Activation::silu) return z / (broadcast(1.0f) + exponential(-z));
   if constexpr (A == Activation::hardswish) return z * at_most(at_least(z + 3.0f, 0.0f), 6.0f) / 6.0f;
   if constexpr (A == Activation::hardsigmoid) return at_most(at_least(z + 3.0f, 0.0f), 6.0f) / 6.0f;
@@ -109,7 +130,7 @@ GW_INLINE Vec pass_of_output(Vec grad, Vec y, float slope) {
   return pass<A>(grad, y, slope);
 }
 
-// Calls f with the activation as a constant.
+// Calls f with an activation of batch normalisation as a constant.
 template <class F>
 GW_INLINE void with(Activation activation, F&& f) {
   const auto call = [&]<Activation A>() GW_LAMBDA { f(std::integral_constant<Activation, A>{}); };
@@ -123,6 +144,18 @@ GW_INLINE void with(Activation activation, F&& f) {
     case Activation::hardsigmoid: return call.template operator()<Activation::hardsigmoid>();
     case Activation::sigmoid: return call.template operator()<Activation::sigmoid>();
     case Activation::tanh: return call.template operator()<Activation::tanh>();
+    default: return;
+  }
+}
+
+// Calls f with any activation as a constant.
+template <class F>
+GW_INLINE void with_any(Activation activation, F&& f) {
+  switch (activation) {
+    case Activation::hardtanh: return f(std::integral_constant<Activation, Activation::hardtanh>{});
+    case Activation::gelu: return f(std::integral_constant<Activation, Activation::gelu>{});
+    case Activation::gelu_tanh: return f(std::integral_constant<Activation, Activation::gelu_tanh>{});
+    default: return with(activation, f);
   }
 }
 

@@ -1,0 +1,1 @@
+#include "kernels/finish-inl.h"

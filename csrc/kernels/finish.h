@@ -1,0 +1,19 @@
+// Applies a correlation's epilogue to outputs that a kernel has just computed, while they are in the cache.
+#pragma once
+
+#include "problem.h"
+
+namespace groupwise::GW_TARGET {
+
+// Finishes `runs` runs of `count` neighbouring outputs, `apart` floats from one to the next. The residual is left out where the
+// sums began with it.
+void finish_runs(const Correlation& c, float* y, int64_t runs, int64_t apart, int64_t count, bool begun_with_residual = false);
+
+// The outputs of a task: `rows` rows of one phase of the height from `row` on, and `columns` columns of all phases of the width
+// together. Channels are counted over all groups.
+struct Finished {
+  int64_t n, channel, channels, row, rows, column, columns;
+};
+void finish_block(const Correlation& c, const Finished& block);
+
+}  // namespace groupwise::GW_TARGET

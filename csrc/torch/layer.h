@@ -1,0 +1,64 @@
+// A convolution with constant weights, which are packed once, and with what follows it: activations and the sum with a residual.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/custom_class.h>
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "epilogue.h"
+#include "plan/plan.h"
+#include "torch/call.h"
+
+namespace groupwise {
+
+// How a convolution moves over its input: one number a spatial dimension.
+struct Geometry {
+  std::vector<int64_t> stride, padding, dilation;
+  bool transposed;
+  std::vector<int64_t> output_padding;
+  int64_t groups;
+};
+
+// A weight of two dimensions is that of a linear layer, whose sources have their features last; it needs no numbers but one group.
+// Several threads may run a layer at once. It keeps the weight that it was given, and packs it once: whoever
+// changes the weight makes a new layer.
+class Layer : public torch::CustomClassHolder {
+ public:
+  // `kernel` is the one that runs; "" leaves the choice to the planner. Raises an error for what no source can make right.
+  Layer(const at::Tensor& weight, const std::optional<at::Tensor>& bias, Geometry geometry, const Activate& before,
+        bool residual, const Activate& after, std::string kernel);
+  ~Layer() override;
+
+  // Returns why the layer cannot run a source of this shape and format, or "". It computes nothing.
+  std::string refuses(const at::Tensor& source) const;
+  // Returns the name of the kernel that runs for a source.
+  std::string kernel(const at::Tensor& source) const;
+  // Allocates an output for a source, in the format that PyTorch would give it.
+  at::Tensor empty(const at::Tensor& source) const;
+  // Computes `out`, which has the shape of an `empty(source)` and any strides. `residual` is undefined for a layer without one; it
+  // may be `out` itself, which is overwritten, and must not overlap it in another way.
+  void run(const at::Tensor& source, const at::Tensor& residual, const at::Tensor& out) const;
+
+ private:
+  struct Prepared;
+  at::Tensor image_of(const at::Tensor& source) const;
+  void run_images(const at::Tensor& source, const at::Tensor& residual, const at::Tensor& out) const;
+  std::shared_ptr<const Prepared> prepared(const Call& call, const at::Tensor& source, const at::Tensor& out) const;
+  std::string why_not(const Plan& plan) const;
+  std::shared_ptr<const Plan> plan(const at::Tensor& source) const;
+
+  at::Tensor weight_, bias_;
+  Geometry geometry_;
+  Activate before_, after_;
+  bool residual_, linear_ = false;
+  std::string kernel_;
+  mutable std::mutex mutex_;
+  mutable std::vector<std::shared_ptr<const Prepared>> kept_;  // the last one that ran comes first
+};
+
+}  // namespace groupwise

@@ -1,0 +1,47 @@
+// A program: the steps of an optimized network, run without Python.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/custom_class.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "torch/program/frame.h"
+
+namespace groupwise {
+
+// Its first call allocates each value, and watches. It lays out an arena, from which later calls take memory: all but that of the
+// outputs and of operators that allocate their results themselves. Inputs have one shape and one memory format. Several threads may
+// run it at once, once all steps are there.
+class Program : public torch::CustomClassHolder {
+ public:
+  // `shares` tells whether an output may share memory with an input, so that a write to it must count for both.
+  Program(int64_t slots, std::vector<int64_t> inputs, std::vector<int64_t> outputs, bool shares);
+
+  void add_constant(int64_t slot, c10::IValue value);
+  void add_step(Step step);
+  std::vector<at::Tensor> run(const std::vector<at::Tensor>& leaves) const;
+  // Runs once, and returns the seconds of each step.
+  std::vector<double> time(const std::vector<at::Tensor>& leaves) const;
+  // The bytes of the arena of one running call; 0 before the first.
+  int64_t arena_bytes() const;
+  // Returns the number of frames that no call uses.
+  int64_t frames() const;
+  // Fills the arenas that no call uses with NaN. For tests.
+  void poison() const;
+
+ private:
+  std::vector<at::Tensor> run(const std::vector<at::Tensor>& leaves, const Frame::Observer& observer) const;
+  std::vector<at::Tensor> run_frame(const std::vector<at::Tensor>& leaves, const Frame::Observer& observer) const;
+
+  Steps steps_;
+  bool shares_;
+  mutable std::mutex mutex_;
+  mutable std::shared_ptr<const Layout> layout_;
+  mutable std::vector<std::unique_ptr<Frame>> free_;
+};
+
+}  // namespace groupwise

@@ -1,0 +1,246 @@
+"""Layers with an epilogue and weights packed once: every kernel, activation and format against float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from accuracy import BESIDE, UNIT, poisoned, threads
+from groupwise.kernels.dispatch import forced
+from kernels import DIRECT, ISAS, here, needs_kernels
+
+pytestmark = needs_kernels
+
+
+@pytest.fixture(params=ISAS, autouse=True)
+def isa(request):
+    """Every test runs with each instruction set of this machine."""
+    with forced(isa=request.param):
+        yield request.param
+
+
+# Name and numbers -> PyTorch's function, and how far at most the result moves when its argument moves by one.
+ACTIVATIONS = {
+    ("none", ()): (lambda x: x, 1.0),
+    ("relu", ()): (functional.relu, 1.0),
+    ("relu6", ()): (functional.relu6, 1.0),
+    ("hardtanh", (-0.7, 1.25)): (lambda x: functional.hardtanh(x, -0.7, 1.25), 1.0),
+    ("leaky_relu", (0.3,)): (lambda x: functional.leaky_relu(x, 0.3), 1.0),
+    ("silu", ()): (functional.silu, 1.1),
+    ("hardswish", ()): (functional.hardswish, 1.5),
+    ("hardsigmoid", ()): (functional.hardsigmoid, 1 / 6),
+    ("sigmoid", ()): (torch.sigmoid, 0.25),
+    ("tanh", ()): (torch.tanh, 1.0),
+    ("gelu", ()): (functional.gelu, 1.13),
+    ("gelu_tanh", ()): (lambda x: functional.gelu(x, approximate="tanh"), 1.13),
+}
+NONE = ("none", ())
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def make(weight, bias, case, before=NONE, residual=False, after=NONE, kernel=""):
+    geometry = [case[name] for name in ("stride", "padding", "dilation", "transposed", "output_padding", "groups")]
+    epilogue = [before[0], list(before[1]), residual, after[0], list(after[1]), kernel]
+    return torch.classes.groupwise.Layer(weight, bias, *geometry, *epilogue)
+
+
+def convolve(source, weight, bias, case):
+    names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+    return torch.convolution(source, weight, bias, *(case[name] for name in names))
+
+
+@st.composite
+def cases(draw):
+    dims = draw(st.sampled_from([1, 2, 2, 2]))
+    groups = draw(st.sampled_from([1, 1, 2, 3, 8, 24]))
+    inputs, outputs = draw(
+        st.sampled_from([(1, 1), (1, 1), (1, 2), (2, 2), (3, 5), (4, 4), (8, 8), (8, 24), (16, 9), (33, 70)])
+    )
+    if groups > 3:
+        inputs, outputs = min(inputs, 8), min(outputs, 8)
+    kernel = [draw(st.sampled_from([1, 1, 2, 3, 3, 5])) for _ in range(dims)]
+    stride = [draw(st.sampled_from([1, 1, 2, 3])) for _ in range(dims)]
+    transposed = draw(st.booleans())
+    return {
+        "batch": draw(st.sampled_from([1, 2, 3])),
+        "size": [draw(st.sampled_from([5, 7, 8, 14, 19, 33])) for _ in range(dims)],
+        "inputs": inputs * groups,
+        "outputs": outputs * groups,
+        "kernel": kernel,
+        "stride": stride,
+        "padding": [draw(st.integers(0, k // 2)) for k in kernel],
+        "dilation": [draw(st.sampled_from([1, 1, 2])) for _ in range(dims)],
+        "groups": groups,
+        "transposed": transposed,
+        "output_padding": [draw(st.integers(0, s - 1)) if transposed else 0 for s in stride],
+        "bias": draw(st.booleans()),
+        "format": draw(st.sampled_from(sorted(FORMATS))) if dims == 2 else "contiguous",
+        "threads": draw(st.sampled_from([1, 2])),
+        "residual": draw(st.sampled_from(["none", "apart", "output", "other"])),
+        "seed": draw(st.integers(0, 2**20)),
+    }
+
+
+def tensors(case):
+    generator = torch.Generator().manual_seed(case["seed"])
+    between = (case["inputs"], case["outputs"] // case["groups"])
+    if not case["transposed"]:
+        between = (case["outputs"], case["inputs"] // case["groups"])
+    weight = torch.randn(*between, *case["kernel"], generator=generator)
+    source = torch.randn(case["batch"], case["inputs"], *case["size"], generator=generator)
+    source = source.contiguous(memory_format=FORMATS[case["format"]])
+    return source, weight, torch.randn(case["outputs"], generator=generator) if case["bias"] else None
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    cases(), st.sampled_from(sorted(ACTIVATIONS)), st.sampled_from(sorted(ACTIVATIONS)), st.sampled_from(["", *DIRECT])
+)
+def test_a_layer_is_within_the_bound_of_its_sums(case, before, after, kernel):
+    source, weight, bias = tensors(case)
+    has_residual = case["residual"] != "none"
+    after = after if has_residual else NONE
+    layer = make(weight, bias, case, before, has_residual, after, kernel)
+    if layer.refuses(source):
+        return
+    wide = None if bias is None else bias.double()
+    exact = convolve(source.double(), weight.double(), wide, case)
+    size = convolve(source.double().abs(), weight.double().abs(), None if bias is None else wide.abs(), case)
+    residual = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)) if has_residual else None
+    count = (
+        weight[0].numel() if not case["transposed"] else weight.shape[0] // case["groups"] * math.prod(case["kernel"])
+    )
+    (first, steep), (second, steeper) = ACTIVATIONS[before], ACTIVATIONS[after]
+    bound = (count + BESIDE) * UNIT * size * steep
+    exact = first(exact)
+    bound += 8 * UNIT * (exact.abs() + 1) * (before != NONE)
+    if has_residual:
+        exact = exact + residual.double()
+        # A sum that begins with the residual rounds it as often as any product.
+        bound = (bound + (count + BESIDE) * UNIT * residual.double().abs()) * steeper
+        exact = second(exact)
+        bound += 8 * UNIT * (exact.abs() + 1) * (after != NONE)
+    with threads(case["threads"]), poisoned():
+        out = layer.empty(source)
+        if case["residual"] == "output":
+            out.copy_(residual)
+            layer.run_out(source, out, out)
+        elif has_residual:
+            like = torch.empty_like(out)
+            if case["residual"] == "other":
+                like = like.transpose(0, 1).contiguous().transpose(0, 1)
+            kept = like.copy_(residual)
+            before_run = kept.clone()
+            layer.run_out(source, kept, out)
+            assert torch.equal(kept, before_run)
+        else:
+            layer.run_out(source, None, out)
+        if case["residual"] != "output":
+            assert torch.equal(layer.run(source, residual), out)
+    assert ((out.double() - exact).abs() <= bound).all()
+    assert out.stride() == convolve(source, weight, bias, case).stride()
+
+
+POINTS = {"stride": [1], "padding": [0], "dilation": [1], "transposed": False, "output_padding": [0], "groups": 1}
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS), ids=lambda each: each[0])
+def test_an_activation_errs_at_most_twice_as_much_as_pytorchs(activation):
+    x = torch.cat([torch.linspace(-12, 12, 40001), torch.linspace(-0.8, 0.8, 4001), torch.linspace(-100, 100, 2001)])
+    layer = make(torch.ones(1, 1, 1), None, POINTS, activation)
+    apply = ACTIVATIONS[activation][0]
+    ours, theirs, exact = layer.run(x.reshape(1, 1, -1), None).flatten(), apply(x), apply(x.double())
+    for low, high in itertools.pairwise([-100, -4, -2, -1, -0.3, 0.3, 1, 2, 4, 101]):
+        here = (x >= low) & (x < high)
+        worst = (theirs.double() - exact)[here].abs().max().item()
+        assert (ours.double() - exact)[here].abs().max().item() <= 2 * worst + 2 * UNIT * exact[here].abs().max().item()
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS), ids=lambda each: each[0])
+def test_values_that_are_not_finite_come_out_as_pytorchs(activation):
+    x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e30, -1e30, 3e38, -3e38, 1.0] * 5)
+    layer = make(torch.ones(1, 1, 1), None, POINTS, activation)
+    ours, theirs = layer.run(x.reshape(1, 1, -1), None).flatten(), ACTIVATIONS[activation][0](x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-30, equal_nan=True)
+
+
+@pytest.mark.parametrize("kernel", DIRECT)
+def test_nan_of_the_source_stays_nan_through_relu(kernel):
+    case = {**POINTS, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "output_padding": [0, 0]}
+    layer = make(torch.randn(16, 16, 3, 3), torch.randn(16), case, ("relu", ()), kernel=kernel)
+    source = torch.randn(1, 16, 9, 9).contiguous(memory_format=torch.channels_last)
+    source[0, 3, 4, 4] = math.nan
+    if layer.refuses(source):
+        pytest.skip(layer.refuses(source))
+    out = layer.run(source, None)
+    assert out[:, :, 3:6, 3:6].isnan().all()
+    assert not out[:, :, :3].isnan().any()
+
+
+def test_a_linear_layer_takes_any_rows():
+    if "brgemm" not in here():
+        pytest.skip("there is no brgemm")
+    for shape in [(24,), (5, 24), (2, 7, 24), (2, 3, 4, 24)]:
+        source, weight, bias = torch.randn(shape), torch.randn(40, 24), torch.randn(40)
+        layer = torch.classes.groupwise.Layer(
+            weight, bias, [], [], [], False, [], 1, "gelu", [], True, "relu", [], "brgemm"
+        )
+        residual = torch.randn(*shape[:-1], 40)
+        exact = (
+            functional.gelu(functional.linear(source.double(), weight.double(), bias.double())) + residual.double()
+        ).relu()
+        for out in (layer.run(source, residual), layer.run_out(source, residual, residual.clone())):
+            torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+def test_threads_share_a_layer():
+    case = {**POINTS, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "output_padding": [0, 0], "groups": 4}
+    layer = make(torch.randn(32, 8, 3, 3), torch.randn(32), case, ("silu", ()), True, kernel="groups")
+    sources = [torch.randn(1, 32, 6 + i % 5, 9) for i in range(40)]
+    residuals = [torch.randn(1, 32, 6 + i % 5, 9) for i in range(40)]
+    alone = [layer.run(*pair) for pair in zip(sources, residuals, strict=True)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(layer.run, sources, residuals))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_outputs_with_gaps_are_written_in_place():
+    case = {**POINTS, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "output_padding": [0, 0]}
+    weight, source = torch.randn(8, 8, 3, 3), torch.randn(2, 8, 7, 7)
+    layer = make(weight, None, case, ("relu", ()), kernel="planar")
+    room = torch.full((2, 8, 7, 14), 7.0)
+    layer.run_out(source, None, room[..., ::2])
+    assert torch.equal(room[..., ::2], layer.run(source, None))
+    assert (room[..., 1::2] == 7).all()
+
+
+def wrong():
+    case = {**POINTS, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "output_padding": [0, 0]}
+    weight, source = torch.randn(8, 8, 3, 3), torch.randn(1, 8, 7, 7)
+    plain, summed = (make(weight, None, case, residual=each, kernel="planar") for each in (False, True))
+    return {
+        "float32": lambda: plain.run(source.double(), None),
+        "cannot run on": lambda: plain.run(torch.randn(1, 9, 7, 7), None),
+        "cannot write": lambda: plain.run_out(source, None, torch.empty(1, 8, 7, 8)),
+        "with a residual": lambda: plain.run(source, source),
+        "made with one": lambda: summed.run(source, None),
+        "the output's shape": lambda: summed.run(source, torch.randn(1, 8, 7, 6)),
+        "no kernel": lambda: make(weight, None, case, kernel="fast"),
+        "not known": lambda: make(weight, None, case, ("swish", ())),
+        "takes 1 numbers": lambda: make(weight, None, case, ("leaky_relu", ())),
+        "one activation": lambda: make(weight, None, case, ("relu", ()), False, ("relu", ())),
+        "an output channel": lambda: make(weight, torch.randn(7), case),
+    }
+
+
+@pytest.mark.parametrize("text", sorted(wrong()) if ISAS else [])
+def test_a_layer_refuses_what_it_cannot_run(text):
+    with pytest.raises(RuntimeError, match=text):
+        wrong()[text]()
