@@ -308,3 +308,13 @@ def test_compiled_and_optimized():
         check(model, x, fast=torch.compile(fast, backend=backend))
     with pytest.raises(GroupwiseError, match=r"compiled by torch.compile; give the model that it was made of"):
         groupwise.optimize(torch.compile(model, backend="eager"), x)
+
+
+def test_the_backward_is_dispatched_too():
+    fast = compiled(settle(Twice()).train())
+    with groupwise.record_plans() as plans:
+        fast(source().requires_grad_()).square().mean().backward()
+    assert [made.direction for made in plans] == ["forward", "grad_input", "grad_weight"]
+    with groupwise.record_plans() as plans:
+        settle(Twice()).train()(source().requires_grad_()).square().mean().backward()
+    assert not plans

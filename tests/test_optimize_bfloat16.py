@@ -146,6 +146,8 @@ def test_refusals(monkeypatch):
     model, x = settle(MODELS["residual"]()), source()
     with pytest.raises(GroupwiseError, match=r"^dtype=torch.float16 is not known; choose one of: torch.bfloat16"):
         groupwise.optimize(model, x, dtype=torch.float16)
+    with pytest.raises(GroupwiseError, match=r"dtype is for inference|dtype=torch.bfloat16 is not for this machine"):
+        groupwise.optimize(model, x, dtype=torch.bfloat16, train=True)
     monkeypatch.setattr(precision, "bfloat16_problem", lambda: "this processor has no bfloat16 products")
     with pytest.raises(GroupwiseError, match=r"^dtype=torch.bfloat16 is not for this machine: this processor has no"):
         groupwise.optimize(model, x, dtype=torch.bfloat16)

@@ -122,7 +122,7 @@ MADE = {
 }
 PARTS = {"Macs": lambda: cost(SPEC, 9).macs, "Traffic": lambda: cost(SPEC, 9).traffic}
 # What you give to a function, rather than get from one; and a network.
-GIVEN = {"GroupwiseError", "Link", "Machine", "Optimized", "Partition"}
+GIVEN = {"GroupwiseError", "Link", "Machine", "Optimized", "Partition", "Trainable"}
 IN_ONE_LINE = {"Choice", "Collective", "ConvCall", "ConvSpec", "Macs", "Path", "Prediction", "Traffic"}
 
 

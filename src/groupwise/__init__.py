@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from groupwise.profile.tune import Tuned as Tuned
     from groupwise.profile.tune import tune as tune
     from groupwise.rewrite import Optimized as Optimized
+    from groupwise.rewrite import Trainable as Trainable
     from groupwise.rewrite import optimize as optimize
     from groupwise.rewrite.dynamo import compiled_plans as compiled_plans
     from groupwise.spec.arguments import valid_groups as valid_groups
@@ -56,6 +57,7 @@ _HOME = {
     "Path": "spec.wiring",
     "Plan": "kernels.plan",
     "Report": "profile.report",
+    "Trainable": "rewrite",
     "Tuned": "profile.tune",
     "Wiring": "spec.wiring",
     "bench": "profile.bench",

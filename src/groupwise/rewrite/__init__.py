@@ -1,4 +1,5 @@
-"""`optimize`: a network rewritten for inference: layers folded and fused, weights packed, engines chosen.
+"""`optimize`: a network rewritten: for inference layers folded and fused, weights packed, engines chosen; for training
+batch normalisations fused.
 
 The package has another name than the function, which is `groupwise.optimize`.
 """
@@ -6,7 +7,7 @@ The package has another name than the function, which is `groupwise.optimize`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -18,9 +19,44 @@ from groupwise.rewrite.choose import measures
 from groupwise.rewrite.network import Optimized
 from groupwise.rewrite.plan import Left, Plan, Step
 from groupwise.rewrite.precision import check_dtype
+from groupwise.rewrite.train_fuse import Fused, Notes, fuse_training
+from groupwise.rewrite.train_network import Trainable, TrainingPlan, for_training
 from groupwise.rewrite.watch import check_watchable
 
-__all__ = ["Left", "Optimized", "Plan", "Step", "optimize"]
+__all__ = [
+    "Fused",
+    "Left",
+    "Notes",
+    "Optimized",
+    "Plan",
+    "Step",
+    "Trainable",
+    "TrainingPlan",
+    "fuse_training",
+    "optimize",
+]
+
+
+@overload
+def optimize(
+    model: torch.nn.Module,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    tune: bool | None = None,
+    train: Literal[False] = False,
+    dtype: torch.dtype | None = None,
+) -> Optimized: ...
+
+
+@overload
+def optimize(
+    model: torch.nn.Module,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    tune: bool | None = None,
+    train: Literal[True],
+    dtype: None = None,
+) -> Trainable: ...
 
 
 def optimize(
@@ -28,9 +64,10 @@ def optimize(
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
     tune: bool | None = None,
+    train: bool = False,
     dtype: torch.dtype | None = None,
-) -> Optimized:
-    """Returns a network that computes what `model(*inputs, **kwargs)` computes, for inference on the CPU.
+) -> Optimized | Trainable:
+    """Returns a network that computes what `model(*inputs, **kwargs)` computes, for inference on the CPU, or training.
 
     BatchNorms are folded into the layers beside them. Activations and sums are computed by the layer before them.
     Weights are packed, images change to channels_last once, and each layer runs on the engine that is fastest for it.
@@ -40,6 +77,10 @@ def optimize(
     - `tune`: True times the engines of each layer on the example. False does not, so that every run makes the same
       choices: groupwise where its planner takes a layer, else oneDNN, else PyTorch. None does as GROUPWISE_TUNE says,
       and times them if it is not set. Nothing is timed while `torch.use_deterministic_algorithms` is on.
+    - `train`: True returns a network for training, a `groupwise.Trainable`: batch normalisations are one operator with
+      their activations and residual sums, forward and backward, convolutions are dispatched to groupwise's kernels,
+      and `tune` times a step in both memory formats. It has the model's modules, parameters and state_dict, and
+      accepts a model in either mode.
     - `dtype`: `torch.bfloat16` computes layers in bfloat16, with float32 sums, where the processor has such products
       (AVX512-BF16 or AMX). What the network takes and returns keeps the model's dtypes.
 
@@ -56,19 +97,26 @@ def optimize(
         ...     fast(torch.randn(1, 3, 16, 16)).shape
         torch.Size([1, 8, 14, 14])
     """
-    _check(model, inputs, kwargs)
+    if not isinstance(train, bool):
+        raise GroupwiseError(f"train={train!r} is not known; choose one of: True, False")
+    _check(model, inputs, kwargs, train)
     check_dtype(dtype)
-    network = Optimized(model, measures(tune), dtype)
+    measure = measures(tune)
+    if train and dtype is not None:
+        raise GroupwiseError("dtype is for inference; leave it out, and train under torch.autocast('cpu')")
+    if train:
+        return for_training(model, inputs, kwargs or {}, measure and not torch.are_deterministic_algorithms_enabled())
+    network = Optimized(model, measure, dtype)
     # A call in inference mode would make constants that other modes refuse.
     with torch.inference_mode(False), torch.no_grad():
         network(*inputs, **(kwargs or {}))
     return network
 
 
-def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> None:
+def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None, train: bool) -> None:
     if not isinstance(model, torch.nn.Module):
         raise GroupwiseError(f"{type(model).__name__} is not a model; give a torch.nn.Module, then an example input")
-    if isinstance(model, Optimized):
+    if isinstance(model, Optimized | Trainable):
         raise GroupwiseError("the network is optimized already; give the model that it was made of")
     if isinstance(getattr(model, "_orig_mod", None), torch.nn.Module):
         raise GroupwiseError(
@@ -77,14 +125,17 @@ def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None
         )
     if not inputs and not kwargs:
         raise GroupwiseError("an example input is missing; write: groupwise.optimize(model, example)")
-    if model.training:
-        raise GroupwiseError("the model is in training mode; write: groupwise.optimize(model.eval(), example)")
+    if model.training and not train:
+        raise GroupwiseError(
+            "the model is in training mode; write: groupwise.optimize(model.eval(), example), "
+            "or train=True for a network that trains"
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise GroupwiseError(f"{name} is a lazy parameter without a shape; run the model once, then optimize it")
         check_watchable(name, tensor)
         _check_device(name, tensor)
-    if reason := reason_to_leave(model):
+    if not train and (reason := reason_to_leave(model)):
         raise GroupwiseError(f"the model cannot be rewritten: {reason}; remove that, or optimize a part of the model")
     for leaf in tree_leaves((inputs, dict(kwargs or {}))):
         if isinstance(leaf, torch.Tensor):

@@ -21,7 +21,7 @@ import torch
 from torch.fx import GraphModule
 
 from groupwise.errors import GroupwiseError, check_choice
-from groupwise.kernels import dispatch, native
+from groupwise.kernels import native
 from groupwise.rewrite.capture import Captured, NotCaptured, capture, module_of
 from groupwise.rewrite.choose import measures
 from groupwise.rewrite.compiled import Compiled
@@ -30,6 +30,7 @@ from groupwise.rewrite.program import Program
 from groupwise.rewrite.region import MOST_PROGRAMS, key_of, kinds_of
 from groupwise.rewrite.tape import Tape
 from groupwise.rewrite.train_fuse import fuse_training
+from groupwise.rewrite.train_region import mark_convolutions, switch_back, switched_on
 from groupwise.rewrite.watch import contents
 
 OPTIONS = ("tune",)
@@ -95,7 +96,6 @@ class Piece:
         self._told: set[str] = set()
         if trained:
             self._train()
-        self._switch = None if native.status().problem else dispatch.thread_switch()
 
     def __call__(self, *args: Any) -> Any:
         """Computes what the graph computes."""
@@ -116,6 +116,7 @@ class Piece:
         """Fuses what gradients pass through."""
         started = time.perf_counter()
         names = {node.name: _plain(module_of(node)) for node in self.module.graph.nodes}
+        mark_convolutions(self.module.graph, {})
         notes = fuse_training(self.module)[1]
         steps = []
         for norm in notes.fused:
@@ -130,15 +131,13 @@ class Piece:
 
     def _as_it_is(self, args: Sequence[Any]) -> Any:
         """Runs Dynamo's graph, on groupwise's kernels where its planner takes a layer."""
-        if self._switch is None:
+        if native.status().problem:
             return self.module(*args)
-        before = self._switch(1)
-        if before == -1:  # `forced` wants PyTorch's kernels
-            self._switch(before)
+        before = switched_on()
         try:
             return self.module(*args)
         finally:
-            self._switch(before)
+            switch_back(before)
 
     def _prepare(self, key: Key, args: Sequence[Any], inputs: Sequence[Any], held: Sequence[Any]) -> Packed | None:
         """Packs the weights; None if this call had better run the graph as it is.

@@ -1,0 +1,228 @@
+"""`Trainable`: a network for training that runs a fused form of a model, and has the model's parameters and modules."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from groupwise.draw.text import lines as text
+from groupwise.kernels import native
+from groupwise.rewrite.plan import Left
+from groupwise.rewrite.train_fuse import Fused
+from groupwise.rewrite.train_region import Region, Settings, switch_back, switched_on
+from groupwise.spec.legible import Printed, legible
+
+# How often a step is timed in each memory format.
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class TrainingPlan(Printed):
+    """What a network for training fuses, and what it leaves. `print()` it for the table."""
+
+    title: str
+    """The class of the model."""
+    fused: tuple[Fused, ...]
+    """The batch normalisations that are one operator with what follows them, in order."""
+    left: tuple[Left, ...]
+    """The modules that stay as they are, and why."""
+    memory_format: str
+    """`channels_last` if images are changed to that at the input; `as given` if not."""
+    ms: Mapping[str, float] = field(default_factory=dict)
+    """The shortest time of a step in each memory format; empty if none was measured."""
+
+    def __str__(self) -> str:
+        activations = sum(it.activation != "none" for it in self.fused)
+        sums = sum(bool(it.residual) for it in self.fused)
+        times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in self.ms.items())
+        found = [
+            f"{self.title}: {len(self.fused)} batch norms fused, {activations} with an activation and {sums} with a "
+            f"sum; images {self.memory_format}" + (f" (a step: {times})" if times else "")
+        ]
+        if self.fused:
+            rows = [(legible(it.name), it.activation, legible(it.residual)) for it in self.fused]
+            found += ["", *text.rows([("batch norm", "activation", "sum with"), *rows], left=(0, 1, 2))]
+        else:
+            found += ["", "nothing to fuse: the network computes as the model does"]
+        if self.left:
+            found += ["", "left as they are:"]
+            found += [f"  {legible(it.name) or 'the model'}: {it.reason}" for it in self.left]
+        return "\n".join(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns every field as plain JSON types."""
+        return asdict(self)
+
+
+class Trainable(torch.nn.Module):
+    """A network for training that `groupwise.optimize(model, example, train=True)` made of a model.
+
+    It has the model's own modules, parameters, buffers and state_dict, and is trained as the model is. `train()` and
+    `eval()` switch the model too. `print(network.plan)` says what it fuses.
+    """
+
+    def __init__(self, model: torch.nn.Module, settings: Settings, ms: Mapping[str, float]) -> None:
+        super().__init__()
+        self._adopt(model, settings, ms)
+
+    def _adopt(self, model: torch.nn.Module, settings: Settings, ms: Mapping[str, float]) -> None:
+        own = vars(self)
+        # The dictionaries are the model's own, so that names, values and what replaces them are the same in both.
+        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            own[name] = vars(model)[name]
+        own["_model"], own["_settings"], own["_ms"] = model, settings, dict(ms)
+        own["_region"] = Region(model, "", settings)
+        own["training"] = model.training
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model."""
+        model: torch.nn.Module = vars(self)["_model"]
+        return model
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """What is fused in the form that ran last."""
+        region: Region = vars(self)["_region"]
+        notes = region.notes()
+        memory_format = "channels_last" if region.settings.channels_last else "as given"
+        return TrainingPlan(type(self.model).__name__, notes.fused, notes.left, memory_format, vars(self)["_ms"])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes what the model computes."""
+        functorch = torch._C._are_functorch_transforms_active()
+        if torch.compiler.is_compiling() or functorch or torch._C._is_tracing():
+            return self.model(*args, **kwargs)
+        if native.status().problem is not None:
+            return vars(self)["_region"](*args, **kwargs)
+        before = switched_on()
+        try:
+            return vars(self)["_region"](*args, **kwargs)
+        finally:
+            switch_back(before)
+
+    def train(self, mode: bool = True) -> Trainable:
+        """Switches the model, and so this network, to training or evaluation."""
+        self.model.train(mode)
+        self.training = mode
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the model's state_dict."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads a state_dict of the model."""
+        return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_model" in vars(self):
+                return getattr(self.model, name)
+            raise
+
+    # A copy traces anew when it is first called.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_region": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._adopt(state["_model"], state["_settings"], state["_ms"])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trainable:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
+    def extra_repr(self) -> str:
+        """Returns the summary of the plan."""
+        return str(self.plan).split("\n")[0]
+
+
+def for_training(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], measure: bool) -> Trainable:
+    """Returns a `Trainable`, in the memory format that is faster on the example if it may measure that."""
+    settings, ms = Settings(), {}
+    if (twin := _copied(model)) is not None:
+        # Steps update statistics and draw random numbers: the model must not see them.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+            settings.distrusted = _disagreement(twin, args, kwargs)
+            if measure and not settings.distrusted and Region(twin, "", Settings()).prepare(args, kwargs):
+                ms = _times(twin.train(), args, kwargs)
+    settings.channels_last = bool(ms) and ms["channels_last"] < ms["as given"]
+    network = Trainable(model, settings, ms)
+    vars(network)["_region"].prepare(args, kwargs)
+    return network
+
+
+def _copied(model: torch.nn.Module) -> torch.nn.Module | None:
+    """Returns a copy to try steps on; None where there can be none."""
+    try:
+        return copy.deepcopy(model)
+    except Exception:
+        return None
+
+
+def _disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Says how the traced form differs from the model on the example; empty if it does not.
+
+    A condition on an argument's type, say, is decided by the trace and not by the argument.
+    """
+    twin = copy.deepcopy(model)
+    state = torch.get_rng_state()
+    try:
+        with torch.no_grad():
+            expected = tree_leaves(model(*args, **kwargs))
+    except Exception:
+        return ""  # the model says what is wrong when it is called
+    torch.set_rng_state(state)
+    try:
+        with torch.no_grad():
+            found = tree_leaves(Region(twin, "", Settings(fuse=False))(*args, **kwargs))
+    except Exception as error:
+        return f"its traced form fails: {(str(error).splitlines() or [type(error).__name__])[0][:120]}"
+    same = len(expected) == len(found) and all(map(_close, expected, found))
+    return "" if same else "its traced form gives other values"
+
+
+def _close(a: Any, b: Any) -> bool:
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return type(a) is type(b)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()) if a.numel() else 0.0, equal_nan=True)
+
+
+def _times(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the shortest time of a step in each memory format, in ms; nothing where a step fails."""
+    networks = {"as given": Trainable(model, Settings(), {})}
+    networks["channels_last"] = Trainable(model, Settings(channels_last=True), {})
+    ms = dict.fromkeys(networks, float("inf"))
+    try:
+        for turn in range(ROUNDS + 1):
+            for name, network in networks.items():
+                seconds = _step(network, args, kwargs)
+                if turn:  # the first traces and plans
+                    ms[name] = min(ms[name], seconds * 1e3)
+    except Exception:
+        return {}
+    return ms
+
+
+def _step(network: Trainable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    network.model.zero_grad()
+    started = time.perf_counter()
+    results = [it for it in tree_leaves(network(*args, **kwargs)) if isinstance(it, torch.Tensor) and it.requires_grad]
+    if not results:
+        raise ValueError("no output has a gradient")
+    torch.autograd.backward(results, [torch.ones_like(it) for it in results])
+    return time.perf_counter() - started
