@@ -33,7 +33,7 @@ def exact(model, *inputs):
 
 def check(model, *inputs, fast=None, **options):
     """An optimized network's error is at most twice that of the model itself. Returns the network."""
-    fast = fast or groupwise.optimize(model, *inputs, **options)
+    fast = groupwise.optimize(model, *inputs, **options) if fast is None else fast
     kept = [tensor.clone() for tensor in inputs]
     with torch.inference_mode():
         ours, theirs = fast(*inputs), model(*(tensor.clone() for tensor in inputs))

@@ -382,8 +382,10 @@ def test_other_dtypes_are_folded_too(dtype):
         torch.testing.assert_close(
             fast(x), model(x), **({"rtol": 0.05, "atol": 0.05} if dtype is torch.bfloat16 else {})
         )
-    assert fast.plan.engines == {"pytorch": 1}
-    assert "float" in fast.plan.steps[1].refused["onednn"]
+    assert sum(fast.plan.engines.values()) == 1
+    if dtype is torch.float64:
+        assert fast.plan.engines == {"pytorch": 1}
+        assert "float" in fast.plan.steps[1].refused["onednn"]
 
 
 def test_what_only_looks_like_a_channel_shuffle_is_none():

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from groupwise.rewrite import Optimized as Optimized
     from groupwise.rewrite import Trainable as Trainable
     from groupwise.rewrite import optimize as optimize
+    from groupwise.rewrite.dynamo import compiled_plans as compiled_plans
     from groupwise.spec.arguments import valid_groups as valid_groups
     from groupwise.spec.convspec import ConvSpec as ConvSpec
     from groupwise.spec.cost import Cost as Cost
@@ -60,6 +61,7 @@ _HOME = {
     "Tuned": "profile.tune",
     "Wiring": "spec.wiring",
     "bench": "profile.bench",
+    "compiled_plans": "rewrite.dynamo",
     "cost": "spec.cost",
     "count": "profile.count",
     "disable": "kernels.dispatch",

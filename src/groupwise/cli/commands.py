@@ -259,7 +259,7 @@ def run_optimize(options: argparse.Namespace) -> None:
         torch.set_num_threads(threads or before)
         with _explaining_failure(options, options.target, model, shape):
             batch = _random_input(shape)
-            network = optimize(model, batch)
+            network = optimize(model, batch, dtype=options.dtype and getattr(torch, options.dtype))
             made = compare(model, network, (batch,), options.repeats)
     finally:
         torch.set_num_threads(before)

@@ -218,6 +218,7 @@ def _add_optimize(kinds: Any) -> None:
         "--repeats", type=int, default=10, metavar="N", help="timed runs, of which the median is reported; default: 10"
     )
     faster.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
+    faster.add_argument("--dtype", choices=("bfloat16",), help="compute layers in it, with float32 sums")
     _add_output(faster, FORMATS[:2])
     faster.set_defaults(run=commands.run_optimize)
 

@@ -34,6 +34,8 @@ class Comparison(Printed):
     """The same of the optimized network."""
     threads: int
     repeats: int
+    dtype: str = "float32"
+    """What the layers of the network compute in."""
 
     @property
     def speedup(self) -> float:
@@ -43,7 +45,7 @@ class Comparison(Printed):
     @property
     def agrees(self) -> bool:
         """Whether the network's error is at most twice that of the model, give or take a few roundings."""
-        return self.optimized_error <= 2 * self.model_error + 16 * torch.finfo(torch.float32).eps
+        return self.optimized_error <= 2 * self.model_error + 16 * torch.finfo(getattr(torch, self.dtype)).eps
 
     def __str__(self) -> str:
         best = min(self.contiguous_ms, self.channels_last_ms)
@@ -83,7 +85,8 @@ def compare(model: torch.nn.Module, network: Optimized, inputs: Sequence[Any], r
         with dispatching(False):
             before, after = (_error(call(), exact) for call in (calls[0], calls[2]))
     contiguous, channels_last, optimized = (statistics.median(found) * 1e3 for found in seconds)
-    return Comparison(contiguous, channels_last, optimized, before, after, torch.get_num_threads(), repeats)
+    dtype = str(network.dtype or torch.float32).removeprefix("torch.")
+    return Comparison(contiguous, channels_last, optimized, before, after, torch.get_num_threads(), repeats, dtype)
 
 
 def _channels_last(model: torch.nn.Module) -> torch.nn.Module:

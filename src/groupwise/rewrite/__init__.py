@@ -6,7 +6,6 @@ The package has another name than the function, which is `groupwise.optimize`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, Literal, overload
 
@@ -15,10 +14,11 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from groupwise.errors import GroupwiseError
-from groupwise.kernels import tuning
 from groupwise.rewrite.capture import first_line, reason_to_leave
+from groupwise.rewrite.choose import measures
 from groupwise.rewrite.network import Optimized
 from groupwise.rewrite.plan import Left, Plan, Step
+from groupwise.rewrite.precision import check_dtype
 from groupwise.rewrite.train_fuse import Fused, Notes, fuse_training
 from groupwise.rewrite.train_network import Trainable, TrainingPlan, for_training
 from groupwise.rewrite.watch import check_watchable
@@ -44,6 +44,7 @@ def optimize(
     kwargs: Mapping[str, Any] | None = None,
     tune: bool | None = None,
     train: Literal[False] = False,
+    dtype: torch.dtype | None = None,
 ) -> Optimized: ...
 
 
@@ -54,6 +55,7 @@ def optimize(
     kwargs: Mapping[str, Any] | None = None,
     tune: bool | None = None,
     train: Literal[True],
+    dtype: None = None,
 ) -> Trainable: ...
 
 
@@ -63,6 +65,7 @@ def optimize(
     kwargs: Mapping[str, Any] | None = None,
     tune: bool | None = None,
     train: bool = False,
+    dtype: torch.dtype | None = None,
     **unknown: Any,
 ) -> Optimized | Trainable:
     """Returns a network that computes what `model(*inputs, **kwargs)` computes, for inference on the CPU, or training.
@@ -79,9 +82,11 @@ def optimize(
       their activations and residual sums, forward and backward, convolutions are dispatched to groupwise's kernels,
       and `tune` times a step in both memory formats. It has the model's modules, parameters and state_dict, and
       accepts a model in either mode.
+    - `dtype`: `torch.bfloat16` computes layers in bfloat16, with float32 sums, where the processor has such products
+      (AVX512-BF16 or AMX). What the network takes and returns keeps the model's dtypes.
 
-    Raises `GroupwiseError` for what is no module, for a model in training mode, with hooks or on another device, and
-    for inputs that the model refuses.
+    Raises `GroupwiseError` for what is no module, for a dtype that cannot be computed here, for a model in training
+    mode, with hooks or on another device, and for inputs that the model refuses.
 
     Examples:
         >>> import groupwise, torch
@@ -101,12 +106,13 @@ def optimize(
     if not isinstance(train, bool):
         raise GroupwiseError(f"train={train!r} is not known; choose one of: True, False")
     _check(model, inputs, kwargs, train)
-    if tune is not None and not isinstance(tune, bool):
-        raise GroupwiseError(f"tune={tune!r} is not known; choose one of: True, False, None")
-    measure = os.environ.get(tuning.VARIABLE) != "0" if tune is None else tune
+    check_dtype(dtype)
+    measure = measures(tune)
+    if train and dtype is not None:
+        raise GroupwiseError("dtype is for inference; leave it out, and train under torch.autocast('cpu')")
     if train:
         return for_training(model, inputs, kwargs or {}, measure and not torch.are_deterministic_algorithms_enabled())
-    network = Optimized(model, measure)
+    network = Optimized(model, measure, dtype)
     # A call in inference mode would make constants that other modes refuse.
     with torch.inference_mode(False), torch.no_grad():
         _try(network, inputs, kwargs or {})
@@ -139,6 +145,11 @@ def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None
         raise GroupwiseError(f"{type(model).__name__} is not a model; give a torch.nn.Module, then an example input")
     if isinstance(model, Optimized | Trainable):
         raise GroupwiseError("the network is optimized already; give the model that it was made of")
+    if isinstance(getattr(model, "_orig_mod", None), torch.nn.Module):
+        raise GroupwiseError(
+            "the model is compiled by torch.compile; give the model that it was made of, or use "
+            'torch.compile(model, backend="groupwise")'
+        )
     if not inputs and not kwargs:
         raise GroupwiseError("an example input is missing; write: groupwise.optimize(model, example)")
     if model.training and not train:

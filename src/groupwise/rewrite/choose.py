@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from groupwise.rewrite.engines import CONVOLUTION, LINEAR, UNMEASURED, Engine, Maybe, Work, kernel_of
+from groupwise.errors import GroupwiseError
+from groupwise.kernels import tuning
+from groupwise.rewrite.engines import CONVOLUTION, LINEAR, UNMEASURED, UNMEASURED_LOW, Engine, Maybe, Work, kernel_of
 from groupwise.rewrite.recipe import Call
 
 # Engines of one layer are timed for about so many seconds, in at least and at most so many rounds.
@@ -20,6 +24,8 @@ MARGIN = 0.97
 HOPELESS = 3
 # An engine whose values are farther from PyTorch's, as a fraction of the largest value, is wrong and not imprecise.
 WRONG = 1e-3
+# Two roundings to bfloat16, and room.
+WRONG_LOW = 0.03
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,13 @@ class Choice:
     ms: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     kernel: str = ""
+
+
+def measures(tune: Any) -> bool:
+    """Tells whether engines are timed, for a `tune` that a user gave."""
+    if tune is not None and not isinstance(tune, bool):
+        raise GroupwiseError(f"tune={tune!r} is not known; choose one of: True, False, None")
+    return os.environ.get(tuning.VARIABLE) != "0" if tune is None else tune
 
 
 def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.Tensor], measure: bool) -> Choice:
@@ -59,7 +72,8 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
         # Some kernel runs the layer, whatever the planner expects of it.
         refused.pop("groupwise", None)
     if not measure:
-        name = next(name for name in UNMEASURED if name in able)
+        known = UNMEASURED_LOW if work.dtype == torch.bfloat16 else UNMEASURED
+        name = next(name for name in known if name in able)
         reason = "the planner takes it" if name == "groupwise" else ""
         return Choice(able[name], reason, {}, refused, kernels[name])
     calls = {name: engine.make(work, weight, bias).call for name, engine in able.items()}
@@ -89,7 +103,8 @@ def _problem(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> 
     except RuntimeError as error:
         return f"it fails: {str(error).splitlines()[0][:80]}"
     largest = exact.nan_to_num(0, 0, 0).abs().max().item() if exact.numel() else 0.0
-    if made.shape != exact.shape or not torch.allclose(made, exact, rtol=0, atol=WRONG * largest, equal_nan=True):
+    wrong = (WRONG_LOW if exact.dtype == torch.bfloat16 else WRONG) * largest
+    if made.shape != exact.shape or not torch.allclose(made, exact, rtol=0, atol=wrong, equal_nan=True):
         return "its values are wrong"
     return None
 

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from groupwise.kernels import native
+from groupwise.rewrite.precision import bfloat16_problem
 from groupwise.rewrite.recipe import Method, Operation, Recipe, Slot
 from groupwise.rewrite.steps import Activation, Epilogue, Geometry
 
@@ -104,6 +105,8 @@ def _in_place(activation: Activation, slot: Slot) -> Operation:
 def _refuse_onednn(work: Work) -> str | None:
     if problem := onednn_problem():
         return problem
+    if work.dtype == torch.bfloat16:
+        return bfloat16_problem()
     if work.dtype != torch.float32:
         return f"it takes float32 here, not {str(work.dtype).removeprefix('torch.')}"
     if 0 in (*work.source, *work.result):
@@ -132,6 +135,8 @@ def _make_onednn(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
     fits = work.epilogue.residual and work.epilogue.before is None and (last is None or last.attribute == "relu")
     if not fits or at.groups > 1:
         return _post_ops(mkldnn._convolution_pointwise.default, packed, bias, tuple(arguments), work)
+    # The operators with a sum want one dtype, the others keep a float32 bias exact.
+    bias = None if bias is None else bias.to(weight.dtype)
     sum_: tuple[object, ...] = ("add", 1.0, None if last is None else "relu", [], None)
     rest = (packed, bias, *arguments, *sum_)
     if work.overwrite:
@@ -201,7 +206,7 @@ def _words(activation: Activation | None) -> tuple[str, list[float]]:
 def _refuse_groupwise(work: Work, kernel: str = "") -> str | None:
     if problem := native.status().problem:
         return problem
-    if work.dtype != torch.float32:
+    if work.dtype not in (torch.float32, torch.bfloat16):
         return f"its kernels compute float32, not {str(work.dtype).removeprefix('torch.')}"
     if work.geometry is not None and work.geometry.dims > 2:
         return "its kernels compute 1-D and 2-D"
@@ -223,12 +228,22 @@ def _like_source(work: Work) -> torch.Tensor:
 
 
 def _make_groupwise(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str = "") -> Recipe:
-    layer = _native_layer(work, weight, bias, kernel)
+    layer = _native_layer(work, weight.float(), bias, kernel)
+    if work.dtype == torch.bfloat16:
+        return _widened(layer, 1 + work.epilogue.residual)
     if not work.epilogue.residual:
         return Recipe(1, Operation(Method(layer, "run"), (SOURCE, None)))
     if work.overwrite:
         return Recipe(2, Operation(Method(layer, "run_out"), (SOURCE, RESIDUAL, RESIDUAL)))
     return Recipe(2, Operation(Method(layer, "run"), (SOURCE, RESIDUAL)))
+
+
+def _widened(layer: Any, given: int) -> Recipe:
+    """Returns a recipe that computes a layer in float32 of bfloat16 values, and rounds once."""
+    wide = [Operation(aten._to_copy.default, (Slot(number),), {"dtype": torch.float32}) for number in range(given)]
+    operands = (Slot(given), Slot(given + 1) if given == 2 else None)
+    narrow = Operation(aten._to_copy.default, (Slot(2 * given),), {"dtype": torch.bfloat16})
+    return Recipe(given, *wide, Operation(Method(layer, "run"), operands), narrow)
 
 
 def kernel_of(engine: Engine, work: Work) -> str:
@@ -246,7 +261,7 @@ def _with_kernel(kernel: str) -> Engine:
 
 
 def _make_pytorch(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
-    at = work.geometry
+    at, bias = work.geometry, None if bias is None else bias.to(weight.dtype)
     if at is None:
         return _finished(work.epilogue, Operation(aten.linear.default, (SOURCE, weight, bias)))
     if work.channels_last:
@@ -266,7 +281,7 @@ def _refuse_matmul(work: Work) -> str | None:
 
 
 def _make_matmul(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
-    first = 1 + work.epilogue.residual
+    first, bias = 1 + work.epilogue.residual, None if bias is None else bias.to(weight.dtype)
     return _finished(
         work.epilogue,
         Operation(aten.permute.default, (SOURCE, [0, 2, 3, 1])),
@@ -294,3 +309,5 @@ LINEAR = (
 )
 # Where nothing is measured: groupwise where its planner takes the layer, else oneDNN, else PyTorch.
 UNMEASURED = ("groupwise", "onednn", "pytorch")
+# Where the layer computes bfloat16, which groupwise's kernels do not.
+UNMEASURED_LOW = ("onednn", "pytorch")

@@ -27,21 +27,22 @@ class Optimized(torch.nn.Module):
     is replaced. Inputs of another shape make a plan of their own when they first come.
     """
 
-    def __init__(self, model: torch.nn.Module, measure: bool) -> None:
+    def __init__(self, model: torch.nn.Module, measure: bool, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         vars(self)["_source"] = model
-        self._arrange(twin(model), measure)
+        self._arrange(twin(model), measure, dtype)
         self.training = False
 
-    def _arrange(self, model: torch.nn.Module, measure: bool) -> None:
+    def _arrange(self, model: torch.nn.Module, measure: bool, dtype: torch.dtype | None) -> None:
         # The model is no submodule: names would begin with its name. What it holds belongs to both, so that whatever
         # walks over modules, such as torch.export, finds its parameters.
         vars(self)["_model"] = model
         for held in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             vars(self)[held] = vars(model)[held]
         vars(self)["_measure"] = measure
+        vars(self)["_dtype"] = dtype
         # Children of the region's model may become regions themselves. It shares whatever holds parameters.
-        vars(self)["_region"] = Region(twin(model), "", Planner(measure))
+        vars(self)["_region"] = Region(twin(model), "", Planner(measure, dtype))
         vars(self)["_plan"] = None
         vars(self)["_plans"] = OrderedDict()
         vars(self)["_structures"] = (Structure(vars(self)["_source"]), Structure(model))
@@ -51,6 +52,12 @@ class Optimized(torch.nn.Module):
         """The model as it was given, in a structure of its own."""
         model: torch.nn.Module = vars(self)["_model"]
         return model
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What its layers compute in, if `optimize` was given that; None if each computes in its own dtype."""
+        dtype: torch.dtype | None = vars(self)["_dtype"]
+        return dtype
 
     @property
     def plan(self) -> Plan:
@@ -178,7 +185,7 @@ class Optimized(torch.nn.Module):
         plan, model = vars(self)["_plan"], vars(self)["_model"]
         countable(model)
         vars(self)["_source"] = model
-        self._arrange(model, vars(self)["_measure"])
+        self._arrange(model, vars(self)["_measure"], vars(self)["_dtype"])
         vars(self)["_plan"] = plan
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Optimized:

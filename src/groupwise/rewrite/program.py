@@ -20,6 +20,7 @@ from groupwise.rewrite.fuse import fuse
 from groupwise.rewrite.norms import batch_norm_act, norm_recipe
 from groupwise.rewrite.plan import Step
 from groupwise.rewrite.pool import name_pools
+from groupwise.rewrite.precision import lower
 from groupwise.rewrite.recipe import Operation, Recipe, Slot
 from groupwise.rewrite.shuffle import name_shuffles
 from groupwise.rewrite.simplify import change_layout, copy_shared_outputs, remove_unread, simplify, to_channels_last
@@ -43,7 +44,7 @@ class Program:
     `pack` makes the tape that runs from the parameters as they are then; the first one chooses the engines too.
     """
 
-    def __init__(self, captured: Captured, measure: bool) -> None:
+    def __init__(self, captured: Captured, measure: bool, dtype: torch.dtype | None = None) -> None:
         graph = captured.graph
         make_functional(graph)
         simplify(graph)
@@ -54,6 +55,8 @@ class Program:
         fold(graph)
         remove_unread(graph)
         fuse(graph)
+        if dtype is not None:
+            lower(graph)
         name_squeezes(graph)
         name_shuffles(graph)
         name_pools(graph)
@@ -188,6 +191,8 @@ class Program:
         output = tuple(made.shape) if isinstance(made, torch.Tensor) else ()
         if not is_layer(node):
             name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
+            if node.target is aten._to_copy.default:
+                name = f"to_{value(node).dtype}".replace("torch.", "")
             engine = node.meta.get("engine", "groupwise" if node.target is batch_norm_act else "pytorch")
             return Step(module_of(node), name, engine, node.meta.get("fused", ()), shape, output)
         work, choice = self._choices[node]
@@ -231,10 +236,11 @@ def _reads(layer: Node) -> list[Node]:
 
 
 def _packable(node: Node, constants: Mapping[Node, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns a layer's weight and bias in the dtype of what it computes."""
+    """Returns a layer's weight in the dtype of what it computes, and its bias in one that is as exact as its sums."""
     weight, bias = (given and constants[given] for given in args_of(node)[1:3])
     dtype = value(node).dtype
-    return weight.to(dtype), None if bias is None else bias.to(dtype)
+    exact = torch.float32 if dtype == torch.bfloat16 else dtype
+    return weight.to(dtype), None if bias is None else bias.to(exact)
 
 
 def _last_reads(graph: Graph) -> dict[Node, list[Node]]:

@@ -55,9 +55,9 @@ Met = tuple["Region", Ready | Refused]
 class Planner:
     """What the regions of one network share: the lock under which they plan, and how they choose."""
 
-    def __init__(self, measure: bool) -> None:
+    def __init__(self, measure: bool, dtype: torch.dtype | None) -> None:
         self.lock = threading.RLock()
-        self.measure = measure
+        self.measure, self.dtype = measure, dtype
         # How often there was something new to say about a plan.
         self.news = 0
         self.thread = _Thread()
@@ -152,7 +152,7 @@ class Region:
     def _planned(self, leaves: Sequence[Any], args: Any, kwargs: Any) -> Ready:
         measure = self.planner.measure and not torch.are_deterministic_algorithms_enabled()
         captured = capture(self.module, args, kwargs)
-        program = Program(captured, measure)
+        program = Program(captured, measure, self.planner.dtype)
         watch = Watch(self.module, program.states)
         snapshot = watch.snapshot()
         try:
@@ -162,11 +162,11 @@ class Region:
             # Inputs that the model refuses too, such as another dtype: its own code says so.
             raise NotCaptured(f"an operator fails: {first_line(error)}") from None
         left = tuple(Left(_path(self.name, name), reason) for name, reason in captured.left.items())
-        return Ready(program, watch, snapshot, _kinds(snapshot.tensors), tape, left)
+        return Ready(program, watch, snapshot, kinds_of(snapshot.tensors), tape, left)
 
     def _packed_again(self, ready: Ready) -> Ready | None:
         snapshot = ready.watch.snapshot()
-        if _kinds(snapshot.tensors) != ready.dtypes:
+        if kinds_of(snapshot.tensors) != ready.dtypes:
             return None
         tape = ready.program.pack(dict(zip(ready.watch.names, snapshot.tensors, strict=True)))
         return replace(ready, snapshot=snapshot, tape=tape)
@@ -257,7 +257,8 @@ def _path(name: str, key: str) -> str:
     return f"{name}.{key}" if name else key
 
 
-def _kinds(tensors: Sequence[torch.Tensor]) -> list[tuple[torch.dtype, torch.Size, torch.device]]:
+def kinds_of(tensors: Sequence[torch.Tensor]) -> list[tuple[torch.dtype, torch.Size, torch.device]]:
+    """Returns what the graph of a model depends on, of parameters and buffers."""
     return [(tensor.dtype, tensor.shape, tensor.device) for tensor in tensors]
 
 

@@ -208,6 +208,9 @@ def _activation_after(node: Node, modules: dict[str, torch.nn.Module]) -> tuple[
         name = _METHODS.get(str(user.target))
         return (user, name, 0.01) if name and len(user.args) == 1 and not user.kwargs else None
     name = _FUNCTIONS.get(user.target) if user.op == "call_function" else None
+    # Dynamo calls ReLU6 so.
+    if user.target is F.hardtanh and user.args[1:3] == (0, 6):
+        name = "relu6"
     if name is None or not user.kwargs.keys() <= {"inplace", "negative_slope"}:
         return None
     slope = user.kwargs.get("negative_slope", 0.01)

@@ -115,7 +115,7 @@ class Region:
         notes = fuse_graph(graph, holder) if self.settings.fuse else Notes((), ())
         if self.settings.channels_last:
             _reshape_instead_of_view(graph)
-        _mark_convolutions(graph, modules)
+        mark_convolutions(graph, modules)
         left = {it.name: it for it in (*(Left(path, reason) for path, reason in kept.items()), *notes.left)}
         regions: list[Region] = []
         for path in kept:
@@ -260,7 +260,7 @@ _CONVOLUTIONS = {
 }
 
 
-def _mark_convolutions(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> None:
+def mark_convolutions(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> None:
     """Lets the backward of each convolution run with dispatch on, as the forward does."""
     if native.status().problem is not None:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable
 from operator import attrgetter, is_
 from typing import Any
@@ -60,6 +61,13 @@ def _watcher(tensors: list[Any]) -> Callable[[], bool]:
         return holds
     versions, addresses = list(map(_version, tensors)), list(map(_address, tensors))
     return lambda: list(map(_version, tensors)) == versions and list(map(_address, tensors)) == addresses
+
+
+def contents(tensor: torch.Tensor) -> bytes:
+    """Returns the values of a dense tensor: what notices a change that PyTorch does not count."""
+    if not tensor.is_contiguous() or tensor.device.type != "cpu" or not tensor.numel():
+        return b""
+    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
 def check_watchable(name: str, tensor: Any) -> None:
