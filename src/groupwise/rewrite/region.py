@@ -88,11 +88,16 @@ class Region:
         """Returns the programs that are kept, the newest at the end."""
         return [(key, ready) for key, ready in list(self._ready.items()) if ready is not None]
 
+    def put(self, programs: Mapping[Key, Ready]) -> None:
+        """Puts programs in the place of those that are kept for the same inputs."""
+        with self.planner.lock:
+            self._ready.update(programs)
+
     def steps(self) -> list[Step]:
         """Returns the steps of the newest program, or of the children's."""
         own = self.programs()
         if own:
-            return [_under(self.name, step) for step in own[-1][1].program.steps]
+            return [under(self.name, step) for step in own[-1][1].program.steps]
         return [step for child in self.children for step in child.steps()]
 
     def all_left(self) -> list[Left]:
@@ -168,7 +173,8 @@ def plan_of(region: Region, title: str, shapes: tuple[tuple[int, ...], ...], sta
     )
 
 
-def _under(name: str, step: Step) -> Step:
+def under(name: str, step: Step) -> Step:
+    """Returns a step of a module that has this name in the model."""
     return replace(step, name=f"{name}.{step.name}") if name else step
 
 

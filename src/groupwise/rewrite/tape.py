@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch.fx import Node
@@ -40,18 +40,14 @@ class Tape:
                 slots[slot] = None
         return self._output(slots)
 
-    def time(self, leaves: Sequence[Any]) -> list[float]:
-        """Runs once, and returns the seconds of each step."""
-        slots, seconds = self._filled(leaves), []
-        for call, reads, write, dead in self.steps:
-            given = [slots[read] for read in reads]
-            start = time.perf_counter()
-            slots[write] = call(*given)
-            seconds.append(time.perf_counter() - start)
-            del given
+    def visit(self, leaves: Sequence[Any], around: Callable[[int, Callable[[], Any]], Any]) -> Any:
+        """Computes the output with `around(number, call)` in the place of each call, whose value it returns."""
+        slots = self._filled(leaves)
+        for number, (call, reads, write, dead) in enumerate(self.steps):
+            slots[write] = around(number, partial(call, *[slots[read] for read in reads]))
             for slot in dead:
                 slots[slot] = None
-        return seconds
+        return self._output(slots)
 
     def _filled(self, leaves: Sequence[Any]) -> list[Any]:
         slots: list[Any] = [None] * self.slots
