@@ -90,7 +90,8 @@ def means(some: Sequence[Point]) -> Table:
     found: dict[tuple[str, ...], list[Point]] = defaultdict(list)
     for point in some:
         key = ("pass", "batch", "threads")
-        found[point.facts["network"].split(":")[0], *(str(point.facts[name]) for name in key)].append(point)
+        source = point.facts["network"].split(":")[0]
+        found[(source, *(str(point.facts[name]) for name in key))].append(point)
     cells = []
     for key, those in found.items():
         worst = min(those, key=lambda point: point.speedup)
