@@ -15,7 +15,7 @@ from whole_tables import EAGER, PICTURE, Point, chosen, least, points, read, sho
 
 from groupwise.draw.base.svg import Picture, colour, path, text_width
 
-ROW, AXIS, LENGTH = 26, 190, 520
+ROW, AXIS, LENGTH = 26, 205, 505
 # An engine has a colour and a letter, because colours alone do not tell seven apart.
 SHOWN = {
     "eager": (3, "e"),
