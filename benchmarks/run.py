@@ -1,9 +1,9 @@
 """Measure, each benchmark in a process of its own, then draw the charts and print the summary.
 
-    python benchmarks/run.py [groups layers held-out peak errors networks engines] [--envs DIR] [--threads 1 2]
+    python benchmarks/run.py [groups layers held-out peak errors networks engines whole] [--envs DIR] [--threads 1 2]
 
 Without names it runs every benchmark that needs only this package's environment. `engines` needs the folder that
-`python benchmarks/engines.py --make-envs DIR` made.
+`python benchmarks/engines.py --make-envs DIR` made, and `whole` finds OpenVINO there.
 """
 
 from __future__ import annotations
@@ -24,22 +24,25 @@ STEPS = {
     "errors": ["errors.py"],
     "networks": ["networks.py"],
     "engines": ["engines.py"],
+    "whole": ["whole.py"],
 }
-AFTER = (["chart.py"], ["summary.py"])
+# These run only if they are named: they need packages of others, or take long.
+BY_NAME = ("engines", "whole")
+AFTER = (["chart.py"], ["whole_chart.py"], ["whole_tables.py", "--docs"], ["summary.py"])
 
 
 def main() -> None:
     """Runs the benchmarks that were named, and says at the end which failed."""
     parser = argparse.ArgumentParser(description="Run the benchmarks.")
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"one of {', '.join(STEPS)}; all except engines if left out"
-    )
+    but = " and ".join(BY_NAME)
+    known = f"one of {', '.join(STEPS)}; all except {but} if left out"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=known)
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--envs", help="the folder of the engines' environments")
     options = parser.parse_args()
     if unknown := set(options.names) - set(STEPS):
         parser.error(f"{', '.join(sorted(unknown))} is no benchmark; valid: {', '.join(STEPS)}")
-    names = options.names or [name for name in STEPS if name != "engines" or options.envs]
+    names = options.names or [name for name in STEPS if name not in BY_NAME or (options.envs and name == "engines")]
     failed = [name for name in names if run([*STEPS[name], *arguments(name, options)])]
     for words in AFTER:
         run(words)
@@ -53,7 +56,7 @@ def arguments(name: str, options: argparse.Namespace) -> list[str]:
         return []
     threads = options.threads if name != "groups" else [max(options.threads)]
     more = ["--threads", *map(str, threads)]
-    if name == "engines" and options.envs:
+    if name in BY_NAME and options.envs:
         more += ["--envs", options.envs]
     return more
 

@@ -3,7 +3,8 @@
 python docs/draw.py
 
 The code that draws a picture stands below it in docs/gallery.md, where readers see it. This script runs that code,
-benchmarks/chart.py for the two pictures that show measurements, and docs/draw_planner.py for how the planner decides.
+benchmarks/chart.py and whole_chart.py for the pictures that show measurements, and docs/draw_planner.py for how the
+planner decides.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ def computed() -> dict[str, str]:
 
 def measured() -> dict[str, str]:
     """Returns the charts of the records in benchmarks/records."""
-    chart = DOCS.parent / "benchmarks" / "chart.py"
+    benchmarks = DOCS.parent / "benchmarks"
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, chart, "--pictures", folder], check=True)
+        for chart in ("chart.py", "whole_chart.py"):
+            subprocess.run([sys.executable, benchmarks / chart, "--pictures", folder], check=True)
         return {path.name: path.read_text(encoding="utf-8") for path in pathlib.Path(folder).glob("*.svg")}
 
 

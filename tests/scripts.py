@@ -1,13 +1,36 @@
-"""Scripts of the examples, run as a user runs them."""
+"""The scripts of benchmarks/, what stands beside every figure that they record, and examples run by a command."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import pathlib
 import subprocess
+import sys
+from types import ModuleType
 
+BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
+ABOUT = {
+    "processor": "AMD EPYC",
+    "threads": 2,
+    "torch": "2.13.0",
+    "groupwise": "0.1.0",
+    "commit": "abc1234",
+    "date": "2026-11-22",
+    "dtype": "float32",
+    "batch": 1,
+    "repeats": 15,
+}
 ENOUGH = 300
 # A thread of gloo that releases its last tensor after Python began to end aborts a rank so, now and then.
 AT_EXIT = "terminate called without an active exception"
+
+
+def load(name: str) -> ModuleType:
+    """A script of benchmarks/, which is no package: its scripts import each other as they do when they run."""
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.insert(0, str(BENCHMARKS))
+    return importlib.import_module(name)
 
 
 def run(command, folder, again=True) -> str:

@@ -337,13 +337,13 @@ def test_what_run_takes(monkeypatch, capsys):
         run.main()
     assert done[0] == ["groups.py", "--threads", "2"]
     assert done[2] == ["layers.py", "--held-out", "--threads", "1", "2"]
-    assert [
-        words[0] for words in done
-    ] == "groups.py layers.py layers.py peak.py errors.py networks.py chart.py summary.py".split()
+    assert [words[0] for words in done] == (
+        "groups.py layers.py layers.py peak.py errors.py networks.py chart.py whole_chart.py whole_tables.py summary.py"
+    ).split()
     monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
     with pytest.raises(SystemExit):
         run.main()
     assert (
-        "speed is no benchmark; valid: groups, layers, held-out, peak, errors, networks, engines"
+        "speed is no benchmark; valid: groups, layers, held-out, peak, errors, networks, engines, whole"
         in capsys.readouterr().err
     )

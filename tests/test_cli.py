@@ -12,10 +12,11 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from commands import run
+from commands import run, write_net
 from groupwise import ConvSpec, __version__, explain, plan
 from groupwise.cli.parser import parser
 from kernels import needs_kernels
+from tuned import own_cache
 
 
 def test_explain_prints_what_explain_says(capsys):
@@ -35,6 +36,23 @@ def test_explain_json_takes_every_option(capsys):
     )  # fmt: skip
     assert status == 0
     assert json.loads(out) == expected.to_dict()
+
+
+@needs_kernels
+def test_plan_and_tune_allow_the_fft(capsys, tmp_path, monkeypatch):
+    long = "plan 16 16 -g 16 --kernel 2048 --size 4096 --dims 1".split()
+    refused = json.loads(run(capsys, *long, "-f", "json")[1])
+    assert "enable(fft=True) allows it" in {**refused["refused"], **refused["others"]}["fft"]
+    allowed = json.loads(run(capsys, *long, "--fft", "-f", "json")[1])
+    assert "enable(fft=True)" not in str(allowed["others"] | allowed["refused"])
+    assert "fft" in {allowed["kernel"], *allowed["others"]}
+    assert json.loads(run(capsys, *long, "-f", "json")[1]) == refused, "the wish ends with the command"
+    net = write_net(tmp_path, "nn.Conv1d(4, 4, 2048, groups=4)")
+    with own_cache(tmp_path, monkeypatch):
+        for words, able in (((), False), (("--fft",), True)):
+            arguments = ["tune", f"{net}:Net", "--input-shape", "1,4,4096", "--calls", "1", "-f", "json"]
+            (made,) = json.loads(run(capsys, *arguments, *words)[1])["plans"]
+            assert ("enable(fft=True)" not in str(made["others"] | made["refused"])) == able
 
 
 def test_dims_and_named_padding(capsys):

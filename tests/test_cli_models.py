@@ -127,6 +127,7 @@ FAILURES = {
     "torch.nn.functional.conv2d(x, torch.ones(1, 5, 3, 3))": "to have 5 channels, but got 3 channels instead",
     "torch.empty(2**60)": "allocate memory",
     "self.missing": AttributeError,
+    "torch._check_value(False, lambda: 'the input is not what I want')": "the input is not what I want",
     "1 / 0": ZeroDivisionError,
     # An OSError as it is would be taken for the command line's own, such as a file that cannot be written.
     "open('none')": RuntimeError,
@@ -150,8 +151,12 @@ def broken(tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "expression"),
-    # `explain` runs the model on fake tensors, which take no memory.
-    [*(("report", one) for one in FAILURES), *(("explain", one) for one in FAILURES if "empty" not in one)],
+    [
+        *(("report", one) for one in FAILURES),
+        # Both run the model on fake tensors, which take no memory.
+        *((name, one) for name in ("explain", "optimize") for one in FAILURES if "empty" not in one),
+        *(("tune", one) for one in FAILURES),
+    ],
 )
 def test_what_a_model_raises(capsys, broken, command, expression):
     target, told = broken(expression), FAILURES[expression]
@@ -212,6 +217,6 @@ def test_the_demo_checks_where_there_are_kernels(tmp_path, kernels):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     check = " --check" * kernels
     image = "SKLEARN/datasets/images/china.jpg"
-    assert f"ran report resnext50_32x4d{check} -o page.html --image {image}\n" in done.stdout
+    assert f"ran report resnext50_32x4d --optimize{check} -o page.html --image {image}\n" in done.stdout
     assert ("DIAGNOSIS" in done.stdout) != kernels
-    assert ("there is nothing to compare" in done.stdout) != kernels
+    assert ("groupwise's kernels are not timed" in done.stdout) != kernels

@@ -88,6 +88,15 @@ def _emit_png(explanation: Explanation, view: str, output: str | None) -> None:
         sys.stdout.buffer.write(png_bytes(explanation.to_svg(view)))
 
 
+def allowing_fft(allowed: bool) -> contextlib.AbstractContextManager[None]:
+    """Within the block the planner may choose the FFT, if it is allowed."""
+    if not allowed:
+        return contextlib.nullcontext()
+    from groupwise.kernels.dispatch import enabled
+
+    return enabled(fft=True)
+
+
 def say(message: str) -> None:
     """Prints a message to stderr, so that it stays out of the result."""
     print(f"groupwise: {legible(message)}", file=sys.stderr)

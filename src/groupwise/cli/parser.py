@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import groupwise
-from groupwise.cli import commands
+from groupwise.cli import commands, models
 from groupwise.cli.output import FORMATS, TABLES, ending_of
 from groupwise.explanation import VIEWS
 from groupwise.spec.cost import DTYPE_BYTES
@@ -17,6 +17,7 @@ TARGET = (
     "file.py:Name, which runs the code in that file"
 )
 RANKS = "also show the split over N devices: who holds what, and what they send each other"
+FFT = "let the planner choose the fft kernel for long 1-D kernels, as enable(fft=True) does"
 EXAMPLES = """examples:
   groupwise explain 8 4 --groups 4 --kernel 5 --size 56
   groupwise explain resnext50_32x4d --layer layer1.0.conv2
@@ -159,6 +160,7 @@ def _add_plan_and_bench(kinds: Any) -> None:
     planned.add_argument(
         "--direction", default="forward", metavar="PASS", help="forward (default), grad_input or grad_weight"
     )
+    planned.add_argument("--fft", action="store_true", help=FFT)
     timed.add_argument(
         "--repeats", type=int, default=20, metavar="N", help="timed runs, of which the median is reported; default: 20"
     )
@@ -177,14 +179,19 @@ def _add_report(kinds: Any) -> None:
         "--repeats", type=int, default=10, metavar="N", help="timed runs, of which the median is reported; default: 10"
     )
     whole.add_argument("--ranks", type=int, metavar="N", help=RANKS)
+    whole.add_argument(
+        "--optimize",
+        action="store_true",
+        help="also make the optimized network, and compare it with the model, whole and layer by layer",
+    )
     whole.add_argument("--json", action="store_true", help="print JSON instead of the table")
     whole.add_argument(
         "--check",
         action="store_true",
-        help="end with status 1 if groupwise's kernels change the outputs or cannot run",
+        help="end with status 1 if groupwise's kernels, or the optimized network, change the outputs, or cannot run",
     )
     _add_file(whole, ("text", "json", "html"))
-    whole.set_defaults(run=commands.run_report)
+    whole.set_defaults(run=models.run_report)
 
 
 def _add_tune(kinds: Any) -> None:
@@ -201,9 +208,10 @@ def _add_tune(kinds: Any) -> None:
         metavar="N",
         help="measure each convolution for about as long as N calls of PyTorch's kernel; default: 20",
     )
+    tuned.add_argument("--fft", action="store_true", help=FFT)
     tuned.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
     _add_output(tuned, FORMATS[:2])
-    tuned.set_defaults(run=commands.run_tune)
+    tuned.set_defaults(run=models.run_tune)
 
 
 def _add_optimize(kinds: Any) -> None:
@@ -211,16 +219,23 @@ def _add_optimize(kinds: Any) -> None:
         kinds, "optimize", "rewrite a network for inference; show each step, and the times before and after"
     )
     faster.add_argument("target", metavar="MODEL", help=TARGET)
-    faster.add_argument(
+    source = faster.add_mutually_exclusive_group()
+    source.add_argument(
         "--input-shape", type=_shape, metavar="1,3,224,224", help="shape of a random input, batch first"
     )
+    source.add_argument("--image", metavar="FILE", help="a photograph as the input, center-cropped and resized")
+    faster.add_argument("--train", action="store_true", help="rewrite it for training, and time training steps")
+    faster.add_argument("--dtype", choices=("bfloat16",), help="compute layers in it, with float32 sums")
+    faster.add_argument(
+        "--no-tune", action="store_true", help="choose engines without timing them, the same on every run"
+    )
+    faster.add_argument("--save", metavar="FILE", help="write the optimized network to FILE, for torch.load")
     faster.add_argument(
         "--repeats", type=int, default=10, metavar="N", help="timed runs, of which the median is reported; default: 10"
     )
     faster.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
-    faster.add_argument("--dtype", choices=("bfloat16",), help="compute layers in it, with float32 sums")
     _add_output(faster, FORMATS[:2])
-    faster.set_defaults(run=commands.run_optimize)
+    faster.set_defaults(run=models.run_optimize)
 
 
 def _add_serve(kinds: Any) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from groupwise.draw.text import lines as text
-from groupwise.errors import check_integer
+from groupwise.draw.text import faster as text
+from groupwise.errors import GroupwiseError, check_integer
+from groupwise.profile.layers import LayerTimes, layer_times
 from groupwise.profile.timing import dispatching
-from groupwise.rewrite import Optimized
 from groupwise.spec.legible import Printed
+
+# A gain is one if the network was faster in so many of the rounds.
+MOST_ROUNDS = 0.8
+Model = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -28,65 +32,171 @@ class Comparison(Printed):
     channels_last_ms: float
     """The model and its images in channels_last."""
     optimized_ms: float
-    model_error: float
-    """The largest difference between the model's output and that of its float64 copy, divided by the largest output."""
-    optimized_error: float
+    model_error: float | None
+    """The largest difference between the model's output and that of its float64 copy, divided by the largest output.
+    In training it is the norm of the difference of all gradients, divided by the norm of the gradients. None for a
+    model that draws random numbers."""
+    optimized_error: float | None
     """The same of the optimized network."""
     threads: int
     repeats: int
+    channels_last_error: float | None = None
+    """The same of the model in channels_last."""
+    faster_in: int = 0
+    """In how many of the rounds the network was faster than the model in its better memory format."""
+    difference: float | None = None
+    """The largest difference between the network's output and the model's, divided by the model's largest output."""
+    labels: tuple[tuple[int, int], ...] = ()
+    """The largest class of each sample, by the model and by the network, if the output is one of (batch, classes)."""
+    train: bool = False
+    """Whether it is a training step: outputs, a loss and all gradients."""
     dtype: str = "float32"
     """What the layers of the network compute in."""
+    layers: tuple[LayerTimes, ...] = ()
+    """The layers one by one, if you asked for them."""
+
+    @property
+    def best_ms(self) -> float:
+        """The model's time in its better memory format."""
+        return min(self.contiguous_ms, self.channels_last_ms)
 
     @property
     def speedup(self) -> float:
         """How many times as fast as the model in its better memory format the network is."""
-        return min(self.contiguous_ms, self.channels_last_ms) / self.optimized_ms
+        return self.best_ms / self.optimized_ms
 
     @property
-    def agrees(self) -> bool:
-        """Whether the network's error is at most twice that of the model, give or take a few roundings."""
-        return self.optimized_error <= 2 * self.model_error + 16 * torch.finfo(getattr(torch, self.dtype)).eps
+    def gains(self) -> bool:
+        """Whether the network was faster at the median, and in four of five rounds."""
+        return self.speedup > 1 and self.faster_in >= MOST_ROUNDS * self.repeats
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the network's error is at most twice that of the model, give or take a few roundings.
+
+        None if there is nothing to compare.
+        """
+        if self.optimized_error is None or self.model_error is None:
+            return None
+        eps = torch.finfo(getattr(torch, self.dtype)).eps
+        return self.optimized_error <= 2 * max(self.model_error, self.channels_last_error or 0.0) + 16 * eps
 
     def __str__(self) -> str:
-        best = min(self.contiguous_ms, self.channels_last_ms)
-        table = [("", "ms", "speedup", "error against float64")]
-        for name, ms, error in (
-            ("model, contiguous", self.contiguous_ms, self.model_error),
-            ("model, channels_last", self.channels_last_ms, None),
-            ("optimized", self.optimized_ms, self.optimized_error),
-        ):
-            table.append((name, f"{ms:.2f}", f"{best / ms:.2f}", "" if error is None else f"{error:.1e}"))
-        runs = f"median of {self.repeats} runs in turn, {self.threads} thread" + "s" * (self.threads != 1)
-        agree = "the outputs agree" if self.agrees else "THE OUTPUTS DIFFER by more than rounding"
-        return "\n".join([*text.rows(table), f"{runs}; {agree}"])
+        return text.table(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns every field as plain JSON types, and the speedup."""
-        return {**asdict(self), "speedup": self.speedup, "agrees": self.agrees}
+        """Returns every field as plain JSON types, and what follows from them."""
+        facts = {field.name: getattr(self, field.name) for field in fields(self)}
+        facts |= {"labels": [list(pair) for pair in self.labels], "layers": [one.to_dict() for one in self.layers]}
+        return {**facts, "speedup": self.speedup, "gains": self.gains, "agrees": self.agrees}
 
 
-def compare(model: torch.nn.Module, network: Optimized, inputs: Sequence[Any], repeats: int = 10) -> Comparison:
-    """Times a model and the network that `optimize` made of it, with PyTorch's kernels for the model."""
+def compare(
+    model: torch.nn.Module,
+    network: Any,
+    inputs: Sequence[Any],
+    repeats: int = 10,
+    kwargs: Mapping[str, Any] | None = None,
+    train: bool = False,
+    layers: bool = False,
+) -> Comparison:
+    """Times a model and the network that `optimize` made of it, with PyTorch's kernels for the model.
+
+    - `train`: times training steps, whose loss is the mean square of the outputs; running statistics and `.grad` change
+    - `layers`: also times layer by layer, in inference
+    """
     check_integer("repeats", repeats, 1)
-    last = _channels_last(model)
-    images = tree_map_only(torch.Tensor, _to_last, tuple(inputs))
-    with torch.inference_mode():
-        calls: list[Callable[[], Any]] = [lambda: model(*inputs), lambda: last(*images), lambda: network(*inputs)]
-        seconds: list[list[float]] = [[], [], []]
-        for number in range(-2, repeats):
-            # The network's own steps say which kernels they want.
-            with dispatching(False):
-                for call, found in zip(calls, seconds, strict=True):
-                    start = time.perf_counter()
-                    call()
-                    if number >= 0:
-                        found.append(time.perf_counter() - start)
-        exact = copy.deepcopy(model).double()(*tree_map_only(torch.Tensor, _to_double, tuple(inputs)))
-        with dispatching(False):
-            before, after = (_error(call(), exact) for call in (calls[0], calls[2]))
+    if layers and train:
+        raise GroupwiseError("layers of a training step are not timed one by one; leave out layers or train")
+    inputs, keywords = tuple(inputs), dict(kwargs or {})
+    last, images = _channels_last(model), tree_map_only(torch.Tensor, _to_last, inputs)
+    forms: list[tuple[Model, Sequence[Any]]] = [(model, inputs), (last, images), (network, inputs)]
+    calls = [_call(form, given, keywords, train) for form, given in forms]
+    seconds = _timed(calls, repeats, train)
+    exact, outputs = _results(model, forms, keywords, train)
+    errors = [None if exact is None else _error(made[0], exact[0], train) for made in outputs]
     contiguous, channels_last, optimized = (statistics.median(found) * 1e3 for found in seconds)
-    dtype = str(network.dtype or torch.float32).removeprefix("torch.")
-    return Comparison(contiguous, channels_last, optimized, before, after, torch.get_num_threads(), repeats, dtype)
+    before = seconds[0] if contiguous < channels_last else seconds[1]
+    return Comparison(
+        contiguous_ms=contiguous,
+        channels_last_ms=channels_last,
+        optimized_ms=optimized,
+        model_error=errors[0],
+        channels_last_error=errors[1],
+        optimized_error=errors[2],
+        threads=torch.get_num_threads(),
+        repeats=repeats,
+        faster_in=sum(ours < theirs for ours, theirs in zip(seconds[2], before, strict=True)),
+        difference=None if exact is None else _error(outputs[2][1], outputs[0][1], False),
+        labels=_labels(outputs[0][1], outputs[2][1]),
+        train=train,
+        dtype=str(network.dtype or "").removeprefix("torch.") or _dtype(outputs[0][1]),
+        layers=layer_times(model, last, network, (inputs, images), repeats, keywords) if layers else (),
+    )
+
+
+def _timed(calls: Sequence[Callable[[], Any]], repeats: int, train: bool) -> list[list[float]]:
+    seconds: list[list[float]] = [[] for _ in calls]
+    # The network's own steps say which kernels they want.
+    with torch.inference_mode(not train), dispatching(False):
+        for number in range(-2, repeats):
+            for call, found in zip(calls, seconds, strict=True):
+                start = time.perf_counter()
+                call()
+                if number >= 0:
+                    found.append(time.perf_counter() - start)
+    return seconds
+
+
+def _call(form: Model, given: Sequence[Any], keywords: Mapping[str, Any], train: bool) -> Callable[[], Any]:
+    if not train:
+        return lambda: form(*given, **keywords)
+
+    def step() -> Any:
+        for parameter in form.parameters():  # type: ignore[attr-defined]
+            parameter.grad = None
+        output = form(*given, **keywords)
+        loss = [leaf.square().mean() for leaf in tree_leaves(output) if _is_differentiable(leaf)]
+        if not loss:
+            raise GroupwiseError("the model's outputs have no gradient; give a model with parameters to train")
+        torch.stack(loss).sum().backward()  # type: ignore[no-untyped-call]
+        return output
+
+    return step
+
+
+def _is_differentiable(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.requires_grad
+
+
+Results = tuple[Any, Any]
+"""What the error is of (gradients in training, else outputs), and the outputs."""
+
+
+def _results(
+    model: torch.nn.Module,
+    forms: Sequence[tuple[Model, Sequence[Any]]],
+    keywords: Mapping[str, Any],
+    train: bool,
+) -> tuple[Results | None, list[Results]]:
+    """Returns the results in float64, None for a model that draws random numbers, and those of each form."""
+    before = torch.get_rng_state()
+    with torch.inference_mode(not train):
+        with dispatching(False):
+            outputs = [_result(form, given, keywords, train) for form, given in forms]
+        if not torch.equal(torch.get_rng_state(), before):
+            return None, outputs
+        twin = copy.deepcopy(model).double()
+        given, wide = tree_map_only(torch.Tensor, _to_double, (tuple(forms[0][1]), dict(keywords)))
+        return _result(twin, given, wide, train), outputs
+
+
+def _result(form: Model, given: Sequence[Any], keywords: Mapping[str, Any], train: bool) -> Results:
+    output = _call(form, given, keywords, train)()
+    if not train:
+        return output, output
+    gradients = [parameter.grad for parameter in form.parameters() if parameter.grad is not None]  # type: ignore[attr-defined]
+    return [gradient.clone() for gradient in gradients], tree_map_only(torch.Tensor, torch.Tensor.detach, output)
 
 
 def _channels_last(model: torch.nn.Module) -> torch.nn.Module:
@@ -101,11 +211,32 @@ def _to_double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _error(made: Any, exact: Any) -> float:
-    pairs = zip(tree_leaves(made), tree_leaves(exact), strict=True)
-    found = [
-        (one.double() - true).abs().max().item() / (true.abs().max().item() or 1.0)
-        for one, true in pairs
+def _error(made: Any, exact: Any, together: bool) -> float:
+    """Returns the largest relative difference of any tensor, or that of the norm of all of them together."""
+    pairs = [
+        (one.double(), true.double())
+        for one, true in zip(tree_leaves(made), tree_leaves(exact), strict=True)
         if isinstance(true, torch.Tensor) and true.is_floating_point() and true.numel()
     ]
+    if together:
+        off, size = (sum(tensor.square().sum().item() for tensor in some) for some in _split(pairs))
+        return float((off / (size or 1.0)) ** 0.5)
+    found = [(one - true).abs().max().item() / (true.abs().max().item() or 1.0) for one, true in pairs]
     return max(found, default=0.0)
+
+
+def _split(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    return [one - true for one, true in pairs], [true for _, true in pairs]
+
+
+def _labels(model: Any, network: Any) -> tuple[tuple[int, int], ...]:
+    for one, other in zip(tree_leaves(model), tree_leaves(network), strict=True):
+        if isinstance(one, torch.Tensor) and one.dim() == 2 and one.is_floating_point() and one.numel():
+            return tuple(zip(one.argmax(1).tolist(), other.argmax(1).tolist(), strict=True))
+    return ()
+
+
+def _dtype(output: Any) -> str:
+    """Returns the dtype of the first tensor of floats, which says how large a rounding is."""
+    found = (leaf.dtype for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point())
+    return str(next(found, torch.float32)).removeprefix("torch.")

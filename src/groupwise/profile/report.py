@@ -19,6 +19,7 @@ from groupwise.draw.views.strip import strip_svg
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.profile import record
 from groupwise.profile.count import Keywords
+from groupwise.profile.faster import Comparison, compare
 from groupwise.profile.machine import device_name, machine
 from groupwise.profile.record import ConvCall
 from groupwise.profile.roofline import Roofline, measure_roofline
@@ -26,6 +27,7 @@ from groupwise.profile.rows import Row, shares, sums
 from groupwise.profile.timing import check_same, measure, not_measured
 from groupwise.profile.verify import Agreement, Checked, check
 from groupwise.profile.workload import Workload
+from groupwise.rewrite import optimize as rewrite
 
 if TYPE_CHECKING:
     from groupwise.parallel import SplitPlan
@@ -48,6 +50,7 @@ class Report(Tabular):
     - `not_counted`: the operators whose names suggest a convolution, but whose arguments do not tell its shape, and how
       often each ran
     - `compiled`: whether `torch.compile` wraps the model or a module of it
+    - `optimized`: the model beside the network that `groupwise.optimize` makes of it, if you asked for that
     """
 
     title: str
@@ -64,9 +67,14 @@ class Report(Tabular):
     split: SplitPlan | None = None
     not_counted: Mapping[str, int] = field(default_factory=dict)
     compiled: bool = False
+    optimized: Comparison | None = None
 
     def __str__(self) -> str:
-        return report_text.table(self._told())
+        shown = report_text.table(self._told())
+        if self.optimized is None:
+            return shown
+        title, below = shown.split("\n", 1)
+        return f"{title}\n\n{self.optimized}\n\n{report_text.OF_CONVOLUTIONS}{below}"
 
     # A prompt shows what a notebook does.
     __repr__ = __str__
@@ -104,6 +112,7 @@ class Report(Tabular):
             "repeats": self.repeats,
             "machine": self.machine,
             **({} if self.split is None else {"split": self.split.to_dict()}),
+            **({} if self.optimized is None else {"optimized": self.optimized.to_dict()}),
         }
 
     def _told(self) -> dict[str, Any]:
@@ -147,6 +156,7 @@ def report(
     title: str | None = None,
     progress: bool = False,
     ranks: int | None = None,
+    optimize: bool = False,
 ) -> Report:
     """Count and time every convolution that `model(*inputs, **kwargs)` executes.
 
@@ -167,6 +177,7 @@ def report(
     - `progress`: show a bar (needs the extra `groupwise[report]`)
     - `ranks`: also say how `groupwise.parallel.split` would split the model over so many ranks, and which collectives a
       training step on this input would need
+    - `optimize`: also make the network of `groupwise.optimize`, and compare it with the model, layer by layer
 
     Raises `GroupwiseError` for bad arguments, lazy parameters, or a `backward` with nothing to differentiate. Errors of
     the model itself come through.
@@ -174,6 +185,8 @@ def report(
     repeats = check_integer("repeats", repeats, 1)
     workload = Workload(model, inputs, dict(kwargs or {}), backward)
     devices = {tensor.device for tensor in workload.tensors()}
+    if optimize:
+        _check_optimize(workload)
     made = Report(
         workload.title if title is None else title,
         (),
@@ -202,6 +215,7 @@ def report(
         recorded_ms=pytorch.recorded_ms,
         not_measured=reason,
         not_counted=pytorch.runs[0].not_counted,
+        optimized=_optimized(workload, repeats) if optimize else None,
     )
     if reason:
         return made
@@ -226,6 +240,22 @@ def _split(workload: Workload, ranks: int) -> SplitPlan:
     if workload.module is None or workload.kwargs or [type(one) for one in workload.inputs] != [torch.Tensor]:
         raise GroupwiseError("ranks needs a torch.nn.Module that takes one tensor; leave it out for another model")
     return plan_split(workload.module, ranks, input_shape=workload.inputs[0].shape)
+
+
+def _check_optimize(workload: Workload) -> None:
+    if workload.module is None:
+        raise GroupwiseError("optimize=True needs a torch.nn.Module; leave it out for another model")
+    if workload.backward:
+        raise GroupwiseError("optimize=True compares inference; leave out backward")
+    if workload.on_meta:
+        raise GroupwiseError("optimize=True times the model, and nothing is computed on meta tensors; leave it out")
+
+
+def _optimized(workload: Workload, repeats: int) -> Comparison:
+    model = workload.module
+    assert model is not None
+    network = rewrite(model, *workload.inputs, kwargs=workload.kwargs)
+    return compare(model, network, workload.inputs, repeats, workload.kwargs, layers=True)
 
 
 def _row(calls: Sequence[ConvCall], backward: bool) -> Row:

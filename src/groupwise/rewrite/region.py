@@ -124,6 +124,11 @@ class Region:
         """Tells whether it is settled how inputs of this kind run."""
         return key in self._ready
 
+    def put(self, programs: Mapping[Key, Ready]) -> None:
+        """Puts programs in the place of those that are kept for the same inputs."""
+        with self.planner.lock:
+            self._ready.update(programs)
+
     def _note(self, ready: Ready | Refused) -> None:
         if (met := self.planner.thread.met) is not None:
             met.append((self, ready))
@@ -161,7 +166,7 @@ class Region:
         except RuntimeError as error:
             # Inputs that the model refuses too, such as another dtype: its own code says so.
             raise NotCaptured(f"an operator fails: {first_line(error)}") from None
-        left = tuple(Left(_path(self.name, name), reason) for name, reason in captured.left.items())
+        left = tuple(Left(under(self.name, name), reason) for name, reason in captured.left.items())
         return Ready(program, watch, snapshot, kinds_of(snapshot.tensors), tape, left)
 
     def _packed_again(self, ready: Ready) -> Ready | None:
@@ -209,7 +214,7 @@ class Region:
     def _divide(self, module: torch.nn.Module, name: str) -> None:
         """Makes the children regions, apart from those that nothing can be gained of."""
         for key, child in module.named_children():
-            path = _path(name, key)
+            path = under(name, key)
             if reason := reason_to_leave(child):
                 self.unfit.append(Left(path, reason))
             elif type(child).forward is torch.nn.Module.forward:
@@ -230,7 +235,7 @@ def plan_of(met: Sequence[Met], title: str, inputs: Sequence[Any], started: floa
         if isinstance(ready, Ready):
             if ready.program.interpreted:
                 interpreted.append(Left(region.name, ready.program.interpreted))
-            steps += [replace(step, name=_path(region.name, step.name)) for step in ready.program.steps]
+            steps += [replace(step, name=under(region.name, step.name)) for step in ready.program.steps]
             left |= dict.fromkeys(ready.left)
         else:
             left |= dict.fromkeys([Left(region.name, ready.reason), *region.unfit])
@@ -253,7 +258,8 @@ def _words(leaf: Any) -> str:
     return f"{'×'.join(map(str, leaf.shape)) or 'one number'} {dtype}"
 
 
-def _path(name: str, key: str) -> str:
+def under(name: str, key: str) -> str:
+    """Returns the name of what a module of this name holds by this key."""
     return f"{name}.{key}" if name else key
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.base.folding import fold
 from groupwise.draw.html import page as html
+from groupwise.draw.text import faster
 from groupwise.draw.text.count import not_counted
 from groupwise.draw.text.report import SPEED, figures, is_measured, kind, milliseconds, notes, speed, tiles
 from groupwise.draw.text.split import split_text
@@ -33,7 +34,9 @@ def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = No
 
     `costs` belong to the report's layers, in order; `photo` is a JPEG.
     """
-    body = [html.element("h1", f"{report['title']}: its convolutions"), html.tiles(tiles(report))]
+    optimized = report.get("optimized")
+    figures_first = [*(faster.tiles(optimized) if optimized else []), *tiles(report)]
+    body = [html.element("h1", f"{report['title']}: its convolutions"), html.tiles(figures_first)]
     if photo:
         data = base64.b64encode(photo).decode()
         image = f'<img alt="the photograph given as input" src="data:image/jpeg;base64,{data}">'
@@ -42,6 +45,8 @@ def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = No
         )
     if report["layers"]:
         body.append(html.figure(strip_svg(report)))
+    if optimized:
+        body += _optimized(optimized)
     body.append(_tables(report))
     if "split" in report:
         body.append(html.element("h2", f"Split over {phrases.plural(report['split']['ranks'], 'rank')}"))
@@ -72,6 +77,21 @@ def _tables(report: dict[str, Any]) -> str:
         timed = [[*fact, time] for fact, time in zip(facts, times[:-1], strict=True)]
         shown.append(_table(report, (*_HEAD, "ms"), timed, (*sums, times[-1][0])))
     return "\n".join(shown)
+
+
+def _optimized(made: dict[str, Any]) -> list[str]:
+    """The network of `groupwise.optimize` beside the model: the main figures in words, and a table of layers."""
+    body = []
+    for layer in made["layers"]:
+        values = faster.layer_values(layer)
+        cells = [(faster.name_of(layer), None), *zip(faster.layer_cells(layer), values, strict=True)]
+        body.append(("grouped" if (layer["groups"] or 1) > 1 else "dense", cells))
+    sentences = [*faster.first_lines(made), f"Times are the {faster.measured(made)}."]
+    shown = [html.element("h2", "Before and after: the model and its optimized network")]
+    shown += [html.element("p", line) for line in sentences]
+    if body:
+        shown += [html.table(("layer", *faster.LAYER), body), html.element("p", faster.NOTE, "soft")]
+    return shown
 
 
 def _table(report: dict[str, Any], head: Sequence[str], facts: Sequence[Sequence[_Cell]], sums: Sequence[str]) -> str:

@@ -18,6 +18,8 @@ from groupwise.spec.legible import legible
 
 _HEAD = ("kind", "groups", "weight", "params", "MACs", "bytes")
 _MOST_NAME = 32
+# The line above the tables, where other tables stand before them.
+OF_CONVOLUTIONS = "Each convolution as the model runs it, by PyTorch's kernels and by groupwise's:\n"
 # The measured columns, by their keys in a layer's dict.
 _MEASURED = ("pytorch_ms", "groupwise_ms", "speedup", "kernel", "roofline", "max_error")
 SPEED = ("kernel", "PyTorch ms", "groupwise ms", "speedup", "roofline", "max error")

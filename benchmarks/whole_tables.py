@@ -1,0 +1,219 @@
+"""Print what the record of `whole.py` says, or write its tables and figures into the docs and the README.
+
+    python benchmarks/whole_tables.py [--docs] [--records DIR]
+
+Only rows of the machine and the torch that were measured last count. A ratio above 1 favours groupwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record
+from summary import BUSY, Table, geometric_mean, ratio, time
+from whole_engines import ENGINES
+
+Row = dict[str, Any]
+RECORD, PICTURE = "whole.jsonl", "whole-networks.svg"
+BLOCK = re.compile(r"(<!-- from whole\.jsonl -->\n).*?(<!-- end -->)", re.S)
+PAGES = {"docs/whole-networks.md": "docs_text", "README.md": "readme_text"}
+NONE_YET = "No record is there yet: `python benchmarks/whole.py` makes one."
+EAGER = ("eager", "eager channels_last")
+PASSES = {"forward": "Inference", "training": "A training step"}
+
+
+class Point:
+    """The rows of one network, pass, batch and number of threads, which were timed in turn."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = {row["implementation"]: row for row in rows}
+        self.facts = rows[0]
+        self.ms = {name: row["ms"] for name, row in self.rows.items() if "ms" in row}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether groupwise and PyTorch have times."""
+        return "groupwise" in self.ms and any(name in self.ms for name in EAGER)
+
+    @property
+    def speedup(self) -> float:
+        """How many times as long PyTorch takes, in its better memory format."""
+        return min(self.ms[name] for name in EAGER if name in self.ms) / self.ms["groupwise"]
+
+    @property
+    def best_other(self) -> tuple[str, float]:
+        """The fastest of all others, and how many times as long it takes."""
+        name = min((name for name in self.ms if name != "groupwise"), key=self.ms.__getitem__)
+        return name, self.ms[name] / self.ms["groupwise"]
+
+
+def read(folder: pathlib.Path = RECORDS) -> list[Row]:
+    """Returns the rows of the record that share the machine and the torch of the newest."""
+    rows = [row for row in read_record(folder / RECORD) if row["benchmark"] == "whole"]
+    newest = newest_machine(rows)
+    return [row for row in rows if machine_of(row) == newest]
+
+
+def points(rows: Iterable[Row]) -> list[Point]:
+    """Returns the points that can be compared, in the order of the record."""
+    found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        found[tuple(row[name] for name in ("pass", "network", "batch", "threads"))].append(row)
+    return [point for point in map(Point, found.values()) if point.is_whole]
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Returns every table that has rows."""
+    some = points(rows)
+    made = [where(rows), means(some)]
+    made += [times_table(which, [p for p in some if p.facts["pass"] == which]) for which in PASSES]
+    return [table for table in (*made, memory_table(some), problem_table(rows)) if table.rows]
+
+
+def where(rows: Sequence[Row]) -> Table:
+    """The machine, versions and commits, and what was disturbed."""
+    names = ("processor", "isa", "torch", "groupwise", "commit", "date", "dtype")
+    disturbed = sorted({short(row["network"]) for row in rows if (row.get("busy") or 0) > BUSY})
+    note = ""
+    if disturbed:
+        note = f"Others used more than {BUSY:.0%} of the processors just before: {', '.join(disturbed)}."
+    return Table("Measured", names, sorted({tuple(str(row[name]) for name in names) for row in rows}), note)
+
+
+def means(some: Sequence[Point]) -> Table:
+    """Geometric means over the networks of torchvision, and over those of timm."""
+    found: dict[tuple[str, ...], list[Point]] = defaultdict(list)
+    for point in some:
+        key = ("pass", "batch", "threads")
+        source = point.facts["network"].split(":")[0]
+        found[(source, *(str(point.facts[name]) for name in key))].append(point)
+    cells = []
+    for key, those in found.items():
+        worst = min(those, key=lambda point: point.speedup)
+        cells.append(
+            [
+                *key,
+                str(len(those)),
+                ratio(geometric_mean(point.speedup for point in those)),
+                f"{ratio(worst.speedup)} {short(worst.facts['network'])}",
+                ratio(geometric_mean(point.best_other[1] for point in those)),
+                str(sum(point.best_other[1] > 1 for point in those)),
+            ]
+        )
+    head = ["networks of", "pass", "batch", "threads", "networks", "PyTorch / groupwise", "worst"]
+    head += ["best other / groupwise", "fastest in"]
+    note = "PyTorch is eager, in its better memory format; the best other is the fastest engine, network by network."
+    return Table("Means", head, cells, note)
+
+
+def times_table(which: str, some: Sequence[Point]) -> Table:
+    """The times of all engines, in ms, and two ratios."""
+    engines = [name for name in ENGINES if any(name in point.ms for point in some)]
+    cells = []
+    for point in some:
+        name, best = point.best_other
+        facts = [short(point.facts["network"]), str(point.facts["batch"]), str(point.facts["threads"])]
+        shown = (time(point.ms[engine]) if engine in point.ms else "" for engine in engines)
+        cells.append([*facts, *shown, ratio(point.speedup), f"{ratio(best)} {name}"])
+    head = ["network", "batch", "threads", *engines, "PyTorch / groupwise", "best other / groupwise"]
+    turns = f" {least(some)} turns or more." if some else ""
+    return Table(f"{PASSES[which]}, ms", head, cells, f"Medians of turns that alternate.{turns}")
+
+
+def memory_table(some: Sequence[Point]) -> Table:
+    """The memory of each engine beyond that of its libraries."""
+    most = max((point.facts["threads"] for point in some), default=0)
+    kept = [point for point in some if point.facts["threads"] == most]
+    engines = [name for name in ENGINES if any(name in point.rows for point in kept)]
+    cells = []
+    for point in kept:
+        peaks = (point.rows.get(name, {}).get("peak_mib") for name in engines)
+        facts = [short(point.facts["network"]), point.facts["pass"], str(point.facts["batch"])]
+        cells.append([*facts, *("" if peak is None else f"{peak:.0f}" for peak in peaks)])
+    note = "The peak of the process from before it builds the model until it has run, less what it began with."
+    return Table("Peak memory, MiB", ["network", "pass", "batch", *engines], cells, note)
+
+
+def problem_table(rows: Sequence[Row]) -> Table:
+    """What was not timed, and why."""
+    reasons: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in rows:
+        if row.get("problem"):
+            reasons[row["implementation"], row["problem"]].add(short(row["network"]))
+    cells = [[name, problem, ", ".join(sorted(names))] for (name, problem), names in sorted(reasons.items())]
+    return Table("Not timed", ["engine", "why", "networks"], cells)
+
+
+def docs_text(rows: Sequence[Row]) -> str:
+    """Returns the chart and all tables as Markdown."""
+    if not points(rows):
+        return NONE_YET
+    chart = f"![Times of engines relative to groupwise.optimize](pictures/{PICTURE})"
+    return "\n\n".join([chart, *(table.markdown() for table in tables(rows))])
+
+
+def readme_text(rows: Sequence[Row]) -> str:
+    """Returns the chart and the main figures in a sentence, or nothing without a record."""
+    some = [point for point in points(rows) if point.facts["network"].startswith("torchvision")]
+    shown = chosen(some)
+    if not shown:
+        return ""
+    facts = shown[0].facts
+    speedups = [point.speedup for point in shown]
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}"
+    said = (
+        f"Over {len(shown)} networks of torchvision it is {geometric_mean(speedups):.2f} times as fast as PyTorch in "
+        f"its better memory format (geometric mean; {min(speedups):.2f} to {max(speedups):.2f}), one image, {threads}, "
+        f"{facts['processor']} ({facts['isa']}), {facts['dtype']}."
+    )
+    return f"![Times of engines relative to groupwise.optimize](docs/pictures/{PICTURE})\n\n{said}"
+
+
+def chosen(some: Sequence[Point]) -> list[Point]:
+    """Returns the points of the chart: inference of one image with the most threads."""
+    here = [point for point in some if (point.facts["pass"], point.facts["batch"]) == ("forward", 1)]
+    most = max((point.facts["threads"] for point in here), default=0)
+    return [point for point in here if point.facts["threads"] == most]
+
+
+def least(some: Sequence[Point]) -> int:
+    """Returns the fewest turns of any engine."""
+    return min(row["repeats"] for point in some for row in point.rows.values() if "ms" in row)
+
+
+def short(network: str) -> str:
+    """Returns the name of a network without torchvision's, which most have."""
+    return network.removeprefix("torchvision:")
+
+
+def written(text: str, said: str) -> str:
+    """Returns a page with the block between its two comments replaced."""
+    return BLOCK.sub(lambda found: f"{found[1]}{said}{chr(10) * bool(said)}{found[2]}", text)
+
+
+def main() -> None:
+    """Prints the tables, or writes them into the pages."""
+    parser = argparse.ArgumentParser(description="Summarise whole.jsonl.")
+    parser.add_argument(
+        "--docs", action="store_true", help="write the tables into docs/whole-networks.md and the README"
+    )
+    parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
+    options = parser.parse_args()
+    rows = read(options.records)
+    if options.docs:
+        for name, function in PAGES.items():
+            page = ROOT / name
+            page.write_text(written(page.read_text(encoding="utf-8"), globals()[function](rows)), encoding="utf-8")
+    elif not rows:
+        raise SystemExit(f"there is no {RECORD} in {options.records}; measure first: python benchmarks/whole.py")
+    else:
+        print("\n\n".join(table.text() for table in tables(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The functions that run the commands about a whole model: `report`, `tune` and `optimize`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from groupwise.cli.failures import explaining_failure
+from groupwise.cli.output import allowing_fft, format_of, say, told, write
+from groupwise.errors import GroupwiseError, check_integer
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Reports on a model: prints the table or JSON, and writes FILE.
+
+    Returns 1 if --check finds that the outputs change by more than rounding, or that there is nothing to compare.
+    """
+    from groupwise.cli.photo import thumbnail
+    from groupwise.profile.report import report
+
+    # Bad options are refused before the model is built, which may take long.
+    kind = format_of(options, ("text", "json", "html"))
+    check_integer("repeats", options.repeats, 1)
+    if options.optimize and options.backward:
+        raise GroupwiseError("--optimize compares inference; leave out --backward, or run optimize --train")
+    photo = _photo(options)
+    model, shape, make = _model_and_input(options, photo)
+    model.train(options.backward)
+    with explaining_failure(options, options.target, model, shape, make):
+        made = report(
+            model,
+            make(),
+            backward=options.backward,
+            repeats=options.repeats,
+            title=options.target,
+            progress=True,
+            ranks=options.ranks,
+            optimize=options.optimize,
+        )
+    facts = json.dumps(made.to_dict(), indent=2)
+    print(facts if options.json else made)
+    if options.output:
+        if kind == "html":
+            made.to_html(options.output, None if photo is None else thumbnail(photo))
+        else:
+            write({"json": facts, "text": str(made)}[kind], options.output)
+        say(f"wrote {options.output}")
+    if not options.check:
+        return 0
+    if made.optimized is not None and made.optimized.agrees is False:
+        say("the optimized network changes the model's outputs by more than rounding")
+        return 1
+    if made.agreement is None:
+        say(f"nothing was checked, because groupwise's kernels did not run: {made.not_measured}")
+        return 1
+    if not made.agreement.within_rounding:
+        say("groupwise's kernels change the model's outputs, or a convolution is too far from its float64 result")
+        return 1
+    return 0
+
+
+def run_tune(options: argparse.Namespace) -> None:
+    """Measures the kernels of a model's convolutions, and prints what they choose."""
+    kind = format_of(options, ("text", "json"))
+    check_integer("calls", options.calls, 1)
+    threads = None if options.threads is None else check_integer("threads", options.threads, 1)
+
+    from groupwise.profile.tune import tune
+
+    model, shape, make = _model_and_input(options)
+    model.train(options.train)
+    with (
+        _threads(threads),
+        explaining_failure(options, options.target, model, shape, make),
+        told("measuring", "convolution") as progress,
+        allowing_fft(options.fft),
+    ):
+        made = tune(model, make(), train=options.train, calls=options.calls, progress=progress)
+    write(json.dumps(made.to_dict(), indent=2) if kind == "json" else str(made), options.output)
+
+
+def run_optimize(options: argparse.Namespace) -> None:
+    """Optimizes a model, and prints the plan and the times before and after."""
+    kind = format_of(options, ("text", "json"))
+    check_integer("repeats", options.repeats, 1)
+    threads = None if options.threads is None else check_integer("threads", options.threads, 1)
+    _check_save(options)
+    photo = _photo(options)
+
+    import torch
+
+    from groupwise import rewrite
+    from groupwise.profile.faster import compare
+
+    model, shape, make = _model_and_input(options, photo)
+    model.train(options.train)
+    wishes: dict[str, Any] = {"tune": False} if options.no_tune else {}
+    if options.train:
+        wishes["train"] = True
+    if options.dtype:
+        wishes["dtype"] = getattr(torch, options.dtype)
+    with _threads(threads), explaining_failure(options, options.target, model, shape, make):
+        batch = make()
+        network = rewrite.optimize(model, batch, **wishes)
+        if options.save:
+            # Training steps, which are timed next, change running statistics.
+            _save(network, options.save)
+        made = compare(model, network, (batch,), options.repeats, train=options.train)
+    facts = {"plan": network.plan.to_dict(), "comparison": made.to_dict()}
+    write(json.dumps(facts, indent=2) if kind == "json" else f"{network.plan}\n\n{made}", options.output)
+
+
+def _model_and_input(
+    options: argparse.Namespace, photo: Image.Image | None = None
+) -> tuple[torch.nn.Module, tuple[int, ...], Callable[[], torch.Tensor]]:
+    """Returns the model, the shape of its input, and what makes its input: the photograph, or random numbers."""
+
+    from groupwise.cli.photo import as_input
+    from groupwise.cli.targets import input_shape, load_model
+
+    model = load_model(options.target, say)
+    shape = options.input_shape or input_shape(model)
+
+    def make() -> torch.Tensor:
+        return random_input(shape) if photo is None else as_input(photo, (shape[-2], shape[-1]))
+
+    return model, shape, make
+
+
+def _photo(options: argparse.Namespace) -> Image.Image | None:
+    from groupwise.cli.photo import read_photo
+
+    return None if options.image is None else read_photo(options.image)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(number or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_save(options: argparse.Namespace) -> None:
+    """Refuses a file that cannot be written, or that no other process could read, before any work."""
+    if options.save is None:
+        return
+    path = pathlib.Path(options.save)
+    if path.is_dir() or (path.exists() and not path.is_file()):
+        raise GroupwiseError(f"--save {options.save} is no regular file; name a file")
+    if not path.parent.is_dir():
+        raise GroupwiseError(f"--save {options.save}: there is no folder {path.parent}; make it first")
+    source = options.target.rpartition(":")[0]
+    if source.endswith(".py"):
+        module = pathlib.Path(source).stem
+        raise GroupwiseError(
+            f"--save: torch.load could not import the classes of {source}; put the file where Python finds it, and "
+            f"give {module}:{options.target.rpartition(':')[2]}"
+        )
+
+
+def _save(network: torch.nn.Module, file: str) -> None:
+    import pickle
+
+    import torch
+
+    path = pathlib.Path(file)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        torch.save(network, partial)
+        partial.replace(path)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise GroupwiseError(
+            f"--save: the network cannot be pickled: {reason}; a class or function of the model must have a name in "
+            "its module"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    say(f"wrote {file}; read it with torch.load({file!r}, weights_only=False)")
+
+
+def random_input(shape: tuple[int, ...]) -> torch.Tensor:
+    """Returns the same random numbers in every process."""
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
