@@ -126,7 +126,7 @@ class Optimized(torch.nn.Module):
             model = self.model if source.holds() else twin(vars(self)["_source"])
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 check_watchable(name, tensor)
-            self._arrange(model, vars(self)["_measure"])
+            self._arrange(model, vars(self)["_measure"], self.dtype)
 
     def repack(self) -> None:
         """Plans anew and packs the weights again at the next call.
