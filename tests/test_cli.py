@@ -16,7 +16,6 @@ from commands import run, write_net
 from groupwise import ConvSpec, __version__, explain, plan
 from groupwise.cli.parser import parser
 from kernels import needs_kernels
-from tuned import own_cache
 
 
 def test_explain_prints_what_explain_says(capsys):
@@ -39,7 +38,7 @@ def test_explain_json_takes_every_option(capsys):
 
 
 @needs_kernels
-def test_plan_and_tune_allow_the_fft(capsys, tmp_path, monkeypatch):
+def test_plan_and_tune_allow_the_fft(capsys, tmp_path, own_cache):
     long = "plan 16 16 -g 16 --kernel 2048 --size 4096 --dims 1".split()
     refused = json.loads(run(capsys, *long, "-f", "json")[1])
     assert "enable(fft=True) allows it" in {**refused["refused"], **refused["others"]}["fft"]
@@ -48,11 +47,10 @@ def test_plan_and_tune_allow_the_fft(capsys, tmp_path, monkeypatch):
     assert "fft" in {allowed["kernel"], *allowed["others"]}
     assert json.loads(run(capsys, *long, "-f", "json")[1]) == refused, "the wish ends with the command"
     net = write_net(tmp_path, "nn.Conv1d(4, 4, 2048, groups=4)")
-    with own_cache(tmp_path, monkeypatch):
-        for words, able in (((), False), (("--fft",), True)):
-            arguments = ["tune", f"{net}:Net", "--input-shape", "1,4,4096", "--calls", "1", "-f", "json"]
-            (made,) = json.loads(run(capsys, *arguments, *words)[1])["plans"]
-            assert ("enable(fft=True)" not in str(made["others"] | made["refused"])) == able
+    for words, able in (((), False), (("--fft",), True)):
+        arguments = ["tune", f"{net}:Net", "--input-shape", "1,4,4096", "--calls", "1", "-f", "json"]
+        (made,) = json.loads(run(capsys, *arguments, *words)[1])["plans"]
+        assert ("enable(fft=True)" not in str(made["others"] | made["refused"])) == able
 
 
 def test_dims_and_named_padding(capsys):

@@ -143,6 +143,8 @@ def _photo(options: argparse.Namespace) -> Image.Image | None:
 
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
+    import torch
+
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(number or before)

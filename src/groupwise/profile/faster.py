@@ -130,7 +130,7 @@ def compare(
         difference=None if exact is None else _error(outputs[2][1], outputs[0][1], False),
         labels=_labels(outputs[0][1], outputs[2][1]),
         train=train,
-        dtype=str(network.dtype or "").removeprefix("torch.") or _dtype(outputs[0][1]),
+        dtype=str(getattr(network, "dtype", None) or _dtype(outputs[0][1])).removeprefix("torch."),
         layers=layer_times(model, last, network, (inputs, images), repeats, keywords) if layers else (),
     )
 

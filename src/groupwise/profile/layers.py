@@ -101,7 +101,7 @@ def _joined(one: _Row, other: _Row, after: _Row | None) -> LayerTimes:
         groups=one.groups,
         fused=() if step is None else step.fused,
         engine=None if step is None else step.engine,
-        kernel=None if step is None else step.kernel,
+        kernel=None if step is None else step.kernel or None,
         contiguous_ms=one.seconds * 1e3,
         channels_last_ms=other.seconds * 1e3,
         optimized_ms=None if after is None else after.seconds * 1e3,
