@@ -160,7 +160,7 @@ def test_batches_of_many_sizes(caplog):
 def test_pieces_between_graph_breaks():
     model = settle(Refusing(network(), nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())))
     check(model, source(), fast=compiled(model))
-    assert sum(bool(shown.engines) for shown in compiled_plans()) >= 2
+    assert sum(bool(shown.steps) for shown in compiled_plans()) >= 2
 
 
 class Twice(nn.Module):

@@ -75,7 +75,7 @@ def test_the_command_writes_json(target, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--input-shape", "1,4,16,16"], "model(float32 tensor of 1×4×16×16) fails with RuntimeError"),
+        (["--input-shape", "1,4,16,16"], "failed on one input of shape (1, 4, 16, 16): "),
         (["--repeats", "0"], "repeats=0 is too small"),
         (["-o", "plan.svg"], "name a file that ends in one of .txt, .json"),
         (["--save", "no/where.pt"], "--save no/where.pt: there is no folder no; make it first"),
@@ -108,13 +108,6 @@ def test_no_tune_times_no_engine(target, capsys):
     assert main(["optimize", target, *SMALL, "--no-tune", "-f", "json"]) == 0
     steps = json.loads(capsys.readouterr().out)["plan"]["steps"]
     assert [step["ms"] for step in steps] == [{}, {}]
-
-
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_another_dtype(target, capsys, dtype):
-    assert main(["optimize", target, *SMALL, "--dtype", dtype, "-f", "json"]) == 0
-    made = json.loads(capsys.readouterr().out)["comparison"]
-    assert (made["dtype"], made["agrees"]) == (dtype, True)
 
 
 def test_a_photograph_is_the_input(target, capsys, tmp_path, monkeypatch):

@@ -71,3 +71,11 @@ def list_some(values: list[int], near: int | None = None, most: int = 12) -> str
                 shown.append("...")
             shown.append(str(value))
     return f"{', '.join(shown)} ({len(values)} in all)"
+
+
+class RefusedExample(GroupwiseError):
+    """A model fails on the example that `groupwise.optimize` was given; `error` is what it raised."""
+
+    def __init__(self, message: str, error: Exception) -> None:
+        super().__init__(message)
+        self.error = error

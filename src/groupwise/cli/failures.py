@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from groupwise.errors import GroupwiseError
+from groupwise.errors import GroupwiseError, RefusedExample
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,10 @@ def explaining_failure(
     Any other error, of the model or of groupwise, keeps Python's traceback.
     """
     try:
-        yield
+        try:
+            yield
+        except RefusedExample as refused:
+            raise refused.error from None
     except GroupwiseError:
         raise
     except OSError as error:
@@ -87,5 +90,4 @@ def _other_input(options: argparse.Namespace) -> str:
     """Returns how to give an input of another shape, by the option that gave this one."""
     if getattr(options, "image", None) is not None:
         return "give --input-shape in place of --image"
-    shape = f"give {'another' if options.input_shape else 'its'} shape with --input-shape"
-    return f"{shape}, or another --dtype" if getattr(options, "dtype", "float32") != "float32" else shape
+    return f"give {'another' if options.input_shape else 'its'} shape with --input-shape"

@@ -13,7 +13,7 @@ import torch
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from groupwise.errors import GroupwiseError
+from groupwise.errors import GroupwiseError, RefusedExample
 from groupwise.rewrite.capture import first_line, reason_to_leave
 from groupwise.rewrite.choose import measures
 from groupwise.rewrite.network import Optimized
@@ -129,8 +129,9 @@ def _try(network: Optimized, inputs: tuple[Any, ...], kwargs: Mapping[str, Any])
         fix = "give the arguments with which you call the model: groupwise.optimize(model, x)"
         if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
             fix = "give the model's arguments one by one: groupwise.optimize(model, x)"
-        raise GroupwiseError(
-            f"model({given}) fails with {type(error).__name__}: {first_line(error)}; it must accept its example; {fix}"
+        raise RefusedExample(
+            f"model({given}) fails with {type(error).__name__}: {first_line(error)}; it must accept its example; {fix}",
+            error,
         ) from error
 
 

@@ -27,7 +27,7 @@ from groupwise.rewrite.choose import measures
 from groupwise.rewrite.compiled import Compiled
 from groupwise.rewrite.plan import Left, Plan, Step
 from groupwise.rewrite.program import Program
-from groupwise.rewrite.region import MOST_PROGRAMS, key_of, kinds_of
+from groupwise.rewrite.region import MOST_PROGRAMS, key_of, kinds_of, words_of
 from groupwise.rewrite.tape import Tape
 from groupwise.rewrite.train_fuse import fuse_training
 from groupwise.rewrite.train_region import mark_convolutions, switch_back, switched_on
@@ -189,13 +189,16 @@ class Piece:
             self._tell(str(reason))
             left = (Left("", str(reason)),)
         self._programs[kind] = program
-        shapes = tuple(
-            tuple(arg.shape)
-            for arg, name in zip(args, self._names, strict=True)
-            if not name and isinstance(arg, torch.Tensor)
+        inputs = [arg for arg, name in zip(args, self._names, strict=True) if not name]
+        self._plans[kind] = Plan(
+            title=self.title,
+            steps=(),
+            left=left,
+            input_shapes=tuple(tuple(arg.shape) for arg in inputs if isinstance(arg, torch.Tensor)),
+            threads=torch.get_num_threads(),
+            seconds=time.perf_counter() - started,
+            inputs=tuple(map(words_of, inputs)),
         )
-        seconds = time.perf_counter() - started
-        self._plans[kind] = Plan(self.title, (), left, shapes, torch.get_num_threads(), seconds)
         return program
 
     def _captured(self, args: Sequence[Any]) -> Captured:

@@ -75,7 +75,8 @@ class Plan(Printed):
 
     def __str__(self) -> str:
         threads = f"{self.threads} thread" + "s" * (self.threads != 1)
-        found = [f"{self.title} on {', '.join(self.inputs) or 'no inputs'}, {threads}: {self._summary()}"]
+        inputs = f" on {', '.join(self.inputs)}" if self.inputs else ""
+        found = [f"{self.title}{inputs}, {threads}: {self._summary()}"]
         if self.steps:
             head = ("step", "kind", "groups", "output", "engine", "fused", "why")
             found += ["", *text.rows([head, *map(_row, self.steps)], left=(0, 1, 4, 5, 6))]

@@ -139,6 +139,9 @@ class Program:
             return Slot(len(reads) - 1)
 
         args, kwargs = _mapped(args_of(node), keep), {name: _mapped(each, keep) for name, each in node.kwargs.items()}
+        if "in_place" in node.meta and target is node.meta["in_place"]:
+            # It writes to what it reads first.
+            kwargs = {"out": args[0]}
         if target is batch_norm_act:
             return norm_recipe(len(reads), *args), reads
         return Recipe(len(reads), Operation(target, args, kwargs)), reads

@@ -247,11 +247,12 @@ def plan_of(met: Sequence[Met], title: str, inputs: Sequence[Any], started: floa
         threads=torch.get_num_threads(),
         seconds=time.perf_counter() - started,
         interpreted=tuple(interpreted),
-        inputs=tuple(_words(leaf) for leaf in inputs),
+        inputs=tuple(words_of(leaf) for leaf in inputs),
     )
 
 
-def _words(leaf: Any) -> str:
+def words_of(leaf: Any) -> str:
+    """Returns an input as a plan shows it: shape and dtype of a tensor, and any other value."""
     if not isinstance(leaf, torch.Tensor):
         return repr(leaf)
     dtype = str(leaf.dtype).removeprefix("torch.")

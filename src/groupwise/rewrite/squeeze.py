@@ -33,12 +33,6 @@ class _Gate:
     nodes: tuple[Node, ...]
 
 
-def squeeze_excite_(x: torch.Tensor, *others: Any) -> torch.Tensor:
-    """Computes `groupwise::squeeze_excite` in the memory of x."""
-    made: torch.Tensor = torch.ops.groupwise.squeeze_excite.out(x, *others, out=x)
-    return made
-
-
 def flat(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Returns a layer's weight as a matrix, or its bias, in the dtype of what it computes."""
     return weight.flatten(1).to(dtype).contiguous() if weight.dim() > 1 else weight.to(dtype)
@@ -137,7 +131,8 @@ def _name(graph: Graph, node: Node, source: Node, gate: _Gate) -> None:
         made = graph.call_function(torch.ops.groupwise.squeeze_excite.default, (source, *given))
     words = [word for layer in gate.layers for word in (layer.target.__name__, *layer.meta["fused"])]  # type: ignore[union-attr]
     fused = ("mean", *words, "product")
-    made.meta = {**node.meta, "engine": "groupwise", "fused": fused, "in_place": squeeze_excite_, "constant": False}
+    in_place = torch.ops.groupwise.squeeze_excite.out
+    made.meta = {**node.meta, "engine": "groupwise", "fused": fused, "in_place": in_place, "constant": False}
     node.replace_all_uses_with(made)
     for part in (node, *gate.nodes):
         graph.erase_node(part)
