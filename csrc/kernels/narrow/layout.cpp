@@ -108,10 +108,11 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightN
   const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel, least = std::max<int64_t>(1, lanes / p.out_channels);
   const auto floats = [&](int64_t groups) { return vectors_of(groups, p.out_channels, lanes) * lanes * slots; };
   Block& b = l->block;
-  // A lane's sums end with the block. In runs of `kRun`, 9x9 taps on 14x14 outputs had three times PyTorch's error.
-  constexpr int64_t kSum = 128;
+  // A lane's sums end with the block of about so many outputs. In runs of `kRun`, 9x9 taps on 14x14 outputs had three times
+  // PyTorch's error.
+  constexpr int64_t kSum = 96;
   b.columns = ceil_div(p.w.out, ceil_div(p.w.out, kSum));
-  b.rows = std::min(p.h.out, std::max<int64_t>(1, kSum / p.w.out));
+  b.rows = std::min(p.h.out, std::max<int64_t>(1, (kSum + p.w.out / 2) / p.w.out));
   b.groups = groups_within(kTarget, p.groups, least, floats);
   l->blocks = even_blocks(p.groups, least, &b.groups);
   while (l->blocks < 2 * threads && threads > 1 && b.groups >= 2 * least) {
