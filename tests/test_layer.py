@@ -227,6 +227,50 @@ def test_outputs_with_gaps_are_written_in_place():
     assert (room[..., 1::2] == 7).all()
 
 
+PLAIN = {"transposed": False, "output_padding": [0, 0], "dilation": [1, 1], "stride": [1, 1]}
+
+
+@pytest.mark.parametrize("outputs", [144, 176, 240])
+def test_threads_that_share_the_outputs_of_few_pixels(outputs):
+    case = {**PLAIN, "padding": [0, 0], "groups": 1}
+    source, weight = torch.randn(1, 64, 15, 15), torch.randn(outputs, 64, 1, 1)
+    source = source.contiguous(memory_format=torch.channels_last)
+    layer = make(weight, None, case, ("relu", ()))
+    with threads(2):
+        made = layer.run(source, None)
+    exact = convolve(source.double(), weight.double(), None, case).relu()
+    assert (made.double() - exact).abs().max() <= 64 * UNIT * 64
+
+
+@pytest.mark.parametrize("of_output", FORMATS)
+@pytest.mark.parametrize("of_source", FORMATS)
+@pytest.mark.parametrize("kernel", ["", *DIRECT])
+@pytest.mark.parametrize("groups", [32, 4, 1])
+def test_source_and_output_of_any_two_formats(kernel, groups, of_source, of_output):
+    case = {**PLAIN, "padding": [1, 1], "groups": groups}
+    source = torch.randn(2, 32, 9, 20).contiguous(memory_format=FORMATS[of_source])
+    weight = torch.randn(32, 32 // groups, 3, 3)
+    layer = make(weight, None, case, ("none", ()), True, ("relu", ()), kernel)
+    # The output has gaps, and is the residual too.
+    wide = torch.randn(2, 64, 9, 20).contiguous(memory_format=FORMATS[of_output])
+    out = wide[:, :32]
+    exact = (convolve(source.double(), weight.double(), None, case) + out.double()).relu()
+    try:
+        layer.run_out(source, out, out)
+    except RuntimeError as error:
+        if "cannot run" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert (out.double() - exact).abs().max() <= 400 * UNIT * 30
+
+
+def test_an_output_is_no_source():
+    case = {**PLAIN, "padding": [1, 1], "groups": 2}
+    layer, source = make(torch.randn(32, 16, 3, 3), None, case), torch.randn(1, 32, 8, 8)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        layer.run_out(source, None, source)
+
+
 def wrong():
     case = {**POINTS, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "output_padding": [0, 0]}
     weight, source = torch.randn(8, 8, 3, 3), torch.randn(1, 8, 7, 7)

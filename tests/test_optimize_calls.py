@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -213,3 +216,22 @@ def test_a_module_in_training_mode_that_replaces_another_runs_as_in_eval():
     with torch.no_grad():
         made = fast(x)
         torch.testing.assert_close(made, model.eval()(x))
+
+
+def test_networks_that_plan_at_once_in_threads():
+    models = [nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval() for _ in range(4)]
+    fast = [groupwise.optimize(model, torch.randn(1, 3, 8, 8), tune=False) for model in models]
+    barrier, stream = threading.Barrier(4), sys.stderr
+    inputs = [torch.randn(1, 3, 9 + number, 9) for number in range(4)]
+
+    @torch.inference_mode()
+    def run(number):
+        barrier.wait()
+        return fast[number](inputs[number])
+
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(run, range(4)))
+    with torch.inference_mode():
+        assert all(torch.allclose(a, m(x), atol=1e-5) for a, m, x in zip(made, models, inputs, strict=True))
+    assert sys.stderr is stream
+    assert all(not network.plan.left for network in fast)

@@ -231,3 +231,24 @@ def test_the_plan_prints():
 def test_wrong_calls_are_refused(call, words):
     with pytest.raises(groupwise.GroupwiseError, match=words):
         call(small(), image(2, 3, 8, 8))
+
+
+class Viewed(nn.Module):
+    """Writes to what a BatchNorm has read, through a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        made = self.conv(x) * 1
+        normal = self.norm(made)
+        made.view(-1).abs_()
+        return torch.relu(normal + made)
+
+
+def test_a_write_through_a_view_stays_behind_the_norm():
+    model, x = Viewed().train(), torch.randn(4, 3, 9, 9)
+    twin = copy.deepcopy(model)
+    net = groupwise.optimize(model, x, train=True, tune=False)
+    assert torch.allclose(net(x), twin(x), atol=1e-5)

@@ -1,8 +1,9 @@
 #include "torch/layer.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -131,7 +132,7 @@ std::shared_ptr<const Layer::Prepared> Layer::prepared(const Call& call, const T
   const std::lock_guard<std::mutex> lock(mutex_);
   for (size_t i = 0; i < kept_.size(); i++)
     if (kept_[i]->request == request) {
-      if (i > 0) std::swap(kept_[0], kept_[i]);
+      std::rotate(kept_.begin(), kept_.begin() + i, kept_.begin() + i + 1);
       return kept_[0];
     }
   auto made = std::make_shared<Prepared>(Prepared{request, plan_of(request, kernel_), {}, {}});
@@ -221,6 +222,7 @@ void Layer::run_images(const Tensor& source, const Tensor& residual, const Tenso
   TORCH_CHECK(fits(out), "groupwise: a layer cannot write its output to a tensor of ", shape_of(out));
   TORCH_CHECK(residual.defined() == residual_, "groupwise: a layer is run with a residual if it was made with one");
   TORCH_CHECK(!residual_ || fits(residual), "groupwise: a residual has the output's shape, not ", shape_of(residual));
+  at::assert_no_overlap(out, source);
   const std::shared_ptr<const Prepared> ready = prepared(call, source, out);
   const Plan& plan = *ready->plan;
   TORCH_CHECK(plan.work, "groupwise: this layer cannot run: ", why_not(plan));
@@ -233,7 +235,7 @@ void Layer::run_images(const Tensor& source, const Tensor& residual, const Tenso
   if (residual_) {
     const bool begins = before_.kind == Activation::none && plan.work->begins_with_residual();
     if (strides_of(residual) != strides_of(to) || (same_place(residual, to) && !begins)) {
-      added = at::empty_like(to);
+      added = at::empty_strided(to.sizes(), to.strides(), to.options());
       added.copy_(residual);
     }
     epilogue.residual = added.const_data_ptr<float>();

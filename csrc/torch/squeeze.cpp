@@ -93,6 +93,7 @@ void check_all(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& 
   TORCH_CHECK(x.dim() >= 3, "groupwise: x must have samples, channels and pixels, not the shape ", x.sym_sizes());
   named(act1), named(act2);
   const c10::SymInt hidden = outputs_of(w1, b1, x.sym_size(1), "weight1");
+  TORCH_CHECK(hidden > 0 || x.sym_size(1) == 0, "groupwise: weight1 must have outputs");
   TORCH_CHECK(outputs_of(w2, b2, hidden, "weight2") == x.sym_size(1), "groupwise: weight2 must have ", x.sym_size(1),
               " outputs, one a channel");
 }

@@ -62,15 +62,18 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
   for (const Phase& w : c.w) weights += c.h.taps * w.taps * c.in_channels * c.out_channels;
   l->channels_inside = weights <= kScratchFloats / 4;
   const bool many = !l->planes && single && l->channels_inside && c.in_channels <= kFewInputs;
-  l->outputs = std::min(round_up(c.out_channels, l->planes ? 1 : lanes), many ? kManyOutputs : kProductChannels);
-  l->rows = l->outputs <= 32 ? 2 * kProductRows : kProductRows;
+  const auto take = [&](int64_t outputs) {
+    l->outputs = outputs;
+    l->rows = outputs <= 32 ? 2 * kProductRows : kProductRows;
+    l->weight_floats = 0;
+    if (!l->packs_weight) return;
+    for (const Phase& w : c.w)
+      l->weight_floats += c.h.taps * w.taps * c.in_channels * (l->planes ? c.out_channels : round_up(c.out_channels, outputs));
+  };
+  take(std::min(round_up(c.out_channels, l->planes ? 1 : lanes), many ? kManyOutputs : kProductChannels));
   l->low_w = lowest(c.w);
   // Where pixels are turned, they are copied in whole vectors.
   const int64_t width = c.input_strides.c == 1 && c.input_strides.w != 1 ? c.in_channels : round_up(c.in_channels, lanes);
-  l->weight_floats = 0;
-  for (const Phase& w : c.w)
-    l->weight_floats += c.h.taps * w.taps * c.in_channels * (l->planes ? c.out_channels : round_up(c.out_channels, l->outputs));
-  if (!l->packs_weight) l->weight_floats = 0;
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, 1};
   const auto floats = [&] {
@@ -89,7 +92,7 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
   if (threads > 1 && !l->planes && !l->packs_input && !l->staged && c.groups == 1 &&
       c.out_channels >= kProductChannels * threads && pixels < kProductRows * threads) {
     // Threads that share few pixels would each read all weights.
-    if (c.out_channels % (threads * l->outputs) != 0) l->outputs = kProductChannels / 2;
+    if (c.out_channels % (threads * l->outputs) != 0) take(kProductChannels / 2);
     l->task_outputs = round_up(ceil_div(c.out_channels, threads), l->outputs);
     return true;
   }
@@ -110,7 +113,8 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, BrgemmGradL
   const Problem& p = work.problem;
   const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
   const int64_t taps = p.h.kernel * p.w.kernel;
-  const bool flat = taps == 1 && p.h.stride == 1 && p.w.stride == 1 && p.h.pad == 0 && p.w.pad == 0;
+  const bool inside = p.h.pad == 0 && p.w.pad == 0 && p.h.out <= p.h.in && p.w.out <= p.w.in;
+  const bool flat = taps == 1 && p.h.stride == 1 && p.w.stride == 1 && inside;
   const bool row = p.h.out == 1;
   l->in_place = flat && row && xs.c == 1;
   l->gathered = !flat;

@@ -9,6 +9,9 @@ const char* refuses(const Request& r) {
   const int64_t lanes = r.target->lanes, least = std::max<int64_t>(8, lanes);
   const bool in_place = r.x_strides.c == 1 && r.y_strides.c == 1, forward = r.direction != Direction::grad_input;
   const int64_t in = forward ? p.in_channels : p.out_channels, out = forward ? p.out_channels : p.in_channels;
+  // Blocks that are copied are written along the width.
+  if (r.direction != Direction::grad_weight && depthwise(p) && !in_place && (forward ? r.y_strides.w : r.x_strides.w) != 1)
+    return "it writes contiguous tensors, or reads and writes channels_last ones";
   if (r.direction != Direction::grad_weight && depthwise(p))
     return p.groups >= (in_place ? least : 8)
                ? nullptr

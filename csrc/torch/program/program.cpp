@@ -20,12 +20,21 @@ Program::Program(int64_t slots, Numbers inputs, Numbers outputs, bool shares) : 
   steps_.slots = slots;
   steps_.inputs = std::move(inputs);
   steps_.outputs = std::move(outputs);
+  for (const int64_t slot : steps_.inputs) check(slot);
+  for (const int64_t slot : steps_.outputs) check(slot);
 }
 
-void Program::add_constant(int64_t slot, IValue value) { steps_.constants.emplace_back(slot, std::move(value)); }
+void Program::check(int64_t slot) const {
+  TORCH_CHECK(slot >= 0 && slot < steps_.slots, "groupwise: a program has no slot ", slot);
+}
+
+void Program::add_constant(int64_t slot, IValue value) {
+  check(slot);
+  steps_.constants.emplace_back(slot, std::move(value));
+}
 
 void Program::add_step(Step step) {
-  TORCH_CHECK(step.write >= 0 && step.write < steps_.slots, "groupwise: a program has no slot ", step.write);
+  check(step.write);
   for (const Fill& fill : step.fills)
     TORCH_CHECK(fill.slot >= 0 && fill.slot < steps_.slots && fill.argument >= 0 &&
                     fill.argument < static_cast<int64_t>(step.arguments.size()),

@@ -34,6 +34,7 @@ class Program : public torch::CustomClassHolder {
   void poison() const;
 
  private:
+  void check(int64_t slot) const;
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& leaves, const Frame::Observer& observer) const;
   std::vector<at::Tensor> run_frame(const std::vector<at::Tensor>& leaves, const Frame::Observer& observer) const;
 

@@ -19,6 +19,9 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 
 from groupwise.rewrite import kept
 
+# torch.export and torch.fx put their own functions in place of PyTorch's while they run, for all threads.
+LOCK = threading.RLock()
+
 
 class NotCaptured(Exception):
     """Says why a module stays as it is."""
@@ -196,7 +199,16 @@ class _OthersOnly:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps what torch.export says about a module that it refuses from the user: the plan says it."""
+    """Keeps what torch.export says about a module that it refuses from the user: the plan says it.
+
+    The export puts functions and streams of its own in place of the process's, so one thread exports at a time.
+    """
+    with LOCK, _muted():
+        yield
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
     logger = logging.getLogger("torch")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -22,7 +22,7 @@ from torch.fx import GraphModule
 
 from groupwise.errors import GroupwiseError, check_choice
 from groupwise.kernels import native
-from groupwise.rewrite.capture import Captured, NotCaptured, capture, module_of
+from groupwise.rewrite.capture import Captured, NotCaptured, capture, first_line, module_of
 from groupwise.rewrite.choose import measures
 from groupwise.rewrite.compiled import Compiled
 from groupwise.rewrite.plan import Left, Plan, Step
@@ -162,7 +162,12 @@ class Piece:
                 self._seen[where] = state
                 return None
             started = time.perf_counter()
-            tape = program.pack(self._states(held), example)
+            try:
+                tape = program.pack(self._states(held), example)
+            except RuntimeError as error:
+                self._programs[kind] = None
+                self._tell(f"an operator fails: {first_line(error)}")
+                return None
             if example is not None:
                 plan = self._plans[kind]
                 seconds = plan.seconds + time.perf_counter() - started

@@ -32,6 +32,8 @@ _FOLLOW = {
     *(aten.mean.dim, aten.upsample_nearest2d.vec, aten.scaled_dot_product_attention.default),
     *ACTIVATIONS,
 }
+# Of these each value is rounded by itself: one that is float32 stays so, as under autocast.
+_MEET = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.cat.default, aten.stack.default}
 # They read parameters beside the values, and those stay float32.
 _NORMS = {aten.layer_norm.default, aten.group_norm.default, aten.batch_norm.default}
 
@@ -83,13 +85,19 @@ def lower(graph: Graph) -> None:
             node.args = (convert(source), weight, bias, *map(convert, residual))
         elif node.target in _NORMS and first in low:
             pass
-        elif node.target in _FOLLOW and low.intersection(node.all_input_nodes) and _is_float32(node):
+        elif node.target in _FOLLOW and low.intersection(node.all_input_nodes) and _follows(node, low):
             node.args = map_arg(node.args, converting(node, torch.bfloat16))
         else:
             node.args, node.kwargs = map_arg((node.args, node.kwargs), converting(node, torch.float32))
             continue
         low.add(node)
         node.meta["val"] = tree_map(lambda made: made.to(torch.bfloat16), node.meta["val"])
+
+
+def _follows(node: Node, low: set[Node]) -> bool:
+    """Tells whether a node may compute in bfloat16, some of whose inputs are."""
+    meets = node.target in _MEET and not low.issuperset(filter(is_tensor, node.all_input_nodes))
+    return _is_float32(node) and not meets
 
 
 def _is_float32(node: Node) -> bool:

@@ -14,7 +14,7 @@ class Structure:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._places: list[dict[str, Any]] = [
-            part._modules for part in model.modules() if part._modules and isinstance(part._modules, dict)
+            part._modules for part in model.modules() if isinstance(part._modules, dict)
         ]
         self._held = self._now()
 

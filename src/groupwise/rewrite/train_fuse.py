@@ -244,7 +244,8 @@ def _can_move(node: Node, place: Node, modules: dict[str, torch.nn.Module]) -> b
         # Statistics that both update are updated in this order.
         if _state(between) & state:
             return False
-        if writes(between, modules) and (set(_reads(between)[:1]) & set(node.all_input_nodes)):
+        # A write may reach what the batch normalisation reads through a view.
+        if writes(between, modules):
             return False
         between = between.next
     return True

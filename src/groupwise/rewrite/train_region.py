@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_map
 
 from groupwise.kernels import native
 from groupwise.kernels.dispatch import thread_switch
+from groupwise.rewrite.capture import LOCK
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Notes, fuse_graph, has_hooks
-from groupwise.rewrite.train_trace import LOCK, Form, Holder, take_apart, trace
+from groupwise.rewrite.train_trace import Form, Holder, take_apart, trace
 
 # The most graphs that a region keeps: another makes it forget the oldest.
 MOST_GRAPHS = 8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +15,9 @@ from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from groupwise.rewrite.capture import LOCK
 from groupwise.rewrite.train_fuse import has_hooks
 
-# fx puts its own functions in place of PyTorch's while it traces.
-LOCK = threading.RLock()
 # What stands for a tensor in a `Form`.
 TENSOR = object()
 MODEL = "model"  # the name of the traced module in its holder
