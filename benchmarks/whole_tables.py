@@ -107,7 +107,10 @@ def means(some: Sequence[Point]) -> Table:
         )
     head = ["networks of", "pass", "batch", "threads", "networks", "PyTorch / groupwise", "worst"]
     head += ["best other / groupwise", "fastest in"]
-    note = "PyTorch is eager, in its better memory format; the best other is the fastest engine, network by network. Below 1 the other is faster."
+    note = (
+        "PyTorch is eager, in its better memory format; the best other is the fastest engine, network by network. "
+        "Below 1 the other is faster."
+    )
     return Table("Means", head, cells, note)
 
 
