@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -112,9 +113,10 @@ def compare(
         raise GroupwiseError("layers of a training step are not timed one by one; leave out layers or train")
     inputs, keywords = tuple(inputs), dict(kwargs or {})
     last, images = _channels_last(model), tree_map_only(torch.Tensor, _to_last, inputs)
-    forms: list[tuple[Model, Sequence[Any]]] = [(model, inputs), (last, images), (network, inputs)]
-    calls = [_call(form, given, keywords, train) for form, given in forms]
-    seconds = _timed(calls, repeats, train)
+    # The model runs PyTorch's kernels; the network says itself which it wants.
+    theirs, ours = partial(dispatching, False), nullcontext
+    forms = [_Form(model, inputs, theirs), _Form(last, images, theirs), _Form(network, inputs, ours)]
+    seconds = _timed(forms, keywords, repeats, train)
     exact, outputs = _results(model, forms, keywords, train)
     errors = [None if exact is None else _error(made[0], exact[0], train) for made in outputs]
     contiguous, channels_last, optimized = (statistics.median(found) * 1e3 for found in seconds)
@@ -137,23 +139,27 @@ def compare(
     )
 
 
-def _timed(calls: Sequence[Callable[[], Any]], repeats: int, train: bool) -> list[list[float]]:
-    seconds: list[list[float]] = [[] for _ in calls]
+class _Form(NamedTuple):
+    """A model, its inputs, and the block in which it runs."""
+
+    model: Model
+    given: Sequence[Any]
+    kernels: Callable[[], AbstractContextManager[None]]
+
+
+def _timed(forms: Sequence[_Form], keywords: Mapping[str, Any], repeats: int, train: bool) -> list[list[float]]:
+    calls = [_call(form.model, form.given, keywords, train) for form in forms]
+    seconds: list[list[float]] = [[] for _ in forms]
     with torch.inference_mode(not train):
         for number in range(-2, repeats):
-            for place, (call, found) in enumerate(zip(calls, seconds, strict=True)):
-                with _kernels_of(place):
+            for form, call, found in zip(forms, calls, seconds, strict=True):
+                with form.kernels():
                     start = time.perf_counter()
                     call()
                     elapsed = time.perf_counter() - start
                 if number >= 0:
                     found.append(elapsed)
     return seconds
-
-
-def _kernels_of(place: int) -> AbstractContextManager[None]:
-    """The model's two forms run PyTorch's kernels. The network, which is third, says itself which it wants."""
-    return nullcontext() if place == 2 else dispatching(False)
 
 
 def _call(form: Model, given: Sequence[Any], keywords: Mapping[str, Any], train: bool) -> Callable[[], Any]:
@@ -183,7 +189,7 @@ Results = tuple[Any, Any]
 
 def _results(
     model: torch.nn.Module,
-    forms: Sequence[tuple[Model, Sequence[Any]]],
+    forms: Sequence[_Form],
     keywords: Mapping[str, Any],
     train: bool,
 ) -> tuple[Results | None, list[Results]]:
@@ -191,13 +197,13 @@ def _results(
     before = torch.get_rng_state()
     with torch.inference_mode(not train):
         outputs = []
-        for place, (form, given) in enumerate(forms):
-            with _kernels_of(place):
-                outputs.append(_result(form, given, keywords, train))
+        for form in forms:
+            with form.kernels():
+                outputs.append(_result(form.model, form.given, keywords, train))
         if not torch.equal(torch.get_rng_state(), before):
             return None, outputs
         twin = copy.deepcopy(model).double()
-        given, wide = tree_map_only(torch.Tensor, _to_double, (tuple(forms[0][1]), dict(keywords)))
+        given, wide = tree_map_only(torch.Tensor, _to_double, (tuple(forms[0].given), dict(keywords)))
         return _result(twin, given, wide, train), outputs
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from groupwise.profile.hooks import hooked
 from groupwise.profile.timing import dispatching
 from groupwise.rewrite import Optimized, Step
 from groupwise.rewrite.timing import step_times
@@ -147,7 +147,7 @@ def _optimized(network: Optimized, inputs: Sequence[Any], kwargs: Mapping[str, A
 
 def _eager(model: torch.nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> list[_Row]:
     clock = _Clock()
-    with clock.naming(model), clock:
+    with hooked(model.named_modules(), clock.enter, clock.leave), clock:
         model(*inputs, **kwargs)
     return clock.rows
 
@@ -160,24 +160,12 @@ class _Clock(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, wi
         self.rows = [_Row()]
         self._names: list[str] = [""]
 
-    @contextmanager
-    def naming(self, model: torch.nn.Module) -> Iterator[None]:
-        """Knows within the block which module is running."""
-        handles = []
-        for name, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_pre_hook(self._enter(name)))
-                handles.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _enter(self, name: str) -> Callable[..., None]:
+    def enter(self, name: str) -> Callable[..., None]:
+        """Returns the hook that says which module begins to run."""
         return lambda *_: self._names.append(name)
 
-    def _leave(self, *_: Any) -> None:
+    def leave(self, *_: Any) -> None:
+        """The module that began last ends."""
         self._names.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from groupwise.draw.base import numbers
 from groupwise.errors import GroupwiseError
+from groupwise.profile.hooks import hooked
 from groupwise.profile.operators import dtype_name, is_backward, is_convolution, operator_name, read, stem
 from groupwise.profile.workload import Workload, synchronize
 from groupwise.spec.convspec import ConvSpec
@@ -194,18 +195,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
     @contextmanager
     def naming(self) -> Iterator[None]:
         """Knows within the block which module is running, by hooks that it removes at the end."""
-        handles = []
         self._parameters = {_identity(tensor): name for name, tensor in self._workload.named_parameters()}
-        for name, module in self._workload.named_modules():
-            # Scripted modules take no such hooks; what they run is named after the module around them.
-            if not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
+        with hooked(self._workload.named_modules(), self._enter, self._leave):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: torch.nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:

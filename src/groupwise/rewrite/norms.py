@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 
 from groupwise.kernels import native
 from groupwise.rewrite.recipe import Operation, Recipe, Slot
-from groupwise.rewrite.steps import activation_of, args_of, is_tensor, only_reader, value
+from groupwise.rewrite.steps import activation_of, args_of, is_tensor, only_reader, put, value
 
 aten = torch.ops.aten
 # The activations that the operator knows, by the names that plans have for them.
@@ -75,14 +75,9 @@ def _join(graph: Graph, node: Node) -> None:
         return
     source, weight, bias, mean, variance, _, _, eps = args_of(node)[:8]
     slope = activation.scalars[0] if name == "leaky_relu" and activation is not None else 0.01
-    with graph.inserting_before(chain[-1]):
-        made = graph.call_function(
-            batch_norm_act, (source, residual, weight, bias, mean, variance, eps, name or "none", slope)
-        )
-    made.meta = {**node.meta, "val": chain[-1].meta["val"], "fused": tuple(words)}
-    chain[-1].replace_all_uses_with(made)
-    for joined in reversed(chain):
-        graph.erase_node(joined)
+    numbers = (source, residual, weight, bias, mean, variance, eps, name or "none", slope)
+    meta = {**node.meta, "val": chain[-1].meta["val"], "fused": tuple(words)}
+    put(graph, chain[::-1], batch_norm_act, numbers, meta)
 
 
 def _residual(node: Node, norm: Node) -> Node | None:

@@ -8,7 +8,7 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.kernels import native
-from groupwise.rewrite.steps import is_tensor, value
+from groupwise.rewrite.steps import is_tensor, put, value
 
 aten = torch.ops.aten
 
@@ -20,11 +20,8 @@ def name_pools(graph: Graph) -> None:
     for node in list(graph.nodes):
         given = _arguments(node)
         if given is not None:
-            with graph.inserting_before(node):
-                made = graph.call_function(torch.ops.groupwise.max_pool2d.default, given)
-            made.meta = {**node.meta, "engine": "groupwise", "constant": False}
-            node.replace_all_uses_with(made)
-            graph.erase_node(node)
+            target = torch.ops.groupwise.max_pool2d.default
+            put(graph, [node], target, given, {"engine": "groupwise", "constant": False})
 
 
 def _arguments(node: Node) -> tuple[Any, ...] | None:

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.kernels import native
-from groupwise.rewrite.steps import args_of, is_tensor, only_reader, value
+from groupwise.rewrite.steps import args_of, is_tensor, only_reader, put, value
 
 aten = torch.ops.aten
 
@@ -28,12 +28,8 @@ def name_shuffles(graph: Graph) -> None:
         fused = ("cat", "channel shuffle", *["chunk"] * halves)
         operators = torch.ops.groupwise
         target = operators.interleave_halves.default if halves else operators.interleave.default
-        with graph.inserting_before(last):
-            made = graph.call_function(target, pair)
-        made.meta = {**last.meta, "engine": "groupwise", "fused": fused, "constant": False}
-        last.replace_all_uses_with(made)
-        for part in dict.fromkeys((last, first, args_of(first)[0])):
-            graph.erase_node(part)
+        parts = list(dict.fromkeys((last, first, args_of(first)[0])))
+        put(graph, parts, target, pair, {"engine": "groupwise", "fused": fused, "constant": False})
 
 
 def _joined_pair(node: Node) -> tuple[Node, Node] | None:

@@ -10,7 +10,17 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.kernels import native
-from groupwise.rewrite.steps import Activation, Epilogue, args_of, convolution, is_layer, is_tensor, only_reader, value
+from groupwise.rewrite.steps import (
+    Activation,
+    Epilogue,
+    args_of,
+    convolution,
+    is_layer,
+    is_tensor,
+    only_reader,
+    put,
+    value,
+)
 
 aten = torch.ops.aten
 
@@ -128,14 +138,11 @@ def _name(graph: Graph, node: Node, source: Node, gate: _Gate) -> None:
             activation: Activation | None = layer.meta["epilogue"].before
             given += [_packed(graph, part, value(layer).dtype) for part in args_of(layer)[1:3]]
             given.append("none" if activation is None else activation.name)
-        made = graph.call_function(torch.ops.groupwise.squeeze_excite.default, (source, *given))
     words = [word for layer in gate.layers for word in (layer.target.__name__, *layer.meta["fused"])]  # type: ignore[union-attr]
     fused = ("mean", *words, "product")
-    in_place = torch.ops.groupwise.squeeze_excite.out
-    made.meta = {**node.meta, "engine": "groupwise", "fused": fused, "in_place": in_place, "constant": False}
-    node.replace_all_uses_with(made)
-    for part in (node, *gate.nodes):
-        graph.erase_node(part)
+    target, in_place = torch.ops.groupwise.squeeze_excite.default, torch.ops.groupwise.squeeze_excite.out
+    meta = {"engine": "groupwise", "fused": fused, "in_place": in_place, "constant": False}
+    put(graph, (node, *gate.nodes), target, (source, *given), meta)
 
 
 def _packed(graph: Graph, given: Node | None, dtype: torch.dtype) -> Node | None:

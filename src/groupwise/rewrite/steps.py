@@ -6,7 +6,7 @@ that an engine computes. Their `Epilogue` says which activation and which sum fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,6 +125,17 @@ class Geometry:
     def is_padded(self) -> bool:
         """Whether it reads zeros beside its input, or writes beside what it computes."""
         return any(self.padding) or self.transposed
+
+
+def put(graph: Graph, parts: Sequence[Node], target: Any, args: tuple[Any, ...], meta: Mapping[str, Any]) -> Node:
+    """Puts one call in place of nodes, which are erased in their order. It has the first's meta, and `meta`."""
+    with graph.inserting_before(parts[0]):
+        made = graph.call_function(target, args)
+    made.meta = {**parts[0].meta, **meta}
+    parts[0].replace_all_uses_with(made)
+    for part in parts:
+        graph.erase_node(part)
+    return made
 
 
 # The two words are never called: an engine stands in for each.
