@@ -7,12 +7,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/stack.h>
-#include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
 #include <tuple>
 
 #include "kernels/interleave/interleave.h"
+#include "torch/autograd.h"
 #include "torch/pool.h"
 
 namespace groupwise {
@@ -140,20 +140,13 @@ std::tuple<Tensor&, Tensor&> halves_out_meta(const Tensor& a, const Tensor& b, T
   return {first, second};
 }
 
-bool differentiates(const Tensor& t) { return (at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(0).defined(); }
-
-template <class F>
-auto find(const char* name, const char* overload) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<F>();
-}
-
 Tensor autograd(const Tensor& a, const Tensor& b) {
   if (differentiates(a) || differentiates(b)) {
     check(a, b);
     return composed(a, b);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
-  static const auto op = find<decltype(forward)>("groupwise::interleave", "");
+  static const auto op = operator_named<decltype(forward)>("groupwise::interleave", "");
   return op.call(a, b);
 }
 
@@ -163,24 +156,15 @@ Halves autograd_halves(const Tensor& a, const Tensor& b) {
     return composed_halves(a, b);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
-  static const auto op = find<decltype(forward_halves)>("groupwise::interleave_halves", "");
+  static const auto op = operator_named<decltype(forward_halves)>("groupwise::interleave_halves", "");
   return op.call(a, b);
 }
 
-void check_no_gradient(std::initializer_list<Tensor> tensors) {
-  for (const Tensor& t : tensors)
-    TORCH_CHECK(!differentiates(t),
-                "groupwise: interleave with out= has no gradient: leave out=, or compute under torch.no_grad()");
-}
-void count_write(const Tensor& out) {
-  if (!out.is_inference()) torch::autograd::impl::bump_version(out);
-}
-
 Tensor& autograd_out(const Tensor& a, const Tensor& b, Tensor& out) {
-  check_no_gradient({a, b, out});
+  check_no_gradient("interleave", {a, b, out});
   {
     const at::AutoDispatchBelowADInplaceOrView below;
-    static const auto op = find<decltype(forward_out)>("groupwise::interleave", "out");
+    static const auto op = operator_named<decltype(forward_out)>("groupwise::interleave", "out");
     op.call(a, b, out);
   }
   count_write(out);
@@ -188,10 +172,10 @@ Tensor& autograd_out(const Tensor& a, const Tensor& b, Tensor& out) {
 }
 
 std::tuple<Tensor&, Tensor&> autograd_halves_out(const Tensor& a, const Tensor& b, Tensor& first, Tensor& second) {
-  check_no_gradient({a, b, first, second});
+  check_no_gradient("interleave", {a, b, first, second});
   {
     const at::AutoDispatchBelowADInplaceOrView below;
-    static const auto op = find<decltype(forward_halves_out)>("groupwise::interleave_halves", "out");
+    static const auto op = operator_named<decltype(forward_halves_out)>("groupwise::interleave_halves", "out");
     op.call(a, b, first, second);
   }
   count_write(first), count_write(second);

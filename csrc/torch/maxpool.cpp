@@ -5,13 +5,13 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/max_pool2d.h>
 #include <ATen/ops/max_pool2d_with_indices.h>
-#include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "kernels/maxpool/maxpool.h"
+#include "torch/autograd.h"
 #include "torch/pool.h"
 
 namespace groupwise {
@@ -102,29 +102,25 @@ Tensor& forward_out_meta(const Tensor& x, IntArrayRef kernel, IntArrayRef stride
   return out;
 }
 
-bool differentiates(const Tensor& t) { return (at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(0).defined(); }
-
 Tensor autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, bool ceil_mode) {
   if (differentiates(x)) {
     check(x, kernel, stride, padding);
     return at::max_pool2d(x, kernel, stride, padding, 1, ceil_mode);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("groupwise::max_pool2d", "").typed<decltype(forward)>();
+  static const auto op = operator_named<decltype(forward)>("groupwise::max_pool2d", "");
   return op.call(x, kernel, stride, padding, ceil_mode);
 }
 
 Tensor& autograd_out(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, bool ceil_mode,
                      Tensor& out) {
-  TORCH_CHECK(!differentiates(x) && !differentiates(out),
-              "groupwise: max_pool2d with out= has no gradient: leave out=, or compute under torch.no_grad()");
+  check_no_gradient("max_pool2d", {x, out});
   {
     const at::AutoDispatchBelowADInplaceOrView below;
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow("groupwise::max_pool2d", "out").typed<decltype(forward_out)>();
+    static const auto op = operator_named<decltype(forward_out)>("groupwise::max_pool2d", "out");
     op.call(x, kernel, stride, padding, ceil_mode, out);
   }
-  if (!out.is_inference()) torch::autograd::impl::bump_version(out);
+  count_write(out);
   return out;
 }
 

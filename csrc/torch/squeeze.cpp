@@ -13,7 +13,6 @@
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/tanh.h>
-#include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
 #include <array>
@@ -23,6 +22,7 @@
 #include <vector>
 
 #include "kernels/squeeze/squeeze.h"
+#include "torch/autograd.h"
 #include "torch/pool.h"
 
 namespace groupwise {
@@ -176,10 +176,6 @@ Tensor& forward_out_meta(const Tensor& x, const OptionalTensor& w1, const Option
   return out;
 }
 
-bool differentiates(const OptionalTensor& t) {
-  return there(t) && ((at::GradMode::is_enabled() && t->requires_grad()) || t->_fw_grad(0).defined());
-}
-
 Tensor composed(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
                 const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
   std::vector<int64_t> others;
@@ -201,23 +197,19 @@ Tensor forward_autograd(const Tensor& x, const OptionalTensor& w1, const Optiona
       return composed(x, w1, b1, act1, w2, b2, act2);
     }
   const at::AutoDispatchBelowADInplaceOrView below;
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("groupwise::squeeze_excite", "").typed<decltype(forward)>();
+  static const auto op = operator_named<decltype(forward)>("groupwise::squeeze_excite", "");
   return op.call(x, w1, b1, act1, w2, b2, act2);
 }
 
 Tensor& forward_out_autograd(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
                              const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2, Tensor& out) {
-  for (const OptionalTensor& t : {OptionalTensor(x), w1, b1, w2, b2, OptionalTensor(out)})
-    TORCH_CHECK(!differentiates(t),
-                "groupwise: squeeze_excite with out= has no gradient: leave out=, or compute under torch.no_grad()");
+  check_no_gradient("squeeze_excite", {x, w1, b1, w2, b2, out});
   {
     const at::AutoDispatchBelowADInplaceOrView below;
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow("groupwise::squeeze_excite", "out").typed<decltype(forward_out)>();
+    static const auto op = operator_named<decltype(forward_out)>("groupwise::squeeze_excite", "out");
     op.call(x, w1, b1, act1, w2, b2, act2, out);
   }
-  if (!out.is_inference()) torch::autograd::impl::bump_version(out);
+  count_write(out);
   return out;
 }
 
