@@ -235,3 +235,42 @@ def test_networks_that_plan_at_once_in_threads():
         assert all(torch.allclose(a, m(x), atol=1e-5) for a, m, x in zip(made, models, inputs, strict=True))
     assert sys.stderr is stream
     assert all(not network.plan.left for network in fast)
+
+
+# Parameters that come and go
+
+
+class Bare(nn.Module):
+    """Layers and a parameter of its own, some of them None."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(8, 8, 1, bias=False), nn.Linear(10, 10)
+        self.norm = nn.BatchNorm2d(8, affine=False)
+        self.register_parameter("scale", None)
+
+    def forward(self, x):
+        made = self.linear(self.norm(self.conv(x)))
+        return made if self.scale is None else made * self.scale
+
+
+SET = {
+    "conv.bias": lambda: nn.Parameter(torch.randn(8)),
+    "norm.weight": lambda: nn.Parameter(torch.randn(8)),
+    "scale": lambda: nn.Parameter(torch.randn(1)),
+    "linear.bias": lambda: None,
+}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("name", SET)
+def test_a_parameter_that_is_set_or_removed_is_noticed(name, whole):
+    model = settle(Bare() if whole else Refusing(Bare()))
+    fast = groupwise.optimize(model, source())
+    path, _, key = name.rpartition(".")
+    owner = (model if whole else model.blocks[0]).get_submodule(path)
+    before = getattr(owner, key)
+    setattr(owner, key, SET[name]())
+    check(model, source(), fast=fast)
+    setattr(owner, key, before)
+    check(model, source(), fast=fast)
