@@ -246,3 +246,17 @@ def test_dispatch_is_on_for_the_network_alone():
     with groupwise.record_plans() as plans, forced(False):
         net(x).sum().backward()
     assert len(plans) == 0
+
+
+def test_a_backward_that_fails_leaves_dispatch_as_it_was():
+    model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.BatchNorm2d(32), nn.ReLU())
+    net = Trainable(model, Settings(), {})
+    x = image(2, 32, 16, 16).requires_grad_()
+    y = net(x)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    with groupwise.record_plans() as plans:
+        model(x).sum().backward()
+    assert len(plans) == 0

@@ -6,7 +6,6 @@ A module that cannot be traced runs its own code, and its children are regions.
 from __future__ import annotations
 
 import functools
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -279,13 +278,6 @@ def mark_convolutions(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> N
 _switch = functools.cache(thread_switch)
 
 
-class _Thread(threading.local):
-    before = 0
-
-
-_thread = _Thread()
-
-
 def switched_on() -> int:
     """Turns dispatch on in this thread, unless `forced` turned it off; returns what to give to `switch_back`."""
     switch = _switch()
@@ -304,14 +296,5 @@ def dispatch_backward(result: torch.Tensor) -> torch.Tensor:
     """Returns the result of a convolution, whose backward will run with dispatch on."""
     node = result.grad_fn if isinstance(result, torch.Tensor) else None
     if node is not None and type(node).__name__.startswith("ConvolutionBackward"):
-        node.register_prehook(_before)
-        node.register_hook(_after)
+        torch.ops.groupwise.dispatch_backward(result)
     return result
-
-
-def _before(grads: Any) -> None:
-    _thread.before = switched_on()
-
-
-def _after(grads: Any, outputs: Any) -> None:
-    switch_back(_thread.before)
