@@ -260,3 +260,40 @@ def test_a_backward_that_fails_leaves_dispatch_as_it_was():
     with groupwise.record_plans() as plans:
         model(x).sum().backward()
     assert len(plans) == 0
+
+
+class Written(nn.Module):
+    """Writes to a residual after the sum: itself, or through a view or another name."""
+
+    def __init__(self, activation, write):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.norm, self.activation, self.write = nn.BatchNorm2d(8), activation, write
+
+    def forward(self, x):
+        skip = self.first(x)
+        y = self.activation(self.norm(self.second(x)) + skip)
+        return y * self.write(skip).flatten(1).mean(1)[:, None, None, None]
+
+
+WRITES = {
+    "method": lambda skip: skip.mul_(2),
+    "view": lambda skip: skip.view(skip.shape[0], -1).add_(1),
+    "activation": nn.ReLU(inplace=True),
+    "function": lambda skip: torch.relu_(skip.flatten(1)),
+}
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.Hardswish, nn.Hardsigmoid])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_residual_may_be_written_after_the_sum(activation, write):
+    model = randomize(Written(activation(), WRITES[write]))
+    net = trainable(copy.deepcopy(model))
+    found, expected = step(net, image()), step(copy.deepcopy(model), image())
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_a_residual_that_nothing_writes_to_stays_fused():
+    model = Written(nn.SiLU(), lambda skip: torch.relu_(skip * 2))
+    assert [(it.activation, bool(it.residual)) for it in trainable(model).plan.fused] == [("silu", True)]
