@@ -22,11 +22,14 @@ class Watch:
     def __init__(self, module: torch.nn.Module, names: Iterable[str]) -> None:
         self.names = list(dict.fromkeys(names))
         places = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in self.names]
-        self._holders = [owner._parameters if key in owner._parameters else owner._buffers for owner, key in places]
+        self._holders: list[dict[str, Any]] = [
+            owner._parameters if key in owner._parameters else owner._buffers for owner, key in places
+        ]
         self._keys = [key for _, key in places]
         for part in module.modules():
             # What is None may become a tensor, and then another graph computes the module.
             for held in (part._parameters, part._buffers):
+                # A scripted module has no dictionary.
                 empty = [key for key, tensor in held.items() if tensor is None] if isinstance(held, dict) else []
                 self._holders += [held] * len(empty)
                 self._keys += empty
