@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -38,7 +39,7 @@ static int64_t fill(const char* from, char* text, int64_t size) {
   return needed;
 }
 #ifndef API
-#define API 7
+#define API 8
 #endif
 int32_t groupwise_api_version(void) { return API; }
 int64_t groupwise_build(char* text, int64_t size) { return fill("{\"torch\": \"2.13.0\"}", text, size); }
@@ -163,6 +164,21 @@ def test_the_signatures_are_those_of_the_header():
     assert int(re.search(r"API_VERSION (\d+)", header)[1]) == native.API_VERSION
 
 
+# What Python calls by torch.ops and torch.classes, at this version of the interface. A change needs a new version.
+INTERFACE = {8: "03241bcc9defec1b"}
+
+
+def test_the_version_counts_operators_and_classes():
+    if native.status().problem:
+        pytest.skip(native.status().problem)
+    schemas = [*torch._C._jit_get_custom_class_schemas(), *torch._C._jit_get_all_schemas()]
+    ours = sorted({str(one) for one in schemas if re.search(r"^groupwise::|torch\.classes\.groupwise\.", str(one))})
+    found = hashlib.sha256("\n".join(ours).encode()).hexdigest()[:16]
+    assert {native.API_VERSION: found} == INTERFACE, (
+        "raise GROUPWISE_API_VERSION and API_VERSION, and note the new pair"
+    )
+
+
 def test_importing_it_does_not_import_torch():
     code = "import sys, groupwise.kernels.native, groupwise.kernels.doctor; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -214,7 +230,7 @@ def test_a_library_for_another_torch_is_never_opened(folder):
 def test_a_library_of_another_interface_is_never_opened(folder):
     record(folder, api=4)
     (folder / "_native.so").write_text("whoever opens this fails otherwise")
-    refused("of another version of groupwise .interface 4, and this one has 7.; rebuild it: REBUILD")
+    refused("of another version of groupwise .interface 4, and this one has 8.; rebuild it: REBUILD")
 
 
 def test_a_library_that_does_not_load(folder):
@@ -306,7 +322,7 @@ def test_an_instruction_set_that_cannot_run(folder, stub, monkeypatch):
 
 @pytest.mark.parametrize(
     ("definition", "message"),
-    [("API=6", "interface 6, and this one has 7"), ("NO_RECORDING", "cannot be loaded: .*groupwise_record_start")],
+    [("API=7", "interface 7, and this one has 8"), ("NO_RECORDING", "cannot be loaded: .*groupwise_record_start")],
 )
 def test_a_library_that_is_not_what_its_record_says(folder, stub, definition, message):
     stub(folder, definition)
