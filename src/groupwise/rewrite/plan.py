@@ -37,6 +37,8 @@ class Step:
     """The shortest time of each engine that was measured; of groupwise's kernels, by their names, too."""
     kernel: str = ""
     """The kernel of groupwise that runs a layer; empty for another engine."""
+    layers: tuple[str, ...] = ()
+    """The modules of the layers that are one step, in order; empty for a layer by itself."""
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,8 @@ class Program:
             if node.target is aten._to_copy.default:
                 name = f"to_{value(node).dtype}".replace("torch.", "")
             engine = node.meta.get("engine", "groupwise" if node.target is batch_norm_act else "pytorch")
-            return Step(module_of(node), name, engine, node.meta.get("fused", ()), shape, output)
+            fused, layers = node.meta.get("fused", ()), node.meta.get("layers", ())
+            return Step(module_of(node), name, engine, fused, shape, output, layers=layers)
         work, choice = self._choices[node]
         return Step(
             name=module_of(node),

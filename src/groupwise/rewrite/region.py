@@ -235,7 +235,7 @@ def plan_of(met: Sequence[Met], title: str, inputs: Sequence[Any], started: floa
         if isinstance(ready, Ready):
             if ready.program.interpreted:
                 interpreted.append(Left(region.name, ready.program.interpreted))
-            steps += [replace(step, name=under(region.name, step.name)) for step in ready.program.steps]
+            steps += [placed(step, region.name) for step in ready.program.steps]
             left |= dict.fromkeys(ready.left)
         else:
             left |= dict.fromkeys([Left(region.name, ready.reason), *region.unfit])
@@ -262,6 +262,11 @@ def words_of(leaf: Any) -> str:
 def under(name: str, key: str) -> str:
     """Returns the name of what a module of this name holds by this key."""
     return f"{name}.{key}" if name else key
+
+
+def placed(step: Step, name: str) -> Step:
+    """Returns a step of a module of this name with the names of the whole model."""
+    return replace(step, name=under(name, step.name), layers=tuple(under(name, layer) for layer in step.layers))
 
 
 def kinds_of(held: Sequence[torch.Tensor | None]) -> list[Any]:
