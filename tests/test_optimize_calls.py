@@ -15,6 +15,7 @@ from torch import nn
 
 import groupwise
 from groupwise import GroupwiseError
+from groupwise.errors import RefusedExample
 from groupwise.rewrite import region
 from optimized import Refusing, check, network, settle, source
 
@@ -84,6 +85,16 @@ REFUSED = {
 def test_refusals(message):
     with pytest.raises(GroupwiseError, match=message):
         REFUSED[message]()
+
+
+def test_the_whole_reason_is_shown():
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise ValueError("a reason\n  of several lines, " + "which is long, " * 30 + "and ends.")
+
+    with pytest.raises(RefusedExample, match=r"ValueError: a reason of several lines, .* and ends; it must") as found:
+        groupwise.optimize(Fails().eval(), source())
+    assert "\n" not in str(found.value)
 
 
 def test_a_branch_that_depends_on_values_prints_nothing(capfd):

@@ -226,11 +226,37 @@ def test_the_plan_prints():
         (lambda model, x: groupwise.optimize(model, train=True), "example input"),
         (lambda model, x: groupwise.optimize(trainable(model, x), x, train=True), "optimized already"),
         (lambda model, x: groupwise.optimize(nn.Sequential(nn.LazyLinear(2)), x, train=True), "lazy"),
+        (lambda model, x: groupwise.optimize(model, train=True, kwargs=[x]), "kwargs is a list; it must be a dict"),
     ],
 )
 def test_wrong_calls_are_refused(call, words):
     with pytest.raises(groupwise.GroupwiseError, match=words):
         call(small(), image(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (
+            (torch.randn(2, 5, 8, 8),),
+            r"2×5×8×8\) fails with RuntimeError.* but got 5 channels instead;",
+        ),
+        ((torch.randn(2, 3, 8, 8).double(),), "float64 tensor of .* fails with RuntimeError"),
+        ((torch.randn(2, 3, 8, 8, device="meta"),), "an input is on meta"),
+        (
+            ([torch.randn(2, 3, 8, 8)],),
+            r"a list\) fails.*one by one: groupwise.optimize\(model, x, train=True\)",
+        ),
+        ((None,), r"model\(None\) fails with"),
+        ((torch.randn(2, 3, 8, 8), 1), r"1\) fails with TypeError"),
+    ],
+)
+def test_wrong_examples_are_refused(inputs, words):
+    model = small()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(groupwise.GroupwiseError, match=words):
+        groupwise.optimize(model, *inputs, train=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 class Viewed(nn.Module):

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from groupwise.draw.text import lines as text
 from groupwise.kernels import native
+from groupwise.rewrite.example import refused
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
 from groupwise.rewrite.train_region import Region, Settings, switch_back, switched_on
@@ -176,6 +177,8 @@ def _copied(model: torch.nn.Module) -> torch.nn.Module | None:
 def _disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Says how the traced form differs from the model on the example; empty if it does not.
 
+    Raises `RefusedExample` if the model fails on it.
+
     A condition on an argument's type, say, is decided by the trace and not by the argument.
     """
     twin = copy.deepcopy(model)
@@ -183,8 +186,8 @@ def _disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
     try:
         with torch.no_grad(), quietly():
             expected = tree_leaves(model(*args, **kwargs))
-    except Exception:
-        return ""  # the model says what is wrong when it is called
+    except Exception as error:
+        raise refused(error, args, kwargs, "groupwise.optimize(model, x, train=True)") from error
     torch.set_rng_state(state)
     try:
         with torch.no_grad(), quietly():
