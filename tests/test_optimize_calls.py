@@ -97,6 +97,24 @@ def test_the_whole_reason_is_shown():
     assert "\n" not in str(found.value)
 
 
+def test_an_argument_that_cannot_be_planned_has_a_reason():
+    class Takes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x, options):
+            return self.net(x) * len(options)
+
+    model = Takes().eval()
+    fast = groupwise.optimize(model, source(), {1, 2})
+    assert [(left.name, left.reason) for left in fast.plan.left] == [
+        ("", "its arguments are more than tensors and plain values: set")
+    ]
+    with torch.no_grad():
+        torch.testing.assert_close(fast(source().zero_(), {1, 2}), model(source().zero_(), {1, 2}))
+
+
 def test_a_branch_that_depends_on_values_prints_nothing(capfd):
     groupwise.optimize(settle(Refusing(nn.Conv2d(8, 8, 1))), source())
     assert capfd.readouterr() == ("", "")

@@ -201,6 +201,27 @@ def test_a_step_keeps_a_quarter_less(act):
     assert kept_bytes(trainable(copy.deepcopy(model), x), x) < 0.75 * kept_bytes(model, x)
 
 
+class Joins(nn.Module):
+    """Takes images in a list or a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = small()
+
+    def forward(self, images):
+        return self.block(torch.cat(list(images.values() if isinstance(images, dict) else images)))
+
+
+@pytest.mark.parametrize("give", [lambda x: [x, x], lambda x: {"a": x, "b": x}])
+def test_arguments_that_are_not_traced_have_a_reason(give):
+    model, x = randomize(Joins()), image(2, 3, 8, 8)
+    net = groupwise.optimize(copy.deepcopy(model), give(x), train=True, tune=False)
+    assert [(it.name, type(give(x)).__name__ in it.reason) for it in net.plan.left] == [("", True)]
+    torch.testing.assert_close(net(give(x)), model(give(x)), rtol=1e-4, atol=1e-4)
+    assert [it.name for it in net.plan.fused] == ["block.1", "block.3.bn1", "block.3.bn2"]
+    assert net.plan.left
+
+
 def test_nothing_to_fuse_is_said():
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), image(2, 3, 8, 8)
     net = trainable(model, x)

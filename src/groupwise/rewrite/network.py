@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from groupwise.errors import GroupwiseError
 from groupwise.rewrite.capture import twin
 from groupwise.rewrite.plan import Plan
-from groupwise.rewrite.region import MOST_PROGRAMS, Met, Planner, Region, key_of, plan_of
+from groupwise.rewrite.region import MOST_PROGRAMS, Met, Planner, Refused, Region, key_of, plan_of, reason_to_run_whole
 from groupwise.rewrite.structure import Structure, countable
 from groupwise.rewrite.watch import check_watchable
 
@@ -104,6 +104,8 @@ class Optimized(torch.nn.Module):
             output = region(*args, **kwargs)
             if region.planner.news != news and thread.met:
                 self._describe(thread.met, args, kwargs, started)
+            elif vars(self)["_plan"] is None and not thread.met:
+                self._describe([(region, Refused(reason_to_run_whole(args, kwargs)))], args, kwargs, started)
         finally:
             thread.met = outer
         return output

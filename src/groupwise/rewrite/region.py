@@ -303,3 +303,19 @@ def key_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Key, Sequenc
         else:
             return None
     return tuple(parts), leaves
+
+
+def reason_to_run_whole(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Says why `key_of` returns None."""
+    if torch.is_autocast_enabled("cpu"):
+        return "it was called under autocast"
+    if _functorch():
+        return "torch.func transformed it"
+    kinds: dict[str, None] = {}
+    for leaf in tree_flatten((tuple(args), dict(kwargs)))[0]:
+        if isinstance(leaf, torch.Tensor):
+            if type(leaf) not in _PLAIN or leaf.device.type != "cpu" or leaf.layout is not torch.strided:
+                kinds["a tensor that is no plain CPU tensor"] = None
+        elif type(leaf) not in _VALUES:
+            kinds[type(leaf).__name__] = None
+    return f"its arguments are more than tensors and plain values: {', '.join(kinds)}"
