@@ -17,6 +17,7 @@ import torch
 
 from groupwise.errors import GroupwiseError
 from groupwise.models import MODELS
+from groupwise.models.others import import_torchvision
 
 FORMS = "a network of groupwise, torchvision:NAME, timm:NAME, package.module:attribute or file.py:Name"
 
@@ -56,6 +57,7 @@ def input_shape(model: torch.nn.Module) -> tuple[int, ...]:
 
 
 def _from_torchvision(name: str) -> torch.nn.Module:
+    _need("torchvision")
     models = import_torchvision()
     if name not in models.list_models():
         raise GroupwiseError(_unknown("torchvision model", name, models.list_models()))
@@ -64,28 +66,6 @@ def _from_torchvision(name: str) -> torch.nn.Module:
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         options["weights_backbone"] = None
     return _checked(models.get_model(name, **options), f"torchvision:{name}")
-
-
-def import_torchvision() -> ModuleType:
-    """Returns `torchvision.models`, even where torchvision's compiled operators do not fit this torch."""
-    _need("torchvision")
-    try:
-        return importlib.import_module("torchvision.models")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-    # A torchvision built for another torch cannot load its operators, and its import fails where it first names one.
-    # The networks do not call them, so it is enough to declare the two that it names.
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    for name in ("nms", "qnms"):
-        schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        _torchvision_library.define(schema)  # type: ignore[no-untyped-call]
-    return importlib.import_module("torchvision.models")
-
-
-# PyTorch drops the declarations once this object is gone.
-_torchvision_library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def _from_timm(name: str) -> torch.nn.Module:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from groupwise.errors import GroupwiseError
 from groupwise.rewrite.capture import twin
+from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Plan
 from groupwise.rewrite.region import MOST_PROGRAMS, Met, Planner, Refused, Region, key_of, plan_of, reason_to_run_whole
 from groupwise.rewrite.structure import Structure, countable
@@ -177,6 +178,9 @@ class Optimized(torch.nn.Module):
         return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
 
     # A copy plans anew when it is first called: packed weights belong to a process and a machine.
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduced(self, self.model)
 
     def __getstate__(self) -> dict[str, Any]:
         dropped = {"_region", "_plans", "_structures", "_source", "_parameters", "_buffers", "_modules"}

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from groupwise.draw.text import lines as text
 from groupwise.kernels import native
 from groupwise.rewrite.example import refused
+from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
 from groupwise.rewrite.train_region import Region, Settings, switch_back, switched_on
@@ -132,6 +133,9 @@ class Trainable(torch.nn.Module):
             raise
 
     # A copy traces anew when it is first called.
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduced(self, self.model)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_region": None}
