@@ -237,6 +237,8 @@ def test_the_plan_prints():
     assert "3 batch norms fused, 3 with an activation and 1 with a sum" in shown
     assert "3.bn2" in shown
     assert net.plan.to_dict()["memory_format"] == "as given"
+    one = trainable(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(2, 3, 8, 8))
+    assert ": 1 batch norm fused, 0 with" in str(one.plan)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ def load_model(target: str, say: Callable[[str], None] = lambda message: None) -
         raise GroupwiseError(f"{target!r} lacks a name; give {target}:NAME, where NAME is a module or makes one")
     if not colon:
         if target not in MODELS:
-            raise GroupwiseError(f"{_unknown('model', target, list(MODELS))}; or give {FORMS.split(', ', 1)[1]}")
+            found = _elsewhere(target) or _unknown("model", target, list(MODELS))
+            raise GroupwiseError(f"{found}; or give {FORMS.split(', ', 1)[1]}")
         return MODELS[target]()
     if source == "torchvision":
         return _from_torchvision(name)
@@ -143,6 +144,27 @@ def _need(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         fix = f"install it with: pip install --no-deps {package} (without --no-deps it may replace torch)"
         raise GroupwiseError(f"{package} is not installed; {fix}")
+
+
+def _elsewhere(name: str) -> str:
+    """Returns how to write the name of a network of torchvision or timm; empty if neither has such a network."""
+
+    def plain(word: str) -> str:
+        return word.lower().replace("_", "").replace("-", "")
+
+    for package, known in (("torchvision", lambda: import_torchvision().list_models()), ("timm", _timm_models)):
+        if importlib.util.find_spec(package) is not None:
+            found = [f"{package}:{one}" for one in known() if plain(one) == plain(name)]
+            if found:
+                return f"no model named {name!r} in groupwise; write {found[0]}"
+    return ""
+
+
+def _timm_models() -> list[str]:
+    if importlib.util.find_spec("torchvision"):
+        import_torchvision()
+    names: list[str] = importlib.import_module("timm").list_models()
+    return names
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:

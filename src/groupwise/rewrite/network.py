@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from groupwise.errors import GroupwiseError
 from groupwise.rewrite.capture import twin
 from groupwise.rewrite.pickled import reduced
-from groupwise.rewrite.plan import Plan
+from groupwise.rewrite.plan import Plan, Plans
 from groupwise.rewrite.region import MOST_PROGRAMS, Met, Planner, Refused, Region, key_of, plan_of, reason_to_run_whole
 from groupwise.rewrite.structure import Structure, countable
 from groupwise.rewrite.watch import check_watchable
@@ -69,10 +69,10 @@ class Optimized(torch.nn.Module):
         return plan
 
     @property
-    def plans(self) -> tuple[Plan, ...]:
+    def plans(self) -> Plans:
         """The plans that the network keeps, one for each kind of input, the newest at the end."""
         region: Region = vars(self)["_region"]
-        return tuple(plan for key, plan in list(vars(self)["_plans"].items()) if region.knows(key))
+        return Plans(plan for key, plan in list(vars(self)["_plans"].items()) if region.knows(key))
 
     def plan_of(self, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Plan:
         """Returns the plan for inputs like these, and runs the network on them if there is none yet."""

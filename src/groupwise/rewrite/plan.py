@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from groupwise.draw.base import phrases
 from groupwise.draw.text import lines as text
 from groupwise.spec.legible import Printed, legible
 
@@ -47,6 +48,15 @@ class Left:
 
     name: str
     reason: str
+
+
+class Plans(tuple["Plan", ...], Printed):
+    """Plans in order. `print()` it for all of their tables."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self)) or "no plans"
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class Plan(Printed):
 
     def _summary(self) -> str:
         engines = ", ".join(f"{count} by {name}" for name, count in sorted(self.engines.items())) or "none"
-        return f"{len(self.steps)} steps; layers: {engines}; planned in {self.seconds:.1f} s"
+        return f"{phrases.plural(len(self.steps), 'step')}; layers: {engines}; planned in {self.seconds:.1f} s"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field as plain JSON types."""

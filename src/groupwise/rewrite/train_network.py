@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from groupwise.draw.base import phrases
 from groupwise.draw.text import lines as text
 from groupwise.kernels import native
 from groupwise.rewrite.example import refused
@@ -45,8 +46,8 @@ class TrainingPlan(Printed):
         sums = sum(bool(it.residual) for it in self.fused)
         times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in self.ms.items())
         found = [
-            f"{self.title}: {len(self.fused)} batch norms fused, {activations} with an activation and {sums} with a "
-            f"sum; images {self.memory_format}" + (f" (a step: {times})" if times else "")
+            f"{self.title}: {phrases.plural(len(self.fused), 'batch norm')} fused, {activations} with an activation "
+            f"and {sums} with a sum; images {self.memory_format}" + (f" (a step: {times})" if times else "")
         ]
         if self.fused:
             rows = [(legible(it.name), it.activation, legible(it.residual)) for it in self.fused]
