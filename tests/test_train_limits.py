@@ -234,6 +234,36 @@ def test_distributed_data_parallel_of_one_process(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+SHARDED = {
+    "network": lambda net: [net],
+    "a module in it": lambda net: [net.model[0], net],
+    "its model": lambda net: [net.model],
+}
+
+
+@pytest.mark.parametrize("which", SHARDED)
+def test_fully_shard_of_one_process(tmp_path, which):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        model = randomize(nn.Sequential(block(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU()))
+        net = trainable(copy.deepcopy(model))
+        for module in SHARDED[which](net):
+            torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+        for _ in range(2):
+            for network in (net, model):
+                network.zero_grad()
+                network(image()).square().mean().backward()
+                torch.optim.SGD(network.parameters(), lr=0.1).step()
+        for (name, ours), theirs in zip(net.named_parameters(), model.parameters(), strict=True):
+            whole = ours.full_tensor() if hasattr(ours, "full_tensor") else ours
+            torch.testing.assert_close(whole, theirs, rtol=1e-3, atol=1e-3, msg=name)
+        fused = [it.name for it in net.plan.fused]
+        assert fused == {"network": ["0.1", "0.4", "2"], "a module in it": ["2"], "its model": []}[which]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_dispatch_is_on_for_the_network_alone():
     model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.BatchNorm2d(32), nn.ReLU())
     net = Trainable(model, Settings(), {})
