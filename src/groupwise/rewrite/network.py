@@ -25,7 +25,8 @@ class Optimized(torch.nn.Module):
 
     It is called as the model is. `print(network.plan)` says how it runs. Its parameters, buffers and state_dict are the
     model's own, and it packs its weights again when one of them changes, and plans anew when a submodule of the model
-    is replaced. Inputs of another shape make a plan of their own when they first come.
+    is replaced. Inputs of another shape make a plan of their own when they first come. Submodules that stay as they are
+    belong to the model, and follow its `train()` and `eval()`.
     """
 
     def __init__(self, model: torch.nn.Module, measure: bool, dtype: torch.dtype | None = None) -> None:
