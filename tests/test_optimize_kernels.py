@@ -33,6 +33,19 @@ def source():
     return torch.randn(2, 16, 9, 11).contiguous(memory_format=torch.channels_last)
 
 
+def test_a_choice_says_why_a_shorter_time_does_not_count():
+    seconds = {
+        "onednn": [1.0, 3.0, 3.0],
+        "matmul": [0.8, 9.0, 9.0],
+        "groupwise": [0.99, 2.0, 2.0],
+        "pytorch": [2, 2, 5],
+    }
+    assert choose._fastest(seconds) == "onednn"
+    assert choose._reason(seconds, "onednn") == (
+        "1000.000 ms, matmul 800.000 (slower at its median), groupwise 990.000 (too close to tell), pytorch 2000.000"
+    )
+
+
 def prefer(monkeypatch, kernel):
     """Let one kernel be the fastest where it runs."""
     rows = tuple(row for row in engines.CONVOLUTION if row.name != "groupwise" or row.kernel == kernel)

@@ -90,8 +90,7 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
     seconds = _time({name: recipes[name].again(call(*_copies(given))) for name, call in calls.items()}, given)
     best = _fastest(seconds)
     ms = {name: round(min(found) * 1e3, 4) for name, found in seconds.items()}
-    others = ", ".join(f"{name} {least:.3f}" for name, least in ms.items() if name != best)
-    return Choice(able[best], f"{ms[best]:.3f} ms, {others}", ms, refused, kernels[best])
+    return Choice(able[best], _reason(seconds, best), ms, refused, kernels[best])
 
 
 def _copies(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -119,6 +118,19 @@ def _fastest(seconds: Mapping[str, Sequence[float]]) -> str:
         if shorter and statistics.median(seconds[name]) < statistics.median(seconds[best]):
             best = name
     return best
+
+
+def _reason(seconds: Mapping[str, Sequence[float]], best: str) -> str:
+    """Returns the shortest time of each engine, and why one that is shorter than the best's does not count."""
+    least = {name: min(found) for name, found in seconds.items()}
+    others = []
+    for name, found in least.items():
+        why = ""
+        if found < least[best]:
+            why = " (slower at its median)" if found < least[best] * MARGIN else " (too close to tell)"
+        if name != best:
+            others.append(f"{name} {found * 1e3:.3f}{why}")
+    return ", ".join([f"{least[best] * 1e3:.3f} ms", *others])
 
 
 def _time(calls: Mapping[str, Call], given: Sequence[torch.Tensor]) -> dict[str, list[float]]:

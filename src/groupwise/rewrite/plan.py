@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from groupwise.draw.base import phrases
 from groupwise.draw.text import lines as text
 from groupwise.spec.legible import Printed, legible
 
@@ -37,6 +38,8 @@ class Step:
     """The shortest time of each engine that was measured; of groupwise's kernels, by their names, too."""
     kernel: str = ""
     """The kernel of groupwise that runs a layer; empty for another engine."""
+    layers: tuple[str, ...] = ()
+    """The modules of the layers that are one step, in order; empty for a layer by itself."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,15 @@ class Left:
 
     name: str
     reason: str
+
+
+class Plans(tuple["Plan", ...], Printed):
+    """Plans in order. `print()` it for all of their tables."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self)) or "no plans"
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,7 @@ class Plan(Printed):
 
     def _summary(self) -> str:
         engines = ", ".join(f"{count} by {name}" for name, count in sorted(self.engines.items())) or "none"
-        return f"{len(self.steps)} steps; layers: {engines}; planned in {self.seconds:.1f} s"
+        return f"{phrases.plural(len(self.steps), 'step')}; layers: {engines}; planned in {self.seconds:.1f} s"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field as plain JSON types."""

@@ -38,6 +38,14 @@ IN_PLACE: dict[Any, Any] = {
 }
 
 
+def _channels_last_recipe(given: int, source: Any) -> Recipe:
+    return Recipe(given, Operation(aten.contiguous.default, (source,), {"memory_format": torch.channels_last}))
+
+
+# Python functions in a graph, as operators, which the core can call. A row takes the number of values, and arguments.
+RECIPES: dict[Any, Callable[..., Recipe]] = {to_channels_last: _channels_last_recipe, batch_norm_act: norm_recipe}
+
+
 class Program:
     """What a module computes on inputs of one shape.
 
@@ -123,10 +131,6 @@ class Program:
         if is_layer(node):
             work, choice = self._choices[node]
             return choice.engine.make(work, *_packable(node, constants)), _reads(node)
-        if node.target is to_channels_last:
-            # As an operator, which the native core can call.
-            form = {"memory_format": torch.channels_last}
-            return Recipe(1, Operation(aten.contiguous.default, (Slot(0),), form)), node.all_input_nodes
         target: Any = node.target
         if node in self._writable and args_of(node)[0] in self._writable[node]:
             target = node.meta.get("in_place", IN_PLACE.get(target, target))
@@ -142,8 +146,8 @@ class Program:
         if "in_place" in node.meta and target is node.meta["in_place"]:
             # It writes to what it reads first.
             kwargs = {"out": args[0]}
-        if target is batch_norm_act:
-            return norm_recipe(len(reads), *args), reads
+        if target in RECIPES:
+            return RECIPES[target](len(reads), *args), reads
         return Recipe(len(reads), Operation(target, args, kwargs)), reads
 
     def _choose(self, constants: dict[Node, Any], example: Sequence[Any]) -> dict[Node, tuple[Recipe, list[Node]]]:
@@ -197,7 +201,8 @@ class Program:
             if node.target is aten._to_copy.default:
                 name = f"to_{value(node).dtype}".replace("torch.", "")
             engine = node.meta.get("engine", "groupwise" if node.target is batch_norm_act else "pytorch")
-            return Step(module_of(node), name, engine, node.meta.get("fused", ()), shape, output)
+            fused, layers = node.meta.get("fused", ()), node.meta.get("layers", ())
+            return Step(module_of(node), name, engine, fused, shape, output, layers=layers)
         work, choice = self._choices[node]
         return Step(
             name=module_of(node),

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.kernels import native
+from groupwise.rewrite.capture import module_of
 from groupwise.rewrite.steps import (
     Activation,
     Epilogue,
@@ -142,6 +143,7 @@ def _name(graph: Graph, node: Node, source: Node, gate: _Gate) -> None:
     fused = ("mean", *words, "product")
     target, in_place = torch.ops.groupwise.squeeze_excite.default, torch.ops.groupwise.squeeze_excite.out
     meta = {"engine": "groupwise", "fused": fused, "in_place": in_place, "constant": False}
+    meta["layers"] = tuple(map(module_of, gate.layers))
     put(graph, (node, *gate.nodes), target, (source, *given), meta)
 
 

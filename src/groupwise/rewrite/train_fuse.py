@@ -138,9 +138,20 @@ _FUNCTIONS: dict[Any, str] = {
     F.leaky_relu: "leaky_relu",
     F.leaky_relu_: "leaky_relu",
 }
+# The operator keeps the residual for the backward of these, where PyTorch keeps the sum.
+KEEPS_RESIDUAL = {"silu", "hardswish", "hardsigmoid"}
 _METHODS = {name + suffix: name for name in ("relu", "sigmoid", "tanh") for suffix in ("", "_")}
 _SUMS = {operator.add, torch.add}
 _SUMS_IN_PLACE = {operator.iadd, "add_"}
+
+_FRESH = {
+    *(*_SUMS, *_FUNCTIONS, apply_norm, batch_norm_act, F.batch_norm, F.linear, torch.cat, torch.mul, operator.mul),
+    *(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, F.max_pool2d, F.avg_pool2d),
+}
+_FRESH_MODULES = (
+    *(torch.nn.modules.conv._ConvNd, torch.nn.Linear, _BatchNorm, torch.nn.MaxPool2d, torch.nn.AvgPool2d),
+    *(kind for kind in _MODULES if kind is not torch.nn.Identity),
+)
 
 
 def _later_first(graph: Graph, modules: dict[str, torch.nn.Module]) -> list[Node]:
@@ -166,6 +177,8 @@ def _fuse(graph: Graph, node: Node, modules: dict[str, torch.nn.Module]) -> Fuse
         place = last
         if (act := _activation_after(last, modules)) is not None:
             last, activation, slope = act
+        if residual is not None and activation in KEEPS_RESIDUAL and _written_after(graph, residual, place, modules):
+            last, place, residual, activation = node, node, None, "none"
     else:
         place = node
     options: dict[str, Any] = {} if activation == "none" else {"activation": activation}
@@ -249,6 +262,36 @@ def _can_move(node: Node, place: Node, modules: dict[str, torch.nn.Module]) -> b
             return False
         between = between.next
     return True
+
+
+def _written_after(graph: Graph, read: Node, place: Node, modules: dict[str, torch.nn.Module]) -> bool:
+    """Tells whether something behind a place may write to the memory of what was read."""
+    memory: dict[Node, frozenset[Node]] = {}
+    for node in graph.nodes:
+        shared = frozenset([node])
+        for source in _shared_with(node, modules):
+            shared |= memory[source]
+        memory[node] = shared
+    node = place.next
+    while node.op != "root":
+        if writes(node, modules) and any(memory[read] & memory[written] for written in _written_by(node)):
+            return True
+        node = node.next
+    return False
+
+
+def _written_by(node: Node) -> list[Node]:
+    return [given for given in (*node.args[:1], node.kwargs.get("out")) if isinstance(given, Node)]
+
+
+def _shared_with(node: Node, modules: dict[str, torch.nn.Module]) -> list[Node]:
+    """Returns what a node reads and may share memory with: all, unless it is known to make memory of its own."""
+    if writes(node, modules):
+        return _written_by(node)
+    fresh = node.op == "call_function" and node.target in _FRESH
+    if node.op == "call_module":
+        fresh = isinstance(modules.get(str(node.target)), _FRESH_MODULES)
+    return [] if fresh else node.all_input_nodes
 
 
 def _state(node: Node) -> set[str]:

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from groupwise.draw.base import phrases
 from groupwise.draw.text import lines as text
 from groupwise.kernels import native
+from groupwise.rewrite.example import refused
+from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
 from groupwise.rewrite.train_region import Region, Settings, switch_back, switched_on
@@ -43,8 +46,8 @@ class TrainingPlan(Printed):
         sums = sum(bool(it.residual) for it in self.fused)
         times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in self.ms.items())
         found = [
-            f"{self.title}: {len(self.fused)} batch norms fused, {activations} with an activation and {sums} with a "
-            f"sum; images {self.memory_format}" + (f" (a step: {times})" if times else "")
+            f"{self.title}: {phrases.plural(len(self.fused), 'batch norm')} fused, {activations} with an activation "
+            f"and {sums} with a sum; images {self.memory_format}" + (f" (a step: {times})" if times else "")
         ]
         if self.fused:
             rows = [(legible(it.name), it.activation, legible(it.residual)) for it in self.fused]
@@ -132,6 +135,9 @@ class Trainable(torch.nn.Module):
 
     # A copy traces anew when it is first called.
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduced(self, self.model)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_region": None}
 
@@ -176,6 +182,8 @@ def _copied(model: torch.nn.Module) -> torch.nn.Module | None:
 def _disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Says how the traced form differs from the model on the example; empty if it does not.
 
+    Raises `RefusedExample` if the model fails on it.
+
     A condition on an argument's type, say, is decided by the trace and not by the argument.
     """
     twin = copy.deepcopy(model)
@@ -183,8 +191,8 @@ def _disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
     try:
         with torch.no_grad(), quietly():
             expected = tree_leaves(model(*args, **kwargs))
-    except Exception:
-        return ""  # the model says what is wrong when it is called
+    except Exception as error:
+        raise refused(error, args, kwargs, "groupwise.optimize(model, x, train=True)") from error
     torch.set_rng_state(state)
     try:
         with torch.no_grad(), quietly():
