@@ -17,6 +17,7 @@ import groupwise
 from groupwise import GroupwiseError
 from groupwise.errors import RefusedExample
 from groupwise.rewrite import region
+from groupwise.rewrite.structure import Structure
 from optimized import Refusing, check, network, settle, source
 
 # Wrong inputs
@@ -233,6 +234,16 @@ def test_submodules_that_are_added_or_removed_are_noticed():
     check(model, source(), fast=fast)
     del model[1]
     check(model, source(), fast=fast)
+
+
+def test_a_submodule_of_one_that_had_none_is_noticed():
+    model = network()
+    structure = Structure(model)
+    assert structure.holds()
+    model[0][0].more = nn.ReLU()
+    assert not structure.holds()
+    del model[0][0].more
+    assert structure.holds()
 
 
 def test_a_module_in_training_mode_that_replaces_another_runs_as_in_eval():

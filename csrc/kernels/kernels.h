@@ -49,6 +49,7 @@ struct Kernels {
   void (*squeeze_gate)(const Gate&, Range samples, Range rows);
   void (*squeeze_scale)(const Squeeze&, int64_t begin, int64_t end);
   void (*multiply_adds)(int64_t rounds);  // 12 of each lane a round
+  void (*pack_channels)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* packed);
 };
 
 }  // namespace groupwise

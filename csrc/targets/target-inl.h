@@ -9,6 +9,7 @@ namespace groupwise::GW_TARGET {
 
 void correlate_planar(const Correlation&, const CorrelationLayout&, int64_t begin, int64_t end, float* scratch);
 void correlate_channels(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
+void pack_channels(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* packed);
 void correlate_groups(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
 void correlate_dots(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
 void grad_weight_planar(const GradWeight&, const GradWeightLayout&, int64_t begin, int64_t end, float* scratch, float* parts);
@@ -61,7 +62,8 @@ constexpr Kernels table(const char* isa, int number) {
           squeeze_sums,
           squeeze_gate,
           squeeze_scale,
-          multiply_adds};
+          multiply_adds,
+          pack_channels};
 }
 
 }  // namespace groupwise::GW_TARGET

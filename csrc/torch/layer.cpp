@@ -72,6 +72,36 @@ struct Layer::Prepared {
   Tensor weight, packed;
 };
 
+namespace {
+
+// The shape and strides of a tensor of the kind that the kernels compute.
+struct Form {
+  std::vector<int64_t> sizes, strides;
+
+  bool fits(const Tensor& t) const { return plain(t) && t.sizes().equals(sizes) && t.strides().equals(strides); }
+};
+
+// The floats that a tensor reaches over.
+int64_t reach_of(const Tensor& t) {
+  int64_t reach = 1;
+  for (int64_t i = 0; i < t.dim(); i++) reach += (t.size(i) - 1) * t.stride(i);
+  return reach;
+}
+
+bool apart(const float* a, int64_t a_floats, const float* b, int64_t b_floats) {
+  return a + a_floats <= b || b + b_floats <= a;
+}
+
+}  // namespace
+
+// A source and an output of these forms need no other check, and no copy.
+struct Layer::Kept {
+  std::shared_ptr<const Prepared> prepared;
+  Form source, out;
+  int64_t source_floats = 0, out_floats = 0;
+  bool known = false;
+};
+
 Layer::Layer(const Tensor& weight, const std::optional<Tensor>& bias, Geometry geometry, const Activate& before, bool residual,
              const Activate& after, std::string kernel)
     : geometry_(std::move(geometry)), before_(before), after_(after), residual_(residual), kernel_(std::move(kernel)) {
@@ -131,9 +161,9 @@ std::shared_ptr<const Layer::Prepared> Layer::prepared(const Call& call, const T
   const Request request = request_of(call, source, &out, weight_);
   const std::lock_guard<std::mutex> lock(mutex_);
   for (size_t i = 0; i < kept_.size(); i++)
-    if (kept_[i]->request == request) {
+    if (kept_[i].prepared->request == request) {
       std::rotate(kept_.begin(), kept_.begin() + i, kept_.begin() + i + 1);
-      return kept_[0];
+      return kept_[0].prepared;
     }
   auto made = std::make_shared<Prepared>(Prepared{request, plan_of(request, kernel_), {}, {}});
   if (made->plan->work) {
@@ -152,8 +182,44 @@ std::shared_ptr<const Layer::Prepared> Layer::prepared(const Call& call, const T
     }
   }
   if (kept_.size() == kMostKept) kept_.pop_back();
-  kept_.insert(kept_.begin(), made);
+  kept_.insert(kept_.begin(), Kept{made, {}, {}});
   return made;
+}
+
+void Layer::remember(const Prepared* ready, const Tensor& source, const Tensor& out) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (Kept& kept : kept_)
+    if (kept.prepared.get() == ready)
+      kept = {std::move(kept.prepared),
+              {source.sizes().vec(), source.strides().vec()},
+              {out.sizes().vec(), out.strides().vec()},
+              reach_of(source),
+              reach_of(out),
+              true};
+}
+
+// Runs tensors of forms that have run before, which takes a small part of the time that it takes to understand them. False if
+// there is something to look at.
+bool Layer::run_again(const Tensor& source, const Tensor& residual, const Tensor& out) const {
+  if (residual.defined() != residual_) return false;
+  std::shared_ptr<const Prepared> ready;
+  {
+    const int64_t threads = threads_here();
+    const Kernels* target = &kernels();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const Kept& kept : kept_) {
+      const Request& request = kept.prepared->request;
+      if (!kept.known || request.threads != threads || request.target != target) continue;
+      if (!kept.source.fits(source) || !kept.out.fits(out) || (residual_ && !kept.out.fits(residual))) continue;
+      if (!apart(source.const_data_ptr<float>(), kept.source_floats, out.const_data_ptr<float>(), kept.out_floats))
+        return false;
+      ready = kept.prepared;
+      break;
+    }
+  }
+  if (!ready || (residual_ && same_place(residual, out) && !begins_with_residual(*ready))) return false;
+  compute(*ready, source, residual, out);
+  return true;
 }
 
 std::shared_ptr<const Plan> Layer::plan(const Tensor& source) const {
@@ -200,17 +266,24 @@ Tensor Layer::empty(const Tensor& source) const {
 }
 
 void Layer::run(const Tensor& source, const Tensor& residual, const Tensor& out) const {
-  if (!linear_) return run_images(source, residual, out);
+  if (run_again(source, residual, out)) return;
   const at::AutoDispatchBelowADInplaceOrView below;
-  TORCH_CHECK(out.dim() >= 1 && out.is_contiguous() && out.size(-1) == weight_.size(0),
-              "groupwise: a linear layer cannot write its output to a tensor of ", shape_of(out));
-  TORCH_CHECK(!residual.defined() || residual.sizes() == out.sizes(), "groupwise: a residual has the output's shape, not ",
-              shape_of(residual));
-  run_images(image_of(source), residual.defined() ? as_pixels(residual) : residual, as_pixels(out));
+  std::shared_ptr<const Prepared> ran;
+  if (linear_) {
+    TORCH_CHECK(out.dim() >= 1 && out.is_contiguous() && out.size(-1) == weight_.size(0),
+                "groupwise: a linear layer cannot write its output to a tensor of ", shape_of(out));
+    TORCH_CHECK(!residual.defined() || residual.sizes() == out.sizes(), "groupwise: a residual has the output's shape, not ",
+                shape_of(residual));
+    ran = run_images(image_of(source), residual.defined() ? as_pixels(residual) : residual, as_pixels(out));
+    if (!source.is_contiguous()) return;
+  } else {
+    ran = run_images(source, residual, out);
+  }
+  if (ran) remember(ran.get(), source, out);
 }
 
-void Layer::run_images(const Tensor& source, const Tensor& residual, const Tensor& out) const {
-  const at::AutoDispatchBelowADInplaceOrView below;
+std::shared_ptr<const Layer::Prepared> Layer::run_images(const Tensor& source, const Tensor& residual,
+                                                         const Tensor& out) const {
   const Call call = call_of(source, weight_, geometry_);
   const Problem& p = call.problem;
   const auto fits = [&](const Tensor& t) {
@@ -223,35 +296,40 @@ void Layer::run_images(const Tensor& source, const Tensor& residual, const Tenso
   TORCH_CHECK(residual.defined() == residual_, "groupwise: a layer is run with a residual if it was made with one");
   TORCH_CHECK(!residual_ || fits(residual), "groupwise: a residual has the output's shape, not ", shape_of(residual));
   at::assert_no_overlap(out, source);
-  const std::shared_ptr<const Prepared> ready = prepared(call, source, out);
-  const Plan& plan = *ready->plan;
-  TORCH_CHECK(plan.work, "groupwise: this layer cannot run: ", why_not(plan));
+  std::shared_ptr<const Prepared> ready = prepared(call, source, out);
+  TORCH_CHECK(ready->plan->work, "groupwise: this layer cannot run: ", why_not(*ready->plan));
   const Tensor from = as_read(source, call);
   // An output that the kernels cannot write in place, such as every second column of a tensor, is copied to it.
   const bool direct = readable(strides_of(out), call);
   const Tensor to = direct ? out : groupwise::empty(call, call.transposed, source.options().requires_grad(false));
-  Epilogue epilogue{before_, nullptr, after_};
   Tensor added = residual;
-  if (residual_) {
-    const bool begins = before_.kind == Activation::none && plan.work->begins_with_residual();
-    if (strides_of(residual) != strides_of(to) || (same_place(residual, to) && !begins)) {
-      added = at::empty_strided(to.sizes(), to.strides(), to.options());
-      added.copy_(residual);
-    }
-    epilogue.residual = added.const_data_ptr<float>();
+  if (residual_ && (strides_of(residual) != strides_of(to) || (same_place(residual, to) && !begins_with_residual(*ready)))) {
+    added = at::empty_strided(to.sizes(), to.strides(), to.options());
+    added.copy_(residual);
   }
+  compute(*ready, from, added, to);
+  if (!direct) out.copy_(to);
+  return direct && from.is_same(source) ? ready : nullptr;
+}
+
+bool Layer::begins_with_residual(const Prepared& ready) const {
+  return before_.kind == Activation::none && ready.plan->work->begins_with_residual();
+}
+
+// Computes an output that the kernels write in place, of a source that they read in place. The residual has the output's strides.
+void Layer::compute(const Prepared& ready, const Tensor& source, const Tensor& residual, const Tensor& out) const {
+  Epilogue epilogue{before_, residual_ ? residual.const_data_ptr<float>() : nullptr, after_};
+  const Tensor& x = geometry_.transposed ? out : source;
+  const Tensor& y = geometry_.transposed ? source : out;
   Tensors t{};
-  const Tensor& x = call.transposed ? to : from;
-  const Tensor& y = call.transposed ? from : to;
   t.x = const_cast<float*>(x.const_data_ptr<float>());
   t.y = const_cast<float*>(y.const_data_ptr<float>());
-  t.w = const_cast<float*>(ready->weight.const_data_ptr<float>());
+  t.w = const_cast<float*>(ready.weight.const_data_ptr<float>());
   t.bias = bias_.defined() ? bias_.const_data_ptr<float>() : nullptr;
   if (residual_ || before_.kind != Activation::none) t.epilogue = &epilogue;
-  t.packed = ready->packed.defined() ? ready->packed.const_data_ptr<float>() : nullptr;
-  record(ready->plan);
-  plan.work->run(t, parallel_for);
-  if (!direct) out.copy_(to);
+  t.packed = ready.packed.defined() ? ready.packed.const_data_ptr<float>() : nullptr;
+  record(ready.plan);
+  ready.plan->work->run(t, parallel_for);
 }
 
 namespace {

@@ -46,8 +46,14 @@ class Layer : public torch::CustomClassHolder {
 
  private:
   struct Prepared;
+  struct Kept;
   at::Tensor image_of(const at::Tensor& source) const;
-  void run_images(const at::Tensor& source, const at::Tensor& residual, const at::Tensor& out) const;
+  // Returns what ran, if it read and wrote these tensors in place, else null.
+  std::shared_ptr<const Prepared> run_images(const at::Tensor& source, const at::Tensor& residual, const at::Tensor& out) const;
+  bool run_again(const at::Tensor& source, const at::Tensor& residual, const at::Tensor& out) const;
+  void compute(const Prepared& ready, const at::Tensor& source, const at::Tensor& residual, const at::Tensor& out) const;
+  bool begins_with_residual(const Prepared& ready) const;
+  void remember(const Prepared* ready, const at::Tensor& source, const at::Tensor& out) const;
   std::shared_ptr<const Prepared> prepared(const Call& call, const at::Tensor& source, const at::Tensor& out) const;
   std::string why_not(const Plan& plan) const;
   std::shared_ptr<const Plan> plan(const at::Tensor& source) const;
@@ -58,7 +64,7 @@ class Layer : public torch::CustomClassHolder {
   bool residual_, linear_ = false;
   std::string kernel_;
   mutable std::mutex mutex_;
-  mutable std::vector<std::shared_ptr<const Prepared>> kept_;  // the last one that ran comes first
+  mutable std::vector<Kept> kept_;  // the last one that ran comes first
 };
 
 }  // namespace groupwise

@@ -69,7 +69,7 @@ class BrgemmWork : public Correlations<BrgemmLayout> {
 
   void pack_part(const Correlation& c, const BrgemmLayout& l, float* packed, ParallelFor parallel_for) const override {
     if (l.weight_floats == 0) return;
-    run_tasks(c.groups * ceil_div(c.out_channels, l.outputs), facts.threads > 1, parallel_for,
+    run_tasks(c.groups * l.blocks(c), facts.threads > 1, parallel_for,
               [&](int64_t begin, int64_t end) { target_->pack_brgemm(c, l, begin, end, packed); });
   }
 

@@ -35,7 +35,7 @@ bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_
   // and 41 %).
   constexpr int64_t kTarget = 24 * 1024;
   const int64_t least = std::max<int64_t>(1, lanes / c.out_channels);
-  const int64_t vector = (c.in_channels * l->kernel_h * l->kernel_w + 1) * lanes;
+  const int64_t vector = c.in_channels * l->kernel_h * l->kernel_w * lanes;
   const auto floats = [&](int64_t groups) { return vectors_of(groups, c.out_channels, lanes) * vector; };
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, least};
@@ -44,10 +44,14 @@ bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_
     l->blocks = even_blocks(c.groups, least, &b.groups);
     return l->tasks(c);
   };
+  // Threads share the channels of few pixels, and else rows from top to bottom, as in brgemm: what a layer writes is then where the
+  // next one reads it, in the L2 cache of the same core.
+  const bool by_channels = threads > 1 && c.groups >= 4 * least * threads && few_pixels(c, threads);
+  if (by_channels) b.groups = std::min(b.groups, round_up(ceil_div(c.groups, threads), least));
   // Rows are halved first, to at most four tasks a thread, then blocks, then columns.
-  while (tasks() < 4 * threads && threads > 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  while (tasks() < 2 * threads && threads > 1 && b.groups > least) b.groups = b.groups / 2 / least * least;
-  while (tasks() < 2 * threads && threads > 1 && b.columns > 8 * kPixelTile)
+  while (!by_channels && tasks() < 4 * threads && threads > 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (!by_channels && tasks() < 2 * threads && threads > 1 && b.groups > least) b.groups = b.groups / 2 / least * least;
+  while (!by_channels && tasks() < 2 * threads && threads > 1 && b.columns > 8 * kPixelTile)
     b.columns = round_up(ceil_div(b.columns, 2), kPixelTile);
   tasks();
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
