@@ -116,7 +116,7 @@ def chains(draw):
         outputs = draw(st.sampled_from([channels, channels, 8, 16, 48]))
         groups = draw(st.sampled_from([g for g in (1, 2, 8, channels) if channels % g == 0 and outputs % g == 0]))
         kernel, dilation = [], []
-        for size in (height, width):
+        for _ in range(2):
             kernel.append(draw(st.sampled_from([1, 1, 2, 3, 3, 5, 7])))
             dilation.append(draw(st.sampled_from([1, 1, 1, 2, 3])))
         # No output sees padding alone, and the kernel fits.

@@ -23,7 +23,7 @@ _PRODUCTS = {torch.ops.aten.linear.default, torch.ops.aten.addmm.default, torch.
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """A layer and what follows it until the next one. Times are medians, in milliseconds."""
+    """A layer and what follows it until the next one, or a chain of layers. Times are medians, in milliseconds."""
 
     name: str
     """The module; empty for what runs before the first layer."""
@@ -90,6 +90,7 @@ def layer_times(
     contiguous, channels_last, optimized = map(_medians, found)
     if [row.name for row in contiguous] != [row.name for row in channels_last]:
         return ()
+    contiguous, channels_last = (_chained(rows, optimized) for rows in (contiguous, channels_last))
     return tuple(_joined(*rows) for rows in zip(contiguous, channels_last, _placed(contiguous, optimized), strict=True))
 
 
@@ -106,6 +107,21 @@ def _joined(one: _Row, other: _Row, after: _Row | None) -> LayerTimes:
         channels_last_ms=other.seconds * 1e3,
         optimized_ms=None if after is None else after.seconds * 1e3,
     )
+
+
+def _chained(model: Sequence[_Row], network: Sequence[_Row]) -> list[_Row]:
+    """Returns the model's rows, in which layers that are a chain in the network are one, the first."""
+    firsts = {layer: row.step.layers[0] for row in network if row.step is not None for layer in row.step.layers[1:]}
+    made: dict[str, _Row] = {}
+    rows: list[_Row] = []
+    for row in model:
+        first = firsts.get(row.name)
+        if first is not None and first in made:
+            made[first].seconds += row.seconds
+        else:
+            rows.append(row)
+            made[row.name] = row
+    return rows
 
 
 def _placed(model: Sequence[_Row], network: Sequence[_Row]) -> list[_Row | None]:
@@ -139,7 +155,7 @@ def _medians(runs: Sequence[Sequence[_Row]]) -> list[_Row]:
 def _optimized(network: Optimized, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> list[_Row]:
     rows = [_Row()]
     for step, seconds in step_times(network, inputs, kwargs):
-        if step is not None and step.kind in _LAYERS:
+        if step is not None and (step.kind in _LAYERS or step.layers):
             rows.append(_Row(step.name, step.kind, step.groups, step=step))
         rows[-1].seconds += seconds
     return rows
