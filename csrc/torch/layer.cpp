@@ -12,6 +12,7 @@
 
 #include "plan/recording.h"
 #include "torch/call.h"
+#include "torch/packed.h"
 #include "torch/pool.h"
 
 namespace groupwise {
@@ -31,6 +32,13 @@ std::string shape_of(const Tensor& t) {
   return "(" + shape + ")";
 }
 
+// Returns rows of features as the pixels of one image of one row, in channels_last.
+Tensor as_pixels(const Tensor& t) { return t.reshape({-1, t.size(-1)}).t().unsqueeze(0).unsqueeze(2); }
+
+bool same_place(const Tensor& a, const Tensor& b) { return a.const_data_ptr() == b.const_data_ptr(); }
+
+}  // namespace
+
 Call call_of(const Tensor& source, const Tensor& weight, const Geometry& g) {
   Call call;
   TORCH_CHECK(plain(source), "groupwise: a layer runs on float32 tensors on the CPU that are not empty");
@@ -39,31 +47,6 @@ Call call_of(const Tensor& source, const Tensor& weight, const Geometry& g) {
               "groupwise: a layer with a weight of ", shape_of(weight), " cannot run on a tensor of ", shape_of(source));
   return call;
 }
-
-// Returns a copy of a weight in which the output channels of a group are neighbours, which is how `groups` packs them.
-Tensor by_outputs(const Tensor& weight, const Call& call) {
-  const Problem& p = call.problem;
-  // The channels of the first dimension are the outputs, or the inputs if it is transposed.
-  const Tensor blocks = weight.reshape({p.groups, p.out_channels, p.in_channels, p.h.kernel * p.w.kernel});
-  const std::vector<int64_t> order = call.transposed ? std::vector<int64_t>{0, 3, 1, 2} : std::vector<int64_t>{0, 3, 2, 1};
-  return blocks.permute(order).contiguous();
-}
-
-WeightStrides strides_by_outputs(const Call& call) {
-  const Problem& p = call.problem;
-  const int64_t out = call.transposed ? p.in_channels : p.out_channels, in = call.transposed ? p.out_channels : p.in_channels;
-  WeightStrides s{p.h.kernel * p.w.kernel * in * out, 1, out, p.w.kernel * in * out, in * out};
-  // A transposed weight is named as the forward convolution's, whose outputs are this one's inputs.
-  if (call.transposed) std::swap(s.o, s.c);
-  return s;
-}
-
-// Returns rows of features as the pixels of one image of one row, in channels_last.
-Tensor as_pixels(const Tensor& t) { return t.reshape({-1, t.size(-1)}).t().unsqueeze(0).unsqueeze(2); }
-
-bool same_place(const Tensor& a, const Tensor& b) { return a.const_data_ptr() == b.const_data_ptr(); }
-
-}  // namespace
 
 // What runs for a source: one plan, with the weight in the order that it reads, and packed if it packs.
 struct Layer::Prepared {
@@ -165,21 +148,10 @@ std::shared_ptr<const Layer::Prepared> Layer::prepared(const Call& call, const T
       std::rotate(kept_.begin(), kept_.begin() + i, kept_.begin() + i + 1);
       return kept_[0].prepared;
     }
-  auto made = std::make_shared<Prepared>(Prepared{request, plan_of(request, kernel_), {}, {}});
+  auto made = std::make_shared<Prepared>(Prepared{request, plan_of_constant(request, call, kernel_), {}, {}});
   if (made->plan->work) {
-    const char* name = made->plan->name();
-    if (name == std::string_view("groups")) {
-      Request ordered = request;
-      ordered.w_strides = strides_by_outputs(call);
-      made->plan = plan_of(ordered, name);
-      made->weight = by_outputs(weight_, call);
-    } else {
-      made->weight = depthwise(call.problem) ? weight_.contiguous() : weight_;
-    }
-    if (const int64_t floats = made->plan->work->packed_floats(); floats > 0) {
-      made->packed = at::empty({floats}, weight_.options());
-      made->plan->work->pack(made->weight.const_data_ptr<float>(), made->packed.mutable_data_ptr<float>(), parallel_for);
-    }
+    made->weight = ordered(*made->plan, call, weight_);
+    made->packed = packed(*made->plan, made->weight);
   }
   if (kept_.size() == kMostKept) kept_.pop_back();
   kept_.insert(kept_.begin(), Kept{made, {}, {}});
@@ -230,17 +202,10 @@ std::shared_ptr<const Plan> Layer::plan(const Tensor& source) const {
 
 std::string Layer::kernel(const Tensor& source) const { return plan(source)->name(); }
 
-std::string Layer::why_not(const Plan& plan) const {
-  if (kernel_.empty()) return "the planner leaves it to PyTorch";
-  for (const auto& [name, why] : plan.refused)
-    if (name == kernel_) return why;
-  return "it computes other directions";
-}
-
 std::string Layer::refuses(const Tensor& source) const {
   try {
     const std::shared_ptr<const Plan> found = plan(source);
-    return found->work ? "" : why_not(*found);
+    return found->work ? "" : why_not(*found, kernel_);
   } catch (const c10::Error& error) {
     return error.what_without_backtrace();
   }
@@ -297,7 +262,7 @@ std::shared_ptr<const Layer::Prepared> Layer::run_images(const Tensor& source, c
   TORCH_CHECK(!residual_ || fits(residual), "groupwise: a residual has the output's shape, not ", shape_of(residual));
   at::assert_no_overlap(out, source);
   std::shared_ptr<const Prepared> ready = prepared(call, source, out);
-  TORCH_CHECK(ready->plan->work, "groupwise: this layer cannot run: ", why_not(*ready->plan));
+  TORCH_CHECK(ready->plan->work, "groupwise: this layer cannot run: ", why_not(*ready->plan, kernel_));
   const Tensor from = as_read(source, call);
   // An output that the kernels cannot write in place, such as every second column of a tensor, is copied to it.
   const bool direct = readable(strides_of(out), call);

@@ -25,7 +25,7 @@ _PRODUCTS = {torch.ops.aten.linear.default, torch.ops.aten.addmm.default, torch.
 class LayerTimes:
     """A layer and what follows it until the next one. Times are medians, in milliseconds.
 
-    Layers that are one step of the optimized network, as in squeeze and excitation, are one row.
+    Layers that are one step of the optimized network, as in squeeze and excitation or a chain, are one row.
     """
 
     name: str

@@ -80,15 +80,15 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
     calls = {name: recipe.call for name, recipe in recipes.items()}
     exact = calls["pytorch"](*_copies(given))
     for name in list(calls):
-        if problem := _problem(calls[name], given, exact):
+        if problem := problem_of(calls[name], given, exact):
             refused[name] = problem
             del calls[name]
     if len(calls) == 1:
         (name,) = calls
         return Choice(able[name], "", {}, refused, kernels[name])
     # In the network, too, an engine gets memory that is there already, or asks for some at each call.
-    seconds = _time({name: recipes[name].again(call(*_copies(given))) for name, call in calls.items()}, given)
-    best = _fastest(seconds)
+    seconds = time_calls({name: recipes[name].again(call(*_copies(given))) for name, call in calls.items()}, given)
+    best = fastest(seconds)
     ms = {name: round(min(found) * 1e3, 4) for name, found in seconds.items()}
     return Choice(able[best], _reason(seconds, best), ms, refused, kernels[best])
 
@@ -98,7 +98,8 @@ def _copies(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     return (given[0], *(tensor.clone() for tensor in given[1:]))
 
 
-def _problem(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> str | None:
+def problem_of(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> str | None:
+    """Returns why a call does not compute what it should, or None."""
     try:
         made = call(*_copies(given))
     except RuntimeError as error:
@@ -110,7 +111,7 @@ def _problem(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> 
     return None
 
 
-def _fastest(seconds: Mapping[str, Sequence[float]]) -> str:
+def fastest(seconds: Mapping[str, Sequence[float]]) -> str:
     """Returns the engine that is faster than all before it: at its best, by a margin, and in most rounds."""
     best, *others = seconds
     for name in others:
@@ -133,7 +134,8 @@ def _reason(seconds: Mapping[str, Sequence[float]], best: str) -> str:
     return ", ".join([f"{least[best] * 1e3:.3f} ms", *others])
 
 
-def _time(calls: Mapping[str, Call], given: Sequence[torch.Tensor]) -> dict[str, list[float]]:
+def time_calls(calls: Mapping[str, Call], given: Sequence[torch.Tensor]) -> dict[str, list[float]]:
+    """Returns the seconds of each call in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     tensors, spent = _copies(given), 0.0
     for number in range(MOST):

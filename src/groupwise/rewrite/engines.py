@@ -184,7 +184,7 @@ def onednn_problem() -> str | None:
 # groupwise and PyTorch
 
 
-def _native_layer(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str) -> Any:
+def native_layer(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str) -> Any:
     """Returns the layer of the native core, which packs the weight for a kernel, or for the planner's choice."""
     at, epilogue = work.geometry or Geometry((), (), (), 1), work.epilogue
     before, after = (_words(activation) for activation in (epilogue.before, epilogue.after))
@@ -218,7 +218,7 @@ def _refuse_groupwise(work: Work, kernel: str = "") -> str | None:
 def _layer_of(work: Work, kernel: str) -> Any:
     """Returns a layer that plans and never runs, so that its weights are no numbers."""
     bias = torch.empty(work.result[-1 if work.geometry is None else 1]) if work.bias else None
-    return _native_layer(work, torch.empty(work.weight), bias, kernel)
+    return native_layer(work, torch.empty(work.weight), bias, kernel)
 
 
 def _like_source(work: Work) -> torch.Tensor:
@@ -228,7 +228,7 @@ def _like_source(work: Work) -> torch.Tensor:
 
 
 def _make_groupwise(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str = "") -> Recipe:
-    layer = _native_layer(work, weight.float(), bias, kernel)
+    layer = native_layer(work, weight.float(), bias, kernel)
     if work.dtype == torch.bfloat16:
         return _widened(layer, 1 + work.epilogue.residual)
     if not work.epilogue.residual:

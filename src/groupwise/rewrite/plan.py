@@ -19,7 +19,7 @@ class Step:
     name: str
     """The module that the step computes, or the operator's node in the graph."""
     kind: str
-    """`convolution`, `linear`, or PyTorch's operator."""
+    """`convolution`, `linear`, `chain`, or PyTorch's operator."""
     engine: str
     """`onednn`, `groupwise`, `matmul` or `pytorch`."""
     fused: tuple[str, ...] = ()
@@ -37,9 +37,9 @@ class Step:
     ms: Mapping[str, float] = field(default_factory=dict)
     """The shortest time of each engine that was measured; of groupwise's kernels, by their names, too."""
     kernel: str = ""
-    """The kernel of groupwise that runs a layer; empty for another engine."""
+    """The kernel of groupwise that runs a layer, or those of a chain; empty for another engine."""
     layers: tuple[str, ...] = ()
-    """The modules of the layers that are one step, in order; empty for a layer by itself."""
+    """The modules of the layers that are one step, in order, such as those of a chain; empty for a layer by itself."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,10 @@ class Plan(Printed):
     @property
     def engines(self) -> dict[str, int]:
         """How many convolutions and linear layers each engine runs."""
-        return dict(Counter(step.engine for step in self.steps if step.kind in ("convolution", "linear")))
+        found: Counter[str] = Counter()
+        for step in self.steps:
+            found[step.engine] += len(step.layers) or step.kind in ("convolution", "linear")
+        return dict(+found)
 
     def __str__(self) -> str:
         threads = f"{self.threads} thread" + "s" * (self.threads != 1)
@@ -112,7 +115,7 @@ def _row(step: Step) -> tuple[str, ...]:
     groups = "" if step.groups is None else str(step.groups)
     shape = "×".join(map(str, step.output_shape))
     engine = f"{step.engine} {step.kernel}".rstrip()
-    return (legible(step.name), step.kind, groups, shape, engine, " + ".join(step.fused), _why(step))
+    return (legible(step.name), step.kind, groups, shape, engine, " + ".join(map(legible, step.fused)), _why(step))
 
 
 def _reason(left: Left) -> str:

@@ -138,7 +138,7 @@ def put(graph: Graph, parts: Sequence[Node], target: Any, args: tuple[Any, ...],
     return made
 
 
-# The two words are never called: an engine stands in for each.
+# The words are never called: an engine stands in for each.
 def convolution(source: Any, weight: Any, bias: Any, residual: Any = None) -> Any:
     """Stands for a convolution; `node.meta` has its `geometry` and its `epilogue`."""
     raise NotImplementedError
@@ -146,6 +146,11 @@ def convolution(source: Any, weight: Any, bias: Any, residual: Any = None) -> An
 
 def linear(source: Any, weight: Any, bias: Any, residual: Any = None) -> Any:
     """Stands for a linear layer; `node.meta` has its `epilogue`."""
+    raise NotImplementedError
+
+
+def chain(source: Any, weights: Any, residual: Any = None) -> Any:
+    """Stands for layers that run band by band; `weights` has the weight and the bias of each, in order."""
     raise NotImplementedError
 
 
