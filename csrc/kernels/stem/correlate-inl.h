@@ -1,6 +1,9 @@
 // Correlation of few input channels with vectors along the output channels. The input is copied to planes, in which the pixels that
 // a tap reads for a row of outputs are neighbours, whatever the stride and the memory format.
 #pragma once
+#include <limits>
+
+#include "kernels/activation-inl.h"
 #include "kernels/finish.h"
 #include "kernels/stem/layout.h"
 #include "kernels/stem/planes-inl.h"
@@ -12,13 +15,21 @@ struct StemTap {
   int32_t x, weight;
 };
 
+// What a row of tiles begins and ends with: a bias or null, whether it adds to earlier sums, and bounds of the result or null.
+struct StemEnds {
+  const float* bias;
+  bool add;
+  const Activate* clamp;
+};
+
 // Computes PX pixels by OV vectors of output channels, of which `left` pixels and `outputs` channels exist.
 template <int OV, int PX>
-GW_NOINLINE void stem_tile(const StemTap* taps, int64_t count, const float* x, const float* w, const float* bias, float* y,
-                           int64_t y_pixel, int64_t left, int64_t outputs, bool add) {
+GW_NOINLINE void stem_tile(const StemTap* taps, int64_t count, const float* x, const float* w, float* y, int64_t y_pixel,
+                           int64_t left, int64_t outputs, const StemEnds& ends) {
   Vec sum[PX][OV];
   unroll<OV>([&](auto v) GW_LAMBDA {
-    const Vec start = bias ? load_some(bias + v * kLanes, std::clamp<int64_t>(outputs - v * kLanes, 0, kLanes)) : Vec{};
+    const Vec start =
+        ends.bias ? load_some(ends.bias + v * kLanes, std::clamp<int64_t>(outputs - v * kLanes, 0, kLanes)) : Vec{};
     unroll<PX>([&](auto p) GW_LAMBDA { sum[p][v] = start; });
   });
   for (int64_t t = 0; t < count; t++) {
@@ -33,15 +44,32 @@ GW_NOINLINE void stem_tile(const StemTap* taps, int64_t count, const float* x, c
       unroll<OV>([&](auto v) GW_LAMBDA { add_product(sum[p][v], factor[v], pixel); });
     });
   }
+  if (ends.clamp) {
+    const float low = ends.clamp->first, high = ends.clamp->second;
+    unroll<PX>([&](auto p)
+                   GW_LAMBDA { unroll<OV>([&](auto v) GW_LAMBDA { sum[p][v] = at_most(at_least(sum[p][v], low), high); }); });
+  }
   unroll<PX>([&](auto p) GW_LAMBDA {
     unroll<OV>([&](auto v) GW_LAMBDA {
-      if (p < left) put(y + p * y_pixel + v * kLanes, sum[p][v], outputs - v * kLanes, add);
+      if (p < left) put(y + p * y_pixel + v * kLanes, sum[p][v], outputs - v * kLanes, ends.add);
     });
   });
 }
 
-using StemTile = void (*)(const StemTap*, int64_t, const float*, const float*, const float*, float*, int64_t, int64_t, int64_t,
-                          bool);
+// Returns the bounds that are all of what follows the sums, or an activation of none.
+GW_INLINE Activate bounds_of(const Epilogue* e) {
+  constexpr float kNoBound = std::numeric_limits<float>::infinity();
+  if (!e || e->residual || e->after.kind != Activation::none) return {};
+  switch (e->before.kind) {
+    case Activation::relu: return {Activation::hardtanh, 0.0f, kNoBound};
+    case Activation::relu6: return {Activation::hardtanh, 0.0f, 6.0f};
+    case Activation::hardtanh: return e->before;
+    default: return {};
+  }
+}
+
+using StemTile = void (*)(const StemTap*, int64_t, const float*, const float*, float*, int64_t, int64_t, int64_t,
+                          const StemEnds&);
 
 // Returns the tile of an even number of pixels.
 template <int OV>
@@ -122,6 +150,8 @@ void correlate_stem(const Correlation& c, const StemLayout& l, int64_t begin, in
   const Strides &xs = c.input_strides, &ys = c.output_strides;
   StemTaps table{reinterpret_cast<StemTap*>(scratch + l.input_floats), {}, {}};
   float* stage = scratch + l.input_floats + l.tap_numbers;
+  // One accumulator's sums are clamped before they are stored.
+  const Activate bounds = l.staged ? Activate{} : bounds_of(c.epilogue);
   // The padding beside rows that are as wide as the image stays zero.
   zero(scratch, l.input_floats);
   for (int64_t task = begin; task < end; task++) {
@@ -139,6 +169,7 @@ void correlate_stem(const Correlation& c, const StemLayout& l, int64_t begin, in
     for (int64_t r = 0; r < rows; r++) {
       table.set(c, l, clipped(c.h, row + r, 1), clip_w);
       const int64_t run = table.a_channel > 0 ? run_of_channels(c, table.a_channel) : c.in_channels;
+      const bool clamps = bounds.kind != Activation::none && run >= c.in_channels;
       const float* x = scratch + r * c.h.stride * l.plane.row;
       float* y = (l.staged ? stage : output) + r * y_row;
       for (int64_t o = 0; o < c.out_channels; o += kStemVectors * kLanes) {
@@ -149,12 +180,12 @@ void correlate_stem(const Correlation& c, const StemLayout& l, int64_t begin, in
         const float* weight = packed + group * l.weight_floats + o * taps;
         for (int64_t i = 0; i < c.in_channels; i += run) {
           const int64_t first = i * table.a_channel, last = std::min(c.in_channels, i + run) * table.a_channel;
+          const StemEnds ends{i == 0 && bias ? bias + o : nullptr, i > 0, clamps ? &bounds : nullptr};
           for (int64_t p = 0; p < columns; p += pixels)
-            tile(table.all + first, last - first, x + p, weight, i == 0 && bias ? bias + o : nullptr, y + p * y_pixel + o,
-                 y_pixel, columns - p, outputs, i > 0);
+            tile(table.all + first, last - first, x + p, weight, y + p * y_pixel + o, y_pixel, columns - p, outputs, ends);
         }
       }
-      if (!l.staged) finish_runs(c, y, columns, y_pixel, c.out_channels);
+      if (!l.staged && !clamps) finish_runs(c, y, columns, y_pixel, c.out_channels);
     }
     if (!l.staged) continue;
     for (int64_t r = 0; r < rows; r++)

@@ -34,15 +34,15 @@ def _is_image(node: Any) -> bool:
 
 def _of_mean(node: Node) -> tuple[Any, ...] | None:
     """Returns the operator's arguments, if the node computes the means over all pixels."""
-    if node.kwargs or not node.args or not _is_image(node.args[0]) or value(node).dtype != torch.float32:
+    if node.target not in (aten.adaptive_avg_pool2d.default, aten.mean.dim) or node.kwargs:
         return None
-    source, given = node.args[0], list(node.args[1:])
+    source, dims, *rest = node.args
+    if not _is_image(source):
+        return None
     if node.target is aten.adaptive_avg_pool2d.default:
-        return (source, True) if _pair(given[0]) == [1, 1] else None
-    if node.target is not aten.mean.dim or given[0] is None:
-        return None
-    dims: Any = given[0]
-    return (source, bool(given[1:] and given[1])) if sorted(dim % 4 for dim in dims) == [2, 3] else None
+        return (source, True) if _pair(dims) == [1, 1] else None
+    over: Any = dims or ()
+    return (source, bool(rest and rest[0])) if sorted(dim % 4 for dim in over) == [2, 3] else None
 
 
 def _of_max_pool(node: Node) -> tuple[Any, ...] | None:
