@@ -61,7 +61,9 @@ def cases(draw):
     dims = draw(st.sampled_from([1, 2, 2, 2]))
     groups = draw(st.sampled_from([1, 1, 2, 3, 8, 24]))
     inputs, outputs = draw(
-        st.sampled_from([(1, 1), (1, 1), (1, 2), (2, 2), (3, 5), (4, 4), (8, 8), (8, 24), (16, 9), (33, 70)])
+        st.sampled_from(
+            [(1, 1), (1, 1), (1, 2), (2, 2), (3, 5), (4, 4), (8, 8), (8, 24), (16, 9), (33, 70), (3, 40), (2, 9)]
+        )
     )
     if groups > 3:
         inputs, outputs = min(inputs, 8), min(outputs, 8)

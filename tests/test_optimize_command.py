@@ -69,7 +69,7 @@ def test_the_command_writes_json(target, tmp_path):
     path = tmp_path / "plan.json"
     assert main(["optimize", target, "--input-shape", "1,3,16,16", "--repeats", "1", "-o", str(path)]) == 0
     facts = json.loads(path.read_text())
-    assert [step["kind"] for step in facts["plan"]["steps"]] == ["to_channels_last", "convolution"]
+    assert [step["kind"] for step in facts["plan"]["steps"]] == ["convolution"]
     assert facts["comparison"]["agrees"]
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import groupwise
+from accuracy import threads
 from groupwise.rewrite import choose, engines
 from kernels import DIRECT, needs_kernels, without_kernels
-from optimized import check, settle
+from optimized import check, kinds, settle
 
 FORWARD = [name for name in DIRECT if name != "pixels"]
 
@@ -61,7 +62,7 @@ def test_every_kernel_computes_what_the_model_does(groups, kernel, monkeypatch):
     prefer(monkeypatch, kernel)
     model = settle(Block(groups))
     fast = check(model, source(), tune=True)
-    ran = [step for step in fast.plan.steps if step.engine == "groupwise"]
+    ran = [step for step in fast.plan.steps if step.kind == "convolution" and step.engine == "groupwise"]
     assert all(step.kernel == kernel for step in ran)
     if kernel == "planar":
         assert len(ran) == 3
@@ -69,6 +70,28 @@ def test_every_kernel_computes_what_the_model_does(groups, kernel, monkeypatch):
     with torch.no_grad():
         model.wide[0].weight.mul_(-2)
     check(model, source(), fast=fast)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kernel", ["stem", "groups", "planar", "pytorch"])
+@pytest.mark.parametrize("threads_", [1, 2])
+def test_a_layer_reads_the_contiguous_image_that_enters_the_network(kernel, threads_, monkeypatch):
+    prefer(monkeypatch, kernel)
+    first = nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.Hardswish())
+    model = settle(nn.Sequential(first, nn.Conv2d(24, 24, 3, groups=24)))
+    image = torch.randn(2, 3, 21, 30)
+    with threads(threads_):
+        fast = check(model, image, tune=True)
+        assert kinds(fast)[0] == "convolution"
+        assert fast.plan.steps[0].kernel == ("" if kernel == "pytorch" else kernel)
+        with torch.inference_mode():
+            once = fast(image)
+            assert torch.equal(fast(image.clone()), once)
+        with torch.no_grad():
+            model[0][0].weight.mul_(-2)
+        check(model, image, fast=fast)
+        check(model, image.contiguous(memory_format=torch.channels_last), fast=fast)
+        check(model, image.expand(2, 3, 21, 30)[..., ::2], fast=fast)
 
 
 @needs_kernels

@@ -1,5 +1,5 @@
 // The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp, finish.cpp, sum.cpp, peak.cpp and
-// the sweeps of norm/, squeeze/, interleave/ and maxpool/ once for each set, every file by itself, since all in one take minutes; a
+// the sweeps of norm/, squeeze/, interleave/, maxpool/ and meanpool/ once for each set, every file by itself, since all in one take minutes; a
 // target_*.cpp lists what they define.
 #pragma once
 #include GW_VECTORS
@@ -20,6 +20,8 @@ void grad_weight_narrow(const GradWeight&, const GradWeightNarrowLayout&, int64_
 void pack_brgemm(const Correlation&, const BrgemmLayout&, int64_t begin, int64_t end, float* packed);
 void correlate_brgemm(const Correlation&, const BrgemmLayout&, int64_t begin, int64_t end, float* scratch, const float* packed);
 void grad_weight_brgemm(const GradWeight&, const BrgemmGradLayout&, int64_t begin, int64_t end, float* scratch, float* parts);
+void pack_stem(const Correlation&, const StemLayout&, int64_t begin, int64_t end, float* packed);
+void correlate_stem(const Correlation&, const StemLayout&, int64_t begin, int64_t end, float* scratch, const float* packed);
 void finish(const Correlation&, int64_t begin, int64_t end);
 void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
                   int64_t begin, int64_t end);
@@ -31,6 +33,7 @@ void norm_grad(const Norm&, int64_t chunk, int64_t piece);
 
 void interleave_rows(const Interleave&, int64_t begin, int64_t end);
 void max_pool_rows(const MaxPool&, int64_t begin, int64_t end);
+void mean_pool_rows(const MeanPool&, int64_t begin, int64_t end);
 void squeeze_sums(const Squeeze&, int64_t begin, int64_t end);
 void squeeze_gate(const Gate&, Range samples, Range rows);
 void squeeze_scale(const Squeeze&, int64_t begin, int64_t end);
@@ -51,6 +54,8 @@ constexpr Kernels table(const char* isa, int number) {
           pack_brgemm,
           correlate_brgemm,
           grad_weight_brgemm,
+          pack_stem,
+          correlate_stem,
           finish,
           sum_channels,
           norm_moments,
@@ -59,6 +64,7 @@ constexpr Kernels table(const char* isa, int number) {
           norm_grad,
           interleave_rows,
           max_pool_rows,
+          mean_pool_rows,
           squeeze_sums,
           squeeze_gate,
           squeeze_scale,

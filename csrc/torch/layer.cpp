@@ -332,6 +332,15 @@ Tensor run(const Self& self, const Tensor& source, const std::optional<Tensor>& 
   return out;
 }
 
+// The same with an output in channels_last, also for a source that is contiguous.
+Tensor run_last(const Self& self, const Tensor& source, const std::optional<Tensor>& residual) {
+  Tensor out = self->empty(source);
+  TORCH_CHECK(out.dim() == 4, "groupwise: only images are in channels_last");
+  out = at::empty(out.sizes(), out.options().memory_format(at::MemoryFormat::ChannelsLast));
+  self->run(source, residual.value_or(Tensor()), out);
+  return out;
+}
+
 Tensor run_out(const Self& self, const Tensor& source, const std::optional<Tensor>& residual, const Tensor& out) {
   self->run(source, residual.value_or(Tensor()), out);
   return out;
@@ -348,5 +357,7 @@ TORCH_LIBRARY_FRAGMENT(groupwise, m) {
       .def("kernel", [](const groupwise::Self& self, const at::Tensor& source) { return self->kernel(source); })
       .def("empty", [](const groupwise::Self& self, const at::Tensor& source) { return self->empty(source); })
       .def("run", &groupwise::run)
-      .def("run_out", &groupwise::run_out);
+      .def("run_out", &groupwise::run_out)
+      .def("run_last", &groupwise::run_last)
+      .def("run_last_out", &groupwise::run_out);
 }

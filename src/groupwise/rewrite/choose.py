@@ -13,7 +13,17 @@ import torch
 
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import tuning
-from groupwise.rewrite.engines import CONVOLUTION, LINEAR, UNMEASURED, UNMEASURED_LOW, Engine, Maybe, Work, kernel_of
+from groupwise.rewrite.engines import (
+    CONVOLUTION,
+    LINEAR,
+    UNMEASURED,
+    UNMEASURED_LOW,
+    Engine,
+    Maybe,
+    Work,
+    entering,
+    kernel_of,
+)
 from groupwise.rewrite.recipe import Call
 
 # Engines of one layer are timed for about so many seconds, in at least and at most so many rounds.
@@ -56,9 +66,10 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
     able: dict[str, Engine] = {}
     refused: dict[str, str] = {}
     kernels: dict[str, str] = {}
-    for engine in LINEAR if work.geometry is None else CONVOLUTION:
-        if engine.kernel and not measure:
+    for row in LINEAR if work.geometry is None else CONVOLUTION:
+        if row.kernel and not measure:
             continue
+        engine = entering(row, work) if work.enters else row
         reason = engine.refuse(work)
         if reason is None:
             kernel = kernel_of(engine, work)

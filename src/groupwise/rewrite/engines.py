@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -29,6 +29,8 @@ class Work:
 
     - `geometry`: of a convolution; None for a linear layer
     - `overwrite`: whether the sum may be computed where the residual is
+    - `channels_last`: whether an engine reads that format, and writes it
+    - `enters`: whether the input is contiguous nevertheless, because it enters the network there
     """
 
     source: tuple[int, ...]
@@ -40,6 +42,7 @@ class Work:
     epilogue: Epilogue
     overwrite: bool
     channels_last: bool
+    enters: bool = False
 
     @property
     def is_pointwise(self) -> bool:
@@ -260,6 +263,32 @@ def _with_kernel(kernel: str) -> Engine:
     return Engine("groupwise", refuse, partial(_make_groupwise, kernel=kernel), kernel)
 
 
+# Where an image enters a network
+
+
+def entering(engine: Engine, work: Work) -> Engine:
+    """Returns the row for a layer with a contiguous input: a kernel that reads it in place, or the engine behind a
+    change of the format.
+    """
+    if engine.kernel and work.dtype == torch.float32 and _refuse_groupwise(_contiguous(work), engine.kernel) is None:
+        return replace(engine, refuse=_never, make=partial(_make_in_place, kernel=engine.kernel))
+
+    def make(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
+        change = Operation(aten.contiguous.default, (SOURCE,), {"memory_format": torch.channels_last})
+        return engine.make(work, weight, bias).behind(change)
+
+    return replace(engine, make=make)
+
+
+def _contiguous(work: Work) -> Work:
+    return replace(work, channels_last=False)
+
+
+def _make_in_place(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str) -> Recipe:
+    layer, operands = _native_layer(work, weight, bias, kernel), (SOURCE, RESIDUAL if work.epilogue.residual else None)
+    return Recipe(1 + work.epilogue.residual, Operation(Method(layer, "run_last"), operands))
+
+
 def _make_pytorch(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
     at, bias = work.geometry, None if bias is None else bias.to(weight.dtype)
     if at is None:
@@ -294,7 +323,7 @@ def _never(work: Work) -> None:
     return None
 
 
-_KERNELS = tuple(_with_kernel(kernel) for kernel in ("brgemm", "groups", "narrow", "planar", "dots"))
+_KERNELS = tuple(_with_kernel(kernel) for kernel in ("brgemm", "groups", "narrow", "planar", "dots", "stem"))
 CONVOLUTION = (
     Engine("onednn", _refuse_onednn, _make_onednn),
     Engine("groupwise", _refuse_groupwise, _make_groupwise),

@@ -205,6 +205,7 @@ class Program:
     def _choose_layer(self, node: Node, constants: dict[Node, Any], given: list[torch.Tensor]) -> None:
         weight, bias = _packable(node, constants)
         source = given[0]
+        enters = node.meta.get("enters", False)
         work = Work(
             source=tuple(source.shape),
             result=tuple(value(node).shape),
@@ -214,7 +215,8 @@ class Program:
             geometry=node.meta.get("geometry"),
             epilogue=node.meta["epilogue"],
             overwrite=len(given) > 1 and given[1] is not given[0] and args_of(node)[3] in self._writable.get(node, ()),
-            channels_last=source.dim() == 4 and source.is_contiguous(memory_format=torch.channels_last),
+            channels_last=enters or (source.dim() == 4 and source.is_contiguous(memory_format=torch.channels_last)),
+            enters=enters,
         )
         key = (work, source.stride(), given[-1].stride())
         if key not in self._known:

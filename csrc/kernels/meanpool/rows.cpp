@@ -1,0 +1,1 @@
+#include "kernels/meanpool/rows-inl.h"
