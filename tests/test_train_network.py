@@ -105,6 +105,17 @@ def test_the_model_is_shared_and_untouched():
     assert model[0].weight.abs().sum() == 0
 
 
+def test_kernels_are_measured_where_that_is_allowed():
+    model, x = small(), image(2, 3, 8, 8)
+    net = trainable(model, x, tune=True)
+    counts = {direction: sum(of.values()) for direction, of in net.plan.kernels.items()}
+    assert counts == {"forward": 3, "grad_input": 2, "grad_weight": 3}
+    assert "as measured" in str(net.plan)
+    assert copy.deepcopy(net).plan.kernels == net.plan.kernels
+    assert_as_exact(net, model, x)
+    assert trainable(small(), x).plan.kernels == {}
+
+
 def test_modes_switch_both():
     model, x = small(), image(2, 3, 8, 8)
     net = trainable(model, x)

@@ -29,6 +29,11 @@ inline void gather(const Problem& p, const BrgemmGradLayout& l, const OutputBloc
 inline void write_sums(const Problem& p, const WeightStrides& s, const float* sums, int64_t outputs, int64_t channels,
                        float* to) {
   const int64_t taps = p.h.kernel * p.w.kernel;
+  if (taps == 1 && s.o == 1) {
+    for (int64_t c = 0; c < channels; c += kLanes)
+      split_pixels(to + c * s.c, s.c, sums + c, channels, std::min<int64_t>(kLanes, channels - c), outputs);
+    return;
+  }
   for (int64_t o = 0; o < outputs; o++, sums += taps * channels, to += s.o) {
     if (s.c != 1 && s.w == 1 && s.h == p.w.kernel) {
       for (int64_t c = 0; c < channels; c += kLanes)

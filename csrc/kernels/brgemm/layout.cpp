@@ -1,5 +1,7 @@
 #include "kernels/brgemm/layout.h"
 
+#include "request.h"
+
 namespace groupwise {
 namespace {
 
@@ -33,6 +35,13 @@ GradWeight with_joined_samples(const GradWeight& work) {
   joined.problem.w.in = joined.problem.w.out = pixels * p.batch;
   joined.problem.batch = 1;
   return joined;
+}
+
+GradWeight with_fewer_turned(const GradWeight& work) {
+  const Problem& p = work.problem;
+  const bool flat = p.h.out == 1 && p.h.in == 1 && one_tap(p.h) && one_tap(p.w) && p.w.in == p.w.out;
+  const bool pixels = work.input_strides.c == 1 && work.grad_output_strides.c == 1;
+  return flat && pixels && p.in_channels < p.out_channels ? exchanged(work) : work;
 }
 
 bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, BrgemmLayout* l) {
@@ -128,7 +137,9 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, BrgemmGradL
   l->gathered = !flat;
   l->transposed = !(gs.w == 1 && row);
   l->outputs = std::min(p.out_channels, kProductChannels);
-  l->channels = std::min(p.in_channels, kProductChannels);
+  // Pixels that are read in place meet grad_output, which is turned once for all of their channels.
+  constexpr int64_t kManyInputs = 256;
+  l->channels = std::min(p.in_channels, l->in_place ? kManyInputs : kProductChannels);
   Block& b = l->block;
   b.groups = 1;
   b.columns = even_run(p.w.out, kPositions);

@@ -56,6 +56,9 @@ struct BrgemmGradLayout {
 Correlation with_joined_samples(const Correlation& c);
 GradWeight with_joined_samples(const GradWeight& work);
 
+// Returns the weight's gradient of a 1x1 layer of pixels with the tensor of fewer channels as grad_output, which is turned.
+GradWeight with_fewer_turned(const GradWeight& work);
+
 bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, BrgemmLayout* layout);
 bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, BrgemmGradLayout* layout);
 

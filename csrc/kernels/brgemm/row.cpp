@@ -79,7 +79,7 @@ class BrgemmWork : public Correlations<BrgemmLayout> {
 
 std::unique_ptr<Work> brgemm(const Request& r) {
   if (r.direction == Direction::grad_weight) {
-    const GradWeight work = with_joined_samples(grad_weight_of(r));
+    const GradWeight work = with_fewer_turned(with_joined_samples(grad_weight_of(r)));
     BrgemmGradLayout layout;
     if (!lay_out(work, r.target->lanes, threads_worth(r), &layout)) return nullptr;
     auto made = std::make_unique<GradWeightWork<BrgemmGradLayout>>(r, work, r.target->grad_weight_brgemm, layout);

@@ -24,15 +24,26 @@ GW_INLINE void in_vectors(int64_t count, F&& f) {
   if (i < count) f(i, count - i);
 }
 
+// Returns the number that is summed: of x, or of its product with `other`.
+template <bool Dots, class Width>
+GW_INLINE Vec summand(const float* x, const float* other, Width width) {
+  if constexpr (Dots) return load_some(x, width) * load_some(other, width);
+  return load_some(x, width);
+}
+
 // Tiles are summed in registers, and added to the sums of the piece, so that no sum has more than a few hundred addends.
-GW_INLINE void sum_rows(const float* x, int64_t pixels, int64_t channels, float* sums) {
+template <bool Dots>
+GW_INLINE void sum_rows(const float* x, const float* other, int64_t pixels, int64_t channels, float* sums) {
   std::fill(sums, sums + channels, 0.0f);
   in_row_tiles(0, pixels, [&](int64_t pixel, auto tile) GW_LAMBDA {
-    const float* from = x + pixel * channels;
     in_vectors(channels, [&](int64_t c, auto width) GW_LAMBDA {
-      Vec a = load_some(from + c, width), b{};
+      const auto of = [&](int64_t k) GW_LAMBDA {
+        const int64_t at = (pixel + k) * channels + c;
+        return summand<Dots>(x + at, Dots ? other + at : nullptr, width);
+      };
+      Vec a = of(0), b{};
       unroll<tile() - 1>([&](auto k) GW_LAMBDA {
-        const Vec v = load_some(from + (k + 1) * channels + c, width);
+        const Vec v = of(k + 1);
         if constexpr (k % 2 == 0) {
           b += v;
         } else {
@@ -45,15 +56,18 @@ GW_INLINE void sum_rows(const float* x, int64_t pixels, int64_t channels, float*
 }
 
 // Returns the sum of a plane: of blocks of vectors, then of those sums.
-GW_INLINE float sum_plane(const float* x, int64_t pixels) {
+template <bool Dots>
+GW_INLINE float sum_plane(const float* x, const float* other, int64_t pixels) {
   constexpr int64_t kBlock = 64 * 4 * kLanes;
+  const auto of = [&](int64_t i, auto width) GW_LAMBDA { return summand<Dots>(x + i, Dots ? other + i : nullptr, width); };
+  const std::integral_constant<int64_t, kLanes> whole;
   Vec all[4] = {};
   for (int64_t at = 0; at < pixels; at += kBlock) {
     const int64_t last = std::min(pixels, at + kBlock);
     Vec sum[4] = {};
     int64_t i = at;
-    for (; i + 4 * kLanes <= last; i += 4 * kLanes) unroll<4>([&](auto k) GW_LAMBDA { sum[k] += load(x + i + k * kLanes); });
-    in_vectors(last - i, [&](int64_t more, auto width) GW_LAMBDA { sum[0] += load_some(x + i + more, width); });
+    for (; i + 4 * kLanes <= last; i += 4 * kLanes) unroll<4>([&](auto k) GW_LAMBDA { sum[k] += of(i + k * kLanes, whole); });
+    in_vectors(last - i, [&](int64_t more, auto width) GW_LAMBDA { sum[0] += of(i + more, width); });
     unroll<4>([&](auto k) GW_LAMBDA { all[k] += sum[k]; });
   }
   const Four four = sum_lanes(all);
@@ -62,15 +76,24 @@ GW_INLINE float sum_plane(const float* x, int64_t pixels) {
 
 void squeeze_sums(const Squeeze& given, int64_t begin, int64_t end) {
   const Squeeze s = given;
-  for (int64_t task = begin; task < end; task++) {
-    const int64_t sample = task / s.pieces, first = task % s.pieces * s.piece;
-    const float* x = s.x + sample * s.channels * s.pixels;
-    if (s.rows) {
-      sum_rows(x + first * s.channels, std::min(s.piece, s.pixels - first), s.channels, s.sums + task * s.channels);
-    } else {
-      for (int64_t c = first; c < std::min(s.channels, first + s.piece); c++)
-        s.sums[sample * s.channels + c] = sum_plane(x + c * s.pixels, s.pixels);
+  const auto sum = [&](auto dots) GW_LAMBDA {
+    for (int64_t task = begin; task < end; task++) {
+      const int64_t sample = task / s.pieces, first = task % s.pieces * s.piece, start = sample * s.channels * s.pixels;
+      const auto other = [&](int64_t at) { return dots() ? s.other + start + at : nullptr; };
+      if (s.rows) {
+        const int64_t at = first * s.channels;
+        sum_rows<dots()>(s.x + start + at, other(at), std::min(s.piece, s.pixels - first), s.channels,
+                         s.sums + task * s.channels);
+      } else {
+        for (int64_t c = first; c < std::min(s.channels, first + s.piece); c++)
+          s.sums[sample * s.channels + c] = sum_plane<dots()>(s.x + start + c * s.pixels, other(c * s.pixels), s.pixels);
+      }
     }
+  };
+  if (s.other) {
+    sum(std::true_type{});
+  } else {
+    sum(std::false_type{});
   }
 }
 
@@ -122,25 +145,28 @@ void squeeze_scale(const Squeeze& given, int64_t begin, int64_t end) {
   const Squeeze s = given;
   for (int64_t task = begin; task < end; task++) {
     const int64_t sample = task / s.pieces, first = task % s.pieces * s.piece, start = sample * s.channels * s.pixels;
-    const float* gate = s.gate + sample * s.channels;
+    const float *gate = s.gate + sample * s.channels, *added = s.added ? s.added + sample * s.channels : nullptr;
     const int64_t last = std::min(first + s.piece, s.rows ? s.pixels : s.channels);
     if (s.rows) {
       in_row_tiles(first, last, [&](int64_t pixel, auto tile) GW_LAMBDA {
         const int64_t at = start + pixel * s.channels;
         in_vectors(s.channels, [&](int64_t c, auto width) GW_LAMBDA {
-          const Vec factor = load_some(gate + c, width);
+          const Vec factor = load_some(gate + c, width), addend = added ? load_some(added + c, width) : Vec{};
           unroll<tile()>([&](auto k) GW_LAMBDA {
             const int64_t to = at + k * s.channels + c;
-            store_some(s.y + to, load_some(s.x + to, width) * factor, width);
+            const Vec product = load_some(s.x + to, width) * factor;
+            store_some(s.y + to, added ? product + addend : product, width);
           });
         });
       });
     } else {
       for (int64_t c = first; c < last; c++) {
-        const Vec factor = broadcast(gate[c]);
+        const Vec factor = broadcast(gate[c]), addend = added ? broadcast(added[c]) : Vec{};
         const int64_t at = start + c * s.pixels;
-        in_vectors(s.pixels, [&](int64_t i, auto width)
-                                 GW_LAMBDA { store_some(s.y + at + i, load_some(s.x + at + i, width) * factor, width); });
+        in_vectors(s.pixels, [&](int64_t i, auto width) GW_LAMBDA {
+          const Vec product = load_some(s.x + at + i, width) * factor;
+          store_some(s.y + at + i, added ? product + addend : product, width);
+        });
       }
     }
   }

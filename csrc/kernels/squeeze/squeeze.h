@@ -27,9 +27,18 @@ struct Squeeze {
   int64_t piece = 0, pieces = 0;
   float* sums = nullptr;        // rows: [sample][piece][channel], else [sample][channel]
   const float* gate = nullptr;  // [sample][channel]
+  // A backward sums x times this, and adds a number a sample and channel to y; null in a forward.
+  const float *other = nullptr, *added = nullptr;
 };
 
-// How sweeps are threaded: see NormRun. `first` has no outputs where there is one product only.
-void squeeze_excite(Squeeze squeeze, Gate first, Gate second, const NormRun& run);
+// How sweeps are threaded: see NormRun. `first` has no outputs where there is one product only. Fills `mean`, if it is there, with
+// the means, [sample][channel].
+void squeeze_excite(Squeeze squeeze, Gate first, Gate second, const NormRun& run, float* mean = nullptr);
+
+// Fills `dots`, [sample][channel], with the sums of x * other over the pixels.
+void squeeze_dots(Squeeze squeeze, float* dots, const NormRun& run);
+
+// Fills y with x * gate + added.
+void squeeze_pass(Squeeze squeeze, const NormRun& run);
 
 }  // namespace groupwise

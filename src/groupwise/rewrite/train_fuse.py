@@ -36,6 +36,8 @@ class Notes:
     fused: tuple[Fused, ...]
     left: tuple[Left, ...]
     """The batch normalisations that stay as they are, and why."""
+    squeezed: tuple[str, ...] = ()
+    """The first layers of the squeeze and excitations that are one operator."""
 
 
 def fuse_training(graph_module: GraphModule) -> tuple[GraphModule, Notes]:
@@ -213,23 +215,31 @@ def _activation_after(node: Node, modules: dict[str, torch.nn.Module]) -> tuple[
     user = _only_user(node)
     if user is None or not user.args or user.args[0] is not node:
         return None
-    if user.op == "call_module":
-        known = activation_of(modules[str(user.target)])
-        alone = len(user.args) == 1 and not user.kwargs
-        return (user, *known) if known and known[0] != "none" and alone else None
-    if user.op == "call_method":
-        name = _METHODS.get(str(user.target))
-        return (user, name, 0.01) if name and len(user.args) == 1 and not user.kwargs else None
-    name = _FUNCTIONS.get(user.target) if user.op == "call_function" else None
-    # Dynamo calls ReLU6 so.
-    if user.target is F.hardtanh and user.args[1:3] == (0, 6):
-        name = "relu6"
-    if name is None or not user.kwargs.keys() <= {"inplace", "negative_slope"}:
+    known = activation_at(user, modules)
+    return (user, *known) if known else None
+
+
+def activation_at(node: Node, modules: dict[str, torch.nn.Module]) -> tuple[str, float] | None:
+    """Returns the name and the slope of the activation that a node computes of its first argument, or None."""
+    if not node.args:
         return None
-    slope = user.kwargs.get("negative_slope", 0.01)
-    if name == "leaky_relu" and len(user.args) > 1:
-        slope = user.args[1]
-    return (user, name, slope) if isinstance(slope, int | float) else None
+    if node.op == "call_module":
+        known = activation_of(modules[str(node.target)])
+        alone = len(node.args) == 1 and not node.kwargs
+        return known if known and known[0] != "none" and alone else None
+    if node.op == "call_method":
+        name = _METHODS.get(str(node.target))
+        return (name, 0.01) if name and len(node.args) == 1 and not node.kwargs else None
+    name = _FUNCTIONS.get(node.target) if node.op == "call_function" else None
+    # Dynamo calls ReLU6 so.
+    if node.target is F.hardtanh and node.args[1:3] == (0, 6):
+        name = "relu6"
+    if name is None or not node.kwargs.keys() <= {"inplace", "negative_slope"}:
+        return None
+    slope = node.kwargs.get("negative_slope", 0.01)
+    if name == "leaky_relu" and len(node.args) > 1:
+        slope = node.args[1]
+    return (name, slope) if isinstance(slope, int | float) else None
 
 
 def _sum_after(node: Node, modules: dict[str, torch.nn.Module]) -> tuple[Node, Node] | None:

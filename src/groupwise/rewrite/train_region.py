@@ -21,6 +21,7 @@ from groupwise.kernels.dispatch import thread_switch
 from groupwise.rewrite.capture import LOCK
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Notes, fuse_graph, has_hooks
+from groupwise.rewrite.train_squeeze import fuse_squeezes
 from groupwise.rewrite.train_trace import Form, Holder, is_plain, take_apart, trace
 
 # The most graphs that a region keeps: another makes it forget the oldest.
@@ -97,6 +98,7 @@ class Region:
         return Notes(
             (*fused, *(it for notes in inner for it in notes.fused)),
             (*left, *(it for notes in inner for it in notes.left)),
+            (*(_join(self.name, it) for it in own.squeezed), *(it for notes in inner for it in notes.squeezed)),
         )
 
     def _run_whole(self, args: Any, kwargs: Any) -> Any:
@@ -126,7 +128,9 @@ class Region:
         holder, graph, kept = trace(self.module, form, "" if self.name else self.settings.distrusted)
         modules = dict(holder.named_modules(remove_duplicate=False))
         _skip_identities(graph, modules)
-        notes = fuse_graph(graph, holder) if self.settings.fuse else Notes((), ())
+        notes, squeezed = Notes((), ()), tuple[str, ...]()
+        if self.settings.fuse:
+            notes, squeezed = fuse_graph(graph, holder), fuse_squeezes(graph, holder)
         if self.settings.channels_last:
             _reshape_instead_of_view(graph)
         mark_convolutions(graph, modules)
@@ -140,6 +144,7 @@ class Region:
         named = Notes(
             tuple(replace(it, name=_within(it.name)) for it in notes.fused),
             tuple(Left(_within(it.name), it.reason) for it in left.values()),
+            tuple(map(_within, squeezed)),
         )
         return _Ready(holder, forward, named, regions, not kept and not _reads_memory(graph))
 
