@@ -15,7 +15,8 @@ from groupwise.draw.text import lines as text
 from groupwise.kernels import native
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
-from groupwise.rewrite.train_region import Region, Settings, switch_back, switched_on
+from groupwise.rewrite.train_region import Region, Settings
+from groupwise.rewrite.train_switch import switch_back, switched_on
 from groupwise.rewrite.train_trace import quietly
 from groupwise.spec.legible import Printed, legible
 

@@ -5,8 +5,6 @@ A module that cannot be traced runs its own code, and its children are regions.
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,10 +16,11 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from groupwise.kernels import native
-from groupwise.kernels.dispatch import thread_switch
 from groupwise.rewrite.capture import LOCK
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Notes, fuse_graph, has_hooks
+from groupwise.rewrite.train_keep import keep_less
+from groupwise.rewrite.train_switch import dispatch_backward
 from groupwise.rewrite.train_trace import Form, Holder, take_apart, trace
 
 # The most graphs that a region keeps: another makes it forget the oldest.
@@ -116,6 +115,8 @@ class Region:
         notes = fuse_graph(graph, holder) if self.settings.fuse else Notes((), ())
         if self.settings.channels_last:
             _reshape_instead_of_view(graph)
+        if self.settings.fuse:
+            keep_less(graph, modules)
         mark_convolutions(graph, modules)
         left = {it.name: it for it in (*(Left(path, reason) for path, reason in kept.items()), *notes.left)}
         regions: list[Region] = []
@@ -273,45 +274,3 @@ def mark_convolutions(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> N
             with graph.inserting_after(node):
                 marked = graph.call_function(dispatch_backward, (node,))
             node.replace_all_uses_with(marked, delete_user_cb=lambda user, marked=marked: user is not marked)
-
-
-# Python calls the function about a hundred times in a step.
-_switch = functools.cache(thread_switch)
-
-
-class _Thread(threading.local):
-    before = 0
-
-
-_thread = _Thread()
-
-
-def switched_on() -> int:
-    """Turns dispatch on in this thread, unless `forced` turned it off; returns what to give to `switch_back`."""
-    switch = _switch()
-    before = switch(1)
-    if before < 0:
-        switch(before)
-    return before
-
-
-def switch_back(before: int) -> None:
-    """Undoes `switched_on`."""
-    _switch()(before)
-
-
-def dispatch_backward(result: torch.Tensor) -> torch.Tensor:
-    """Returns the result of a convolution, whose backward will run with dispatch on."""
-    node = result.grad_fn if isinstance(result, torch.Tensor) else None
-    if node is not None and type(node).__name__.startswith("ConvolutionBackward"):
-        node.register_prehook(_before)
-        node.register_hook(_after)
-    return result
-
-
-def _before(grads: Any) -> None:
-    _thread.before = switched_on()
-
-
-def _after(grads: Any, outputs: Any) -> None:
-    switch_back(_thread.before)
