@@ -255,3 +255,37 @@ def test_memory_is_freed_as_the_backward_goes():
     for node in found:
         with pytest.raises(RuntimeError, match="already been freed"):
             _ = node.saved_tensors
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("channels", [6, 16, 20])
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_norm_and_its_convolution_are_one_step(channels, act, channels_last):
+    first = normed(nn.Conv2d(3, channels, 3), act=act)
+    model = randomize(nn.Sequential(first, nn.Conv2d(channels, 4, 3, stride=2, dilation=1, padding=1)))
+    net = Trainable(copy.deepcopy(model), Settings(channels_last=channels_last), {})
+    assert_as_exact(net, model, image(3, 3, 9, 8), slack=2e-5)
+
+
+@pytest.mark.parametrize("unwanted", ["1.weight", "0.1.weight", "0.1.bias", "0.0.weight"])
+def test_one_gradient_may_be_unwanted(unwanted):
+    model, x = randomize(nn.Sequential(normed(nn.Conv2d(3, 16, 3)), nn.Conv2d(16, 4, 1))), image(3, 3, 9, 8)
+    net = Trainable(copy.deepcopy(model), Settings(), {})
+    expected, found = (
+        torch.autograd.grad(
+            network(x).square().sum(), [p for name, p in network.named_parameters() if name != unwanted]
+        )
+        for network in (model, net)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_a_gradient_is_not_written_over_where_vectors_overlap():
+    x = image(2, 20, 3, 3).contiguous(memory_format=torch.channels_last)
+    mean, variance, sums = torch.zeros(20), torch.ones(20), torch.zeros(2, 20, dtype=torch.double)
+    with pytest.raises(RuntimeError, match="written over"):
+        torch.ops.groupwise.batch_norm_act_from_sums(
+            x, x, None, None, mean, variance, sums, True, 1e-5, "relu", 0.0, x, None, None
+        )

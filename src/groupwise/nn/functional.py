@@ -79,7 +79,7 @@ def normalised(
     """Returns what `batch_norm_act` does, and the mean and the biased variance; None for those where PyTorch ran."""
     if activation not in ACTIVATIONS:
         check_choice("activation", activation, ACTIVATIONS)
-    if not _takes(x, running_mean, running_var, weight, bias, training, eps, activation, residual):
+    if not takes(x, running_mean, running_var, weight, bias, training, eps, activation, residual):
         z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         z = z if residual is None else z + residual
         return F.leaky_relu(z, negative_slope) if activation == "leaky_relu" else _PYTORCH[activation](z), None
@@ -94,7 +94,7 @@ def normalised(
     return y, (mean, variance)
 
 
-def _takes(
+def takes(
     x: torch.Tensor,
     running_mean: torch.Tensor | None,
     running_var: torch.Tensor | None,

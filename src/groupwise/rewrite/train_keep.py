@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 from groupwise.kernels import native
 from groupwise.nn.norm import apply_norm
 from groupwise.rewrite import train_origin
+from groupwise.rewrite.train_layer import norm_convolve
 
 Modules = Mapping[str, torch.nn.Module]
 
@@ -31,12 +32,36 @@ def keep_less(graph: Graph, modules: Modules) -> None:
         return
     origins: dict[Node, Node] = {}
     for node in list(graph.nodes):
-        if node.target is apply_norm and _recomputed(node, modules, origins):
+        if node.target is not apply_norm:
+            continue
+        if (conv := _alone(node, modules)) is not None:
+            _join(graph, node, conv)
+        elif _recomputed(node, modules, origins):
             kwargs = dict(node.kwargs)
             if "residual" in kwargs:
                 kwargs["residual_origin"] = origins[kwargs["residual"]]
             made, origin = _pair(graph, node, train_origin.normalise, node.args, kwargs)
             _hand_on(graph, made, origin, modules, origins)
+
+
+def _alone(node: Node, modules: Modules) -> Node | None:
+    """Returns the convolution that alone reads a BatchNorm without a sum; None if there is none."""
+    reader = next(iter(node.users)) if len(node.users) == 1 else None
+    if reader is None or reader.op != "call_module" or "residual" in node.kwargs:
+        return None
+    found = type(modules.get(str(reader.target))) in _CONVOLUTIONS and _reader(reader, node, modules) == "again"
+    return reader if found else None
+
+
+def _join(graph: Graph, norm: Node, conv: Node) -> None:
+    """Puts one call in the place of a BatchNorm and of the convolution behind it."""
+    with graph.inserting_before(conv):
+        layer = graph.get_attr(str(conv.target))
+        made = graph.call_function(norm_convolve, (norm.args[0], layer, norm.args[1]), dict(norm.kwargs))
+    made.meta = dict(conv.meta)
+    conv.replace_all_uses_with(made)
+    graph.erase_node(conv)
+    graph.erase_node(norm)
 
 
 def _recomputed(node: Node, modules: Modules, origins: Mapping[Node, Node]) -> bool:

@@ -106,7 +106,17 @@ def normalise(
     residual_origin: Origin | None = None,
 ) -> tuple[torch.Tensor, Origin | None]:
     """Returns what `apply_norm` does, and the origin of that, if it has one."""
-    given = arguments(norm, input)
+    return with_origin(arguments(norm, input), activation, residual, negative_slope, residual_origin)
+
+
+def with_origin(
+    given: tuple[Any, ...],
+    activation: str,
+    residual: torch.Tensor | None,
+    negative_slope: float,
+    residual_origin: Origin | None,
+) -> tuple[torch.Tensor, Origin | None]:
+    """Does what `normalise` does, for the first arguments of `batch_norm_act`."""
     y, statistics = normalised(*given, activation, residual, negative_slope)
     lacks = residual is not None and not _holds(residual_origin, residual)
     if statistics is None or lacks or not y.requires_grad:
@@ -121,7 +131,7 @@ def normalise(
 
 def convolve(z: torch.Tensor, origin: Origin | None, conv: torch.nn.Module) -> torch.Tensor:
     """Returns conv(z). The backward computes z again where z has an origin."""
-    options = _options(conv, z) if _holds(origin, z) else None
+    options = options_of(conv, z) if _holds(origin, z) else None
     if options is None:
         return dispatch_backward(conv(z))
     made: torch.Tensor = _Convolution.apply(z, conv.weight, conv.bias, origin, options)  # type: ignore[no-untyped-call]
@@ -158,7 +168,7 @@ def _holds(origin: Origin | None, z: torch.Tensor) -> bool:
     return origin is not None and z._version == origin.version
 
 
-def _options(conv: Any, x: torch.Tensor) -> tuple[Any, ...] | None:
+def options_of(conv: Any, x: torch.Tensor) -> tuple[Any, ...] | None:
     """Returns the last arguments of `torch.convolution` for a layer that has a gradient; None if it may do more."""
     weight = conv.weight
     if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or conv.padding_mode != "zeros":
@@ -171,7 +181,7 @@ def _options(conv: Any, x: torch.Tensor) -> tuple[Any, ...] | None:
     return conv.stride, conv.padding, conv.dilation, False, (0,) * len(conv.stride), conv.groups
 
 
-def _blocks(x: torch.Tensor) -> Iterator[slice]:
+def blocks(x: torch.Tensor) -> Iterator[slice]:
     """Returns the samples of x, in blocks of similar size."""
     samples = x.shape[0]
     count = min(samples, -(-x.numel() * x.element_size() // BLOCK))
@@ -218,7 +228,7 @@ def _weight_gradients(
     sums: list[torch.Tensor | None] = [None, None]
     if not any(wanted):
         return sums
-    for samples in _blocks(ctx.how.like(tensors)):
+    for samples in blocks(ctx.how.like(tensors)):
         z = ctx.how.again(tensors, samples)
         parts = aten.convolution_backward(grad[samples], z, weight, *ctx.options, (False, *wanted))[1:]
         sums = [part if all is None else all.add_(part) for all, part in zip(sums, parts, strict=True)]
@@ -246,7 +256,7 @@ class _Scale(torch.autograd.Function):
             else:
                 found = [
                     ctx.how.again(tensors, samples).mul_(grad[samples]).sum(pixels, keepdim=True)
-                    for samples in _blocks(grad)
+                    for samples in blocks(grad)
                 ]
                 grad_gate = torch.cat(found)
         return grad * gate if ctx.needs_input_grad[0] else None, grad_gate, None
