@@ -59,12 +59,30 @@ def batch_norm_act(
         >>> batch_norm_act(x, None, None, training=True, activation="relu").min().item()
         0.0
     """
+    given = (x, running_mean, running_var, weight, bias, training, momentum, eps, activation, residual, negative_slope)
+    return normalised(*given)[0]
+
+
+def normalised(
+    x: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+    residual: torch.Tensor | None,
+    negative_slope: float,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """Returns what `batch_norm_act` does, and the mean and the biased variance; None for those where PyTorch ran."""
     if activation not in ACTIVATIONS:
         check_choice("activation", activation, ACTIVATIONS)
-    if not _takes(x, running_mean, running_var, weight, bias, training, eps, activation, residual):
+    if not takes(x, running_mean, running_var, weight, bias, training, eps, activation, residual):
         z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         z = z if residual is None else z + residual
-        return F.leaky_relu(z, negative_slope) if activation == "leaky_relu" else PYTORCH[activation](z)
+        return F.leaky_relu(z, negative_slope) if activation == "leaky_relu" else PYTORCH[activation](z), None
     y, mean, variance = torch.ops.groupwise.batch_norm_act(
         x, weight, bias, running_mean, running_var, residual, training, eps, activation, negative_slope
     )
@@ -73,11 +91,10 @@ def batch_norm_act(
         # PyTorch's batch_norm keeps the statistics for its backward, and does not count its own updates as changes.
         running_mean.data.lerp_(mean, momentum)
         running_var.data.lerp_(variance * (count / (count - 1)), momentum)
-    result: torch.Tensor = y
-    return result
+    return y, (mean, variance)
 
 
-def _takes(
+def takes(
     x: torch.Tensor,
     running_mean: torch.Tensor | None,
     running_var: torch.Tensor | None,

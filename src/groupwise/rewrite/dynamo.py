@@ -30,7 +30,8 @@ from groupwise.rewrite.program import Program
 from groupwise.rewrite.region import MOST_PROGRAMS, key_of, kinds_of, words_of
 from groupwise.rewrite.tape import Tape
 from groupwise.rewrite.train_fuse import fuse_training
-from groupwise.rewrite.train_region import mark_convolutions, switch_back, switched_on
+from groupwise.rewrite.train_region import mark_convolutions
+from groupwise.rewrite.train_switch import switch_back, switched_on
 from groupwise.rewrite.watch import contents
 
 OPTIONS = ("tune",)

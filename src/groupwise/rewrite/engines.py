@@ -285,7 +285,7 @@ def _contiguous(work: Work) -> Work:
 
 
 def _make_in_place(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str) -> Recipe:
-    layer, operands = _native_layer(work, weight, bias, kernel), (SOURCE, RESIDUAL if work.epilogue.residual else None)
+    layer, operands = native_layer(work, weight, bias, kernel), (SOURCE, RESIDUAL if work.epilogue.residual else None)
     return Recipe(1 + work.epilogue.residual, Operation(Method(layer, "run_last"), operands))
 
 

@@ -20,7 +20,8 @@ from groupwise.rewrite.example import refused
 from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
-from groupwise.rewrite.train_region import Region, Settings, switch_back, switched_on
+from groupwise.rewrite.train_region import Region, Settings
+from groupwise.rewrite.train_switch import switch_back, switched_on
 from groupwise.rewrite.train_trace import quietly
 from groupwise.spec.legible import Printed, legible
 

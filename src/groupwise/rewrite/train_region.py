@@ -5,7 +5,6 @@ A module that cannot be traced runs its own code, and its children are regions.
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,11 +16,12 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from groupwise.kernels import native
-from groupwise.kernels.dispatch import thread_switch
 from groupwise.rewrite.capture import LOCK
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Notes, fuse_graph, has_hooks
+from groupwise.rewrite.train_keep import keep_less
 from groupwise.rewrite.train_squeeze import fuse_squeezes
+from groupwise.rewrite.train_switch import dispatch_backward
 from groupwise.rewrite.train_trace import Form, Holder, is_plain, take_apart, trace
 
 # The most graphs that a region keeps: another makes it forget the oldest.
@@ -133,6 +133,8 @@ class Region:
             notes, squeezed = fuse_graph(graph, holder), fuse_squeezes(graph, holder)
         if self.settings.channels_last:
             _reshape_instead_of_view(graph)
+        if self.settings.fuse:
+            keep_less(graph, modules)
         mark_convolutions(graph, modules)
         left = {it.name: it for it in (*(Left(path, reason) for path, reason in kept.items()), *notes.left)}
         regions: list[Region] = []
@@ -296,29 +298,3 @@ def mark_convolutions(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> N
             with graph.inserting_after(node):
                 marked = graph.call_function(dispatch_backward, (node,))
             node.replace_all_uses_with(marked, delete_user_cb=lambda user, marked=marked: user is not marked)
-
-
-# Python calls the function about a hundred times in a step.
-_switch = functools.cache(thread_switch)
-
-
-def switched_on() -> int:
-    """Turns dispatch on in this thread, unless `forced` turned it off; returns what to give to `switch_back`."""
-    switch = _switch()
-    before = switch(1)
-    if before < 0:
-        switch(before)
-    return before
-
-
-def switch_back(before: int) -> None:
-    """Undoes `switched_on`."""
-    _switch()(before)
-
-
-def dispatch_backward(result: torch.Tensor) -> torch.Tensor:
-    """Returns the result of a convolution, whose backward will run with dispatch on."""
-    node = result.grad_fn if isinstance(result, torch.Tensor) else None
-    if node is not None and type(node).__name__.startswith("ConvolutionBackward"):
-        torch.ops.groupwise.dispatch_backward(result)
-    return result
