@@ -38,7 +38,7 @@ def prefer(monkeypatch, kernel):
     rows = tuple(row for row in engines.CONVOLUTION if row.name != "groupwise" or row.kernel == kernel)
     monkeypatch.setattr(choose, "CONVOLUTION", rows)
     name = f"groupwise {kernel}"
-    monkeypatch.setattr(choose, "_fastest", lambda seconds: name if name in seconds else "pytorch")
+    monkeypatch.setattr(choose, "fastest", lambda seconds: name if name in seconds else "pytorch")
 
 
 @needs_kernels
