@@ -218,11 +218,11 @@ def test_engines_are_measured_and_wrong_ones_are_not_chosen(monkeypatch):
     ],
 )
 def test_the_fastest_engine_by_a_margin(seconds, fastest):
-    assert choose._fastest(seconds) == fastest
+    assert choose.fastest(seconds) == fastest
 
 
 def test_nothing_is_measured_where_runs_must_repeat(monkeypatch):
-    monkeypatch.setattr(choose, "_time", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(choose, "time_calls", lambda *_: pytest.fail("measured"))
     torch.use_deterministic_algorithms(True)
     try:
         check(network(), source(), tune=True)
