@@ -6,7 +6,8 @@ extern const KernelRow kPlanar, kNarrow, kGroups, kDots, kPixels, kBrgemm, kStem
 
 const std::vector<const KernelRow*>& kernel_table() {
   // Never destroyed: threads may still convolve while the process ends.
-  static const auto* table = new std::vector<const KernelRow*>{&kPlanar, &kNarrow, &kGroups, &kDots, &kPixels, &kBrgemm, &kStem, &kFft};
+  static const auto* table =
+      new std::vector<const KernelRow*>{&kPlanar, &kNarrow, &kGroups, &kDots, &kPixels, &kBrgemm, &kStem, &kFft};
   return *table;
 }
 
