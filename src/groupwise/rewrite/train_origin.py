@@ -140,13 +140,18 @@ def convolve(z: torch.Tensor, origin: Origin | None, conv: torch.nn.Module) -> t
 
 def scale(z: torch.Tensor, origin: Origin | None, gate: torch.Tensor) -> tuple[torch.Tensor, Origin | None]:
     """Returns z * gate and its origin. The backward computes z again where z has an origin."""
-    fits = isinstance(gate, torch.Tensor) and gate.dtype == z.dtype and gate.dim() == z.dim() > 2
-    fits = fits and gate.shape[:2] == z.shape[:2] and set(gate.shape[2:]) == {1} and type(gate) in _PLAIN
-    if not fits or not _holds(origin, z) or not torch.is_grad_enabled():
+    if not fits_scale(z, origin, gate):
         return z * gate, None
     assert origin is not None
     product: torch.Tensor = _Scale.apply(z, gate, origin)  # type: ignore[no-untyped-call]
     return product, Origin(_Scaled(origin.how), (gate, *origin.tensors), product._version)
+
+
+def fits_scale(z: torch.Tensor, origin: Origin | None, gate: Any) -> bool:
+    """Tells whether z has an origin and a gate one factor a sample and channel."""
+    if not torch.is_grad_enabled() or not _holds(origin, z) or type(gate) not in _PLAIN or z.dim() < 3:
+        return False
+    return gate.dtype == z.dtype and gate.dim() == z.dim() and gate.shape == (*z.shape[:2], *(1,) * (z.dim() - 2))
 
 
 def pool(z: torch.Tensor, origin: Origin | None, module: torch.nn.MaxPool2d) -> torch.Tensor:
