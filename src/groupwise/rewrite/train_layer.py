@@ -19,9 +19,9 @@ def norm_convolve(
     conv: Any, norm: Any, input: torch.Tensor, activation: str = "none", negative_slope: float = 0.01
 ) -> torch.Tensor:
     """Returns conv(activation(norm(input)))."""
-    given = arguments(norm, input)
+    given: Any = arguments(norm, input)
     options = options_of(conv, input)
-    if options is None or not input.requires_grad or not takes(*given[:6], given[7], activation, None):
+    if options is None or not input.requires_grad or not takes(*(*given[:6], given[7], activation, None)):
         y, origin = with_origin(given, activation, None, negative_slope, None)
         return convolve(y, origin, conv)
     made: torch.Tensor = _NormConvolution.apply(  # type: ignore[no-untyped-call]
@@ -39,12 +39,12 @@ class _NormConvolution(torch.autograd.Function):
         bias: torch.Tensor | None,
         filters: torch.Tensor,
         offsets: torch.Tensor | None,
-        given: tuple[Any, ...],
+        given: Any,
         activation: str,
         slope: float,
         options: tuple[Any, ...],
     ) -> torch.Tensor:
-        z, statistics = normalised(*given, activation, None, slope)
+        z, statistics = normalised(*(*given, activation, None, slope))
         assert statistics is not None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, *statistics, filters)
@@ -54,7 +54,7 @@ class _NormConvolution(torch.autograd.Function):
         return torch.convolution(z, filters, offsets, *options)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
         if grad is None:
             return (None,) * 9
         before = switched_on()
@@ -144,7 +144,7 @@ class _ScaleConvolution(torch.autograd.Function):
         return torch.convolution(z * gate, filters, offsets, *options)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
         if grad is None:
             return (None,) * 6
         gate, filters, *tensors = ctx.saved_tensors
