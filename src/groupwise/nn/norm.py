@@ -22,7 +22,7 @@ def apply_norm(
 
     It reads the parameters, the statistics and the training mode of `norm`, and updates its statistics.
     """
-    return batch_norm_act(*arguments(norm, input), activation, residual, negative_slope)
+    return batch_norm_act(*(*arguments(norm, input), activation, residual, negative_slope))
 
 
 def arguments(norm: _NormBase, input: torch.Tensor) -> tuple[Any, ...]:

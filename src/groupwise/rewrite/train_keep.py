@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 from groupwise.kernels import native
 from groupwise.nn.norm import apply_norm
 from groupwise.rewrite import train_origin
-from groupwise.rewrite.train_layer import norm_convolve
+from groupwise.rewrite.train_layer import norm_convolve, scale_convolve
 
 Modules = Mapping[str, torch.nn.Module]
 
@@ -35,7 +35,7 @@ def keep_less(graph: Graph, modules: Modules) -> None:
         if node.target is not apply_norm:
             continue
         if (conv := _alone(node, modules)) is not None:
-            _join(graph, node, conv)
+            _join(graph, node, conv, norm_convolve, node.args)
         elif _recomputed(node, modules, origins):
             kwargs = dict(node.kwargs)
             if "residual" in kwargs:
@@ -45,7 +45,7 @@ def keep_less(graph: Graph, modules: Modules) -> None:
 
 
 def _alone(node: Node, modules: Modules) -> Node | None:
-    """Returns the convolution that alone reads a BatchNorm without a sum; None if there is none."""
+    """Returns the convolution that alone reads a product, or a BatchNorm without a sum; None if there is none."""
     reader = next(iter(node.users)) if len(node.users) == 1 else None
     if reader is None or reader.op != "call_module" or "residual" in node.kwargs:
         return None
@@ -53,15 +53,15 @@ def _alone(node: Node, modules: Modules) -> Node | None:
     return reader if found else None
 
 
-def _join(graph: Graph, norm: Node, conv: Node) -> None:
-    """Puts one call in the place of a BatchNorm and of the convolution behind it."""
+def _join(graph: Graph, node: Node, conv: Node, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Puts one call in the place of a node and of the convolution that reads it."""
     with graph.inserting_before(conv):
         layer = graph.get_attr(str(conv.target))
-        made = graph.call_function(norm_convolve, (norm.args[0], layer, norm.args[1]), dict(norm.kwargs))
+        made = graph.call_function(function, (layer, *args), dict(node.kwargs))
     made.meta = dict(conv.meta)
     conv.replace_all_uses_with(made)
     graph.erase_node(conv)
-    graph.erase_node(norm)
+    graph.erase_node(node)
 
 
 def _recomputed(node: Node, modules: Modules, origins: Mapping[Node, Node]) -> bool:
@@ -125,6 +125,9 @@ def _hand_on(graph: Graph, made: Node, origin: Node, modules: Modules, origins: 
             graph.erase_node(user)
         elif user.target in _PRODUCTS:
             gate = user.args[1] if user.args[0] is made else user.args[0]
+            if (conv := _alone(user, modules)) is not None:
+                _join(graph, user, conv, scale_convolve, (made, origin, gate))
+                continue
             product, its_origin = _pair(graph, user, train_origin.scale, (made, origin, gate), {})
             if _all_compute_again(product, modules):
                 _hand_on(graph, product, its_origin, modules, origins)

@@ -1,4 +1,4 @@
-"""A BatchNorm and the convolution that alone reads it: one step of autograd, which keeps the input of the BatchNorm."""
+"""A BatchNorm, or a product of its output with a gate, and the convolution behind it: one step of autograd."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from groupwise.nn.functional import normalised, takes
 from groupwise.nn.norm import arguments
-from groupwise.rewrite.train_origin import blocks, convolve, options_of, with_origin
+from groupwise.rewrite.train_origin import Origin, blocks, convolve, fits_scale, options_of, scale, with_origin
 from groupwise.rewrite.train_switch import switch_back, switched_on
 
 ops = torch.ops.groupwise
@@ -16,12 +16,12 @@ aten = torch.ops.aten
 
 
 def norm_convolve(
-    norm: Any, conv: Any, input: torch.Tensor, activation: str = "none", negative_slope: float = 0.01
+    conv: Any, norm: Any, input: torch.Tensor, activation: str = "none", negative_slope: float = 0.01
 ) -> torch.Tensor:
     """Returns conv(activation(norm(input)))."""
-    given = arguments(norm, input)
+    given: Any = arguments(norm, input)
     options = options_of(conv, input)
-    if options is None or not input.requires_grad or not takes(*given[:6], given[7], activation, None):
+    if options is None or not input.requires_grad or not takes(*(*given[:6], given[7], activation, None)):
         y, origin = with_origin(given, activation, None, negative_slope, None)
         return convolve(y, origin, conv)
     made: torch.Tensor = _NormConvolution.apply(  # type: ignore[no-untyped-call]
@@ -39,12 +39,12 @@ class _NormConvolution(torch.autograd.Function):
         bias: torch.Tensor | None,
         filters: torch.Tensor,
         offsets: torch.Tensor | None,
-        given: tuple[Any, ...],
+        given: Any,
         activation: str,
         slope: float,
         options: tuple[Any, ...],
     ) -> torch.Tensor:
-        z, statistics = normalised(*given, activation, None, slope)
+        z, statistics = normalised(*(*given, activation, None, slope))
         assert statistics is not None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, *statistics, filters)
@@ -54,7 +54,7 @@ class _NormConvolution(torch.autograd.Function):
         return torch.convolution(z, filters, offsets, *options)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
         if grad is None:
             return (None,) * 9
         before = switched_on()
@@ -113,3 +113,63 @@ def _place(x: torch.Tensor, grad_z: torch.Tensor) -> torch.Tensor:
     if rows and x.shape[1] % 16 == 0 and grad_z.is_contiguous(memory_format=last):
         return grad_z
     return torch.empty_like(x, memory_format=torch._prims_common.suggest_memory_format(x))
+
+
+def scale_convolve(conv: Any, z: torch.Tensor, origin: Origin | None, gate: torch.Tensor) -> torch.Tensor:
+    """Returns conv(z * gate). The backward computes z again where z has an origin."""
+    options = options_of(conv, z) if fits_scale(z, origin, gate) else None
+    if options is None:
+        product, its_origin = scale(z, origin, gate)
+        return convolve(product, its_origin, conv)
+    made: torch.Tensor = _ScaleConvolution.apply(  # type: ignore[no-untyped-call]
+        z, gate, conv.weight, conv.bias, origin, options
+    )
+    return made
+
+
+class _ScaleConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: torch.Tensor,
+        gate: torch.Tensor,
+        filters: torch.Tensor,
+        offsets: torch.Tensor | None,
+        origin: Origin,
+        options: tuple[Any, ...],
+    ) -> torch.Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gate, filters, *origin.tensors)
+        ctx.how, ctx.options = origin.how, (None if offsets is None else list(offsets.shape), *options)
+        return torch.convolution(z * gate, filters, offsets, *options)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
+        if grad is None:
+            return (None,) * 6
+        gate, filters, *tensors = ctx.saved_tensors
+        wanted, pixels = ctx.needs_input_grad, tuple(range(2, grad.dim()))
+        before = switched_on()
+        try:
+            if torch.is_grad_enabled():
+                z = ctx.how.differentiable(tensors)
+                product, *others = aten.convolution_backward(
+                    grad, z * gate, filters, *ctx.options, (True, *wanted[2:4])
+                )
+                return product * gate, (product * z).sum(pixels, keepdim=True), *others, None, None
+            # The gradient of a convolution's input asks for the shape of that alone.
+            like = ctx.how.like(tensors)
+            product = aten.convolution_backward(grad, like, filters, *ctx.options, (True, False, False))[0]
+            others, factors = [None, None], []
+            for samples in blocks(like):
+                z = ctx.how.again(tensors, samples)
+                if any(wanted[2:4]):
+                    of_block = z * gate[samples]
+                    made = aten.convolution_backward(
+                        grad[samples], of_block, filters, *ctx.options, (False, *wanted[2:4])
+                    )[1:]
+                    others = [one if all is None else all.add_(one) for all, one in zip(others, made, strict=True)]
+                factors.append(z.mul_(product[samples]).sum(pixels, keepdim=True))
+        finally:
+            switch_back(before)
+        return product.mul_(gate), torch.cat(factors), *others, None, None

@@ -110,14 +110,14 @@ def normalise(
 
 
 def with_origin(
-    given: tuple[Any, ...],
+    given: Any,
     activation: str,
     residual: torch.Tensor | None,
     negative_slope: float,
     residual_origin: Origin | None,
 ) -> tuple[torch.Tensor, Origin | None]:
     """Does what `normalise` does, for the first arguments of `batch_norm_act`."""
-    y, statistics = normalised(*given, activation, residual, negative_slope)
+    y, statistics = normalised(*(*given, activation, residual, negative_slope))
     lacks = residual is not None and not _holds(residual_origin, residual)
     if statistics is None or lacks or not y.requires_grad:
         return y, None
@@ -140,13 +140,18 @@ def convolve(z: torch.Tensor, origin: Origin | None, conv: torch.nn.Module) -> t
 
 def scale(z: torch.Tensor, origin: Origin | None, gate: torch.Tensor) -> tuple[torch.Tensor, Origin | None]:
     """Returns z * gate and its origin. The backward computes z again where z has an origin."""
-    fits = isinstance(gate, torch.Tensor) and gate.dtype == z.dtype and gate.dim() == z.dim() > 2
-    fits = fits and gate.shape[:2] == z.shape[:2] and set(gate.shape[2:]) == {1} and type(gate) in _PLAIN
-    if not fits or not _holds(origin, z) or not torch.is_grad_enabled():
+    if not fits_scale(z, origin, gate):
         return z * gate, None
     assert origin is not None
     product: torch.Tensor = _Scale.apply(z, gate, origin)  # type: ignore[no-untyped-call]
     return product, Origin(_Scaled(origin.how), (gate, *origin.tensors), product._version)
+
+
+def fits_scale(z: torch.Tensor, origin: Origin | None, gate: Any) -> bool:
+    """Tells whether z has an origin and a gate one factor a sample and channel."""
+    if not torch.is_grad_enabled() or not _holds(origin, z) or type(gate) not in _PLAIN or z.dim() < 3:
+        return False
+    return bool(gate.dtype == z.dtype and gate.shape == (*z.shape[:2], *(1,) * (z.dim() - 2)))
 
 
 def pool(z: torch.Tensor, origin: Origin | None, module: torch.nn.MaxPool2d) -> torch.Tensor:
@@ -200,7 +205,7 @@ class _Convolution(torch.autograd.Function):
         return torch.convolution(z, weight, bias, *options)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
         if grad is None:
             return (None,) * 5
         weight, *tensors = ctx.saved_tensors
@@ -244,7 +249,7 @@ class _Scale(torch.autograd.Function):
         return z * gate
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
         if grad is None:
             return None, None, None
         gate, *tensors = ctx.saved_tensors
@@ -273,7 +278,7 @@ class _MaxPool(torch.autograd.Function):
         return made
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
         if grad is None:
             return None, None, None
         places, like = ctx.saved_tensors
