@@ -254,8 +254,6 @@ void Layer::run_images(const Tensor& source, const Tensor& residual, const Tenso
   if (!direct) out.copy_(to);
 }
 
-namespace {
-
 constexpr std::string_view kNames[] = {"none",        "relu",    "relu6", "leaky_relu", "silu", "hardswish",
                                        "hardsigmoid", "sigmoid", "tanh",  "hardtanh",   "gelu", "gelu_tanh"};
 
@@ -269,6 +267,8 @@ Activate activate_of(const std::string& name, const std::vector<double>& numbers
   }
   TORCH_CHECK(false, "groupwise: activation '", name, "' is not known");
 }
+
+namespace {
 
 using Numbers = std::vector<int64_t>;
 using Self = c10::intrusive_ptr<Layer>;

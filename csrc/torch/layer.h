@@ -24,6 +24,9 @@ struct Geometry {
   int64_t groups;
 };
 
+// Returns an activation by the name and the numbers that a plan has for it.
+Activate activate_of(const std::string& name, const std::vector<double>& numbers);
+
 // A weight of two dimensions is that of a linear layer, whose sources have their features last; it needs no numbers but one group.
 // Several threads may run a layer at once. It keeps the weight that it was given, and packs it once: whoever
 // changes the weight makes a new layer.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "bfloat16.h"
 #include "run.h"
 #include "targets/isa.h"
 
@@ -23,12 +24,42 @@ void split(Squeeze* s) {
   s->pieces = ceil_div(length, s->piece);
 }
 
+int64_t parts_of(const Squeeze& s) { return s.rows ? s.pieces : 1; }
+
+// Returns the mean of channel c of a sample, whose pieces are summed.
+float mean_of(const Squeeze& s, int64_t sample, int64_t c) {
+  const int64_t parts = parts_of(s);
+  double sum = 0;
+  for (int64_t part = 0; part < parts; part++) sum += s.sums[(sample * parts + part) * s.channels + c];
+  return static_cast<float>(sum / static_cast<double>(s.pixels));
+}
+
 }  // namespace
+
+void mean_pixels(Squeeze s, const NormRun& run) {
+  const Kernels& target = kernels();
+  split(&s);
+  const std::unique_ptr<float[]> sums(new float[s.samples * parts_of(s) * s.channels]);
+  s.sums = sums.get();
+  const bool threaded = run.threads > 1 && s.samples * s.channels * s.pixels >= kWorthAThread;
+  run_tasks(s.samples * s.pieces, threaded, run.parallel_for,
+            [&](int64_t begin, int64_t end) { target.squeeze_sums(s, begin, end); });
+  for (int64_t sample = 0; sample < s.samples; sample++)
+    for (int64_t c = 0; c < s.channels; c++) {
+      const float mean = mean_of(s, sample, c);
+      const int64_t at = sample * s.channels + c;
+      if (s.low) {
+        static_cast<Bfloat16*>(s.y)[at] = rounded(mean);
+      } else {
+        static_cast<float*>(s.y)[at] = mean;
+      }
+    }
+}
 
 void squeeze_excite(Squeeze s, Gate first, Gate second, const NormRun& run) {
   const Kernels& target = kernels();
   split(&s);
-  const int64_t parts = s.rows ? s.pieces : 1;
+  const int64_t parts = parts_of(s);
   const int64_t sums = s.samples * parts * s.channels, all = s.samples * s.channels, hidden = s.samples * first.outputs;
   const std::unique_ptr<float[]> room(new float[sums + 2 * all + hidden]);
   float *const mean = room.get() + sums, *const gate = mean + all;
@@ -41,11 +72,7 @@ void squeeze_excite(Squeeze s, Gate first, Gate second, const NormRun& run) {
 
   const auto means = [&](int64_t begin, int64_t end) {
     for (int64_t sample = begin; sample < end; sample++)
-      for (int64_t c = 0; c < s.channels; c++) {
-        double sum = 0;
-        for (int64_t part = 0; part < parts; part++) sum += s.sums[(sample * parts + part) * s.channels + c];
-        mean[sample * s.channels + c] = static_cast<float>(sum / static_cast<double>(s.pixels));
-      }
+      for (int64_t c = 0; c < s.channels; c++) mean[sample * s.channels + c] = mean_of(s, sample, c);
   };
   const int64_t weights = first.outputs * first.inputs + second.outputs * (second.weight ? second.inputs : 1);
   const bool threaded = run.threads > 1 && s.samples * s.channels * s.pixels >= kWorthAThread;

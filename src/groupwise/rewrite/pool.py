@@ -8,7 +8,7 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.kernels import native
-from groupwise.rewrite.steps import is_tensor, put, value
+from groupwise.rewrite.steps import is_plain, put, value
 
 aten = torch.ops.aten
 
@@ -31,7 +31,7 @@ def _arguments(node: Node) -> tuple[Any, ...] | None:
     given: list[Any] = list(node.args)
     defaults: list[Any] = [[], [0, 0], [1, 1], False]
     source, kernel, stride, padding, dilation, ceil_mode = [*given, *defaults[len(given) - 2 :]]
-    if not is_tensor(source) or value(source).dim() != 4 or value(source).dtype != torch.float32:
+    if not is_plain(source) or value(source).dim() != 4:
         return None
     kernel, stride, padding = (_pair(numbers) for numbers in (kernel, stride or kernel, padding))
     return (source, kernel, stride, padding, ceil_mode) if set(dilation) == {1} else None
