@@ -37,13 +37,13 @@ def test_any_shape(data):
     x = (torch.randn(shape) + 0.3).to(dtype).contiguous(memory_format=fmt)
     with threads(data.draw(st.sampled_from([1, 2]))), forced(isa=data.draw(st.sampled_from(ISAS))), poisoned():
         made = operator(x)
+        out = torch.empty_like(made)
+        assert operator(x, out=out) is out
+    assert torch.equal(out, made)
     true = exact(x)
     assert (made.shape, made.dtype) == (true.shape, dtype)
     rounding = 600 * EPS[torch.float32] * exact(x.abs())
     assert ((made.double() - true).abs() <= rounding + EPS[dtype] * true.abs()).all()
-    out = torch.empty_like(made)
-    assert operator(x, out=out) is out
-    assert torch.equal(out, made)
 
 
 def test_arguments_and_gradients():
@@ -54,7 +54,7 @@ def test_arguments_and_gradients():
     with pytest.raises(RuntimeError, match="the dtype and the device"):
         operator(x, out=torch.empty(2, 5, 1, 1).double())
     with pytest.raises(RuntimeError, match="memory"):
-        operator(x, out=x[:, :, :1, :1])
+        operator(x, out=x.flatten()[:10].view(2, 5, 1, 1))
     assert operator(torch.empty(2, 5, 0, 3)).isnan().all()
     for fmt in (torch.contiguous_format, torch.channels_last):
         opcheck(operator.default, (x.contiguous(memory_format=fmt),))
