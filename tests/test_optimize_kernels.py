@@ -8,7 +8,7 @@ from torch import nn
 
 import groupwise
 from accuracy import threads
-from groupwise.rewrite import choose, engines, program
+from groupwise.rewrite import choose, engines, low_engines, program
 from kernels import DIRECT, needs_kernels, without_kernels
 from optimized import check, kinds, settle
 
@@ -51,7 +51,7 @@ def prefer(monkeypatch, kernel):
     """Let one kernel be the fastest where it runs, layer by layer."""
     monkeypatch.setattr(program, "runs_of", lambda *_: [])
     rows = tuple(row for row in engines.CONVOLUTION if row.name != "groupwise" or row.kernel == kernel)
-    monkeypatch.setattr(choose, "CONVOLUTION", rows)
+    monkeypatch.setattr(low_engines, "CONVOLUTION", rows)
     name = f"groupwise {kernel}"
     monkeypatch.setattr(choose, "fastest", lambda seconds: name if name in seconds else "pytorch")
 

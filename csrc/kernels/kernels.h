@@ -12,8 +12,9 @@ namespace groupwise {
 
 struct Gate;
 struct Interleave;
+struct LowDepthwise;
+struct LowProduct;
 struct MaxPool;
-struct MeanPool;
 struct Norm;
 struct Squeeze;
 
@@ -47,9 +48,10 @@ struct Kernels {
   void (*norm_apply)(const Norm&, int64_t chunk, int64_t piece);
   void (*norm_sums)(const Norm&, int64_t chunk, int64_t piece);
   void (*norm_grad)(const Norm&, int64_t chunk, int64_t piece);
+  void (*correlate_low)(const LowDepthwise&, int64_t begin, int64_t end);
+  void (*multiply_low)(const LowProduct&, Range pixels, Range blocks);
   void (*interleave_rows)(const Interleave&, int64_t begin, int64_t end);
   void (*max_pool_rows)(const MaxPool&, int64_t begin, int64_t end);
-  void (*mean_pool_rows)(const MeanPool&, int64_t begin, int64_t end);
   // Sweeps over pieces of samples, and rows of a product.
   void (*squeeze_sums)(const Squeeze&, int64_t begin, int64_t end);
   void (*squeeze_gate)(const Gate&, Range samples, Range rows);

@@ -1,6 +1,6 @@
-// The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp, finish.cpp, sum.cpp, peak.cpp and
-// the sweeps of norm/, squeeze/, interleave/, maxpool/ and meanpool/ once for each set, every file by itself, since all in one take minutes; a
-// target_*.cpp lists what they define.
+// The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp, finish.cpp, sum.cpp, peak.cpp,
+// low/multiply.cpp and the sweeps of norm/, squeeze/, interleave/ and maxpool/ once for each set, every file by itself, since all in
+// one take minutes; a target_*.cpp lists what they define.
 #pragma once
 #include GW_VECTORS
 #include "kernels/kernels.h"
@@ -31,9 +31,10 @@ void norm_apply(const Norm&, int64_t chunk, int64_t piece);
 void norm_sums(const Norm&, int64_t chunk, int64_t piece);
 void norm_grad(const Norm&, int64_t chunk, int64_t piece);
 
+void correlate_low(const LowDepthwise&, int64_t begin, int64_t end);
+void multiply_low(const LowProduct&, Range pixels, Range blocks);
 void interleave_rows(const Interleave&, int64_t begin, int64_t end);
 void max_pool_rows(const MaxPool&, int64_t begin, int64_t end);
-void mean_pool_rows(const MeanPool&, int64_t begin, int64_t end);
 void squeeze_sums(const Squeeze&, int64_t begin, int64_t end);
 void squeeze_gate(const Gate&, Range samples, Range rows);
 void squeeze_scale(const Squeeze&, int64_t begin, int64_t end);
@@ -62,9 +63,10 @@ constexpr Kernels table(const char* isa, int number) {
           norm_apply,
           norm_sums,
           norm_grad,
+          correlate_low,
+          multiply_low,
           interleave_rows,
           max_pool_rows,
-          mean_pool_rows,
           squeeze_sums,
           squeeze_gate,
           squeeze_scale,

@@ -297,8 +297,6 @@ void Layer::compute(const Prepared& ready, const Tensor& source, const Tensor& r
   ready.plan->work->run(t, parallel_for);
 }
 
-namespace {
-
 constexpr std::string_view kNames[] = {"none",        "relu",    "relu6", "leaky_relu", "silu", "hardswish",
                                        "hardsigmoid", "sigmoid", "tanh",  "hardtanh",   "gelu", "gelu_tanh"};
 
@@ -312,6 +310,8 @@ Activate activate_of(const std::string& name, const std::vector<double>& numbers
   }
   TORCH_CHECK(false, "groupwise: activation '", name, "' is not known");
 }
+
+namespace {
 
 using Numbers = std::vector<int64_t>;
 using Self = c10::intrusive_ptr<Layer>;

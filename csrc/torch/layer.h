@@ -24,6 +24,9 @@ struct Geometry {
   int64_t groups;
 };
 
+// Returns an activation by the name and the numbers that a plan has for it.
+Activate activate_of(const std::string& name, const std::vector<double>& numbers);
+
 // Returns the convolution of a source. Raises an error for one that the layer cannot run on.
 Call call_of(const at::Tensor& source, const at::Tensor& weight, const Geometry& geometry);
 

@@ -1,5 +1,6 @@
-// The operator groupwise::squeeze_excite, for float32 on the CPU, with an output of its own or a given one, which may be x. Its
-// gradient reads x and the gradient of y in two sweeps; gradients of gradients, and of tensors that others wrap, are PyTorch's.
+// The operator groupwise::squeeze_excite, for float32 and bfloat16 on the CPU, with an output of its own or a given one, which may be
+// x. Beside a bfloat16 x the weights and biases may be float32. The gradient of a float32 x reads x and the gradient of y in two
+// sweeps; all other gradients, also those of gradients and of tensors that others wrap, are PyTorch's.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
@@ -66,24 +67,27 @@ const Named& named(std::string_view name) {
 
 bool there(const OptionalTensor& t) { return t && t->defined(); }
 
-void check(const Tensor& t, const char* name) {
-  TORCH_CHECK(t.scalar_type() == at::kFloat && t.layout() == at::kStrided, "groupwise: ", name,
-              " must be a dense float32 tensor");
+// `dtype` is that of x. Beside bfloat16 the others may be more exact.
+void check(const Tensor& t, at::ScalarType dtype, const char* name) {
+  TORCH_CHECK(
+      (t.scalar_type() == at::kFloat || (t.scalar_type() == dtype && dtype == at::kBFloat16)) && t.layout() == at::kStrided,
+      "groupwise: ", name, " must be a dense float32 tensor, or bfloat16 as x is");
 }
 
 // A product by shape: a weight of [outputs, inputs], which may have dimensions of size 1 after these, and a bias of [outputs].
 // Without a weight there are as many outputs as inputs.
-c10::SymInt outputs_of(const OptionalTensor& weight, const OptionalTensor& bias, const c10::SymInt& inputs, const char* which) {
+c10::SymInt outputs_of(const OptionalTensor& weight, const OptionalTensor& bias, const c10::SymInt& inputs,
+                       at::ScalarType dtype, const char* which) {
   c10::SymInt outputs = inputs;
   if (there(weight)) {
-    check(*weight, which);
+    check(*weight, dtype, which);
     TORCH_CHECK(weight->dim() >= 2 && weight->sym_size(1) == inputs && weight->sym_numel() == weight->sym_size(0) * inputs,
                 "groupwise: ", which, " must have the shape [outputs, inputs] or [outputs, inputs, 1, 1], and ", inputs,
                 " inputs, not ", weight->sym_sizes());
     outputs = weight->sym_size(0);
   }
   if (there(bias)) {
-    check(*bias, "a bias");
+    check(*bias, dtype, "a bias");
     TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == outputs, "groupwise: the bias of ", which,
                 " must have one number an output");
   }
@@ -92,12 +96,13 @@ c10::SymInt outputs_of(const OptionalTensor& weight, const OptionalTensor& bias,
 
 void check_all(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
                const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
-  check(x, "x");
+  const at::ScalarType dtype = x.scalar_type();
+  check(x, dtype, "x");
   TORCH_CHECK(x.dim() >= 3, "groupwise: x must have samples, channels and pixels, not the shape ", x.sym_sizes());
   named(act1), named(act2);
-  const c10::SymInt hidden = outputs_of(w1, b1, x.sym_size(1), "weight1");
+  const c10::SymInt hidden = outputs_of(w1, b1, x.sym_size(1), dtype, "weight1");
   TORCH_CHECK(hidden > 0 || x.sym_size(1) == 0, "groupwise: weight1 must have outputs");
-  TORCH_CHECK(outputs_of(w2, b2, hidden, "weight2") == x.sym_size(1), "groupwise: weight2 must have ", x.sym_size(1),
+  TORCH_CHECK(outputs_of(w2, b2, hidden, dtype, "weight2") == x.sym_size(1), "groupwise: weight2 must have ", x.sym_size(1),
               " outputs, one a channel");
 }
 
@@ -112,8 +117,9 @@ Squeeze squeeze_of(const Tensor& x, const Tensor& y) {
   s.pixels = x.numel() / s.samples / s.channels;
   // One channel is one plane in either format, and one pixel one row.
   s.rows = s.channels > 1 && (s.pixels == 1 || x.suggest_memory_format() != at::MemoryFormat::Contiguous);
-  s.x = x.const_data_ptr<float>();
-  s.y = y.defined() ? y.mutable_data_ptr<float>() : nullptr;
+  s.low = x.scalar_type() == at::kBFloat16;
+  s.x = x.const_data_ptr();
+  s.y = y.defined() ? y.mutable_data_ptr() : nullptr;
   return s;
 }
 
@@ -123,13 +129,20 @@ void compute(const Tensor& x, const Tensor& y, const OptionalTensor& w1, const O
   if (x.numel() == 0) return;
   const Squeeze s = squeeze_of(x, y);
   std::vector<Tensor> kept;
-  const auto read = [&](const OptionalTensor& t) -> const float* {
+  const auto read = [&](const OptionalTensor& t, bool exact) -> const void* {
     if (!there(t)) return nullptr;
-    kept.push_back(t->contiguous());
-    return kept.back().const_data_ptr<float>();
+    kept.push_back(exact ? t->contiguous().to(at::kFloat) : t->contiguous());
+    return kept.back().const_data_ptr();
   };
   const auto gate = [&](const OptionalTensor& w, const OptionalTensor& b, std::string_view act, int64_t inputs) {
-    return Gate{s.samples, inputs, there(w) ? w->size(0) : inputs, read(w), read(b), named(act).activation};
+    const bool low = there(w) && w->scalar_type() == at::kBFloat16;
+    return Gate{s.samples,
+                inputs,
+                there(w) ? w->size(0) : inputs,
+                read(w, false),
+                static_cast<const float*>(read(b, true)),
+                low,
+                named(act).activation};
   };
   Gate first = gate(w1, b1, act1, s.channels);
   const Gate second = gate(w2, b2, act2, first.outputs);
@@ -146,7 +159,7 @@ Tensor forward(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& 
 }
 
 void check_out(const Tensor& x, const Tensor& out) {
-  TORCH_CHECK(out.scalar_type() == at::kFloat, "groupwise: out must be float32, not ", out.scalar_type());
+  TORCH_CHECK(out.scalar_type() == x.scalar_type(), "groupwise: out must have the dtype of x, not ", out.scalar_type());
   TORCH_CHECK(out.device() == x.device(), "groupwise: out must be on the device of x");
 }
 
@@ -187,9 +200,10 @@ Tensor& forward_out_meta(const Tensor& x, const OptionalTensor& w1, const Option
 // Returns the factors of means, by PyTorch's operators.
 Tensor factors(const Tensor& mean, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
                const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
-  const auto gate = [](const Tensor& in, const OptionalTensor& w, const OptionalTensor& b, std::string_view act) {
-    if (there(w)) return named(act).composed(at::linear(in, w->flatten(1), b));
-    return named(act).composed(there(b) ? in + *b : in);
+  const auto like_mean = [&](const OptionalTensor& t) { return there(t) ? OptionalTensor(t->to(mean.scalar_type())) : t; };
+  const auto gate = [&](const Tensor& in, const OptionalTensor& w, const OptionalTensor& b, std::string_view act) {
+    if (there(w)) return named(act).composed(at::linear(in, like_mean(w)->flatten(1), like_mean(b)));
+    return named(act).composed(there(b) ? in + *like_mean(b) : in);
   };
   return gate(gate(mean, w1, b1, act1), w2, b2, act2);
 }

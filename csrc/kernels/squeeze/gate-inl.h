@@ -4,6 +4,7 @@
 
 #include "kernels/activation-inl.h"
 #include "kernels/squeeze/squeeze.h"
+#include "simd/low.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -16,7 +17,7 @@ GW_INLINE void in_row_tiles(int64_t first, int64_t last, F&& f) {
   for (; first < last; first++) f(first, std::integral_constant<int, 1>{});
 }
 
-// Calls f(offset, width) for the vectors of `count` floats. The width of a whole one is a constant.
+// Calls f(offset, width) for the vectors of `count` numbers. The width of a whole one is a constant.
 template <class F>
 GW_INLINE void in_vectors(int64_t count, F&& f) {
   int64_t i = 0;
@@ -25,15 +26,15 @@ GW_INLINE void in_vectors(int64_t count, F&& f) {
 }
 
 // Returns the number that is summed: of x, or of its product with `other`.
-template <bool Dots, class Width>
-GW_INLINE Vec summand(const float* x, const float* other, Width width) {
+template <bool Dots, class T, class Width>
+GW_INLINE Vec summand(const T* x, const float* other, Width width) {
   if constexpr (Dots) return load_some(x, width) * load_some(other, width);
   return load_some(x, width);
 }
 
 // Tiles are summed in registers, and added to the sums of the piece, so that no sum has more than a few hundred addends.
-template <bool Dots>
-GW_INLINE void sum_rows(const float* x, const float* other, int64_t pixels, int64_t channels, float* sums) {
+template <bool Dots, class T>
+GW_INLINE void sum_rows(const T* x, const float* other, int64_t pixels, int64_t channels, float* sums) {
   std::fill(sums, sums + channels, 0.0f);
   in_row_tiles(0, pixels, [&](int64_t pixel, auto tile) GW_LAMBDA {
     in_vectors(channels, [&](int64_t c, auto width) GW_LAMBDA {
@@ -56,8 +57,8 @@ GW_INLINE void sum_rows(const float* x, const float* other, int64_t pixels, int6
 }
 
 // Returns the sum of a plane: of blocks of vectors, then of those sums.
-template <bool Dots>
-GW_INLINE float sum_plane(const float* x, const float* other, int64_t pixels) {
+template <bool Dots, class T>
+GW_INLINE float sum_plane(const T* x, const float* other, int64_t pixels) {
   constexpr int64_t kBlock = 64 * 4 * kLanes;
   const auto of = [&](int64_t i, auto width) GW_LAMBDA { return summand<Dots>(x + i, Dots ? other + i : nullptr, width); };
   const std::integral_constant<int64_t, kLanes> whole;
@@ -74,19 +75,21 @@ GW_INLINE float sum_plane(const float* x, const float* other, int64_t pixels) {
   return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
-void squeeze_sums(const Squeeze& given, int64_t begin, int64_t end) {
+template <class T>
+GW_INLINE void sums_of(const Squeeze& given, int64_t begin, int64_t end) {
   const Squeeze s = given;
+  const T* const x = static_cast<const T*>(s.x);
   const auto sum = [&](auto dots) GW_LAMBDA {
     for (int64_t task = begin; task < end; task++) {
       const int64_t sample = task / s.pieces, first = task % s.pieces * s.piece, start = sample * s.channels * s.pixels;
       const auto other = [&](int64_t at) { return dots() ? s.other + start + at : nullptr; };
       if (s.rows) {
         const int64_t at = first * s.channels;
-        sum_rows<dots()>(s.x + start + at, other(at), std::min(s.piece, s.pixels - first), s.channels,
+        sum_rows<dots()>(x + start + at, other(at), std::min(s.piece, s.pixels - first), s.channels,
                          s.sums + task * s.channels);
       } else {
         for (int64_t c = first; c < std::min(s.channels, first + s.piece); c++)
-          s.sums[sample * s.channels + c] = sum_plane<dots()>(s.x + start + c * s.pixels, other(c * s.pixels), s.pixels);
+          s.sums[sample * s.channels + c] = sum_plane<dots()>(x + start + c * s.pixels, other(c * s.pixels), s.pixels);
       }
     }
   };
@@ -97,13 +100,23 @@ void squeeze_sums(const Squeeze& given, int64_t begin, int64_t end) {
   }
 }
 
+void squeeze_sums(const Squeeze& s, int64_t begin, int64_t end) {
+  if (s.low) {
+    sums_of<Bfloat16>(s, begin, end);
+  } else {
+    sums_of<float>(s, begin, end);
+  }
+}
+
 // Computes rows [rows.first, rows.last) of samples, before the activation: four rows at once, which share the loads of the input.
+template <class T>
 GW_INLINE void dots(const Gate& g, Range samples, Range rows) {
   for (int64_t row = rows.first; row < rows.last; row += 4) {
     const int64_t count = std::min<int64_t>(4, rows.last - row);
-    const float* w[4];
+    const T* w[4];
     // The last row stands in for those that are missing.
-    unroll<4>([&](auto k) GW_LAMBDA { w[k] = g.weight + std::min<int64_t>(row + k, rows.last - 1) * g.inputs; });
+    unroll<4>([&](auto k)
+                  GW_LAMBDA { w[k] = static_cast<const T*>(g.weight) + std::min<int64_t>(row + k, rows.last - 1) * g.inputs; });
     for (int64_t sample = samples.first; sample < samples.last; sample++) {
       const float* in = g.in + sample * g.inputs;
       Vec even[4] = {}, odd[4] = {};
@@ -127,7 +140,8 @@ GW_INLINE void dots(const Gate& g, Range samples, Range rows) {
 
 void squeeze_gate(const Gate& given, Range samples, Range rows) {
   const Gate g = given;
-  if (g.weight) dots(g, samples, rows);
+  if (g.weight && g.low) dots<Bfloat16>(g, samples, rows);
+  if (g.weight && !g.low) dots<float>(g, samples, rows);
   with(g.activation, [&](auto activation) {
     for (int64_t sample = samples.first; sample < samples.last; sample++) {
       float* out = g.out + sample * g.outputs + rows.first;
@@ -141,8 +155,11 @@ void squeeze_gate(const Gate& given, Range samples, Range rows) {
   });
 }
 
-void squeeze_scale(const Squeeze& given, int64_t begin, int64_t end) {
+template <class T>
+GW_INLINE void scale_of(const Squeeze& given, int64_t begin, int64_t end) {
   const Squeeze s = given;
+  const T* const x = static_cast<const T*>(s.x);
+  T* const y = static_cast<T*>(s.y);
   for (int64_t task = begin; task < end; task++) {
     const int64_t sample = task / s.pieces, first = task % s.pieces * s.piece, start = sample * s.channels * s.pixels;
     const float *gate = s.gate + sample * s.channels, *added = s.added ? s.added + sample * s.channels : nullptr;
@@ -154,8 +171,8 @@ void squeeze_scale(const Squeeze& given, int64_t begin, int64_t end) {
           const Vec factor = load_some(gate + c, width), addend = added ? load_some(added + c, width) : Vec{};
           unroll<tile()>([&](auto k) GW_LAMBDA {
             const int64_t to = at + k * s.channels + c;
-            const Vec product = load_some(s.x + to, width) * factor;
-            store_some(s.y + to, added ? product + addend : product, width);
+            const Vec product = load_some(x + to, width) * factor;
+            store_some(y + to, added ? product + addend : product, width);
           });
         });
       });
@@ -164,11 +181,19 @@ void squeeze_scale(const Squeeze& given, int64_t begin, int64_t end) {
         const Vec factor = broadcast(gate[c]), addend = added ? broadcast(added[c]) : Vec{};
         const int64_t at = start + c * s.pixels;
         in_vectors(s.pixels, [&](int64_t i, auto width) GW_LAMBDA {
-          const Vec product = load_some(s.x + at + i, width) * factor;
-          store_some(s.y + at + i, added ? product + addend : product, width);
+          const Vec product = load_some(x + at + i, width) * factor;
+          store_some(y + at + i, added ? product + addend : product, width);
         });
       }
     }
+  }
+}
+
+void squeeze_scale(const Squeeze& s, int64_t begin, int64_t end) {
+  if (s.low) {
+    scale_of<Bfloat16>(s, begin, end);
+  } else {
+    scale_of<float>(s, begin, end);
   }
 }
 

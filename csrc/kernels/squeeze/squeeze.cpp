@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "bfloat16.h"
 #include "run.h"
 #include "targets/isa.h"
 
@@ -58,6 +59,17 @@ void squeeze_dots(Squeeze s, float* dots, const NormRun& run) {
 void squeeze_pass(Squeeze s, const NormRun& run) {
   split(&s);
   sweep(s, worth_threads(s, run), run, kernels().squeeze_scale);
+}
+
+void mean_pixels(Squeeze s, const NormRun& run) {
+  split(&s);
+  const int64_t sums = s.samples * parts_of(s) * s.channels, all = s.samples * s.channels;
+  const std::unique_ptr<float[]> room(new float[sums + (s.low ? all : 0)]);
+  float* const mean = s.low ? room.get() + sums : static_cast<float*>(s.y);
+  s.sums = room.get();
+  sweep(s, worth_threads(s, run), run, kernels().squeeze_sums);
+  add_parts(s, {0, s.samples}, 1 / static_cast<double>(s.pixels), mean);
+  if (s.low) std::transform(mean, mean + all, static_cast<Bfloat16*>(s.y), rounded);
 }
 
 void squeeze_excite(Squeeze s, Gate first, Gate second, const NormRun& run, float* kept) {

@@ -11,7 +11,9 @@ namespace groupwise {
 // out[sample][row] = act(bias[row] + sum over k of weight[row][k] * in[sample][k]). Without a weight, `out` is act(in + bias).
 struct Gate {
   int64_t samples, inputs, outputs;
-  const float *weight, *bias;  // or null
+  const void* weight;  // or null
+  const float* bias;   // or null
+  bool low;            // the weight is of bfloat16, and not of floats
   Activation activation;
   const float* in = nullptr;
   float* out = nullptr;
@@ -22,8 +24,9 @@ struct Gate {
 struct Squeeze {
   int64_t samples, channels, pixels;
   bool rows;
-  const float* x = nullptr;
-  float* y = nullptr;  // may be x
+  bool low = false;  // x and y are of bfloat16, and not of floats
+  const void* x = nullptr;
+  void* y = nullptr;  // may be x
   int64_t piece = 0, pieces = 0;
   float* sums = nullptr;        // rows: [sample][piece][channel], else [sample][channel]
   const float* gate = nullptr;  // [sample][channel]
@@ -40,5 +43,8 @@ void squeeze_dots(Squeeze squeeze, float* dots, const NormRun& run);
 
 // Fills y with x * gate + added.
 void squeeze_pass(Squeeze squeeze, const NormRun& run);
+
+// Fills y, one number a sample and channel, with the means.
+void mean_pixels(Squeeze squeeze, const NormRun& run);
 
 }  // namespace groupwise

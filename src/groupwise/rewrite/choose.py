@@ -13,17 +13,8 @@ import torch
 
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import tuning
-from groupwise.rewrite.engines import (
-    CONVOLUTION,
-    LINEAR,
-    UNMEASURED,
-    UNMEASURED_LOW,
-    Engine,
-    Maybe,
-    Work,
-    entering,
-    kernel_of,
-)
+from groupwise.rewrite.engines import UNMEASURED, UNMEASURED_LOW, Engine, Maybe, Work, entering, kernel_of
+from groupwise.rewrite.low_engines import engines_of
 from groupwise.rewrite.recipe import Call
 
 # Engines of one layer are timed for about so many seconds, in at least and at most so many rounds.
@@ -66,7 +57,7 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
     able: dict[str, Engine] = {}
     refused: dict[str, str] = {}
     kernels: dict[str, str] = {}
-    for row in LINEAR if work.geometry is None else CONVOLUTION:
+    for row in engines_of(work):
         if row.kernel and not measure:
             continue
         engine = entering(row, work) if work.enters else row

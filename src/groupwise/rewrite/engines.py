@@ -190,14 +190,14 @@ def onednn_problem() -> str | None:
 def native_layer(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str) -> Any:
     """Returns the layer of the native core, which packs the weight for a kernel, or for the planner's choice."""
     at, epilogue = work.geometry or Geometry((), (), (), 1), work.epilogue
-    before, after = (_words(activation) for activation in (epilogue.before, epilogue.after))
+    before, after = (words_of(activation) for activation in (epilogue.before, epilogue.after))
     return torch.classes.groupwise.Layer(
         *(weight, bias, list(at.stride), list(at.padding), list(at.dilation), at.transposed),
         *(list(at.output_padding or (0,) * at.dims), at.groups, *before, epilogue.residual, *after, kernel),
     )
 
 
-def _words(activation: Activation | None) -> tuple[str, list[float]]:
+def words_of(activation: Activation | None) -> tuple[str, list[float]]:
     """Returns the core's name of an activation, and its numbers."""
     if activation is None:
         return "none", []
@@ -234,6 +234,11 @@ def _make_groupwise(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str =
     layer = native_layer(work, weight.float(), bias, kernel)
     if work.dtype == torch.bfloat16:
         return _widened(layer, 1 + work.epilogue.residual)
+    return run_layer(layer, work)
+
+
+def run_layer(layer: Any, work: Work) -> Recipe:
+    """Returns a recipe that runs a layer of the native core."""
     if not work.epilogue.residual:
         return Recipe(1, Operation(Method(layer, "run"), (SOURCE, None)))
     if work.overwrite:

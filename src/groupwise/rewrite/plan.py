@@ -82,10 +82,10 @@ class Plan(Printed):
 
     @property
     def engines(self) -> dict[str, int]:
-        """How many convolutions and linear layers each engine runs."""
+        """How many convolutions and linear layers each engine runs, without those inside of squeeze and excitation."""
         found: Counter[str] = Counter()
         for step in self.steps:
-            found[step.engine] += len(step.layers) or step.kind in ("convolution", "linear")
+            found[step.engine] += len(step.layers) if step.kind == "chain" else step.kind in ("convolution", "linear")
         return dict(+found)
 
     def __str__(self) -> str:

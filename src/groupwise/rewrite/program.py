@@ -25,7 +25,7 @@ from groupwise.rewrite.precision import lower
 from groupwise.rewrite.recipe import Operation, Recipe, Slot
 from groupwise.rewrite.shuffle import name_shuffles
 from groupwise.rewrite.simplify import change_layout, copy_shared_outputs, remove_unread, simplify, to_channels_last
-from groupwise.rewrite.squeeze import name_squeezes
+from groupwise.rewrite.squeeze import name_means, name_squeezes
 from groupwise.rewrite.steps import ACTIVATIONS, args_of, chain, is_layer, is_tensor, name_layers, value
 from groupwise.rewrite.tape import Tape
 
@@ -67,6 +67,7 @@ class Program:
         if dtype is not None:
             lower(graph)
         name_squeezes(graph)
+        name_means(graph)
         name_shuffles(graph)
         name_pools(graph)
         copy_shared_outputs(graph)

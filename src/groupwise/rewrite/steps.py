@@ -179,6 +179,11 @@ def is_tensor(node: Any) -> bool:
     return isinstance(node, Node) and isinstance(node.meta.get("val"), torch.Tensor)
 
 
+def is_plain(node: Any, dtype: torch.dtype | None = None) -> bool:
+    """Tells whether the node computes one tensor of a dtype that native operators know: of `dtype`, if it is given."""
+    return is_tensor(node) and value(node).dtype in ((torch.float32, torch.bfloat16) if dtype is None else (dtype,))
+
+
 def only_reader(node: Node) -> Node | None:
     """Returns the one node that reads this one, once; None if there are more or none."""
     if len(node.users) != 1:

@@ -1,1 +1,0 @@
-#include "kernels/meanpool/rows-inl.h"
