@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include <mutex>
+#include <thread>
 
 namespace groupwise {
 
@@ -20,6 +21,16 @@ T& forked() {
     return new T;
   }();
   return *made;
+}
+
+// Locks a mutex that is held for moments only. A forked child may find it locked for good: then the lock owns nothing.
+inline std::unique_lock<std::mutex> locked_soon(std::mutex& mutex) {
+  std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+  for (int tries = 0; !lock && tries < 10000; tries++) {
+    std::this_thread::yield();
+    lock = std::unique_lock<std::mutex>(mutex, std::try_to_lock);
+  }
+  return lock;
 }
 
 }  // namespace groupwise

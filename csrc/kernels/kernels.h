@@ -12,7 +12,7 @@ namespace groupwise {
 
 struct Gate;
 struct Interleave;
-struct LowDepthwise;
+struct LowGrouped;
 struct LowProduct;
 struct MaxPool;
 struct Norm;
@@ -48,7 +48,7 @@ struct Kernels {
   void (*norm_apply)(const Norm&, int64_t chunk, int64_t piece);
   void (*norm_sums)(const Norm&, int64_t chunk, int64_t piece);
   void (*norm_grad)(const Norm&, int64_t chunk, int64_t piece);
-  void (*correlate_low)(const LowDepthwise&, int64_t begin, int64_t end);
+  void (*correlate_low)(const LowGrouped&, int64_t begin, int64_t end);
   void (*multiply_low)(const LowProduct&, Range pixels, Range blocks);
   void (*interleave_rows)(const Interleave&, int64_t begin, int64_t end);
   void (*max_pool_rows)(const MaxPool&, int64_t begin, int64_t end);

@@ -27,11 +27,15 @@ at::MemoryFormat format(const Call& call) {
   return call.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
+bool plain_of(const Tensor& t, at::ScalarType dtype) {
+  return t.defined() && t.scalar_type() == dtype && t.layout() == at::kStrided && t.device().is_cpu() && t.numel() > 0 &&
+         !t.is_neg();
+}
+
 }  // namespace
 
-bool plain(const Tensor& t) {
-  return t.defined() && t.scalar_type() == at::kFloat && t.layout() == at::kStrided && t.device().is_cpu() && t.numel() > 0;
-}
+bool plain(const Tensor& t) { return plain_of(t, at::kFloat); }
+bool plain_low(const Tensor& t) { return plain_of(t, at::kBFloat16); }
 
 bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints padding, Ints dilation, bool transposed,
                 Ints output_padding, const c10::SymInt& groups, Call* call) {

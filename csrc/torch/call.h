@@ -19,6 +19,8 @@ struct Call {
 
 // Tells whether a tensor is of the kind that the kernels compute.
 bool plain(const at::Tensor& t);
+// The same of bfloat16.
+bool plain_low(const at::Tensor& t);
 
 // Reads the arguments into `call`. False for a convolution that no kernel supports, and for wrong arguments, about which
 // PyTorch raises its own error.

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "bands.h"
+#include "forked.h"
 #include "sharing.h"
 #include "torch/packed.h"
 #include "torch/pool.h"
@@ -199,12 +200,12 @@ std::shared_ptr<Chain::Ready> Chain::laid_out(const Tensor& source, const Tensor
 }
 
 std::shared_ptr<const Chain::Ready> Chain::ready(const Tensor& source, const Tensor& out) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  for (size_t i = 0; i < kept_.size(); i++)
-    if (kept_[i]->is_for(source, out)) {
-      std::rotate(kept_.begin(), kept_.begin() + i, kept_.begin() + i + 1);
-      return kept_[0];
-    }
+  if (const auto lock = locked_soon(mutex_))
+    for (size_t i = 0; i < kept_.size(); i++)
+      if (kept_[i]->is_for(source, out)) {
+        std::rotate(kept_.begin(), kept_.begin() + i, kept_.begin() + i + 1);
+        return kept_[0];
+      }
   const std::shared_ptr<Ready> made = laid_out(source, &out);
   for (size_t i = 0; i < layers_.size(); i++) {
     Link& link = made->links[i];
@@ -216,8 +217,10 @@ std::shared_ptr<const Chain::Ready> Chain::ready(const Tensor& source, const Ten
         if (&other != &shape && same_bytes(other.packed, shape.packed)) shape.packed = other.packed;
     }
   }
-  if (kept_.size() == kMostKept) kept_.pop_back();
-  kept_.insert(kept_.begin(), made);
+  if (const auto lock = locked_soon(mutex_)) {
+    if (kept_.size() == kMostKept) kept_.pop_back();
+    kept_.insert(kept_.begin(), made);
+  }
   return made;
 }
 
@@ -249,6 +252,7 @@ void Chain::run(const Tensor& source, const Tensor& residual, const Tensor& out)
   const std::shared_ptr<const Ready> found = ready(source, out);
   const Layer& last = *layers_.back();
   TORCH_CHECK(residual.defined() == last.residual_, "groupwise: a chain is run with a residual if it was made with one");
+  at::assert_no_internal_overlap(out);
   at::assert_no_overlap(out, source);
   Tensor added = residual;
   if (residual.defined()) {

@@ -1,5 +1,5 @@
-// The operators groupwise::interleave and groupwise::interleave_halves, for float32 and bfloat16 on the CPU, with outputs of their own or given
-// ones. They have no gradient of their own: where one is wanted, PyTorch's operators compute it.
+// The operators groupwise::interleave and groupwise::interleave_halves, for float32 and bfloat16 on the CPU, with outputs of
+// their own or given ones. They have no gradient of their own: where one is wanted, PyTorch's operators compute it.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>

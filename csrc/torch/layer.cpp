@@ -10,6 +10,7 @@
 #include <string_view>
 #include <utility>
 
+#include "forked.h"
 #include "plan/recording.h"
 #include "torch/call.h"
 #include "torch/packed.h"
@@ -142,24 +143,30 @@ Request request_of(const Call& call, const Tensor& source, const Tensor* out, co
 
 std::shared_ptr<const Layer::Prepared> Layer::prepared(const Call& call, const Tensor& source, const Tensor& out) const {
   const Request request = request_of(call, source, &out, weight_);
-  const std::lock_guard<std::mutex> lock(mutex_);
-  for (size_t i = 0; i < kept_.size(); i++)
-    if (kept_[i].prepared->request == request) {
-      std::rotate(kept_.begin(), kept_.begin() + i, kept_.begin() + i + 1);
-      return kept_[0].prepared;
-    }
+  if (const auto lock = locked_soon(mutex_))
+    for (size_t i = 0; i < kept_.size(); i++)
+      if (kept_[i].prepared->request == request) return first(i).prepared;
   auto made = std::make_shared<Prepared>(Prepared{request, plan_of_constant(request, call, kernel_), {}, {}});
   if (made->plan->work) {
     made->weight = ordered(*made->plan, call, weight_);
     made->packed = packed(*made->plan, made->weight);
   }
-  if (kept_.size() == kMostKept) kept_.pop_back();
-  kept_.insert(kept_.begin(), Kept{made, {}, {}});
+  if (const auto lock = locked_soon(mutex_)) {
+    if (kept_.size() == kMostKept) kept_.pop_back();
+    kept_.insert(kept_.begin(), Kept{made, {}, {}});
+  }
   return made;
 }
 
+// Moves a kept form to the first place.
+Layer::Kept& Layer::first(size_t i) const {
+  std::rotate(kept_.begin(), kept_.begin() + i, kept_.begin() + i + 1);
+  return kept_[0];
+}
+
 void Layer::remember(const Prepared* ready, const Tensor& source, const Tensor& out) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto lock = locked_soon(mutex_);
+  if (!lock) return;
   for (Kept& kept : kept_)
     if (kept.prepared.get() == ready)
       kept = {std::move(kept.prepared),
@@ -178,14 +185,18 @@ bool Layer::run_again(const Tensor& source, const Tensor& residual, const Tensor
   {
     const int64_t threads = threads_here();
     const Kernels* target = &kernels();
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (const Kept& kept : kept_) {
+    const auto lock = locked_soon(mutex_);
+    for (size_t i = 0; lock && i < kept_.size(); i++) {
+      const Kept& kept = kept_[i];
       const Request& request = kept.prepared->request;
       if (!kept.known || request.threads != threads || request.target != target) continue;
       if (!kept.source.fits(source) || !kept.out.fits(out) || (residual_ && !kept.out.fits(residual))) continue;
-      if (!apart(source.const_data_ptr<float>(), kept.source_floats, out.const_data_ptr<float>(), kept.out_floats))
+      const float* to = out.const_data_ptr<float>();
+      if (!apart(source.const_data_ptr<float>(), kept.source_floats, to, kept.out_floats)) return false;
+      if (residual_ && !same_place(residual, out) &&
+          !apart(residual.const_data_ptr<float>(), kept.out_floats, to, kept.out_floats))
         return false;
-      ready = kept.prepared;
+      ready = first(i).prepared;
       break;
     }
   }
@@ -260,7 +271,9 @@ std::shared_ptr<const Layer::Prepared> Layer::run_images(const Tensor& source, c
   TORCH_CHECK(fits(out), "groupwise: a layer cannot write its output to a tensor of ", shape_of(out));
   TORCH_CHECK(residual.defined() == residual_, "groupwise: a layer is run with a residual if it was made with one");
   TORCH_CHECK(!residual_ || fits(residual), "groupwise: a residual has the output's shape, not ", shape_of(residual));
+  at::assert_no_internal_overlap(out);
   at::assert_no_overlap(out, source);
+  if (residual_) at::assert_no_partial_overlap(out, residual);
   std::shared_ptr<const Prepared> ready = prepared(call, source, out);
   TORCH_CHECK(ready->plan->work, "groupwise: this layer cannot run: ", why_not(*ready->plan, kernel_));
   const Tensor from = as_read(source, call);
@@ -287,8 +300,9 @@ void Layer::compute(const Prepared& ready, const Tensor& source, const Tensor& r
   const Tensor& x = geometry_.transposed ? out : source;
   const Tensor& y = geometry_.transposed ? source : out;
   Tensors t{};
-  t.x = const_cast<float*>(x.const_data_ptr<float>());
-  t.y = const_cast<float*>(y.const_data_ptr<float>());
+  float* const written = out.mutable_data_ptr<float>();
+  t.x = geometry_.transposed ? written : const_cast<float*>(x.const_data_ptr<float>());
+  t.y = geometry_.transposed ? const_cast<float*>(y.const_data_ptr<float>()) : written;
   t.w = const_cast<float*>(ready.weight.const_data_ptr<float>());
   t.bias = bias_.defined() ? bias_.const_data_ptr<float>() : nullptr;
   if (residual_ || before_.kind != Activation::none) t.epilogue = &epilogue;

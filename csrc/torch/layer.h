@@ -63,6 +63,7 @@ class Layer : public torch::CustomClassHolder {
   void remember(const Prepared* ready, const at::Tensor& source, const at::Tensor& out) const;
   std::shared_ptr<const Prepared> prepared(const Call& call, const at::Tensor& source, const at::Tensor& out) const;
   std::shared_ptr<const Plan> plan(const at::Tensor& source) const;
+  Kept& first(size_t i) const;
 
   at::Tensor weight_, bias_;
   Geometry geometry_;

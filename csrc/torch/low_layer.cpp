@@ -1,5 +1,5 @@
-// A grouped convolution of bfloat16 images in channels_last, with constant weights and an epilogue. Sums are float32, and each result is
-// rounded once.
+// A grouped convolution of bfloat16 images in channels_last, with constant weights and an epilogue. Sums are float32, and each
+// result is rounded once.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
@@ -82,7 +82,7 @@ class LowLayer : public torch::CustomClassHolder {
   }
 
   Tensor empty(const Tensor& source) const {
-    const LowDepthwise work = work_of(source);
+    const LowGrouped work = work_of(source);
     return at::empty({work.batch, work.channels, work.h.out, work.w.out},
                      source.options().requires_grad(false).memory_format(kLast));
   }
@@ -90,13 +90,15 @@ class LowLayer : public torch::CustomClassHolder {
   // The residual may be `out` itself, and must not overlap it in another way.
   void run(const Tensor& given, const Tensor& residual, const Tensor& out) const {
     const at::AutoDispatchBelowADInplaceOrView below;
-    LowDepthwise work = work_of(given);
+    LowGrouped work = work_of(given);
     const Numbers shape{work.batch, work.channels, work.h.out, work.w.out};
-    const auto fits = [&](const Tensor& t) { return t.scalar_type() == at::kBFloat16 && t.sizes() == at::IntArrayRef(shape); };
+    const auto fits = [&](const Tensor& t) { return plain_low(t) && t.sizes() == at::IntArrayRef(shape); };
     TORCH_CHECK(fits(out), "groupwise: a layer cannot write its output to a tensor of another shape or dtype");
     TORCH_CHECK(residual.defined() == residual_, "groupwise: a layer is run with a residual if it was made with one");
     TORCH_CHECK(!residual_ || fits(residual), "groupwise: a residual has the output's shape and dtype");
+    at::assert_no_internal_overlap(out);
     at::assert_no_overlap(out, given);
+    if (residual_) at::assert_no_partial_overlap(out, residual);
     const Tensor source = given.contiguous(kLast);
     const bool direct = out.is_contiguous(kLast);
     const Tensor to = direct ? out : at::empty(shape, out.options().memory_format(kLast));
@@ -114,10 +116,9 @@ class LowLayer : public torch::CustomClassHolder {
   }
 
  private:
-  LowDepthwise work_of(const Tensor& source) const {
-    LowDepthwise work = work_;
-    TORCH_CHECK(source.scalar_type() == at::kBFloat16 && source.device().is_cpu() && source.layout() == at::kStrided &&
-                    source.dim() == 4 && source.size(1) == work.channels && source.numel() > 0,
+  LowGrouped work_of(const Tensor& source) const {
+    LowGrouped work = work_;
+    TORCH_CHECK(plain_low(source) && source.dim() == 4 && source.size(1) == work.channels,
                 "groupwise: this layer takes bfloat16 images of ", work.channels, " channels on the CPU");
     work.batch = source.size(0);
     const std::pair<Axis*, int64_t> axes[] = {{&work.h, source.size(2)}, {&work.w, source.size(3)}};
@@ -131,7 +132,7 @@ class LowLayer : public torch::CustomClassHolder {
   }
 
   const Kernels* target_;
-  LowDepthwise work_{};
+  LowGrouped work_{};
   Tensor packed_, bias_;
   bool residual_;
 };

@@ -1,5 +1,5 @@
-// A 1x1 convolution of bfloat16 images in channels_last, or a linear layer, with a constant weight and an epilogue. Sums are float32,
-// and each result is rounded once.
+// A 1x1 convolution of bfloat16 images in channels_last, or a linear layer, with a constant weight and an epilogue. Sums are
+// float32, and each result is rounded once.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
@@ -66,11 +66,13 @@ class LowProductLayer : public torch::CustomClassHolder {
     const at::AutoDispatchBelowADInplaceOrView below;
     check(given);
     const std::vector<int64_t> wanted = shape(given);
-    const auto fits = [&](const Tensor& t) { return t.scalar_type() == at::kBFloat16 && t.sizes() == at::IntArrayRef(wanted); };
+    const auto fits = [&](const Tensor& t) { return plain_low(t) && t.sizes() == at::IntArrayRef(wanted); };
     TORCH_CHECK(fits(out), "groupwise: a layer cannot write its output to a tensor of another shape or dtype");
     TORCH_CHECK(residual.defined() == residual_, "groupwise: a layer is run with a residual if it was made with one");
     TORCH_CHECK(!residual_ || fits(residual), "groupwise: a residual has the output's shape and dtype");
+    at::assert_no_internal_overlap(out);
     at::assert_no_overlap(out, given);
+    if (residual_) at::assert_no_partial_overlap(out, residual);
     LowProduct work = work_;
     work.pixels = given.numel() / work.inputs;
     const Tensor source = apart(given) > 0 ? given : dense(given);
@@ -90,8 +92,7 @@ class LowProductLayer : public torch::CustomClassHolder {
   int64_t channels_at(const Tensor& t) const { return images_ ? 1 : t.dim() - 1; }
 
   void check(const Tensor& t) const {
-    TORCH_CHECK(t.scalar_type() == at::kBFloat16 && t.device().is_cpu() && t.layout() == at::kStrided && t.numel() > 0 &&
-                    (images_ ? t.dim() == 4 : t.dim() >= 1) && t.size(channels_at(t)) == work_.inputs,
+    TORCH_CHECK(plain_low(t) && (images_ ? t.dim() == 4 : t.dim() >= 1) && t.size(channels_at(t)) == work_.inputs,
                 "groupwise: this layer takes bfloat16 ", images_ ? "images" : "rows", " of ", work_.inputs,
                 " numbers on the CPU");
   }

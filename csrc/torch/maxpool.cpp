@@ -1,4 +1,5 @@
-// The operator groupwise::max_pool2d, for float32 and bfloat16 on the CPU in channels_last; PyTorch's computes the other format, and gradients.
+// The operator groupwise::max_pool2d, for float32 and bfloat16 on the CPU in channels_last; PyTorch's computes the other
+// format, and gradients.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/native/Resize.h>

@@ -1,5 +1,5 @@
-// The operator groupwise::mean_pixels, the mean of each channel over all pixels, for float32 and bfloat16 on the CPU. It has no gradient
-// of its own: where one is wanted, PyTorch's operators compute it.
+// The operator groupwise::mean_pixels, the mean of each channel over all pixels, for float32 and bfloat16 on the CPU. It has
+// no gradient of its own: where one is wanted, PyTorch's operators compute it.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>

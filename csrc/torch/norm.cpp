@@ -183,7 +183,11 @@ void from_sums(const Tensor& grad, const Tensor& x, const OptionalTensor& weight
               "groupwise: the gradient of x cannot be written over that of y");
   n.x = read(from);
   n.grad = read(g);
-  const auto vector = [&](const OptionalTensor& t) { return t ? written(channel_vector(t, x, "a gradient")) : nullptr; };
+  const auto vector = [&](const OptionalTensor& t) -> float* {
+    if (!t) return nullptr;
+    TORCH_CHECK(t->is_contiguous(), "groupwise: a gradient of one number a channel must be contiguous");
+    return written(channel_vector(t, x, "a gradient"));
+  };
   norm_from_sums(n, {read(w), read(b), written(m), written(v), eps}, training, sums_of(sums, x),
                  {written(to), vector(grad_weight), vector(grad_bias)}, {threads_here(), parallel_for});
 }

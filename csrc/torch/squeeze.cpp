@@ -1,6 +1,6 @@
-// The operator groupwise::squeeze_excite, for float32 and bfloat16 on the CPU, with an output of its own or a given one, which may be
-// x. Beside a bfloat16 x the weights and biases may be float32. The gradient of a float32 x reads x and the gradient of y in two
-// sweeps; all other gradients, also those of gradients and of tensors that others wrap, are PyTorch's.
+// The operator groupwise::squeeze_excite, for float32 and bfloat16 on the CPU, with an output of its own or a given one, which
+// may be x. Beside a bfloat16 x the weights and biases may be float32. The gradient of a float32 x reads x and the gradient of
+// y in two sweeps; all other gradients, also those of gradients and of tensors that others wrap, are PyTorch's.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
@@ -287,7 +287,8 @@ class SqueezeExcite : public torch::autograd::Function<SqueezeExcite> {
     Squeeze sums = squeeze_of(x, {});
     sums.other = grad.const_data_ptr<float>();
     squeeze_dots(sums, dots.mutable_data_ptr<float>(), run);
-    // The products are small: PyTorch computes them again and differentiates them.
+    // The products are small: PyTorch computes them again and differentiates them, in float32 under autocast too.
+    const c10::impl::ExcludeDispatchKeyGuard exact(c10::autocast_dispatch_keyset);
     Variables leaves{saved[5].detach().requires_grad_(wants_x)};
     for (int i = 1; i < 5; i++)
       leaves.push_back(saved[i].defined() ? saved[i].detach().requires_grad_(saved[i].requires_grad()) : Tensor());
@@ -313,7 +314,7 @@ class SqueezeExcite : public torch::autograd::Function<SqueezeExcite> {
 Tensor forward_autograd(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
                         const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
   // A wrapped tensor may not know its size.
-  bool wants = false, all_bare = bare(x) && x.numel() > 0;
+  bool wants = false, all_bare = bare(x) && x.numel() > 0 && x.scalar_type() == at::kFloat;
   for (const OptionalTensor& t : {OptionalTensor(x), w1, b1, w2, b2}) {
     wants |= differentiates(t);
     all_bare &= !there(t) || bare(*t);

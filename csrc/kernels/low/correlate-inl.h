@@ -107,7 +107,7 @@ GW_INLINE void pick_low_tile(const LowWalk& k, const LowTile& t, bool inside, bo
 
 // Computes a row of outputs of blocks [blocks.first, blocks.last).
 template <int KW, int S>
-inline void low_row(const LowDepthwise& c, const LowWalk& k, const Bfloat16* x, Bfloat16* y, Range blocks) {
+inline void low_row(const LowGrouped& c, const LowWalk& k, const Bfloat16* x, Bfloat16* y, Range blocks) {
   const int64_t taps = c.h.kernel * c.w.kernel;
   const int64_t inputs = S * (kLowPixels - 1) + KW;
   for (int64_t at = 0; at < c.w.out; at += kLowPixels) {
@@ -132,7 +132,7 @@ inline void low_row(const LowDepthwise& c, const LowWalk& k, const Bfloat16* x, 
 }
 
 // Kernels 3, 5 and 7 columns wide have tiles of their own.
-GW_INLINE void low_rows(const LowDepthwise& c, const LowWalk& k, const Bfloat16* x, Bfloat16* y, Range blocks) {
+GW_INLINE void low_rows(const LowGrouped& c, const LowWalk& k, const Bfloat16* x, Bfloat16* y, Range blocks) {
   const auto run = [&](auto columns) GW_LAMBDA {
     if (c.w.stride == 1) return low_row<columns, 1>(c, k, x, y, blocks);
     low_row<columns, 2>(c, k, x, y, blocks);
@@ -152,7 +152,7 @@ struct LowRow {
   int64_t part;
 };
 
-inline LowRow low_row_of(const LowDepthwise& c, int64_t task) {
+inline LowRow low_row_of(const LowGrouped& c, int64_t task) {
   const int64_t row = task % c.h.out, part = task / c.h.out % c.parts, n = task / (c.h.out * c.parts);
   const int64_t at = row * c.h.stride - c.h.pad, spacing = c.h.dilation;
   const int64_t first = at >= 0 ? 0 : ceil_div(-at, spacing);
@@ -168,7 +168,7 @@ inline LowRow low_row_of(const LowDepthwise& c, int64_t task) {
 }
 
 template <bool Native>
-GW_INLINE void grouped_rows(const LowDepthwise& c, int64_t begin, int64_t end) {
+GW_INLINE void grouped_rows(const LowGrouped& c, int64_t begin, int64_t end) {
   const int64_t vectors = c.channels / kLanes, part = round_up(ceil_div(vectors, c.parts), kGroupedVectors);
   // Few weights stay in the cache, so that a row is read at once; of many, each vector's stay for all rows.
   const bool few = c.channels * c.group * c.h.kernel * c.w.kernel <= 24 * 1024;
@@ -181,8 +181,8 @@ GW_INLINE void grouped_rows(const LowDepthwise& c, int64_t begin, int64_t end) {
     }
 }
 
-void correlate_low(const LowDepthwise& given, int64_t begin, int64_t end) {
-  const LowDepthwise c = given;
+void correlate_low(const LowGrouped& given, int64_t begin, int64_t end) {
+  const LowGrouped c = given;
   if (c.group > 1) {
     if (multiplies_pairs()) return grouped_rows<GW_LANES == 16>(c, begin, end);
     return grouped_rows<false>(c, begin, end);

@@ -23,7 +23,7 @@ struct GroupedTile {
 // Adds a tap of G channels a group, where several groups share a vector, or of any where G is 0. `x` returns where the inputs
 // of a pixel are, or null if it lies outside the image, which none does where it is not asked.
 template <bool Native, int V, int G, bool Asked, class X>
-GW_INLINE void add_tap(const LowDepthwise& c, const Bfloat16* w, int64_t w_vector, X&& x, Vec (&sum)[kGroupedPixels][V]) {
+GW_INLINE void add_tap(const LowGrouped& c, const Bfloat16* w, int64_t w_vector, X&& x, Vec (&sum)[kGroupedPixels][V]) {
   const auto weights = [&](int64_t v, int64_t pair) GW_LAMBDA {
     Words words;
     std::memcpy(&words, w + v * w_vector + pair * kLowBlock, sizeof words);
@@ -68,7 +68,7 @@ GW_INLINE void add_tap(const LowDepthwise& c, const Bfloat16* w, int64_t w_vecto
 }
 
 template <bool Native, int V, int G>
-GW_NOINLINE void grouped_tile(const LowDepthwise& c, const LowWalk& k, const GroupedTile& t) {
+GW_NOINLINE void grouped_tile(const LowGrouped& c, const LowWalk& k, const GroupedTile& t) {
   Vec sum[kGroupedPixels][V];
   unroll<V>([&](auto v) GW_LAMBDA {
     const Vec bias = load(t.bias + v * kLanes);
@@ -109,7 +109,7 @@ GW_NOINLINE void grouped_tile(const LowDepthwise& c, const LowWalk& k, const Gro
 }
 
 template <bool Native, int V>
-GW_INLINE void pick_grouped_tile(const LowDepthwise& c, const LowWalk& k, const GroupedTile& t) {
+GW_INLINE void pick_grouped_tile(const LowGrouped& c, const LowWalk& k, const GroupedTile& t) {
   if (c.group == 2 && kLanes >= 4) return grouped_tile<Native, V, 2>(c, k, t);
   if constexpr (kLanes > 4)
     if (c.group == 4) return grouped_tile<Native, V, 4>(c, k, t);
@@ -120,7 +120,7 @@ GW_INLINE void pick_grouped_tile(const LowDepthwise& c, const LowWalk& k, const 
 
 // Computes a row of outputs of vectors [vectors.first, vectors.last).
 template <bool Native>
-inline void grouped_row(const LowDepthwise& c, const LowWalk& k, const Bfloat16* x, Bfloat16* y, Range vectors) {
+inline void grouped_row(const LowGrouped& c, const LowWalk& k, const Bfloat16* x, Bfloat16* y, Range vectors) {
   const int64_t w_vector = c.h.kernel * c.w.kernel * c.group / 2 * kLowBlock;
   for (int64_t at = 0; at < c.w.out; at += kGroupedPixels)
     for (int64_t v = vectors.first, next; v < vectors.last; v = next) {

@@ -32,7 +32,7 @@ void pack_low_pairs(int64_t lanes, int64_t channels, int64_t group, int64_t taps
           for (int64_t k = i; k < i + 2; k++) *packed++ = weight[(o * group + k) * taps + tap];
 }
 
-void correlate_low(LowDepthwise work, const Kernels& target, const NormRun& run) {
+void correlate_low(LowGrouped work, const Kernels& target, const NormRun& run) {
   // With fewer products a second thread costs more than it saves.
   constexpr int64_t kWorthAThread = 65536;
   const int64_t outputs = work.batch * work.channels * work.h.out * work.w.out;

@@ -11,7 +11,7 @@ namespace groupwise {
 // each the even channels come first. The last block begins early where it would end late. Groups of several channels have `pairs`
 // instead: for each vector of outputs and each tap [pair of inputs][output][2]; their channels fill whole vectors, and a group
 // fills some, or a vector holds some groups.
-struct LowDepthwise {
+struct LowGrouped {
   int64_t batch, channels, group = 1;  // the channels of a group
   Axis h, w;
   Strides x_strides, y_strides;
@@ -34,6 +34,6 @@ void pack_low(int64_t lanes, int64_t channels, int64_t taps, const float* weight
 void pack_low_pairs(int64_t lanes, int64_t channels, int64_t group, int64_t taps, const Bfloat16* weight, Bfloat16* packed);
 
 struct Kernels;
-void correlate_low(LowDepthwise work, const Kernels& target, const NormRun& run);
+void correlate_low(LowGrouped work, const Kernels& target, const NormRun& run);
 
 }  // namespace groupwise

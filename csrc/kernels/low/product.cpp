@@ -27,7 +27,8 @@ void multiply_low(const LowProduct& work, const Kernels& target, const NormRun& 
   const int64_t many = work.pixels >= 16 * kPixels * run.threads ? 4 : 1;
   const int64_t pieces = threaded && !by_outputs ? many * run.threads : 1, parts = threaded && by_outputs ? run.threads : 1;
   const auto from = [&](int64_t piece) {
-    return piece == pieces ? work.pixels : (work.pixels * piece / pieces + kPixels / 2) / kPixels * kPixels;
+    const int64_t tiles = (work.pixels * piece / pieces + kPixels / 2) / kPixels;
+    return piece == pieces ? work.pixels : std::min(work.pixels, tiles * kPixels);
   };
   run_tasks(pieces * parts, threaded, run.parallel_for, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {

@@ -20,7 +20,8 @@ const char* refuses(const Request& r) {
     return "it reads channels_last tensors, and contiguous ones only for outputs and input gradients of depthwise layers";
   if (p.groups * out < least) return "its vectors along the channels need 8 of them, or a whole vector";
   if (!lanes_fit(in, out, lanes))
-    return "its vectors hold whole groups side by side, of as many input as output channels or of one, or fill with channels of one group";
+    return "its vectors hold whole groups side by side, of as many input as output channels or of one, or fill with channels of "
+           "one group";
   return nullptr;
 }
 
