@@ -13,7 +13,9 @@ from torch.fx import Graph, Node
 from groupwise.kernels import native
 from groupwise.nn.norm import apply_norm
 from groupwise.rewrite import train_origin
+from groupwise.rewrite.train_excite import squeeze, squeeze_convolve
 from groupwise.rewrite.train_layer import norm_convolve, scale_convolve
+from groupwise.rewrite.train_squeeze import apply_squeeze
 
 Modules = Mapping[str, torch.nn.Module]
 
@@ -24,7 +26,7 @@ _FREE = {operator.add, torch.add, "add", torch.cat, torch.mean, "mean"}
 
 
 def keep_less(graph: Graph, modules: Modules) -> None:
-    """Lets convolutions, products with a gate, and poolings compute again what a BatchNorm made.
+    """Lets convolutions, products with a gate, squeezes and poolings compute again what a BatchNorm made.
 
     Where anything else keeps the output of the BatchNorm for its backward, nothing would be saved, and the graph stays.
     """
@@ -88,6 +90,8 @@ def _reader(user: Node, node: Node, modules: Modules) -> str:
         return "free" if averages else "keeps"
     if user.target in _PRODUCTS and len(user.args) == 2 and not user.kwargs and user.args[0] is not user.args[1]:
         return "again" if all(isinstance(arg, Node) for arg in user.args) else "keeps"
+    if user.target is apply_squeeze:
+        return "again"
     if user.target is apply_norm:
         # With these a normalisation keeps the residual.
         keeps = user.args[1] is node or user.kwargs.get("activation") in ("silu", "hardswish", "hardsigmoid")
@@ -125,11 +129,28 @@ def _hand_on(graph: Graph, made: Node, origin: Node, modules: Modules, origins: 
             graph.erase_node(user)
         elif user.target in _PRODUCTS:
             gate = user.args[1] if user.args[0] is made else user.args[0]
-            if (conv := _alone(user, modules)) is not None:
-                _join(graph, user, conv, scale_convolve, (made, origin, gate))
-                continue
-            product, its_origin = _pair(graph, user, train_origin.scale, (made, origin, gate), {})
-            if _all_compute_again(product, modules):
-                _hand_on(graph, product, its_origin, modules, origins)
-            else:
-                graph.erase_node(its_origin)
+            _multiply(graph, user, train_origin.scale, scale_convolve, (made, origin, gate), modules, origins)
+        elif user.target is apply_squeeze:
+            first, second, _, *activations = user.args
+            args = (first, second, made, origin, *activations)
+            _multiply(graph, user, squeeze, squeeze_convolve, args, modules, origins)
+
+
+def _multiply(
+    graph: Graph,
+    node: Node,
+    function: Callable[..., Any],
+    with_convolution: Callable[..., Any],
+    args: tuple[Any, ...],
+    modules: Modules,
+    origins: dict[Node, Node],
+) -> None:
+    """Puts one call in the place of a product, and of the convolution that alone reads it."""
+    if (conv := _alone(node, modules)) is not None:
+        _join(graph, node, conv, with_convolution, args)
+        return
+    product, its_origin = _pair(graph, node, function, args, {})
+    if _all_compute_again(product, modules):
+        _hand_on(graph, product, its_origin, modules, origins)
+    else:
+        graph.erase_node(its_origin)

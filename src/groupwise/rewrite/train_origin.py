@@ -118,7 +118,7 @@ def with_origin(
 ) -> tuple[torch.Tensor, Origin | None]:
     """Does what `normalise` does, for the first arguments of `batch_norm_act`."""
     y, statistics = normalised(*(*given, activation, residual, negative_slope))
-    lacks = residual is not None and not _holds(residual_origin, residual)
+    lacks = residual is not None and not holds(residual_origin, residual)
     if statistics is None or lacks or not y.requires_grad:
         return y, None
     tensors = (given[0], *given[3:5], *statistics)
@@ -131,7 +131,7 @@ def with_origin(
 
 def convolve(z: torch.Tensor, origin: Origin | None, conv: torch.nn.Module) -> torch.Tensor:
     """Returns conv(z). The backward computes z again where z has an origin."""
-    options = options_of(conv, z) if _holds(origin, z) else None
+    options = options_of(conv, z) if holds(origin, z) else None
     if options is None:
         return dispatch_backward(conv(z))
     made: torch.Tensor = _Convolution.apply(z, conv.weight, conv.bias, origin, options)  # type: ignore[no-untyped-call]
@@ -149,7 +149,7 @@ def scale(z: torch.Tensor, origin: Origin | None, gate: torch.Tensor) -> tuple[t
 
 def fits_scale(z: torch.Tensor, origin: Origin | None, gate: Any) -> bool:
     """Tells whether z has an origin and a gate one factor a sample and channel."""
-    if not torch.is_grad_enabled() or not _holds(origin, z) or type(gate) not in _PLAIN or z.dim() < 3:
+    if not torch.is_grad_enabled() or not holds(origin, z) or type(gate) not in _PLAIN or z.dim() < 3:
         return False
     return bool(gate.dtype == z.dtype and gate.shape == (*z.shape[:2], *(1,) * (z.dim() - 2)))
 
@@ -157,7 +157,7 @@ def fits_scale(z: torch.Tensor, origin: Origin | None, gate: Any) -> bool:
 def pool(z: torch.Tensor, origin: Origin | None, module: torch.nn.MaxPool2d) -> torch.Tensor:
     """Returns module(z) of a maximum pooling, whose backward asks for the shape of z alone."""
     made: torch.Tensor
-    if not _holds(origin, z) or module.return_indices or not torch.is_grad_enabled():
+    if not holds(origin, z) or module.return_indices or not torch.is_grad_enabled():
         made = module(z)
     else:
         sizes = (module.kernel_size, module.stride, module.padding, module.dilation)
@@ -169,7 +169,8 @@ def pool(z: torch.Tensor, origin: Origin | None, module: torch.nn.MaxPool2d) -> 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def _holds(origin: Origin | None, z: torch.Tensor) -> bool:
+def holds(origin: Origin | None, z: torch.Tensor) -> bool:
+    """Tells whether z has an origin, and is still what that says."""
     return origin is not None and z._version == origin.version
 
 

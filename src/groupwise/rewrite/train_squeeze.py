@@ -52,14 +52,19 @@ def apply_squeeze(
     first: torch.nn.Conv2d, second: torch.nn.Conv2d, x: torch.Tensor, activation1: str, activation2: str
 ) -> torch.Tensor:
     """Returns x times activation2(second(activation1(first(mean of x)))), one factor a sample and channel."""
-    parameters = (first.weight, first.bias, second.weight, second.bias)
-    if x.dim() == 4 and computes_here(x, *parameters) and not torch.is_autocast_enabled("cpu"):
+    if squeezes_here(first, second, x):
         found: torch.Tensor = torch.ops.groupwise.squeeze_excite(
             x, first.weight, first.bias, activation1, second.weight, second.bias, activation2
         )
         return found
     factor = PYTORCH[activation1](first(F.adaptive_avg_pool2d(x, 1)))
     return x * PYTORCH[activation2](second(factor))
+
+
+def squeezes_here(first: torch.nn.Conv2d, second: torch.nn.Conv2d, x: torch.Tensor) -> bool:
+    """Tells whether the operator can compute this, as PyTorch would."""
+    parameters = (first.weight, first.bias, second.weight, second.bias)
+    return x.dim() == 4 and computes_here(x, *parameters) and not torch.is_autocast_enabled("cpu")
 
 
 def _gate(source: Any, factor: Any, product: Node, modules: dict[str, torch.nn.Module]) -> _Gate | None:
