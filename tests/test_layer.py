@@ -357,3 +357,20 @@ def wrong():
 def test_a_layer_refuses_what_it_cannot_run(text):
     with pytest.raises(RuntimeError, match=text):
         wrong()[text]()
+
+
+def test_a_layer_refuses_memory_that_it_cannot_tell_apart():
+    weight, source = torch.randn(16, 16, 1, 1), torch.randn(2, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    layer = make(weight, None, {**PLAIN, "padding": [0, 0], "groups": 1}, residual=True, kernel="dots")
+    wanted = layer.run(source, source)
+    with pytest.raises(RuntimeError, match="float32 tensors"):
+        layer.run(torch._neg_view(source), source)
+    with pytest.raises(RuntimeError, match="more than one element"):
+        layer.run_out(source, source, torch.empty_like(source[:1]).expand(2, -1, -1, -1))
+    room = torch.zeros(3, 4, 4, 16).permute(0, 3, 1, 2)
+    room[1:] = source
+    for _ in range(2):
+        # The residual is the samples behind the output's: the first call and later ones see that they overlap.
+        with pytest.raises(RuntimeError, match="memory"):
+            layer.run_out(source, room[1:], room[:2])
+    assert torch.equal(layer.run(source, source), wanted)

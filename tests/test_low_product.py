@@ -123,3 +123,26 @@ def test_wrong_arguments():
             layer.run(*arguments)
     with pytest.raises(RuntimeError, match="another shape or dtype"):
         layer.run_out(x, None, torch.empty(1, 8, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "inputs", "outputs"), [(4, 8, 1024, 768), (3, 9, 1024, 512), (8, 7, 1024, 1024)]
+)
+def test_more_threads_than_rows_write_no_others(count, rows, inputs, outputs):
+    x, weight, bias = draw((rows, inputs), outputs, images=False)
+    layer = torch.classes.groupwise.LowProduct(weight, bias, *NONE[:1], [], False, *NONE[:1], [])
+    around = torch.full((rows + 16, outputs), 7.0).bfloat16()
+    with threads(count):
+        layer.run_out(x, None, around[:rows])
+    assert (around[rows:] == 7).all()
+    true = exact(x.double(), weight.double(), bias.double())
+    assert ((around[:rows].double() - true).abs() <= ROUNDING * true.abs() + 0.01).all()
+
+
+def test_outputs_that_cannot_be_written():
+    x, weight, bias = draw((4, 16), 16, images=False)
+    layer = torch.classes.groupwise.LowProduct(weight, bias, "none", [], False, "none", [])
+    with pytest.raises(RuntimeError, match="cannot write its output"):
+        layer.run_out(x, None, torch.empty(4, 16, dtype=torch.bfloat16, device="meta"))
+    with pytest.raises(RuntimeError, match="more than one element"):
+        layer.run_out(x, None, torch.empty(1, 16, dtype=torch.bfloat16).expand(4, 16))

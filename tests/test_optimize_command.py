@@ -108,7 +108,7 @@ def test_an_error_of_groupwise_keeps_its_traceback(target, monkeypatch):
 def test_no_tune_times_no_engine(target, capsys):
     assert main(["optimize", target, *SMALL, "--no-tune", "-f", "json"]) == 0
     steps = json.loads(capsys.readouterr().out)["plan"]["steps"]
-    assert [step["ms"] for step in steps] == [{}, {}]
+    assert [step["ms"] for step in steps] == [{}]
 
 
 def test_a_photograph_is_the_input(target, capsys, tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_saved_network_runs_in_another_process(module, capsys, tmp_path):
         "print(type(fast).__name__, len(fast.plan.steps))"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
-    assert done.stdout == "Optimized 2\n"
+    assert done.stdout == "Optimized 1\n"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")

@@ -367,7 +367,7 @@ def test_a_model_with_nothing_to_fuse():
 
 def test_dropout_and_identities_are_left_out():
     model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Dropout(), nn.Identity(), nn.Dropout2d(inplace=True), nn.ReLU()).eval()
-    assert kinds(check(model, source()))[1:] == ["convolution"]
+    assert kinds(check(model, source())) == ["convolution"]
     for dropout in (nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout):
         assert not check(nn.Sequential(dropout(inplace=True), nn.Conv2d(8, 8, 1)).eval(), source()).plan.left
 
@@ -384,7 +384,7 @@ def test_other_dtypes_are_folded_too(dtype):
     assert sum(fast.plan.engines.values()) == 1
     if dtype is torch.float64:
         assert fast.plan.engines == {"pytorch": 1}
-        assert "float" in fast.plan.steps[1].refused["onednn"]
+        assert "float" in fast.plan.steps[0].refused["onednn"]
 
 
 def test_what_only_looks_like_a_channel_shuffle_is_none():

@@ -161,3 +161,24 @@ def test_transforms_compute_the_same():
     _, ours = torch.func.jvp(lambda w: loss(operator, w), (w1,), (torch.ones_like(w1),))
     _, theirs = torch.func.jvp(lambda w: loss(composed, w), (w1,), (torch.ones_like(w1),))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wanted", [("x",), NAMES])
+def test_bfloat16_has_pytorchs_gradients(wanted):
+    args = arguments((2, 8, 3, 4), 5, "relu", "sigmoid")
+    args = [each.bfloat16() if torch.is_tensor(each) else each for each in args]
+    grad = torch.randn(2, 8, 3, 4).bfloat16()
+    ours = gradients(operator, args, grad, torch.bfloat16, wanted)
+    theirs = gradients(composed, args, grad, torch.float64, wanted)
+    for name, truth in theirs.items():
+        torch.testing.assert_close(ours[name].double(), truth, rtol=0.05, atol=0.1)
+
+
+def test_a_backward_under_autocast_is_that_of_the_forward():
+    args = arguments((2, 8, 3, 4), 5, "relu", "sigmoid")
+    x = args[0].clone().requires_grad_()
+    y = operator(x, *args[1:])
+    with torch.autocast("cpu", torch.bfloat16):
+        (inside,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    (outside,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(inside, outside)
