@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from groupwise.spec.cost import cost as cost
     from groupwise.spec.wiring import Path as Path
     from groupwise.spec.wiring import Wiring as Wiring
+    from groupwise.web.explorer import Explorer as Explorer
+    from groupwise.web.explorer import explore as explore
 
 __version__ = "0.1.0"
 
@@ -52,6 +54,7 @@ _HOME = {
     "Cost": "spec.cost",
     "Count": "profile.count",
     "Explanation": "explanation",
+    "Explorer": "web.explorer",
     "GroupwiseError": "errors",
     "Optimized": "rewrite",
     "Path": "spec.wiring",
@@ -68,6 +71,7 @@ _HOME = {
     "enable": "kernels.dispatch",
     "enabled": "kernels.dispatch",
     "explain": "explanation",
+    "explore": "web.explorer",
     "forget": "kernels.dispatch",
     "optimize": "rewrite",
     "plan": "kernels.plan",
