@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from groupwise.profile.bench import bench as bench
     from groupwise.profile.count import Count as Count
     from groupwise.profile.count import count as count
+    from groupwise.profile.flops import flop_formulas as flop_formulas
     from groupwise.profile.record import ConvCall as ConvCall
     from groupwise.profile.report import Report as Report
     from groupwise.profile.report import report as report
@@ -72,6 +73,7 @@ _HOME = {
     "enabled": "kernels.dispatch",
     "explain": "explanation",
     "explore": "web.explorer",
+    "flop_formulas": "profile.flops",
     "forget": "kernels.dispatch",
     "optimize": "rewrite",
     "plan": "kernels.plan",
