@@ -5,6 +5,9 @@ threads fall asleep. What an engine computes is compared with float64 before its
 
     python benchmarks/whole.py [--networks torchvision] [--passes forward] [--batch 1 8] [--threads 1 2]
                                [--engines eager groupwise ...] [--envs DIR] [--rounds 8] [--budget 4]
+                               [--dtype bfloat16]
+
+In bfloat16 a model is converted before it runs, groupwise gets its `dtype`, and OpenVINO chooses by itself.
 
 `torch.compile` compiles for each number of threads anew, which takes as long as all other engines together. So it is
 timed with the most threads only, unless --compile-everywhere is given.
@@ -35,7 +38,7 @@ from whole_engines import ENGINES, Point
 from groupwise import GroupwiseError
 from groupwise.kernels import native
 
-UNIT = ("benchmark", "network", "pass", "batch", "threads")
+UNIT = ("benchmark", "network", "pass", "batch", "threads", "dtype")
 PASSES = ("forward", "training")
 BATCHES = {"forward": (1, 8), "training": (8,)}
 # A turn has as many calls as take about TURN seconds, after one that does not count; a pause precedes it.
@@ -50,7 +53,8 @@ def main() -> None:
     """Measures point by point, and writes the rows of each as soon as they are there."""
     parser = argparse.ArgumentParser(description="Time whole networks by every engine.")
     parser.add_argument("--networks", nargs="+", default=["torchvision", "timm"], help="parts of names; default: all")
-    parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
+    parser.add_argument("--passes", nargs="+", choices=PASSES, help="default: all, and forward in bfloat16")
+    parser.add_argument("--dtype", choices=whole_engines.DTYPES, default="float32")
     parser.add_argument("--batch", type=int, nargs="+", help="default: 1 and 8, and 8 in training")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, torch.get_num_threads()])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="ENGINE")
@@ -60,14 +64,15 @@ def main() -> None:
     parser.add_argument("--compile-everywhere", action="store_true", help="torch.compile with fewer threads too")
     parser.add_argument("--output", type=pathlib.Path, default=RECORDS / "whole.jsonl")
     options = parser.parse_args()
+    passes = options.passes or (PASSES if options.dtype == "float32" else ("forward",))
     names = [name for name in whole_networks.NETWORKS if any(part in name for part in options.networks)]
     if not names:
         parser.error(f"no network is called so; there are: {', '.join(whole_networks.NETWORKS)}")
     start_server()
-    for name, which in itertools.product(names, options.passes):
+    for name, which in itertools.product(names, passes):
         for batch in options.batch or BATCHES[which]:
             try:
-                measure(Point("", name, batch, 0, which == "training"), options)
+                measure(Point("", name, batch, 0, which == "training", options.dtype), options)
             except GroupwiseError as error:
                 # torchvision or timm is not installed.
                 print(f"{name}: left out: {error}", file=sys.stderr)
@@ -117,7 +122,9 @@ def measure(point: Point, options: argparse.Namespace) -> None:
         folder = pathlib.Path(place)
         torch.set_num_threads(max(options.threads))
         torch.save(whole_engines.exact(point.network, checked, point.training), folder / "exact.pt")
-        problems = {name: whole_engines.missing(name, point.training, options.envs) for name in options.engines}
+        problems = {
+            name: whole_engines.missing(name, point.training, options.envs, point.dtype) for name in options.engines
+        }
         exported = exporting(point, [name for name, problem in problems.items() if problem is None], folder)
         if exported is not None:
             problems |= {name: problems[name] or exported for name in whole_engines.OF_ONNX if name in problems}
@@ -137,7 +144,7 @@ def rows_of(
     """Returns the rows of one point: every engine with its time, or the reason why it has none."""
     torch.set_num_threads(point.threads)
     facts = {"benchmark": "whole", "network": point.network, "pass": PASSES[point.training], "batch": point.batch}
-    facts |= {"size": whole_networks.SIZE, "busy": busy(), **about(), "isa": native.status().isa}
+    facts |= {"size": whole_networks.SIZE, "busy": busy(), **about(), "isa": native.status().isa, "dtype": point.dtype}
     rows: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         workers = {}
@@ -206,7 +213,7 @@ def told(rows: Sequence[dict[str, Any]]) -> str:
     """Says in one line what was measured."""
     shown = (f"{row['implementation']} {row['ms']:.1f}" for row in rows if "ms" in row)
     problems = ", ".join(f"not {row['implementation']}: {row['problem']}" for row in rows if "problem" in row)
-    where = "{network}, {pass}, batch {batch}, threads {threads}".format(**rows[0])
+    where = "{network}, {pass}, {dtype}, batch {batch}, threads {threads}".format(**rows[0])
     return f"{where}: {', '.join(shown)} ms" + (f" ({problems})" if problems else "")
 
 

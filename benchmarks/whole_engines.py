@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,13 +37,14 @@ ONNX = "network.onnx"
 
 @dataclass(frozen=True)
 class Point:
-    """What is timed: one engine on one network."""
+    """What is timed: one engine on one network, in one dtype."""
 
     engine: str
     network: str
     batch: int
     threads: int
     training: bool
+    dtype: str = "float32"
 
 
 # What makes an engine returns a call, and the memory format of the images.
@@ -51,7 +52,7 @@ Made = tuple[Callable[[], Any], str]
 
 
 def eager(point: Point, memory_format: str) -> Made:
-    """PyTorch as it is."""
+    """PyTorch as it is. In bfloat16 a model gets images of that dtype."""
     model, images = _given(point, memory_format)
     return _called(point, model, images), memory_format
 
@@ -71,8 +72,10 @@ def frozen(point: Point) -> Made:
 
 def optimized(point: Point) -> Made:
     """`groupwise.optimize`. Images come contiguous in inference; a training step has them as PyTorch runs best."""
-    model, images = _given(point, "channels_last" if point.training else "contiguous")
-    wishes = {"train": True} if point.training else {}
+    model, images = _given(replace(point, dtype="float32"), "channels_last" if point.training else "contiguous")
+    wishes: dict[str, Any] = {"train": True} if point.training else {}
+    if point.dtype != "float32":
+        wishes["dtype"] = getattr(torch, point.dtype)
     network = groupwise.optimize(model, images, **wishes)
     return _called(point, network, images), "channels_last" if point.training else "contiguous"
 
@@ -92,11 +95,17 @@ def onnxruntime(point: Point, folder: pathlib.Path) -> Made:
 
 
 def openvino(point: Point, folder: pathlib.Path) -> Made:
-    """OpenVINO in float32, for the shortest time of one call."""
+    """OpenVINO for the shortest time of one call, in float32, or in the bfloat16 that it chooses itself."""
     import openvino as engine
 
-    settings = {"INFERENCE_NUM_THREADS": point.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    request = engine.Core().compile_model(str(folder / ONNX), "CPU", settings).create_infer_request()
+    settings = {"INFERENCE_NUM_THREADS": point.threads, "NUM_STREAMS": 1}
+    if point.dtype == "float32":
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    compiled_model = engine.Core().compile_model(str(folder / ONNX), "CPU", settings)
+    chosen = compiled_model.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if point.dtype == "bfloat16" and chosen != "bf16":
+        raise RuntimeError(f"it chooses {chosen} on this processor")
+    request = compiled_model.create_infer_request()
     images = whole_networks.inputs(point.batch)[0].numpy()
     request.set_input_tensor(engine.Tensor(images, shared_memory=True))
 
@@ -118,10 +127,14 @@ ENGINES: dict[str, Callable[..., Made]] = {
 }
 OF_TRAINING = ("eager", "eager channels_last", "torch.compile", "groupwise")
 OF_ONNX = ("onnxruntime", "openvino")
+DTYPES = ("float32", "bfloat16")
+OF_BFLOAT16 = ("eager", "eager channels_last", "torch.compile", "groupwise", "openvino")
 
 
-def missing(engine: str, training: bool, envs: pathlib.Path | None) -> str | None:
+def missing(engine: str, training: bool, envs: pathlib.Path | None, dtype: str = "float32") -> str | None:
     """Says why an engine cannot be timed here, or None if it can."""
+    if dtype == "bfloat16" and engine not in OF_BFLOAT16:
+        return "it is timed in float32"
     if training and engine not in OF_TRAINING:
         return "it does not train"
     if engine == "groupwise" and training and "train" not in inspect.signature(groupwise.optimize).parameters:
@@ -244,8 +257,9 @@ def reset_peak() -> None:
 
 def _given(point: Point, memory_format: str) -> tuple[nn.Module, Tensor]:
     layout = getattr(torch, {"contiguous": "contiguous_format"}.get(memory_format, memory_format))
-    model = whole_networks.build(point.network).train(point.training).to(memory_format=layout)
-    return model, whole_networks.inputs(point.batch)[0].contiguous(memory_format=layout)
+    dtype = getattr(torch, point.dtype)
+    model = whole_networks.build(point.network).train(point.training).to(dtype, memory_format=layout)
+    return model, whole_networks.inputs(point.batch)[0].to(dtype).contiguous(memory_format=layout)
 
 
 def _called(point: Point, model: Any, images: Tensor) -> Callable[[], Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record
 from summary import BUSY, Table, geometric_mean, ratio, time
-from whole_engines import ENGINES
+from whole_engines import DTYPES, ENGINES
 
 Row = dict[str, Any]
 RECORD, PICTURE = "whole.jsonl", "whole-networks.svg"
@@ -28,7 +28,7 @@ PASSES = {"forward": "Inference", "training": "A training step"}
 
 
 class Point:
-    """The rows of one network, pass, batch and number of threads, which were timed in turn."""
+    """The rows of one network, pass, batch, number of threads and dtype, which were timed in turn."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = {row["implementation"]: row for row in rows}
@@ -63,7 +63,7 @@ def points(rows: Iterable[Row]) -> list[Point]:
     """Returns the points that can be compared, in the order of the record."""
     found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        found[tuple(row[name] for name in ("pass", "network", "batch", "threads"))].append(row)
+        found[tuple(row[name] for name in ("pass", "network", "batch", "threads", "dtype"))].append(row)
     return [point for point in map(Point, found.values()) if point.is_whole]
 
 
@@ -71,7 +71,9 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     """Returns every table that has rows."""
     some = points(rows)
     made = [where(rows), means(some)]
-    made += [times_table(which, [p for p in some if p.facts["pass"] == which]) for which in PASSES]
+    for dtype in DTYPES:
+        here = [point for point in some if point.facts["dtype"] == dtype]
+        made += [times_table(which, dtype, [p for p in here if p.facts["pass"] == which]) for which in PASSES]
     return [table for table in (*made, memory_table(some), problem_table(rows)) if table.rows]
 
 
@@ -89,7 +91,7 @@ def means(some: Sequence[Point]) -> Table:
     """Geometric means over the networks of torchvision, and over those of timm."""
     found: dict[tuple[str, ...], list[Point]] = defaultdict(list)
     for point in some:
-        key = ("pass", "batch", "threads")
+        key = ("pass", "dtype", "batch", "threads")
         source = point.facts["network"].split(":")[0]
         found[(source, *(str(point.facts[name]) for name in key))].append(point)
     cells = []
@@ -105,7 +107,7 @@ def means(some: Sequence[Point]) -> Table:
                 str(sum(point.best_other[1] > 1 for point in those)),
             ]
         )
-    head = ["networks of", "pass", "batch", "threads", "networks", "PyTorch / groupwise", "worst"]
+    head = ["networks of", "pass", "dtype", "batch", "threads", "networks", "PyTorch / groupwise", "worst"]
     head += ["best other / groupwise", "fastest in"]
     note = (
         "PyTorch is eager, in its better memory format; the best other is the fastest engine, network by network. "
@@ -114,7 +116,7 @@ def means(some: Sequence[Point]) -> Table:
     return Table("Means", head, cells, note)
 
 
-def times_table(which: str, some: Sequence[Point]) -> Table:
+def times_table(which: str, dtype: str, some: Sequence[Point]) -> Table:
     """The times of all engines, in ms, and two ratios."""
     engines = [name for name in ENGINES if any(name in point.ms for point in some)]
     cells = []
@@ -125,13 +127,14 @@ def times_table(which: str, some: Sequence[Point]) -> Table:
         cells.append([*facts, *shown, ratio(point.speedup), f"{ratio(best)} {name}"])
     head = ["network", "batch", "threads", *engines, "PyTorch / groupwise", "best other / groupwise"]
     turns = f" {least(some)} turns or more." if some else ""
-    return Table(f"{PASSES[which]}, ms", head, cells, f"Medians of turns that alternate.{turns}")
+    title = PASSES[which] if dtype == "float32" else f"{PASSES[which]} in {dtype}"
+    return Table(f"{title}, ms", head, cells, f"Medians of turns that alternate.{turns}")
 
 
 def memory_table(some: Sequence[Point]) -> Table:
     """The memory of each engine beyond that of its libraries."""
     most = max((point.facts["threads"] for point in some), default=0)
-    kept = [point for point in some if point.facts["threads"] == most]
+    kept = [p for p in some if p.facts["threads"] == most and p.facts["dtype"] == "float32"]
     engines = [name for name in ENGINES if any(name in point.rows for point in kept)]
     cells = []
     for point in kept:
@@ -178,8 +181,9 @@ def readme_text(rows: Sequence[Row]) -> str:
 
 
 def chosen(some: Sequence[Point]) -> list[Point]:
-    """Returns the points of the chart: inference of one image with the most threads."""
-    here = [point for point in some if (point.facts["pass"], point.facts["batch"]) == ("forward", 1)]
+    """Returns the points of the chart: inference of one image in float32 with the most threads."""
+    wanted = ("forward", 1, "float32")
+    here = [p for p in some if (p.facts["pass"], p.facts["batch"], p.facts["dtype"]) == wanted]
     most = max((point.facts["threads"] for point in here), default=0)
     return [point for point in here if point.facts["threads"] == most]
 

@@ -149,6 +149,7 @@ struct GradWeight {
   float* grad_weight;
   WeightStrides weight_strides;
   bool exchanged = false;  // `input` is the gradient of the output, and `grad_output` the input
+  double* sums = nullptr;  // where the sums of grad_output are added, [part][channel of all groups], or null
 };
 
 // Runs fn(begin, end, context) over ranges of [0, count) on the caller's threads.

@@ -101,6 +101,20 @@ int64_t executed_products(const Correlation& c, const BrgemmLayout& l) {
   return c.batch * c.groups * c.in_channels * c.out_channels * products;
 }
 
+int64_t executed_products(const Correlation& c, const StemLayout& l, int64_t lanes) {
+  const Phase& w = c.w.front();
+  int64_t row = 0;
+  for (int64_t o = 0; o < c.out_channels; o += kStemVectors * lanes) {
+    const int64_t outputs = std::min(kStemVectors * lanes, l.outputs - o);
+    const int64_t most = stem_pixels_most(lanes, outputs / lanes);
+    for (int64_t column = 0; column < w.out; column += l.block.columns) {
+      const int64_t columns = std::min(l.block.columns, w.out - column);
+      row += outputs * round_up(columns, stem_pixels(columns, most)) * clipped(w, column, columns).taps;
+    }
+  }
+  return c.batch * c.groups * c.in_channels * axis_products(c.h, 1, 1, 1) * row;
+}
+
 int64_t executed_products(const GradWeight& work, const BrgemmGradLayout& l, int64_t) {
   const Problem& p = work.problem;
   return p.batch * p.groups * p.in_channels * p.out_channels * p.w.kernel * p.w.out *

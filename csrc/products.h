@@ -6,6 +6,7 @@
 #include "kernels/narrow/layout.h"
 #include "kernels/pixels/layout.h"
 #include "kernels/planar/layout.h"
+#include "kernels/stem/layout.h"
 
 namespace groupwise {
 
@@ -16,6 +17,7 @@ int64_t executed_products(const GradWeight& work, const GradWeightLayout& l, int
 int64_t executed_products(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t lanes);
 int64_t executed_products(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t lanes);
 int64_t executed_products(const Correlation& c, const BrgemmLayout& l);
+int64_t executed_products(const Correlation& c, const StemLayout& l, int64_t lanes);
 int64_t executed_products(const GradWeight& work, const BrgemmGradLayout& l, int64_t lanes);
 
 }  // namespace groupwise

@@ -321,7 +321,7 @@ def test_a_forced_kernel_is_that_of_the_innermost_block():
 
 @pytest.mark.parametrize("name", ["plannar", "Planar", " ", "group", None, 3])
 def test_an_unknown_kernel_is_refused(name):
-    message = "kernel=.* is not known; choose one of: planar, narrow, groups, dots, pixels, brgemm, fft, pytorch"
+    message = "kernel=.* is not known; choose one of: planar, narrow, groups, dots, pixels, brgemm, stem, fft, pytorch"
     with pytest.raises(GroupwiseError, match=message), dispatch.forced(True, name):
         pytest.fail("the block ran")
     assert not dispatched(), "an error leaves nothing forced"
@@ -331,11 +331,11 @@ def test_every_kernel_can_be_forced():
     depthwise, wide = (
         torch.nn.Conv2d(16, 16, 3, groups=groups).to(memory_format=torch.channels_last) for groups in (16, 1)
     )
-    long = torch.nn.Conv1d(4, 4, 64, groups=4)
+    long, first = torch.nn.Conv1d(4, 4, 64, groups=4), torch.nn.Conv1d(4, 16, 3)
     for name in dispatch.KERNELS:
-        layer = wide if name in ("groups", "dots", "brgemm") else long if name == "fft" else depthwise
+        layer = wide if name in ("groups", "dots", "brgemm") else {"fft": long, "stem": first}.get(name, depthwise)
         with record_plans() as plans, dispatch.forced(True, name):
-            layer(torch.randn(1, 4, 90) if layer is long else source().requires_grad_()).sum().backward()
+            layer(source().requires_grad_() if layer in (wide, depthwise) else torch.randn(1, 4, 90)).sum().backward()
         assert name in kernels(plans) or name not in here()
 
 

@@ -107,16 +107,13 @@ def test_the_layers_of_a_network():
     fast = groupwise.optimize(model, x)
     rows = compare(model, fast, (x,), repeats=2, layers=True).layers
     convolutions = [name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)]
-    assert [row.name for row in rows] == ["", *convolutions]
-    assert [row.groups for row in rows] == [None, 4, 1, 1, 1]
-    steps = {step.name: step for step in fast.plan.steps if step.kind == "convolution"}
-    # The two layers of squeeze and excitation are one step with what is around them.
-    joined = {row.name for row in rows[1:] if row.engine is None}
-    assert joined == set(convolutions) - set(steps)
+    # The two layers of squeeze and excitation are one step, and one row.
+    assert [row.name for row in rows] == ["", *convolutions[:-1]]
+    assert [row.groups for row in rows] == [None, 4, 1, 1]
+    assert (rows[-1].name, rows[-1].kernel) == ("2.reduce", "squeeze_excite")
+    steps = {step.layers[0] if step.layers else step.name: step for step in fast.plan.steps}
+    assert steps["2.reduce"].layers == ("2.reduce", "2.expand")
     for row in rows[1:]:
-        if row.name in joined:
-            assert (row.optimized_ms, row.speedup, row.kernel) == (None, None, None)
-            continue
         assert (row.engine, row.fused) == (steps[row.name].engine, steps[row.name].fused)
         assert min(row.contiguous_ms, row.channels_last_ms, row.optimized_ms) > 0
         assert row.speedup == min(row.contiguous_ms, row.channels_last_ms) / row.optimized_ms
@@ -154,6 +151,18 @@ def test_no_time_is_lost_where_layers_differ():
     ours = [row("", seconds=1), row("a", "convolution", seconds=2), row("x", "linear", seconds=4), row("a", seconds=8)]
     placed = layers._placed(model, ours)
     assert [one and one.seconds for one in placed] == [1, 6, None, 8]
+
+
+def test_times_of_layers_that_are_one_step_are_summed():
+    row = layers._Row
+    rows = [row("", seconds=1), row("a", seconds=2), row("b", seconds=4), row("c", seconds=8), row("b", seconds=16)]
+    assert [(one.name, one.seconds) for one in layers._merged(rows, {"b": "a"})] == [("", 1), ("a", 22), ("c", 8)]
+
+
+def test_squeeze_and_excitation_in_a_part_has_the_names_of_the_model():
+    model = settle(nn.Sequential(Refusing(network())))
+    fast = groupwise.optimize(model, source())
+    assert [step.layers for step in fast.plan.steps if step.layers] == [("0.blocks.0.2.reduce", "0.blocks.0.2.expand")]
 
 
 def test_a_report_of_what_cannot_be_optimized():

@@ -173,6 +173,11 @@ LAYERS = [
     ("transposed, large", ConvSpec(20, 12, (13, 12), groups=4, transposed=True), (6, 5)),
     ("upsampling", ConvSpec(9, 9, 16, stride=8, padding=4, groups=9, transposed=True), (5, 6)),
     ("patches", ConvSpec(3, 24, 16, stride=16, groups=3), (64, 48)),
+    ("dense patches", ConvSpec(3, 40, 4, stride=4), (19, 24)),
+    ("an image", ConvSpec(3, 32, 3, stride=2, padding=1), (30, 45)),
+    ("an image, 7x7", ConvSpec(3, 20, 7, stride=2, padding=3), (23, 31)),
+    ("an image, 11x11", ConvSpec(5, 70, 11, stride=4, padding=2), (30, 29)),
+    ("gray images, dilation", ConvSpec(2, 48, (3, 5), stride=(1, 3), padding=(2, 4), dilation=2, groups=2), (12, 50)),
     ("transposed", ConvSpec(16, 24, 4, stride=2, padding=1, groups=8, transposed=True), (15, 17)),
 ]
 
@@ -331,10 +336,10 @@ def test_every_kernel_runs_in_each_of_its_directions():
                     permute_weight(layer)
                 plans = check(layer, source, torch.randn(1, 32, 9, 9), kernel)
                 seen |= {(p.kernel, p.direction) for p in plans if p.kernel != "pytorch"}
-    long = torch.nn.Conv1d(4, 4, 64, groups=4)
-    with forced(True, "fft"), record_plans() as plans:
-        step(long, torch.randn(1, 4, 90), torch.randn(1, 4, 27))
-    seen |= {(p.kernel, p.direction) for p in plans}
+    for kernel, layer in (("fft", torch.nn.Conv1d(4, 4, 64, groups=4)), ("stem", torch.nn.Conv1d(4, 16, 64))):
+        with forced(True, kernel), record_plans() as plans:
+            step(layer, torch.randn(1, 4, 90), torch.randn(1, layer.out_channels, 27))
+        seen |= {(p.kernel, p.direction) for p in plans if p.kernel != "pytorch"}
     rows = {(row["name"], direction) for row in native.build()["kernels"] for direction in row["directions"]}
     assert seen == {row for row in rows if row[0] in here()}
 

@@ -61,7 +61,9 @@ def cases(draw):
     dims = draw(st.sampled_from([1, 2, 2, 2]))
     groups = draw(st.sampled_from([1, 1, 2, 3, 8, 24]))
     inputs, outputs = draw(
-        st.sampled_from([(1, 1), (1, 1), (1, 2), (2, 2), (3, 5), (4, 4), (8, 8), (8, 24), (16, 9), (33, 70)])
+        st.sampled_from(
+            [(1, 1), (1, 1), (1, 2), (2, 2), (3, 5), (4, 4), (8, 8), (8, 24), (16, 9), (33, 70), (3, 40), (2, 9)]
+        )
     )
     if groups > 3:
         inputs, outputs = min(inputs, 8), min(outputs, 8)
@@ -230,16 +232,39 @@ def test_outputs_with_gaps_are_written_in_place():
 PLAIN = {"transposed": False, "output_padding": [0, 0], "dilation": [1, 1], "stride": [1, 1]}
 
 
-@pytest.mark.parametrize("outputs", [144, 176, 240])
-def test_threads_that_share_the_outputs_of_few_pixels(outputs):
-    case = {**PLAIN, "padding": [0, 0], "groups": 1}
-    source, weight = torch.randn(1, 64, 15, 15), torch.randn(outputs, 64, 1, 1)
-    source = source.contiguous(memory_format=torch.channels_last)
-    layer = make(weight, None, case, ("relu", ()))
-    with threads(2):
-        made = layer.run(source, None)
-    exact = convolve(source.double(), weight.double(), None, case).relu()
-    assert (made.double() - exact).abs().max() <= 64 * UNIT * 64
+@pytest.mark.parametrize("size", [7, 15])
+@pytest.mark.parametrize("taps", [1, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("outputs", [128, 135, 144, 176, 240])
+def test_threads_share_a_dense_layer(outputs, transposed, taps, size):
+    # Few pixels are shared by output channels, more by pixels.
+    case = {**PLAIN, "padding": [taps // 2] * 2, "groups": 1, "transposed": transposed}
+    weight = torch.randn(*((72, outputs) if transposed else (outputs, 72)), taps, taps)
+    source, bias = torch.randn(1, 72, size, size).contiguous(memory_format=torch.channels_last), torch.randn(outputs)
+    layer = make(weight, bias, case, ("relu", ()), kernel="brgemm")
+    if layer.refuses(source):
+        pytest.skip(layer.refuses(source))
+    exact = convolve(source.double(), weight.double(), bias.double(), case).relu()
+    for count in (2, 3):
+        with threads(count), poisoned():
+            made = layer.run(source, None)
+        assert (made.double() - exact).abs().max() <= 72 * taps**2 * UNIT * 100
+
+
+@pytest.mark.parametrize("size", [1, 7, 15])
+@pytest.mark.parametrize("channels", [64, 200, 264, 960])
+def test_threads_share_a_depthwise_layer(channels, size):
+    case = {**PLAIN, "padding": [1, 1], "groups": channels}
+    weight, bias = torch.randn(channels, 1, 3, 3), torch.randn(channels)
+    source = torch.randn(1, channels, size, size).contiguous(memory_format=torch.channels_last)
+    layer = make(weight, bias, case, ("hardtanh", (-1.0, 2.0)), kernel="narrow")
+    if layer.refuses(source):
+        pytest.skip(layer.refuses(source))
+    exact = functional.hardtanh(convolve(source.double(), weight.double(), bias.double(), case), -1, 2)
+    for count in (1, 2, 3):
+        with threads(count), poisoned():
+            made = layer.run(source, None)
+        assert (made.double() - exact).abs().max() <= 20 * UNIT * 40
 
 
 @pytest.mark.parametrize("of_output", FORMATS)
@@ -269,6 +294,44 @@ def test_an_output_is_no_source():
     layer, source = make(torch.randn(32, 16, 3, 3), None, case), torch.randn(1, 32, 8, 8)
     with pytest.raises(RuntimeError, match="single memory location"):
         layer.run_out(source, None, source)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("kernel", DIRECT)
+def test_a_layer_that_runs_again_looks_at_what_it_gets(kernel, residual):
+    case = {**PLAIN, "padding": [1, 1], "groups": 32 if kernel == "narrow" else 2}
+    weight, bias = torch.randn(32, 32 // case["groups"], 3, 3), torch.randn(32)
+    layer = make(weight, bias, case, ("relu", ()), residual, kernel=kernel)
+    source, added = (
+        torch.randn(2, 32, 9, 9).contiguous(memory_format=torch.channels_last) if each else None
+        for each in (True, residual)
+    )
+    if layer.refuses(source):
+        pytest.skip(layer.refuses(source))
+
+    def check(source, added, out):
+        exact = convolve(source.double(), weight.double(), bias.double(), case).relu()
+        exact = exact if added is None else exact + added.double()
+        made = layer.run_out(source, added, out)
+        assert (made.double() - exact).abs().max() <= 300 * UNIT * 200
+
+    for count, isa in itertools.product((1, 2, 1), ISAS):
+        with threads(count), forced(isa=isa):
+            if not layer.refuses(source):
+                check(source, added, torch.empty_like(source))
+                check(source * 2, added, torch.empty_like(source))
+    if residual:
+        # The residual is the output, which no activation may touch before the sum.
+        exact = convolve(source.double(), weight.double(), bias.double(), case).relu() + added.double()
+        made = layer.run_out(source, added, added)
+        assert (made.double() - exact).abs().max() <= 300 * UNIT * 200
+    for size in (2, 1):
+        with pytest.raises(RuntimeError, match="memory location"):
+            layer.run_out(source[:size], added if added is None else added[:size], source[:size])
+    with pytest.raises(RuntimeError, match="residual"):
+        layer.run(source, None if residual else source)
+    with pytest.raises(RuntimeError, match="float32"):
+        layer.run(source.double(), added)
 
 
 def wrong():

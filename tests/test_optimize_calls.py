@@ -15,7 +15,9 @@ from torch import nn
 
 import groupwise
 from groupwise import GroupwiseError
+from groupwise.errors import RefusedExample
 from groupwise.rewrite import region
+from groupwise.rewrite.structure import Structure
 from optimized import Refusing, check, network, settle, source
 
 # Wrong inputs
@@ -84,6 +86,34 @@ REFUSED = {
 def test_refusals(message):
     with pytest.raises(GroupwiseError, match=message):
         REFUSED[message]()
+
+
+def test_the_whole_reason_is_shown():
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise ValueError("a reason\n  of several lines, " + "which is long, " * 30 + "and ends.")
+
+    with pytest.raises(RefusedExample, match=r"ValueError: a reason of several lines, .* and ends; it must") as found:
+        groupwise.optimize(Fails().eval(), source())
+    assert "\n" not in str(found.value)
+
+
+def test_an_argument_that_cannot_be_planned_has_a_reason():
+    class Takes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x, options):
+            return self.net(x) * len(options)
+
+    model = Takes().eval()
+    fast = groupwise.optimize(model, source(), {1, 2})
+    assert [(left.name, left.reason) for left in fast.plan.left] == [
+        ("", "its arguments are more than tensors and plain values: set")
+    ]
+    with torch.no_grad():
+        torch.testing.assert_close(fast(source().zero_(), {1, 2}), model(source().zero_(), {1, 2}))
 
 
 def test_a_branch_that_depends_on_values_prints_nothing(capfd):
@@ -206,6 +236,16 @@ def test_submodules_that_are_added_or_removed_are_noticed():
     check(model, source(), fast=fast)
 
 
+def test_a_submodule_of_one_that_had_none_is_noticed():
+    model = network()
+    structure = Structure(model)
+    assert structure.holds()
+    model[0][0].more = nn.ReLU()
+    assert not structure.holds()
+    del model[0][0].more
+    assert structure.holds()
+
+
 def test_a_module_in_training_mode_that_replaces_another_runs_as_in_eval():
     """A network is for inference, whatever the mode of the model became."""
     model = network()
@@ -235,3 +275,42 @@ def test_networks_that_plan_at_once_in_threads():
         assert all(torch.allclose(a, m(x), atol=1e-5) for a, m, x in zip(made, models, inputs, strict=True))
     assert sys.stderr is stream
     assert all(not network.plan.left for network in fast)
+
+
+# Parameters that come and go
+
+
+class Bare(nn.Module):
+    """Layers and a parameter of its own, some of them None."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(8, 8, 1, bias=False), nn.Linear(10, 10)
+        self.norm = nn.BatchNorm2d(8, affine=False)
+        self.register_parameter("scale", None)
+
+    def forward(self, x):
+        made = self.linear(self.norm(self.conv(x)))
+        return made if self.scale is None else made * self.scale
+
+
+SET = {
+    "conv.bias": lambda: nn.Parameter(torch.randn(8)),
+    "norm.weight": lambda: nn.Parameter(torch.randn(8)),
+    "scale": lambda: nn.Parameter(torch.randn(1)),
+    "linear.bias": lambda: None,
+}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("name", SET)
+def test_a_parameter_that_is_set_or_removed_is_noticed(name, whole):
+    model = settle(Bare() if whole else Refusing(Bare()))
+    fast = groupwise.optimize(model, source())
+    path, _, key = name.rpartition(".")
+    owner = (model if whole else model.blocks[0]).get_submodule(path)
+    before = getattr(owner, key)
+    setattr(owner, key, SET[name]())
+    check(model, source(), fast=fast)
+    setattr(owner, key, before)
+    check(model, source(), fast=fast)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import os
 import subprocess
@@ -68,7 +69,7 @@ def test_the_command_writes_json(target, tmp_path):
     path = tmp_path / "plan.json"
     assert main(["optimize", target, "--input-shape", "1,3,16,16", "--repeats", "1", "-o", str(path)]) == 0
     facts = json.loads(path.read_text())
-    assert [step["kind"] for step in facts["plan"]["steps"]] == ["to_channels_last", "convolution"]
+    assert [step["kind"] for step in facts["plan"]["steps"]] == ["convolution"]
     assert facts["comparison"]["agrees"]
 
 
@@ -133,6 +134,18 @@ def test_a_saved_network_runs_in_another_process(module, capsys, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert done.stdout == "Optimized 2\n"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
+@pytest.mark.parametrize("train", [False, True])
+def test_a_saved_network_of_torchvision_is_read_where_torchvision_fails_to_import(capsys, tmp_path, train):
+    path = tmp_path / "fast.pt"
+    words = ["--input-shape", "2,3,64,64", "--no-tune", "--repeats", "1", *["--train"] * train]
+    status, _, err = run(capsys, "optimize", "torchvision:squeezenet1_1", *words, "--save", str(path))
+    assert status == 0, err
+    code = "import sys, torch\nprint(type(torch.load(sys.argv[1], weights_only=False).model).__name__)"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert done.stdout == "SqueezeNet\n", done.stderr
 
 
 def test_a_network_that_cannot_be_pickled(module, capsys, tmp_path):

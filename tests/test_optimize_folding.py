@@ -351,9 +351,8 @@ def test_other_shuffles_stay():
 
 
 def test_images_change_their_layout_once():
-    model = settle(
-        nn.Sequential(nn.Conv2d(8, 8, 3), Both(Excite(8, nn.Sigmoid()), nn.MaxPool2d(1)), nn.Conv2d(16, 4, 1))
-    )
+    first = Both(nn.Conv2d(8, 4, 3), nn.Conv2d(8, 4, 3))
+    model = settle(nn.Sequential(first, Both(Excite(8, nn.Sigmoid()), nn.MaxPool2d(1)), nn.Conv2d(16, 4, 1)))
     fast = check(model, source())
     assert kinds(fast).count("to_channels_last") == 1
     check(model, source().contiguous(memory_format=torch.channels_last), fast=fast)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import groupwise
-from optimized import Residual, check, kinds, layers, settle, source
+from optimized import Both, Residual, check, kinds, layers, settle, source
 
 
 def block(*middle):
@@ -200,8 +200,11 @@ def test_a_submodule_may_depend_on_strides():
 
 
 def test_images_change_their_layout_again_behind_it():
-    fast = check_loosely(block(with_hook(nn.Conv2d(8, 8, 1))), source())
-    assert kinds(fast).count("to_channels_last") == 2
+    read_twice = Both(nn.Conv2d(8, 4, 3), nn.Conv2d(8, 4, 3))
+    model = settle(nn.Sequential(read_twice, with_hook(nn.Conv2d(8, 8, 1)), copy.deepcopy(read_twice)))
+    assert kinds(check_loosely(model, source())).count("to_channels_last") == 2
+    # A layer that reads the image alone changes it itself.
+    assert "to_channels_last" not in kinds(check_loosely(block(with_hook(nn.Conv2d(8, 8, 1))), source()))
 
 
 def test_a_parameter_of_it_that_changes_needs_no_new_plan():

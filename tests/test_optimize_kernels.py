@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import groupwise
-from groupwise.rewrite import choose, engines
+from accuracy import threads
+from groupwise.rewrite import choose, engines, low_engines, program
 from kernels import DIRECT, needs_kernels, without_kernels
-from optimized import check, settle
+from optimized import check, kinds, settle
 
 FORWARD = [name for name in DIRECT if name != "pixels"]
 
@@ -33,12 +34,26 @@ def source():
     return torch.randn(2, 16, 9, 11).contiguous(memory_format=torch.channels_last)
 
 
+def test_a_choice_says_why_a_shorter_time_does_not_count():
+    seconds = {
+        "onednn": [1.0, 3.0, 3.0],
+        "matmul": [0.8, 9.0, 9.0],
+        "groupwise": [0.99, 2.0, 2.0],
+        "pytorch": [2, 2, 5],
+    }
+    assert choose.fastest(seconds) == "onednn"
+    assert choose._reason(seconds, "onednn") == (
+        "1000.000 ms, matmul 800.000 (slower at its median), groupwise 990.000 (too close to tell), pytorch 2000.000"
+    )
+
+
 def prefer(monkeypatch, kernel):
-    """Let one kernel be the fastest where it runs."""
+    """Let one kernel be the fastest where it runs, layer by layer."""
+    monkeypatch.setattr(program, "runs_of", lambda *_: [])
     rows = tuple(row for row in engines.CONVOLUTION if row.name != "groupwise" or row.kernel == kernel)
-    monkeypatch.setattr(choose, "CONVOLUTION", rows)
+    monkeypatch.setattr(low_engines, "CONVOLUTION", rows)
     name = f"groupwise {kernel}"
-    monkeypatch.setattr(choose, "_fastest", lambda seconds: name if name in seconds else "pytorch")
+    monkeypatch.setattr(choose, "fastest", lambda seconds: name if name in seconds else "pytorch")
 
 
 @needs_kernels
@@ -48,7 +63,7 @@ def test_every_kernel_computes_what_the_model_does(groups, kernel, monkeypatch):
     prefer(monkeypatch, kernel)
     model = settle(Block(groups))
     fast = check(model, source(), tune=True)
-    ran = [step for step in fast.plan.steps if step.engine == "groupwise"]
+    ran = [step for step in fast.plan.steps if step.kind == "convolution" and step.engine == "groupwise"]
     assert all(step.kernel == kernel for step in ran)
     if kernel == "planar":
         assert len(ran) == 3
@@ -56,6 +71,28 @@ def test_every_kernel_computes_what_the_model_does(groups, kernel, monkeypatch):
     with torch.no_grad():
         model.wide[0].weight.mul_(-2)
     check(model, source(), fast=fast)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kernel", ["stem", "groups", "planar", "pytorch"])
+@pytest.mark.parametrize("threads_", [1, 2])
+def test_a_layer_reads_the_contiguous_image_that_enters_the_network(kernel, threads_, monkeypatch):
+    prefer(monkeypatch, kernel)
+    first = nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.Hardswish())
+    model = settle(nn.Sequential(first, nn.Conv2d(24, 24, 3, groups=24)))
+    image = torch.randn(2, 3, 21, 30)
+    with threads(threads_):
+        fast = check(model, image, tune=True)
+        assert kinds(fast)[0] == "convolution"
+        assert fast.plan.steps[0].kernel == ("" if kernel == "pytorch" else kernel)
+        with torch.inference_mode():
+            once = fast(image)
+            assert torch.equal(fast(image.clone()), once)
+        with torch.no_grad():
+            model[0][0].weight.mul_(-2)
+        check(model, image, fast=fast)
+        check(model, image.contiguous(memory_format=torch.channels_last), fast=fast)
+        check(model, image.expand(2, 3, 21, 30)[..., ::2], fast=fast)
 
 
 @needs_kernels

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import groupwise
-from groupwise.rewrite import choose, engines, region
+from groupwise.rewrite import choose, engines, low_engines, region
 from groupwise.rewrite.recipe import Operation, Recipe
 from kernels import needs_kernels
 from optimized import Refusing, check, network, settle, source
@@ -200,7 +200,7 @@ def test_engines_are_measured_and_wrong_ones_are_not_chosen(monkeypatch):
     assert step.engine in step.ms
     zeros = Recipe(1, Operation(torch.ops.aten.zeros_like.default, (engines.SOURCE,)))
     wrong = engines.Engine("wrong", lambda work: None, lambda *_: zeros)
-    monkeypatch.setattr(choose, "CONVOLUTION", (wrong, *engines.CONVOLUTION))
+    monkeypatch.setattr(low_engines, "CONVOLUTION", (wrong, *engines.CONVOLUTION))
     fast = groupwise.optimize(model, source(), tune=True)
     (step,) = [step for step in fast.plan.steps if step.kind == "convolution"]
     assert step.refused["wrong"] == "its values are wrong"
@@ -218,11 +218,11 @@ def test_engines_are_measured_and_wrong_ones_are_not_chosen(monkeypatch):
     ],
 )
 def test_the_fastest_engine_by_a_margin(seconds, fastest):
-    assert choose._fastest(seconds) == fastest
+    assert choose.fastest(seconds) == fastest
 
 
 def test_nothing_is_measured_where_runs_must_repeat(monkeypatch):
-    monkeypatch.setattr(choose, "_time", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(choose, "time_calls", lambda *_: pytest.fail("measured"))
     torch.use_deterministic_algorithms(True)
     try:
         check(network(), source(), tune=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import types
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -246,3 +247,44 @@ def test_a_program_goes_with_its_network():
     del fast
     gc.collect()
     assert program() is None
+
+
+def test_a_call_beside_another_has_an_arena_of_its_own():
+    """While another thread holds the frames, a call allocates an arena and its output, and not each value by itself."""
+    x = torch.randn(1, 8, 256, 256)
+    fast = groupwise.optimize(Function(lambda x: torch.cat([(x * 2).sigmoid(), x], 1).relu().sum(1)).eval(), x)
+    with torch.inference_mode():
+        for _ in range(3):
+            fast(x)
+    program, stopped = ready(fast).program, threading.Event()
+
+    def hold():
+        while not stopped.is_set():
+            program.poison()
+
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(hold)
+        try:
+            sizes = [size for _ in range(30) for size in allocations(fast, x)[1]]
+        finally:
+            stopped.set()
+        held.result()
+    assert set(sizes) <= {program.arena_bytes(), x[:, 0].nbytes}
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_view_that_begins_where_a_tensor_says_is_made_at_each_call(constant):
+    """aten::narrow.Tensor looks at the value of its third argument."""
+    program = torch.classes.groupwise.Program(6, [0, 1], [5], False)
+    if constant:
+        program.constant(2, torch.arange(8))
+    else:
+        program.operator("aten::mul", "Tensor", "out", [0, 1], (None, 1), [0, -1, 0], 2, 0)
+    program.operator("aten::add", "Tensor", "out", [0, 1], (None, 0), [0, -1, 1], 3, 0)
+    program.operator("aten::narrow", "Tensor", None, [0, 1, 2, 3], (None, 0, None, 2), [0, -1, 2, 2, -1, 3], 4, 0)
+    program.operator("aten::mul", "Tensor", "out", [0, 1], (None, 10), [0, -1, 4], 5, 0)
+    numbers = torch.arange(8)
+    for start in (1, 4, 6, 0):
+        (made,) = program.run([numbers, torch.tensor(start)])
+        assert made.tolist() == [10 * start, 10 * start + 10]
+        program.poison()

@@ -37,10 +37,20 @@ def size(target, model):
     return 299 if name == "inception_v3" else 224 if name.startswith(("vit", "maxvit")) else 64
 
 
+def parameters_of(target):
+    """How many parameters a model has: without their memory, unless its builder looks at numbers, as RegNet's does."""
+    try:
+        with torch.device("meta"):
+            model = load_model(target)
+    except NotImplementedError:
+        model = load_model(target)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 @pytest.mark.parametrize("target", [*names("torchvision"), *names("timm")])
 def test_it_is_as_exact_as_the_model(target):
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in load_model(target).parameters())
+    parameters = parameters_of(target)
     if parameters > MOST_PARAMETERS:
         pytest.skip(f"{parameters} parameters are too many")
     model = settle(load_model(target))

@@ -66,6 +66,9 @@ def test_a_module_attribute():
     ("target", "message"),
     [
         ("resnext50", "no model named 'resnext50'; nearest: resnext50_32x4d"),
+        ("mobilenet_v2", "no model named 'mobilenet_v2' in groupwise; write torchvision:mobilenet_v2; or give"),
+        ("MobileNetV3-Large", "write torchvision:mobilenet_v3_large"),
+        ("mobilenetv4_conv_small", "write timm:mobilenetv4_conv_small"),
         ("torchvision:resnext50", "no torchvision model named 'resnext50'; nearest: resnext50_32x4d"),
         ("timm:resnext50", "no timm model named 'resnext50'; nearest: resnext50"),
         ("no.such.module:Net", "no module named 'no'"),
@@ -80,7 +83,9 @@ def test_a_module_attribute():
     ],
 )
 def test_refusals(file, target, message):
-    package = target.split(":")[0]
+    package = (
+        "torchvision" if "write torchvision" in message else "timm" if "write timm" in message else target.split(":")[0]
+    )
     if package in ("torchvision", "timm") and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     with pytest.raises(GroupwiseError) as caught:

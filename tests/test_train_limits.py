@@ -234,6 +234,36 @@ def test_distributed_data_parallel_of_one_process(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+SHARDED = {
+    "network": lambda net: [net],
+    "a module in it": lambda net: [net.model[0], net],
+    "its model": lambda net: [net.model],
+}
+
+
+@pytest.mark.parametrize("which", SHARDED)
+def test_fully_shard_of_one_process(tmp_path, which):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        model = randomize(nn.Sequential(block(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU()))
+        net = trainable(copy.deepcopy(model))
+        for module in SHARDED[which](net):
+            torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+        for _ in range(2):
+            for network in (net, model):
+                network.zero_grad()
+                network(image()).square().mean().backward()
+                torch.optim.SGD(network.parameters(), lr=0.1).step()
+        for (name, ours), theirs in zip(net.named_parameters(), model.parameters(), strict=True):
+            whole = ours.full_tensor() if hasattr(ours, "full_tensor") else ours
+            torch.testing.assert_close(whole, theirs, rtol=1e-3, atol=1e-3, msg=name)
+        fused = [it.name for it in net.plan.fused]
+        assert fused == {"network": ["0.1", "0.4", "2"], "a module in it": ["2"], "its model": []}[which]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_dispatch_is_on_for_the_network_alone():
     model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.BatchNorm2d(32), nn.ReLU())
     net = Trainable(model, Settings(), {})
@@ -246,3 +276,54 @@ def test_dispatch_is_on_for_the_network_alone():
     with groupwise.record_plans() as plans, forced(False):
         net(x).sum().backward()
     assert len(plans) == 0
+
+
+def test_a_backward_that_fails_leaves_dispatch_as_it_was():
+    model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.BatchNorm2d(32), nn.ReLU())
+    net = Trainable(model, Settings(), {})
+    x = image(2, 32, 16, 16).requires_grad_()
+    y = net(x)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    with groupwise.record_plans() as plans:
+        model(x).sum().backward()
+    assert len(plans) == 0
+
+
+class Written(nn.Module):
+    """Writes to a residual after the sum: itself, or through a view or another name."""
+
+    def __init__(self, activation, write):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.norm, self.activation, self.write = nn.BatchNorm2d(8), activation, write
+
+    def forward(self, x):
+        skip = self.first(x)
+        y = self.activation(self.norm(self.second(x)) + skip)
+        return y * self.write(skip).flatten(1).mean(1)[:, None, None, None]
+
+
+WRITES = {
+    "method": lambda skip: skip.mul_(2),
+    "view": lambda skip: skip.view(skip.shape[0], -1).add_(1),
+    "activation": nn.ReLU(inplace=True),
+    "function": lambda skip: torch.relu_(skip.flatten(1)),
+}
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.Hardswish, nn.Hardsigmoid])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_residual_may_be_written_after_the_sum(activation, write):
+    model = randomize(Written(activation(), WRITES[write]))
+    net = trainable(copy.deepcopy(model))
+    found, expected = step(net, image()), step(copy.deepcopy(model), image())
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_a_residual_that_nothing_writes_to_stays_fused():
+    model = Written(nn.SiLU(), lambda skip: torch.relu_(skip * 2))
+    assert [(it.activation, bool(it.residual)) for it in trainable(model).plan.fused] == [("silu", True)]

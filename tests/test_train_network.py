@@ -105,6 +105,17 @@ def test_the_model_is_shared_and_untouched():
     assert model[0].weight.abs().sum() == 0
 
 
+def test_kernels_are_measured_where_that_is_allowed():
+    model, x = small(), image(2, 3, 8, 8)
+    net = trainable(model, x, tune=True)
+    counts = {direction: sum(of.values()) for direction, of in net.plan.kernels.items()}
+    assert counts == {"forward": 3, "grad_input": 2, "grad_weight": 3}
+    assert "as measured" in str(net.plan)
+    assert copy.deepcopy(net).plan.kernels == net.plan.kernels
+    assert_as_exact(net, model, x)
+    assert trainable(small(), x).plan.kernels == {}
+
+
 def test_modes_switch_both():
     model, x = small(), image(2, 3, 8, 8)
     net = trainable(model, x)
@@ -201,6 +212,27 @@ def test_a_step_keeps_a_quarter_less(act):
     assert kept_bytes(trainable(copy.deepcopy(model), x), x) < 0.75 * kept_bytes(model, x)
 
 
+class Joins(nn.Module):
+    """Takes images in a list or a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = small()
+
+    def forward(self, images):
+        return self.block(torch.cat(list(images.values() if isinstance(images, dict) else images)))
+
+
+@pytest.mark.parametrize("give", [lambda x: [x, x], lambda x: {"a": x, "b": x}])
+def test_arguments_that_are_not_traced_have_a_reason(give):
+    model, x = randomize(Joins()), image(2, 3, 8, 8)
+    net = groupwise.optimize(copy.deepcopy(model), give(x), train=True, tune=False)
+    assert [(it.name, type(give(x)).__name__ in it.reason) for it in net.plan.left] == [("", True)]
+    torch.testing.assert_close(net(give(x)), model(give(x)), rtol=1e-4, atol=1e-4)
+    assert [it.name for it in net.plan.fused] == ["block.1", "block.3.bn1", "block.3.bn2"]
+    assert net.plan.left
+
+
 def test_nothing_to_fuse_is_said():
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), image(2, 3, 8, 8)
     net = trainable(model, x)
@@ -216,6 +248,8 @@ def test_the_plan_prints():
     assert "3 batch norms fused, 3 with an activation and 1 with a sum" in shown
     assert "3.bn2" in shown
     assert net.plan.to_dict()["memory_format"] == "as given"
+    one = trainable(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), image(2, 3, 8, 8))
+    assert ": 1 batch norm fused, 0 with" in str(one.plan)
 
 
 @pytest.mark.parametrize(
@@ -226,11 +260,37 @@ def test_the_plan_prints():
         (lambda model, x: groupwise.optimize(model, train=True), "example input"),
         (lambda model, x: groupwise.optimize(trainable(model, x), x, train=True), "optimized already"),
         (lambda model, x: groupwise.optimize(nn.Sequential(nn.LazyLinear(2)), x, train=True), "lazy"),
+        (lambda model, x: groupwise.optimize(model, train=True, kwargs=[x]), "kwargs is a list; it must be a dict"),
     ],
 )
 def test_wrong_calls_are_refused(call, words):
     with pytest.raises(groupwise.GroupwiseError, match=words):
         call(small(), image(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (
+            (torch.randn(2, 5, 8, 8),),
+            r"2×5×8×8\) fails with RuntimeError.* but got 5 channels instead;",
+        ),
+        ((torch.randn(2, 3, 8, 8).double(),), "float64 tensor of .* fails with RuntimeError"),
+        ((torch.randn(2, 3, 8, 8, device="meta"),), "an input is on meta"),
+        (
+            ([torch.randn(2, 3, 8, 8)],),
+            r"a list\) fails.*one by one: groupwise.optimize\(model, x, train=True\)",
+        ),
+        ((None,), r"model\(None\) fails with"),
+        ((torch.randn(2, 3, 8, 8), 1), r"1\) fails with TypeError"),
+    ],
+)
+def test_wrong_examples_are_refused(inputs, words):
+    model = small()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(groupwise.GroupwiseError, match=words):
+        groupwise.optimize(model, *inputs, train=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 class Viewed(nn.Module):

@@ -93,6 +93,26 @@ GW_INLINE Vec activate(Vec z, float first, float second = 0) {
   return z;
 }
 
+// Bounds that a kernel keeps its outputs within as it stores them. Those of no activation let all pass, NaN too.
+struct Clamp {
+  float least = -__builtin_inff(), most = __builtin_inff();
+};
+GW_INLINE Vec clamped(Vec z, const Clamp& c) { return at_most(at_least(z, c.least), c.most); }
+
+// Tells whether an epilogue, or none, is a clamp, and which.
+inline bool is_clamp(const Epilogue* e, Clamp* clamp) {
+  *clamp = {};
+  if (!e) return true;
+  if (e->residual || e->after.kind != Activation::none) return false;
+  switch (e->before.kind) {
+    case Activation::none: return true;
+    case Activation::relu: return clamp->least = 0, true;
+    case Activation::relu6: return *clamp = {0, 6}, true;
+    case Activation::hardtanh: return *clamp = {e->before.first, e->before.second}, true;
+    default: return false;
+  }
+}
+
 // Returns the gradient behind the activation of z from that of its output.
 template <Activation A>
 GW_INLINE Vec pass(Vec grad, Vec z, float slope) {

@@ -38,6 +38,11 @@ struct ChannelsLayout {
   Pixels output;
   int64_t kernel_h, kernel_w;
   int64_t input_floats, weight_floats, floats;
+  // Returns the output channels of a block.
+  int64_t channels_of(const Correlation& c, int64_t of) const {
+    const int64_t groups = of == blocks - 1 ? c.groups - of * block.groups : block.groups;
+    return groups * c.out_channels;
+  }
   int64_t tasks(const Correlation& c) const {
     return c.batch * blocks * ceil_div(c.h.out, block.rows) * ceil_div(c.w.front().out, block.columns);
   }

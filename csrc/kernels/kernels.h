@@ -6,11 +6,14 @@
 #include "kernels/narrow/layout.h"
 #include "kernels/pixels/layout.h"
 #include "kernels/planar/layout.h"
+#include "kernels/stem/layout.h"
 
 namespace groupwise {
 
 struct Gate;
 struct Interleave;
+struct LowDepthwise;
+struct LowProduct;
 struct MaxPool;
 struct Norm;
 struct Squeeze;
@@ -34,6 +37,9 @@ struct Kernels {
                            const float* packed);
   void (*grad_weight_brgemm)(const GradWeight&, const BrgemmGradLayout&, int64_t begin, int64_t end, float* scratch,
                              float* parts);
+  void (*pack_stem)(const Correlation&, const StemLayout&, int64_t begin, int64_t end, float* packed);
+  void (*correlate_stem)(const Correlation&, const StemLayout&, int64_t begin, int64_t end, float* scratch,
+                         const float* packed);
   void (*finish)(const Correlation&, int64_t begin, int64_t end);  // samples, by the epilogue alone
   void (*sum_channels)(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
                        int64_t begin, int64_t end);
@@ -42,6 +48,8 @@ struct Kernels {
   void (*norm_apply)(const Norm&, int64_t chunk, int64_t piece);
   void (*norm_sums)(const Norm&, int64_t chunk, int64_t piece);
   void (*norm_grad)(const Norm&, int64_t chunk, int64_t piece);
+  void (*correlate_low)(const LowDepthwise&, int64_t begin, int64_t end);
+  void (*multiply_low)(const LowProduct&, Range pixels, Range blocks);
   void (*interleave_rows)(const Interleave&, int64_t begin, int64_t end);
   void (*max_pool_rows)(const MaxPool&, int64_t begin, int64_t end);
   // Sweeps over pieces of samples, and rows of a product.
@@ -49,6 +57,7 @@ struct Kernels {
   void (*squeeze_gate)(const Gate&, Range samples, Range rows);
   void (*squeeze_scale)(const Squeeze&, int64_t begin, int64_t end);
   void (*multiply_adds)(int64_t rounds);  // 12 of each lane a round
+  void (*pack_channels)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* packed);
 };
 
 }  // namespace groupwise

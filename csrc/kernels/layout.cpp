@@ -21,6 +21,11 @@ int64_t widest(const std::vector<Phase>& phases) {
   return out;
 }
 
+bool few_pixels(const Correlation& c, int64_t threads) {
+  constexpr int64_t kMany = 64;
+  return c.batch * c.h.out * widest(c.w) < kMany * threads;
+}
+
 Cuts cut(const Phase& s, int64_t size) {
   Cuts cuts{size, s.out / size, 0, s.out % size, 0};
   for (int64_t i = 0; i < cuts.count; i++) cuts.taps += clipped(s, i * size, size).taps;

@@ -38,6 +38,10 @@ int64_t reach(const std::vector<Phase>& phases);
 // Returns the most outputs of a row in any phase, and one where there are none.
 int64_t widest(const std::vector<Phase>& phases);
 
+// Tells whether the outputs have so few pixels that threads share channels rather than rows: each would read all weights for a few
+// pixels.
+bool few_pixels(const Correlation& c, int64_t threads);
+
 // A task computes `rows` x `columns` outputs (of each phase) of `groups` groups of one sample.
 struct Block {
   int64_t rows, columns, groups;

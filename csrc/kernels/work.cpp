@@ -17,4 +17,13 @@ void add_parts(const GradWeight& work, const float* parts, int64_t count) {
           }
 }
 
+void add_sums_of_parts(const std::vector<double>& sums, int64_t parts, float* total) {
+  const size_t channels = sums.size() / parts;
+  for (size_t c = 0; c < channels; c++) {
+    double sum = 0;
+    for (size_t at = c; at < sums.size(); at += channels) sum += sums[at];
+    total[c] = static_cast<float>(sum);
+  }
+}
+
 }  // namespace groupwise

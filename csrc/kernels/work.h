@@ -24,6 +24,8 @@ struct Tensors {
   // For the same: what follows, or null; and the weight as `Work::pack` leaves it, or null for one that is packed at each run.
   const Epilogue* epilogue = nullptr;
   const float* packed = nullptr;
+  // For a grad_weight that sums it (`Work::sums_grad_output`): the sum of each channel of y, or null.
+  float* grad_bias = nullptr;
 };
 
 // What a plan prints. A grad_input is described by the one of its correlations that needs the most scratch.
@@ -44,6 +46,8 @@ class Work {
   virtual void pack(const float*, float*, ParallelFor) const {}
   // Tells whether the sums begin with a residual that no activation precedes, so that it may be the output itself.
   virtual bool begins_with_residual() const { return false; }
+  // Tells whether a grad_weight sums the channels of y in the pass over them.
+  virtual bool sums_grad_output() const { return false; }
   Facts facts{};
 };
 
@@ -125,6 +129,8 @@ class CorrelationWork : public Correlations<Layout> {
 
 // Sums the parts of a weight's gradient in their order, so that the result has the same bits on every run.
 void add_parts(const GradWeight& work, const float* parts, int64_t count);
+// The same for the sums of grad_output.
+void add_sums_of_parts(const std::vector<double>& sums, int64_t parts, float* total);
 
 // A weight's gradient and its layout.
 template <class Layout>
@@ -148,10 +154,15 @@ class GradWeightWork : public Work {
     const Problem& p = work.problem;
     const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
     std::vector<float> parts(layout_.parts > 1 ? layout_.parts * floats : 0);
+    std::vector<double> sums(t.grad_bias ? layout_.parts * p.groups * p.out_channels : 0);
+    if (t.grad_bias) work.sums = sums.data();
     run_tasks(layout_.tasks(p), facts.threads > 1, parallel_for,
               [&](int64_t begin, int64_t end) { run_(work, layout_, begin, end, scratch(), parts.data()); });
     if (layout_.parts > 1) add_parts(work, parts.data(), layout_.parts);
+    if (t.grad_bias) add_sums_of_parts(sums, layout_.parts, t.grad_bias);
   }
+
+  bool sums_grad_output() const override { return !work_.exchanged; }
 
  private:
   Run run_;

@@ -74,7 +74,9 @@ Tensor correlate(const Call& call, const Plan& plan, const Tensor& read, const T
   return to;
 }
 
-Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Tensor& y, const Tensor& weight) {
+// Returns the gradient of the weight, and writes that of the bias if it gets a tensor for it.
+Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Tensor& y, const Tensor& weight,
+                   const Tensor& bias) {
   const Tensor from = as_read(x, call), grad = as_read(y, call);
   const Tensor to = weight.is_non_overlapping_and_dense()
                         ? at::empty_strided(weight.sizes(), weight.strides(), weight.options())
@@ -83,6 +85,7 @@ Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Te
   t.x = const_cast<float*>(from.const_data_ptr<float>());
   t.y = const_cast<float*>(grad.const_data_ptr<float>());
   t.w = to.mutable_data_ptr<float>();
+  if (bias.defined()) t.grad_bias = bias.mutable_data_ptr<float>();
   plan.work->run(t, parallel_for);
   return to;
 }
@@ -178,18 +181,22 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_outpu
     }
     if (mask[1]) {
       const Tensor &x = transposed ? grad_output : input, &y = transposed ? input : grad_output;
-      const auto ours = [&](const Plan& plan) { return grad_weight(call, plan, x, y, weight); };
+      const auto ours = [&](const Plan& plan) { return grad_weight(call, plan, x, y, weight, grads[2]); };
       const auto plan =
           tuned(decide(call, Direction::grad_weight, &x, &y, weight), ours, [&] { theirs({false, true, false}); });
       record(plan);
       if (plan->work) {
         shared = plan->work->facts.threads > 1;
+        if (mask[2] && !transposed && plan->work->sums_grad_output()) {
+          grads[2] = at::empty({call.y_channels}, weight.options());
+          left[2] = false;
+        }
         grads[1] = ours(*plan);
         left[1] = false;
       }
     }
     // PyTorch sums the bias's gradient in the pass that makes the weight's, and would run that pass for the bias alone.
-    if (mask[2] && !left[1]) {
+    if (left[2] && !left[1]) {
       const Tensor from = as_read(grad_output, call);
       const int64_t height = call.dimensions == 1 ? 1 : from.size(2);
       shared |= static_cast<double>(from.numel()) >= shared_from(kernels(), at::get_num_threads());

@@ -1,4 +1,4 @@
-// The operators groupwise::interleave and groupwise::interleave_halves, for float32 on the CPU, with outputs of their own or given
+// The operators groupwise::interleave and groupwise::interleave_halves, for float32 and bfloat16 on the CPU, with outputs of their own or given
 // ones. They have no gradient of their own: where one is wanted, PyTorch's operators compute it.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/TensorOperators.h>
@@ -22,9 +22,10 @@ using at::Tensor;
 using Halves = std::tuple<Tensor, Tensor>;
 
 void check(const Tensor& a, const Tensor& b) {
+  const auto known = [](const Tensor& t) { return t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16; };
   for (const Tensor& t : {a, b})
-    TORCH_CHECK(t.scalar_type() == at::kFloat && t.layout() == at::kStrided,
-                "groupwise: a and b must be dense float32 tensors");
+    TORCH_CHECK(known(t) && t.scalar_type() == a.scalar_type() && t.layout() == at::kStrided,
+                "groupwise: a and b must be dense float32 or bfloat16 tensors, of one dtype");
   TORCH_CHECK(a.dim() >= 2 && a.sym_sizes() == b.sym_sizes(),
               "groupwise: a and b must have one shape, with samples and channels");
 }
@@ -60,9 +61,13 @@ void compute(const Tensor& a, const Tensor& b, const Tensor& first, const Tensor
     return;
   }
   const Tensor x = a.contiguous(format), y = b.contiguous(format);
-  const Interleave work{a.numel() / a.size(1),           a.size(1),
-                        x.const_data_ptr<float>(),       y.const_data_ptr<float>(),
-                        first.mutable_data_ptr<float>(), second.defined() ? second.mutable_data_ptr<float>() : nullptr};
+  const Interleave work{a.numel() / a.size(1),
+                        a.size(1),
+                        a.scalar_type() == at::kBFloat16,
+                        x.const_data_ptr(),
+                        y.const_data_ptr(),
+                        first.mutable_data_ptr(),
+                        second.defined() ? second.mutable_data_ptr() : nullptr};
   interleave(work, {threads_here(), parallel_for});
 }
 
@@ -91,8 +96,8 @@ Halves forward_halves_meta(const Tensor& a, const Tensor& b) {
 }
 
 void check_out(const Tensor& out, const Tensor& a, const Tensor& b) {
-  TORCH_CHECK(out.scalar_type() == at::kFloat && out.device() == a.device(),
-              "groupwise: out must be a float32 tensor on the device of a");
+  TORCH_CHECK(out.scalar_type() == a.scalar_type() && out.device() == a.device(),
+              "groupwise: out must have the dtype and the device of a");
   at::assert_no_internal_overlap(out);
   at::assert_no_overlap(out, a);
   at::assert_no_overlap(out, b);

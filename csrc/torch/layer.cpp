@@ -12,6 +12,7 @@
 
 #include "plan/recording.h"
 #include "torch/call.h"
+#include "torch/packed.h"
 #include "torch/pool.h"
 
 namespace groupwise {
@@ -31,6 +32,13 @@ std::string shape_of(const Tensor& t) {
   return "(" + shape + ")";
 }
 
+// Returns rows of features as the pixels of one image of one row, in channels_last.
+Tensor as_pixels(const Tensor& t) { return t.reshape({-1, t.size(-1)}).t().unsqueeze(0).unsqueeze(2); }
+
+bool same_place(const Tensor& a, const Tensor& b) { return a.const_data_ptr() == b.const_data_ptr(); }
+
+}  // namespace
+
 Call call_of(const Tensor& source, const Tensor& weight, const Geometry& g) {
   Call call;
   TORCH_CHECK(plain(source), "groupwise: a layer runs on float32 tensors on the CPU that are not empty");
@@ -40,36 +48,41 @@ Call call_of(const Tensor& source, const Tensor& weight, const Geometry& g) {
   return call;
 }
 
-// Returns a copy of a weight in which the output channels of a group are neighbours, which is how `groups` packs them.
-Tensor by_outputs(const Tensor& weight, const Call& call) {
-  const Problem& p = call.problem;
-  // The channels of the first dimension are the outputs, or the inputs if it is transposed.
-  const Tensor blocks = weight.reshape({p.groups, p.out_channels, p.in_channels, p.h.kernel * p.w.kernel});
-  const std::vector<int64_t> order = call.transposed ? std::vector<int64_t>{0, 3, 1, 2} : std::vector<int64_t>{0, 3, 2, 1};
-  return blocks.permute(order).contiguous();
-}
-
-WeightStrides strides_by_outputs(const Call& call) {
-  const Problem& p = call.problem;
-  const int64_t out = call.transposed ? p.in_channels : p.out_channels, in = call.transposed ? p.out_channels : p.in_channels;
-  WeightStrides s{p.h.kernel * p.w.kernel * in * out, 1, out, p.w.kernel * in * out, in * out};
-  // A transposed weight is named as the forward convolution's, whose outputs are this one's inputs.
-  if (call.transposed) std::swap(s.o, s.c);
-  return s;
-}
-
-// Returns rows of features as the pixels of one image of one row, in channels_last.
-Tensor as_pixels(const Tensor& t) { return t.reshape({-1, t.size(-1)}).t().unsqueeze(0).unsqueeze(2); }
-
-bool same_place(const Tensor& a, const Tensor& b) { return a.const_data_ptr() == b.const_data_ptr(); }
-
-}  // namespace
-
 // What runs for a source: one plan, with the weight in the order that it reads, and packed if it packs.
 struct Layer::Prepared {
   Request request;
   std::shared_ptr<const Plan> plan;
   Tensor weight, packed;
+};
+
+namespace {
+
+// The shape and strides of a tensor of the kind that the kernels compute.
+struct Form {
+  std::vector<int64_t> sizes, strides;
+
+  bool fits(const Tensor& t) const { return plain(t) && t.sizes().equals(sizes) && t.strides().equals(strides); }
+};
+
+// The floats that a tensor reaches over.
+int64_t reach_of(const Tensor& t) {
+  int64_t reach = 1;
+  for (int64_t i = 0; i < t.dim(); i++) reach += (t.size(i) - 1) * t.stride(i);
+  return reach;
+}
+
+bool apart(const float* a, int64_t a_floats, const float* b, int64_t b_floats) {
+  return a + a_floats <= b || b + b_floats <= a;
+}
+
+}  // namespace
+
+// A source and an output of these forms need no other check, and no copy.
+struct Layer::Kept {
+  std::shared_ptr<const Prepared> prepared;
+  Form source, out;
+  int64_t source_floats = 0, out_floats = 0;
+  bool known = false;
 };
 
 Layer::Layer(const Tensor& weight, const std::optional<Tensor>& bias, Geometry geometry, const Activate& before, bool residual,
@@ -131,29 +144,54 @@ std::shared_ptr<const Layer::Prepared> Layer::prepared(const Call& call, const T
   const Request request = request_of(call, source, &out, weight_);
   const std::lock_guard<std::mutex> lock(mutex_);
   for (size_t i = 0; i < kept_.size(); i++)
-    if (kept_[i]->request == request) {
+    if (kept_[i].prepared->request == request) {
       std::rotate(kept_.begin(), kept_.begin() + i, kept_.begin() + i + 1);
-      return kept_[0];
+      return kept_[0].prepared;
     }
-  auto made = std::make_shared<Prepared>(Prepared{request, plan_of(request, kernel_), {}, {}});
+  auto made = std::make_shared<Prepared>(Prepared{request, plan_of_constant(request, call, kernel_), {}, {}});
   if (made->plan->work) {
-    const char* name = made->plan->name();
-    if (name == std::string_view("groups")) {
-      Request ordered = request;
-      ordered.w_strides = strides_by_outputs(call);
-      made->plan = plan_of(ordered, name);
-      made->weight = by_outputs(weight_, call);
-    } else {
-      made->weight = depthwise(call.problem) ? weight_.contiguous() : weight_;
-    }
-    if (const int64_t floats = made->plan->work->packed_floats(); floats > 0) {
-      made->packed = at::empty({floats}, weight_.options());
-      made->plan->work->pack(made->weight.const_data_ptr<float>(), made->packed.mutable_data_ptr<float>(), parallel_for);
-    }
+    made->weight = ordered(*made->plan, call, weight_);
+    made->packed = packed(*made->plan, made->weight);
   }
   if (kept_.size() == kMostKept) kept_.pop_back();
-  kept_.insert(kept_.begin(), made);
+  kept_.insert(kept_.begin(), Kept{made, {}, {}});
   return made;
+}
+
+void Layer::remember(const Prepared* ready, const Tensor& source, const Tensor& out) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (Kept& kept : kept_)
+    if (kept.prepared.get() == ready)
+      kept = {std::move(kept.prepared),
+              {source.sizes().vec(), source.strides().vec()},
+              {out.sizes().vec(), out.strides().vec()},
+              reach_of(source),
+              reach_of(out),
+              true};
+}
+
+// Runs tensors of forms that have run before, which takes a small part of the time that it takes to understand them. False if
+// there is something to look at.
+bool Layer::run_again(const Tensor& source, const Tensor& residual, const Tensor& out) const {
+  if (residual.defined() != residual_) return false;
+  std::shared_ptr<const Prepared> ready;
+  {
+    const int64_t threads = threads_here();
+    const Kernels* target = &kernels();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const Kept& kept : kept_) {
+      const Request& request = kept.prepared->request;
+      if (!kept.known || request.threads != threads || request.target != target) continue;
+      if (!kept.source.fits(source) || !kept.out.fits(out) || (residual_ && !kept.out.fits(residual))) continue;
+      if (!apart(source.const_data_ptr<float>(), kept.source_floats, out.const_data_ptr<float>(), kept.out_floats))
+        return false;
+      ready = kept.prepared;
+      break;
+    }
+  }
+  if (!ready || (residual_ && same_place(residual, out) && !begins_with_residual(*ready))) return false;
+  compute(*ready, source, residual, out);
+  return true;
 }
 
 std::shared_ptr<const Plan> Layer::plan(const Tensor& source) const {
@@ -164,17 +202,10 @@ std::shared_ptr<const Plan> Layer::plan(const Tensor& source) const {
 
 std::string Layer::kernel(const Tensor& source) const { return plan(source)->name(); }
 
-std::string Layer::why_not(const Plan& plan) const {
-  if (kernel_.empty()) return "the planner leaves it to PyTorch";
-  for (const auto& [name, why] : plan.refused)
-    if (name == kernel_) return why;
-  return "it computes other directions";
-}
-
 std::string Layer::refuses(const Tensor& source) const {
   try {
     const std::shared_ptr<const Plan> found = plan(source);
-    return found->work ? "" : why_not(*found);
+    return found->work ? "" : why_not(*found, kernel_);
   } catch (const c10::Error& error) {
     return error.what_without_backtrace();
   }
@@ -200,17 +231,24 @@ Tensor Layer::empty(const Tensor& source) const {
 }
 
 void Layer::run(const Tensor& source, const Tensor& residual, const Tensor& out) const {
-  if (!linear_) return run_images(source, residual, out);
+  if (run_again(source, residual, out)) return;
   const at::AutoDispatchBelowADInplaceOrView below;
-  TORCH_CHECK(out.dim() >= 1 && out.is_contiguous() && out.size(-1) == weight_.size(0),
-              "groupwise: a linear layer cannot write its output to a tensor of ", shape_of(out));
-  TORCH_CHECK(!residual.defined() || residual.sizes() == out.sizes(), "groupwise: a residual has the output's shape, not ",
-              shape_of(residual));
-  run_images(image_of(source), residual.defined() ? as_pixels(residual) : residual, as_pixels(out));
+  std::shared_ptr<const Prepared> ran;
+  if (linear_) {
+    TORCH_CHECK(out.dim() >= 1 && out.is_contiguous() && out.size(-1) == weight_.size(0),
+                "groupwise: a linear layer cannot write its output to a tensor of ", shape_of(out));
+    TORCH_CHECK(!residual.defined() || residual.sizes() == out.sizes(), "groupwise: a residual has the output's shape, not ",
+                shape_of(residual));
+    ran = run_images(image_of(source), residual.defined() ? as_pixels(residual) : residual, as_pixels(out));
+    if (!source.is_contiguous()) return;
+  } else {
+    ran = run_images(source, residual, out);
+  }
+  if (ran) remember(ran.get(), source, out);
 }
 
-void Layer::run_images(const Tensor& source, const Tensor& residual, const Tensor& out) const {
-  const at::AutoDispatchBelowADInplaceOrView below;
+std::shared_ptr<const Layer::Prepared> Layer::run_images(const Tensor& source, const Tensor& residual,
+                                                         const Tensor& out) const {
   const Call call = call_of(source, weight_, geometry_);
   const Problem& p = call.problem;
   const auto fits = [&](const Tensor& t) {
@@ -223,38 +261,41 @@ void Layer::run_images(const Tensor& source, const Tensor& residual, const Tenso
   TORCH_CHECK(residual.defined() == residual_, "groupwise: a layer is run with a residual if it was made with one");
   TORCH_CHECK(!residual_ || fits(residual), "groupwise: a residual has the output's shape, not ", shape_of(residual));
   at::assert_no_overlap(out, source);
-  const std::shared_ptr<const Prepared> ready = prepared(call, source, out);
-  const Plan& plan = *ready->plan;
-  TORCH_CHECK(plan.work, "groupwise: this layer cannot run: ", why_not(plan));
+  std::shared_ptr<const Prepared> ready = prepared(call, source, out);
+  TORCH_CHECK(ready->plan->work, "groupwise: this layer cannot run: ", why_not(*ready->plan, kernel_));
   const Tensor from = as_read(source, call);
   // An output that the kernels cannot write in place, such as every second column of a tensor, is copied to it.
   const bool direct = readable(strides_of(out), call);
   const Tensor to = direct ? out : groupwise::empty(call, call.transposed, source.options().requires_grad(false));
-  Epilogue epilogue{before_, nullptr, after_};
   Tensor added = residual;
-  if (residual_) {
-    const bool begins = before_.kind == Activation::none && plan.work->begins_with_residual();
-    if (strides_of(residual) != strides_of(to) || (same_place(residual, to) && !begins)) {
-      added = at::empty_strided(to.sizes(), to.strides(), to.options());
-      added.copy_(residual);
-    }
-    epilogue.residual = added.const_data_ptr<float>();
+  if (residual_ && (strides_of(residual) != strides_of(to) || (same_place(residual, to) && !begins_with_residual(*ready)))) {
+    added = at::empty_strided(to.sizes(), to.strides(), to.options());
+    added.copy_(residual);
   }
-  Tensors t{};
-  const Tensor& x = call.transposed ? to : from;
-  const Tensor& y = call.transposed ? from : to;
-  t.x = const_cast<float*>(x.const_data_ptr<float>());
-  t.y = const_cast<float*>(y.const_data_ptr<float>());
-  t.w = const_cast<float*>(ready->weight.const_data_ptr<float>());
-  t.bias = bias_.defined() ? bias_.const_data_ptr<float>() : nullptr;
-  if (residual_ || before_.kind != Activation::none) t.epilogue = &epilogue;
-  t.packed = ready->packed.defined() ? ready->packed.const_data_ptr<float>() : nullptr;
-  record(ready->plan);
-  plan.work->run(t, parallel_for);
+  compute(*ready, from, added, to);
   if (!direct) out.copy_(to);
+  return direct && from.is_same(source) ? ready : nullptr;
 }
 
-namespace {
+bool Layer::begins_with_residual(const Prepared& ready) const {
+  return before_.kind == Activation::none && ready.plan->work->begins_with_residual();
+}
+
+// Computes an output that the kernels write in place, of a source that they read in place. The residual has the output's strides.
+void Layer::compute(const Prepared& ready, const Tensor& source, const Tensor& residual, const Tensor& out) const {
+  Epilogue epilogue{before_, residual_ ? residual.const_data_ptr<float>() : nullptr, after_};
+  const Tensor& x = geometry_.transposed ? out : source;
+  const Tensor& y = geometry_.transposed ? source : out;
+  Tensors t{};
+  t.x = const_cast<float*>(x.const_data_ptr<float>());
+  t.y = const_cast<float*>(y.const_data_ptr<float>());
+  t.w = const_cast<float*>(ready.weight.const_data_ptr<float>());
+  t.bias = bias_.defined() ? bias_.const_data_ptr<float>() : nullptr;
+  if (residual_ || before_.kind != Activation::none) t.epilogue = &epilogue;
+  t.packed = ready.packed.defined() ? ready.packed.const_data_ptr<float>() : nullptr;
+  record(ready.plan);
+  ready.plan->work->run(t, parallel_for);
+}
 
 constexpr std::string_view kNames[] = {"none",        "relu",    "relu6", "leaky_relu", "silu", "hardswish",
                                        "hardsigmoid", "sigmoid", "tanh",  "hardtanh",   "gelu", "gelu_tanh"};
@@ -269,6 +310,8 @@ Activate activate_of(const std::string& name, const std::vector<double>& numbers
   }
   TORCH_CHECK(false, "groupwise: activation '", name, "' is not known");
 }
+
+namespace {
 
 using Numbers = std::vector<int64_t>;
 using Self = c10::intrusive_ptr<Layer>;
@@ -289,6 +332,15 @@ Tensor run(const Self& self, const Tensor& source, const std::optional<Tensor>& 
   return out;
 }
 
+// The same with an output in channels_last, also for a source that is contiguous.
+Tensor run_last(const Self& self, const Tensor& source, const std::optional<Tensor>& residual) {
+  Tensor out = self->empty(source);
+  TORCH_CHECK(out.dim() == 4, "groupwise: only images are in channels_last");
+  out = at::empty(out.sizes(), out.options().memory_format(at::MemoryFormat::ChannelsLast));
+  self->run(source, residual.value_or(Tensor()), out);
+  return out;
+}
+
 Tensor run_out(const Self& self, const Tensor& source, const std::optional<Tensor>& residual, const Tensor& out) {
   self->run(source, residual.value_or(Tensor()), out);
   return out;
@@ -305,5 +357,7 @@ TORCH_LIBRARY_FRAGMENT(groupwise, m) {
       .def("kernel", [](const groupwise::Self& self, const at::Tensor& source) { return self->kernel(source); })
       .def("empty", [](const groupwise::Self& self, const at::Tensor& source) { return self->empty(source); })
       .def("run", &groupwise::run)
-      .def("run_out", &groupwise::run_out);
+      .def("run_out", &groupwise::run_out)
+      .def("run_last", &groupwise::run_last)
+      .def("run_last_out", &groupwise::run_out);
 }

@@ -24,6 +24,12 @@ struct Geometry {
   int64_t groups;
 };
 
+// Returns an activation by the name and the numbers that a plan has for it.
+Activate activate_of(const std::string& name, const std::vector<double>& numbers);
+
+// Returns the convolution of a source. Raises an error for one that the layer cannot run on.
+Call call_of(const at::Tensor& source, const at::Tensor& weight, const Geometry& geometry);
+
 // A weight of two dimensions is that of a linear layer, whose sources have their features last; it needs no numbers but one group.
 // Several threads may run a layer at once. It keeps the weight that it was given, and packs it once: whoever
 // changes the weight makes a new layer.
@@ -45,11 +51,17 @@ class Layer : public torch::CustomClassHolder {
   void run(const at::Tensor& source, const at::Tensor& residual, const at::Tensor& out) const;
 
  private:
+  friend class Chain;  // which runs layers by bands of rows
   struct Prepared;
+  struct Kept;
   at::Tensor image_of(const at::Tensor& source) const;
-  void run_images(const at::Tensor& source, const at::Tensor& residual, const at::Tensor& out) const;
+  // Returns what ran, if it read and wrote these tensors in place, else null.
+  std::shared_ptr<const Prepared> run_images(const at::Tensor& source, const at::Tensor& residual, const at::Tensor& out) const;
+  bool run_again(const at::Tensor& source, const at::Tensor& residual, const at::Tensor& out) const;
+  void compute(const Prepared& ready, const at::Tensor& source, const at::Tensor& residual, const at::Tensor& out) const;
+  bool begins_with_residual(const Prepared& ready) const;
+  void remember(const Prepared* ready, const at::Tensor& source, const at::Tensor& out) const;
   std::shared_ptr<const Prepared> prepared(const Call& call, const at::Tensor& source, const at::Tensor& out) const;
-  std::string why_not(const Plan& plan) const;
   std::shared_ptr<const Plan> plan(const at::Tensor& source) const;
 
   at::Tensor weight_, bias_;
@@ -58,7 +70,7 @@ class Layer : public torch::CustomClassHolder {
   bool residual_, linear_ = false;
   std::string kernel_;
   mutable std::mutex mutex_;
-  mutable std::vector<std::shared_ptr<const Prepared>> kept_;  // the last one that ran comes first
+  mutable std::vector<Kept> kept_;  // the last one that ran comes first
 };
 
 }  // namespace groupwise

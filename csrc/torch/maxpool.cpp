@@ -1,4 +1,4 @@
-// The operator groupwise::max_pool2d, for float32 on the CPU in channels_last; PyTorch's computes the other format, and gradients.
+// The operator groupwise::max_pool2d, for float32 and bfloat16 on the CPU in channels_last; PyTorch's computes the other format, and gradients.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/native/Resize.h>
@@ -27,8 +27,9 @@ constexpr const char* kOutSchema =
     "-> Tensor(a!)";
 
 void check(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding) {
-  TORCH_CHECK(x.scalar_type() == at::kFloat && x.layout() == at::kStrided && x.dim() == 4,
-              "groupwise: x must be a dense float32 tensor of four dimensions");
+  const bool known = x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16;
+  TORCH_CHECK(known && x.layout() == at::kStrided && x.dim() == 4,
+              "groupwise: x must be a dense float32 or bfloat16 tensor of four dimensions");
   TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2,
               "groupwise: kernel_size, stride and padding must have two numbers");
   for (int i = 0; i < 2; i++) {
@@ -56,12 +57,13 @@ std::vector<int64_t> shape_of(const Tensor& x, IntArrayRef kernel, IntArrayRef s
 void compute(const Tensor& given, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, const Tensor& y) {
   if (y.numel() == 0) return;
   const Tensor x = given.contiguous(at::MemoryFormat::ChannelsLast);
-  MaxPool p{x.size(0), x.size(1), x.size(2), x.size(3), y.size(2), y.size(3), {}, {}, {}, nullptr, nullptr};
+  MaxPool p{x.size(0), x.size(1), x.size(2), x.size(3), y.size(2), y.size(3), {}, {}, {}, false, nullptr, nullptr};
   std::copy_n(kernel.begin(), 2, p.kernel);
   std::copy_n(stride.begin(), 2, p.stride);
   std::copy_n(padding.begin(), 2, p.padding);
-  p.x = x.const_data_ptr<float>();
-  p.y = y.mutable_data_ptr<float>();
+  p.low = x.scalar_type() == at::kBFloat16;
+  p.x = x.const_data_ptr();
+  p.y = y.mutable_data_ptr();
   max_pool(p, {threads_here(), parallel_for});
 }
 
@@ -77,8 +79,8 @@ Tensor forward(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArray
 
 Tensor& forward_out(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, bool ceil_mode, Tensor& out) {
   check(x, kernel, stride, padding);
-  TORCH_CHECK(out.scalar_type() == at::kFloat && out.device() == x.device(),
-              "groupwise: out must be a float32 tensor on the device of x");
+  TORCH_CHECK(out.scalar_type() == x.scalar_type() && out.device() == x.device(),
+              "groupwise: out must have the dtype and the device of x");
   at::native::resize_output(out, shape_of(x, kernel, stride, padding, ceil_mode));
   at::assert_no_internal_overlap(out);
   at::assert_no_overlap(out, x);

@@ -41,6 +41,14 @@ constexpr const char* kBackward =
     "batch_norm_act_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor? kept, "
     "bool training, float eps, str activation, float slope, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)";
 
+constexpr const char* kAgain =
+    "batch_norm_act_again(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps, "
+    "str activation, float slope, Tensor(a!) sums) -> Tensor";
+constexpr const char* kFromSums =
+    "batch_norm_act_from_sums(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor sums, "
+    "bool training, float eps, str activation, float slope, Tensor(a!)? grad_x, Tensor(b!)? grad_weight, "
+    "Tensor(c!)? grad_bias) -> ()";
+
 Activation activation_of(std::string_view name) {
   constexpr std::string_view kNames[kActivations] = {"none",      "relu",        "relu6",   "leaky_relu", "silu",
                                                      "hardswish", "hardsigmoid", "sigmoid", "tanh"};
@@ -138,6 +146,46 @@ Grads backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weight
   norm_backward(n, {read(w), read(b), written(m), written(v), eps}, training,
                 {written(grad_x), written(grad_weight), written(grad_bias)}, {threads_here(), parallel_for});
   return {grad_x, grad_weight, grad_bias, wanted[3] ? passed : Tensor()};
+}
+
+double* sums_of(const Tensor& sums, const Tensor& x) {
+  TORCH_CHECK(sums.scalar_type() == at::kDouble && sums.is_contiguous() && sums.numel() == 2 * x.size(1),
+              "groupwise: sums must be two doubles a channel");
+  return sums.mutable_data_ptr<double>();
+}
+
+// The first sweep of a backward: returns y again, and adds to the sums.
+Tensor again(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& mean,
+             const Tensor& variance, double eps, std::string_view activation, double slope, const Tensor& sums) {
+  Norm n = norm_of(x, activation_of(activation), slope);
+  const Tensor from = x.contiguous(x.suggest_memory_format()), g = like(grad, x, "grad");
+  const Tensor w = channel_vector(weight, x, "weight"), b = channel_vector(bias, x, "bias");
+  const Tensor m = channel_vector(mean, x, "mean"), v = channel_vector(variance, x, "variance"), y = new_like(x);
+  n.x = read(from);
+  n.grad = read(g);
+  n.y = written(y);
+  norm_again(n, {read(w), read(b), written(m), written(v), eps}, sums_of(sums, x), {threads_here(), parallel_for});
+  return y;
+}
+
+// The second sweep of a backward. grad_x may be grad where a sweep may write over what it reads.
+void from_sums(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+               const Tensor& mean, const Tensor& variance, const Tensor& sums, bool training, double eps,
+               std::string_view activation, double slope, const OptionalTensor& grad_x, const OptionalTensor& grad_weight,
+               const OptionalTensor& grad_bias) {
+  Norm n = norm_of(x, activation_of(activation), slope);
+  const Tensor from = x.contiguous(x.suggest_memory_format()), g = like(grad, x, "grad");
+  const Tensor w = channel_vector(weight, x, "weight"), b = channel_vector(bias, x, "bias");
+  const Tensor m = channel_vector(mean, x, "mean"), v = channel_vector(variance, x, "variance");
+  const Tensor to = grad_x ? like(*grad_x, x, "grad_x") : Tensor();
+  TORCH_CHECK(!to.defined() || to.is_same(*grad_x), "groupwise: grad_x must have the memory format of x");
+  TORCH_CHECK(!to.defined() || to.data_ptr() != g.data_ptr() || rewritable(n.shape),
+              "groupwise: the gradient of x cannot be written over that of y");
+  n.x = read(from);
+  n.grad = read(g);
+  const auto vector = [&](const OptionalTensor& t) { return t ? written(channel_vector(t, x, "a gradient")) : nullptr; };
+  norm_from_sums(n, {read(w), read(b), written(m), written(v), eps}, training, sums_of(sums, x),
+                 {written(to), vector(grad_weight), vector(grad_bias)}, {threads_here(), parallel_for});
 }
 
 Outputs forward_meta(const Tensor& x, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
@@ -315,10 +363,14 @@ Grads backward_autograd(const Tensor& grad, const Tensor& x, const OptionalTenso
 TORCH_LIBRARY_FRAGMENT(groupwise, m) {
   m.def(groupwise::kForward, {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
   m.def(groupwise::kBackward, {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
+  m.def(groupwise::kAgain, {at::Tag::flexible_layout});
+  m.def(groupwise::kFromSums, {at::Tag::flexible_layout});
 }
 TORCH_LIBRARY_IMPL(groupwise, CPU, m) {
   m.impl("batch_norm_act", &groupwise::forward);
   m.impl("batch_norm_act_backward", &groupwise::backward);
+  m.impl("batch_norm_act_again", &groupwise::again);
+  m.impl("batch_norm_act_from_sums", &groupwise::from_sums);
 }
 TORCH_LIBRARY_IMPL(groupwise, Meta, m) {
   m.impl("batch_norm_act", &groupwise::forward_meta);

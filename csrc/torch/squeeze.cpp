@@ -1,9 +1,11 @@
-// The operator groupwise::squeeze_excite, for float32 on the CPU, with an output of its own or a given one, which may be x. It has
-// no gradient of its own: where one is wanted, PyTorch's operators compute it.
+// The operator groupwise::squeeze_excite, for float32 and bfloat16 on the CPU, with an output of its own or a given one, which may be
+// x. Beside a bfloat16 x the weights and biases may be float32. The gradient of a float32 x reads x and the gradient of y in two
+// sweeps; all other gradients, also those of gradients and of tensors that others wrap, are PyTorch's.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/native/Resize.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/hardsigmoid.h>
 #include <ATen/ops/hardswish.h>
@@ -13,6 +15,8 @@
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/tanh.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <array>
@@ -63,24 +67,27 @@ const Named& named(std::string_view name) {
 
 bool there(const OptionalTensor& t) { return t && t->defined(); }
 
-void check(const Tensor& t, const char* name) {
-  TORCH_CHECK(t.scalar_type() == at::kFloat && t.layout() == at::kStrided, "groupwise: ", name,
-              " must be a dense float32 tensor");
+// `dtype` is that of x. Beside bfloat16 the others may be more exact.
+void check(const Tensor& t, at::ScalarType dtype, const char* name) {
+  TORCH_CHECK(
+      (t.scalar_type() == at::kFloat || (t.scalar_type() == dtype && dtype == at::kBFloat16)) && t.layout() == at::kStrided,
+      "groupwise: ", name, " must be a dense float32 tensor, or bfloat16 as x is");
 }
 
 // A product by shape: a weight of [outputs, inputs], which may have dimensions of size 1 after these, and a bias of [outputs].
 // Without a weight there are as many outputs as inputs.
-c10::SymInt outputs_of(const OptionalTensor& weight, const OptionalTensor& bias, const c10::SymInt& inputs, const char* which) {
+c10::SymInt outputs_of(const OptionalTensor& weight, const OptionalTensor& bias, const c10::SymInt& inputs,
+                       at::ScalarType dtype, const char* which) {
   c10::SymInt outputs = inputs;
   if (there(weight)) {
-    check(*weight, which);
+    check(*weight, dtype, which);
     TORCH_CHECK(weight->dim() >= 2 && weight->sym_size(1) == inputs && weight->sym_numel() == weight->sym_size(0) * inputs,
                 "groupwise: ", which, " must have the shape [outputs, inputs] or [outputs, inputs, 1, 1], and ", inputs,
                 " inputs, not ", weight->sym_sizes());
     outputs = weight->sym_size(0);
   }
   if (there(bias)) {
-    check(*bias, "a bias");
+    check(*bias, dtype, "a bias");
     TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == outputs, "groupwise: the bias of ", which,
                 " must have one number an output");
   }
@@ -89,12 +96,13 @@ c10::SymInt outputs_of(const OptionalTensor& weight, const OptionalTensor& bias,
 
 void check_all(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
                const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
-  check(x, "x");
+  const at::ScalarType dtype = x.scalar_type();
+  check(x, dtype, "x");
   TORCH_CHECK(x.dim() >= 3, "groupwise: x must have samples, channels and pixels, not the shape ", x.sym_sizes());
   named(act1), named(act2);
-  const c10::SymInt hidden = outputs_of(w1, b1, x.sym_size(1), "weight1");
+  const c10::SymInt hidden = outputs_of(w1, b1, x.sym_size(1), dtype, "weight1");
   TORCH_CHECK(hidden > 0 || x.sym_size(1) == 0, "groupwise: weight1 must have outputs");
-  TORCH_CHECK(outputs_of(w2, b2, hidden, "weight2") == x.sym_size(1), "groupwise: weight2 must have ", x.sym_size(1),
+  TORCH_CHECK(outputs_of(w2, b2, hidden, dtype, "weight2") == x.sym_size(1), "groupwise: weight2 must have ", x.sym_size(1),
               " outputs, one a channel");
 }
 
@@ -102,31 +110,44 @@ void check_all(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& 
 Tensor dense(const Tensor& x) { return x.contiguous(x.suggest_memory_format()); }
 Tensor new_like(const Tensor& x) { return at::empty_like(x, x.options(), x.suggest_memory_format()); }
 
-// Computes y, which has the strides of x, both dense; it may be x.
-void compute(const Tensor& x, const Tensor& y, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
-             const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
-  if (x.numel() == 0) return;
+Squeeze squeeze_of(const Tensor& x, const Tensor& y) {
   Squeeze s{};
   s.samples = x.size(0);
   s.channels = x.size(1);
   s.pixels = x.numel() / s.samples / s.channels;
   // One channel is one plane in either format, and one pixel one row.
   s.rows = s.channels > 1 && (s.pixels == 1 || x.suggest_memory_format() != at::MemoryFormat::Contiguous);
-  s.x = x.const_data_ptr<float>();
-  s.y = y.mutable_data_ptr<float>();
+  s.low = x.scalar_type() == at::kBFloat16;
+  s.x = x.const_data_ptr();
+  s.y = y.defined() ? y.mutable_data_ptr() : nullptr;
+  return s;
+}
+
+// Computes y, which has the strides of x, both dense; it may be x. Fills `mean` if it is defined.
+void compute(const Tensor& x, const Tensor& y, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
+             const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2, const Tensor& mean = {}) {
+  if (x.numel() == 0) return;
+  const Squeeze s = squeeze_of(x, y);
   std::vector<Tensor> kept;
-  const auto read = [&](const OptionalTensor& t) -> const float* {
+  const auto read = [&](const OptionalTensor& t, bool exact) -> const void* {
     if (!there(t)) return nullptr;
-    kept.push_back(t->contiguous());
-    return kept.back().const_data_ptr<float>();
+    kept.push_back(exact ? t->contiguous().to(at::kFloat) : t->contiguous());
+    return kept.back().const_data_ptr();
   };
   const auto gate = [&](const OptionalTensor& w, const OptionalTensor& b, std::string_view act, int64_t inputs) {
-    return Gate{s.samples, inputs, there(w) ? w->size(0) : inputs, read(w), read(b), named(act).activation};
+    const bool low = there(w) && w->scalar_type() == at::kBFloat16;
+    return Gate{s.samples,
+                inputs,
+                there(w) ? w->size(0) : inputs,
+                read(w, false),
+                static_cast<const float*>(read(b, true)),
+                low,
+                named(act).activation};
   };
   Gate first = gate(w1, b1, act1, s.channels);
   const Gate second = gate(w2, b2, act2, first.outputs);
   if (!first.weight && !first.bias && first.activation == Activation::none) first.outputs = 0;
-  squeeze_excite(s, first, second, {threads_here(), parallel_for});
+  squeeze_excite(s, first, second, {threads_here(), parallel_for}, mean.defined() ? mean.mutable_data_ptr<float>() : nullptr);
 }
 
 Tensor forward(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
@@ -138,7 +159,7 @@ Tensor forward(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& 
 }
 
 void check_out(const Tensor& x, const Tensor& out) {
-  TORCH_CHECK(out.scalar_type() == at::kFloat, "groupwise: out must be float32, not ", out.scalar_type());
+  TORCH_CHECK(out.scalar_type() == x.scalar_type(), "groupwise: out must have the dtype of x, not ", out.scalar_type());
   TORCH_CHECK(out.device() == x.device(), "groupwise: out must be on the device of x");
 }
 
@@ -176,26 +197,132 @@ Tensor& forward_out_meta(const Tensor& x, const OptionalTensor& w1, const Option
   return out;
 }
 
+// Returns the factors of means, by PyTorch's operators.
+Tensor factors(const Tensor& mean, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
+               const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
+  const auto like_mean = [&](const OptionalTensor& t) { return there(t) ? OptionalTensor(t->to(mean.scalar_type())) : t; };
+  const auto gate = [&](const Tensor& in, const OptionalTensor& w, const OptionalTensor& b, std::string_view act) {
+    if (there(w)) return named(act).composed(at::linear(in, like_mean(w)->flatten(1), like_mean(b)));
+    return named(act).composed(there(b) ? in + *like_mean(b) : in);
+  };
+  return gate(gate(mean, w1, b1, act1), w2, b2, act2);
+}
+
 Tensor composed(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
                 const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
   std::vector<int64_t> others;
   for (int64_t i = 2; i < x.dim(); i++) others.push_back(i);
-  const auto gate = [](const Tensor& in, const OptionalTensor& w, const OptionalTensor& b, std::string_view act) {
-    if (there(w)) return named(act).composed(at::linear(in, w->flatten(1), b));
-    return named(act).composed(there(b) ? in + *b : in);
-  };
-  Tensor factor = gate(gate(x.mean(others), w1, b1, act1), w2, b2, act2);
+  Tensor factor = factors(x.mean(others), w1, b1, act1, w2, b2, act2);
   for (size_t i = 0; i < others.size(); i++) factor = factor.unsqueeze(-1);
   return x * factor;
 }
 
+// Tells whether memory is all that a tensor is: no tracer, subclass or transform sees what happens to it.
+bool bare(const Tensor& t) {
+  constexpr c10::DispatchKeySet kBare{c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutogradCPU,
+                                      c10::DispatchKey::AutocastCPU};
+  // The backend stays in a difference of sets.
+  return (t.key_set() - kBare).highestFunctionalityKey() == c10::DispatchKey::Undefined && !t._fw_grad(0).defined();
+}
+
+using Variables = torch::autograd::variable_list;
+
+// Returns the gradients of `result` for those of `inputs` that want one, and undefined tensors for the others.
+Variables gradients(const Tensor& result, const Variables& inputs, const Tensor& grad, bool create_graph) {
+  Variables wanted, found(inputs.size());
+  for (const Tensor& t : inputs)
+    if (t.defined() && t.requires_grad()) wanted.push_back(t);
+  if (wanted.empty()) return found;
+  const Variables made = torch::autograd::grad({result}, wanted, {grad}, std::nullopt, create_graph, true);
+  size_t next = 0;
+  for (size_t i = 0; i < inputs.size(); i++)
+    if (inputs[i].defined() && inputs[i].requires_grad()) found[i] = made[next++];
+  return found;
+}
+
+class SqueezeExcite : public torch::autograd::Function<SqueezeExcite> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x, const OptionalTensor& w1,
+                        const OptionalTensor& b1, std::string act1, const OptionalTensor& w2, const OptionalTensor& b2,
+                        std::string act2) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor y = new_like(x), mean = at::empty({x.size(0), x.size(1)}, x.options());
+    compute(dense(x), y, w1, b1, act1, w2, b2, act2, mean);
+    const auto given = [](const OptionalTensor& t) { return t.value_or(Tensor()); };
+    context->save_for_backward({x, given(w1), given(b1), given(w2), given(b2), mean});
+    context->saved_data["act1"] = act1;
+    context->saved_data["act2"] = act2;
+    return y;
+  }
+
+  static Variables backward(torch::autograd::AutogradContext* context, const Variables& grads) {
+    Variables results(7);
+    if (!grads[0].defined()) return results;
+    const Variables saved = context->get_saved_variables();
+    const std::string act1 = context->saved_data.at("act1").toStringRef(), act2 = context->saved_data.at("act2").toStringRef();
+    const bool again = at::GradMode::is_enabled() || !bare(grads[0]) || !bare(saved[0]);
+    const Variables found =
+        again ? by_pytorch(saved, act1, act2, grads[0]) : by_sweeps(saved, act1, act2, grads[0], context->needs_input_grad(0));
+    results[0] = found[0];
+    results[1] = found[1];
+    results[2] = found[2];
+    results[4] = found[3];
+    results[5] = found[4];
+    return results;
+  }
+
+ private:
+  static Variables by_pytorch(const Variables& saved, const std::string& act1, const std::string& act2, const Tensor& grad) {
+    const bool create_graph = at::GradMode::is_enabled();
+    const at::AutoGradMode on(true);
+    const Tensor y = composed(saved[0], saved[1], saved[2], act1, saved[3], saved[4], act2);
+    return gradients(y, {saved.begin(), saved.begin() + 5}, grad, create_graph);
+  }
+
+  static Variables by_sweeps(const Variables& saved, const std::string& act1, const std::string& act2, const Tensor& given,
+                             bool wants_x) {
+    const Tensor x = dense(saved[0]), grad = given.contiguous(x.suggest_memory_format());
+    const NormRun run{threads_here(), parallel_for};
+    const Tensor dots = at::empty_like(saved[5]);
+    Squeeze sums = squeeze_of(x, {});
+    sums.other = grad.const_data_ptr<float>();
+    squeeze_dots(sums, dots.mutable_data_ptr<float>(), run);
+    // The products are small: PyTorch computes them again and differentiates them.
+    Variables leaves{saved[5].detach().requires_grad_(wants_x)};
+    for (int i = 1; i < 5; i++)
+      leaves.push_back(saved[i].defined() ? saved[i].detach().requires_grad_(saved[i].requires_grad()) : Tensor());
+    Tensor gate;
+    Variables found;
+    {
+      const at::AutoGradMode on(true);
+      gate = factors(leaves[0], leaves[1], leaves[2], act1, leaves[3], leaves[4], act2);
+      found = gradients(gate, leaves, dots, false);
+    }
+    if (!wants_x) return found;
+    const Tensor added = found[0].div_(x.numel() / x.size(0) / x.size(1)).contiguous(), factor = gate.detach().contiguous();
+    found[0] = new_like(x);
+    Squeeze pass = squeeze_of(grad, found[0]);
+    pass.rows = sums.rows;
+    pass.gate = factor.const_data_ptr<float>();
+    pass.added = added.const_data_ptr<float>();
+    squeeze_pass(pass, run);
+    return found;
+  }
+};
+
 Tensor forward_autograd(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
                         const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
-  for (const OptionalTensor& t : {OptionalTensor(x), w1, b1, w2, b2})
-    if (differentiates(t)) {
-      check_all(x, w1, b1, act1, w2, b2, act2);
-      return composed(x, w1, b1, act1, w2, b2, act2);
-    }
+  // A wrapped tensor may not know its size.
+  bool wants = false, all_bare = bare(x) && x.numel() > 0;
+  for (const OptionalTensor& t : {OptionalTensor(x), w1, b1, w2, b2}) {
+    wants |= differentiates(t);
+    all_bare &= !there(t) || bare(*t);
+  }
+  if (wants) {
+    check_all(x, w1, b1, act1, w2, b2, act2);
+    if (!all_bare) return composed(x, w1, b1, act1, w2, b2, act2);
+    return SqueezeExcite::apply(x, w1, b1, std::string(act1), w2, b2, std::string(act2));
+  }
   const at::AutoDispatchBelowADInplaceOrView below;
   static const auto op = operator_named<decltype(forward)>("groupwise::squeeze_excite", "");
   return op.call(x, w1, b1, act1, w2, b2, act2);

@@ -5,7 +5,8 @@
 
 namespace groupwise {
 
-// Whether the kernels may take this thread's convolutions.
+// Whether the kernels may take this thread's convolutions: as the thread says, else as the process says. They may, unless the
+// thread says no, in the backward of a result that groupwise::dispatch_backward was given.
 bool dispatched();
 void dispatch(bool on);
 // Overrides the process in this thread: 1 yes, -1 no, 0 as the process. Returns what it was.

@@ -203,6 +203,20 @@ bool skips_padding() {
   return true;
 }
 
+// Compares the sum of each channel of y with plain loops.
+bool channels_close(const Problem& p, const Strides& s, const float* y, const float* sums) {
+  for (int64_t c = 0; c < p.groups * p.out_channels; c++) {
+    double sum = 0;
+    for (int64_t n = 0; n < p.batch; n++)
+      for (int64_t h = 0; h < p.h.out; h++)
+        for (int64_t v = 0; v < p.w.out; v++) sum += y[n * s.n + c * s.c + h * s.h + v * s.w];
+    if (std::abs(sums[c] - sum) <= 1e-6 * p.batch * p.h.out * p.w.out) continue;
+    std::printf("wrong sum of channel %ld\n", static_cast<long>(c));
+    return false;
+  }
+  return true;
+}
+
 // How often each form ran.
 using Ran = std::map<std::string, int64_t>;
 
@@ -258,6 +272,9 @@ bool test_one(Ran* ran) {
       Guarded residual(result.size(), true);
       const Epilogue epilogue{{Activation::leaky_relu, 0.5f, 0}, residual.data(), {Activation::relu, 0, 0}};
       if (direction != Direction::grad_weight && pick({0, 1})) t.epilogue = &epilogue;
+      Guarded grad_bias(p.groups * p.out_channels, false);
+      const bool sums_y = plan->work->sums_grad_output() && pick({0, 1});
+      if (sums_y) t.grad_bias = grad_bias.data();
       const int64_t floats = plan->work->packed_floats();
       Guarded packed(std::max<int64_t>(1, floats), false);
       if (floats > 0 && pick({0, 1})) {
@@ -265,6 +282,10 @@ bool test_one(Ran* ran) {
         t.packed = packed.data();
       }
       plan->work->run(t, two ? in_two : serial);
+      if (sums_y && !channels_close(p, ys, y.data(), grad_bias.data())) {
+        std::printf("beside %s\n", describe(*plan).c_str());
+        return false;
+      }
       std::vector<double> sums(result.size()), weight(result.size());
       if (with_bias) {
         const Strides& s = written == 0 ? xs : ys;
@@ -300,7 +321,7 @@ bool test_one(Ran* ran) {
         std::printf("counted fewer products than there are: %s\n", describe(*plan).c_str());
         return false;
       }
-      if (!x.intact() || !w.intact() || !y.intact() || !residual.intact() || !packed.intact()) {
+      if (!x.intact() || !w.intact() || !y.intact() || !residual.intact() || !packed.intact() || !grad_bias.intact()) {
         std::printf("wrote outside a tensor: %s\n", describe(*plan).c_str());
         return false;
       }
@@ -309,17 +330,7 @@ bool test_one(Ran* ran) {
   std::vector<float> bias(p.groups * p.out_channels);
   Guarded y(sizes[2], true);
   sum_channels(p.batch, p.groups * p.out_channels, p.h.out, p.w.out, y.data(), ys, bias.data(), two, two ? in_two : serial);
-  for (int64_t c = 0; c < p.groups * p.out_channels; c++) {
-    double sum = 0;
-    for (int64_t n = 0; n < p.batch; n++)
-      for (int64_t h = 0; h < p.h.out; h++)
-        for (int64_t v = 0; v < p.w.out; v++) sum += y.data()[n * ys.n + c * ys.c + h * ys.h + v * ys.w];
-    if (!(std::abs(bias[c] - sum) <= 1e-5 * p.batch * p.h.out * p.w.out)) {
-      std::printf("wrong sum of channel %ld\n", static_cast<long>(c));
-      return false;
-    }
-  }
-  return true;
+  return channels_close(p, ys, y.data(), bias.data());
 }
 
 // Tests the vectors of the instruction set in use.

@@ -12,14 +12,16 @@ GW_INLINE int64_t taps_before(const Phase& all, const Phase& clip) {
   return clip.taps > 0 && all.index_step != 0 ? (clip.index - all.index) / all.index_step : 0;
 }
 
-// Packs tasks [begin, end), of which each is one block of output channels of a group, as [phase][row][column of taps][input
+// Packs blocks [begin, end) of output channels, of which each group has as many, as [phase][row][column of taps][input
 // channel][l.outputs], or, for products of planes, as [output channel][input channel].
 void pack_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin, int64_t end, float* packed) {
   const WeightStrides& s = c.weight_strides;
-  const int64_t blocks = ceil_div(c.out_channels, l.outputs);
+  const int64_t blocks = l.blocks(c), task_blocks = l.task_blocks();
   for (int64_t task = begin; task < end; task++) {
-    const int64_t group = task / blocks, o = task % blocks * l.outputs;
-    const int64_t outputs = std::min(l.outputs, c.out_channels - o);
+    const int64_t group = task / blocks, block = task % blocks, part = block / task_blocks * l.task_outputs;
+    const int64_t o = part + block % task_blocks * l.outputs;
+    const int64_t outputs = std::min({l.outputs, part + l.task_outputs - o, c.out_channels - o});
+    if (outputs <= 0) continue;
     const float* from = c.weight + group * s.group + o * s.o;
     float* to = packed + group * l.weight_floats;
     if (l.planes) {
@@ -36,8 +38,8 @@ void pack_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin, int
     }
     for (const Phase& w : c.w) {
       const int64_t taps = c.h.taps * w.taps, tap = c.in_channels * l.outputs;
-      float* first = to + o * taps * c.in_channels;
-      to += round_up(c.out_channels, l.outputs) * taps * c.in_channels;
+      float* first = to + block * taps * tap;
+      to += blocks * taps * tap;
       if (taps == 0) continue;
       const int64_t one = w.index_step;
       const float* at = from + c.h.index * s.h + w.index * s.w;
@@ -224,8 +226,9 @@ void correlate_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin
       const int64_t together = tile < pixels ? 1 : std::max<int64_t>(1, l.rows / std::max<int64_t>(1, pixels));
       // Computes a block of output channels of the pixels from p on of lines from r on.
       const auto compute = [&](int64_t o, int64_t r, int64_t p) {
+        const int64_t packed_o = part % by_o * l.task_blocks() * l.outputs + o - first;
         const ChannelsOut out{group, o, std::min(l.outputs, last - o),
-                              l.packs_weight ? weight + o * c.h.taps * whole.taps * c.in_channels
+                              l.packs_weight ? weight + packed_o * c.h.taps * whole.taps * c.in_channels
                                              : c.weight + group * c.weight_strides.group + o};
         const PixelTile some{reads ? x + r * c.h.stride * x_row + p * stride * x_column : nullptr,
                              y + r * y_row + p * step * y_column,
@@ -249,7 +252,7 @@ void correlate_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin
       } else {
         each_block([&](int64_t o) { each_pixel([&](int64_t r, int64_t p) { compute(o, r, p); }); });
       }
-      weight += round_up(c.out_channels, l.outputs) * c.h.taps * whole.taps * c.in_channels;
+      weight += l.blocks(c) * l.outputs * c.h.taps * whole.taps * c.in_channels;
     }
     if (!l.staged) continue;
     const int64_t columns = std::min(l.block.columns * step, out_w - column * step);

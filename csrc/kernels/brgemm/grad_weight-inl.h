@@ -3,6 +3,7 @@
 #pragma once
 #include "kernels/brgemm/layout.h"
 #include "kernels/brgemm/product.h"
+#include "kernels/block_sum-inl.h"
 #include "kernels/pack-inl.h"
 
 namespace groupwise::GW_TARGET {
@@ -28,6 +29,11 @@ inline void gather(const Problem& p, const BrgemmGradLayout& l, const OutputBloc
 inline void write_sums(const Problem& p, const WeightStrides& s, const float* sums, int64_t outputs, int64_t channels,
                        float* to) {
   const int64_t taps = p.h.kernel * p.w.kernel;
+  if (taps == 1 && s.o == 1) {
+    for (int64_t c = 0; c < channels; c += kLanes)
+      split_pixels(to + c * s.c, s.c, sums + c, channels, std::min<int64_t>(kLanes, channels - c), outputs);
+    return;
+  }
   for (int64_t o = 0; o < outputs; o++, sums += taps * channels, to += s.o) {
     if (s.c != 1 && s.w == 1 && s.h == p.w.kernel) {
       for (int64_t c = 0; c < channels; c += kLanes)
@@ -72,6 +78,9 @@ void grad_weight_brgemm(const GradWeight& work, const BrgemmGradLayout& l, int64
       const int64_t positions = b.rows * b.columns;
       const float* x = work.input + n * xs.n + (group * p.in_channels + c) * xs.c;
       const float* go = work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c + b.row * gs.h + b.column * gs.w;
+      // Every block of input channels reads the same grad_output.
+      if (work.sums && c == 0)
+        add_block(go, gs, b.rows, b.columns, outputs, work.sums + (part * p.groups + group) * p.out_channels + o);
       int64_t g_row = gs.c;
       if (l.transposed) {
         g_row = round_up(positions, kLanes);

@@ -1,5 +1,7 @@
 #include "kernels/brgemm/layout.h"
 
+#include "request.h"
+
 namespace groupwise {
 namespace {
 
@@ -35,10 +37,19 @@ GradWeight with_joined_samples(const GradWeight& work) {
   return joined;
 }
 
+GradWeight with_fewer_turned(const GradWeight& work) {
+  const Problem& p = work.problem;
+  const bool flat = p.h.out == 1 && p.h.in == 1 && one_tap(p.h) && one_tap(p.w) && p.w.in == p.w.out;
+  const bool pixels = work.input_strides.c == 1 && work.grad_output_strides.c == 1;
+  return flat && pixels && p.in_channels < p.out_channels ? exchanged(work) : work;
+}
+
 bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, BrgemmLayout* l) {
   // Rows of few pixels and output channels are joined: their products would be mostly the cost of the call. Elsewhere the
   // pixels between two rows cost more.
   constexpr int64_t kWide = 28, kNarrow = 16;
+  // A cache line; the least output channels, and the least pixels, of a thread that shares them.
+  constexpr int64_t kLine = 16, kLeastOutputs = 64, kLeastPixels = 16;
   const Phase& front = c.w.front();
   const int64_t stride = front.stride, out_w = widest(c.w), step = front.step;
   bool single = c.h.taps <= 1, padded = false;
@@ -62,15 +73,16 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
   for (const Phase& w : c.w) weights += c.h.taps * w.taps * c.in_channels * c.out_channels;
   l->channels_inside = weights <= kScratchFloats / 4;
   const bool many = !l->planes && single && l->channels_inside && c.in_channels <= kFewInputs;
-  const auto take = [&](int64_t outputs) {
+  const auto take = [&](int64_t task_outputs, int64_t outputs) {
+    l->task_outputs = task_outputs;
     l->outputs = outputs;
     l->rows = outputs <= 32 ? 2 * kProductRows : kProductRows;
     l->weight_floats = 0;
     if (!l->packs_weight) return;
     for (const Phase& w : c.w)
-      l->weight_floats += c.h.taps * w.taps * c.in_channels * (l->planes ? c.out_channels : round_up(c.out_channels, outputs));
+      l->weight_floats += c.h.taps * w.taps * c.in_channels * (l->planes ? c.out_channels : l->blocks(c) * outputs);
   };
-  take(std::min(round_up(c.out_channels, l->planes ? 1 : lanes), many ? kManyOutputs : kProductChannels));
+  take(c.out_channels, std::min(round_up(c.out_channels, l->planes ? 1 : lanes), many ? kManyOutputs : kProductChannels));
   l->low_w = lowest(c.w);
   // Where pixels are turned, they are copied in whole vectors.
   const int64_t width = c.input_strides.c == 1 && c.input_strides.w != 1 ? c.in_channels : round_up(c.in_channels, lanes);
@@ -87,13 +99,11 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
   while (floats() > kScratchFloats / 2 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats / 2 && b.columns > 16) b.columns = ceil_div(b.columns, 2);
   if (floats() > kScratchFloats) return false;
-  l->task_outputs = c.out_channels;
-  const int64_t pixels = c.batch * c.h.out * out_w;
-  if (threads > 1 && !l->planes && !l->packs_input && !l->staged && c.groups == 1 &&
-      c.out_channels >= kProductChannels * threads && pixels < kProductRows * threads) {
-    // Threads that share few pixels would each read all weights.
-    if (c.out_channels % (threads * l->outputs) != 0) take(kProductChannels / 2);
-    l->task_outputs = round_up(ceil_div(c.out_channels, threads), l->outputs);
+  if (threads > 1 && !l->planes && !l->staged && c.groups == 1 && c.out_channels >= kLeastOutputs * threads &&
+      few_pixels(c, threads)) {
+    // Each thread reads its own weights, and all pixels.
+    const int64_t each = round_up(ceil_div(c.out_channels, threads), kLine);
+    take(each, round_up(even_run(each, many ? kManyOutputs : kProductChannels), kLine));
     return true;
   }
   const auto uneven = [&] {
@@ -101,6 +111,13 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
     return tasks < threads || (tasks < 5 * threads && tasks % threads != 0);
   };
   while (threads > 1 && uneven() && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  if (threads > 1 && uneven() && c.h.out == 1 && b.columns == out_w && !l->planes && !l->staged &&
+      out_w >= kLeastPixels * threads) {
+    // Threads share the pixels of an image evenly: where those are rows one after the other, each gets as many of them.
+    b.columns = ceil_div(out_w, threads);
+    floats();
+    return true;
+  }
   while (threads > 1 && uneven() && b.rows == 1 && b.columns > 16) b.columns = round_up(ceil_div(b.columns, 2), 8);
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();
@@ -120,7 +137,9 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, BrgemmGradL
   l->gathered = !flat;
   l->transposed = !(gs.w == 1 && row);
   l->outputs = std::min(p.out_channels, kProductChannels);
-  l->channels = std::min(p.in_channels, kProductChannels);
+  // Pixels that are read in place meet grad_output, which is turned once for all of their channels.
+  constexpr int64_t kManyInputs = 256;
+  l->channels = std::min(p.in_channels, l->in_place ? kManyInputs : kProductChannels);
   Block& b = l->block;
   b.groups = 1;
   b.columns = even_run(p.w.out, kPositions);

@@ -20,7 +20,7 @@ struct BrgemmLayout {
   bool joined;           // the block's rows, with the padding between them, are one row of pixels
   int64_t outputs;       // output channels of a block of weights
   int64_t rows;          // pixels of a product
-  int64_t task_outputs;  // output channels of a task, in whole blocks
+  int64_t task_outputs;  // output channels of a task, whose blocks of weights begin with it
   // All output channels of a few pixels follow each other, and not all pixels of a block of output channels: for weights that stay
   // in the cache.
   bool channels_inside;
@@ -28,6 +28,9 @@ struct BrgemmLayout {
   Pixels input, output;
   int64_t input_floats, floats;
   int64_t weight_floats;  // of one group's packed weights
+  // Returns the blocks of weights of a task, and of a group.
+  int64_t task_blocks() const { return ceil_div(task_outputs, outputs); }
+  int64_t blocks(const Correlation& c) const { return ceil_div(c.out_channels, task_outputs) * task_blocks(); }
   int64_t tasks(const Correlation& c) const {
     return c.batch * c.groups * ceil_div(c.h.out, block.rows) * ceil_div(widest(c.w), block.columns) *
            ceil_div(c.out_channels, task_outputs);
@@ -52,6 +55,9 @@ struct BrgemmGradLayout {
 // the tensors allow it; else what it was given.
 Correlation with_joined_samples(const Correlation& c);
 GradWeight with_joined_samples(const GradWeight& work);
+
+// Returns the weight's gradient of a 1x1 layer of pixels with the tensor of fewer channels as grad_output, which is turned.
+GradWeight with_fewer_turned(const GradWeight& work);
 
 bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, BrgemmLayout* layout);
 bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, BrgemmGradLayout* layout);

@@ -69,7 +69,7 @@ class BrgemmWork : public Correlations<BrgemmLayout> {
 
   void pack_part(const Correlation& c, const BrgemmLayout& l, float* packed, ParallelFor parallel_for) const override {
     if (l.weight_floats == 0) return;
-    run_tasks(c.groups * ceil_div(c.out_channels, l.outputs), facts.threads > 1, parallel_for,
+    run_tasks(c.groups * l.blocks(c), facts.threads > 1, parallel_for,
               [&](int64_t begin, int64_t end) { target_->pack_brgemm(c, l, begin, end, packed); });
   }
 
@@ -79,7 +79,7 @@ class BrgemmWork : public Correlations<BrgemmLayout> {
 
 std::unique_ptr<Work> brgemm(const Request& r) {
   if (r.direction == Direction::grad_weight) {
-    const GradWeight work = with_joined_samples(grad_weight_of(r));
+    const GradWeight work = with_fewer_turned(with_joined_samples(grad_weight_of(r)));
     BrgemmGradLayout layout;
     if (!lay_out(work, r.target->lanes, threads_worth(r), &layout)) return nullptr;
     auto made = std::make_unique<GradWeightWork<BrgemmGradLayout>>(r, work, r.target->grad_weight_brgemm, layout);

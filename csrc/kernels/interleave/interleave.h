@@ -8,11 +8,13 @@
 
 namespace groupwise {
 
-// Rows of a and b have `channels` floats. A row of the result has twice as many, or, with a `second`, each of its halves as many.
+// Rows of a and b have `channels` numbers: floats, or, if `low`, bfloat16. A row of the result has twice as many, or, with a
+// `second`, each of its halves as many.
 struct Interleave {
   int64_t rows, channels;
-  const float *a, *b;
-  float *first, *second;  // the second, or null
+  bool low;
+  const void *a, *b;
+  void *first, *second;  // the second, or null
 };
 
 void interleave(const Interleave& work, const NormRun& run);

@@ -10,8 +10,9 @@ namespace groupwise {
 struct MaxPool {
   int64_t samples, channels, height, width, out_height, out_width;
   int64_t kernel[2], stride[2], padding[2];
-  const float* x;
-  float* y;
+  bool low;  // bfloat16, and not floats
+  const void* x;
+  void* y;
 };
 
 void max_pool(const MaxPool& work, const NormRun& run);

@@ -30,7 +30,7 @@ GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const
                             int64_t stored, int64_t vectors) {
   const uint32_t there = E == Edge::any && KW > 0 ? inputs_there(k, column, kInputs<KW, S>) : 0;
   int64_t left = k.vectors_a_group;
-  for (; vectors > 0; vectors--, w += k.w_vector, bias += k.w_vector, y += kLanes) {
+  for (; vectors > 0; vectors--, w += k.w_vector, bias += k.bias_vector, y += kLanes) {
     // Every other vector begins a cache line.
     if (k.fresh > 0 && vectors % 2 != 0) fetch_ahead<S>(k, x);
     Vec sum[kPixelTile];
@@ -42,6 +42,7 @@ GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const
     }
     // Earlier runs are added here, and not where the sum begins, so that the sum of a run stays short.
     if (k.add) unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] += p < stored ? load(y + p * k.y_pixel) : Vec{}; });
+    unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = clamped(sum[p], k.clamp); });
     if (stored >= kPixelTile) {
       unroll<kPixelTile>([&](auto p) GW_LAMBDA { store(y + p * k.y_pixel, sum[p]); });
     } else {
@@ -152,10 +153,11 @@ GW_INLINE Span clip(int64_t at, int64_t spacing, int64_t taps, int64_t size) {
   return {first, std::max(first, last)};
 }
 
-// Vectors of output channels of one block: their weights and bias in scratch, and where the outputs go.
+// Vectors of output channels of one block: their packed weights and bias, and where the outputs go.
 struct Vectors {
   const float* w;
   const float* bias;
+  int64_t bias_vector;
   float* y;
   int64_t count, a_group;  // a_group: how many share their inputs
 };
@@ -178,7 +180,7 @@ GW_INLINE int64_t rows_of_run(const Correlation& c, const Phase& s, int64_t rows
 // Computes the outputs of a task for some vectors; `image` begins at the inputs of the first one.
 template <class Lanes>
 inline void run_vectors(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
-                        bool ahead) {
+                        bool ahead, const Clamp& clamp) {
   // The phases of one row run together, so that what they read and write is still in the cache.
   for (int64_t r = 0; r < out.rows; r++) {
     const int64_t at = out.at_row + r * c.h.stride;
@@ -195,6 +197,7 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
       for (int64_t i = 0, first_row = 0; i < c.in_channels;) {
         const int64_t rows = std::min(run_rows, all_rows - first_row);
         const bool last_rows = first_row + rows == all_rows;
+        const bool last_run = last_rows && (Lanes::kChannels > 0 || i + run >= c.in_channels);
         const Walk k{std::min(run, c.in_channels - i),
                      rows,
                      s.taps,
@@ -205,6 +208,7 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
                      c.h.index_step * packed.row,
                      s.index_step * packed.column,
                      packed.vector,
+                     v.bias_vector,
                      unit,
                      s.spacing,
                      image.width,
@@ -214,7 +218,8 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
                      c.in_channels,
                      apart * s.step * out.y_pixel,
                      i > 0 || first_row > 0,
-                     ahead && last_rows ? std::min(rows, c.h.stride) : 0};
+                     ahead && last_rows ? std::min(rows, c.h.stride) : 0,
+                     last_run ? clamp : Clamp{}};
         const int64_t kh = there.first + first_row;
         const float* row = image.x + (at + kh * c.h.spacing) * image.row + i;
         const float* taps = v.w + i * packed.channel + (c.h.index + kh * c.h.index_step) * packed.row + s.index * packed.column;
@@ -231,32 +236,51 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
   }
 }
 
+// Packs the weights of one block of channels, vector by vector.
+inline void pack_block(const Correlation& c, const ChannelsLayout& l, int64_t block, const Packed& packed, float* to) {
+  const int64_t all = c.groups * c.out_channels, channel = block * l.block.groups * c.out_channels;
+  const Runs runs = runs_of(c.out_channels, l.channels_of(c, block), !l.staged);
+  for (int64_t v = 0; v < runs.count * runs.vectors; v++) {
+    const int64_t first = channel + runs.first(v), lanes = std::min<int64_t>(kLanes, all - first);
+    pack_vector(c, l.kernel_h, l.kernel_w, packed, first, lanes, to + v * packed.vector);
+  }
+}
+
+// Packs blocks [begin, end) for tensors that are read in place.
+void pack_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* packed) {
+  const Packed order = packed_order(c.weight_strides.c == 1, c.in_channels, l.kernel_h, l.kernel_w);
+  for (int64_t block = begin; block < end; block++) pack_block(c, l, block, order, packed + block * l.weight_floats);
+}
+
 // Runs tasks [begin, end) of a correlation.
 void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
+  alignas(64) static const float kNoBias[kLanes] = {};
   const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
-  const int64_t all = c.groups * c.out_channels, step = c.w.front().step;
-  // The weights keep the order of the tensor, with the bias before those of each vector.
-  Packed packed = packed_order(c.weight_strides.c == 1, c.in_channels, l.kernel_h, l.kernel_w);
-  packed.vector += kLanes;
-  float* weights = scratch + l.input_floats;
-  float* stage = weights + l.weight_floats;
+  const int64_t step = c.w.front().step;
+  // The weights keep the order of the tensor.
+  const Packed packed = packed_order(c.weight_strides.c == 1, c.in_channels, l.kernel_h, l.kernel_w);
+  // Where blocks are staged, the last vector may end late: its bias is copied to where there is room.
+  float* staged_bias = scratch + l.input_floats;
+  float* own_weights = staged_bias + (l.staged ? kChannelBlock : 0);
+  float* stage = scratch + l.input_floats + l.weight_floats;
+  const int64_t bias_step = c.bias || l.staged ? 1 : 0;
+  Clamp clamp;
+  const bool clamps = is_clamp(c.epilogue, &clamp);
   int64_t out_w = 0, packed_block = -1;
   for (const Phase& w : c.w) out_w += w.out;
   for (int64_t task = begin; task < end; task++) {
     const int64_t column = task % by_w * l.block.columns, row = task / by_w % by_h * l.block.rows;
     const int64_t n = task / (by_w * by_h) % c.batch, block = task / (by_w * by_h * c.batch);
     const int64_t group = block * l.block.groups, channel = group * c.out_channels;
-    const int64_t channels = block == l.blocks - 1 ? all - channel : l.block.groups * c.out_channels;
+    const int64_t channels = l.channels_of(c, block);
     const int64_t rows = std::min(l.block.rows, c.h.out - row);
-    // In scratch the last vector may end late: there is room.
     const Runs runs = runs_of(c.out_channels, channels, !l.staged);
+    const float* weights = c.packed ? c.packed + block * l.weight_floats : own_weights;
+    const float* bias = l.staged ? staged_bias : c.bias ? c.bias + channel : kNoBias;
     if (packed_block != block) {
-      for (int64_t v = 0; v < runs.count * runs.vectors; v++) {
-        const int64_t first = channel + runs.first(v), lanes = std::min<int64_t>(kLanes, all - first);
-        float* to = weights + v * packed.vector;
-        store(to, c.bias ? load_some(c.bias + first, lanes) : Vec{});
-        pack_vector(c, l.kernel_h, l.kernel_w, packed, first, lanes, to + kLanes);
-      }
+      if (!c.packed) pack_block(c, l, block, packed, own_weights);
+      for (int64_t v = 0; l.staged && v < channels; v += kLanes)
+        store(staged_bias + v, c.bias ? load_some(c.bias + channel + v, std::min<int64_t>(kLanes, channels - v)) : Vec{});
     }
     packed_block = block;
     const float* input = c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c;
@@ -278,29 +302,47 @@ void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t b
                std::min(l.input.columns, c.w.front().in - low_w)};
       out = {rows, column, l.block.columns, at_row - low_h, -l.low_w, l.output.columns * kChannelBlock, kChannelBlock};
     }
-    with_lanes(c.in_channels, c.out_channels, [&]<class Lanes>(Lanes) {
-      const auto run = [&](int64_t vector, int64_t count) {
-        // A vector reads from the inputs of its first group on; lanes of several groups keep their inputs together.
-        const int64_t first = runs.first(vector), in_group = Lanes::kChannels > 0 ? 0 : first % c.out_channels;
-        Image inputs = image;
-        inputs.x += (first - in_group) / c.out_channels * c.in_channels;
-        const float* w = weights + vector * packed.vector;
-        run_vectors<Lanes>(c, inputs, packed,
-                           {w + kLanes, w, (l.staged ? stage : output) + first, count,
-                            runs.count > 1 ? count : ceil_div(c.out_channels, kLanes)},
-                           out, l.ahead);
-      };
-      for (int64_t v = 0; v < runs.count * runs.vectors; v += runs.vectors) {
-        if (runs.whole > 0) run(v, runs.whole);
-        if (runs.whole < runs.vectors) run(v + runs.whole, 1);
-      }
-    });
+    const auto compute = [&](const Outputs& outputs, float* to) {
+      with_lanes(c.in_channels, c.out_channels, [&]<class Lanes>(Lanes) {
+        const auto run = [&](int64_t vector, int64_t count) {
+          // A vector reads from the inputs of its first group on; lanes of several groups keep their inputs together.
+          const int64_t first = runs.first(vector), in_group = Lanes::kChannels > 0 ? 0 : first % c.out_channels;
+          Image inputs = image;
+          inputs.x += (first - in_group) / c.out_channels * c.in_channels;
+          run_vectors<Lanes>(c, inputs, packed,
+                             {weights + vector * packed.vector, bias + bias_step * first, bias_step * kLanes, to + first, count,
+                              runs.count > 1 ? count : ceil_div(c.out_channels, kLanes)},
+                             outputs, l.ahead, clamp);
+        };
+        for (int64_t v = 0; v < runs.count * runs.vectors; v += runs.vectors) {
+          if (runs.whole > 0) run(v, runs.whole);
+          if (runs.whole < runs.vectors) run(v + runs.whole, 1);
+        }
+      });
+    };
     const int64_t columns = std::min(l.block.columns * step, out_w - column * step);
-    for (int64_t r = 0; l.staged && r < rows; r++)
-      for (int64_t v = 0; v < channels; v += kLanes)
-        split_pixels(output + v * c.output_strides.c + r * c.h.step * c.output_strides.h, c.output_strides.c,
-                     stage + r * out.y_row + v, kChannelBlock, std::min<int64_t>(kLanes, channels - v), columns);
-    finish_block(c, {n, channel, channels, row, rows, column * step, columns});
+    const auto finish = [&](int64_t from, int64_t count) {
+      finish_block(c, {n, channel, channels, from, count, column * step, columns});
+    };
+    if (l.staged) {
+      compute(out, stage);
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t v = 0; v < channels; v += kLanes)
+          split_pixels(output + v * c.output_strides.c + r * c.h.step * c.output_strides.h, c.output_strides.c,
+                       stage + r * out.y_row + v, kChannelBlock, std::min<int64_t>(kLanes, channels - v), columns);
+      if (!clamps) finish(row, rows);
+    } else if (clamps) {
+      compute(out, output);
+    } else {
+      // A row is finished while it is in the L1 cache.
+      for (int64_t r = 0; r < rows; r++) {
+        Outputs one = out;
+        one.rows = 1;
+        one.at_row += r * c.h.stride;
+        compute(one, output + r * out.y_row);
+        finish(row + r, 1);
+      }
+    }
   }
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 #include "kernels/narrow/layout.h"
 #include "kernels/narrow/lanes-inl.h"
+#include "kernels/block_sum-inl.h"
 #include "kernels/pack-inl.h"
 
 namespace groupwise::GW_TARGET {
@@ -167,6 +168,7 @@ void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l,
                       p.w.dilation * xs.w};
       const float* x = work.input + n * xs.n + h.first * xs.h + w.first * xs.w;
       const float* go = work.grad_output + n * gs.n + row * gs.h + column * gs.w;
+      if (work.sums) add_block(go + channel, gs, h.count, w.count, channels, work.sums + part * all + channel);
       with_lanes(p.in_channels, p.out_channels, [&]<class Lanes>(Lanes) {
         for (int64_t v = 0; v < vectors; v++) {
           const int64_t first = channel + runs.first(v);

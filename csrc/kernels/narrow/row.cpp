@@ -24,20 +24,44 @@ const char* refuses(const Request& r) {
   return nullptr;
 }
 
+// Correlations, whose weights are packed by block of channels where the tensors are read in place.
+class NarrowWork : public Correlations<ChannelsLayout> {
+ public:
+  explicit NarrowWork(const Request& r) : Correlations(r), target_(r.target) {}
+
+ protected:
+  void run_part(const Correlation& c, const ChannelsLayout& l, ParallelFor parallel_for) const override {
+    run_tasks(l.tasks(c), facts.threads > 1, parallel_for,
+              [&](int64_t begin, int64_t end) { target_->correlate_channels(c, l, begin, end, scratch()); });
+  }
+
+  int64_t packed_floats_of(const Correlation&, const ChannelsLayout& l) const override {
+    return l.staged ? 0 : l.blocks * l.weight_floats;
+  }
+
+  void pack_part(const Correlation& c, const ChannelsLayout& l, float* packed, ParallelFor parallel_for) const override {
+    if (l.staged) return;
+    run_tasks(l.blocks, facts.threads > 1, parallel_for,
+              [&](int64_t begin, int64_t end) { target_->pack_channels(c, l, begin, end, packed); });
+  }
+
+ private:
+  const Kernels* target_;
+};
+
 std::unique_ptr<Work> narrow(const Request& r) {
   const std::string lanes = std::to_string(r.target->lanes);
   if (r.direction == Direction::grad_weight)
     return lay_out_grad_weight<GradWeightNarrowLayout>(r, grad_weight_of(r), r.target->grad_weight_narrow,
                                                        "up to 12 sums x " + lanes + " output channels");
   const Problem& p = r.problem;
-  auto work = lay_out_correlations<ChannelsLayout>(
-      r, r.target->correlate_channels,
-      [&](const Correlation& c, int64_t threads, ChannelsLayout* l) {
-        return lay_out_channels(c, p.h.kernel, p.w.kernel, r.target->lanes, threads, l);
-      },
-      [](const ChannelsLayout& l) { return l.floats; },
-      [&](const Correlation& c, const ChannelsLayout& l) { return executed_products_narrow(c, l, r.target->lanes); });
-  if (work) work->facts.tile = std::to_string(kPixelTile) + " pixels x " + lanes + " channels";
+  auto work = std::make_unique<NarrowWork>(r);
+  for (const Correlation& c : correlations_of(r)) {
+    ChannelsLayout l;
+    if (!lay_out_channels(c, p.h.kernel, p.w.kernel, r.target->lanes, work->facts.threads, &l)) return nullptr;
+    work->add(c, l, l.floats, executed_products_narrow(c, l, r.target->lanes));
+  }
+  work->facts.tile = std::to_string(kPixelTile) + " pixels x " + lanes + " channels";
   return work;
 }
 

@@ -1,6 +1,7 @@
 // The sums of a tile of 8 neighbouring pixels: which of its inputs lie in the image, and the products of all its taps.
 #pragma once
 #include "kernels/narrow/lanes-inl.h"
+#include "kernels/activation-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/tiles.h"
 #include "simd/simd.h"
@@ -11,12 +12,13 @@ namespace groupwise::GW_TARGET {
 struct Walk {
   int64_t channels, rows, columns;  // of the kernel: channels of a group, and taps that lie in the image
   int64_t x_row, x_column, x_tap;   // x_column: between inputs that a tile reads; x_tap: between taps
-  int64_t w_channel, w_row, w_column, w_vector;
+  int64_t w_channel, w_row, w_column, w_vector, bias_vector;
   int64_t unit, tap, width;  // columns between inputs, between taps, and of the image
   int64_t left, right;       // the image's columns that are no padding
   int64_t vectors_a_group, x_group, y_pixel;
   bool add;
   int64_t fresh;  // rows of the kernel that no earlier output row has read, if they are prefetched, else 0
+  Clamp clamp;
 };
 
 // Returns a bit for each input at column, column + unit, ... that lies in the image.

@@ -34,6 +34,8 @@ void norm_sums(const Norm& norm, int64_t index, int64_t piece) {
               const Vec centered = load_some(n.x + at, width) - s.mean;
               const Vec grad = passed<activation(), kind()>(n, at, width, centered, s), fresh = keep(grad, width);
               if (n.passed) store_some(n.passed + at, grad, width);
+              if constexpr (kind() == Kept::nothing)
+                if (n.y) store_some(n.y + at, activate<activation()>(normalised(centered, s), n.slope), width);
               grads += fresh;
               products += fresh * centered;
             });

@@ -37,9 +37,10 @@ void two_sweeps(const Norm& n, int64_t tensors, const NormRun& run, First&& firs
     return;
   }
   // Planes of one channel follow each other, as do the chunks of a row.
-  const auto all = [&](auto& sweep) {
+  const auto all = [&](auto& sweep, bool backwards) {
     run_tasks(s.chunks * s.pieces, threaded, run.parallel_for, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; task++) {
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t task = backwards ? begin + end - 1 - i : i;
         if (n.shape.rows) {
           sweep(task % s.chunks, task / s.chunks);
         } else {
@@ -48,9 +49,10 @@ void two_sweeps(const Norm& n, int64_t tensors, const NormRun& run, First&& firs
       }
     });
   };
-  all(first);
+  // The second sweep begins with what the first read last, which is in the cache still.
+  all(first, false);
   finish(Range{0, n.shape.channels});
-  all(second);
+  all(second, true);
 }
 
 void nothing(int64_t, int64_t) {}
@@ -102,6 +104,27 @@ struct Factors {
   }
 };
 
+// What a gradient of x loses: its mean and its part along x. In eval mode mean and variance are constants, which have no part in
+// the gradient.
+struct Centres {
+  std::vector<float> mean_grad, coefficient;
+
+  Centres(Norm* n, bool training) : mean_grad(n->shape.channels), coefficient(n->shape.channels) {
+    n->mean_grad = mean_grad.data();
+    n->coefficient = coefficient.data();
+    n->centers = training;
+  }
+  void fill(const Norm& n, const NormChannels& from, int64_t c, double sum, double products, const NormGrads& grads) {
+    const double variance = static_cast<double>(from.variance[c]) + from.eps;
+    if (grads.weight) grads.weight[c] = static_cast<float>(products / std::sqrt(variance));
+    if (grads.bias) grads.bias[c] = static_cast<float>(sum);
+    if (!n.centers) return;
+    const auto count = static_cast<double>(n.shape.values());
+    mean_grad[c] = static_cast<float>(sum / count);
+    coefficient[c] = static_cast<float>(products / count / variance);
+  }
+};
+
 }  // namespace
 
 NormSplit split_of(const NormShape& s) {
@@ -146,11 +169,7 @@ void norm_backward(Norm n, const NormChannels& channels, bool training, const No
   n.mean = channels.mean;
   const auto moments = moments_for(n);
   n.moments = moments.get();
-  // In eval mode mean and variance are constants, which have no part in the gradient.
-  std::vector<float> mean_grad(n.shape.channels), coefficient(n.shape.channels);
-  n.mean_grad = mean_grad.data();
-  n.coefficient = coefficient.data();
-  n.centers = training;
+  Centres centres(&n, training);
   const auto finish = [&](Range range) {
     for (int64_t c = range.first; c < range.last; c++) {
       double sum = 0, products = 0;
@@ -158,13 +177,7 @@ void norm_backward(Norm n, const NormChannels& channels, bool training, const No
         sum += n.moments[piece * n.shape.channels + c].first;
         products += n.moments[piece * n.shape.channels + c].second;
       }
-      const double variance = static_cast<double>(channels.variance[c]) + channels.eps;
-      if (grads.weight) grads.weight[c] = static_cast<float>(products / std::sqrt(variance));
-      if (grads.bias) grads.bias[c] = static_cast<float>(sum);
-      if (!training) continue;
-      const auto count = static_cast<double>(n.shape.values());
-      mean_grad[c] = static_cast<float>(sum / count);
-      coefficient[c] = static_cast<float>(products / count / variance);
+      centres.fill(n, channels, c, sum, products, grads);
     }
   };
   const bool sums = grads.weight || grads.bias || n.passed || (training && grads.x);
@@ -186,6 +199,39 @@ void norm_backward(Norm n, const NormChannels& channels, bool training, const No
       [&](int64_t chunk, int64_t piece) {
         if (grads.x) target.norm_grad(second, chunk, piece);
       });
+}
+
+void norm_again(Norm n, const NormChannels& channels, double* sums, const NormRun& run) {
+  const Kernels& target = kernels();
+  Factors factors(&n);
+  factors.fill(channels, {0, n.shape.channels});
+  n.mean = channels.mean;
+  const auto moments = moments_for(n);
+  n.moments = moments.get();
+  two_sweeps(
+      n, 3, run, [&](int64_t chunk, int64_t piece) { target.norm_sums(n, chunk, piece); },
+      [&](Range range) {
+        for (int64_t piece = 0; piece < n.split.pieces; piece++) {
+          for (int64_t c = range.first; c < range.last; c++) {
+            sums[c] += n.moments[piece * n.shape.channels + c].first;
+            sums[n.shape.channels + c] += n.moments[piece * n.shape.channels + c].second;
+          }
+        }
+      },
+      nothing);
+}
+
+void norm_from_sums(Norm n, const NormChannels& channels, bool training, const double* sums, const NormGrads& grads,
+                    const NormRun& run) {
+  const Kernels& target = kernels();
+  Factors factors(&n);
+  factors.fill(channels, {0, n.shape.channels});
+  n.mean = channels.mean;
+  Centres centres(&n, training);
+  for (int64_t c = 0; c < n.shape.channels; c++) centres.fill(n, channels, c, sums[c], sums[n.shape.channels + c], grads);
+  n.grad_x = grads.x;
+  if (!grads.x) return;
+  two_sweeps(n, 2, run, nothing, [](Range) {}, [&](int64_t chunk, int64_t piece) { target.norm_grad(n, chunk, piece); });
 }
 
 }  // namespace groupwise

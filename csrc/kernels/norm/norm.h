@@ -66,7 +66,7 @@ struct Norm {
   Moments* moments = nullptr;  // [piece][channel]
   // Forward.
   const float* residual = nullptr;  // or null
-  float* y = nullptr;
+  float* y = nullptr;               // or null in a backward, which can compute it again
   // Backward. `passed` is the gradient behind the activation, if it is wanted by itself: then the second sweep reads it.
   const float* grad = nullptr;
   Kept kind = Kept::nothing;
@@ -98,5 +98,15 @@ struct NormGrads {
   float *x, *weight, *bias;
 };
 void norm_backward(Norm norm, const NormChannels& channels, bool training, const NormGrads& grads, const NormRun& run);
+
+// The two sweeps of a backward without a residual, by themselves. The first computes norm.y again and adds to the sums of each
+// channel: those of the gradients, then those of their products with x - mean. It can be given some samples at a time. The second
+// is given the sums of all samples. grads.x may be norm.grad where `rewritable`.
+void norm_again(Norm norm, const NormChannels& channels, double* sums, const NormRun& run);
+void norm_from_sums(Norm norm, const NormChannels& channels, bool training, const double* sums, const NormGrads& grads,
+                    const NormRun& run);
+
+// Tells whether a sweep reads each number once, before it writes there: no vector of channels is moved to overlap another.
+inline bool rewritable(const NormShape& shape) { return shape.rows && shape.channels % 16 == 0; }
 
 }  // namespace groupwise

@@ -2,6 +2,7 @@
 // image leaves no lane idle. grad_output is broadcast (groups) or a vector (depthwise).
 #pragma once
 #include "kernels/pixels/layout.h"
+#include "kernels/block_sum-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/tiles.h"
 
@@ -178,6 +179,9 @@ void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout
                        gs.c,
                        row * p.h.stride - p.h.pad,
                        column * p.w.stride - p.w.pad};
+      if (work.sums)
+        add_block(s.go, gs, rows, columns, l.depthwise ? channels : outputs,
+                  work.sums + (part * p.groups + group) * p.out_channels + o);
       if (l.staged) {
         pack_pixels({rows, columns, kChannelBlock}, gs, rows, columns, s.go, channels, 0, 0, stage);
         s.go = stage;

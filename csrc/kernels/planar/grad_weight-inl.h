@@ -4,6 +4,7 @@
 // grad_output in registers while those of the input move past them.
 #pragma once
 #include "kernels/planar/layout.h"
+#include "kernels/block_sum-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/tiles.h"
 #include "simd/simd.h"
@@ -238,6 +239,9 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
       const float* input = work.input + n * xs.n + group * p.in_channels * xs.c;
       // A block of several groups has all their outputs, which are then neighbours.
       const float* output = work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c;
+      if (work.sums)
+        add_block(output + row * gs.h + column * gs.w, gs, rows, columns, groups * outputs,
+                  work.sums + (part * p.groups + group) * p.out_channels + o);
       if (!l.in_place) {
         pack(l.input, xs, p.h.in, p.w.in, input, groups * p.in_channels, row * p.h.stride - p.h.pad,
              column * p.w.stride - p.w.pad, scratch);

@@ -4,6 +4,7 @@
 
 #include "kernels/activation-inl.h"
 #include "kernels/squeeze/squeeze.h"
+#include "simd/low.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -16,7 +17,7 @@ GW_INLINE void in_row_tiles(int64_t first, int64_t last, F&& f) {
   for (; first < last; first++) f(first, std::integral_constant<int, 1>{});
 }
 
-// Calls f(offset, width) for the vectors of `count` floats. The width of a whole one is a constant.
+// Calls f(offset, width) for the vectors of `count` numbers. The width of a whole one is a constant.
 template <class F>
 GW_INLINE void in_vectors(int64_t count, F&& f) {
   int64_t i = 0;
@@ -24,15 +25,26 @@ GW_INLINE void in_vectors(int64_t count, F&& f) {
   if (i < count) f(i, count - i);
 }
 
+// Returns the number that is summed: of x, or of its product with `other`.
+template <bool Dots, class T, class Width>
+GW_INLINE Vec summand(const T* x, const float* other, Width width) {
+  if constexpr (Dots) return load_some(x, width) * load_some(other, width);
+  return load_some(x, width);
+}
+
 // Tiles are summed in registers, and added to the sums of the piece, so that no sum has more than a few hundred addends.
-GW_INLINE void sum_rows(const float* x, int64_t pixels, int64_t channels, float* sums) {
+template <bool Dots, class T>
+GW_INLINE void sum_rows(const T* x, const float* other, int64_t pixels, int64_t channels, float* sums) {
   std::fill(sums, sums + channels, 0.0f);
   in_row_tiles(0, pixels, [&](int64_t pixel, auto tile) GW_LAMBDA {
-    const float* from = x + pixel * channels;
     in_vectors(channels, [&](int64_t c, auto width) GW_LAMBDA {
-      Vec a = load_some(from + c, width), b{};
+      const auto of = [&](int64_t k) GW_LAMBDA {
+        const int64_t at = (pixel + k) * channels + c;
+        return summand<Dots>(x + at, Dots ? other + at : nullptr, width);
+      };
+      Vec a = of(0), b{};
       unroll<tile() - 1>([&](auto k) GW_LAMBDA {
-        const Vec v = load_some(from + (k + 1) * channels + c, width);
+        const Vec v = of(k + 1);
         if constexpr (k % 2 == 0) {
           b += v;
         } else {
@@ -45,42 +57,66 @@ GW_INLINE void sum_rows(const float* x, int64_t pixels, int64_t channels, float*
 }
 
 // Returns the sum of a plane: of blocks of vectors, then of those sums.
-GW_INLINE float sum_plane(const float* x, int64_t pixels) {
+template <bool Dots, class T>
+GW_INLINE float sum_plane(const T* x, const float* other, int64_t pixels) {
   constexpr int64_t kBlock = 64 * 4 * kLanes;
+  const auto of = [&](int64_t i, auto width) GW_LAMBDA { return summand<Dots>(x + i, Dots ? other + i : nullptr, width); };
+  const std::integral_constant<int64_t, kLanes> whole;
   Vec all[4] = {};
   for (int64_t at = 0; at < pixels; at += kBlock) {
     const int64_t last = std::min(pixels, at + kBlock);
     Vec sum[4] = {};
     int64_t i = at;
-    for (; i + 4 * kLanes <= last; i += 4 * kLanes) unroll<4>([&](auto k) GW_LAMBDA { sum[k] += load(x + i + k * kLanes); });
-    in_vectors(last - i, [&](int64_t more, auto width) GW_LAMBDA { sum[0] += load_some(x + i + more, width); });
+    for (; i + 4 * kLanes <= last; i += 4 * kLanes) unroll<4>([&](auto k) GW_LAMBDA { sum[k] += of(i + k * kLanes, whole); });
+    in_vectors(last - i, [&](int64_t more, auto width) GW_LAMBDA { sum[0] += of(i + more, width); });
     unroll<4>([&](auto k) GW_LAMBDA { all[k] += sum[k]; });
   }
   const Four four = sum_lanes(all);
   return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
-void squeeze_sums(const Squeeze& given, int64_t begin, int64_t end) {
+template <class T>
+GW_INLINE void sums_of(const Squeeze& given, int64_t begin, int64_t end) {
   const Squeeze s = given;
-  for (int64_t task = begin; task < end; task++) {
-    const int64_t sample = task / s.pieces, first = task % s.pieces * s.piece;
-    const float* x = s.x + sample * s.channels * s.pixels;
-    if (s.rows) {
-      sum_rows(x + first * s.channels, std::min(s.piece, s.pixels - first), s.channels, s.sums + task * s.channels);
-    } else {
-      for (int64_t c = first; c < std::min(s.channels, first + s.piece); c++)
-        s.sums[sample * s.channels + c] = sum_plane(x + c * s.pixels, s.pixels);
+  const T* const x = static_cast<const T*>(s.x);
+  const auto sum = [&](auto dots) GW_LAMBDA {
+    for (int64_t task = begin; task < end; task++) {
+      const int64_t sample = task / s.pieces, first = task % s.pieces * s.piece, start = sample * s.channels * s.pixels;
+      const auto other = [&](int64_t at) { return dots() ? s.other + start + at : nullptr; };
+      if (s.rows) {
+        const int64_t at = first * s.channels;
+        sum_rows<dots()>(x + start + at, other(at), std::min(s.piece, s.pixels - first), s.channels,
+                         s.sums + task * s.channels);
+      } else {
+        for (int64_t c = first; c < std::min(s.channels, first + s.piece); c++)
+          s.sums[sample * s.channels + c] = sum_plane<dots()>(x + start + c * s.pixels, other(c * s.pixels), s.pixels);
+      }
     }
+  };
+  if (s.other) {
+    sum(std::true_type{});
+  } else {
+    sum(std::false_type{});
+  }
+}
+
+void squeeze_sums(const Squeeze& s, int64_t begin, int64_t end) {
+  if (s.low) {
+    sums_of<Bfloat16>(s, begin, end);
+  } else {
+    sums_of<float>(s, begin, end);
   }
 }
 
 // Computes rows [rows.first, rows.last) of samples, before the activation: four rows at once, which share the loads of the input.
+template <class T>
 GW_INLINE void dots(const Gate& g, Range samples, Range rows) {
   for (int64_t row = rows.first; row < rows.last; row += 4) {
     const int64_t count = std::min<int64_t>(4, rows.last - row);
-    const float* w[4];
+    const T* w[4];
     // The last row stands in for those that are missing.
-    unroll<4>([&](auto k) GW_LAMBDA { w[k] = g.weight + std::min<int64_t>(row + k, rows.last - 1) * g.inputs; });
+    unroll<4>([&](auto k)
+                  GW_LAMBDA { w[k] = static_cast<const T*>(g.weight) + std::min<int64_t>(row + k, rows.last - 1) * g.inputs; });
     for (int64_t sample = samples.first; sample < samples.last; sample++) {
       const float* in = g.in + sample * g.inputs;
       Vec even[4] = {}, odd[4] = {};
@@ -104,7 +140,8 @@ GW_INLINE void dots(const Gate& g, Range samples, Range rows) {
 
 void squeeze_gate(const Gate& given, Range samples, Range rows) {
   const Gate g = given;
-  if (g.weight) dots(g, samples, rows);
+  if (g.weight && g.low) dots<Bfloat16>(g, samples, rows);
+  if (g.weight && !g.low) dots<float>(g, samples, rows);
   with(g.activation, [&](auto activation) {
     for (int64_t sample = samples.first; sample < samples.last; sample++) {
       float* out = g.out + sample * g.outputs + rows.first;
@@ -118,31 +155,45 @@ void squeeze_gate(const Gate& given, Range samples, Range rows) {
   });
 }
 
-void squeeze_scale(const Squeeze& given, int64_t begin, int64_t end) {
+template <class T>
+GW_INLINE void scale_of(const Squeeze& given, int64_t begin, int64_t end) {
   const Squeeze s = given;
+  const T* const x = static_cast<const T*>(s.x);
+  T* const y = static_cast<T*>(s.y);
   for (int64_t task = begin; task < end; task++) {
     const int64_t sample = task / s.pieces, first = task % s.pieces * s.piece, start = sample * s.channels * s.pixels;
-    const float* gate = s.gate + sample * s.channels;
+    const float *gate = s.gate + sample * s.channels, *added = s.added ? s.added + sample * s.channels : nullptr;
     const int64_t last = std::min(first + s.piece, s.rows ? s.pixels : s.channels);
     if (s.rows) {
       in_row_tiles(first, last, [&](int64_t pixel, auto tile) GW_LAMBDA {
         const int64_t at = start + pixel * s.channels;
         in_vectors(s.channels, [&](int64_t c, auto width) GW_LAMBDA {
-          const Vec factor = load_some(gate + c, width);
+          const Vec factor = load_some(gate + c, width), addend = added ? load_some(added + c, width) : Vec{};
           unroll<tile()>([&](auto k) GW_LAMBDA {
             const int64_t to = at + k * s.channels + c;
-            store_some(s.y + to, load_some(s.x + to, width) * factor, width);
+            const Vec product = load_some(x + to, width) * factor;
+            store_some(y + to, added ? product + addend : product, width);
           });
         });
       });
     } else {
       for (int64_t c = first; c < last; c++) {
-        const Vec factor = broadcast(gate[c]);
+        const Vec factor = broadcast(gate[c]), addend = added ? broadcast(added[c]) : Vec{};
         const int64_t at = start + c * s.pixels;
-        in_vectors(s.pixels, [&](int64_t i, auto width)
-                                 GW_LAMBDA { store_some(s.y + at + i, load_some(s.x + at + i, width) * factor, width); });
+        in_vectors(s.pixels, [&](int64_t i, auto width) GW_LAMBDA {
+          const Vec product = load_some(x + at + i, width) * factor;
+          store_some(y + at + i, added ? product + addend : product, width);
+        });
       }
     }
+  }
+}
+
+void squeeze_scale(const Squeeze& s, int64_t begin, int64_t end) {
+  if (s.low) {
+    scale_of<Bfloat16>(s, begin, end);
+  } else {
+    scale_of<float>(s, begin, end);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "bfloat16.h"
 #include "run.h"
 #include "targets/isa.h"
 
@@ -23,15 +24,61 @@ void split(Squeeze* s) {
   s->pieces = ceil_div(length, s->piece);
 }
 
+int64_t parts_of(const Squeeze& s) { return s.rows ? s.pieces : 1; }
+
+bool worth_threads(const Squeeze& s, const NormRun& run) {
+  return run.threads > 1 && s.samples * s.channels * s.pixels >= kWorthAThread;
+}
+
+// Adds the sums of the parts of a sample, and multiplies them by `factor`.
+void add_parts(const Squeeze& s, Range samples, double factor, float* to) {
+  const int64_t parts = parts_of(s);
+  for (int64_t sample = samples.first; sample < samples.last; sample++)
+    for (int64_t c = 0; c < s.channels; c++) {
+      double sum = 0;
+      for (int64_t part = 0; part < parts; part++) sum += s.sums[(sample * parts + part) * s.channels + c];
+      to[sample * s.channels + c] = static_cast<float>(sum * factor);
+    }
+}
+
+template <class F>
+void sweep(const Squeeze& s, bool threaded, const NormRun& run, F&& f) {
+  run_tasks(s.samples * s.pieces, threaded, run.parallel_for, [&](int64_t begin, int64_t end) { f(s, begin, end); });
+}
+
 }  // namespace
 
-void squeeze_excite(Squeeze s, Gate first, Gate second, const NormRun& run) {
+void squeeze_dots(Squeeze s, float* dots, const NormRun& run) {
+  split(&s);
+  const std::unique_ptr<float[]> sums(new float[s.samples * parts_of(s) * s.channels]);
+  s.sums = sums.get();
+  sweep(s, worth_threads(s, run), run, kernels().squeeze_sums);
+  add_parts(s, {0, s.samples}, 1, dots);
+}
+
+void squeeze_pass(Squeeze s, const NormRun& run) {
+  split(&s);
+  sweep(s, worth_threads(s, run), run, kernels().squeeze_scale);
+}
+
+void mean_pixels(Squeeze s, const NormRun& run) {
+  split(&s);
+  const int64_t sums = s.samples * parts_of(s) * s.channels, all = s.samples * s.channels;
+  const std::unique_ptr<float[]> room(new float[sums + (s.low ? all : 0)]);
+  float* const mean = s.low ? room.get() + sums : static_cast<float*>(s.y);
+  s.sums = room.get();
+  sweep(s, worth_threads(s, run), run, kernels().squeeze_sums);
+  add_parts(s, {0, s.samples}, 1 / static_cast<double>(s.pixels), mean);
+  if (s.low) std::transform(mean, mean + all, static_cast<Bfloat16*>(s.y), rounded);
+}
+
+void squeeze_excite(Squeeze s, Gate first, Gate second, const NormRun& run, float* kept) {
   const Kernels& target = kernels();
   split(&s);
-  const int64_t parts = s.rows ? s.pieces : 1;
+  const int64_t parts = parts_of(s);
   const int64_t sums = s.samples * parts * s.channels, all = s.samples * s.channels, hidden = s.samples * first.outputs;
   const std::unique_ptr<float[]> room(new float[sums + 2 * all + hidden]);
-  float *const mean = room.get() + sums, *const gate = mean + all;
+  float *const mean = kept ? kept : room.get() + sums, *const gate = room.get() + sums + all;
   s.sums = room.get();
   s.gate = gate;
   first.in = mean;
@@ -39,16 +86,9 @@ void squeeze_excite(Squeeze s, Gate first, Gate second, const NormRun& run) {
   second.in = first.outputs > 0 ? first.out : mean;
   second.out = gate;
 
-  const auto means = [&](int64_t begin, int64_t end) {
-    for (int64_t sample = begin; sample < end; sample++)
-      for (int64_t c = 0; c < s.channels; c++) {
-        double sum = 0;
-        for (int64_t part = 0; part < parts; part++) sum += s.sums[(sample * parts + part) * s.channels + c];
-        mean[sample * s.channels + c] = static_cast<float>(sum / static_cast<double>(s.pixels));
-      }
-  };
+  const auto means = [&](int64_t begin, int64_t end) { add_parts(s, {begin, end}, 1 / static_cast<double>(s.pixels), mean); };
   const int64_t weights = first.outputs * first.inputs + second.outputs * (second.weight ? second.inputs : 1);
-  const bool threaded = run.threads > 1 && s.samples * s.channels * s.pixels >= kWorthAThread;
+  const bool threaded = worth_threads(s, run);
   const bool even = s.samples % run.threads == 0 || s.samples >= 4 * run.threads;
   if (weights <= kStays && (!threaded || even)) {
     run_tasks(s.samples, threaded, run.parallel_for, [&](int64_t begin, int64_t end) {
@@ -62,9 +102,6 @@ void squeeze_excite(Squeeze s, Gate first, Gate second, const NormRun& run) {
     });
     return;
   }
-  const auto sweep = [&](auto f) {
-    run_tasks(s.samples * s.pieces, threaded, run.parallel_for, [&](int64_t begin, int64_t end) { f(s, begin, end); });
-  };
   const auto product = [&](const Gate& g) {
     const bool shared = threaded && g.weight && g.samples * g.inputs * g.outputs >= kWorthAThread;
     // A thread gets several rows at once, whose input it loads once.
@@ -72,11 +109,11 @@ void squeeze_excite(Squeeze s, Gate first, Gate second, const NormRun& run) {
       target.squeeze_gate(g, Range{0, g.samples}, Range{begin * 8, std::min(end * 8, g.outputs)});
     });
   };
-  sweep(target.squeeze_sums);
+  sweep(s, threaded, run, target.squeeze_sums);
   means(0, s.samples);
   if (first.outputs > 0) product(first);
   product(second);
-  sweep(target.squeeze_scale);
+  sweep(s, threaded, run, target.squeeze_scale);
 }
 
 }  // namespace groupwise

@@ -3,6 +3,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 
@@ -22,6 +23,11 @@ Program::Program(int64_t slots, Numbers inputs, Numbers outputs, bool shares) : 
   steps_.outputs = std::move(outputs);
   for (const int64_t slot : steps_.inputs) check(slot);
   for (const int64_t slot : steps_.outputs) check(slot);
+}
+
+Program::~Program() {
+  delete layout_.load();
+  for (auto& place : free_) delete place.load();
 }
 
 void Program::check(int64_t slot) const {
@@ -52,21 +58,10 @@ Tensors Program::run(const Tensors& leaves, const Frame::Observer& observer) con
 }
 
 Tensors Program::run_frame(const Tensors& leaves, const Frame::Observer& observer) const {
-  std::unique_ptr<Frame> frame;
-  std::shared_ptr<const Layout> layout;
-  // A forked child may find the mutex locked for good, and then runs without an arena.
-  if (std::unique_lock lock(mutex_, std::try_to_lock); lock) {
-    layout = layout_;
-    if (!free_.empty()) {
-      frame = std::move(free_.back());
-      free_.pop_back();
-    }
-  }
-  if (!frame && layout) frame = std::make_unique<Frame>(steps_, *layout);
-  if (frame) {
+  if (std::unique_ptr<Frame> frame = take()) {
     Tensors made = frame->run(leaves, observer);
     // A frame in which a step failed is not used again.
-    if (std::unique_lock lock(mutex_, std::try_to_lock); lock) free_.push_back(std::move(frame));
+    give_back(std::move(frame));
     return made;
   }
   Recorder recorder(steps_);
@@ -75,9 +70,28 @@ Tensors Program::run_frame(const Tensors& leaves, const Frame::Observer& observe
     if (observer) observer(step, values);
     recorder.observe(step, values);
   });
-  auto found = std::make_shared<const Layout>(recorder.layout());
-  if (std::unique_lock lock(mutex_, std::try_to_lock); lock && !layout_) layout_ = std::move(found);
+  auto found = std::make_unique<const Layout>(recorder.layout());
+  const Layout* none = nullptr;
+  if (layout_.compare_exchange_strong(none, found.get())) found.release();
   return made;
+}
+
+// Returns a frame for one call, a new one if none waits; null before there is a layout.
+std::unique_ptr<Frame> Program::take() const {
+  for (auto& place : free_)
+    if (Frame* waiting = place.exchange(nullptr)) return std::unique_ptr<Frame>(waiting);
+  const Layout* layout = layout_.load();
+  return layout ? std::make_unique<Frame>(steps_, *layout) : nullptr;
+}
+
+void Program::give_back(std::unique_ptr<Frame> frame) const {
+  for (auto& place : free_) {
+    Frame* none = nullptr;
+    if (place.compare_exchange_strong(none, frame.get())) {
+      frame.release();
+      return;
+    }
+  }
 }
 
 std::vector<double> Program::time(const Tensors& leaves) const {
@@ -95,18 +109,19 @@ std::vector<double> Program::time(const Tensors& leaves) const {
 }
 
 int64_t Program::arena_bytes() const {
-  const std::lock_guard lock(mutex_);
-  return layout_ ? layout_->bytes : 0;
+  const Layout* layout = layout_.load();
+  return layout ? layout->bytes : 0;
 }
 
 int64_t Program::frames() const {
-  const std::lock_guard lock(mutex_);
-  return static_cast<int64_t>(free_.size());
+  return std::count_if(free_.begin(), free_.end(), [](const auto& place) { return place.load() != nullptr; });
 }
 
 void Program::poison() const {
-  const std::lock_guard lock(mutex_);
-  for (const auto& frame : free_) frame->poison();
+  std::vector<std::unique_ptr<Frame>> waiting;
+  for (auto& place : free_)
+    if (Frame* frame = place.exchange(nullptr)) waiting.emplace_back(frame)->poison();
+  for (auto& frame : waiting) give_back(std::move(frame));
 }
 
 namespace {

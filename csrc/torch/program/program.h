@@ -4,8 +4,9 @@
 #include <ATen/core/Tensor.h>
 #include <torch/custom_class.h>
 
+#include <array>
+#include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,7 @@ class Program : public torch::CustomClassHolder {
  public:
   // `shares` tells whether an output may share memory with an input, so that a write to it must count for both.
   Program(int64_t slots, std::vector<int64_t> inputs, std::vector<int64_t> outputs, bool shares);
+  ~Program() override;
 
   void add_constant(int64_t slot, c10::IValue value);
   void add_step(Step step);
@@ -38,11 +40,16 @@ class Program : public torch::CustomClassHolder {
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& leaves, const Frame::Observer& observer) const;
   std::vector<at::Tensor> run_frame(const std::vector<at::Tensor>& leaves, const Frame::Observer& observer) const;
 
+  // The most frames that wait for calls.
+  static constexpr size_t kFrames = 16;
+  std::unique_ptr<Frame> take() const;
+  void give_back(std::unique_ptr<Frame> frame) const;
+
   Steps steps_;
   bool shares_;
-  mutable std::mutex mutex_;
-  mutable std::shared_ptr<const Layout> layout_;
-  mutable std::vector<std::unique_ptr<Frame>> free_;
+  // There is no lock, which a forked child might find locked for good. The layout is set once; a frame that waits is in one place.
+  mutable std::atomic<const Layout*> layout_{nullptr};
+  mutable std::array<std::atomic<Frame*>, kFrames> free_{};
 };
 
 }  // namespace groupwise

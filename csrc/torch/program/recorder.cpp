@@ -77,7 +77,10 @@ void Recorder::observe(size_t number, const Frame::Values& values) {
     found.push_back(memories_.size());
     memories_.push_back(memory);
   } else if (!found.empty()) {
-    view_[number] = !step.callee.writes() && step.callee.repeatable();
+    // A view may begin where the value of another tensor says.
+    const bool looks =
+        std::any_of(step.fills.begin(), step.fills.end(), [&](const Fill& f) { return step.callee.reads(f.argument); });
+    view_[number] = !step.callee.writes() && step.callee.repeatable() && !looks;
     if (step.callee.writes() && made.isTensor())
       for (const Fill& fill : step.fills)
         if (values[fill.slot].isTensor() && values[fill.slot].toTensor().is_same(made.toTensor())) same_[number] = fill.slot;

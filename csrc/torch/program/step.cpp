@@ -86,6 +86,10 @@ Callee Callee::of_element(int64_t index) {
   return made;
 }
 
+bool Callee::reads(int64_t argument) const {
+  return (operator_ || method_) && schema().arguments().at(argument).alias_info() == nullptr;
+}
+
 const c10::FunctionSchema& Callee::schema() const { return operator_ ? operator_->schema() : method_->getSchema(); }
 
 void Callee::call(Stack& stack) const {

@@ -24,6 +24,8 @@ class Callee {
   void call(Stack& stack) const;
   // Whether it writes to an argument.
   bool writes() const { return writes_; }
+  // Whether its result, if that is a view, depends on the values of an argument.
+  bool reads(int64_t argument) const;
   // Whether it computes the same shape of the same shapes, and the same values of the same values.
   bool repeatable() const { return repeatable_; }
   // Returns the arguments that it needs: `values` at the places `given`, and defaults. `values` may be of the types that Python has,

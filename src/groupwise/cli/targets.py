@@ -17,6 +17,7 @@ import torch
 
 from groupwise.errors import GroupwiseError
 from groupwise.models import MODELS
+from groupwise.models.others import import_torchvision
 
 FORMS = "a network of groupwise, torchvision:NAME, timm:NAME, package.module:attribute or file.py:Name"
 
@@ -39,7 +40,8 @@ def load_model(target: str, say: Callable[[str], None] = lambda message: None) -
         raise GroupwiseError(f"{target!r} lacks a name; give {target}:NAME, where NAME is a module or makes one")
     if not colon:
         if target not in MODELS:
-            raise GroupwiseError(f"{_unknown('model', target, list(MODELS))}; or give {FORMS.split(', ', 1)[1]}")
+            found = _elsewhere(target) or _unknown("model", target, list(MODELS))
+            raise GroupwiseError(f"{found}; or give {FORMS.split(', ', 1)[1]}")
         return MODELS[target]()
     if source == "torchvision":
         return _from_torchvision(name)
@@ -56,6 +58,7 @@ def input_shape(model: torch.nn.Module) -> tuple[int, ...]:
 
 
 def _from_torchvision(name: str) -> torch.nn.Module:
+    _need("torchvision")
     models = import_torchvision()
     if name not in models.list_models():
         raise GroupwiseError(_unknown("torchvision model", name, models.list_models()))
@@ -64,28 +67,6 @@ def _from_torchvision(name: str) -> torch.nn.Module:
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         options["weights_backbone"] = None
     return _checked(models.get_model(name, **options), f"torchvision:{name}")
-
-
-def import_torchvision() -> ModuleType:
-    """Returns `torchvision.models`, even where torchvision's compiled operators do not fit this torch."""
-    _need("torchvision")
-    try:
-        return importlib.import_module("torchvision.models")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-    # A torchvision built for another torch cannot load its operators, and its import fails where it first names one.
-    # The networks do not call them, so it is enough to declare the two that it names.
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    for name in ("nms", "qnms"):
-        schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        _torchvision_library.define(schema)  # type: ignore[no-untyped-call]
-    return importlib.import_module("torchvision.models")
-
-
-# PyTorch drops the declarations once this object is gone.
-_torchvision_library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def _from_timm(name: str) -> torch.nn.Module:
@@ -163,6 +144,27 @@ def _need(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         fix = f"install it with: pip install --no-deps {package} (without --no-deps it may replace torch)"
         raise GroupwiseError(f"{package} is not installed; {fix}")
+
+
+def _elsewhere(name: str) -> str:
+    """Returns how to write the name of a network of torchvision or timm; empty if neither has such a network."""
+
+    def plain(word: str) -> str:
+        return word.lower().replace("_", "").replace("-", "")
+
+    for package, known in (("torchvision", lambda: import_torchvision().list_models()), ("timm", _timm_models)):
+        if importlib.util.find_spec(package) is not None:
+            found = [f"{package}:{one}" for one in known() if plain(one) == plain(name)]
+            if found:
+                return f"no model named {name!r} in groupwise; write {found[0]}"
+    return ""
+
+
+def _timm_models() -> list[str]:
+    if importlib.util.find_spec("torchvision"):
+        import_torchvision()
+    names: list[str] = importlib.import_module("timm").list_models()
+    return names
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:

@@ -29,7 +29,8 @@ import groupwise
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import tables
 
-API_VERSION = 7  # GROUPWISE_API_VERSION of csrc/torch/c_api.h, as are the signatures below
+# GROUPWISE_API_VERSION of csrc/torch/c_api.h, as are the signatures below. It counts operators and classes too.
+API_VERSION = 9
 
 CLOCK = ctypes.CFUNCTYPE(ctypes.c_double)
 NOTICE = ctypes.CFUNCTYPE(None)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from groupwise.errors import check_choice
 from groupwise.kernels import native
 
-_PYTORCH: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+PYTORCH: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda z: z,
     "relu": F.relu,
     "relu6": F.relu6,
@@ -22,7 +22,7 @@ _PYTORCH: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
     "gelu": F.gelu,
 }
-ACTIVATIONS = (*_PYTORCH, "leaky_relu")
+ACTIVATIONS = (*PYTORCH, "leaky_relu")
 """The activations that `batch_norm_act` knows. The operator has all of them except gelu, which PyTorch computes."""
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -59,12 +59,30 @@ def batch_norm_act(
         >>> batch_norm_act(x, None, None, training=True, activation="relu").min().item()
         0.0
     """
+    given = (x, running_mean, running_var, weight, bias, training, momentum, eps, activation, residual, negative_slope)
+    return normalised(*given)[0]
+
+
+def normalised(
+    x: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+    residual: torch.Tensor | None,
+    negative_slope: float,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """Returns what `batch_norm_act` does, and the mean and the biased variance; None for those where PyTorch ran."""
     if activation not in ACTIVATIONS:
         check_choice("activation", activation, ACTIVATIONS)
-    if not _takes(x, running_mean, running_var, weight, bias, training, eps, activation, residual):
+    if not takes(x, running_mean, running_var, weight, bias, training, eps, activation, residual):
         z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         z = z if residual is None else z + residual
-        return F.leaky_relu(z, negative_slope) if activation == "leaky_relu" else _PYTORCH[activation](z)
+        return F.leaky_relu(z, negative_slope) if activation == "leaky_relu" else PYTORCH[activation](z), None
     y, mean, variance = torch.ops.groupwise.batch_norm_act(
         x, weight, bias, running_mean, running_var, residual, training, eps, activation, negative_slope
     )
@@ -73,11 +91,10 @@ def batch_norm_act(
         # PyTorch's batch_norm keeps the statistics for its backward, and does not count its own updates as changes.
         running_mean.data.lerp_(mean, momentum)
         running_var.data.lerp_(variance * (count / (count - 1)), momentum)
-    result: torch.Tensor = y
-    return result
+    return y, (mean, variance)
 
 
-def _takes(
+def takes(
     x: torch.Tensor,
     running_mean: torch.Tensor | None,
     running_var: torch.Tensor | None,
@@ -105,6 +122,14 @@ def _takes(
     # One value a channel has no variance, and eval mode has no statistics of its own.
     known = x.numel() > channels and eps > 0 if training else running_mean is not None and eps >= 0
     return known and (running_mean is None) == (running_var is None) and _kernels_run()
+
+
+def computes_here(x: torch.Tensor, *parameters: torch.Tensor | None) -> bool:
+    """Tells whether the operators of this library can compute a tensor with these parameters."""
+    if _transformed():
+        return False
+    given = [x, *(t for t in parameters if t is not None)]
+    return x.numel() > 0 and all(map(_plain, given)) and _kernels_run()
 
 
 def _plain(t: torch.Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -20,6 +22,11 @@ def apply_norm(
 
     It reads the parameters, the statistics and the training mode of `norm`, and updates its statistics.
     """
+    return batch_norm_act(*(*arguments(norm, input), activation, residual, negative_slope))
+
+
+def arguments(norm: _NormBase, input: torch.Tensor) -> tuple[Any, ...]:
+    """Returns the first arguments of `batch_norm_act` for a call of `norm`, which counts as one of its batches."""
     norm._check_input_dim(input)  # type: ignore[no-untyped-call]
     factor = 0.0 if norm.momentum is None else norm.momentum
     tracks = norm.training and norm.track_running_stats
@@ -30,19 +37,7 @@ def apply_norm(
     # Statistics that are not tracked are not updated, and eval mode without statistics uses the batch's.
     mean, variance = (norm.running_mean, norm.running_var) if tracks or not norm.training else (None, None)
     batch = norm.training or (norm.running_mean is None and norm.running_var is None)
-    return batch_norm_act(
-        input,
-        mean,
-        variance,
-        norm.weight,
-        norm.bias,
-        batch,
-        factor,
-        norm.eps,
-        activation,
-        residual,
-        negative_slope,
-    )
+    return input, mean, variance, norm.weight, norm.bias, batch, factor, norm.eps
 
 
 class _BatchNormAct(_NormBase):

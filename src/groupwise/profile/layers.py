@@ -23,10 +23,13 @@ _PRODUCTS = {torch.ops.aten.linear.default, torch.ops.aten.addmm.default, torch.
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """A layer and what follows it until the next one. Times are medians, in milliseconds."""
+    """A layer and what follows it until the next one. Times are medians, in milliseconds.
+
+    Layers that are one step of the optimized network, as in squeeze and excitation or a chain, are one row.
+    """
 
     name: str
-    """The module; empty for what runs before the first layer."""
+    """The module, the first of several; empty for what runs before the first layer."""
     kind: str
     """`convolution`, `linear`, or nothing before the first layer."""
     groups: int | None
@@ -90,7 +93,24 @@ def layer_times(
     contiguous, channels_last, optimized = map(_medians, found)
     if [row.name for row in contiguous] != [row.name for row in channels_last]:
         return ()
+    # Layers that are one step of the network are one row.
+    first = {layer: row.name for row in optimized if row.step for layer in row.step.layers[1:]}
+    contiguous, channels_last = _merged(contiguous, first), _merged(channels_last, first)
     return tuple(_joined(*rows) for rows in zip(contiguous, channels_last, _placed(contiguous, optimized), strict=True))
+
+
+def _merged(rows: Sequence[_Row], first: Mapping[str, str]) -> list[_Row]:
+    """Returns the rows without those of layers that have a first one, to which their times are added."""
+    found: list[_Row] = []
+    last: dict[str, _Row] = {}
+    for row in rows:
+        before = last.get(first[row.name]) if row.name in first else None
+        if before is not None:
+            before.seconds += row.seconds
+            continue
+        found.append(row)
+        last[row.name] = row
+    return found
 
 
 def _joined(one: _Row, other: _Row, after: _Row | None) -> LayerTimes:
@@ -101,7 +121,7 @@ def _joined(one: _Row, other: _Row, after: _Row | None) -> LayerTimes:
         groups=one.groups,
         fused=() if step is None else step.fused,
         engine=None if step is None else step.engine,
-        kernel=None if step is None else step.kernel or None,
+        kernel=None if step is None else step.kernel or (step.kind if step.layers else None),
         contiguous_ms=one.seconds * 1e3,
         channels_last_ms=other.seconds * 1e3,
         optimized_ms=None if after is None else after.seconds * 1e3,
@@ -139,8 +159,8 @@ def _medians(runs: Sequence[Sequence[_Row]]) -> list[_Row]:
 def _optimized(network: Optimized, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> list[_Row]:
     rows = [_Row()]
     for step, seconds in step_times(network, inputs, kwargs):
-        if step is not None and step.kind in _LAYERS:
-            rows.append(_Row(step.name, step.kind, step.groups, step=step))
+        if step is not None and (step.kind in _LAYERS or step.layers):
+            rows.append(_Row(step.layers[0] if step.layers else step.name, step.kind, step.groups, step=step))
         rows[-1].seconds += seconds
     return rows
 

@@ -13,9 +13,10 @@ import torch
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from groupwise.errors import GroupwiseError, RefusedExample
-from groupwise.rewrite.capture import first_line, reason_to_leave
+from groupwise.errors import GroupwiseError
+from groupwise.rewrite.capture import reason_to_leave
 from groupwise.rewrite.choose import measures
+from groupwise.rewrite.example import check_kwargs, refused
 from groupwise.rewrite.network import Optimized
 from groupwise.rewrite.plan import Left, Plan, Step
 from groupwise.rewrite.precision import check_dtype
@@ -125,20 +126,7 @@ def _try(network: Optimized, inputs: tuple[Any, ...], kwargs: Mapping[str, Any])
     except GroupwiseError:
         raise
     except Exception as error:
-        given = ", ".join([*map(_word, inputs), *(f"{name}={_word(value)}" for name, value in kwargs.items())])
-        fix = "give the arguments with which you call the model: groupwise.optimize(model, x)"
-        if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
-            fix = "give the model's arguments one by one: groupwise.optimize(model, x)"
-        raise RefusedExample(
-            f"model({given}) fails with {type(error).__name__}: {first_line(error)}; it must accept its example; {fix}",
-            error,
-        ) from error
-
-
-def _word(given: Any) -> str:
-    if isinstance(given, torch.Tensor):
-        return f"{str(given.dtype).removeprefix('torch.')} tensor of {'×'.join(map(str, given.shape))}"
-    return f"a {type(given).__name__}" if isinstance(given, tuple | list | dict) else repr(given)[:40]
+        raise refused(error, inputs, kwargs, "groupwise.optimize(model, x)") from error
 
 
 def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None, train: bool) -> None:
@@ -151,6 +139,7 @@ def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None
             "the model is compiled by torch.compile; give the model that it was made of, or use "
             'torch.compile(model, backend="groupwise")'
         )
+    check_kwargs(kwargs)
     if not inputs and not kwargs:
         raise GroupwiseError("an example input is missing; write: groupwise.optimize(model, example)")
     if model.training and not train:

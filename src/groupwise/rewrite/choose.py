@@ -13,7 +13,8 @@ import torch
 
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import tuning
-from groupwise.rewrite.engines import CONVOLUTION, LINEAR, UNMEASURED, UNMEASURED_LOW, Engine, Maybe, Work, kernel_of
+from groupwise.rewrite.engines import UNMEASURED, UNMEASURED_LOW, Engine, Maybe, Work, entering, kernel_of
+from groupwise.rewrite.low_engines import engines_of
 from groupwise.rewrite.recipe import Call
 
 # Engines of one layer are timed for about so many seconds, in at least and at most so many rounds.
@@ -56,9 +57,10 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
     able: dict[str, Engine] = {}
     refused: dict[str, str] = {}
     kernels: dict[str, str] = {}
-    for engine in LINEAR if work.geometry is None else CONVOLUTION:
-        if engine.kernel and not measure:
+    for row in engines_of(work):
+        if row.kernel and not measure:
             continue
+        engine = entering(row, work) if work.enters else row
         reason = engine.refuse(work)
         if reason is None:
             kernel = kernel_of(engine, work)
@@ -80,18 +82,17 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
     calls = {name: recipe.call for name, recipe in recipes.items()}
     exact = calls["pytorch"](*_copies(given))
     for name in list(calls):
-        if problem := _problem(calls[name], given, exact):
+        if problem := problem_of(calls[name], given, exact):
             refused[name] = problem
             del calls[name]
     if len(calls) == 1:
         (name,) = calls
         return Choice(able[name], "", {}, refused, kernels[name])
     # In the network, too, an engine gets memory that is there already, or asks for some at each call.
-    seconds = _time({name: recipes[name].again(call(*_copies(given))) for name, call in calls.items()}, given)
-    best = _fastest(seconds)
+    seconds = time_calls({name: recipes[name].again(call(*_copies(given))) for name, call in calls.items()}, given)
+    best = fastest(seconds)
     ms = {name: round(min(found) * 1e3, 4) for name, found in seconds.items()}
-    others = ", ".join(f"{name} {least:.3f}" for name, least in ms.items() if name != best)
-    return Choice(able[best], f"{ms[best]:.3f} ms, {others}", ms, refused, kernels[best])
+    return Choice(able[best], _reason(seconds, best), ms, refused, kernels[best])
 
 
 def _copies(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -99,7 +100,8 @@ def _copies(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     return (given[0], *(tensor.clone() for tensor in given[1:]))
 
 
-def _problem(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> str | None:
+def problem_of(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> str | None:
+    """Returns why a call does not compute what it should, or None."""
     try:
         made = call(*_copies(given))
     except RuntimeError as error:
@@ -111,7 +113,7 @@ def _problem(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> 
     return None
 
 
-def _fastest(seconds: Mapping[str, Sequence[float]]) -> str:
+def fastest(seconds: Mapping[str, Sequence[float]]) -> str:
     """Returns the engine that is faster than all before it: at its best, by a margin, and in most rounds."""
     best, *others = seconds
     for name in others:
@@ -121,7 +123,21 @@ def _fastest(seconds: Mapping[str, Sequence[float]]) -> str:
     return best
 
 
-def _time(calls: Mapping[str, Call], given: Sequence[torch.Tensor]) -> dict[str, list[float]]:
+def _reason(seconds: Mapping[str, Sequence[float]], best: str) -> str:
+    """Returns the shortest time of each engine, and why one that is shorter than the best's does not count."""
+    least = {name: min(found) for name, found in seconds.items()}
+    others = []
+    for name, found in least.items():
+        why = ""
+        if found < least[best]:
+            why = " (slower at its median)" if found < least[best] * MARGIN else " (too close to tell)"
+        if name != best:
+            others.append(f"{name} {found * 1e3:.3f}{why}")
+    return ", ".join([f"{least[best] * 1e3:.3f} ms", *others])
+
+
+def time_calls(calls: Mapping[str, Call], given: Sequence[torch.Tensor]) -> dict[str, list[float]]:
+    """Returns the seconds of each call in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     tensors, spent = _copies(given), 0.0
     for number in range(MOST):

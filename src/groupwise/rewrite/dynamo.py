@@ -20,17 +20,18 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from groupwise.errors import GroupwiseError, check_choice
+from groupwise.errors import GroupwiseError
 from groupwise.kernels import native
 from groupwise.rewrite.capture import Captured, NotCaptured, capture, first_line, module_of
 from groupwise.rewrite.choose import measures
 from groupwise.rewrite.compiled import Compiled
-from groupwise.rewrite.plan import Left, Plan, Step
+from groupwise.rewrite.plan import Left, Plan, Plans, Step
 from groupwise.rewrite.program import Program
 from groupwise.rewrite.region import MOST_PROGRAMS, key_of, kinds_of, words_of
 from groupwise.rewrite.tape import Tape
 from groupwise.rewrite.train_fuse import fuse_training
-from groupwise.rewrite.train_region import mark_convolutions, switch_back, switched_on
+from groupwise.rewrite.train_region import mark_convolutions
+from groupwise.rewrite.train_switch import switch_back, switched_on
 from groupwise.rewrite.watch import contents
 
 OPTIONS = ("tune",)
@@ -58,8 +59,12 @@ def backend(
     """
     if mode is not None:
         raise GroupwiseError(f"mode={mode!r} is not for backend='groupwise'; leave it out: the one option is tune")
-    for name in options or {}:
-        check_choice("option", name, OPTIONS)
+    for name, given in (options or {}).items():
+        if name not in OPTIONS:
+            raise GroupwiseError(
+                f"options={{{name!r}: {given!r}}} is not known to backend='groupwise'; the one option is "
+                '"tune": options={"tune": False}'
+            )
     measure = measures((options or {}).get("tune"))
     tensors = [given for given in example_inputs if isinstance(given, torch.Tensor)]
     trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -68,12 +73,13 @@ def backend(
     return piece
 
 
-def compiled_plans() -> tuple[Plan, ...]:
+def compiled_plans() -> Plans:
     """Returns the plan of each graph of `torch.compile(model, backend="groupwise")` that lives, and of each shape.
 
-    A graph that runs as Dynamo gave it has a plan without steps, which says why.
+    It is a tuple of plans, which `print()` shows as tables. A graph that runs as Dynamo gave it has a plan without
+    steps, which says why.
     """
-    return tuple(plan for known in _pieces if (piece := known()) is not None for plan in piece.plans())
+    return Plans(plan for known in _pieces if (piece := known()) is not None for plan in piece.plans())
 
 
 class Piece:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -29,6 +29,8 @@ class Work:
 
     - `geometry`: of a convolution; None for a linear layer
     - `overwrite`: whether the sum may be computed where the residual is
+    - `channels_last`: whether an engine reads that format, and writes it
+    - `enters`: whether the input is contiguous nevertheless, because it enters the network there
     """
 
     source: tuple[int, ...]
@@ -40,6 +42,7 @@ class Work:
     epilogue: Epilogue
     overwrite: bool
     channels_last: bool
+    enters: bool = False
 
     @property
     def is_pointwise(self) -> bool:
@@ -184,17 +187,17 @@ def onednn_problem() -> str | None:
 # groupwise and PyTorch
 
 
-def _native_layer(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str) -> Any:
+def native_layer(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str) -> Any:
     """Returns the layer of the native core, which packs the weight for a kernel, or for the planner's choice."""
     at, epilogue = work.geometry or Geometry((), (), (), 1), work.epilogue
-    before, after = (_words(activation) for activation in (epilogue.before, epilogue.after))
+    before, after = (words_of(activation) for activation in (epilogue.before, epilogue.after))
     return torch.classes.groupwise.Layer(
         *(weight, bias, list(at.stride), list(at.padding), list(at.dilation), at.transposed),
         *(list(at.output_padding or (0,) * at.dims), at.groups, *before, epilogue.residual, *after, kernel),
     )
 
 
-def _words(activation: Activation | None) -> tuple[str, list[float]]:
+def words_of(activation: Activation | None) -> tuple[str, list[float]]:
     """Returns the core's name of an activation, and its numbers."""
     if activation is None:
         return "none", []
@@ -218,7 +221,7 @@ def _refuse_groupwise(work: Work, kernel: str = "") -> str | None:
 def _layer_of(work: Work, kernel: str) -> Any:
     """Returns a layer that plans and never runs, so that its weights are no numbers."""
     bias = torch.empty(work.result[-1 if work.geometry is None else 1]) if work.bias else None
-    return _native_layer(work, torch.empty(work.weight), bias, kernel)
+    return native_layer(work, torch.empty(work.weight), bias, kernel)
 
 
 def _like_source(work: Work) -> torch.Tensor:
@@ -228,9 +231,14 @@ def _like_source(work: Work) -> torch.Tensor:
 
 
 def _make_groupwise(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str = "") -> Recipe:
-    layer = _native_layer(work, weight.float(), bias, kernel)
+    layer = native_layer(work, weight.float(), bias, kernel)
     if work.dtype == torch.bfloat16:
         return _widened(layer, 1 + work.epilogue.residual)
+    return run_layer(layer, work)
+
+
+def run_layer(layer: Any, work: Work) -> Recipe:
+    """Returns a recipe that runs a layer of the native core."""
     if not work.epilogue.residual:
         return Recipe(1, Operation(Method(layer, "run"), (SOURCE, None)))
     if work.overwrite:
@@ -258,6 +266,32 @@ def _with_kernel(kernel: str) -> Engine:
     """Returns the row of one kernel, where the planner might choose another."""
     refuse = partial(_refuse_groupwise, kernel=kernel)
     return Engine("groupwise", refuse, partial(_make_groupwise, kernel=kernel), kernel)
+
+
+# Where an image enters a network
+
+
+def entering(engine: Engine, work: Work) -> Engine:
+    """Returns the row for a layer with a contiguous input: a kernel that reads it in place, or the engine behind a
+    change of the format.
+    """
+    if engine.kernel and work.dtype == torch.float32 and _refuse_groupwise(_contiguous(work), engine.kernel) is None:
+        return replace(engine, refuse=_never, make=partial(_make_in_place, kernel=engine.kernel))
+
+    def make(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
+        change = Operation(aten.contiguous.default, (SOURCE,), {"memory_format": torch.channels_last})
+        return engine.make(work, weight, bias).behind(change)
+
+    return replace(engine, make=make)
+
+
+def _contiguous(work: Work) -> Work:
+    return replace(work, channels_last=False)
+
+
+def _make_in_place(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str) -> Recipe:
+    layer, operands = native_layer(work, weight, bias, kernel), (SOURCE, RESIDUAL if work.epilogue.residual else None)
+    return Recipe(1 + work.epilogue.residual, Operation(Method(layer, "run_last"), operands))
 
 
 def _make_pytorch(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
@@ -294,7 +328,7 @@ def _never(work: Work) -> None:
     return None
 
 
-_KERNELS = tuple(_with_kernel(kernel) for kernel in ("brgemm", "groups", "narrow", "planar", "dots"))
+_KERNELS = tuple(_with_kernel(kernel) for kernel in ("brgemm", "groups", "narrow", "planar", "dots", "stem"))
 CONVOLUTION = (
     Engine("onednn", _refuse_onednn, _make_onednn),
     Engine("groupwise", _refuse_groupwise, _make_groupwise),

@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 from groupwise.rewrite.capture import NotCaptured, module_of
 from groupwise.rewrite.kept import Kept
 from groupwise.rewrite.norms import batch_norm_act
-from groupwise.rewrite.steps import args_of, is_layer
+from groupwise.rewrite.steps import args_of, chain, is_layer
 
 aten = torch.ops.aten
 
@@ -55,7 +55,7 @@ def memory_of(graph: Graph) -> Roots:
 
 
 def _shared_with(node: Node) -> Iterable[Node]:
-    if node.op != "call_function" or is_layer(node) or node.target is batch_norm_act:
+    if node.op != "call_function" or is_layer(node) or node.target in (batch_norm_act, chain):
         return []
     if node.target is operator.getitem or not isinstance(node.target, torch._ops.OpOverload):
         return node.all_input_nodes

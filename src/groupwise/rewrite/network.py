@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from groupwise.errors import GroupwiseError
 from groupwise.rewrite.capture import twin
-from groupwise.rewrite.plan import Plan
-from groupwise.rewrite.region import MOST_PROGRAMS, Met, Planner, Region, key_of, plan_of
+from groupwise.rewrite.pickled import reduced
+from groupwise.rewrite.plan import Plan, Plans
+from groupwise.rewrite.region import MOST_PROGRAMS, Met, Planner, Refused, Region, key_of, plan_of, reason_to_run_whole
 from groupwise.rewrite.structure import Structure, countable
 from groupwise.rewrite.watch import check_watchable
 
@@ -24,7 +25,8 @@ class Optimized(torch.nn.Module):
 
     It is called as the model is. `print(network.plan)` says how it runs. Its parameters, buffers and state_dict are the
     model's own, and it packs its weights again when one of them changes, and plans anew when a submodule of the model
-    is replaced. Inputs of another shape make a plan of their own when they first come.
+    is replaced. Inputs of another shape make a plan of their own when they first come. Submodules that stay as they are
+    belong to the model, and follow its `train()` and `eval()`.
     """
 
     def __init__(self, model: torch.nn.Module, measure: bool, dtype: torch.dtype | None = None) -> None:
@@ -68,10 +70,10 @@ class Optimized(torch.nn.Module):
         return plan
 
     @property
-    def plans(self) -> tuple[Plan, ...]:
+    def plans(self) -> Plans:
         """The plans that the network keeps, one for each kind of input, the newest at the end."""
         region: Region = vars(self)["_region"]
-        return tuple(plan for key, plan in list(vars(self)["_plans"].items()) if region.knows(key))
+        return Plans(plan for key, plan in list(vars(self)["_plans"].items()) if region.knows(key))
 
     def plan_of(self, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Plan:
         """Returns the plan for inputs like these, and runs the network on them if there is none yet."""
@@ -104,6 +106,8 @@ class Optimized(torch.nn.Module):
             output = region(*args, **kwargs)
             if region.planner.news != news and thread.met:
                 self._describe(thread.met, args, kwargs, started)
+            elif vars(self)["_plan"] is None and not thread.met:
+                self._describe([(region, Refused(reason_to_run_whole(args, kwargs)))], args, kwargs, started)
         finally:
             thread.met = outer
         return output
@@ -175,6 +179,9 @@ class Optimized(torch.nn.Module):
         return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
 
     # A copy plans anew when it is first called: packed weights belong to a process and a machine.
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduced(self, self.model)
 
     def __getstate__(self) -> dict[str, Any]:
         dropped = {"_region", "_plans", "_structures", "_source", "_parameters", "_buffers", "_modules"}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from groupwise.draw.base import phrases
 from groupwise.draw.text import lines as text
 from groupwise.spec.legible import Printed, legible
 
@@ -18,7 +19,7 @@ class Step:
     name: str
     """The module that the step computes, or the operator's node in the graph."""
     kind: str
-    """`convolution`, `linear`, or PyTorch's operator."""
+    """`convolution`, `linear`, `chain`, or PyTorch's operator."""
     engine: str
     """`onednn`, `groupwise`, `matmul` or `pytorch`."""
     fused: tuple[str, ...] = ()
@@ -36,7 +37,9 @@ class Step:
     ms: Mapping[str, float] = field(default_factory=dict)
     """The shortest time of each engine that was measured; of groupwise's kernels, by their names, too."""
     kernel: str = ""
-    """The kernel of groupwise that runs a layer; empty for another engine."""
+    """The kernel of groupwise that runs a layer, or those of a chain; empty for another engine."""
+    layers: tuple[str, ...] = ()
+    """The modules of the layers that are one step, in order, such as those of a chain; empty for a layer by itself."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,15 @@ class Left:
 
     name: str
     reason: str
+
+
+class Plans(tuple["Plan", ...], Printed):
+    """Plans in order. `print()` it for all of their tables."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self)) or "no plans"
 
 
 @dataclass(frozen=True)
@@ -70,8 +82,11 @@ class Plan(Printed):
 
     @property
     def engines(self) -> dict[str, int]:
-        """How many convolutions and linear layers each engine runs."""
-        return dict(Counter(step.engine for step in self.steps if step.kind in ("convolution", "linear")))
+        """How many convolutions and linear layers each engine runs, without those inside of squeeze and excitation."""
+        found: Counter[str] = Counter()
+        for step in self.steps:
+            found[step.engine] += len(step.layers) if step.kind == "chain" else step.kind in ("convolution", "linear")
+        return dict(+found)
 
     def __str__(self) -> str:
         threads = f"{self.threads} thread" + "s" * (self.threads != 1)
@@ -89,7 +104,7 @@ class Plan(Printed):
 
     def _summary(self) -> str:
         engines = ", ".join(f"{count} by {name}" for name, count in sorted(self.engines.items())) or "none"
-        return f"{len(self.steps)} steps; layers: {engines}; planned in {self.seconds:.1f} s"
+        return f"{phrases.plural(len(self.steps), 'step')}; layers: {engines}; planned in {self.seconds:.1f} s"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field as plain JSON types."""
@@ -100,7 +115,7 @@ def _row(step: Step) -> tuple[str, ...]:
     groups = "" if step.groups is None else str(step.groups)
     shape = "×".join(map(str, step.output_shape))
     engine = f"{step.engine} {step.kernel}".rstrip()
-    return (legible(step.name), step.kind, groups, shape, engine, " + ".join(step.fused), _why(step))
+    return (legible(step.name), step.kind, groups, shape, engine, " + ".join(map(legible, step.fused)), _why(step))
 
 
 def _reason(left: Left) -> str:

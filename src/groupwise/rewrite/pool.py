@@ -8,7 +8,7 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.kernels import native
-from groupwise.rewrite.steps import is_tensor, put, value
+from groupwise.rewrite.steps import is_plain, put, value
 
 aten = torch.ops.aten
 
@@ -18,20 +18,20 @@ def name_pools(graph: Graph) -> None:
     if native.status().problem or not any(getattr(node.meta.get("geometry"), "dims", 0) == 2 for node in graph.nodes):
         return
     for node in list(graph.nodes):
-        given = _arguments(node)
+        given = _of_max_pool(node)
         if given is not None:
-            target = torch.ops.groupwise.max_pool2d.default
-            put(graph, [node], target, given, {"engine": "groupwise", "constant": False})
+            meta = {"engine": "groupwise", "constant": False}
+            put(graph, [node], torch.ops.groupwise.max_pool2d.default, given, meta)
 
 
-def _arguments(node: Node) -> tuple[Any, ...] | None:
+def _of_max_pool(node: Node) -> tuple[Any, ...] | None:
     """Returns the operator's arguments, if it computes what the node does."""
     if node.target is not aten.max_pool2d.default or node.kwargs:
         return None
     given: list[Any] = list(node.args)
     defaults: list[Any] = [[], [0, 0], [1, 1], False]
     source, kernel, stride, padding, dilation, ceil_mode = [*given, *defaults[len(given) - 2 :]]
-    if not is_tensor(source) or value(source).dim() != 4 or value(source).dtype != torch.float32:
+    if not is_plain(source) or value(source).dim() != 4:
         return None
     kernel, stride, padding = (_pair(numbers) for numbers in (kernel, stride or kernel, padding))
     return (source, kernel, stride, padding, ceil_mode) if set(dilation) == {1} else None

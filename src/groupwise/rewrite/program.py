@@ -11,6 +11,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import TreeSpec
 
 from groupwise.rewrite.capture import Captured, module_of
+from groupwise.rewrite.chain import Chained, Link, chain_recipe, choose_chains, link, linked_step, runs_of, weights_of
 from groupwise.rewrite.choose import Choice, choose
 from groupwise.rewrite.compiled import Compiled, NotCompiled
 from groupwise.rewrite.engines import Work
@@ -24,8 +25,8 @@ from groupwise.rewrite.precision import lower
 from groupwise.rewrite.recipe import Operation, Recipe, Slot
 from groupwise.rewrite.shuffle import name_shuffles
 from groupwise.rewrite.simplify import change_layout, copy_shared_outputs, remove_unread, simplify, to_channels_last
-from groupwise.rewrite.squeeze import name_squeezes
-from groupwise.rewrite.steps import ACTIVATIONS, args_of, is_layer, is_tensor, name_layers, value
+from groupwise.rewrite.squeeze import name_means, name_squeezes
+from groupwise.rewrite.steps import ACTIVATIONS, args_of, chain, is_layer, is_tensor, name_layers, value
 from groupwise.rewrite.tape import Tape
 
 aten = torch.ops.aten
@@ -36,6 +37,14 @@ IN_PLACE: dict[Any, Any] = {
     for operator in (*ACTIVATIONS, aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor)
     if operator is not aten.relu6.default
 }
+
+
+def _channels_last_recipe(given: int, source: Any) -> Recipe:
+    return Recipe(given, Operation(aten.contiguous.default, (source,), {"memory_format": torch.channels_last}))
+
+
+# Python functions in a graph, as operators, which the core can call. A row takes the number of values, and arguments.
+RECIPES: dict[Any, Callable[..., Recipe]] = {to_channels_last: _channels_last_recipe, batch_norm_act: norm_recipe}
 
 
 class Program:
@@ -58,6 +67,7 @@ class Program:
         if dtype is not None:
             lower(graph)
         name_squeezes(graph)
+        name_means(graph)
         name_shuffles(graph)
         name_pools(graph)
         copy_shared_outputs(graph)
@@ -69,6 +79,9 @@ class Program:
         self._measure = measure
         self._choices: dict[Node, tuple[Work, Choice]] = {}
         self._known: dict[Any, Choice] = {}
+        # Chains, with what each of their layers computes; and those of runs alike.
+        self._chains: dict[Node, tuple[list[Work], Chained]] = {}
+        self._known_chains: dict[Any, list[Chained]] = {}
         self._dead = _last_reads(graph)
         self._writable = _writable(graph)
         self._restrides: dict[Node, Recipe] = {}
@@ -123,10 +136,10 @@ class Program:
         if is_layer(node):
             work, choice = self._choices[node]
             return choice.engine.make(work, *_packable(node, constants)), _reads(node)
-        if node.target is to_channels_last:
-            # As an operator, which the native core can call.
-            form = {"memory_format": torch.channels_last}
-            return Recipe(1, Operation(aten.contiguous.default, (Slot(0),), form)), node.all_input_nodes
+        if node.target is chain:
+            works, chained = self._chains[node]
+            weights = [_packed_as(value(node).dtype, *pair, constants) for pair in weights_of(node)]
+            return chain_recipe(works, chained.kernels, weights), [args_of(node)[0], *args_of(node)[2:]]
         target: Any = node.target
         if node in self._writable and args_of(node)[0] in self._writable[node]:
             target = node.meta.get("in_place", IN_PLACE.get(target, target))
@@ -142,8 +155,8 @@ class Program:
         if "in_place" in node.meta and target is node.meta["in_place"]:
             # It writes to what it reads first.
             kwargs = {"out": args[0]}
-        if target is batch_norm_act:
-            return norm_recipe(len(reads), *args), reads
+        if target in RECIPES:
+            return RECIPES[target](len(reads), *args), reads
         return Recipe(len(reads), Operation(target, args, kwargs)), reads
 
     def _choose(self, constants: dict[Node, Any], example: Sequence[Any]) -> dict[Node, tuple[Recipe, list[Node]]]:
@@ -152,19 +165,38 @@ class Program:
         # A residual may be overwritten, but never the caller's tensors: they have roots that are inputs.
         values: dict[Node, Any] = dict(zip(inputs, example, strict=True))
         found: dict[Node, tuple[Recipe, list[Node]]] = {}
-        steps: list[Step] = []
+        steps: dict[Node, Step] = {}
+        runs = runs_of(self.graph, self._writable) if self._measure else []
+        # What a run reads stays until its last layer is there.
+        ends, held = {run[-1]: run for run in runs}, {args_of(run[0])[0] for run in runs}
+        chains: list[tuple[list[Node], Chained]] = []
         for node in self._running(constants):
             if is_layer(node):
                 self._choose_layer(node, constants, [values[read] for read in _reads(node)])
             recipe, reads = found[node] = self._call(node, constants)
             given = [values[read] for read in reads]
+            if node in ends:
+                run = ends[node]
+                operands = [values[args_of(run[0])[0]], *(values[read] for read in _reads(node)[1:])]
+                chains += [(run, each) for each in self._choose_chains(run, found, constants, operands)]
             # What is read first is gone after the call if that writes in place.
             shape = tuple(given[0].shape) if given and isinstance(given[0], torch.Tensor) else ()
             values[node] = recipe(*given)
-            steps.append(self._step(node, shape, values[node]))
+            steps[node] = self._step(node, shape, values[node])
             for read in self._dead[node]:
-                values.pop(read, None)
-        self.steps = tuple(steps)
+                if read not in held:
+                    values.pop(read, None)
+        linked = {
+            run[each.last - 1]: self._link(run[each.first : each.last], each, constants, values, found, steps)
+            for run, each in chains
+        }
+        if linked:
+            self._dead, self._writable = _last_reads(self.graph), _writable(self.graph)
+            found = {
+                node: (found[node][0], [linked.get(read, read) for read in found[node][1]])
+                for node in self._running(constants)
+            }
+        self.steps = tuple(steps[node] for node in found)
         for node in self.graph.output_node().all_input_nodes:
             made, wanted = values.get(node, constants.get(node)), node.meta["val"]
             if isinstance(made, torch.Tensor) and _strides(made) != _strides(wanted):
@@ -174,6 +206,7 @@ class Program:
     def _choose_layer(self, node: Node, constants: dict[Node, Any], given: list[torch.Tensor]) -> None:
         weight, bias = _packable(node, constants)
         source = given[0]
+        enters = node.meta.get("enters", False)
         work = Work(
             source=tuple(source.shape),
             result=tuple(value(node).shape),
@@ -183,12 +216,46 @@ class Program:
             geometry=node.meta.get("geometry"),
             epilogue=node.meta["epilogue"],
             overwrite=len(given) > 1 and given[1] is not given[0] and args_of(node)[3] in self._writable.get(node, ()),
-            channels_last=source.dim() == 4 and source.is_contiguous(memory_format=torch.channels_last),
+            channels_last=enters or (source.dim() == 4 and source.is_contiguous(memory_format=torch.channels_last)),
+            enters=enters,
         )
         key = (work, source.stride(), given[-1].stride())
         if key not in self._known:
             self._known[key] = choose(work, weight, bias, given, self._measure)
         self._choices[node] = work, self._known[key]
+
+    def _choose_chains(
+        self,
+        run: Sequence[Node],
+        found: Mapping[Node, tuple[Recipe, list[Node]]],
+        constants: Mapping[Node, Any],
+        given: list[torch.Tensor],
+    ) -> list[Chained]:
+        if not all(node in self._choices for node in run):
+            return []
+        links = [Link(*self._choices[node], *_packable(node, constants), found[node][0]) for node in run]
+        key = (tuple((each.work, each.choice.engine.label) for each in links), *(each.stride() for each in given))
+        if key not in self._known_chains:
+            self._known_chains[key] = choose_chains(links, given)
+        return self._known_chains[key]
+
+    def _link(
+        self,
+        layers: Sequence[Node],
+        chained: Chained,
+        constants: dict[Node, Any],
+        values: dict[Node, Any],
+        found: dict[Node, tuple[Recipe, list[Node]]],
+        steps: dict[Node, Step],
+    ) -> Node:
+        """Puts a chain in place of layers, in the graph and in what is known of it."""
+        works = [self._choices.pop(layer)[0] for layer in layers]
+        made, last = link(self.graph, layers), layers[-1]
+        self._chains[made] = works, chained
+        found[made], steps[made] = self._call(made, constants), linked_step([steps[layer] for layer in layers], chained)
+        if last in values:
+            values[made] = values.pop(last)
+        return made
 
     def _step(self, node: Node, shape: tuple[int, ...], made: Any) -> Step:
         output = tuple(made.shape) if isinstance(made, torch.Tensor) else ()
@@ -197,7 +264,8 @@ class Program:
             if node.target is aten._to_copy.default:
                 name = f"to_{value(node).dtype}".replace("torch.", "")
             engine = node.meta.get("engine", "groupwise" if node.target is batch_norm_act else "pytorch")
-            return Step(module_of(node), name, engine, node.meta.get("fused", ()), shape, output)
+            fused, layers = node.meta.get("fused", ()), node.meta.get("layers", ())
+            return Step(module_of(node), name, engine, fused, shape, output, layers=layers)
         work, choice = self._choices[node]
         return Step(
             name=module_of(node),
@@ -240,10 +308,15 @@ def _reads(layer: Node) -> list[Node]:
 
 def _packable(node: Node, constants: Mapping[Node, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Returns a layer's weight in the dtype of what it computes, and its bias in one that is as exact as its sums."""
-    weight, bias = (given and constants[given] for given in args_of(node)[1:3])
-    dtype = value(node).dtype
+    weight, bias = args_of(node)[1:3]
+    return _packed_as(value(node).dtype, weight, bias, constants)
+
+
+def _packed_as(
+    dtype: torch.dtype, weight: Node, bias: Node | None, constants: Mapping[Node, Any]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     exact = torch.float32 if dtype == torch.bfloat16 else dtype
-    return weight.to(dtype), None if bias is None else bias.to(exact)
+    return constants[weight].to(dtype), None if bias is None else constants[bias].to(exact)
 
 
 def _last_reads(graph: Graph) -> dict[Node, list[Node]]:

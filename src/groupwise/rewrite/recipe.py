@@ -71,6 +71,20 @@ class Recipe:
         call, reads = self._calls[0]
         return call if len(self._calls) == 1 and reads == list(range(self.given)) else self
 
+    def behind(self, change: Operation) -> Recipe:
+        """Returns a recipe that changes the first value that it is given by an operator, and reads the result."""
+
+        def moved(slot: Slot) -> Slot:
+            if slot.number == 0:
+                return Slot(self.given)
+            return slot if slot.number < self.given else Slot(slot.number + 1)
+
+        def later(each: Operation) -> Operation:
+            words = {name: _mapped(given, moved) for name, given in each.kwargs.items()}
+            return replace(each, args=_mapped(each.args, moved), kwargs=words)
+
+        return Recipe(self.given, change, *map(later, self.operations))
+
     def again(self, result: Any) -> Call:
         """Returns what computes the same in the memory of an earlier result, where the native core could do so."""
         first = self.operations[0]
@@ -88,6 +102,15 @@ def _visit(argument: Any, found: Callable[[int], None]) -> None:
             _visit(part, found)
     elif isinstance(argument, slice):
         _visit((argument.start, argument.stop, argument.step), found)
+
+
+def _mapped(argument: Any, change: Callable[[Slot], Slot]) -> Any:
+    """Returns the argument with other slots in place of its own."""
+    if isinstance(argument, Slot):
+        return change(argument)
+    if isinstance(argument, list | tuple):
+        return type(argument)(_mapped(part, change) for part in argument)
+    return argument
 
 
 def _filled(argument: Any, values: Any) -> Any:

@@ -36,7 +36,7 @@ class Ready:
     program: Program
     watch: Watch
     snapshot: Snapshot
-    dtypes: list[tuple[torch.dtype, torch.Size, torch.device]]
+    kinds: list[Any]
     tape: Tape | Compiled
     left: tuple[Left, ...]
 
@@ -143,7 +143,7 @@ class Region:
                 if not ready.snapshot.holds():
                     ready = self._packed_again(ready)
                 if ready is None:
-                    # Another dtype or shape of a parameter makes another graph.
+                    # Another dtype or shape of a parameter makes another graph, and so does None.
                     self._ready.clear()
             if ready is None:
                 try:
@@ -162,18 +162,18 @@ class Region:
         snapshot = watch.snapshot()
         try:
             with rehearsal():
-                tape = program.pack(dict(zip(watch.names, snapshot.tensors, strict=True)), leaves)
+                tape = program.pack(snapshot.states, leaves)
         except RuntimeError as error:
             # Inputs that the model refuses too, such as another dtype: its own code says so.
             raise NotCaptured(f"an operator fails: {first_line(error)}") from None
         left = tuple(Left(under(self.name, name), reason) for name, reason in captured.left.items())
-        return Ready(program, watch, snapshot, kinds_of(snapshot.tensors), tape, left)
+        return Ready(program, watch, snapshot, kinds_of(snapshot.held), tape, left)
 
     def _packed_again(self, ready: Ready) -> Ready | None:
         snapshot = ready.watch.snapshot()
-        if kinds_of(snapshot.tensors) != ready.dtypes:
+        if kinds_of(snapshot.held) != ready.kinds:
             return None
-        tape = ready.program.pack(dict(zip(ready.watch.names, snapshot.tensors, strict=True)))
+        tape = ready.program.pack(snapshot.states)
         return replace(ready, snapshot=snapshot, tape=tape)
 
     def _keep(self, key: Key, ready: Ready | Refused) -> None:
@@ -235,7 +235,7 @@ def plan_of(met: Sequence[Met], title: str, inputs: Sequence[Any], started: floa
         if isinstance(ready, Ready):
             if ready.program.interpreted:
                 interpreted.append(Left(region.name, ready.program.interpreted))
-            steps += [replace(step, name=under(region.name, step.name)) for step in ready.program.steps]
+            steps += [placed(step, region.name) for step in ready.program.steps]
             left |= dict.fromkeys(ready.left)
         else:
             left |= dict.fromkeys([Left(region.name, ready.reason), *region.unfit])
@@ -264,9 +264,14 @@ def under(name: str, key: str) -> str:
     return f"{name}.{key}" if name else key
 
 
-def kinds_of(tensors: Sequence[torch.Tensor]) -> list[tuple[torch.dtype, torch.Size, torch.device]]:
+def placed(step: Step, name: str) -> Step:
+    """Returns a step of a module of this name with the names of the whole model."""
+    return replace(step, name=under(name, step.name), layers=tuple(under(name, layer) for layer in step.layers))
+
+
+def kinds_of(held: Sequence[torch.Tensor | None]) -> list[Any]:
     """Returns what the graph of a model depends on, of parameters and buffers."""
-    return [(tensor.dtype, tensor.shape, tensor.device) for tensor in tensors]
+    return [None if tensor is None else (tensor.dtype, tensor.shape, tensor.device) for tensor in held]
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -298,3 +303,19 @@ def key_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Key, Sequenc
         else:
             return None
     return tuple(parts), leaves
+
+
+def reason_to_run_whole(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Says why `key_of` returns None."""
+    if torch.is_autocast_enabled("cpu"):
+        return "it was called under autocast"
+    if _functorch():
+        return "torch.func transformed it"
+    kinds: dict[str, None] = {}
+    for leaf in tree_flatten((tuple(args), dict(kwargs)))[0]:
+        if isinstance(leaf, torch.Tensor):
+            if type(leaf) not in _PLAIN or leaf.device.type != "cpu" or leaf.layout is not torch.strided:
+                kinds["a tensor that is no plain CPU tensor"] = None
+        elif type(leaf) not in _VALUES:
+            kinds[type(leaf).__name__] = None
+    return f"its arguments are more than tensors and plain values: {', '.join(kinds)}"

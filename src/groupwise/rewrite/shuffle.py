@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.kernels import native
-from groupwise.rewrite.steps import args_of, is_tensor, only_reader, put, value
+from groupwise.rewrite.steps import args_of, is_plain, only_reader, put, value
 
 aten = torch.ops.aten
 
@@ -40,7 +40,7 @@ def _joined_pair(node: Node) -> tuple[Node, Node] | None:
     if joined.target is not aten.cat.default or only_reader(joined) is not node or args_of(joined)[1:] != (1,):
         return None
     parts: list[Any] = list(args_of(joined)[0])
-    if len(parts) != 2 or not all(is_tensor(part) and value(part).dtype == torch.float32 for part in parts):
+    if len(parts) != 2 or not all(is_plain(part, value(node).dtype) for part in parts):
         return None
     first, second = parts
     return (first, second) if value(first).shape == value(second).shape else None

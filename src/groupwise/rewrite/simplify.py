@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 
 from groupwise.rewrite.functional import memory_of
 from groupwise.rewrite.kept import Kept
-from groupwise.rewrite.steps import args_of, is_tensor, only_reader, value
+from groupwise.rewrite.steps import args_of, is_layer, is_tensor, only_reader, value
 
 aten = torch.ops.aten
 
@@ -74,7 +74,8 @@ def remove_unread(graph: Graph) -> None:
 
 def change_layout(graph: Graph) -> None:
     """Puts images into channels_last where they enter a network with 2-D convolutions: at the input, and once more
-    behind a module that stays as it is.
+    behind a module that stays as it is. A layer that alone reads a contiguous image gets it as it is, and writes
+    channels_last.
     """
     if not any(getattr(node.meta.get("geometry"), "dims", 0) == 2 for node in graph.nodes):
         return
@@ -85,11 +86,21 @@ def change_layout(graph: Graph) -> None:
         readers = [user for user in node.users if user.op != "output" and not isinstance(user.target, Kept)]
         if not readers:
             continue
+        if len(readers) == 1 and _may_change(readers[0], node):
+            readers[0].meta["enters"] = True
+            continue
         with graph.inserting_before(min(readers)):
             changed = graph.call_function(to_channels_last, (node,))
         changed.meta = {"val": node.meta["val"]}
         for reader in readers:
             reader.replace_input_with(node, changed)
+
+
+def _may_change(reader: Node, node: Node) -> bool:
+    """Tells whether a reader is a layer whose engines may change the format of a contiguous image themselves."""
+    contiguous = value(node).is_contiguous() and not value(node).is_contiguous(memory_format=torch.channels_last)
+    at = reader.meta.get("geometry") if is_layer(reader) else None
+    return contiguous and at is not None and at.dims == 2 and args_of(reader)[3:] == () and args_of(reader)[0] is node
 
 
 def _enters(node: Node) -> bool:

@@ -10,12 +10,14 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.kernels import native
+from groupwise.rewrite.capture import module_of
 from groupwise.rewrite.steps import (
     Activation,
     Epilogue,
     args_of,
     convolution,
     is_layer,
+    is_plain,
     is_tensor,
     only_reader,
     put,
@@ -44,8 +46,8 @@ class _Gate:
 
 
 def flat(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Returns a layer's weight as a matrix, or its bias, in the dtype of what it computes."""
-    return weight.flatten(1).to(dtype).contiguous() if weight.dim() > 1 else weight.to(dtype)
+    """Returns a layer's weight as a matrix, in the dtype of what it computes, or its bias, in that of its sums."""
+    return weight.flatten(1).to(dtype).contiguous() if weight.dim() > 1 else weight.float()
 
 
 def name_squeezes(graph: Graph) -> None:
@@ -61,9 +63,24 @@ def name_squeezes(graph: Graph) -> None:
                 break
 
 
+def name_means(graph: Graph) -> None:
+    """Puts one operator in place of each other mean over all pixels."""
+    if native.status().problem:
+        return
+    for node in list(graph.nodes):
+        source: Any = args_of(node)[0] if node.op == "call_function" and args_of(node) else None
+        if not is_plain(source) or value(source).dim() < 3 or not is_plain(node, value(source).dtype):
+            continue
+        if node.kwargs or not _is_mean_of(node, source):
+            continue
+        keepdim = value(node).dim() == value(source).dim()
+        meta = {"engine": "groupwise", "constant": False}
+        put(graph, [node], torch.ops.groupwise.mean_pixels.default, (source, keepdim), meta)
+
+
 def _gate(node: Node, source: Any, factor: Any) -> _Gate | None:
     """Returns how the factors come from the mean of the source, if they do and nothing else reads what is between."""
-    if not (is_tensor(source) and is_tensor(factor) and _are_floats(node, source)):
+    if not (is_plain(source) and is_tensor(factor) and is_plain(node, value(source).dtype)):
         return None
     shape = value(source).shape
     if len(shape) < 3 or value(node).shape != shape:
@@ -79,6 +96,8 @@ def _gate(node: Node, source: Any, factor: Any) -> _Gate | None:
         return None
     while factor.op == "call_function" and only_reader(factor) is reader and value(factor).shape[:1] == shape[:1]:
         nodes.append(factor)
+        if not is_plain(factor, value(source).dtype):
+            return None
         if _is_mean_of(factor, source):
             return _Gate(tuple(layers), tuple(nodes)) if 0 < len(layers) <= 2 else None
         before: Any = args_of(factor)[0] if args_of(factor) else None
@@ -92,10 +111,6 @@ def _gate(node: Node, source: Any, factor: Any) -> _Gate | None:
     return None
 
 
-def _are_floats(*nodes: Node) -> bool:
-    return all(value(node).dtype == torch.float32 for node in nodes)
-
-
 def _is_small(layer: Node) -> bool:
     """Tells whether a layer is a product with one matrix, and an activation that the operator knows."""
     if not is_layer(layer):
@@ -103,8 +118,6 @@ def _is_small(layer: Node) -> bool:
     epilogue: Epilogue = layer.meta["epilogue"]
     geometry: Any = layer.meta.get("geometry")
     if epilogue.residual or (epilogue.before is not None and epilogue.before.name not in _KNOWN):
-        return False
-    if not _are_floats(layer):
         return False
     if layer.target is not convolution:
         return value(layer).dim() == 2
@@ -114,7 +127,7 @@ def _is_small(layer: Node) -> bool:
 
 def _is_mean_of(node: Node, source: Node) -> bool:
     """Tells whether a node is the mean of the source over all its pixels."""
-    if not args_of(node) or args_of(node)[0] is not source or not _are_floats(node):
+    if not args_of(node) or args_of(node)[0] is not source:
         return False
     shape = value(source).shape
     if math.prod(value(node).shape) != shape[0] * shape[1]:
@@ -142,6 +155,7 @@ def _name(graph: Graph, node: Node, source: Node, gate: _Gate) -> None:
     fused = ("mean", *words, "product")
     target, in_place = torch.ops.groupwise.squeeze_excite.default, torch.ops.groupwise.squeeze_excite.out
     meta = {"engine": "groupwise", "fused": fused, "in_place": in_place, "constant": False}
+    meta["layers"] = tuple(map(module_of, gate.layers))
     put(graph, (node, *gate.nodes), target, (source, *given), meta)
 
 

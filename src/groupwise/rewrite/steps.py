@@ -138,7 +138,7 @@ def put(graph: Graph, parts: Sequence[Node], target: Any, args: tuple[Any, ...],
     return made
 
 
-# The two words are never called: an engine stands in for each.
+# The words are never called: an engine stands in for each.
 def convolution(source: Any, weight: Any, bias: Any, residual: Any = None) -> Any:
     """Stands for a convolution; `node.meta` has its `geometry` and its `epilogue`."""
     raise NotImplementedError
@@ -146,6 +146,11 @@ def convolution(source: Any, weight: Any, bias: Any, residual: Any = None) -> An
 
 def linear(source: Any, weight: Any, bias: Any, residual: Any = None) -> Any:
     """Stands for a linear layer; `node.meta` has its `epilogue`."""
+    raise NotImplementedError
+
+
+def chain(source: Any, weights: Any, residual: Any = None) -> Any:
+    """Stands for layers that run band by band; `weights` has the weight and the bias of each, in order."""
     raise NotImplementedError
 
 
@@ -172,6 +177,11 @@ def value(node: Node) -> torch.Tensor:
 def is_tensor(node: Any) -> bool:
     """Tells whether the node computes one tensor."""
     return isinstance(node, Node) and isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def is_plain(node: Any, dtype: torch.dtype | None = None) -> bool:
+    """Tells whether the node computes one tensor of a dtype that native operators know: of `dtype`, if it is given."""
+    return is_tensor(node) and value(node).dtype in ((torch.float32, torch.bfloat16) if dtype is None else (dtype,))
 
 
 def only_reader(node: Node) -> Node | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from groupwise.rewrite.network import Optimized
 from groupwise.rewrite.plan import Step
-from groupwise.rewrite.region import Ready, Region, under
+from groupwise.rewrite.region import Ready, Region, placed
 
 # A step, or None for what gives an output its strides, and its seconds.
 Timed = tuple[Step | None, float]
@@ -32,7 +32,7 @@ class _Timed:
 
     def __init__(self, region: Region, ready: Ready, found: list[Timed]) -> None:
         self._tape, self._found = ready.tape, found
-        self._steps = [replace(step, name=under(region.name, step.name)) for step in ready.program.steps]
+        self._steps = [placed(step, region.name) for step in ready.program.steps]
 
     def run(self, leaves: Sequence[Any]) -> Any:
         self._found += zip_longest(self._steps, self._tape.time(leaves))

@@ -36,6 +36,8 @@ class Notes:
     fused: tuple[Fused, ...]
     left: tuple[Left, ...]
     """The batch normalisations that stay as they are, and why."""
+    squeezed: tuple[str, ...] = ()
+    """The first layers of the squeeze and excitations that are one operator."""
 
 
 def fuse_training(graph_module: GraphModule) -> tuple[GraphModule, Notes]:
@@ -138,9 +140,20 @@ _FUNCTIONS: dict[Any, str] = {
     F.leaky_relu: "leaky_relu",
     F.leaky_relu_: "leaky_relu",
 }
+# The operator keeps the residual for the backward of these, where PyTorch keeps the sum.
+KEEPS_RESIDUAL = {"silu", "hardswish", "hardsigmoid"}
 _METHODS = {name + suffix: name for name in ("relu", "sigmoid", "tanh") for suffix in ("", "_")}
 _SUMS = {operator.add, torch.add}
 _SUMS_IN_PLACE = {operator.iadd, "add_"}
+
+_FRESH = {
+    *(*_SUMS, *_FUNCTIONS, apply_norm, batch_norm_act, F.batch_norm, F.linear, torch.cat, torch.mul, operator.mul),
+    *(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, F.max_pool2d, F.avg_pool2d),
+}
+_FRESH_MODULES = (
+    *(torch.nn.modules.conv._ConvNd, torch.nn.Linear, _BatchNorm, torch.nn.MaxPool2d, torch.nn.AvgPool2d),
+    *(kind for kind in _MODULES if kind is not torch.nn.Identity),
+)
 
 
 def _later_first(graph: Graph, modules: dict[str, torch.nn.Module]) -> list[Node]:
@@ -166,6 +179,8 @@ def _fuse(graph: Graph, node: Node, modules: dict[str, torch.nn.Module]) -> Fuse
         place = last
         if (act := _activation_after(last, modules)) is not None:
             last, activation, slope = act
+        if residual is not None and activation in KEEPS_RESIDUAL and _written_after(graph, residual, place, modules):
+            last, place, residual, activation = node, node, None, "none"
     else:
         place = node
     options: dict[str, Any] = {} if activation == "none" else {"activation": activation}
@@ -200,23 +215,31 @@ def _activation_after(node: Node, modules: dict[str, torch.nn.Module]) -> tuple[
     user = _only_user(node)
     if user is None or not user.args or user.args[0] is not node:
         return None
-    if user.op == "call_module":
-        known = activation_of(modules[str(user.target)])
-        alone = len(user.args) == 1 and not user.kwargs
-        return (user, *known) if known and known[0] != "none" and alone else None
-    if user.op == "call_method":
-        name = _METHODS.get(str(user.target))
-        return (user, name, 0.01) if name and len(user.args) == 1 and not user.kwargs else None
-    name = _FUNCTIONS.get(user.target) if user.op == "call_function" else None
-    # Dynamo calls ReLU6 so.
-    if user.target is F.hardtanh and user.args[1:3] == (0, 6):
-        name = "relu6"
-    if name is None or not user.kwargs.keys() <= {"inplace", "negative_slope"}:
+    known = activation_at(user, modules)
+    return (user, *known) if known else None
+
+
+def activation_at(node: Node, modules: dict[str, torch.nn.Module]) -> tuple[str, float] | None:
+    """Returns the name and the slope of the activation that a node computes of its first argument, or None."""
+    if not node.args:
         return None
-    slope = user.kwargs.get("negative_slope", 0.01)
-    if name == "leaky_relu" and len(user.args) > 1:
-        slope = user.args[1]
-    return (user, name, slope) if isinstance(slope, int | float) else None
+    if node.op == "call_module":
+        known = activation_of(modules[str(node.target)])
+        alone = len(node.args) == 1 and not node.kwargs
+        return known if known and known[0] != "none" and alone else None
+    if node.op == "call_method":
+        name = _METHODS.get(str(node.target))
+        return (name, 0.01) if name and len(node.args) == 1 and not node.kwargs else None
+    name = _FUNCTIONS.get(node.target) if node.op == "call_function" else None
+    # Dynamo calls ReLU6 so.
+    if node.target is F.hardtanh and node.args[1:3] == (0, 6):
+        name = "relu6"
+    if name is None or not node.kwargs.keys() <= {"inplace", "negative_slope"}:
+        return None
+    slope = node.kwargs.get("negative_slope", 0.01)
+    if name == "leaky_relu" and len(node.args) > 1:
+        slope = node.args[1]
+    return (name, slope) if isinstance(slope, int | float) else None
 
 
 def _sum_after(node: Node, modules: dict[str, torch.nn.Module]) -> tuple[Node, Node] | None:
@@ -249,6 +272,36 @@ def _can_move(node: Node, place: Node, modules: dict[str, torch.nn.Module]) -> b
             return False
         between = between.next
     return True
+
+
+def _written_after(graph: Graph, read: Node, place: Node, modules: dict[str, torch.nn.Module]) -> bool:
+    """Tells whether something behind a place may write to the memory of what was read."""
+    memory: dict[Node, frozenset[Node]] = {}
+    for node in graph.nodes:
+        shared = frozenset([node])
+        for source in _shared_with(node, modules):
+            shared |= memory[source]
+        memory[node] = shared
+    node = place.next
+    while node.op != "root":
+        if writes(node, modules) and any(memory[read] & memory[written] for written in _written_by(node)):
+            return True
+        node = node.next
+    return False
+
+
+def _written_by(node: Node) -> list[Node]:
+    return [given for given in (*node.args[:1], node.kwargs.get("out")) if isinstance(given, Node)]
+
+
+def _shared_with(node: Node, modules: dict[str, torch.nn.Module]) -> list[Node]:
+    """Returns what a node reads and may share memory with: all, unless it is known to make memory of its own."""
+    if writes(node, modules):
+        return _written_by(node)
+    fresh = node.op == "call_function" and node.target in _FRESH
+    if node.op == "call_module":
+        fresh = isinstance(modules.get(str(node.target)), _FRESH_MODULES)
+    return [] if fresh else node.all_input_nodes
 
 
 def _state(node: Node) -> set[str]:

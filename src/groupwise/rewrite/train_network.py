@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,16 +12,28 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from groupwise.draw.base import phrases
 from groupwise.draw.text import lines as text
-from groupwise.kernels import native
+from groupwise.kernels import dispatch, native, tuning
+from groupwise.kernels.plan import record_plans
+from groupwise.rewrite.example import refused
+from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
-from groupwise.rewrite.train_region import Region, Settings, switch_back, switched_on
+from groupwise.rewrite.train_region import Region, Settings
+from groupwise.rewrite.train_switch import switch_back, switched_on
 from groupwise.rewrite.train_trace import quietly
 from groupwise.spec.legible import Printed, legible
 
 # How often a step is timed in each memory format.
 ROUNDS = 3
+# To measure the kernels of a convolution takes about as long as so many calls of PyTorch's.
+CALLS = 10
+# The most steps until no convolution is met that was not measured.
+MOST_STEPS = 3
+
+# How many convolutions each kernel runs, by direction.
+Kernels = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -37,20 +50,31 @@ class TrainingPlan(Printed):
     """`channels_last` if images are changed to that at the input; `as given` if not."""
     ms: Mapping[str, float] = field(default_factory=dict)
     """The shortest time of a step in each memory format; empty if none was measured."""
+    squeezed: tuple[str, ...] = ()
+    """The first layers of the squeeze and excitations that are one operator."""
+    kernels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """How many convolutions each kernel runs, by direction, as measured on the example; empty if none was measured."""
 
     def __str__(self) -> str:
         activations = sum(it.activation != "none" for it in self.fused)
         sums = sum(bool(it.residual) for it in self.fused)
         times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in self.ms.items())
         found = [
-            f"{self.title}: {len(self.fused)} batch norms fused, {activations} with an activation and {sums} with a "
-            f"sum; images {self.memory_format}" + (f" (a step: {times})" if times else "")
+            f"{self.title}: {phrases.plural(len(self.fused), 'batch norm')} fused, {activations} with an activation "
+            f"and {sums} with a sum; images {self.memory_format}" + (f" (a step: {times})" if times else "")
         ]
         if self.fused:
             rows = [(legible(it.name), it.activation, legible(it.residual)) for it in self.fused]
             found += ["", *text.rows([("batch norm", "activation", "sum with"), *rows], left=(0, 1, 2))]
-        else:
+        elif not self.squeezed:
             found += ["", "nothing to fuse: the network computes as the model does"]
+        if self.squeezed:
+            names = ", ".join(map(legible, self.squeezed))
+            found += ["", f"squeeze and excitations that are one operator, by their first layers: {names}"]
+        if self.kernels:
+            found += ["", "kernels of the convolutions, as measured:"]
+            for direction, counts in self.kernels.items():
+                found.append(f"  {direction}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
         if self.left:
             found += ["", "left as they are:"]
             found += [f"  {legible(it.name) or 'the model'}: {it.reason}" for it in self.left]
@@ -68,16 +92,18 @@ class Trainable(torch.nn.Module):
     `eval()` switch the model too. `print(network.plan)` says what it fuses.
     """
 
-    def __init__(self, model: torch.nn.Module, settings: Settings, ms: Mapping[str, float]) -> None:
+    def __init__(
+        self, model: torch.nn.Module, settings: Settings, ms: Mapping[str, float], kernels: Kernels | None = None
+    ) -> None:
         super().__init__()
-        self._adopt(model, settings, ms)
+        self._adopt(model, settings, ms, kernels or {})
 
-    def _adopt(self, model: torch.nn.Module, settings: Settings, ms: Mapping[str, float]) -> None:
+    def _adopt(self, model: torch.nn.Module, settings: Settings, ms: Mapping[str, float], kernels: Kernels) -> None:
         own = vars(self)
         # The dictionaries are the model's own, so that names, values and what replaces them are the same in both.
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             own[name] = vars(model)[name]
-        own["_model"], own["_settings"], own["_ms"] = model, settings, dict(ms)
+        own["_model"], own["_settings"], own["_ms"], own["_kernels"] = model, settings, dict(ms), kernels
         own["_region"] = Region(model, "", settings)
         own["training"] = model.training
 
@@ -93,7 +119,15 @@ class Trainable(torch.nn.Module):
         region: Region = vars(self)["_region"]
         notes = region.notes()
         memory_format = "channels_last" if region.settings.channels_last else "as given"
-        return TrainingPlan(type(self.model).__name__, notes.fused, notes.left, memory_format, vars(self)["_ms"])
+        return TrainingPlan(
+            type(self.model).__name__,
+            notes.fused,
+            notes.left,
+            memory_format,
+            vars(self)["_ms"],
+            notes.squeezed,
+            vars(self)["_kernels"],
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Computes what the model computes."""
@@ -132,12 +166,15 @@ class Trainable(torch.nn.Module):
 
     # A copy traces anew when it is first called.
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduced(self, self.model)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_region": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._adopt(state["_model"], state["_settings"], state["_ms"])
+        self._adopt(state["_model"], state["_settings"], state["_ms"], state["_kernels"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainable:
         made = type(self).__new__(type(self))
@@ -153,14 +190,17 @@ class Trainable(torch.nn.Module):
 def for_training(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], measure: bool) -> Trainable:
     """Returns a `Trainable`, in the memory format that is faster on the example if it may measure that."""
     settings, ms = Settings(), {}
+    kernels: Kernels = {}
     if (twin := _copied(model)) is not None:
         # Steps update statistics and draw random numbers: the model must not see them.
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             settings.distrusted = _disagreement(twin, args, kwargs)
             if measure and not settings.distrusted and Region(twin, "", Settings()).prepare(args, kwargs):
                 ms = _times(twin.train(), args, kwargs)
-    settings.channels_last = bool(ms) and ms["channels_last"] < ms["as given"]
-    network = Trainable(model, settings, ms)
+            settings.channels_last = bool(ms) and ms["channels_last"] < ms["as given"]
+            if ms:
+                kernels = _measured(Trainable(twin, settings, ms), args, kwargs)
+    network = Trainable(model, settings, ms, kernels)
     vars(network)["_region"].prepare(args, kwargs)
     return network
 
@@ -176,6 +216,8 @@ def _copied(model: torch.nn.Module) -> torch.nn.Module | None:
 def _disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Says how the traced form differs from the model on the example; empty if it does not.
 
+    Raises `RefusedExample` if the model fails on it.
+
     A condition on an argument's type, say, is decided by the trace and not by the argument.
     """
     twin = copy.deepcopy(model)
@@ -183,8 +225,8 @@ def _disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
     try:
         with torch.no_grad(), quietly():
             expected = tree_leaves(model(*args, **kwargs))
-    except Exception:
-        return ""  # the model says what is wrong when it is called
+    except Exception as error:
+        raise refused(error, args, kwargs, "groupwise.optimize(model, x, train=True)") from error
     torch.set_rng_state(state)
     try:
         with torch.no_grad(), quietly():
@@ -221,6 +263,27 @@ def _times(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     except Exception:
         return {}
     return ms
+
+
+def _measured(network: Trainable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Kernels:
+    """Measures the kernels of each convolution of a step, in each direction; returns how many each kernel runs then.
+
+    The planner knows from now on what was measured. It is kept for later processes as `groupwise.tune` keeps it.
+    """
+    if native.status().problem is not None:
+        return {}
+    counts: dict[str, dict[str, int]] = {}
+    with dispatch.enabled(tune=True, calls=CALLS, seconds=math.inf):
+        for _ in range(MOST_STEPS):
+            seen = tuning.measured()["requests"]
+            with record_plans() as plans:
+                _step(network, args, kwargs)
+            if tuning.measured()["requests"] == seen:
+                break
+    for plan in plans:
+        of_direction = counts.setdefault(plan.direction, {})
+        of_direction[plan.kernel] = of_direction.get(plan.kernel, 0) + 1
+    return counts
 
 
 def _step(network: Trainable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:

@@ -5,8 +5,6 @@ A module that cannot be traced runs its own code, and its children are regions.
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,11 +16,13 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from groupwise.kernels import native
-from groupwise.kernels.dispatch import thread_switch
 from groupwise.rewrite.capture import LOCK
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Notes, fuse_graph, has_hooks
-from groupwise.rewrite.train_trace import Form, Holder, take_apart, trace
+from groupwise.rewrite.train_keep import keep_less
+from groupwise.rewrite.train_squeeze import fuse_squeezes
+from groupwise.rewrite.train_switch import dispatch_backward
+from groupwise.rewrite.train_trace import Form, Holder, is_plain, take_apart, trace
 
 # The most graphs that a region keeps: another makes it forget the oldest.
 MOST_GRAPHS = 8
@@ -57,13 +57,14 @@ class Region:
         self.module, self.name, self.settings = module, name, settings
         self._modules = list(module.modules())
         self._ready: OrderedDict[Any, _Ready] = OrderedDict()
-        self._last: _Ready | None = None
+        self._last: _Ready | Notes | None = None
+        self._whole: Shell | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the traced form, which is made when a form of arguments, or a state of the modules, is new."""
         apart = take_apart(args, kwargs)
         if apart is None:
-            return type(self.module).forward(self.module, *args, **kwargs)
+            return self._run_whole(args, kwargs)
         form, tensors = apart
         key = (form, tuple(map(repr, form.args)), self._state())
         ready = self._ready.get(key)
@@ -78,22 +79,36 @@ class Region:
         """Traces the module for such arguments; tells whether it computes the same for any memory format."""
         apart = take_apart(args, kwargs)
         if apart is None:
+            self._last = _not_traced(args, kwargs)
             return False
-        self._last = self._prepare(apart[0])
-        return self._last.any_format
+        ready = self._last = self._prepare(apart[0])
+        return ready.any_format
 
     def notes(self) -> Notes:
         """Returns what was done in the form that ran last, with the names of the whole model."""
         if self._last is None:
             return Notes((), ())
-        own = self._last.notes
-        inner = [region.notes() for region in self._last.regions]
+        if isinstance(self._last, Notes):
+            own, regions = self._last, self._whole.regions if self._whole else []
+        else:
+            own, regions = self._last.notes, self._last.regions
+        inner = [region.notes() for region in regions]
         fused = [replace(it, name=_join(self.name, it.name)) for it in own.fused]
         left = [Left(_join(self.name, it.name), it.reason) for it in own.left]
         return Notes(
             (*fused, *(it for notes in inner for it in notes.fused)),
             (*left, *(it for notes in inner for it in notes.left)),
+            (*(_join(self.name, it) for it in own.squeezed), *(it for notes in inner for it in notes.squeezed)),
         )
+
+    def _run_whole(self, args: Any, kwargs: Any) -> Any:
+        """Runs the module's own code on regions as its children."""
+        self._last = _not_traced(args, kwargs)
+        if self.settings.distrusted:
+            return type(self.module).forward(self.module, *args, **kwargs)
+        if self._whole is None:
+            self._whole = Shell(self.module, self.name, self.settings)
+        return self._whole.forward(*args, **kwargs)
 
     def _state(self) -> tuple[Any, ...]:
         """Returns what a traced form depends on: modes, classes, hooks and children of the modules."""
@@ -113,9 +128,13 @@ class Region:
         holder, graph, kept = trace(self.module, form, "" if self.name else self.settings.distrusted)
         modules = dict(holder.named_modules(remove_duplicate=False))
         _skip_identities(graph, modules)
-        notes = fuse_graph(graph, holder) if self.settings.fuse else Notes((), ())
+        notes, squeezed = Notes((), ()), tuple[str, ...]()
+        if self.settings.fuse:
+            notes, squeezed = fuse_graph(graph, holder), fuse_squeezes(graph, holder)
         if self.settings.channels_last:
             _reshape_instead_of_view(graph)
+        if self.settings.fuse:
+            keep_less(graph, modules)
         mark_convolutions(graph, modules)
         left = {it.name: it for it in (*(Left(path, reason) for path, reason in kept.items()), *notes.left)}
         regions: list[Region] = []
@@ -127,6 +146,7 @@ class Region:
         named = Notes(
             tuple(replace(it, name=_within(it.name)) for it in notes.fused),
             tuple(Left(_within(it.name), it.reason) for it in left.values()),
+            tuple(map(_within, squeezed)),
         )
         return _Ready(holder, forward, named, regions, not kept and not _reads_memory(graph))
 
@@ -141,6 +161,11 @@ class Region:
             if node.op == "call_module" and node.target == path:
                 node.target = target
         return shell.regions
+
+
+def _not_traced(args: Any, kwargs: Mapping[str, Any]) -> Notes:
+    kinds = {type(value).__name__: None for value in (*args, *kwargs.values()) if not is_plain(value)}
+    return Notes((), (Left("", f"its arguments are more than tensors and plain values: {', '.join(kinds)}"),))
 
 
 class Shell(torch.nn.Module):
@@ -273,45 +298,3 @@ def mark_convolutions(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> N
             with graph.inserting_after(node):
                 marked = graph.call_function(dispatch_backward, (node,))
             node.replace_all_uses_with(marked, delete_user_cb=lambda user, marked=marked: user is not marked)
-
-
-# Python calls the function about a hundred times in a step.
-_switch = functools.cache(thread_switch)
-
-
-class _Thread(threading.local):
-    before = 0
-
-
-_thread = _Thread()
-
-
-def switched_on() -> int:
-    """Turns dispatch on in this thread, unless `forced` turned it off; returns what to give to `switch_back`."""
-    switch = _switch()
-    before = switch(1)
-    if before < 0:
-        switch(before)
-    return before
-
-
-def switch_back(before: int) -> None:
-    """Undoes `switched_on`."""
-    _switch()(before)
-
-
-def dispatch_backward(result: torch.Tensor) -> torch.Tensor:
-    """Returns the result of a convolution, whose backward will run with dispatch on."""
-    node = result.grad_fn if isinstance(result, torch.Tensor) else None
-    if node is not None and type(node).__name__.startswith("ConvolutionBackward"):
-        node.register_prehook(_before)
-        node.register_hook(_after)
-    return result
-
-
-def _before(grads: Any) -> None:
-    _thread.before = switched_on()
-
-
-def _after(grads: Any, outputs: Any) -> None:
-    switch_back(_thread.before)

@@ -41,11 +41,16 @@ class Form:
 def take_apart(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Form, list[torch.Tensor]] | None:
     """Returns the form of the arguments and their tensors; None where they are more than tensors and plain values."""
     values = (*args, *kwargs.values())
-    if not all(isinstance(value, torch.Tensor) or type(value) in _PLAIN for value in values):
+    if not all(map(is_plain, values)):
         return None
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
     places = [TENSOR if isinstance(value, torch.Tensor) else value for value in values]
     return Form(tuple(places[: len(args)]), tuple(zip(kwargs, places[len(args) :], strict=True))), tensors
+
+
+def is_plain(value: Any) -> bool:
+    """Tells whether a value may be an argument of what is traced."""
+    return isinstance(value, torch.Tensor) or type(value) in _PLAIN
 
 
 class Holder(torch.nn.Module):

@@ -17,41 +17,48 @@ _version, _address = attrgetter("_version"), torch.Tensor.data_ptr
 
 
 class Watch:
-    """The parameters and buffers of a module that have these names, wherever they are held."""
+    """The parameters and buffers of a module that have these names, wherever they are held, and those that are None."""
 
     def __init__(self, module: torch.nn.Module, names: Iterable[str]) -> None:
         self.names = list(dict.fromkeys(names))
-        self._holders: list[dict[str, Any]] = []
-        self._keys: list[str] = []
-        for name in self.names:
-            path, _, key = name.rpartition(".")
-            owner = module.get_submodule(path)
-            self._holders.append(owner._parameters if key in owner._parameters else owner._buffers)
-            self._keys.append(key)
+        places = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in self.names]
+        self._holders: list[dict[str, Any]] = [
+            owner._parameters if key in owner._parameters else owner._buffers for owner, key in places
+        ]
+        self._keys = [key for _, key in places]
+        for part in module.modules():
+            # What is None may become a tensor, and then another graph computes the module.
+            for held in (part._parameters, part._buffers):
+                # A scripted module has no dictionary.
+                empty = [key for key, tensor in held.items() if tensor is None] if isinstance(held, dict) else []
+                self._holders += [held] * len(empty)
+                self._keys += empty
 
-    def tensors(self) -> list[Any]:
-        """Returns what is held now."""
+    def held(self) -> list[Any]:
+        """Returns what is held now: tensors and None, those with names first."""
         return list(map(dict.get, self._holders, self._keys))
 
     def snapshot(self) -> Snapshot:
         """Returns what a change is noticed by. Raises `GroupwiseError` for a tensor that cannot be watched."""
-        tensors = self.tensors()
-        for name, tensor in zip(self.names, tensors, strict=True):
-            check_watchable(name, tensor)
-        return Snapshot(self, tensors)
+        held = self.held()
+        for name, tensor in zip(self.names, held, strict=False):
+            if tensor is not None:
+                check_watchable(name, tensor)
+        return Snapshot(self, held)
 
 
 class Snapshot:
-    """The tensors of a watch as they were at one time."""
+    """What a watch held at one time."""
 
-    def __init__(self, watch: Watch, tensors: list[Any]) -> None:
-        self.tensors = tensors
-        self._now = watch.tensors
-        self._same = _watcher(tensors)
+    def __init__(self, watch: Watch, held: list[Any]) -> None:
+        self.held = held
+        self.states = {name: tensor for name, tensor in zip(watch.names, held, strict=False) if tensor is not None}
+        self._now = watch.held
+        self._same = _watcher([tensor for tensor in held if tensor is not None])
 
     def holds(self) -> bool:
         """Tells whether nothing has changed since."""
-        return all(map(is_, self._now(), self.tensors)) and self._same()
+        return all(map(is_, self._now(), self.held)) and self._same()
 
 
 def _watcher(tensors: list[Any]) -> Callable[[], bool]:
@@ -70,10 +77,8 @@ def contents(tensor: torch.Tensor) -> bytes:
     return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
-def check_watchable(name: str, tensor: Any) -> None:
+def check_watchable(name: str, tensor: torch.Tensor) -> None:
     """Refuses a tensor whose changes nobody counts."""
-    if not isinstance(tensor, torch.Tensor):
-        raise GroupwiseError(f"{name} is not there any more; call groupwise.optimize on the changed model")
     if tensor.is_inference():
         raise GroupwiseError(
             f"{name} was made in torch.inference_mode(), where changes are not counted; make the model outside of it"

@@ -1,0 +1,20 @@
+// Numbers of 16 bits: the upper half of a float32. Kernels that take them compute in float32, and round once where they store.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace groupwise {
+
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+// Rounds to the nearest, and to the even one of two; a NaN stays a NaN.
+inline Bfloat16 rounded(float number) {
+  uint32_t word;
+  std::memcpy(&word, &number, sizeof word);
+  return {static_cast<uint16_t>((number == number ? word + 0x7fff + (word >> 16 & 1) : word | 0x400000) >> 16)};
+}
+
+}  // namespace groupwise

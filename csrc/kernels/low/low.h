@@ -1,0 +1,39 @@
+// Convolutions of bfloat16 images in channels_last whose groups have as many outputs as inputs. Sums are float32, and each result is
+// rounded once, behind the epilogue.
+#pragma once
+
+#include "bfloat16.h"
+#include "kernels/norm/norm.h"
+
+namespace groupwise {
+
+// Channels are neighbours in memory. `packed` has, for each block of 2 * lanes channels, their bias and their taps, row by row; of
+// each the even channels come first. The last block begins early where it would end late. Groups of several channels have `pairs`
+// instead: for each vector of outputs and each tap [pair of inputs][output][2]; their channels fill whole vectors, and a group
+// fills some, or a vector holds some groups.
+struct LowDepthwise {
+  int64_t batch, channels, group = 1;  // the channels of a group
+  Axis h, w;
+  Strides x_strides, y_strides;
+  Activate before, after;
+  const float* packed = nullptr;
+  const Bfloat16* pairs = nullptr;
+  const float* bias = nullptr;  // beside pairs
+  const Bfloat16* x = nullptr;
+  const Bfloat16* residual = nullptr;  // or null; it has the strides of y, and may be y
+  Bfloat16* y = nullptr;
+  int64_t blocks = 0, parts = 1;  // blocks of channels, and the parts that share them out
+
+  int64_t tasks() const { return batch * parts * h.out; }
+};
+
+// Returns how many floats the packed weights take, and fills them; the weight has [channel][row][column], and a bias may be null.
+int64_t packed_low_floats(int64_t lanes, int64_t channels, int64_t taps);
+void pack_low(int64_t lanes, int64_t channels, int64_t taps, const float* weight, const float* bias, float* packed);
+// The same of pairs, from a weight of [output][input][row][column]: as many numbers as that has.
+void pack_low_pairs(int64_t lanes, int64_t channels, int64_t group, int64_t taps, const Bfloat16* weight, Bfloat16* packed);
+
+struct Kernels;
+void correlate_low(LowDepthwise work, const Kernels& target, const NormRun& run);
+
+}  // namespace groupwise

@@ -1,0 +1,1 @@
+#include "kernels/low/multiply-inl.h"

@@ -1,0 +1,1 @@
+#include "kernels/stem/correlate-inl.h"

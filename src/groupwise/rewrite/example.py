@@ -1,0 +1,42 @@
+"""What is wrong with the example that `optimize` was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from groupwise.errors import GroupwiseError, RefusedExample
+
+
+def check_kwargs(kwargs: Any) -> None:
+    """Refuses what is no dict of arguments by their names."""
+    if kwargs is None or (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
+        return
+    raise GroupwiseError(
+        f"kwargs is a {type(kwargs).__name__}; it must be a dict of the model's arguments by name, such as "
+        'kwargs={"mask": mask}'
+    )
+
+
+def refused(error: Exception, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], call: str) -> RefusedExample:
+    """Returns the error for an example on which a model fails. `call` is how `optimize` is called rightly."""
+    given = ", ".join([*map(_word, inputs), *(f"{name}={_word(value)}" for name, value in kwargs.items())])
+    fix = f"give the arguments with which you call the model: {call}"
+    if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
+        fix = f"give the model's arguments one by one: {call}"
+    return RefusedExample(
+        f"model({given}) fails with {type(error).__name__}: {_reason(error)}; it must accept its example; {fix}", error
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Returns all that an error says, in one line."""
+    return " ".join(str(error).split()).rstrip(".:") or type(error).__name__
+
+
+def _word(given: Any) -> str:
+    if isinstance(given, torch.Tensor):
+        return f"{str(given.dtype).removeprefix('torch.')} tensor of {'×'.join(map(str, given.shape))}"
+    return f"a {type(given).__name__}" if isinstance(given, tuple | list | dict) else repr(given)[:40]

@@ -1,0 +1,65 @@
+"""The engines that compute a layer of bfloat16 by kernels of groupwise that read and write it."""
+
+from __future__ import annotations
+
+import torch
+
+from groupwise.kernels import native
+from groupwise.rewrite.engines import CONVOLUTION, LINEAR, Engine, Maybe, Work, run_layer, words_of
+from groupwise.rewrite.recipe import Recipe
+
+# The floats of the widest vectors: what fills them fills the others.
+_LANES = 16
+
+
+def engines_of(work: Work) -> tuple[Engine, ...]:
+    """Returns the rows that may compute a layer, in the order that breaks ties."""
+    rows = LINEAR if work.geometry is None else CONVOLUTION
+    return (*rows[:-1], *_ROWS, *rows[-1:]) if work.dtype == torch.bfloat16 else rows
+
+
+def _refuse(work: Work) -> str | None:
+    if 0 in (*work.source, *work.result, *work.weight):
+        return "nothing to compute"
+    return native.status().problem
+
+
+def _refuse_grouped(work: Work) -> str | None:
+    at = work.geometry
+    if at is None or at.dims != 2 or at.transposed or not work.channels_last:
+        return "it takes images in channels_last"
+    outputs, inputs = work.weight[0] // at.groups, work.weight[1]
+    fits = inputs % 2 == 0 and (_LANES % inputs == 0 or inputs % _LANES == 0) and work.weight[0] % _LANES == 0
+    if at.groups == 1 or inputs != outputs or not (inputs == 1 or fits):
+        return "it takes groups of as many outputs as inputs that fill vectors"
+    return _refuse(work)
+
+
+def _make_grouped(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
+    at, epilogue = work.geometry, work.epilogue
+    assert at is not None
+    before, after = words_of(epilogue.before), words_of(epilogue.after)
+    geometry = map(list, (at.stride, at.padding, at.dilation))
+    weight = weight.float() if work.weight[1] == 1 else weight
+    layer = torch.classes.groupwise.LowLayer(weight, bias, *geometry, *before, epilogue.residual, *after)
+    return run_layer(layer, work)
+
+
+def _refuse_product(work: Work) -> str | None:
+    if work.geometry is not None and not (work.is_pointwise and work.geometry.dims == 2):
+        return "it takes dense 1x1 layers"
+    if work.weight[1] % 2:
+        return "it takes an even number of inputs"
+    return _refuse(work)
+
+
+def _make_product(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
+    before, after = words_of(work.epilogue.before), words_of(work.epilogue.after)
+    layer = torch.classes.groupwise.LowProduct(weight, bias, *before, work.epilogue.residual, *after)
+    return run_layer(layer, work)
+
+
+_ROWS = (
+    Engine("groupwise", _refuse_grouped, _make_grouped, "bfloat16"),
+    Engine("groupwise", _refuse_product, _make_product, "bfloat16"),
+)

@@ -1,0 +1,175 @@
+"""A BatchNorm, or a product of its output with a gate, and the convolution behind it: one step of autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from groupwise.nn.functional import normalised, takes
+from groupwise.nn.norm import arguments
+from groupwise.rewrite.train_origin import Origin, blocks, convolve, fits_scale, options_of, scale, with_origin
+from groupwise.rewrite.train_switch import switch_back, switched_on
+
+ops = torch.ops.groupwise
+aten = torch.ops.aten
+
+
+def norm_convolve(
+    conv: Any, norm: Any, input: torch.Tensor, activation: str = "none", negative_slope: float = 0.01
+) -> torch.Tensor:
+    """Returns conv(activation(norm(input)))."""
+    given: Any = arguments(norm, input)
+    options = options_of(conv, input)
+    if options is None or not input.requires_grad or not takes(*(*given[:6], given[7], activation, None)):
+        y, origin = with_origin(given, activation, None, negative_slope, None)
+        return convolve(y, origin, conv)
+    made: torch.Tensor = _NormConvolution.apply(  # type: ignore[no-untyped-call]
+        input, *given[3:5], conv.weight, conv.bias, given, activation, negative_slope, options
+    )
+    return made
+
+
+class _NormConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        filters: torch.Tensor,
+        offsets: torch.Tensor | None,
+        given: Any,
+        activation: str,
+        slope: float,
+        options: tuple[Any, ...],
+    ) -> torch.Tensor:
+        z, statistics = normalised(*(*given, activation, None, slope))
+        assert statistics is not None
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, bias, *statistics, filters)
+        # Whether the statistics are the batch's; eps; what the convolution is given last.
+        ctx.batch, ctx.how = given[5], (given[7], activation, slope)
+        ctx.options = (None if offsets is None else list(offsets.shape), *options)
+        return torch.convolution(z, filters, offsets, *options)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
+        if grad is None:
+            return (None,) * 9
+        before = switched_on()
+        try:
+            found = _differentiable(ctx, grad) if torch.is_grad_enabled() else _gradients(ctx, grad)
+        finally:
+            switch_back(before)
+        return (*found, None, None, None, None)
+
+
+def _differentiable(ctx: Any, grad: torch.Tensor) -> Any:
+    """Returns the gradients, by operators that have a gradient."""
+    x, weight, bias, mean, variance, filters = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    statistics = (None, None) if ctx.batch else (mean, variance)
+    z = ops.batch_norm_act(x, weight, bias, *statistics, None, ctx.batch, *ctx.how)[0]
+    grad_z, *others = aten.convolution_backward(grad, z, filters, *ctx.options, (any(wanted[:3]), *wanted[3:5]))
+    if not any(wanted[:3]):
+        return None, None, None, *others
+    want = (*wanted[:3], False)
+    first = ops.batch_norm_act_backward(grad_z, x, weight, bias, mean, variance, None, ctx.batch, *ctx.how, want)[:3]
+    return *first, *others
+
+
+def _gradients(ctx: Any, grad: torch.Tensor) -> Any:
+    x, weight, bias, mean, variance, filters = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    numbers = (weight, bias, mean, variance)
+    # The gradient of z asks for the shape of z alone, which is that of x.
+    grad_z = None
+    if any(wanted[:3]):
+        grad_z = aten.convolution_backward(grad, x, filters, *ctx.options, (True, False, False))[0]
+    sums = torch.zeros(2, x.shape[1], dtype=torch.double)
+    others: list[torch.Tensor | None] = [None, None]
+    for samples in blocks(x):
+        part = x[samples]
+        if grad_z is not None:
+            z = ops.batch_norm_act_again(grad_z[samples], part, *numbers, *ctx.how, sums)
+        else:
+            z = ops.batch_norm_act(part, *numbers, None, False, *ctx.how)[0]
+        if any(wanted[3:5]):
+            made = aten.convolution_backward(grad[samples], z, filters, *ctx.options, (False, *wanted[3:5]))[1:]
+            others = [one if all is None else all.add_(one) for all, one in zip(others, made, strict=True)]
+    if grad_z is None:
+        return None, None, None, *others
+    grad_x = _place(x, grad_z) if wanted[0] else None
+    grad_weight, grad_bias = (torch.empty_like(mean) if want else None for want in wanted[1:3])
+    ops.batch_norm_act_from_sums(grad_z, x, *numbers, sums, ctx.batch, *ctx.how, grad_x, grad_weight, grad_bias)
+    return grad_x, grad_weight, grad_bias, *others
+
+
+def _place(x: torch.Tensor, grad_z: torch.Tensor) -> torch.Tensor:
+    """Returns the memory of the gradient of x: that of z, where a sweep may write over what it reads."""
+    last = torch.channels_last
+    rows = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=last)
+    if rows and x.shape[1] % 16 == 0 and grad_z.is_contiguous(memory_format=last):
+        return grad_z
+    return torch.empty_like(x, memory_format=torch._prims_common.suggest_memory_format(x))
+
+
+def scale_convolve(conv: Any, z: torch.Tensor, origin: Origin | None, gate: torch.Tensor) -> torch.Tensor:
+    """Returns conv(z * gate). The backward computes z again where z has an origin."""
+    options = options_of(conv, z) if fits_scale(z, origin, gate) else None
+    if options is None:
+        product, its_origin = scale(z, origin, gate)
+        return convolve(product, its_origin, conv)
+    made: torch.Tensor = _ScaleConvolution.apply(  # type: ignore[no-untyped-call]
+        z, gate, conv.weight, conv.bias, origin, options
+    )
+    return made
+
+
+class _ScaleConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: torch.Tensor,
+        gate: torch.Tensor,
+        filters: torch.Tensor,
+        offsets: torch.Tensor | None,
+        origin: Origin,
+        options: tuple[Any, ...],
+    ) -> torch.Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gate, filters, *origin.tensors)
+        ctx.how, ctx.options = origin.how, (None if offsets is None else list(offsets.shape), *options)
+        return torch.convolution(z * gate, filters, offsets, *options)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
+        if grad is None:
+            return (None,) * 6
+        gate, filters, *tensors = ctx.saved_tensors
+        wanted, pixels = ctx.needs_input_grad, tuple(range(2, grad.dim()))
+        before = switched_on()
+        try:
+            if torch.is_grad_enabled():
+                z = ctx.how.differentiable(tensors)
+                product, *others = aten.convolution_backward(
+                    grad, z * gate, filters, *ctx.options, (True, *wanted[2:4])
+                )
+                return product * gate, (product * z).sum(pixels, keepdim=True), *others, None, None
+            # The gradient of a convolution's input asks for the shape of that alone.
+            like = ctx.how.like(tensors)
+            product = aten.convolution_backward(grad, like, filters, *ctx.options, (True, False, False))[0]
+            others, factors = [None, None], []
+            for samples in blocks(like):
+                z = ctx.how.again(tensors, samples)
+                if any(wanted[2:4]):
+                    of_block = z * gate[samples]
+                    made = aten.convolution_backward(
+                        grad[samples], of_block, filters, *ctx.options, (False, *wanted[2:4])
+                    )[1:]
+                    others = [one if all is None else all.add_(one) for all, one in zip(others, made, strict=True)]
+                factors.append(z.mul_(product[samples]).sum(pixels, keepdim=True))
+        finally:
+            switch_back(before)
+        return product.mul_(gate), torch.cat(factors), *others, None, None

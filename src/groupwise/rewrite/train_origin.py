@@ -1,0 +1,285 @@
+"""Layers of a training step that compute an activation again in the backward, from what its BatchNorm keeps anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from groupwise.nn.functional import normalised
+from groupwise.nn.norm import arguments
+from groupwise.rewrite.train_switch import dispatch_backward, switch_back, switched_on
+
+# What is computed again at a time: with its gradient it stays in the L3 cache, or in that of the core.
+BLOCK = 4 << 20
+
+aten = torch.ops.aten
+Tensors = Sequence[torch.Tensor | None]
+
+
+class How(Protocol):
+    """How a tensor is computed from the tensors of its `Origin`."""
+
+    def like(self, tensors: Tensors) -> torch.Tensor:
+        """Returns a tensor of its shape and memory format."""
+
+    def again(self, tensors: Tensors, samples: slice) -> torch.Tensor:
+        """Returns some samples of it, in new memory and without a gradient."""
+
+    def differentiable(self, tensors: Tensors) -> torch.Tensor:
+        """Returns it as a function of the tensors."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a tensor can be computed from again.
+
+    `version` is that of the tensor: a change in place ends what is known of it.
+    """
+
+    how: How
+    tensors: tuple[torch.Tensor | None, ...]
+    version: int
+
+
+@dataclass(frozen=True)
+class _Normalised:
+    """activation(batch_norm(x) + residual), of x, weight, bias, mean, variance, and what the residual comes from."""
+
+    batch: bool
+    eps: float
+    activation: str
+    slope: float
+    residual: How | None
+
+    def like(self, tensors: Tensors) -> torch.Tensor:
+        assert tensors[0] is not None
+        return tensors[0]
+
+    def again(self, tensors: Tensors, samples: slice) -> torch.Tensor:
+        x, weight, bias, mean, variance, *others = tensors
+        assert x is not None
+        residual = self.residual.again(others, samples) if self.residual is not None else None
+        return self._computed(x[samples], weight, bias, mean, variance, residual, batch=False)
+
+    def differentiable(self, tensors: Tensors) -> torch.Tensor:
+        x, weight, bias, mean, variance, *others = tensors
+        residual = self.residual.differentiable(others) if self.residual is not None else None
+        return self._computed(x, weight, bias, mean, variance, residual, batch=self.batch)
+
+    def _computed(self, *tensors: Any, batch: bool) -> torch.Tensor:
+        found: torch.Tensor = torch.ops.groupwise.batch_norm_act(
+            *tensors, batch, self.eps, self.activation, self.slope
+        )[0]
+        return found
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """The product of a gate, which comes first, and of what the other tensors give."""
+
+    scaled: How
+
+    def like(self, tensors: Tensors) -> torch.Tensor:
+        return self.scaled.like(tensors[1:])
+
+    def again(self, tensors: Tensors, samples: slice) -> torch.Tensor:
+        gate, *others = tensors
+        assert gate is not None
+        # Nothing else reads what was computed for this product.
+        return self.scaled.again(others, samples).mul_(gate[samples])
+
+    def differentiable(self, tensors: Tensors) -> torch.Tensor:
+        gate, *others = tensors
+        assert gate is not None
+        return self.scaled.differentiable(others) * gate
+
+
+def normalise(
+    norm: Any,
+    input: torch.Tensor,
+    activation: str = "none",
+    residual: torch.Tensor | None = None,
+    negative_slope: float = 0.01,
+    residual_origin: Origin | None = None,
+) -> tuple[torch.Tensor, Origin | None]:
+    """Returns what `apply_norm` does, and the origin of that, if it has one."""
+    return with_origin(arguments(norm, input), activation, residual, negative_slope, residual_origin)
+
+
+def with_origin(
+    given: Any,
+    activation: str,
+    residual: torch.Tensor | None,
+    negative_slope: float,
+    residual_origin: Origin | None,
+) -> tuple[torch.Tensor, Origin | None]:
+    """Does what `normalise` does, for the first arguments of `batch_norm_act`."""
+    y, statistics = normalised(*(*given, activation, residual, negative_slope))
+    lacks = residual is not None and not _holds(residual_origin, residual)
+    if statistics is None or lacks or not y.requires_grad:
+        return y, None
+    tensors = (given[0], *given[3:5], *statistics)
+    if residual_origin is None:
+        how = None
+    else:
+        how, tensors = residual_origin.how, (*tensors, *residual_origin.tensors)
+    return y, Origin(_Normalised(given[5], given[7], activation, negative_slope, how), tensors, y._version)
+
+
+def convolve(z: torch.Tensor, origin: Origin | None, conv: torch.nn.Module) -> torch.Tensor:
+    """Returns conv(z). The backward computes z again where z has an origin."""
+    options = options_of(conv, z) if _holds(origin, z) else None
+    if options is None:
+        return dispatch_backward(conv(z))
+    made: torch.Tensor = _Convolution.apply(z, conv.weight, conv.bias, origin, options)  # type: ignore[no-untyped-call]
+    return made
+
+
+def scale(z: torch.Tensor, origin: Origin | None, gate: torch.Tensor) -> tuple[torch.Tensor, Origin | None]:
+    """Returns z * gate and its origin. The backward computes z again where z has an origin."""
+    if not fits_scale(z, origin, gate):
+        return z * gate, None
+    assert origin is not None
+    product: torch.Tensor = _Scale.apply(z, gate, origin)  # type: ignore[no-untyped-call]
+    return product, Origin(_Scaled(origin.how), (gate, *origin.tensors), product._version)
+
+
+def fits_scale(z: torch.Tensor, origin: Origin | None, gate: Any) -> bool:
+    """Tells whether z has an origin and a gate one factor a sample and channel."""
+    if not torch.is_grad_enabled() or not _holds(origin, z) or type(gate) not in _PLAIN or z.dim() < 3:
+        return False
+    return bool(gate.dtype == z.dtype and gate.shape == (*z.shape[:2], *(1,) * (z.dim() - 2)))
+
+
+def pool(z: torch.Tensor, origin: Origin | None, module: torch.nn.MaxPool2d) -> torch.Tensor:
+    """Returns module(z) of a maximum pooling, whose backward asks for the shape of z alone."""
+    made: torch.Tensor
+    if not _holds(origin, z) or module.return_indices or not torch.is_grad_enabled():
+        made = module(z)
+    else:
+        sizes = (module.kernel_size, module.stride, module.padding, module.dilation)
+        pairs = (it if isinstance(it, tuple) else (it, it) for it in sizes)
+        made = _MaxPool.apply(z, origin, (*pairs, module.ceil_mode))  # type: ignore[no-untyped-call]
+    return made
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _holds(origin: Origin | None, z: torch.Tensor) -> bool:
+    return origin is not None and z._version == origin.version
+
+
+def options_of(conv: Any, x: torch.Tensor) -> tuple[Any, ...] | None:
+    """Returns the last arguments of `torch.convolution` for a layer that has a gradient; None if it may do more."""
+    weight = conv.weight
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or conv.padding_mode != "zeros":
+        return None
+    if isinstance(conv.padding, str) or type(weight) not in _PLAIN or weight.dtype != torch.float32:
+        return None
+    # A convolution takes an image without a dimension for the samples, too.
+    if x.dim() != weight.dim():
+        return None
+    return conv.stride, conv.padding, conv.dilation, False, (0,) * len(conv.stride), conv.groups
+
+
+def blocks(x: torch.Tensor) -> Iterator[slice]:
+    """Returns the samples of x, in blocks of similar size."""
+    samples = x.shape[0]
+    count = min(samples, -(-x.numel() * x.element_size() // BLOCK))
+    for i in range(count):
+        yield slice(i * samples // count, (i + 1) * samples // count)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, z: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, origin: Origin, options: Any
+    ) -> torch.Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weight, *origin.tensors)
+        ctx.how, ctx.options = origin.how, (bias if bias is None else list(bias.shape), *options)
+        return torch.convolution(z, weight, bias, *options)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
+        if grad is None:
+            return (None,) * 5
+        weight, *tensors = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        before = switched_on()
+        try:
+            if torch.is_grad_enabled():
+                z = ctx.how.differentiable(tensors)
+                return (*aten.convolution_backward(grad, z, weight, *ctx.options, wanted), None, None)
+            grad_weight, grad_bias = _weight_gradients(ctx, grad, weight, tensors, wanted[1:])
+            grad_z = None
+            if wanted[0]:
+                # The gradient of z asks for the shape of z alone, which a normalisation does not change.
+                like = ctx.how.like(tensors)
+                grad_z = aten.convolution_backward(grad, like, weight, *ctx.options, (True, False, False))[0]
+        finally:
+            switch_back(before)
+        return grad_z, grad_weight, grad_bias, None, None
+
+
+def _weight_gradients(
+    ctx: Any, grad: torch.Tensor, weight: torch.Tensor, tensors: Tensors, wanted: Sequence[bool]
+) -> list[torch.Tensor | None]:
+    """Returns the gradients of weight and bias, block by block of the samples."""
+    sums: list[torch.Tensor | None] = [None, None]
+    if not any(wanted):
+        return sums
+    for samples in blocks(ctx.how.like(tensors)):
+        z = ctx.how.again(tensors, samples)
+        parts = aten.convolution_backward(grad[samples], z, weight, *ctx.options, (False, *wanted))[1:]
+        sums = [part if all is None else all.add_(part) for all, part in zip(sums, parts, strict=True)]
+    return sums
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: torch.Tensor, gate: torch.Tensor, origin: Origin) -> torch.Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gate, *origin.tensors)
+        ctx.how = origin.how
+        return z * gate
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
+        if grad is None:
+            return None, None, None
+        gate, *tensors = ctx.saved_tensors
+        pixels = tuple(range(2, grad.dim()))
+        grad_gate = None
+        if ctx.needs_input_grad[1]:
+            if torch.is_grad_enabled():
+                grad_gate = (ctx.how.differentiable(tensors) * grad).sum(pixels, keepdim=True)
+            else:
+                found = [
+                    ctx.how.again(tensors, samples).mul_(grad[samples]).sum(pixels, keepdim=True)
+                    for samples in blocks(grad)
+                ]
+                grad_gate = torch.cat(found)
+        return grad * gate if ctx.needs_input_grad[0] else None, grad_gate, None
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: torch.Tensor, origin: Origin, options: Any) -> torch.Tensor:
+        ctx.set_materialize_grads(False)
+        y, places = aten.max_pool2d_with_indices(z, *options)
+        ctx.save_for_backward(places, origin.how.like(origin.tensors))
+        ctx.options = options
+        made: torch.Tensor = y
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
+        if grad is None:
+            return None, None, None
+        places, like = ctx.saved_tensors
+        return aten.max_pool2d_with_indices_backward(grad, like, *ctx.options, places), None, None

@@ -1,0 +1,34 @@
+"""Dispatch in the thread that runs a network for training, and in the thread of its backward."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from groupwise.kernels.dispatch import thread_switch
+
+# Python calls the function about a hundred times in a step.
+_switch = functools.cache(thread_switch)
+
+
+def switched_on() -> int:
+    """Turns dispatch on in this thread, unless `forced` turned it off; returns what to give to `switch_back`."""
+    switch = _switch()
+    before = switch(1)
+    if before < 0:
+        switch(before)
+    return before
+
+
+def switch_back(before: int) -> None:
+    """Undoes `switched_on`."""
+    _switch()(before)
+
+
+def dispatch_backward(result: torch.Tensor) -> torch.Tensor:
+    """Returns the result of a convolution, whose backward will run with dispatch on."""
+    node = result.grad_fn if isinstance(result, torch.Tensor) else None
+    if node is not None and type(node).__name__.startswith("ConvolutionBackward"):
+        torch.ops.groupwise.dispatch_backward(result)
+    return result
