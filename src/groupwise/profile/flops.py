@@ -37,9 +37,9 @@ def _backward(
 flop_formulas: Mapping[Any, Callable[..., int]] = {torch.ops.aten.convolution_backward: _backward}
 """Formulas for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`.
 
-PyTorch counts the forward of a grouped convolution rightly. Its backward comes out (1 + groups) / 2 times too high, because
-it does not divide the weight's gradient by the groups (2.13, and still in 2.15). These formulas count as groupwise does:
-a multiplication and an addition are 2 FLOP, the bias is not counted, and every tap counts at every position.
+PyTorch counts the forward of a grouped convolution rightly. Its backward comes out (1 + groups) / 2 times too high: it
+does not divide the weight's gradient by the groups (2.13, and still in 2.15). These formulas count as groupwise does: a
+multiplication and an addition are 2 FLOP, the bias is not counted, and every tap counts at every position.
 
 Examples:
     >>> from torch.utils.flop_counter import FlopCounterMode
