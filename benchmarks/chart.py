@@ -10,7 +10,7 @@ import math
 import pathlib
 from typing import Any
 
-from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record
+from measuring import RECORDS, ROOT, machine_of, newest_machine, payoffs, read_record
 from shapes import read
 from summary import Times, collect
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     parser.add_argument("--pictures", type=pathlib.Path, default=ROOT / "docs/pictures")
     options = parser.parse_args()
-    if rows := [row for row in of_one_machine(options.records / "groups.jsonl") if row["benchmark"] == "groups"]:
+    if rows := payoffs(of_one_machine(options.records / "groups.jsonl")):
         (options.pictures / "payoff.svg").write_text(chart(rows), encoding="utf-8")
     if layers := chosen(of_one_machine(options.records / "layers.jsonl")):
         (options.pictures / "speedup.svg").write_text(speedup_chart(layers), encoding="utf-8")

@@ -179,6 +179,12 @@ def machine_of(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["processor"], row["torch"]
 
 
+def payoffs(rows: Sequence[Mapping[str, Any]], implementation: str = "pytorch") -> list[dict[str, Any]]:
+    """Returns the rows of `groups.py` of one implementation; rows that name none are PyTorch's."""
+    ours = [row for row in rows if row["benchmark"] == "groups"]
+    return [dict(row) for row in ours if row.get("implementation", "pytorch") == implementation]
+
+
 def write_record(path: pathlib.Path, rows: Iterable[Mapping[str, Any]], unit: tuple[str, ...]) -> None:
     """Writes rows into a record, in place of all rows of the same `unit`.
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from groups import COLD_START
-from measuring import RECORDS, machine_of, newest_machine, read_record
+from measuring import RECORDS, machine_of, newest_machine, payoffs, read_record
 from shapes import FILES, read
 from sweep import told, totals, worst
 
@@ -260,10 +260,9 @@ def peak_table(peak: Sequence[Row]) -> Table:
 def groups_table(rows: Sequence[Row]) -> Table:
     """The time of a few groups values in PyTorch alone, relative to dense."""
     found: dict[tuple[str, ...], dict[int, Row]] = defaultdict(dict)
-    for row in rows:
-        if row["benchmark"] == "groups":
-            key = (str(row["channels"]), f"{row['size']}×{row['size']}", row["memory_format"])
-            found[key][row["groups"]] = row
+    for row in payoffs(rows):
+        key = (str(row["channels"]), f"{row['size']}×{row['size']}", row["memory_format"])
+        found[key][row["groups"]] = row
     cells = []
     for key, by_groups in found.items():
         relative = (f"{by_groups[groups]['of_dense']:.0%}" if groups in by_groups else "" for groups in (2, 8, 32))

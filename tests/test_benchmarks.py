@@ -17,7 +17,7 @@ from torch import nn
 
 import groupwise
 from groupwise import ConvSpec, cost
-from groupwise.kernels import dispatch
+from groupwise.kernels import dispatch, native
 from kernels import needs_kernels
 from scripts import ABOUT, load
 
@@ -114,9 +114,12 @@ def test_the_record_of_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["groups.py", *words, "--output", str(tmp_path / "groups.jsonl")])
     groups.main()
     *rows, cold = measuring.read_record(tmp_path / "groups.jsonl")
-    assert [(row["groups"], row["memory_format"]) for row in rows] == [
-        (g, f) for g in (1, 2, 4) for f in shapes.FORMATS
+    sides = ("pytorch", "groupwise") if native.available() else ("pytorch",)
+    assert [(row["groups"], row["memory_format"], row["implementation"]) for row in rows] == [
+        (g, f, side) for g in (1, 2, 4) for f in shapes.FORMATS for side in sides
     ]
+    dense = [row for row in rows if row["groups"] == 1 and row["implementation"] == "pytorch"]
+    assert {row["of_dense"] for row in dense} == {1.0}
     assert {row["repeats"] for row in rows} == {2}
     assert (cold["benchmark"], cold["ms"], cold["repeats"]) == (groups.COLD_START, 200, 3)
 

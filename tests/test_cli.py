@@ -122,7 +122,7 @@ def test_a_comparison_for_other_programs(capsys, tmp_path, kind, suffix, size):
 
 
 def test_the_help_of_a_command_opens_with_its_line_in_the_list(capsys):
-    for command in ("explain", "groups", "compare", "plan", "bench", "report", "serve", "doctor"):
+    for command in ("explain", "groups", "compare", "plan", "bench", "report", "explore", "doctor"):
         status, out, _ = run(capsys, command, "--help")
         assert status == 0
         listed = re.search(rf"^    {command}  +(.*(?:\n {{10,}}.*)*)", parser().format_help(), re.M).group(1)
@@ -208,8 +208,8 @@ def test_where_arrows_cannot_be_written():
 def test_commands_in_the_docs_are_understood():
     root = pathlib.Path(__file__).parent.parent
     pages = "\n".join(page.read_text() for page in [root / "README.md", *(root / "docs").glob("*.md")])
-    lines = re.findall(r"^groupwise ((?:report|serve|plan|bench)(?: [^\n\[]*)?)(?=\[|$)", pages, re.M)
-    assert {line.split()[0] for line in lines} == {"report", "serve", "plan", "bench"}
+    lines = re.findall(r"^groupwise ((?:report|explore|plan|bench)(?: [^\n\[]*)?)(?=\[|$)", pages, re.M)
+    assert {line.split()[0] for line in lines} == {"report", "explore", "plan", "bench"}
     for line in lines:
         parser().parse_args(shlex.split(re.split(r"\s{2,}", line.strip(), maxsplit=1)[0], comments=True))
 
@@ -247,8 +247,9 @@ def test_commands_in_the_docs_are_understood():
         ("report alexnet --input-shape 1,3,999999999,999999999", "alexnet failed on one input of shape"),
         ("report alexnet -o {tmp}", "name a file that ends in"),
         ("explain 8 4 -f svg -o {tmp}", "is a folder; name a file in it"),
-        ("serve --port 0", "port=0 is too small"),
-        ("serve --host 203.0.113.7", "assign"),
+        ("explore 8 4 --groups 3", "valid groups: 1, 2, 4"),
+        ("explore 8 4 -o a.svg", "name a file that ends in one of .html"),
+        ("explore 8", "neither IN OUT"),
         ("explain 8 4 --kernel five", "'five' is not a number or numbers such as 3, 3x5 or 3,5"),
         ("explain 8 4 --kernel 3x3x3x3", "it must have 1, 2 or 3"),
         ("explain 8 4 --kernel 5 --size 3", "the kernel reaches over 5 positions"),

@@ -17,7 +17,20 @@ from torch import nn
 from torch.distributed.tensor.parallel import ParallelStyle
 
 import groupwise
-from groupwise import ConvSpec, GroupwiseError, Tuned, Wiring, bench, cost, count, explain, parallel, plan, report
+from groupwise import (
+    ConvSpec,
+    GroupwiseError,
+    Tuned,
+    Wiring,
+    bench,
+    cost,
+    count,
+    explain,
+    explore,
+    parallel,
+    plan,
+    report,
+)
 from groupwise.draw.text import table
 from groupwise.parallel import Collective, Collectives, Link, Machine, plan_split, predict
 from kernels import without_kernels
@@ -112,6 +125,7 @@ MADE = {
     "Cost": lambda: cost(SPEC, 9),
     "Count": lambda: RESULTS["count"]()[0],
     "Explanation": lambda: explain(SPEC),
+    "Explorer": lambda: explore(SPEC),
     "Path": lambda: Wiring(SPEC).path(1),
     "Plan": lambda: plan(SPEC, (1, 8, 9, 9)),
     "Prediction": lambda: predict(plan_split(SPLIT, 2, input_shape=(2, 3, 9, 9)), Machine(1e9, 1e9, LINK, LINK)),
@@ -142,7 +156,7 @@ def test_every_result_has_its_forms(monkeypatch, name):
     shown, page = str(made), made._repr_html_()
     assert shown
     assert not shown.startswith(f"{name}(")
-    assert ET.fromstring(f"<div>{page}</div>")[0].tag in {"pre", "table", "figure", "div"}
+    assert ET.fromstring(f"<div>{page}</div>")[0].tag in {"pre", "table", "figure", "div", "iframe"}
     if name in IN_ONE_LINE:
         assert shown.isprintable()
         assert ET.fromstring(page).text == shown

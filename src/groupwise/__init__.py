@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from groupwise.profile.bench import bench as bench
     from groupwise.profile.count import Count as Count
     from groupwise.profile.count import count as count
+    from groupwise.profile.flops import flop_formulas as flop_formulas
     from groupwise.profile.record import ConvCall as ConvCall
     from groupwise.profile.report import Report as Report
     from groupwise.profile.report import report as report
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from groupwise.spec.cost import cost as cost
     from groupwise.spec.wiring import Path as Path
     from groupwise.spec.wiring import Wiring as Wiring
+    from groupwise.web.explorer import Explorer as Explorer
+    from groupwise.web.explorer import explore as explore
 
 __version__ = "0.1.0"
 
@@ -52,6 +55,7 @@ _HOME = {
     "Cost": "spec.cost",
     "Count": "profile.count",
     "Explanation": "explanation",
+    "Explorer": "web.explorer",
     "GroupwiseError": "errors",
     "Optimized": "rewrite",
     "Path": "spec.wiring",
@@ -68,6 +72,8 @@ _HOME = {
     "enable": "kernels.dispatch",
     "enabled": "kernels.dispatch",
     "explain": "explanation",
+    "explore": "web.explorer",
+    "flop_formulas": "profile.flops",
     "forget": "kernels.dispatch",
     "optimize": "rewrite",
     "plan": "kernels.plan",

@@ -163,11 +163,16 @@ def _layer(options: argparse.Namespace) -> tuple[ConvSpec, tuple[int, ...]]:
     return shown.spec, (shown.batch, shown.spec.in_channels, *(shown.input_size or ()))
 
 
-def run_serve(options: argparse.Namespace) -> None:
-    """Serves the interactive page."""
-    from groupwise.web.server import serve
+def run_explore(options: argparse.Namespace) -> None:
+    """Opens the interactive page, or writes it to a file."""
+    from groupwise.web.explorer import explore, explorer_of
 
-    serve(options.host, options.port, say)
+    format_of(options, ("html",))
+    page = explorer_of(_explanation(options), options.scene) if options.what else explore(scene=options.scene)
+    if options.output:
+        page.to_html(options.output)
+    else:
+        say(f"opened {page.open()}")
 
 
 def run_doctor(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from groupwise.cli import commands, models
 from groupwise.cli.output import FORMATS, TABLES, ending_of
 from groupwise.explanation import VIEWS
 from groupwise.spec.cost import DTYPE_BYTES
+from groupwise.web.explorer import SCENES
 
 TARGET = (
     "a network of groupwise (alexnet, resnext50_32x4d, ...), torchvision:NAME, timm:NAME, package.module:attribute, or "
@@ -92,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         _add_report,
         _add_tune,
         _add_optimize,
-        _add_serve,
+        _add_explore,
         _add_doctor,
     ):
         add(kinds)
@@ -114,11 +115,7 @@ def _add_explain(kinds: Any) -> None:
         "explain one convolution: paths, shapes, cost",
         usage="groupwise explain (IN OUT | MODEL --layer NAME) [options]",
     )
-    one.add_argument("what", nargs="+", metavar="IN OUT | MODEL", help=f"two channel counts, or a model: {TARGET}")
-    one.add_argument("--layer", metavar="NAME", help="the layer of MODEL, such as layer1.0.conv2")
-    one.add_argument("--input-shape", type=_shape, metavar="1,3,224,224", help="shape of MODEL's input, batch first")
-    _add_groups(one)
-    _add_convolution(one)
+    _add_layer(one, nargs="+")
     one.add_argument("--ranks", type=int, metavar="N", help=RANKS)
     one.add_argument("--view", choices=VIEWS, default="all", help="which part to show; default: all")
     one.add_argument(
@@ -238,17 +235,36 @@ def _add_optimize(kinds: Any) -> None:
     faster.set_defaults(run=models.run_optimize)
 
 
-def _add_serve(kinds: Any) -> None:
-    page = _command(kinds, "serve", "serve an interactive page with a slider for groups")
-    page.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, which answers this machine only")
-    page.add_argument("--port", type=int, default=8000, help="default: 8000")
-    page.set_defaults(run=commands.run_serve)
+def _add_explore(kinds: Any) -> None:
+    page = _command(
+        kinds,
+        "explore",
+        "open an interactive page about a convolution",
+        usage="groupwise explore [IN OUT | MODEL --layer NAME] [options]",
+    )
+    _add_layer(page, nargs="*")
+    page.add_argument("--scene", choices=SCENES, default="wires", help="what it shows first; default: wires")
+    page.add_argument("--output", "-o", metavar="FILE", help="write the page to FILE, an .html, and open no browser")
+    page.set_defaults(run=commands.run_explore)
 
 
 def _add_doctor(kinds: Any) -> None:
     doctor = _command(kinds, "doctor", "check whether the native kernels can run here, and say what they lack")
     _add_output(doctor, FORMATS[:2])
     doctor.set_defaults(run=commands.run_doctor)
+
+
+def _add_layer(command: argparse.ArgumentParser, nargs: str) -> None:
+    """Adds what says which convolution: numbers, or a layer of a model."""
+    command.add_argument(
+        "what", nargs=nargs, metavar="IN OUT | MODEL", help=f"two channel counts, or a model: {TARGET}"
+    )
+    command.add_argument("--layer", metavar="NAME", help="the layer of MODEL, such as layer1.0.conv2")
+    command.add_argument(
+        "--input-shape", type=_shape, metavar="1,3,224,224", help="shape of MODEL's input, batch first"
+    )
+    _add_groups(command)
+    _add_convolution(command)
 
 
 def _add_channels(command: argparse.ArgumentParser) -> None:
