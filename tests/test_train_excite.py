@@ -119,12 +119,8 @@ def steps(y):
 
 def test_a_squeeze_and_its_convolution_are_one_step():
     _, net = network()
-    names = steps(net(image()))
-    assert [name for name in names if "AccumulateGrad" not in name] == [
-        "_SqueezeBackward",
-        next(name for name in names if "BatchNormAct" in name),
-        "ConvolutionBackward0",
-    ]
+    names = [name for name in steps(net(image())) if "AccumulateGrad" not in name]
+    assert (names[0], names[-1], len(names)) == ("_SqueezeBackward", "ConvolutionBackward0", 3)
 
 
 NAMES = ["squeeze.down.weight", "squeeze.down.bias", "squeeze.up.weight", "squeeze.up.bias", "conv.weight", "conv.bias"]
