@@ -169,3 +169,14 @@ def test_another_layer_may_run_between(chains_win):
     fast = groupwise.optimize(model, x, tune=True)
     assert chained(fast)
     assert right(fast, model, x)
+
+
+@torch.no_grad()
+def test_outputs_behind_a_chain_have_the_models_strides(chains_win):
+    # An image of one channel is in both formats, and the model answers in the first.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 24, 1), nn.Conv2d(24, 32, 5, padding=4, dilation=2, groups=2)).eval()
+    x = torch.randn(2, 1, 14, 17)
+    fast = groupwise.optimize(model, x, tune=True)
+    assert fast(x).stride() == model(x).stride()
+    assert right(fast, model, x)

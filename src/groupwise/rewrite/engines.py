@@ -343,5 +343,5 @@ LINEAR = (
 )
 # Where nothing is measured: groupwise where its planner takes the layer, else oneDNN, else PyTorch.
 UNMEASURED = ("groupwise", "onednn", "pytorch")
-# Where the layer computes bfloat16, which groupwise's kernels do not.
+# The same for a layer that computes bfloat16. groupwise's planner knows float32 alone.
 UNMEASURED_LOW = ("onednn", "pytorch")

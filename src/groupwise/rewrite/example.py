@@ -12,12 +12,15 @@ from groupwise.errors import GroupwiseError, RefusedExample
 
 def check_kwargs(kwargs: Any) -> None:
     """Refuses what is no dict of arguments by their names."""
-    if kwargs is None or (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
+    if kwargs is None:
         return
-    raise GroupwiseError(
-        f"kwargs is a {type(kwargs).__name__}; it must be a dict of the model's arguments by name, such as "
-        'kwargs={"mask": mask}'
-    )
+    named = isinstance(kwargs, Mapping)
+    wrong = [name for name in kwargs if not isinstance(name, str)] if named else []
+    if not named or wrong:
+        what = f"kwargs has the key {wrong[0]!r}" if wrong else f"kwargs is a {type(kwargs).__name__}"
+        raise GroupwiseError(
+            f'{what}; it must be a dict of the model\'s arguments by name, such as kwargs={{"mask": mask}}'
+        )
 
 
 def refused(error: Exception, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], call: str) -> RefusedExample:
