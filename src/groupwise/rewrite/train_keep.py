@@ -16,6 +16,7 @@ from groupwise.rewrite import train_origin
 from groupwise.rewrite.train_excite import squeeze, squeeze_convolve
 from groupwise.rewrite.train_layer import norm_convolve, scale_convolve
 from groupwise.rewrite.train_squeeze import apply_squeeze
+from groupwise.rewrite.train_trace import reason_to_keep
 
 Modules = Mapping[str, torch.nn.Module]
 
@@ -82,7 +83,8 @@ def _reader(user: Node, node: Node, modules: Modules) -> str:
     """Says what a reader of a node does for its backward: it `keeps` the node, is `free`, or computes it `again`."""
     module = modules.get(str(user.target)) if user.op == "call_module" else None
     if module is not None:
-        if user.args != (node,) or user.kwargs:
+        # Only a call of the module runs its hooks and its own forward.
+        if user.args != (node,) or user.kwargs or reason_to_keep(module):
             return "keeps"
         if type(module) in _CONVOLUTIONS or type(module) is torch.nn.MaxPool2d:
             return "again"
