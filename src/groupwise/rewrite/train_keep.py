@@ -14,6 +14,7 @@ from groupwise.kernels import native
 from groupwise.nn.norm import apply_norm
 from groupwise.rewrite import train_origin
 from groupwise.rewrite.train_excite import squeeze, squeeze_convolve
+from groupwise.rewrite.train_fuse import can_move
 from groupwise.rewrite.train_layer import norm_convolve, scale_convolve
 from groupwise.rewrite.train_squeeze import apply_squeeze
 from groupwise.rewrite.train_trace import reason_to_keep
@@ -48,12 +49,12 @@ def keep_less(graph: Graph, modules: Modules) -> None:
 
 
 def _alone(node: Node, modules: Modules) -> Node | None:
-    """Returns the convolution that alone reads a product, or a BatchNorm without a sum; None if there is none."""
+    """Returns the convolution that alone reads a product, or a BatchNorm without a sum, if that can move to it."""
     reader = next(iter(node.users)) if len(node.users) == 1 else None
     if reader is None or reader.op != "call_module" or "residual" in node.kwargs:
         return None
     found = type(modules.get(str(reader.target))) in _CONVOLUTIONS and _reader(reader, node, modules) == "again"
-    return reader if found else None
+    return reader if found and can_move(node, reader, modules) else None
 
 
 def _join(graph: Graph, node: Node, conv: Node, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
