@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import groupwise
+from groupwise.rewrite import train_layer
 from training import randomize
 
 
@@ -103,4 +104,35 @@ def test_a_weight_that_is_computed_is_computed_anew(change):
 
 def test_a_layer_without_hooks_computes_its_input_again():
     model = with_convolution()
+    assert groupwise.optimize(model, image(), train=True, tune=False).plan.left == ()
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_gradients_that_differ_from_the_models_are_not_used(monkeypatch, measured):
+    def doubled(ctx, grad):
+        return tuple(it if it is None else 2 * it for it in gradients(ctx, grad))
+
+    gradients = train_layer._gradients
+    model = with_convolution()
+    theirs = copy.deepcopy(model)
+    monkeypatch.setattr(train_layer, "_gradients", doubled)
+    net = groupwise.optimize(model, image(), train=True, tune=measured)
+    assert [it.reason for it in net.plan.left] == ["its traced form gives other gradients"]
+    assert_steps_agree(net, theirs)
+
+
+def test_the_comparison_leaves_gradients_and_statistics():
+    model, x = with_convolution(), image().requires_grad_()
+    before = copy.deepcopy(model.state_dict())
+    y = 2 * x
+    groupwise.optimize(model, y, train=True, tune=False)
+    assert x.grad is None
+    assert all(p.grad is None for p in model.parameters())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    y.sum().backward()
+
+
+def test_gradients_that_hang_on_the_last_digit_are_used():
+    # A normalisation of two numbers gives signs, whose gradients are roundings.
+    model = nn.Sequential(nn.Conv2d(3, 16, 8), nn.BatchNorm2d(16, eps=1e-30), nn.SiLU(), nn.Conv2d(16, 4, 1))
     assert groupwise.optimize(model, image(), train=True, tune=False).plan.left == ()
