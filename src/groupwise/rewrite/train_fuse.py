@@ -257,11 +257,11 @@ def _sum_after(node: Node, modules: dict[str, torch.nn.Module]) -> tuple[Node, N
     if in_place and first is not node:
         return None
     residual = second if first is node else first
-    return (user, residual) if _can_move(node, user, modules) else None
+    return (user, residual) if can_move(node, user, modules) else None
 
 
-def _can_move(node: Node, place: Node, modules: dict[str, torch.nn.Module]) -> bool:
-    """Tells whether nothing between a batch normalisation and a place changes what it reads or does."""
+def can_move(node: Node, place: Node, modules: dict[str, torch.nn.Module]) -> bool:
+    """Tells whether nothing between a node, as a batch normalisation, and a place changes what it reads or does."""
     between, state = node.next, _state(node)
     while between is not place:
         # Statistics that both update are updated in this order.

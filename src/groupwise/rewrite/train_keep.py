@@ -14,8 +14,10 @@ from groupwise.kernels import native
 from groupwise.nn.norm import apply_norm
 from groupwise.rewrite import train_origin
 from groupwise.rewrite.train_excite import squeeze, squeeze_convolve
+from groupwise.rewrite.train_fuse import can_move
 from groupwise.rewrite.train_layer import norm_convolve, scale_convolve
 from groupwise.rewrite.train_squeeze import apply_squeeze
+from groupwise.rewrite.train_trace import reason_to_keep
 
 Modules = Mapping[str, torch.nn.Module]
 
@@ -47,12 +49,12 @@ def keep_less(graph: Graph, modules: Modules) -> None:
 
 
 def _alone(node: Node, modules: Modules) -> Node | None:
-    """Returns the convolution that alone reads a product, or a BatchNorm without a sum; None if there is none."""
+    """Returns the convolution that alone reads a product, or a BatchNorm without a sum, if that can move to it."""
     reader = next(iter(node.users)) if len(node.users) == 1 else None
     if reader is None or reader.op != "call_module" or "residual" in node.kwargs:
         return None
     found = type(modules.get(str(reader.target))) in _CONVOLUTIONS and _reader(reader, node, modules) == "again"
-    return reader if found else None
+    return reader if found and can_move(node, reader, modules) else None
 
 
 def _join(graph: Graph, node: Node, conv: Node, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -82,7 +84,8 @@ def _reader(user: Node, node: Node, modules: Modules) -> str:
     """Says what a reader of a node does for its backward: it `keeps` the node, is `free`, or computes it `again`."""
     module = modules.get(str(user.target)) if user.op == "call_module" else None
     if module is not None:
-        if user.args != (node,) or user.kwargs:
+        # Only a call of the module runs its hooks and its own forward.
+        if user.args != (node,) or user.kwargs or reason_to_keep(module):
             return "keeps"
         if type(module) in _CONVOLUTIONS or type(module) is torch.nn.MaxPool2d:
             return "again"

@@ -161,7 +161,7 @@ def pool(z: torch.Tensor, origin: Origin | None, module: torch.nn.MaxPool2d) -> 
         made = module(z)
     else:
         sizes = (module.kernel_size, module.stride, module.padding, module.dilation)
-        pairs = (it if isinstance(it, tuple) else (it, it) for it in sizes)
+        pairs = (tuple(it) if isinstance(it, tuple | list) else (it, it) for it in sizes)
         made = _MaxPool.apply(z, origin, (*pairs, module.ceil_mode))  # type: ignore[no-untyped-call]
     return made
 

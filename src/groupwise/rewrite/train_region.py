@@ -111,8 +111,10 @@ class Region:
         return self._whole.forward(*args, **kwargs)
 
     def _state(self) -> tuple[Any, ...]:
-        """Returns what a traced form depends on: modes, classes, hooks and children of the modules."""
-        return tuple((m.training, m.__class__, has_hooks(m), *m._modules.values()) for m in self._modules)
+        """Returns what a traced form depends on: modes, classes, hooks, own forwards and children of the modules."""
+        return tuple(
+            (m.training, m.__class__, has_hooks(m) or "forward" in vars(m), *m._modules.values()) for m in self._modules
+        )
 
     def _prepare(self, form: Form) -> _Ready:
         with LOCK:
