@@ -136,3 +136,12 @@ def test_gradients_that_hang_on_the_last_digit_are_used():
     # A normalisation of two numbers gives signs, whose gradients are roundings.
     model = nn.Sequential(nn.Conv2d(3, 16, 8), nn.BatchNorm2d(16, eps=1e-30), nn.SiLU(), nn.Conv2d(16, 4, 1))
     assert groupwise.optimize(model, image(), train=True, tune=False).plan.left == ()
+
+
+def test_a_module_that_is_kept_does_not_end_the_measurements():
+    model = with_convolution()
+    model[2].register_forward_hook(lambda module, args, y: None)
+    net = groupwise.optimize(model, image(), train=True, tune=True)
+    assert net.plan.ms.keys() == {"as given"}
+    assert net.plan.memory_format == "as given"
+    assert sum(net.plan.kernels["forward"].values()) == 2

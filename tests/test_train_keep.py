@@ -289,3 +289,18 @@ def test_a_gradient_is_not_written_over_where_vectors_overlap():
         torch.ops.groupwise.batch_norm_act_from_sums(
             x, x, None, None, mean, variance, sums, True, 1e-5, "relu", 0.0, x, None, None
         )
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("make", [mobile, residual])
+def test_a_batch_of_gradients(make, training):
+    model, x = make().train(training), image(2, 3, 16, 16)
+    net = Trainable(copy.deepcopy(model), Settings(), {})
+    expected, found = (y_gradients(network, x) for network in (model, net))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def y_gradients(network, x):
+    y = network(x)
+    grads = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(2))
+    return torch.autograd.grad(y, list(network.parameters()), grads, is_grads_batched=True)

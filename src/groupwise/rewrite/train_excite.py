@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from groupwise.rewrite.train_origin import How, Origin, Tensors, blocks, convolve, holds, options_of
+from groupwise.rewrite.train_origin import How, Origin, Tensors, blocks, convolve, differentiates, holds, options_of
 from groupwise.rewrite.train_squeeze import apply_squeeze, squeezes_here
 from groupwise.rewrite.train_switch import switch_back, switched_on
 
@@ -114,7 +114,7 @@ class _Squeeze(torch.autograd.Function):
             return (None,) * 10
         before = switched_on()
         try:
-            found = _differentiable(ctx, grad) if torch.is_grad_enabled() else _gradients(ctx, grad)
+            found = _differentiable(ctx, grad) if differentiates(grad) else _gradients(ctx, grad)
         finally:
             switch_back(before)
         return (*found, None, None, None)
@@ -124,14 +124,16 @@ def _differentiable(ctx: Any, grad: torch.Tensor) -> Any:
     """Returns the gradients, by operators that have a gradient."""
     *numbers, filters = ctx.saved_tensors[:5]
     wanted = ctx.needs_input_grad
-    z = ctx.how.differentiable(ctx.saved_tensors[5:])
-    # A hook of a parameter sees the whole gradient, later.
-    numbers = [t if t is None else t.view_as(t) for t in numbers]
-    y = _squeezed(z, numbers, ctx.activations)
+    # A batch of gradients comes here without a graph.
+    with torch.enable_grad():
+        z = ctx.how.differentiable(ctx.saved_tensors[5:])
+        # A hook of a parameter sees the whole gradient, later.
+        numbers = [t if t is None else t.view_as(t) for t in numbers]
+        y = _squeezed(z, numbers, ctx.activations)
     grad_y, others = grad, (None, None)
     if filters is not None:
         grad_y, *others = aten.convolution_backward(grad, y, filters, *ctx.options, (any(wanted[:5]), *wanted[5:7]))
-    return *_of_squeeze(y, (z, *numbers), wanted, grad_y, create_graph=True), *others
+    return *_of_squeeze(y, (z, *numbers), wanted, grad_y, create_graph=torch.is_grad_enabled()), *others
 
 
 def _of_squeeze(

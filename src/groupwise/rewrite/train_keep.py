@@ -19,7 +19,7 @@ from groupwise.rewrite.train_layer import norm_convolve, scale_convolve
 from groupwise.rewrite.train_squeeze import apply_squeeze
 from groupwise.rewrite.train_trace import reason_to_keep
 
-Modules = Mapping[str, torch.nn.Module]
+Modules = dict[str, torch.nn.Module]
 
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 _PRODUCTS = {operator.mul, torch.mul, "mul"}

@@ -8,7 +8,16 @@ import torch
 
 from groupwise.nn.functional import normalised, takes
 from groupwise.nn.norm import arguments
-from groupwise.rewrite.train_origin import Origin, blocks, convolve, fits_scale, options_of, scale, with_origin
+from groupwise.rewrite.train_origin import (
+    Origin,
+    blocks,
+    convolve,
+    differentiates,
+    fits_scale,
+    options_of,
+    scale,
+    with_origin,
+)
 from groupwise.rewrite.train_switch import switch_back, switched_on
 
 ops = torch.ops.groupwise
@@ -59,7 +68,7 @@ class _NormConvolution(torch.autograd.Function):
             return (None,) * 9
         before = switched_on()
         try:
-            found = _differentiable(ctx, grad) if torch.is_grad_enabled() else _gradients(ctx, grad)
+            found = _differentiable(ctx, grad) if differentiates(grad) else _gradients(ctx, grad)
         finally:
             switch_back(before)
         return (*found, None, None, None, None)
@@ -151,7 +160,7 @@ class _ScaleConvolution(torch.autograd.Function):
         wanted, pixels = ctx.needs_input_grad, tuple(range(2, grad.dim()))
         before = switched_on()
         try:
-            if torch.is_grad_enabled():
+            if differentiates(grad):
                 z = ctx.how.differentiable(tensors)
                 product, *others = aten.convolution_backward(
                     grad, z * gate, filters, *ctx.options, (True, *wanted[2:4])

@@ -195,9 +195,10 @@ def for_training(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[
         # Steps update statistics and draw random numbers: the model must not see them.
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             settings.distrusted = _disagreement(twin, args, kwargs)
-            if measure and not settings.distrusted and Region(twin, "", Settings()).prepare(args, kwargs):
-                ms = _times(twin.train(), args, kwargs)
-            settings.channels_last = bool(ms) and ms["channels_last"] < ms["as given"]
+            if measure and not settings.distrusted:
+                any_format = Region(twin, "", Settings()).prepare(args, kwargs)
+                ms = _times(twin.train(), args, kwargs, any_format)
+            settings.channels_last = "channels_last" in ms and ms["channels_last"] < ms["as given"]
             if ms:
                 kernels = _measured(Trainable(twin, settings, ms), args, kwargs)
     network = Trainable(model, settings, ms, kernels)
@@ -298,10 +299,13 @@ def _close(a: Any, b: Any) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * largest, equal_nan=True)
 
 
-def _times(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, float]:
+def _times(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], any_format: bool
+) -> dict[str, float]:
     """Returns the shortest time of a step in each memory format, in ms; nothing where a step fails."""
     networks = {"as given": Trainable(model, Settings(), {})}
-    networks["channels_last"] = Trainable(model, Settings(channels_last=True), {})
+    if any_format:
+        networks["channels_last"] = Trainable(model, Settings(channels_last=True), {})
     ms = dict.fromkeys(networks, float("inf"))
     try:
         for turn in range(ROUNDS + 1):

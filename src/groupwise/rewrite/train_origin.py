@@ -187,6 +187,14 @@ def options_of(conv: Any, x: torch.Tensor) -> tuple[Any, ...] | None:
     return conv.stride, conv.padding, conv.dilation, False, (0,) * len(conv.stride), conv.groups
 
 
+def differentiates(grad: torch.Tensor) -> bool:
+    """Tells whether a backward must use operators that have a gradient, and that take a batch of gradients."""
+    functorch = torch._C._functorch
+    # `is_grads_batched` makes tensors of the older kind.
+    batched = functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
+    return torch.is_grad_enabled() or batched
+
+
 def blocks(x: torch.Tensor) -> Iterator[slice]:
     """Returns the samples of x, in blocks of similar size."""
     samples = x.shape[0]
@@ -213,7 +221,7 @@ class _Convolution(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         before = switched_on()
         try:
-            if torch.is_grad_enabled():
+            if differentiates(grad):
                 z = ctx.how.differentiable(tensors)
                 return (*aten.convolution_backward(grad, z, weight, *ctx.options, wanted), None, None)
             grad_weight, grad_bias = _weight_gradients(ctx, grad, weight, tensors, wanted[1:])
@@ -257,7 +265,7 @@ class _Scale(torch.autograd.Function):
         pixels = tuple(range(2, grad.dim()))
         grad_gate = None
         if ctx.needs_input_grad[1]:
-            if torch.is_grad_enabled():
+            if differentiates(grad):
                 grad_gate = (ctx.how.differentiable(tensors) * grad).sum(pixels, keepdim=True)
             else:
                 found = [
