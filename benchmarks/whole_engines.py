@@ -106,10 +106,11 @@ def openvino(point: Point, folder: pathlib.Path) -> Made:
     if point.dtype == "bfloat16" and chosen != "bf16":
         raise RuntimeError(f"it chooses {chosen} on this processor")
     request = compiled_model.create_infer_request()
+    # The engine reads the memory of this array, and does not keep it.
     images = whole_networks.inputs(point.batch)[0].numpy()
-    request.set_input_tensor(engine.Tensor(images, shared_memory=True))
 
     def infer() -> Tensor:
+        request.set_input_tensor(engine.Tensor(images, shared_memory=True))
         request.infer()
         return torch.from_numpy(request.get_output_tensor().data.copy())
 
