@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import groupwise
-from groupwise.rewrite import train_origin
+from groupwise.rewrite import train_network, train_origin
 from groupwise.rewrite.train_network import Trainable
 from groupwise.rewrite.train_region import Settings
 from training import ACTS, Squeeze, assert_as_exact, kept_bytes, randomize, step
@@ -304,3 +304,30 @@ def y_gradients(network, x):
     y = network(x)
     grads = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(2))
     return torch.autograd.grad(y, list(network.parameters()), grads, is_grads_batched=True)
+
+
+def test_the_user_or_the_clock_decides_what_is_kept(monkeypatch):
+    model, x = mobile(), image(2, 3, 32, 32)
+    for asked, taken in ((True, True), (False, False)):
+        for tune in (False, True):
+            net = groupwise.optimize(copy.deepcopy(model), x, train=True, tune=tune, recompute=asked)
+            assert net.plan.recompute is taken
+            assert ("computed again" if taken else "activations kept") in str(net.plan)
+    few, many = (
+        kept_bytes(groupwise.optimize(copy.deepcopy(model), x, train=True, tune=False, recompute=it), x)
+        for it in (True, False)
+    )
+    assert few < many
+    for again, taken in ((1.0, True), (1.03, False)):
+        times = {"as given": 1.0, "channels_last": 2.0, "kept": 1.0, "computed again": again}
+        monkeypatch.setattr(train_network, "_times", lambda forms, *_, t=times: {name: t[name] for name in forms})
+        net = groupwise.optimize(copy.deepcopy(model), x, train=True, tune=True)
+        assert (net.plan.recompute, net.plan.memory_format) == (taken, "as given")
+        assert set(net.plan.ms) == set(times)
+
+
+def test_recompute_is_for_training():
+    with pytest.raises(groupwise.GroupwiseError, match="recompute=True is for training"):
+        groupwise.optimize(mobile().eval(), image(2, 3, 32, 32), recompute=True)
+    with pytest.raises(groupwise.GroupwiseError, match="recompute='x' is not known"):
+        groupwise.optimize(mobile(), image(2, 3, 32, 32), train=True, recompute="x")

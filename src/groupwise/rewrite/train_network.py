@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ from groupwise.spec.legible import Printed, legible
 
 # How often a step is timed in each memory format.
 ROUNDS = 3
+# Activations are computed again by default if a step takes at most so many times as long.
+MOST_SLOWER = 1.02
 # To measure the kernels of a convolution takes about as long as so many calls of PyTorch's.
 CALLS = 10
 # The most steps until no convolution is met that was not measured.
@@ -49,11 +51,14 @@ class TrainingPlan(Printed):
     memory_format: str
     """`channels_last` if images are changed to that at the input; `as given` if not."""
     ms: Mapping[str, float] = field(default_factory=dict)
-    """The shortest time of a step in each memory format; empty if none was measured."""
+    """The shortest time of a step in each memory format, and with activations kept and computed again; empty if not
+    measured."""
     squeezed: tuple[str, ...] = ()
     """The first layers of the squeeze and excitations that are one operator."""
     kernels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """How many convolutions each kernel runs, by direction, as measured on the example; empty if none was measured."""
+    recompute: bool = True
+    """Whether activations are computed again in the backward, and not kept."""
 
     def __str__(self) -> str:
         activations = sum(it.activation != "none" for it in self.fused)
@@ -61,7 +66,8 @@ class TrainingPlan(Printed):
         times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in self.ms.items())
         found = [
             f"{self.title}: {phrases.plural(len(self.fused), 'batch norm')} fused, {activations} with an activation "
-            f"and {sums} with a sum; images {self.memory_format}" + (f" (a step: {times})" if times else "")
+            f"and {sums} with a sum; images {self.memory_format}, activations "
+            f"{'computed again' if self.recompute else 'kept'}" + (f" (a step: {times})" if times else "")
         ]
         if self.fused:
             rows = [(legible(it.name), it.activation, legible(it.residual)) for it in self.fused]
@@ -127,6 +133,7 @@ class Trainable(torch.nn.Module):
             vars(self)["_ms"],
             notes.squeezed,
             vars(self)["_kernels"],
+            region.settings.recompute,
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -187,9 +194,14 @@ class Trainable(torch.nn.Module):
         return str(self.plan).split("\n")[0]
 
 
-def for_training(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], measure: bool) -> Trainable:
-    """Returns a `Trainable`, in the memory format that is faster on the example if it may measure that."""
-    settings, ms = Settings(), {}
+def for_training(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], measure: bool, recompute: bool | None
+) -> Trainable:
+    """Returns a `Trainable`, in the memory format that is faster on the example if it may measure that.
+
+    `recompute` None computes activations again if that costs little, or if nothing may be measured.
+    """
+    settings, ms = Settings(recompute=recompute is not False), {}
     kernels: Kernels = {}
     if (twin := _copied(model)) is not None:
         # Steps update statistics and draw random numbers: the model must not see them.
@@ -197,8 +209,7 @@ def for_training(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[
             settings.distrusted = _disagreement(twin, args, kwargs)
             if measure and not settings.distrusted:
                 any_format = Region(twin, "", Settings()).prepare(args, kwargs)
-                ms = _times(twin.train(), args, kwargs, any_format)
-            settings.channels_last = "channels_last" in ms and ms["channels_last"] < ms["as given"]
+                ms = _choose(settings, twin.train(), args, kwargs, any_format, recompute)
             if ms:
                 kernels = _measured(Trainable(twin, settings, ms), args, kwargs)
     network = Trainable(model, settings, ms, kernels)
@@ -299,13 +310,38 @@ def _close(a: Any, b: Any) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * largest, equal_nan=True)
 
 
-def _times(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], any_format: bool
+def _choose(
+    settings: Settings,
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    any_format: bool,
+    recompute: bool | None,
 ) -> dict[str, float]:
-    """Returns the shortest time of a step in each memory format, in ms; nothing where a step fails."""
-    networks = {"as given": Trainable(model, Settings(), {})}
+    """Chooses the memory format by time, then whether activations are computed again, unless the user did.
+
+    Returns the times.
+    """
+    forms = {"as given": replace(settings)}
     if any_format:
-        networks["channels_last"] = Trainable(model, Settings(channels_last=True), {})
+        forms["channels_last"] = replace(settings, channels_last=True)
+    ms = _times(forms, model, args, kwargs)
+    if not ms:
+        return {}
+    settings.channels_last = "channels_last" in ms and ms["channels_last"] < ms["as given"]
+    if recompute is None:
+        both = {"computed again": replace(settings, recompute=True), "kept": replace(settings, recompute=False)}
+        found = _times(both, model, args, kwargs)
+        settings.recompute = not found or found["computed again"] <= MOST_SLOWER * found["kept"]
+        ms |= found
+    return ms
+
+
+def _times(
+    forms: Mapping[str, Settings], model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, float]:
+    """Returns the shortest time of a step of each form, in ms, taken in turn; nothing where a step fails."""
+    networks = {name: Trainable(model, settings, {}) for name, settings in forms.items()}
     ms = dict.fromkeys(networks, float("inf"))
     try:
         for turn in range(ROUNDS + 1):

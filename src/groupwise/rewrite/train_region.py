@@ -34,6 +34,8 @@ class Settings:
 
     channels_last: bool = False
     fuse: bool = True
+    recompute: bool = True
+    """Whether activations are computed again in the backward, and not kept."""
     distrusted: str = ""
     """Why the model's own traced form is not used; empty if it is."""
 
@@ -135,7 +137,7 @@ class Region:
             notes, squeezed = fuse_graph(graph, holder), fuse_squeezes(graph, holder)
         if self.settings.channels_last:
             _reshape_instead_of_view(graph)
-        if self.settings.fuse:
+        if self.settings.fuse and self.settings.recompute:
             keep_less(graph, modules)
         mark_convolutions(graph, modules)
         left = {it.name: it for it in (*(Left(path, reason) for path, reason in kept.items()), *notes.left)}
