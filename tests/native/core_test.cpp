@@ -140,14 +140,16 @@ void each_product(const Problem& p, const Strides& xs, const WeightStrides& ws, 
 }
 
 // Forward has four tiles of planar and grad_input five; both have narrow, groups and dots. grad_weight has two tiles of planar,
-// narrow, and two of pixels. All have brgemm, whose tiles are of any size. Where two vectors hold a block of channels, groups has
-// a second tile.
-size_t forms() { return 4 + 5 + 2 * 3 + 5 + 3 + (kernels().lanes == 8 ? 2 : 0); }
+// narrow, and two of pixels. All have brgemm, and forward has stem, whose tiles are of any size. Where two vectors hold a block of
+// channels, groups has a second tile.
+size_t forms() { return 4 + 5 + 2 * 3 + 5 + 3 + 1 + (kernels().lanes == 8 ? 2 : 0); }
+
+bool of_any_size(const std::string& kernel) { return kernel == "brgemm" || kernel == "stem"; }
 
 // Returns the instruction set, the direction and the tile of a plan, which name the form that computes.
 std::string form(const Plan& plan) {
   return std::string(plan.request.target->isa) + " " + kDirectionNames[static_cast<int>(plan.request.direction)] + " " +
-         plan.name() + (std::string(plan.name()) == "brgemm" ? "" : ": " + plan.work->facts.tile);
+         plan.name() + (of_any_size(plan.name()) ? "" : ": " + plan.work->facts.tile);
 }
 
 // Tells whether the result is within rounding of the sums, which are of doubles; `weight` sums the absolute values.
