@@ -11,7 +11,19 @@ from typing import Any
 
 import torch
 
-from groupwise.rewrite.train_origin import How, Origin, Tensors, blocks, convolve, differentiates, holds, options_of
+from groupwise.rewrite.train_origin import (
+    How,
+    Origin,
+    Tensors,
+    add_weight_gradients,
+    added,
+    blocks,
+    convolve,
+    differentiates,
+    holds,
+    input_gradient,
+    options_of,
+)
 from groupwise.rewrite.train_squeeze import apply_squeeze, squeezes_here
 from groupwise.rewrite.train_switch import switch_back, switched_on
 
@@ -154,23 +166,18 @@ def _gradients(ctx: Any, grad: torch.Tensor) -> Any:
     tensors, wanted = ctx.saved_tensors[5:], ctx.needs_input_grad
     like, grad_y, convolves = ctx.how.like(tensors), grad, filters is not None
     if convolves and any(wanted[:5]):
-        # The gradient of a convolution's input asks for the shape of that alone.
-        grad_y = aten.convolution_backward(grad, like, filters, *ctx.options, (True, False, False))[0]
+        grad_y = input_gradient(grad, like, filters, ctx.options)
     leaves = [t if t is None else t.detach().requires_grad_(want) for t, want in zip(numbers, wanted[1:5], strict=True)]
     grad_z: Any = None
-    sums: list[Any] = [None] * 6
+    of_numbers: list[Any] = [None] * 4
+    of_filters: list[Any] = [None] * 2
     for samples in blocks(like):
         z = ctx.how.again(tensors, samples).requires_grad_(wanted[0])
         with torch.enable_grad():
             y = _squeezed(z, leaves, ctx.activations)
-        parts: list[Any] = _of_squeeze(y, (z, *leaves), wanted, grad_y[samples], create_graph=False)
-        of_block = parts.pop(0)
-        if any(wanted[5:7]):
-            want = (False, *wanted[5:7])
-            parts += aten.convolution_backward(grad[samples], y.detach(), filters, *ctx.options, want)[1:]
-        else:
-            parts += [None, None]
-        sums = [part if all is None else all.add_(part) for all, part in zip(sums, parts, strict=True)]
+        of_block, *parts = _of_squeeze(y, (z, *leaves), wanted, grad_y[samples], create_graph=False)
+        of_numbers = added(of_numbers, parts)
+        of_filters = add_weight_gradients(of_filters, grad[samples], y.detach(), filters, ctx.options, wanted[5:7])
         if of_block is None or of_block.shape[0] == like.shape[0]:
             grad_z = of_block
             continue
@@ -178,4 +185,4 @@ def _gradients(ctx: Any, grad: torch.Tensor) -> Any:
             # Nothing else reads the gradient that a convolution gave.
             grad_z = grad_y if convolves else torch.empty_like(grad)
         grad_z[samples] = of_block
-    return grad_z, *sums
+    return grad_z, *of_numbers, *of_filters

@@ -14,7 +14,7 @@ from groupwise.kernels import native
 from groupwise.nn.norm import apply_norm
 from groupwise.rewrite import train_origin
 from groupwise.rewrite.train_excite import squeeze, squeeze_convolve
-from groupwise.rewrite.train_fuse import can_move
+from groupwise.rewrite.train_fuse import KEEPS_RESIDUAL, can_move
 from groupwise.rewrite.train_layer import norm_convolve, scale_convolve
 from groupwise.rewrite.train_squeeze import apply_squeeze
 from groupwise.rewrite.train_trace import reason_to_keep
@@ -97,7 +97,7 @@ def _reader(user: Node, node: Node, modules: Modules) -> str:
         return "again"
     if user.target is apply_norm:
         # With these a normalisation keeps the residual.
-        keeps = user.args[1] is node or user.kwargs.get("activation") in ("silu", "hardswish", "hardsigmoid")
+        keeps = user.args[1] is node or user.kwargs.get("activation") in KEEPS_RESIDUAL
         return "keeps" if keeps or user.kwargs.get("activation") == "leaky_relu" else "again"
     if user.target is F.adaptive_avg_pool2d:
         return "free" if user.args[1:] in ((1,), ((1, 1),)) and not user.kwargs else "keeps"

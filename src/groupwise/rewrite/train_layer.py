@@ -10,10 +10,12 @@ from groupwise.nn.functional import normalised, takes
 from groupwise.nn.norm import arguments
 from groupwise.rewrite.train_origin import (
     Origin,
+    add_weight_gradients,
     blocks,
     convolve,
     differentiates,
     fits_scale,
+    input_gradient,
     options_of,
     scale,
     with_origin,
@@ -92,10 +94,7 @@ def _gradients(ctx: Any, grad: torch.Tensor) -> Any:
     x, weight, bias, mean, variance, filters = ctx.saved_tensors
     wanted = ctx.needs_input_grad
     numbers = (weight, bias, mean, variance)
-    # The gradient of z asks for the shape of z alone, which is that of x.
-    grad_z = None
-    if any(wanted[:3]):
-        grad_z = aten.convolution_backward(grad, x, filters, *ctx.options, (True, False, False))[0]
+    grad_z = input_gradient(grad, x, filters, ctx.options) if any(wanted[:3]) else None
     sums = torch.zeros(2, x.shape[1], dtype=torch.double)
     others: list[torch.Tensor | None] = [None, None]
     for samples in blocks(x):
@@ -104,9 +103,7 @@ def _gradients(ctx: Any, grad: torch.Tensor) -> Any:
             z = ops.batch_norm_act_again(grad_z[samples], part, *numbers, *ctx.how, sums)
         else:
             z = ops.batch_norm_act(part, *numbers, None, False, *ctx.how)[0]
-        if any(wanted[3:5]):
-            made = aten.convolution_backward(grad[samples], z, filters, *ctx.options, (False, *wanted[3:5]))[1:]
-            others = [one if all is None else all.add_(one) for all, one in zip(others, made, strict=True)]
+        others = add_weight_gradients(others, grad[samples], z, filters, ctx.options, wanted[3:5])
     if grad_z is None:
         return None, None, None, *others
     grad_x = _place(x, grad_z) if wanted[0] else None
@@ -166,18 +163,14 @@ class _ScaleConvolution(torch.autograd.Function):
                     grad, z * gate, filters, *ctx.options, (True, *wanted[2:4])
                 )
                 return product * gate, (product * z).sum(pixels, keepdim=True), *others, None, None
-            # The gradient of a convolution's input asks for the shape of that alone.
             like = ctx.how.like(tensors)
-            product = aten.convolution_backward(grad, like, filters, *ctx.options, (True, False, False))[0]
+            product = input_gradient(grad, like, filters, ctx.options)
             others, factors = [None, None], []
             for samples in blocks(like):
                 z = ctx.how.again(tensors, samples)
                 if any(wanted[2:4]):
                     of_block = z * gate[samples]
-                    made = aten.convolution_backward(
-                        grad[samples], of_block, filters, *ctx.options, (False, *wanted[2:4])
-                    )[1:]
-                    others = [one if all is None else all.add_(one) for all, one in zip(others, made, strict=True)]
+                    others = add_weight_gradients(others, grad[samples], of_block, filters, ctx.options, wanted[2:4])
                 factors.append(z.mul_(product[samples]).sum(pixels, keepdim=True))
         finally:
             switch_back(before)

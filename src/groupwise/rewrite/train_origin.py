@@ -203,6 +203,31 @@ def blocks(x: torch.Tensor) -> Iterator[slice]:
         yield slice(i * samples // count, (i + 1) * samples // count)
 
 
+def input_gradient(grad: torch.Tensor, like: torch.Tensor, weight: torch.Tensor, options: Any) -> torch.Tensor:
+    """Returns the gradient of a convolution's input, which asks for the shape of that alone: `like` has it."""
+    made: torch.Tensor = aten.convolution_backward(grad, like, weight, *options, (True, False, False))[0]
+    return made
+
+
+def add_weight_gradients(
+    sums: Sequence[torch.Tensor | None],
+    grad: torch.Tensor,
+    z: torch.Tensor,
+    weight: torch.Tensor,
+    options: Any,
+    wanted: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """Returns the sums with the gradients of weight and bias by some samples of the input, z; None if not wanted."""
+    if not any(wanted):
+        return list(sums)
+    return added(sums, aten.convolution_backward(grad, z, weight, *options, (False, *wanted))[1:])
+
+
+def added(sums: Sequence[Any], parts: Sequence[Any]) -> list[Any]:
+    """Returns the sums with the parts added, in place; the first parts become the sums."""
+    return [part if all is None else all.add_(part) for all, part in zip(sums, parts, strict=True)]
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -225,11 +250,7 @@ class _Convolution(torch.autograd.Function):
                 z = ctx.how.differentiable(tensors)
                 return (*aten.convolution_backward(grad, z, weight, *ctx.options, wanted), None, None)
             grad_weight, grad_bias = _weight_gradients(ctx, grad, weight, tensors, wanted[1:])
-            grad_z = None
-            if wanted[0]:
-                # The gradient of z asks for the shape of z alone, which a normalisation does not change.
-                like = ctx.how.like(tensors)
-                grad_z = aten.convolution_backward(grad, like, weight, *ctx.options, (True, False, False))[0]
+            grad_z = input_gradient(grad, ctx.how.like(tensors), weight, ctx.options) if wanted[0] else None
         finally:
             switch_back(before)
         return grad_z, grad_weight, grad_bias, None, None
@@ -244,8 +265,7 @@ def _weight_gradients(
         return sums
     for samples in blocks(ctx.how.like(tensors)):
         z = ctx.how.again(tensors, samples)
-        parts = aten.convolution_backward(grad[samples], z, weight, *ctx.options, (False, *wanted))[1:]
-        sums = [part if all is None else all.add_(part) for all, part in zip(sums, parts, strict=True)]
+        sums = add_weight_gradients(sums, grad[samples], z, weight, ctx.options, wanted)
     return sums
 
 
