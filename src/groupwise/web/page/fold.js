@@ -13,12 +13,12 @@ function runs([first, end], most) {
 // Returns the blocks of a picture from top to bottom: {group, inputs, outputs} with the channels of each node, or
 // {left_out} for the groups between.
 function foldGroups(spec, most = MOST_NODES) {
-  const groups = spec.groups, shown = groups <= most / 2 ? groups : groups <= most ? groups : 0;
+  const groups = spec.groups;
   const block = (group, nodes) => {
     const path = pathOf(spec, group);
     return {group, inputs: runs(path.inputs, nodes), outputs: runs(path.outputs, nodes)};
   };
-  if (shown) {
+  if (groups <= most) {
     const nodes = Math.max(1, Math.floor(most / groups));
     return Array.from({length: groups}, (_, group) => block(group, nodes));
   }

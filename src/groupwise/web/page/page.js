@@ -92,7 +92,7 @@ function show() {
   let spec;
   const error = at("error");
   try {
-    spec = specOf(state);
+    spec = makeSpec(state);
     sizesOf(spec, state.size);
     checkInteger("batch", state.batch, 1);
   } catch (problem) {

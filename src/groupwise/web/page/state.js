@@ -4,7 +4,7 @@ const NUMBERS = {in_channels: 8, out_channels: 4, groups: 4, dims: 2, batch: 1, 
 // One number for all dimensions, or one a dimension: 3 or 3x5.
 const EXTENTS = {kernel_size: 5, stride: 1, padding: 0, dilation: 1, output_padding: 0, size: 56};
 const WORDS = {scene: "wires", pin: "", layer: "", next: "same"};
-const FLAGS = {transposed: false, bias: true, shuffle: true};
+const FLAGS = {transposed: false, bias: true};
 const DEFAULTS = {...NUMBERS, ...EXTENTS, ...WORDS, ...FLAGS};
 // Always written, so that a shared address says what it shows.
 const ALWAYS = ["in_channels", "out_channels", "groups", "scene"];
@@ -47,8 +47,6 @@ function formatHash(state) {
   }
   return `#${fields.join("&")}`;
 }
-
-const specOf = state => makeSpec(state);
 
 const PRESETS = [
   ["1 · one group", {in_channels: 3, out_channels: 3, groups: 1}],
