@@ -22,12 +22,6 @@ struct LowTile {
   uint64_t there;
 };
 
-GW_NOINLINE void activate_low(const Activate& a, Vec* v) {
-  with_any(a.kind, [&](auto activation) {
-    unroll<2 * kLowPixels>([&](auto i) GW_LAMBDA { v[i] = activate<activation()>(v[i], a.first, a.second); });
-  });
-}
-
 // Applies the epilogue to the sums, and stores them.
 template <bool Whole>
 GW_INLINE void finish_low(const LowWalk& k, const LowTile& t, const Vec (&even)[kLowPixels], const Vec (&odd)[kLowPixels]) {
@@ -37,7 +31,7 @@ GW_INLINE void finish_low(const LowWalk& k, const LowTile& t, const Vec (&even)[
     v[2 * p] = even[p];
     v[2 * p + 1] = odd[p];
   });
-  if (k.before->kind != Activation::none) activate_low(*k.before, v);
+  if (k.before->kind != Activation::none) activate_sums<2 * kLowPixels>(*k.before, v);
   if (k.residual) {
     for (int64_t p = 0; p < t.stored; p++) {
       const Bfloat16* from = t.residual + p * k.y_pixel;
@@ -45,7 +39,7 @@ GW_INLINE void finish_low(const LowWalk& k, const LowTile& t, const Vec (&even)[
       v[2 * p] += added.even;
       v[2 * p + 1] += added.odd;
     }
-    if (k.after->kind != Activation::none) activate_low(*k.after, v);
+    if (k.after->kind != Activation::none) activate_sums<2 * kLowPixels>(*k.after, v);
   }
   for (int64_t p = 0; p < t.stored; p++) {
     const Pairs made{v[2 * p], v[2 * p + 1]};

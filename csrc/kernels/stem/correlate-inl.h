@@ -1,7 +1,6 @@
 // Correlation of few input channels with vectors along the output channels. The input is copied to planes, in which the pixels that
 // a tap reads for a row of outputs are neighbours, whatever the stride and the memory format.
 #pragma once
-#include <limits>
 
 #include "kernels/activation-inl.h"
 #include "kernels/finish.h"
@@ -19,7 +18,7 @@ struct StemTap {
 struct StemEnds {
   const float* bias;
   bool add;
-  const Activate* clamp;
+  const Clamp* clamp;
 };
 
 // Computes PX pixels by OV vectors of output channels, of which `left` pixels and `outputs` channels exist.
@@ -45,27 +44,14 @@ GW_NOINLINE void stem_tile(const StemTap* taps, int64_t count, const float* x, c
     });
   }
   if (ends.clamp) {
-    const float low = ends.clamp->first, high = ends.clamp->second;
-    unroll<PX>([&](auto p)
-                   GW_LAMBDA { unroll<OV>([&](auto v) GW_LAMBDA { sum[p][v] = at_most(at_least(sum[p][v], low), high); }); });
+    const Clamp clamp = *ends.clamp;
+    unroll<PX>([&](auto p) GW_LAMBDA { unroll<OV>([&](auto v) GW_LAMBDA { sum[p][v] = clamped(sum[p][v], clamp); }); });
   }
   unroll<PX>([&](auto p) GW_LAMBDA {
     unroll<OV>([&](auto v) GW_LAMBDA {
       if (p < left) put(y + p * y_pixel + v * kLanes, sum[p][v], outputs - v * kLanes, ends.add);
     });
   });
-}
-
-// Returns the bounds that are all of what follows the sums, or an activation of none.
-GW_INLINE Activate bounds_of(const Epilogue* e) {
-  constexpr float kNoBound = std::numeric_limits<float>::infinity();
-  if (!e || e->residual || e->after.kind != Activation::none) return {};
-  switch (e->before.kind) {
-    case Activation::relu: return {Activation::hardtanh, 0.0f, kNoBound};
-    case Activation::relu6: return {Activation::hardtanh, 0.0f, 6.0f};
-    case Activation::hardtanh: return e->before;
-    default: return {};
-  }
 }
 
 using StemTile = void (*)(const StemTap*, int64_t, const float*, const float*, float*, int64_t, int64_t, int64_t,
@@ -151,7 +137,8 @@ void correlate_stem(const Correlation& c, const StemLayout& l, int64_t begin, in
   StemTaps table{reinterpret_cast<StemTap*>(scratch + l.input_floats), {}, {}};
   float* stage = scratch + l.input_floats + l.tap_numbers;
   // One accumulator's sums are clamped before they are stored.
-  const Activate bounds = l.staged ? Activate{} : bounds_of(c.epilogue);
+  Clamp bounds;
+  const bool bounded = !l.staged && c.epilogue && is_clamp(c.epilogue, &bounds);
   // The padding beside rows that are as wide as the image stays zero.
   zero(scratch, l.input_floats);
   for (int64_t task = begin; task < end; task++) {
@@ -169,7 +156,7 @@ void correlate_stem(const Correlation& c, const StemLayout& l, int64_t begin, in
     for (int64_t r = 0; r < rows; r++) {
       table.set(c, l, clipped(c.h, row + r, 1), clip_w);
       const int64_t run = table.a_channel > 0 ? run_of_channels(c, table.a_channel) : c.in_channels;
-      const bool clamps = bounds.kind != Activation::none && run >= c.in_channels;
+      const bool clamps = bounded && run >= c.in_channels;
       const float* x = scratch + r * c.h.stride * l.plane.row;
       float* y = (l.staged ? stage : output) + r * y_row;
       for (int64_t o = 0; o < c.out_channels; o += kStemVectors * kLanes) {
