@@ -58,11 +58,11 @@ bench: $(VENV)/base.stamp
 
 docs: $(VENV)/docs.stamp
 	$(BIN)/python docs/draw.py
-	$(BIN)/mkdocs build --strict --quiet
-	@echo "Open site/index.html in a browser."
+	$(BIN)/zensical build --strict
+	@echo "Open site/index.html in a browser; for the search, run: $(BIN)/python -m http.server --directory site"
 
 clean:
-	rm -rf $(VENV) build site $(REPORT)
+	rm -rf $(VENV) .cache build dist docs/rendered site $(REPORT)
 
 # Made whole or not at all: a venv left half-made by an error would fail for ever after.
 $(VENV)/venv.stamp:

@@ -21,7 +21,7 @@ def quoted(text: str) -> set[str]:
 
 
 def is_path(name: str) -> bool:
-    return "/" in name or re.search(r"\.(py|md|txt|yml|cpp|h|json)$", name) is not None or name == "benchmarks"
+    return "/" in name or re.search(r"\.(py|md|txt|toml|yml|cpp|h|json)$", name) is not None or name == "benchmarks"
 
 
 def files_of(name: str) -> list[pathlib.Path]:

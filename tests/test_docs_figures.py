@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
 README = (ROOT / "README.md").read_text("utf-8")
 FASTER = (ROOT / "docs" / "make-it-faster.md").read_text("utf-8")
+QUESTIONS = (ROOT / "docs" / "faq.md").read_text("utf-8")
 
 
 def rows_of(name: str) -> list[dict]:
@@ -72,6 +73,29 @@ def test_the_table_of_networks():
     shown = {(name, int(batch), "forward"): forward for name, batch, forward, _ in table}
     shown |= {(name, int(batch), "training"): training for name, batch, _, training in table}
     assert shown == {key: f"{value:.2f}" for key, value in networks().items()}
+
+
+def test_the_table_of_the_questions():
+    record = re.search(r"from\s+`benchmarks/records/([\w/-]+)\.jsonl`", QUESTIONS).group(1)
+    rows = [row for row in rows_of(record) if (row.get("channels"), row.get("size"), row.get("kernel")) == (128, 56, 3)]
+    assert {(row["processor"], row["isa"], row["threads"], row["dtype"]) for row in rows} == {
+        ("AMD EPYC", "avx512", 2, "float32")
+    }
+    times = {
+        (row["groups"], side): min(
+            other["ms"] for other in rows if (other["groups"], other["implementation"]) == (row["groups"], side)
+        )
+        for row in rows
+        for side in ("pytorch", "groupwise")
+    }
+    groups = sorted({groups for groups, _ in times})
+    shown = re.findall(r"^\| (\d+) \| (1(?:/\d+)?) \| ([\d.]+) \| ([\d.]+) \|$", QUESTIONS, re.M)
+    assert shown == [
+        (str(g), f"1/{g}" if g > 1 else "1", f"{times[g, 'pytorch']:.2f}", f"{times[g, 'groupwise']:.2f}")
+        for g in groups
+    ]
+    gains = [round(times[1, side] / times[32, side]) for side in ("pytorch", "groupwise")]
+    assert f"PyTorch is {gains[0]} times as fast as dense, and groupwise {gains[1]} times" in QUESTIONS
 
 
 @pytest.mark.parametrize("page", [README, FASTER], ids=["README", "make-it-faster"])

@@ -16,7 +16,11 @@ from kernels import needs_kernels
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-API = re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text("utf-8"), re.M)
+API = [
+    name
+    for page in sorted(DOCS.glob("api*.md"))
+    for name in re.findall(r"^::: ([\w.]+)$", page.read_text("utf-8"), re.M)
+]
 
 
 def resolve(name: str) -> object:
@@ -74,7 +78,7 @@ def test_every_picture_is_in_the_gallery():
 
 
 def test_every_page_is_in_the_navigation():
-    pages = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M)
+    pages = re.findall(r'= "([\w-]+\.md)" \}', (ROOT / "zensical.toml").read_text("utf-8"))
     assert sorted(pages) == sorted(path.name for path in DOCS.glob("*.md"))
 
 
