@@ -3,7 +3,8 @@
 #   make test    style, tests                               make style   lint, types, format
 #   make fuzz    the tests that draw examples, with new ones
 #   make bench   time the package's own work                 make docs    pictures and site
-#   make core    the native core's own tests, sanitized      make clean   remove .venv and what was made
+#   make core    the native core's own tests, sanitized      make dist    the source distribution, checked and built from
+#   make clean   remove .venv and what was made
 # PYTHON picks the interpreter of a new .venv, PIP_FLAGS adds to every pip install (an index with CPU builds of torch, say).
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ MODULES := $(shell find src -type d -not -name __pycache__)
 REPORT := groupwise-report.html
 ROUNDS := 10
 
-.PHONY: demo test style fuzz core bench docs clean
+.PHONY: demo test style fuzz core bench docs dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -61,6 +62,12 @@ docs: $(VENV)/docs.stamp
 	$(BIN)/zensical build --strict
 	@echo "Open site/index.html in a browser; for the search, run: $(BIN)/python -m http.server --directory site"
 
+# The wheel is built from the unpacked source distribution, and so finds out what that lacks.
+dist: $(VENV)/release.stamp
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
 clean:
 	rm -rf $(VENV) .cache build dist docs/rendered site $(REPORT)
 
@@ -92,4 +99,8 @@ $(VENV)/test.stamp: pyproject.toml constraints.txt | $(VENV)/base.stamp
 
 $(VENV)/docs.stamp: pyproject.toml constraints.txt | $(VENV)/base.stamp
 	$(EDITABLE) ".[docs]"
+	touch $@
+
+$(VENV)/release.stamp: pyproject.toml constraints.txt | $(VENV)/base.stamp
+	$(EDITABLE) ".[release]"
 	touch $@
