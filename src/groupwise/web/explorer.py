@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from groupwise.draw.base.svg import COLOURS
 from groupwise.draw.html.page import deliver
 from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.explanation import Explanation, explain
@@ -143,6 +144,7 @@ def page(start: str = "") -> str:
         [
             '"use strict";',
             f"const START = {json.dumps(start)};",
+            f"const COLOURS = {json.dumps(COLOURS)};",
             f"const MEASURED = {read('measured.json').strip()};",
             *(read(f"{part}.js") for part in _PARTS),
         ]
