@@ -283,7 +283,7 @@ def test_commands_in_the_docs_are_understood():
         ("compare 8 4", "the following arguments are required: --groups"),
         ("report alexnet --image {tmp}/none.jpg", "none.jpg does not exist"),
         ("report alexnet --image {tmp}/none.jpg --input-shape 1,3,9,9", "not allowed with argument"),
-        ("report alexnet -o a.svg", "name a file that ends in one of .txt, .json, .html"),
+        ("report alexnet -o a.xml", "name a file that ends in one of .txt, .json, .csv, .md, .html, .svg"),
         ("report alexnet --repeats 0", "repeats=0 is too small"),
         ("report nothing:Net", "no module named 'nothing'"),
         ("", "the following arguments are required: COMMAND"),
