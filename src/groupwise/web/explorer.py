@@ -15,6 +15,7 @@ from groupwise.draw.html.page import deliver
 from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.explanation import Explanation, explain
 from groupwise.spec.convspec import ConvSpec
+from groupwise.spec.cost import Cost
 from groupwise.spec.legible import Printed
 
 SCENES = ("wires", "filter", "payment", "shuffle", "devices", "code")
@@ -131,6 +132,17 @@ def explorer_of(explanation: Explanation, scene: str = "wires") -> Explorer:
     checked = spec.check_size(_SIZE if size is None else size)
     spec.output_size(checked)
     return Explorer(spec, checked, check_integer("batch", explanation.batch, 1), scene)
+
+
+def fragment_of(at: Cost) -> str | None:
+    """Returns what opens the page at a layer and its input, as `Explorer.fragment` does.
+
+    Returns None for a layer that the page does not draw.
+    """
+    try:
+        return explorer_of(explain(at.spec, size=at.input_size, batch=at.batch, plans=False)).fragment
+    except GroupwiseError:
+        return None
 
 
 def page(start: str = "") -> str:
