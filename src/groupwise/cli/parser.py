@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import groupwise
 from groupwise.cli import commands, models
+from groupwise.cli.about import SHELLS, Completion, Version
 from groupwise.cli.output import FORMATS, TABLES, ending_of
 from groupwise.explanation import VIEWS
 from groupwise.spec.cost import DTYPE_BYTES
@@ -84,7 +84,16 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    root.add_argument("--version", action="version", version=f"groupwise {groupwise.__version__}")
+    root.add_argument(
+        "--version", action=Version, nargs=0, help="print the versions of groupwise and torch, and the instruction set"
+    )
+    root.add_argument(
+        "--print-completion",
+        action=Completion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print the script that completes groupwise in a shell: {', '.join(SHELLS)}",
+    )
     kinds = root.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for add in (
         _add_explain,

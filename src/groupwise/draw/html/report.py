@@ -36,7 +36,8 @@ _EXPLORE = """
 const links = [...document.querySelectorAll("td.name a")], dialog = document.querySelector("dialog");
 const kept = JSON.parse(document.querySelector("script[type='application/json']").textContent);
 const explore = address => {
-  dialog.querySelector("iframe").srcdoc = kept.replace('const START = "";', `const START = ${JSON.stringify(address)};`);
+  const start = `const START = ${JSON.stringify(address)};`;
+  dialog.querySelector("iframe").srcdoc = kept.replace('const START = "";', start);
   dialog.showModal();
 };
 for (const link of links) link.onclick = event => {
