@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from groupwise.draw.base.svg import COLOURS, LABEL_SIZE, MARGIN, Picture, path, text_width
+from groupwise.draw.base.svg import LABEL_SIZE, MARGIN, Picture, colour, path, text_width
 
 WIDTH, GAP, NUMBER = 720, 14, 24
-GREEN = COLOURS[2]
+BLUE, GREEN = colour(11), colour(4)
 REQUEST = ["forward", "128 → 128, 3×3, 32 groups", "1×128×56×56", "channels_last", "float32, avx512", "1 thread"]
 # kernel -> how many times PyTorch's speed half of the measured layers like this one had, and the slowest tenth.
 SPEEDS = {"narrow": (3.10, 2.41), "planar": (1.92, None), "PyTorch": (1.0, None)}
@@ -41,7 +41,7 @@ def drawn() -> str:
 
 
 def _stage(picture: Picture, number: int, title: str) -> None:
-    picture.group(COLOURS[0], title)
+    picture.group(BLUE, title)
     picture.circle(MARGIN + 9, picture.y + 9, 9)
     picture.end_group()
     picture.add('<g class="gw-bg">')
@@ -97,7 +97,7 @@ def _bars(picture: Picture, x: float, y: float) -> None:
     unit, start = 46, x + 52
     for name, (half, tenth) in SPEEDS.items():
         picture.label(x, y + 9, name)
-        picture.group(GREEN if name == "narrow" else COLOURS[8], f"{name}: {half:.2f} times PyTorch's speed")
+        picture.group(GREEN if name == "narrow" else BLUE, f"{name}: {half:.2f} times PyTorch's speed")
         picture.box(start, y + 2, half * unit, 14)
         picture.end_group()
         if tenth is not None:

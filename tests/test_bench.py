@@ -62,13 +62,17 @@ def test_speedup_and_roofline_by_hand(monkeypatch):
     assert [row[:3] for row in got] == [row[:3] for row in expected]
     assert [row[3:] for row in got] == [pytest.approx(row[3:]) for row in expected]
     assert made.cost == cost(spec, 20)
+    # Between 0, the median and 99 seconds, half way each.
+    assert [(t.q1_ms, t.q3_ms) for t in made.timings] == [
+        pytest.approx((t.ms / 2, (t.ms + 99e3) / 2)) for t in made.timings
+    ]
 
 
 def test_the_table(monkeypatch):
     stand_in(monkeypatch)
     lines = str(bench(ConvSpec(8, 8, 3, groups=8), (1, 8, 9, 9), repeats=1)).split("\n")
     assert lines[0] == "conv2d 8 → 8, kernel 3×3, groups=8; 9×9, batch 1, float32"
-    assert lines[2].split() == ["kernels", "of", "memory", "format", "kernel", "ms", "speedup", "roofline"]
+    assert lines[2].split() == "kernels of memory format kernel ms quartiles speedup roofline".split()
     assert [line[:13].strip() for line in lines[4:12]] == ["forward"] * 4 + ["training step"] * 4
     assert max(map(len, lines)) <= 100
 

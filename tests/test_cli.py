@@ -11,10 +11,12 @@ import sys
 import xml.etree.ElementTree as ET
 
 import pytest
+import torch
 
 from commands import run, write_net
 from groupwise import ConvSpec, __version__, explain, plan
 from groupwise.cli.parser import parser
+from groupwise.kernels import native
 from kernels import needs_kernels
 
 
@@ -283,7 +285,7 @@ def test_commands_in_the_docs_are_understood():
         ("compare 8 4", "the following arguments are required: --groups"),
         ("report alexnet --image {tmp}/none.jpg", "none.jpg does not exist"),
         ("report alexnet --image {tmp}/none.jpg --input-shape 1,3,9,9", "not allowed with argument"),
-        ("report alexnet -o a.svg", "name a file that ends in one of .txt, .json, .html"),
+        ("report alexnet -o a.xml", "name a file that ends in one of .txt, .json, .csv, .md, .html, .svg"),
         ("report alexnet --repeats 0", "repeats=0 is too small"),
         ("report nothing:Net", "no module named 'nothing'"),
         ("", "the following arguments are required: COMMAND"),
@@ -307,7 +309,11 @@ def test_a_closed_pipe_is_no_error():
 
 
 def test_version_and_entry_points(capsys):
-    assert run(capsys, "--version")[1] == f"groupwise {__version__}\n"
+    status, out, _ = run(capsys, "--version")
+    assert status == 0
+    known = native.status()
+    used = f"no kernels: {known.problem}" if known.problem else f"kernels {known.isa}"
+    assert out == f"groupwise {__version__}, torch {torch.__version__}, {used}\n"
     script = pathlib.Path(sys.executable).parent / "groupwise"
     if script.exists():
         shown = subprocess.run([script, "explain", "8", "4", "-g", "4"], capture_output=True, text=True, check=True)

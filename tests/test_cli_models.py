@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pathlib
 import shutil
@@ -105,11 +106,31 @@ def test_report_without_kernels_has_nothing_to_check(capsys, monkeypatch, net):
 
 
 def test_report_files_of_every_kind(capsys, tmp_path, net):
-    for suffix, begin in (("json", "{"), ("txt", f"{net}:Net"), ("html", "<!doctype html>")):
+    pages = {"html": "<!doctype html>", "svg": "<svg", "txt": f"{net}:Net"}
+    begins = {**pages, "csv": "name,", "md": "| name |", "json": "{"}
+    for suffix, begin in begins.items():
         path = tmp_path / f"r.{suffix}"
         arguments = ["report", f"{net}:Net", "--input-shape", "1,3,9,9", "--repeats", "1", "-o", str(path)]
         assert run(capsys, *arguments)[0] == 0
         assert path.read_text(encoding="utf-8").startswith(begin)
+
+
+def test_a_report_as_a_table_has_a_row_for_each_convolution(capsys, tmp_path, net):
+    path = tmp_path / "r.csv"
+    arguments = ["report", f"{net}:Net", "--input-shape", "1,3,9,9", "--repeats", "1", "--json", "-o", str(path)]
+    layers = json.loads(run(capsys, *arguments)[1])["layers"]
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [(row["name"], row["groups"], float(row["pytorch_ms"])) for row in rows] == [
+        (layer["name"], str(layer["groups"]), layer["pytorch_ms"]) for layer in layers
+    ]
+
+
+@pytest.mark.parametrize("ending", ["xml", "png", "yaml"])
+def test_a_bad_ending_of_a_report_is_refused_before_any_work(capsys, tmp_path, ending, monkeypatch):
+    monkeypatch.setattr(targets, "load_model", lambda *_: pytest.fail("it built the model"))
+    status, out, err = run(capsys, "report", "alexnet", "-o", str(tmp_path / f"r.{ending}"))
+    assert (status, out) == (2, "")
+    assert err.endswith("name a file that ends in one of .txt, .json, .csv, .md, .html, .svg\n")
 
 
 def test_report_json(capsys, net):

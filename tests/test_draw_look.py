@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -21,10 +23,14 @@ from legible import NS, check_legible, font, texts, words
 from test_draw import family, views
 
 
-def luminance(colour: str) -> float:
+def linear(colour: str) -> list[float]:
     channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+
+
+def luminance(colour: str) -> float:
+    red, green, blue = linear(colour)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def contrast(one: str, other: str) -> float:
@@ -57,6 +63,41 @@ def test_contrast(theme):
         assert contrast(colour, theme["bg"]) >= 3, colour
         assert contrast(colour, theme["void"]) >= 3, colour
         assert contrast(theme["ink"], mixed(colour, theme["bg"], 0.16)) >= 4.5, "text on a ribbon"
+
+
+# What a viewer sees of linear red, green and blue, after Machado, Oliveira and Fernandes (2009), at full severity.
+VISIONS = {
+    "normal": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "protan": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deutan": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+    "tritan": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
+}
+# Linear red, green and blue of sRGB as the CIE's X, Y and Z.
+XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
+
+
+def seen(colour, vision):
+    """The colour as it is seen, in the CIE's L, a and b."""
+    rgb = [min(1, max(0, sum(map(math.prod, zip(row, linear(colour), strict=True))))) for row in vision]
+    # White has ones of all three, so a row's sum is its coordinate.
+    x, y, z = (sum(map(math.prod, zip(row, rgb, strict=True))) / sum(row) for row in XYZ)
+    x, y, z = (t ** (1 / 3) if t > (6 / 29) ** 3 else t / (3 * (6 / 29) ** 2) + 4 / 29 for t in (x, y, z))
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+def test_the_simulation_knows_colours_of_known_places():
+    assert seen("#ffffff", VISIONS["normal"]) == pytest.approx((100, 0, 0), abs=1e-3)
+    assert seen("#ff0000", VISIONS["normal"]) == pytest.approx((53.24, 80.09, 67.20), abs=0.02)
+    for vision in VISIONS.values():
+        assert seen("#808080", vision)[1:] == pytest.approx((0, 0), abs=0.1), "greys stay grey"
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_every_viewer_tells_neighbouring_groups_apart(vision):
+    """By the CIE's difference of 1976; the twelfth colour and the first are neighbours too."""
+    places = [seen(colour, VISIONS[vision]) for colour in svg.COLOURS]
+    assert min(math.dist(one, other) for one, other in zip(places, places[1:] + places[:1], strict=True)) >= 40
+    assert min(math.dist(one, other) for one, other in itertools.combinations(places[:4], 2)) >= 25
 
 
 def test_only_tested_colours_are_used():

@@ -6,8 +6,10 @@ import os
 import shutil
 
 import pytest
+import torch
 
-from groupwise.web.explorer import SCENES, explore
+import groupwise
+from groupwise.web.explorer import SCENES, explore, fragment_of
 
 api = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -42,6 +44,45 @@ def page(browser, address):
     assert said == []
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def report_page(tmp_path_factory):
+    """The page of a report in a file, and the addresses of its layers."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv2d(8, 8, 3, padding=1, groups=4))
+    made = groupwise.report(model, torch.randn(2, 4, 9, 9), repeats=1)
+    path = made.to_html(tmp_path_factory.mktemp("report") / "report.html")
+    return path.as_uri(), [fragment_of(row.call.cost) for row in made.rows]
+
+
+@pytest.mark.parametrize("way", ["click", "keyboard", "address"])
+def test_the_rows_of_a_report_open_their_layer(browser, report_page, way):
+    address, (_, second) = report_page
+    page = browser.new_page(reduced_motion="reduce")
+    failed, asked = [], []
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address + second * (way == "address"))
+    link = page.locator("td.name a").nth(1)
+    if way == "click":
+        link.click()
+    elif way == "keyboard":
+        link.focus()
+        page.keyboard.press("Enter")
+    frame = page.frame_locator("dialog iframe")
+    assert page.locator("dialog").is_visible()
+    frame.locator("#says").wait_for()
+    for name, value in {"in_channels": "8", "out_channels": "8", "kernel_size": "3", "size": "7", "batch": "2"}.items():
+        assert frame.locator(f"[name={name}]").input_value() == value
+    assert "4" in frame.locator("#says").inner_text()
+    page.locator("dialog button").click()
+    assert not page.locator("dialog").is_visible()
+    page.locator("th button").nth(3).click()
+    assert page.locator("th[aria-sort]").count() == 1, "the tables still sort"
+    assert failed == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
+    page.close()
 
 
 def says(page) -> str:

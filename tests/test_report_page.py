@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 
 import pytest
 import torch
 from torch import nn
 
-from groupwise import report
+from groupwise import explore, report
 from groupwise.draw.text.report import notes
 from groupwise.profile import record as recording
 from groupwise.profile import report as reporting
@@ -43,6 +45,23 @@ def test_page(small, tmp_path):
     # Three views of each grouped layer that differs from the others, and the bars.
     assert page.count("<svg") == 3 * 2 + 1
     assert "data:image/jpeg;base64,anBlZw==" in page
+
+
+def test_the_name_of_a_layer_leads_to_the_explorer(small):
+    other = nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect")
+    made = report(nn.Sequential(small, other), torch.randn(2, 3, 8, 8), repeats=1)
+    page = made.to_html()
+    names = dict(re.findall(r'<td class="name"><a href="([^"]*)">(.*?)</a></td>', page))
+    assert set(names.values()) == {"0.0.0", "0.1-2.0", "0.3"}, "the page does not draw padding by reflection"
+    assert '<td class="name">1</td>' in page
+    for row in made.rows[:-1]:
+        at = row.call.cost
+        address = explore(at.spec, size=at.input_size, batch=at.batch).fragment
+        assert html.escape(address) in names
+    kept = json.loads(re.search(r'<script type="application/json">(.*)</script>', page)[1])
+    assert kept == explore().to_html().replace(f"const START = {json.dumps(explore().fragment)};", 'const START = "";')
+    assert kept.count('const START = "";') == 1
+    assert "<dialog" not in report(other, torch.randn(1, 16, 8, 8), repeats=1).to_html()
 
 
 def tiles_of(page):

@@ -86,7 +86,13 @@ RESULTS = {
     "count": lambda: (count(MODEL, X), "layers", "name"),
     "report": lambda: (report(MODEL, X, repeats=1), "layers", "name"),
     "bench": lambda: (bench(ConvSpec(8, 8, 3, groups=8), (1, 8, 9, 9), repeats=1), "timings", "work"),
+    "bench change": lambda: (change(), "rows", "work"),
 }
+
+
+def change():
+    made = bench(ConvSpec(8, 8, 3, groups=8), (1, 8, 9, 9), repeats=1)
+    return made.compare(made)
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -117,6 +123,7 @@ SPLIT = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2
 # How each public result is made, and those that are parts of one.
 MADE = {
     "Bench": lambda: RESULTS["bench"]()[0],
+    "BenchChange": lambda: RESULTS["bench change"]()[0],
     "Choice": lambda: plan_split(SPLIT, 2).choices[0],
     "Collective": lambda: ALL_REDUCE,
     "Collectives": lambda: Collectives([ALL_REDUCE]),

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from groupwise import GroupwiseError
 from groupwise.cli.targets import import_torchvision, input_shape, load_model
+from groupwise.models import others
 
 MODEL = """
 import helper_beside_it
@@ -118,3 +121,103 @@ def test_expected_input():
     assert input_shape(model) == (1, 3, 224, 224)
     model.default_cfg = {"input_size": (1, 64, 64)}
     assert input_shape(model) == (1, 1, 64, 64)
+
+
+# A torchvision whose operators do not fit.
+MISFIT = """
+import torch
+
+@torch.library.register_fake("torchvision::nms")
+def nms(boxes, scores, threshold):
+    return boxes
+"""
+
+
+def fake_torchvision(folder, source):
+    for path, text in (
+        ("torchvision/__init__.py", source),
+        ("torchvision/models.py", "def list_models(): return []\n"),
+        ("torchvision-0.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n"),
+    ):
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text)
+
+
+def in_a_new_process(code, folder):
+    """What the code prints, with the folder's packages first."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout, ran.stderr
+
+
+def test_a_torchvision_that_does_not_fit_leaves_no_operators_behind(tmp_path):
+    fake_torchvision(tmp_path, MISFIT)
+    code = """
+import torch
+from groupwise.models.others import import_torchvision
+
+before = torch.library.register_fake
+print(import_torchvision().list_models(), torch.library.register_fake is before)
+print(hasattr(torch.ops.torchvision, "nms"), torch._C._dispatch_get_registrations_for_dispatch_key("Meta").count(
+    "torchvision::nms"))
+"""
+    assert in_a_new_process(code, tmp_path)[0].split("\n") == ["[] True", "False 0", ""]
+
+
+def test_a_torchvision_that_cannot_be_imported_says_which_one_fits(tmp_path):
+    fake_torchvision(tmp_path, "raise RuntimeError('operator torchvision::nms does not exist')")
+    code = """
+from groupwise.models.others import import_torchvision
+try:
+    import_torchvision()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    said, _ = in_a_new_process(code, tmp_path)
+    assert said.startswith(f"GroupwiseError torchvision 0.1 does not fit torch {torch.__version__}: operator")
+    minor = int(torch.__version__.split(".")[1])
+    assert f'pip install --no-deps "torchvision==0.{minor + 15}.*"' in said
+
+
+def test_operators_of_others_are_described_meanwhile():
+    library = torch.library.Library("groupwise_test_others", "FRAGMENT")
+    library.define("twice(Tensor x) -> Tensor")
+    with others._without_fakes("torchvision::"):
+        torch.library.register_fake("groupwise_test_others::twice", lambda x: torch.empty(7))
+        assert torch.library.register_fake("torchvision::nms")(len) is len
+    assert torch.ops.groupwise_test_others.twice(torch.empty(1, device="meta")).shape == (7,)
+
+
+@pytest.mark.parametrize("package", ["torchvision", "timm"])
+def test_the_names_in_a_packages_source_are_those_that_it_lists(package):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    listed = import_torchvision() if package == "torchvision" else importlib.import_module(package)
+    assert sorted(others.names_in(package)) == sorted(listed.list_models())
+
+
+def test_a_mistyped_name_imports_no_package(tmp_path):
+    """Not even one that knows the name."""
+    fake_torchvision(tmp_path, "raise SystemExit('imported')")
+    (tmp_path / "torchvision" / "models").mkdir()
+    (tmp_path / "torchvision" / "models" / "nets.py").write_text(
+        '@register_model()\n@other(\n    weights=("a", 1)\n)\ndef some_net(*, weights=None):\n    pass\n\n\n'
+        'def helper():\n    pass\n\n\n@register_model(name="other_net")\ndef builder(*, weights=None):\n    pass\n'
+    )
+    code = """
+import sys
+from groupwise.cli import main
+
+assert [main(["report", name]) for name in ("SomeNet", "other_net", "builder", "alexnett")] == [2] * 4
+assert not {"torchvision", "timm"} & set(sys.modules)
+"""
+    first, second, third, fourth = in_a_new_process(code, tmp_path)[1].splitlines()
+    assert "write torchvision:some_net" in first
+    assert "write torchvision:other_net" in second
+    assert "write" not in third
+    assert "nearest: alexnet" in fourth
+
+
+def test_no_names_of_a_package_that_is_not_there():
+    assert others.names_in("groupwise_no_such_package") == []

@@ -15,6 +15,7 @@
 #include "torch/call.h"
 #include "torch/guard.h"
 #include "torch/pool.h"
+#include "torch/profiled.h"
 #include "torch/switches.h"
 #include "torch/tuning.h"
 #include "plan/recording.h"
@@ -70,6 +71,7 @@ Tensor correlate(const Call& call, const Plan& plan, const Tensor& read, const T
   t.y = const_cast<float*>(y.const_data_ptr<float>());
   t.w = const_cast<float*>(w.const_data_ptr<float>());
   t.bias = b.defined() ? b.const_data_ptr<float>() : nullptr;
+  const Profiled shown(plan, {&from, &w, &b});
   plan.work->run(t, parallel_for);
   return to;
 }
@@ -86,6 +88,7 @@ Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Te
   t.y = const_cast<float*>(grad.const_data_ptr<float>());
   t.w = to.mutable_data_ptr<float>();
   if (bias.defined()) t.grad_bias = bias.mutable_data_ptr<float>();
+  const Profiled shown(plan, {&from, &grad});
   plan.work->run(t, parallel_for);
   return to;
 }

@@ -16,6 +16,7 @@
 #include "sharing.h"
 #include "torch/packed.h"
 #include "torch/pool.h"
+#include "torch/profiled.h"
 
 namespace groupwise {
 
@@ -266,6 +267,7 @@ void Chain::run(const Tensor& source, const Tensor& residual, const Tensor& out)
   const float* from = source.const_data_ptr<float>();
   const float* beside = added.defined() ? added.const_data_ptr<float>() : nullptr;
   float* to = out.mutable_data_ptr<float>();
+  const Profiled shown("chain", *found->target, {&source, &residual});
   run_tasks(found->parts, found->parts > 1, parallel_for, [&](int64_t begin, int64_t end) {
     float* memory = windows(found->floats);
     for (int64_t part = begin; part < end; part++)

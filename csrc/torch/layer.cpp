@@ -15,6 +15,7 @@
 #include "torch/call.h"
 #include "torch/packed.h"
 #include "torch/pool.h"
+#include "torch/profiled.h"
 
 namespace groupwise {
 
@@ -308,6 +309,7 @@ void Layer::compute(const Prepared& ready, const Tensor& source, const Tensor& r
   if (residual_ || before_.kind != Activation::none) t.epilogue = &epilogue;
   t.packed = ready.packed.defined() ? ready.packed.const_data_ptr<float>() : nullptr;
   record(ready.plan);
+  const Profiled shown(*ready.plan, {&source, &weight_, &bias_, &residual});
   ready.plan->work->run(t, parallel_for);
 }
 

@@ -19,6 +19,7 @@
 #include "torch/call.h"
 #include "torch/layer.h"
 #include "torch/pool.h"
+#include "torch/profiled.h"
 
 namespace groupwise {
 namespace {
@@ -111,6 +112,7 @@ class LowLayer : public torch::CustomClassHolder {
       added = residual.contiguous(kLast);
       work.residual = static_cast<const Bfloat16*>(added.const_data_ptr());
     }
+    const Profiled shown("low", *target_, {&source, &added});
     correlate_low(work, *target_, {threads_here(), parallel_for});
     if (!direct) out.copy_(to);
   }

@@ -17,6 +17,7 @@
 #include "torch/call.h"
 #include "torch/layer.h"
 #include "torch/pool.h"
+#include "torch/profiled.h"
 
 namespace groupwise {
 namespace {
@@ -84,6 +85,7 @@ class LowProductLayer : public torch::CustomClassHolder {
     work.x = static_cast<const Bfloat16*>(source.const_data_ptr());
     work.y = static_cast<Bfloat16*>(to.mutable_data_ptr());
     if (residual_) work.residual = static_cast<const Bfloat16*>(added.const_data_ptr());
+    const Profiled shown("low_product", *target_, {&source, &added});
     multiply_low(work, *target_, {threads_here(), parallel_for});
     if (!direct) out.copy_(to);
   }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from groupwise.kernels.plan import record_plans as record_plans
     from groupwise.profile.bench import Bench as Bench
     from groupwise.profile.bench import bench as bench
+    from groupwise.profile.bench_change import BenchChange as BenchChange
     from groupwise.profile.count import Count as Count
     from groupwise.profile.count import count as count
     from groupwise.profile.flops import flop_formulas as flop_formulas
@@ -50,6 +51,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Bench": "profile.bench",
+    "BenchChange": "profile.bench_change",
     "ConvCall": "profile.record",
     "ConvSpec": "spec.convspec",
     "Cost": "spec.cost",

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from groupwise.cli.output import FORMATS, TABLES, allowing_fft, emit, format_of, say, write
+from groupwise.cli.output import FORMATS, TABLES, allowing_fft, check_place, deliver, emit, format_of, say, write
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.text import table
 from groupwise.draw.text.comparison import groups_table, groups_values
@@ -14,6 +14,7 @@ from groupwise.errors import GroupwiseError, check_integer
 from groupwise.explanation import Explanation, explain
 from groupwise.spec.arguments import valid_groups
 from groupwise.spec.convspec import ConvSpec
+from groupwise.spec.cost import cost
 
 # The options that describe a convolution, with their defaults.
 CONVOLUTION: dict[str, Any] = {
@@ -143,18 +144,31 @@ def run_plan(options: argparse.Namespace) -> None:
             threads=options.threads,
             direction=options.direction,
         )
-    write(json.dumps(made.to_dict(), indent=2) if kind == "json" else str(made), options.output)
+    deliver(made, kind, options.output)
 
 
 def run_bench(options: argparse.Namespace) -> None:
     """Times one layer with PyTorch's kernels and with groupwise's."""
-    kind = format_of(options, ("text", "json"))
+    kind = format_of(options, TABLES)
     check_integer("repeats", options.repeats, 1)
+    check_place("--save", options.save)
     spec, shape = _layer(options)
-    from groupwise.profile.bench import bench
+    import torch
 
+    from groupwise.kernels.processor import processor_name
+    from groupwise.profile.bench import bench
+    from groupwise.profile.bench_change import check_comparable, read_bench
+
+    if options.compare:
+        # What cannot be compared is refused before it is timed.
+        before = read_bench(options.compare)
+        at = cost(spec, spec.check_input(shape), batch=shape[0], dtype=options.dtype)
+        check_comparable(before, at, options.threads or torch.get_num_threads(), processor_name())
     made = bench(spec, input_shape=shape, dtype=options.dtype, threads=options.threads, repeats=options.repeats)
-    write(json.dumps(made.to_dict(), indent=2) if kind == "json" else str(made), options.output)
+    deliver(made.compare(options.compare) if options.compare else made, kind, options.output)
+    if options.save:
+        made.save(options.save)
+        say(f"wrote {options.save}")
 
 
 def _layer(options: argparse.Namespace) -> tuple[ConvSpec, tuple[int, ...]]:
@@ -181,7 +195,7 @@ def run_doctor(options: argparse.Namespace) -> int:
 
     kind = format_of(options, ("text", "json"))
     found = diagnose()
-    write(json.dumps(found.to_dict(), indent=2) if kind == "json" else str(found), options.output)
+    deliver(found, kind, options.output)
     return 0 if found.ok else 1
 
 

@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from groupwise.cli.failures import explaining_failure
-from groupwise.cli.output import allowing_fft, format_of, say, told, write
+from groupwise.cli.output import allowing_fft, check_place, deliver, format_of, say, told, write
 from groupwise.errors import GroupwiseError, check_integer
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+# What `report` writes: its tables have a row for each convolution, and its picture shows where the work is.
+REPORTS = ("text", "json", "csv", "markdown", "html", "svg")
 
 
 def run_report(options: argparse.Namespace) -> int:
@@ -27,7 +30,7 @@ def run_report(options: argparse.Namespace) -> int:
     from groupwise.profile.report import report
 
     # Bad options are refused before the model is built, which may take long.
-    kind = format_of(options, ("text", "json", "html"))
+    kind = format_of(options, REPORTS)
     check_integer("repeats", options.repeats, 1)
     if options.optimize and options.backward:
         raise GroupwiseError("--optimize compares inference; leave out --backward, or run optimize --train")
@@ -45,13 +48,12 @@ def run_report(options: argparse.Namespace) -> int:
             ranks=options.ranks,
             optimize=options.optimize,
         )
-    facts = json.dumps(made.to_dict(), indent=2)
-    print(facts if options.json else made)
+    deliver(made, "json" if options.json else "text", None)
     if options.output:
-        if kind == "html":
-            made.to_html(options.output, None if photo is None else thumbnail(photo))
+        if kind == "html" and photo is not None:
+            made.to_html(options.output, thumbnail(photo))
         else:
-            write({"json": facts, "text": str(made)}[kind], options.output)
+            deliver(made, kind, options.output)
         say(f"wrote {options.output}")
     if not options.check:
         return 0
@@ -84,7 +86,7 @@ def run_tune(options: argparse.Namespace) -> None:
         allowing_fft(options.fft),
     ):
         made = tune(model, make(), train=options.train, calls=options.calls, progress=progress)
-    write(json.dumps(made.to_dict(), indent=2) if kind == "json" else str(made), options.output)
+    deliver(made, kind, options.output)
 
 
 def run_optimize(options: argparse.Namespace) -> None:
@@ -155,13 +157,9 @@ def _threads(number: int | None) -> Iterator[None]:
 
 def _check_save(options: argparse.Namespace) -> None:
     """Refuses a file that cannot be written, or that no other process could read, before any work."""
+    check_place("--save", options.save)
     if options.save is None:
         return
-    path = pathlib.Path(options.save)
-    if path.is_dir() or (path.exists() and not path.is_file()):
-        raise GroupwiseError(f"--save {options.save} is no regular file; name a file")
-    if not path.parent.is_dir():
-        raise GroupwiseError(f"--save {options.save}: there is no folder {path.parent}; make it first")
     source = options.target.rpartition(":")[0]
     if source.endswith(".py"):
         module = pathlib.Path(source).stem

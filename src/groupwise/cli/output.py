@@ -10,6 +10,8 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from operator import methodcaller
+from typing import Any
 
 from groupwise.errors import GroupwiseError
 from groupwise.explanation import Explanation
@@ -17,6 +19,15 @@ from groupwise.spec.legible import legible
 
 FORMATS = ("text", "json", "svg", "png", "html")
 TABLES = ("text", "json", "csv", "markdown")
+# How a result becomes text of each format.
+WRITERS: dict[str, Callable[[Any], str]] = {
+    "text": str,
+    "json": lambda made: json.dumps(made.to_dict(), indent=2),
+    "csv": methodcaller("to_csv"),
+    "markdown": methodcaller("to_markdown"),
+    "html": methodcaller("to_html"),
+    "svg": methodcaller("to_svg"),
+}
 _SECONDS_BETWEEN_LINES = 5
 _FORMAT_OF = {"txt": "text", "htm": "html", "md": "markdown", **{name: name for name in (*FORMATS, *TABLES)}}
 
@@ -47,6 +58,17 @@ def format_of(options: argparse.Namespace, known: Sequence[str]) -> str:
     return wanted or str(named)
 
 
+def check_place(option: str, file: str | None) -> None:
+    """Refuses a file that cannot be written, which an option names, before any work."""
+    if file is None:
+        return
+    path = pathlib.Path(file)
+    if path.is_dir() or (path.exists() and not path.is_file()):
+        raise GroupwiseError(f"{option} {file} is no regular file; name a file")
+    if not path.parent.is_dir():
+        raise GroupwiseError(f"{option} {file}: there is no folder {path.parent}; make it first")
+
+
 def ending_of(name: str) -> str:
     """Returns what the name of a file in this format ends in: `.txt` for text, `.md` for markdown."""
     return "." + {"text": "txt", "markdown": "md"}.get(name, name)
@@ -59,6 +81,11 @@ def write(document: str, output: str | None) -> None:
         sys.stdout.write(document)
     else:
         pathlib.Path(output).write_text(document, encoding="utf-8")
+
+
+def deliver(made: Any, kind: str, output: str | None) -> None:
+    """Writes a result in the format `kind`, one of `WRITERS`, to the file `output` or to stdout."""
+    write(WRITERS[kind](made), output)
 
 
 def emit(explanation: Explanation, kind: str, view: str, output: str | None) -> None:

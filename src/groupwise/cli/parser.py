@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import groupwise
 from groupwise.cli import commands, models
+from groupwise.cli.about import SHELLS, Completion, Version
 from groupwise.cli.output import FORMATS, TABLES, ending_of
 from groupwise.explanation import VIEWS
 from groupwise.spec.cost import DTYPE_BYTES
@@ -84,7 +84,16 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    root.add_argument("--version", action="version", version=f"groupwise {groupwise.__version__}")
+    root.add_argument(
+        "--version", action=Version, nargs=0, help="print the versions of groupwise and torch, and the instruction set"
+    )
+    root.add_argument(
+        "--print-completion",
+        action=Completion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print the script that completes groupwise in a shell: {', '.join(SHELLS)}",
+    )
     kinds = root.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for add in (
         _add_explain,
@@ -148,7 +157,7 @@ def _add_plan_and_bench(kinds: Any) -> None:
         _add_groups(command)
         _add_convolution(command, size_required=True)
         command.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
-        _add_output(command, FORMATS[:2])
+        _add_output(command, FORMATS[:2] if command is planned else TABLES)
         command.set_defaults(run=run)
     # The planner checks these two values: its module would take longer to load than an explanation.
     planned.add_argument(
@@ -161,6 +170,8 @@ def _add_plan_and_bench(kinds: Any) -> None:
     timed.add_argument(
         "--repeats", type=int, default=20, metavar="N", help="timed runs, of which the median is reported; default: 20"
     )
+    timed.add_argument("--save", metavar="FILE", help="also write the run to FILE, an input of --compare")
+    timed.add_argument("--compare", metavar="FILE", help="show what changed since the run that --save wrote to FILE")
 
 
 def _add_report(kinds: Any) -> None:
@@ -187,7 +198,7 @@ def _add_report(kinds: Any) -> None:
         action="store_true",
         help="end with status 1 if groupwise's kernels, or the optimized network, change the outputs, or cannot run",
     )
-    _add_file(whole, ("text", "json", "html"))
+    _add_file(whole, models.REPORTS)
     whole.set_defaults(run=models.run_report)
 
 

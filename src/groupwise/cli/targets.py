@@ -17,7 +17,7 @@ import torch
 
 from groupwise.errors import GroupwiseError
 from groupwise.models import MODELS
-from groupwise.models.others import import_torchvision
+from groupwise.models.others import import_torchvision, names_in
 
 FORMS = "a network of groupwise, torchvision:NAME, timm:NAME, package.module:attribute or file.py:Name"
 
@@ -152,19 +152,12 @@ def _elsewhere(name: str) -> str:
     def plain(word: str) -> str:
         return word.lower().replace("_", "").replace("-", "")
 
-    for package, known in (("torchvision", lambda: import_torchvision().list_models()), ("timm", _timm_models)):
-        if importlib.util.find_spec(package) is not None:
-            found = [f"{package}:{one}" for one in known() if plain(one) == plain(name)]
-            if found:
-                return f"no model named {name!r} in groupwise; write {found[0]}"
+    for package in ("torchvision", "timm"):
+        # Importing them takes seconds, and a mistyped name asks for neither.
+        found = [f"{package}:{one}" for one in names_in(package) if plain(one) == plain(name)]
+        if found:
+            return f"no model named {name!r} in groupwise; write {found[0]}"
     return ""
-
-
-def _timm_models() -> list[str]:
-    if importlib.util.find_spec("torchvision"):
-        import_torchvision()
-    names: list[str] = importlib.import_module("timm").list_models()
-    return names
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
+import pathlib
 import re
 import statistics
 import time
@@ -20,6 +22,7 @@ from groupwise.draw.text.table import Tabular
 from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.kernels.plan import DIRECTIONS, MEMORY_FORMATS, record_plans
 from groupwise.nn.layer import layer_of
+from groupwise.profile.bench_change import BenchChange, check_comparable, read_bench
 from groupwise.profile.machine import machine
 from groupwise.profile.roofline import measure_roofline
 from groupwise.profile.timing import dispatching, not_measured
@@ -45,6 +48,7 @@ class Timing:
 
     - `work`: `forward`, or `training step`: the forward and the gradients of input, weight and bias
     - `library`: whose kernels, `pytorch` or `groupwise`; `kernels`: the kernel of each pass
+    - `ms`, `q1_ms`, `q3_ms`: the median of the samples, and the quartiles, between which half of them lie
     - `speedup`: PyTorch's time in the same memory format over this one
     - `roofline`: the fraction of peak that it reaches: its roofline floor over its time; None for other dtypes than
       float32
@@ -55,6 +59,8 @@ class Timing:
     memory_format: str
     kernels: Mapping[str, str]
     ms: float
+    q1_ms: float
+    q3_ms: float
     speedup: float
     roofline: float | None
 
@@ -103,6 +109,20 @@ class Bench(Tabular):
             "not_measured": self.not_measured,
         }
 
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes the run to a file, as JSON, for `compare` of a later one."""
+        pathlib.Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def compare(self, before: Bench | str | pathlib.Path) -> BenchChange:
+        """Returns what changed since an earlier run of the same layer, or since the one that a file holds.
+
+        Raises `GroupwiseError` for a file that `save` did not write, and for a run of another layer, processor or
+        number of threads.
+        """
+        earlier = before.to_dict() if isinstance(before, Bench) else read_bench(before)
+        check_comparable(earlier, self.cost, self.machine["threads"], self.machine["processor"])
+        return BenchChange(self.cost, earlier, self.to_dict())
+
 
 def bench(
     spec_or_layer: Any,
@@ -146,11 +166,11 @@ def bench(
                 made = _calls(at, _FORMATS[name])
                 calls |= {(work, ours, name): call for work, call in zip(WORKS, made, strict=True)}
                 kernels[ours, name] = _kernels(made[-1], spec, ours)
-            medians = {key: statistics.median(times) * 1e3 for key, times in _interleave(calls, repeats).items()}
+            spread = {key: _quartiles(times) for key, times in _interleave(calls, repeats).items()}
         about = {**machine(), "roofline": roofline.to_dict()}
     timings = []
     for work, (ours, name) in itertools.product(WORKS, pairs):
-        ms, floor = medians[work, ours, name], roofline.floor_ms(at, len(WORKS[work]))
+        (q1, ms, q3), floor = spread[work, ours, name], roofline.floor_ms(at, len(WORKS[work]))
         timings.append(
             Timing(
                 work,
@@ -158,7 +178,9 @@ def bench(
                 name,
                 {passed: kernels[ours, name][passed] for passed in WORKS[work]},
                 ms,
-                medians[work, False, name] / ms,
+                q1,
+                q3,
+                spread[work, False, name][1] / ms,
                 None if floor is None else floor / ms,
             )
         )
@@ -218,6 +240,13 @@ def _kernels(step: Callable[[], object], spec: ConvSpec, ours: bool) -> dict[str
     with dispatching(ours), record_plans() as plans:
         step()
     return kernels_of(plans, DIRECTIONS, spec.transposed)
+
+
+def _quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
+    """The first quartile, the median and the third, in ms; of one sample, that."""
+    ordered = sorted(seconds) * (2 if len(seconds) == 1 else 1)
+    first, middle, third = statistics.quantiles(ordered, n=4, method="inclusive")
+    return first * 1e3, middle * 1e3, third * 1e3
 
 
 def _interleave(calls: Mapping[_Key, Callable[[], object]], repeats: int) -> dict[_Key, list[float]]:

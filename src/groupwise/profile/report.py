@@ -28,6 +28,7 @@ from groupwise.profile.timing import check_same, measure, not_measured
 from groupwise.profile.verify import Agreement, Checked, check
 from groupwise.profile.workload import Workload
 from groupwise.rewrite import optimize as rewrite
+from groupwise.web import explorer
 
 if TYPE_CHECKING:
     from groupwise.parallel import SplitPlan
@@ -93,9 +94,13 @@ class Report(Tabular):
     def to_html(self, path: str | pathlib.Path | None = None, photo: bytes | None = None) -> str | pathlib.Path:
         """One self-contained page: the main figures, a table that sorts, and pictures of the grouped layers.
 
-        Returns the page, or writes it to `path` and returns that. The page shows `photo`, a JPEG, as the input.
+        Returns the page, or writes it to `path` and returns that. The page shows `photo`, a JPEG, as the input. The
+        names of layers open the page of `groupwise.explore`, which is part of this one.
         """
-        document = report_html.page(self._told(), [row.call.cost for row in self.rows], photo)
+        facts, costs = self._told(), [row.call.cost for row in self.rows]
+        for layer, at in zip(facts["layers"], costs, strict=True):
+            layer["explorer"] = explorer.fragment_of(at)
+        document = report_html.page(facts, costs, photo, explorer.page())
         return html.deliver(document, path)
 
     def to_dict(self) -> dict[str, Any]:

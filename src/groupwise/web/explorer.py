@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from groupwise.draw.base.svg import COLOURS
 from groupwise.draw.html.page import deliver
 from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.explanation import Explanation, explain
 from groupwise.spec.convspec import ConvSpec
+from groupwise.spec.cost import Cost
 from groupwise.spec.legible import Printed
 
 SCENES = ("wires", "filter", "payment", "shuffle", "devices", "code")
@@ -132,6 +134,17 @@ def explorer_of(explanation: Explanation, scene: str = "wires") -> Explorer:
     return Explorer(spec, checked, check_integer("batch", explanation.batch, 1), scene)
 
 
+def fragment_of(at: Cost) -> str | None:
+    """Returns what opens the page at a layer and its input, as `Explorer.fragment` does.
+
+    Returns None for a layer that the page does not draw.
+    """
+    try:
+        return explorer_of(explain(at.spec, size=at.input_size, batch=at.batch, plans=False)).fragment
+    except GroupwiseError:
+        return None
+
+
 def page(start: str = "") -> str:
     """Returns the whole page, which opens at `start` unless its address says something else."""
     parts = resources.files("groupwise.web").joinpath("page")
@@ -143,6 +156,7 @@ def page(start: str = "") -> str:
         [
             '"use strict";',
             f"const START = {json.dumps(start)};",
+            f"const COLOURS = {json.dumps(COLOURS)};",
             f"const MEASURED = {read('measured.json').strip()};",
             *(read(f"{part}.js") for part in _PARTS),
         ]

@@ -13,11 +13,12 @@ TITLE_SIZE, CAPTION_SIZE, LABEL_SIZE = 16, 12, 11
 # Captions wrap at this width, or at the picture's if that is larger.
 MIN_WIDTH = 560
 
-# Each colour of a group has a contrast of at least 3:1 with both backgrounds and both voids, and neighbours differ
-# clearly in hue. The colours repeat after twelve, so pictures number the groups as well.
+# Each colour of a group has a contrast of at least 3:1 with both backgrounds and both voids. The order keeps neighbours
+# apart for every kind of colour vision: by 40 (CIE76) at least. The colours repeat after twelve, so pictures number the
+# groups as well. The explorer's page has the same ones.
 COLOURS = (
-    "#2f6fde", "#cd690a", "#2a9548", "#c2409b", "#12939a", "#d43d3d",
-    "#7d5bd0", "#a08200", "#2588c9", "#96633a", "#da4f83", "#6f8f1f",
+    "#cd690a", "#12939a", "#96633a", "#7d5bd0", "#2a9548", "#c2409b",
+    "#6f8f1f", "#da4f83", "#a08200", "#2588c9", "#d43d3d", "#2f6fde",
 )  # fmt: skip
 
 # ink is for text, soft for quieter text, line for rules and outlines, void for what does not exist, and gap for lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,9 @@ th[aria-sort=ascending] button::after { content: " ▲"; } th[aria-sort=descendi
 figcaption { color: var(--soft); font-size: 13px; }
 figure { margin: 1rem 0; } figure svg, figure img { max-width: 100%; height: auto; }
 pre { background: var(--card); border: 1px solid var(--line); padding: .75rem; overflow-x: auto; font-size: 13px; }
+dialog { width: 95vw; height: 94vh; max-width: none; max-height: none; padding: 0; border: 1px solid var(--line); }
+dialog form { height: 2.2rem; text-align: right; padding: .2rem; box-sizing: border-box; }
+dialog iframe { width: 100%; height: calc(100% - 2.4rem); border: 0; }
 details { margin: .5rem 0; } summary { cursor: pointer; }
 """
 
@@ -95,15 +99,22 @@ def table(
     head: Sequence[str],
     body: Iterable[tuple[str, Sequence[tuple[str, float | None]]]],
     foot: Sequence[str] = (),
+    links: Iterable[str | None] | None = None,
 ) -> str:
-    """Returns a table that sorts. A row of `body` is (css class, cells); a cell is (text, number to sort by)."""
+    """Returns a table that sorts. A row of `body` is (css class, cells); a cell is (text, number to sort by).
+
+    `links` has the address to which the first cell of each row leads; None for a row without one.
+    """
     lines = ['<div class="scroll"><table class="sort"><thead><tr>']
     for i, label in enumerate(head):
         css = ' class="name"' if i == 0 else ""
         lines.append(f'<th scope="col"{css}><button type="button">{escape(label)}</button></th>')
     lines.append("</tr></thead><tbody>")
-    for css, cells in body:
-        lines.append(f'<tr class="{css}">' + "".join(_cell(i, *cell) for i, cell in enumerate(cells)) + "</tr>")
+    for (css, cells), link in zip(body, itertools.repeat(None) if links is None else links, strict=links is not None):
+        first, *others = (_cell(i, *cell) for i, cell in enumerate(cells))
+        if link is not None:
+            first = first.replace(">", f'><a href="{escape(link)}">', 1).replace("</td>", "</a></td>")
+        lines.append(f'<tr class="{css}">' + "".join([first, *others]) + "</tr>")
     lines.append("</tbody>")
     if foot:
         lines.append("<tfoot><tr>" + "".join(_cell(i, text, None) for i, text in enumerate(foot)) + "</tr></tfoot>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -29,10 +30,30 @@ _HEAD = (*_ROW, "kind", "groups", "weight", "parameters", "MACs", "bytes", "FLOP
 _Cell = tuple[str, float | None]
 
 
-def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = None) -> str:
+# The explorer's page opens at what its script calls START. It is kept as text, and shown in a frame: so the links work
+# in a file that is on a disk alone, and in a page that shows this one in a frame of its own.
+_EXPLORE = """
+const links = [...document.querySelectorAll("td.name a")], dialog = document.querySelector("dialog");
+const kept = JSON.parse(document.querySelector("script[type='application/json']").textContent);
+const explore = address => {
+  const start = `const START = ${JSON.stringify(address)};`;
+  dialog.querySelector("iframe").srcdoc = kept.replace('const START = "";', start);
+  dialog.showModal();
+};
+for (const link of links) link.onclick = event => {
+  event.preventDefault();
+  explore(link.getAttribute("href"));
+};
+dialog.onclose = () => dialog.querySelector("iframe").srcdoc = "";
+if (links.some(link => link.getAttribute("href") === location.hash)) explore(location.hash);
+"""
+
+
+def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = None, explorer: str = "") -> str:
     """The whole document: the main figures as tiles, the strip, the tables, the pictures, and how it was measured.
 
-    `costs` belong to the report's layers, in order; `photo` is a JPEG.
+    `costs` belong to the report's layers, in order; `photo` is a JPEG. The names of layers with an `explorer`, an
+    address of the page `explorer`, open that page there.
     """
     optimized = report.get("optimized")
     figures_first = [*(faster.tiles(optimized) if optimized else []), *tiles(report)]
@@ -55,6 +76,8 @@ def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = No
     body += _pictures(report, costs)
     body.append(html.element("h2", "How this was measured"))
     body += [html.element("p", line, "soft") for line in notes(report)]
+    if any(layer.get("explorer") for layer in report["layers"]):
+        body.append(_explorer(explorer))
     return html.page(f"groupwise: {report['title']}", "\n".join(body), sortable=True)
 
 
@@ -64,10 +87,22 @@ def fragment(report: dict[str, Any], costs: Sequence[Cost]) -> str:
     return html.figure(strip_svg(report)) + _tables(report) + "".join(html.element("p", line) for line in missing)
 
 
+def _explorer(page: str) -> str:
+    # A tag inside of the text would end the script.
+    kept = json.dumps(page).replace("<", "\\u003c")
+    return (
+        '<dialog aria-label="the layer in the explorer"><form method="dialog"><button>Close</button></form>'
+        '<iframe title="the explorer"></iframe></dialog>\n'
+        f'<script type="application/json">{kept}</script>\n<script>{_EXPLORE}</script>'
+    )
+
+
 def _tables(report: dict[str, Any]) -> str:
     rows, total = fold(report["layers"]), report["total"]
     facts, sums = [_facts(row) for row in rows], ("", "", "", *figures(total), "")
     shown = [html.element("h2", "Layers")]
+    if any(row.get("explorer") for row in rows):
+        shown.append(html.element("p", "The name of a layer opens it in the explorer, inside this page.", "soft"))
     if is_measured(report):
         shown.append(_table(report, _HEAD, facts, sums))
         shown.append(html.element("h2", "Before and after: PyTorch's kernels and groupwise's"))
@@ -99,7 +134,8 @@ def _table(report: dict[str, Any], head: Sequence[str], facts: Sequence[Sequence
     for number, (row, fact) in enumerate(zip(fold(report["layers"]), facts, strict=True), 1):
         cells = [(row["name"], None), (str(number), number), (str(row["count"]), row["count"]), *fact]
         body.append(("grouped" if row["groups"] > 1 else "dense", cells))
-    return html.table(head, body, ("all", "", str(report["total"]["convolutions"]), *sums))
+    links = [row.get("explorer") for row in fold(report["layers"])]
+    return html.table(head, body, ("all", "", str(report["total"]["convolutions"]), *sums), links)
 
 
 def _facts(row: dict[str, Any]) -> list[_Cell]:

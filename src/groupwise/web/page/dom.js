@@ -1,8 +1,6 @@
 // Small helpers that make elements, and the look that all scenes share.
 
-// The order keeps neighbouring groups apart for all kinds of colour vision; the number is written beside each colour.
-const COLOURS = ["#cd690a", "#12939a", "#96633a", "#7d5bd0", "#2a9548", "#c2409b", "#6f8f1f", "#da4f83", "#a08200", "#2588c9",
-                 "#d43d3d", "#2f6fde"];
+// COLOURS are those of the pictures. The number is written beside each colour.
 const colourOf = group => COLOURS[group % COLOURS.length];
 const SVG = "http://www.w3.org/2000/svg";
 
