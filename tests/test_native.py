@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -146,7 +145,7 @@ def test_the_signatures_are_those_of_the_header():
         "double (*clock)()": native.CLOCK,
         "void (*told)()": native.NOTICE,
     }
-    header = (ROOT / "csrc" / "torch" / "c_api.h").read_text()
+    header = (ROOT / "csrc" / "binding" / "c_api.h").read_text()
     declared = {
         name: (
             types[result],
@@ -196,6 +195,60 @@ def test_a_record_that_cannot_be_read(folder, text):
 def test_a_record_without_its_library(folder):
     record(folder)
     refused(r"_native\.so is missing; rebuild it: REBUILD")
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "fits"),
+    [
+        ("2.13.0+cpu", "2.13.0+cpu", True),
+        ("2.13.0+cpu", "2.13.0+cu130", True),
+        ("2.13.0", "2.13.0+cu130", True),
+        ("2.13.0", "2.13.1", False),
+        ("2.13.0+cpu", "2.14.0+cpu", False),
+        ("2.15.0a0+git1", "2.15.0a0+git2", False),
+        ("2.15.0a0+git1", "2.15.0a0+git1", True),
+    ],
+)
+def test_builds_of_one_release_share_a_library(built, here, fits):
+    assert native.same_release(built, here) == fits
+
+
+def test_another_torch_gets_the_kernels_alone(folder, stub):
+    stub(folder)
+    (folder / "_native.so").rename(folder / "_stable.so")
+    (folder / "_native.so").write_text("whoever opens this fails otherwise")
+    record(folder, torch="2.12.1+cpu")
+    status = native.status()
+    assert native.available()
+    assert (status.path, status.operators, status.problem) == (str(folder / "_stable.so"), False, None)
+    assert status.operators_problem == f"the library was built for torch 2.12.1+cpu and this is torch {RECORD['torch']}"
+
+
+def test_a_library_that_does_not_load_leaves_the_kernels(folder, stub):
+    stub(folder)
+    (folder / "_native.so").rename(folder / "_stable.so")
+    (folder / "_native.so").write_text("no library")
+    assert native.available()
+    assert "the library cannot be loaded" in native.status().operators_problem
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "operators"), [("stable", "_stable.so", False), ("exact", "_native.so", True)]
+)
+def test_the_library_asked_for(folder, stub, monkeypatch, asked, name, operators):
+    stub(folder)
+    shutil.copy(folder / "_native.so", folder / "_stable.so")
+    monkeypatch.setenv(native.BINDING, asked)
+    status = native.status()
+    assert (status.path, status.operators) == (str(folder / name), operators)
+
+
+def test_the_exact_library_is_not_replaced_if_it_is_asked_for(folder, stub, monkeypatch):
+    stub(folder)
+    (folder / "_native.so").rename(folder / "_stable.so")
+    (folder / "_native.so").write_text("no library")
+    monkeypatch.setenv(native.BINDING, "exact")
+    refused("the library cannot be loaded: .*; rebuild it: REBUILD")
 
 
 def test_a_library_for_another_torch_is_never_opened(folder):
@@ -250,6 +303,7 @@ def test_a_library_that_loads(folder, stub):
         compiler="GNU 12.2.0",
         isas=("baseline", "avx2"),
         isa="avx2",
+        operators=True,
     )
     numbers = (ctypes.c_int64 * 3)(1, 2, -3)
     assert native.read_text(library.groupwise_plan, numbers, b"float32") == "é"
@@ -311,64 +365,6 @@ def test_an_instruction_set_that_cannot_run(folder, stub, monkeypatch):
 def test_a_library_that_is_not_what_its_record_says(folder, stub, definition, message):
     stub(folder, definition)
     refused(f"{message}.*; rebuild it: REBUILD")
-
-
-LOUD = "GROUPWISE_REQUIRE_NATIVE=1"
-OPTIONS = "--force-reinstall --no-deps --no-cache-dir"
-
-
-@pytest.mark.parametrize(
-    ("origin", "installer", "command"),
-    [
-        (None, "pip", f"{LOUD} pip install {OPTIONS} groupwise"),
-        (
-            {"url": "file:///a/b.whl", "archive_info": {}},
-            "pip",
-            f"{LOUD} pip install {OPTIONS} .  # in a clone of groupwise",
-        ),
-        ({"url": "file:///a/b.tar.gz", "archive_info": {}}, "pip", f"{LOUD} pip install {OPTIONS} /a/b.tar.gz"),
-        ({"url": "file:///my%20code", "dir_info": {}}, "pip", f"{LOUD} pip install {OPTIONS} '/my code'"),
-        (
-            {"url": "file:///code", "dir_info": {"editable": True}},
-            "pip",
-            f"{LOUD} pip install {OPTIONS} --editable /code",
-        ),
-        (
-            {"url": "https://a.org/g", "vcs_info": {"vcs": "git", "commit_id": "f00"}},
-            "pip",
-            f"{LOUD} pip install {OPTIONS} git+https://a.org/g@f00",
-        ),
-        (
-            {"url": "file:///code", "dir_info": {}},
-            "uv",
-            f"{LOUD} GROUPWISE_TORCH={pathlib.Path(torch.__file__).parent} "
-            "uv pip install --reinstall-package groupwise --no-deps --no-cache /code",
-        ),
-    ],
-)
-def test_the_command_that_builds_it(monkeypatch, origin, installer, command):
-    class Distribution:
-        def read_text(self, name):
-            return {"INSTALLER": f"{installer}\n", "direct_url.json": origin and json.dumps(origin)}[name]
-
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution())
-    monkeypatch.setenv("PATH", str(pathlib.Path(sys.executable).parent))
-    monkeypatch.setattr(shutil, "which", lambda name: str(pathlib.Path(sys.executable).parent / name))
-    assert native.rebuild_command() == command
-
-
-def test_the_command_names_the_python_whose_pip_is_not_first(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: f"/elsewhere/{name}")
-    monkeypatch.setattr(sys, "executable", "/my python")
-    assert native.torch_command() == "'/my python' -m pip install \"torch>=2.10\""
-
-
-def test_the_command_where_nothing_is_installed(monkeypatch):
-    def nothing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", nothing)
-    assert native.rebuild_command().endswith(f"{OPTIONS} {ROOT}")
 
 
 def test_the_library_that_was_built():

@@ -41,4 +41,11 @@ std::string describe(const Plan& plan) {
   return json + ", " + object("refused", plan.refused) + ", " + object("others", plan.others) + "}";
 }
 
+std::string profile_name(std::string_view kernel, Direction direction, const Kernels& target) {
+  std::string name = "groupwise::";
+  name += kernel;
+  if (direction != Direction::forward) name.append(" ").append(kDirectionNames[static_cast<int>(direction)]);
+  return name.append(" ").append(target.isa);
+}
+
 }  // namespace groupwise

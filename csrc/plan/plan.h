@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/table.h"
@@ -28,6 +29,9 @@ struct Plan {
 
   const char* name() const { return kernel ? kernel->name : kPyTorch; }
 };
+
+// Returns what a profile shows: "groupwise::planar avx2", or "groupwise::planar grad_weight avx2" for a gradient.
+std::string profile_name(std::string_view kernel, Direction direction, const Kernels& target);
 
 // Returns the plan of a request, which this thread keeps. `forced` is the one kernel that may run; "" leaves the choice.
 std::shared_ptr<const Plan> plan_of(const Request& request, const std::string& forced);

@@ -1,5 +1,6 @@
 // Dispatches aten::convolution and aten::convolution_backward of CPU tensors to the kernels; unsupported cases fall back to
 // PyTorch. Autograd, double backward, vmap, autocast and torch.compile all call these two operators.
+#include <ATen/Context.h>
 #include <ATen/TracerMode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/convolution_backward_compositeexplicitautograd_dispatch.h>
@@ -8,214 +9,77 @@
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <optional>
-
-#include "torch/c_api.h"
+#include "binding/c_api.h"
+#include "binding/convolution-inl.h"
+#include "binding/guard.h"
 #include "torch/call.h"
-#include "torch/guard.h"
 #include "torch/pool.h"
 #include "torch/profiled.h"
-#include "torch/switches.h"
-#include "torch/tuning.h"
-#include "plan/recording.h"
-#include "plan/plan.h"
-#include "run.h"
-#include "sharing.h"
 
 namespace groupwise {
 namespace {
 
-using at::Tensor;
+// PyTorch's own tensors and functions, whose layouts are those of one release.
+struct Exact {
+  using Tensor = at::Tensor;
+  using Profiled = groupwise::Profiled;
 
-// Tells whether torch.jit.trace records what this thread calls. It does not record aten::convolution itself but the operators
-// below it, so a kernel that writes into a tensor from at::empty would leave a graph of aten::empty alone.
-bool traced() { return at::tracer::impl::is_dispatch_enabled(); }
-
-// Tells whether PyTorch computes a gradient of the weight right. With oneDNN off, PyTorch 2.13 takes an unbatched channels_last
-// input, which reaches this as a batch of one with another stride, for contiguous in one place and not in another.
-bool right_in_pytorch(const Call& call, Direction direction) {
-  const Problem& p = call.problem;
-  const bool doubtful = direction == Direction::grad_weight && call.channels_last && p.batch == 1 && p.groups > 1;
-  return !doubtful || depthwise(p) || at::globalContext().userEnabledMkldnn();
-}
-
-// Plans one direction of the call. The tensors are those that it reads; the one that it writes is null.
-std::shared_ptr<const Plan> decide(const Call& call, Direction direction, const Tensor* x, const Tensor* y,
-                                   const Tensor& weight) {
-  const Request request{direction,
-                        call.problem,
-                        call.channels_last,
-                        true,
-                        threads_here(),
-                        call.dimensions,
-                        x ? read_strides(*x, call, true) : new_strides(call, true),
-                        y ? read_strides(*y, call, false) : new_strides(call, false),
-                        direction == Direction::grad_weight ? gradient_strides(weight, call) : weight_strides(weight, call),
-                        call.transposed,
-                        right_in_pytorch(call, direction)};
-  return plan_of(request, forced());
-}
-
-// Runs a forward, which reads x and returns y, or a grad_input, which reads y and returns x.
-Tensor correlate(const Call& call, const Plan& plan, const Tensor& read, const Tensor& weight, const Tensor& bias) {
-  const bool forward = plan.request.direction == Direction::forward;
-  const Tensor from = as_read(read, call);
-  const Tensor w = depthwise(call.problem) ? weight.contiguous() : weight;
-  const Tensor b = bias.defined() ? bias.contiguous() : bias;
-  const Tensor to = empty(call, !forward, read.options());
-  Tensors t{};
-  const Tensor& x = forward ? from : to;
-  const Tensor& y = forward ? to : from;
-  t.x = const_cast<float*>(x.const_data_ptr<float>());
-  t.y = const_cast<float*>(y.const_data_ptr<float>());
-  t.w = const_cast<float*>(w.const_data_ptr<float>());
-  t.bias = b.defined() ? b.const_data_ptr<float>() : nullptr;
-  const Profiled shown(plan, {&from, &w, &b});
-  plan.work->run(t, parallel_for);
-  return to;
-}
-
-// Returns the gradient of the weight, and writes that of the bias if it gets a tensor for it.
-Tensor grad_weight(const Call& call, const Plan& plan, const Tensor& x, const Tensor& y, const Tensor& weight,
-                   const Tensor& bias) {
-  const Tensor from = as_read(x, call), grad = as_read(y, call);
-  const Tensor to = weight.is_non_overlapping_and_dense()
-                        ? at::empty_strided(weight.sizes(), weight.strides(), weight.options())
-                        : at::empty(weight.sizes(), weight.options());
-  Tensors t{};
-  t.x = const_cast<float*>(from.const_data_ptr<float>());
-  t.y = const_cast<float*>(grad.const_data_ptr<float>());
-  t.w = to.mutable_data_ptr<float>();
-  if (bias.defined()) t.grad_bias = bias.mutable_data_ptr<float>();
-  const Profiled shown(plan, {&from, &grad});
-  plan.work->run(t, parallel_for);
-  return to;
-}
-
-// Measures the kernels that can compute what was planned, if that was asked for and not done before, and plans anew.
-// `ours(plan)` and `theirs()` compute it.
-template <class Ours, class Theirs>
-std::shared_ptr<const Plan> tuned(std::shared_ptr<const Plan> plan, Ours&& ours, Theirs&& theirs) {
-  if (!plan->open || !tuning()) return plan;
-  // PyTorch's kernel may end the process.
-  if (!plan->safe) return plan;
-  // Other threads would be measured too, and a choice by time is no deterministic one.
-  if (at::in_parallel_region() || at::globalContext().deterministicAlgorithms()) return plan;
-  const Request& request = plan->request;
-  const std::optional<Measured> before = remembered(request);
-  // Another thread may have measured it since.
-  if ((before ? before->tries : 0) == plan->tries) {
-    std::vector<Contender> contenders{{kPyTorch, theirs}};
-    std::vector<std::pair<const char*, std::string>> refused;
-    const std::vector<Candidate> candidates = candidates_of(request, &refused);
-    // The budget may end before the last: those that are expected to be the fastest come first.
-    const std::vector<Speedup> expected = judge(request, candidates).speedups;
-    std::vector<size_t> order = left_out(candidates, before);
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return expected[a].middle > expected[b].middle; });
-    for (const size_t i : order) {
-      Plan one = *plan;
-      one.kernel = candidates[i].kernel;
-      one.work = candidates[i].work;
-      contenders.push_back({candidates[i].kernel->name, [&ours, one] { ours(one); }});
-    }
-    if (!measure(request, contenders, before.value_or(Measured{}))) return plan;
+  static bool plain(const Tensor& t) { return groupwise::plain(t); }
+  static Strided strided_of(const Tensor& t) { return groupwise::strided_of(t); }
+  static const float* read_of(const Tensor& t) { return t.const_data_ptr<float>(); }
+  static float* write_of(const Tensor& t) { return t.mutable_data_ptr<float>(); }
+  static Tensor contiguous(const Tensor& t, bool channels_last) { return t.contiguous(format(channels_last)); }
+  static Tensor empty(const Tensor& like, Numbers sizes, bool channels_last) {
+    const at::TensorOptions options = like.options();
+    return at::empty({sizes.data(), sizes.size()}, channels_last ? options.memory_format(format(true)) : options);
   }
-  return plan_again(request);
+  static Tensor empty_strided(const Tensor& like, Numbers sizes, Numbers strides) {
+    return at::empty_strided({sizes.data(), sizes.size()}, {strides.data(), strides.size()}, like.options());
+  }
+  // torch.jit.trace does not record aten::convolution itself but the operators below it, so a kernel that writes into a tensor from
+  // at::empty would leave a graph of aten::empty alone.
+  static bool traced() { return at::tracer::impl::is_dispatch_enabled(); }
+  static bool deterministic() { return at::globalContext().deterministicAlgorithms(); }
+  static bool has_onednn() { return at::globalContext().userEnabledMkldnn(); }
+  static bool in_parallel_region() { return at::in_parallel_region(); }
+  static int64_t threads() { return at::get_num_threads(); }
+  static constexpr ParallelFor parallel_for = groupwise::parallel_for;
+
+ private:
+  static at::MemoryFormat format(bool channels_last) {
+    return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  }
+};
+
+Convolution<Exact> made(const at::Tensor& input, const at::Tensor& weight, Ints stride, Ints padding, Ints dilation,
+                        bool transposed, Ints output_padding, const c10::SymInt& groups) {
+  return {input,           weight,     known(stride),         known(padding),
+          known(dilation), transposed, known(output_padding), groups.maybe_as_int().value_or(0)};
 }
 
-Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Ints stride, Ints padding,
-                   Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups) {
-  Call call;
-  const auto bias_fits = [&] {
-    return !bias || !bias->defined() ||
-           (plain(*bias) && bias->dim() == 1 && bias->size(0) == (transposed ? call.x_channels : call.y_channels));
-  };
-  const auto theirs = [&] {
-    return at::compositeexplicitautograd::convolution_symint(input, weight, bias, stride, padding, dilation, transposed,
-                                                             output_padding, groups);
-  };
-  if (dispatched() && !traced() &&
-      understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && bias_fits()) {
-    const auto ours = [&](const Plan& plan) { return correlate(call, plan, input, weight, bias.value_or(Tensor())); };
-    const auto plan = tuned(decide(call, transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
-                                   transposed ? &input : nullptr, weight),
-                            ours, theirs);
-    record(plan);
-    if (plan->work) return ours(*plan);
-  }
-  return theirs();
+at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Ints stride,
+                       Ints padding, Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups) {
+  return made(input, weight, stride, padding, dilation, transposed, output_padding, groups)
+      .forward(bias && bias->defined() ? &*bias : nullptr, [&] {
+        return at::compositeexplicitautograd::convolution_symint(input, weight, bias, stride, padding, dilation, transposed,
+                                                                 output_padding, groups);
+      });
 }
 
-std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                                                        at::OptionalSymIntArrayRef bias_sizes, Ints stride, Ints padding,
-                                                        Ints dilation, bool transposed, Ints output_padding, c10::SymInt groups,
-                                                        std::array<bool, 3> mask) {
-  Call call;
-  Tensor grads[3];
-  std::array<bool, 3> left = mask;
-  // Whether threads share the gradient of the weight, and are awake when the bias's follows.
-  bool shared = false;
-  const auto matches = [&] {
-    const Problem& p = call.problem;
-    const Axis &h = p.h, &w = p.w;
-    if (!plain(grad_output) || grad_output.dim() != input.dim() || grad_output.size(0) != p.batch) return false;
-    if (grad_output.size(1) != (transposed ? call.x_channels : call.y_channels)) return false;
-    const int64_t last = grad_output.dim() - 1;
-    if (grad_output.size(last) != (transposed ? w.in : w.out)) return false;
-    return call.dimensions == 1 || grad_output.size(2) == (transposed ? h.in : h.out);
-  };
-  const auto theirs = [&](std::array<bool, 3> wanted) {
-    return at::compositeexplicitautograd::convolution_backward_symint(grad_output, input, weight, bias_sizes, stride, padding,
-                                                                      dilation, transposed, output_padding, groups, wanted);
-  };
-  if (dispatched() && !traced() &&
-      understand(input, weight, stride, padding, dilation, transposed, output_padding, groups, &call) && matches()) {
-    if (mask[0]) {
-      const auto ours = [&](const Plan& plan) { return correlate(call, plan, grad_output, weight, Tensor()); };
-      const auto plan = tuned(decide(call, transposed ? Direction::forward : Direction::grad_input,
-                                     transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output, weight),
-                              ours, [&] { theirs({true, false, false}); });
-      record(plan);
-      if (plan->work) {
-        grads[0] = ours(*plan);
-        left[0] = false;
-      }
-    }
-    if (mask[1]) {
-      const Tensor &x = transposed ? grad_output : input, &y = transposed ? input : grad_output;
-      const auto ours = [&](const Plan& plan) { return grad_weight(call, plan, x, y, weight, grads[2]); };
-      const auto plan =
-          tuned(decide(call, Direction::grad_weight, &x, &y, weight), ours, [&] { theirs({false, true, false}); });
-      record(plan);
-      if (plan->work) {
-        shared = plan->work->facts.threads > 1;
-        if (mask[2] && !transposed && plan->work->sums_grad_output()) {
-          grads[2] = at::empty({call.y_channels}, weight.options());
-          left[2] = false;
-        }
-        grads[1] = ours(*plan);
-        left[1] = false;
-      }
-    }
-    // PyTorch sums the bias's gradient in the pass that makes the weight's, and would run that pass for the bias alone.
-    if (left[2] && !left[1]) {
-      const Tensor from = as_read(grad_output, call);
-      const int64_t height = call.dimensions == 1 ? 1 : from.size(2);
-      shared |= static_cast<double>(from.numel()) >= shared_from(kernels(), at::get_num_threads());
-      grads[2] = at::empty({from.size(1)}, weight.options());
-      sum_channels(from.size(0), from.size(1), height, from.size(from.dim() - 1), from.const_data_ptr<float>(),
-                   strides_of(from), grads[2].mutable_data_ptr<float>(), shared, parallel_for);
-      left[2] = false;
-    }
-  }
-  if (left[0] || left[1] || left[2]) {
-    auto [x, w, b] = theirs(left);
-    if (left[0]) grads[0] = x;
-    if (left[1]) grads[1] = w;
-    if (left[2]) grads[2] = b;
-  }
-  return {grads[0], grads[1], grads[2]};
+std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                                                    const at::Tensor& weight,
+                                                                    at::OptionalSymIntArrayRef bias_sizes, Ints stride,
+                                                                    Ints padding, Ints dilation, bool transposed,
+                                                                    Ints output_padding, c10::SymInt groups,
+                                                                    std::array<bool, 3> mask) {
+  auto [x, w, b] =
+      made(input, weight, stride, padding, dilation, transposed, output_padding, groups)
+          .backward(grad_output, mask, [&](std::array<bool, 3> wanted) -> std::array<at::Tensor, 3> {
+            auto [dx, dw, db] = at::compositeexplicitautograd::convolution_backward_symint(
+                grad_output, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, wanted);
+            return {dx, dw, db};
+          });
+  return {x, w, b};
 }
 
 }  // namespace

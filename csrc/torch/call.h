@@ -1,52 +1,39 @@
-// The arguments of a convolution, and its tensors, in the words of the core.
+// The arguments of a convolution by PyTorch's own tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include "request.h"
+#include "arguments.h"
 
 namespace groupwise {
 
 using Ints = c10::SymIntArrayRef;
 
-// The arguments of aten::convolution as a Problem. For a transposed convolution, x is the output and y the input.
-struct Call {
-  Problem problem;
-  int64_t dimensions;
-  bool transposed, channels_last;
-  int64_t x_channels, y_channels;
-};
+inline Strided strided_of(const at::Tensor& t) {
+  const at::IntArrayRef sizes = t.sizes(), strides = t.strides();
+  return {{sizes.data(), sizes.size()}, {strides.data(), strides.size()}};
+}
+
+// Returns the numbers; none where one is symbolic, which no kernel accepts.
+Numbers known(Ints values);
 
 // Tells whether a tensor is of the kind that the kernels compute.
 bool plain(const at::Tensor& t);
 // The same of bfloat16.
 bool plain_low(const at::Tensor& t);
 
-// Reads the arguments into `call`. False for a convolution that no kernel supports, and for wrong arguments, about which
-// PyTorch raises its own error.
+// `understand` of tensors. False if one of them is not plain, or a number is not known.
 bool understand(const at::Tensor& input, const at::Tensor& weight, Ints stride, Ints padding, Ints dilation, bool transposed,
                 Ints output_padding, const c10::SymInt& groups, Call* call);
 
-Strides strides_of(const at::Tensor& t);
-WeightStrides strides_of_weight(const at::Tensor& w, const Call& call);
-
-// Tells whether the kernels can read a tensor of these strides in place.
-bool readable(const Strides& s, const Call& call);
+inline Strides strides_of(const at::Tensor& t) { return strides_of(strided_of(t)); }
 
 // Returns the tensor itself if the kernels can read it, else a copy in the call's format.
 at::Tensor as_read(const at::Tensor& t, const Call& call);
 
-// Returns the strides of a new x, or y, in the call's format.
-Strides new_strides(const Call& call, bool x);
-
-// Returns the strides with which the kernels will read an x, or y.
-Strides read_strides(const at::Tensor& t, const Call& call, bool x);
-
-// A depthwise weight is read as contiguous, because the stride of its single input channel says nothing.
-WeightStrides weight_strides(const at::Tensor& w, const Call& call);
-
-// A weight's gradient gets the weight's own strides, as optimizers and DistributedDataParallel expect it, if these leave no gap.
-WeightStrides gradient_strides(const at::Tensor& w, const Call& call);
+inline WeightStrides weight_strides(const at::Tensor& w, const Call& call) { return weight_strides(strided_of(w), call); }
+inline WeightStrides strides_of_weight(const at::Tensor& w, const Call& call) { return strides_of_weight(strided_of(w), call); }
+inline Strides read_strides(const at::Tensor& t, const Call& call, bool x) { return read_strides(strided_of(t), call, x); }
 
 // Allocates a new x, or y, in the call's format.
 at::Tensor empty(const Call& call, bool x, const at::TensorOptions& options);

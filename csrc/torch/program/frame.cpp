@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "torch/switches.h"
+#include "binding/switches.h"
 
 namespace groupwise {
 namespace {

@@ -35,7 +35,12 @@ INSTALLERS = {
 }
 
 # None: the library checks GROUPWISE_ISA, since it knows the processor.
-SETTINGS = {"GROUPWISE_ENABLE": ("0", "1"), "GROUPWISE_TUNE": ("0", "1"), "GROUPWISE_ISA": None}
+SETTINGS = {
+    "GROUPWISE_ENABLE": ("0", "1"),
+    "GROUPWISE_TUNE": ("0", "1"),
+    "GROUPWISE_ISA": None,
+    native.BINDING: native.BINDINGS,
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,11 @@ class Diagnosis(Printed):
         lines += ["", *self.notes]
         if self.ok:
             lines.append("The kernels can run.")
+            if not self.library.operators:
+                lines.append(
+                    "Optimized networks run by PyTorch's operators, as groupwise's own fit one release of torch: "
+                    f"{self.library.operators_problem}."
+                )
         else:
             lines.append(f"The kernels cannot run: {self.library.problem}.")
             if self.commands:

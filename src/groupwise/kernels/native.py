@@ -1,7 +1,8 @@
-"""The native core: finds the shared library, checks it against this torch, and loads it when it is first wanted.
+"""The native core: finds the library that fits this torch, and loads it when it is first wanted.
 
-`_native.json` beside the library says which torch and which C interface it was built for. It is read before the library
-is opened, because a library for another torch may crash the process.
+There are two. `_native.so` has everything, by PyTorch's C++ interface: it fits the one release of torch that it was
+built for, and is never opened with another, which may crash the process. `_stable.so` has the kernels behind PyTorch's
+convolutions, by the stable C interface of torch 2.10 and later. `_native.json` beside them says how they were built.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ import groupwise
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import tables
 
-# GROUPWISE_API_VERSION of csrc/torch/c_api.h, as are the signatures below. It counts operators and classes too.
+# GROUPWISE_API_VERSION of csrc/binding/c_api.h, as are the signatures below. It counts operators and classes too.
 API_VERSION = 9
+
+# The environment variable that names the library to use, for tests and comparisons.
+BINDING, BINDINGS = "GROUPWISE_BINDING", ("exact", "stable")
 
 CLOCK = ctypes.CFUNCTYPE(ctypes.c_double)
 NOTICE = ctypes.CFUNCTYPE(None)
@@ -90,6 +94,10 @@ class Status:
     """The instruction sets that the library has kernels for."""
     isa: str | None = None
     """The instruction set in use."""
+    operators: bool = False
+    """Whether groupwise's own operators are there, by which optimized networks run, and not the kernels alone."""
+    operators_problem: str | None = None
+    """Why they are not; None if they are."""
     problem: str | None = None
     """Why the kernels cannot run; None if they can."""
     fix: str | None = None
@@ -108,7 +116,7 @@ class _State:
     library: ctypes.CDLL | None = None
 
     def broken(self, problem: str, fix: str, cause: str = "library") -> _State:
-        return _State(replace(self.status, problem=problem, fix=fix, cause=cause))
+        return _State(replace(self.status, problem=problem, fix=fix, cause=cause, operators_problem=problem))
 
 
 # Loading imports torch. A fork does not wait for that, because an import may wait for a lock that the fork holds; the
@@ -271,12 +279,33 @@ def _load() -> _State:
     import torch
 
     here = _State(replace(found.status, torch_here=str(torch.__version__)))
-    if here.status.torch_built != here.status.torch_here:
+    built, rebuild = here.status.torch_built, f"rebuild it: {rebuild_command()}"
+    asked = os.environ.get(BINDING, "")
+    if asked not in ("", *BINDINGS):
         return here.broken(
-            f"the library was built for torch {here.status.torch_built} and this is torch {here.status.torch_here}",
-            f"rebuild it: {rebuild_command()}",
+            f"{BINDING}={asked} is not known; valid: {', '.join(BINDINGS)}", "set one of them", "setting"
         )
-    return _opened(here)
+    problem = f"the library was built for torch {built} and this is torch {here.status.torch_here}"
+    if asked == "stable":
+        problem = f"{BINDING}=stable asks for the kernels alone"
+    elif same_release(str(built), str(here.status.torch_here)):
+        exact = _opened(here, "_native.so")
+        if exact.library is not None or exact.status.cause == "setting":
+            return exact
+        problem = str(exact.status.problem)
+    if asked != "exact" and pathlib.Path(str(here.status.path)).with_name("_stable.so").is_file():
+        stable = _opened(here, "_stable.so")
+        return _State(replace(stable.status, operators=False, operators_problem=problem), stable.library)
+    return here.broken(problem, rebuild)
+
+
+def same_release(built: str, here: str) -> bool:
+    """Tells whether a library that was built for one version of torch fits another.
+
+    The builds of one release (2.13.0+cpu and 2.13.0+cu130) have one C++ interface. Versions before a release name many.
+    """
+    releases = [version.partition("+")[0] for version in (built, here)]
+    return built == here or (releases[0] == releases[1] and all(part.isdigit() for part in releases[0].split(".")))
 
 
 def _found() -> _State:
@@ -312,10 +341,12 @@ def _found() -> _State:
     return state
 
 
-def _opened(state: _State) -> _State:
+def _opened(state: _State, name: str) -> _State:
     rebuild = f"rebuild it: {rebuild_command()}"
+    path = str(pathlib.Path(str(state.status.path)).with_name(name))
+    state = _State(replace(state.status, path=path))
     try:
-        opened = ctypes.CDLL(str(state.status.path))
+        opened = ctypes.CDLL(path)
         opened.groupwise_api_version.restype = ctypes.c_int32
         if (api := opened.groupwise_api_version()) != API_VERSION:
             return state.broken(_other_version(api), rebuild)
@@ -332,7 +363,7 @@ def _opened(state: _State) -> _State:
         # The reason names the value and those that this processor has.
         return state.broken(isa[1:], "set one of them, or unset GROUPWISE_ISA for the best", "setting")
     tables.use(opened, isa)
-    return _State(replace(state.status, isa=isa), opened)
+    return _State(replace(state.status, isa=isa, operators=True), opened)
 
 
 def _checked(opened: ctypes.CDLL, result: Any, function: Any, arguments: Any) -> Any:

@@ -149,7 +149,7 @@ def request_numbers(
     threads: int | None = None,
     direction: str = "forward",
 ) -> list[int]:
-    """Returns the numbers by which the core knows a request (csrc/torch/c_api.h). Takes what `plan` takes."""
+    """Returns the numbers by which the core knows a request (csrc/binding/c_api.h). Takes what `plan` takes."""
     spec, input_shape, _ = layer_and_input(spec_or_layer, input_shape, None)
     size = spec.check_input(input_shape)
     batch = check_integer("batch", input_shape[0], 0)

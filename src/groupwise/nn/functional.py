@@ -146,4 +146,4 @@ def _transformed() -> bool:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _kernels_run() -> bool:
     # A problem never ends while the process runs.
-    return native.status().problem is None
+    return native.status().operators_problem is None

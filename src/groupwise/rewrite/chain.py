@@ -65,7 +65,7 @@ class Chained:
 
 def runs_of(graph: Graph, writable: Mapping[Node, Collection[Node]]) -> list[list[Node]]:
     """Returns the longest runs of 2-D layers each of which is read by the next one alone."""
-    if native.status().problem:
+    if native.status().operators_problem:
         return []
     found: list[list[Node]] = []
     for node in graph.nodes:

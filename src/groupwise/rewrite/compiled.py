@@ -29,7 +29,7 @@ class Compiled:
     """
 
     def __init__(self, tape: Tape, shares: bool) -> None:
-        if problem := native.status().problem:
+        if problem := native.status().operators_problem:
             raise NotCompiled(problem)
         self.tape = tape
         builder = _Builder(tape)

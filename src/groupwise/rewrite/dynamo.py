@@ -137,7 +137,7 @@ class Piece:
 
     def _as_it_is(self, args: Sequence[Any]) -> Any:
         """Runs Dynamo's graph, on groupwise's kernels where its planner takes a layer."""
-        if native.status().problem:
+        if native.status().operators_problem:
             return self.module(*args)
         before = switched_on()
         try:

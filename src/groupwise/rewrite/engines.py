@@ -207,7 +207,7 @@ def words_of(activation: Activation | None) -> tuple[str, list[float]]:
 
 
 def _refuse_groupwise(work: Work, kernel: str = "") -> str | None:
-    if problem := native.status().problem:
+    if problem := native.status().operators_problem:
         return problem
     if work.dtype not in (torch.float32, torch.bfloat16):
         return f"its kernels compute float32, not {str(work.dtype).removeprefix('torch.')}"

@@ -21,7 +21,7 @@ def engines_of(work: Work) -> tuple[Engine, ...]:
 def _refuse(work: Work) -> str | None:
     if 0 in (*work.source, *work.result, *work.weight):
         return "nothing to compute"
-    return native.status().problem
+    return native.status().operators_problem
 
 
 def _refuse_grouped(work: Work) -> str | None:

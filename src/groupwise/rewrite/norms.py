@@ -45,7 +45,7 @@ def norm_recipe(given: int, source: Any, residual: Any, *numbers: Any) -> Recipe
 
 def fuse_norms(graph: Graph) -> None:
     """Joins each BatchNorm, a sum with what has its shape, and an activation. Needs the marks of constants."""
-    if native.status().problem:
+    if native.status().operators_problem:
         return
     for node in list(graph.nodes):
         if node.target is aten.batch_norm.default and _is_taken(node):

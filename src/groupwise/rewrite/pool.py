@@ -15,7 +15,9 @@ aten = torch.ops.aten
 
 def name_pools(graph: Graph) -> None:
     """Puts groupwise's operator in place of max pooling, in networks whose images become channels_last."""
-    if native.status().problem or not any(getattr(node.meta.get("geometry"), "dims", 0) == 2 for node in graph.nodes):
+    if native.status().operators_problem or not any(
+        getattr(node.meta.get("geometry"), "dims", 0) == 2 for node in graph.nodes
+    ):
         return
     for node in list(graph.nodes):
         given = _of_max_pool(node)

@@ -127,7 +127,7 @@ def _bound(operation: Operation) -> Call:
     target = operation.target
     function = getattr(target.owner, target.name) if isinstance(target, Method) else target
     call = _with_arguments(function, operation.args, operation.kwargs)
-    if operation.state == 0 or native.status().problem:
+    if operation.state == 0 or native.status().operators_problem:
         return call
     switch, state = dispatch.thread_switch(), operation.state
 

@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 def name_shuffles(graph: Graph) -> None:
     """Puts one operator in place of cat, channel shuffle and chunk. `simplify` has named the shuffles."""
-    if native.status().problem:
+    if native.status().operators_problem:
         return
     for node in list(graph.nodes):
         pair = _joined_pair(node)

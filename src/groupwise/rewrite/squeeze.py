@@ -52,7 +52,7 @@ def flat(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def name_squeezes(graph: Graph) -> None:
     """Puts one operator in place of each squeeze and excitation. Layers must have their epilogues."""
-    if native.status().problem:
+    if native.status().operators_problem:
         return
     for node in list(graph.nodes):
         if node.target is not aten.mul.Tensor or node.kwargs:
@@ -65,7 +65,7 @@ def name_squeezes(graph: Graph) -> None:
 
 def name_means(graph: Graph) -> None:
     """Puts one operator in place of each other mean over all pixels."""
-    if native.status().problem:
+    if native.status().operators_problem:
         return
     for node in list(graph.nodes):
         source: Any = args_of(node)[0] if node.op == "call_function" and args_of(node) else None

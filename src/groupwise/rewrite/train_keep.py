@@ -32,7 +32,7 @@ def keep_less(graph: Graph, modules: Modules) -> None:
 
     Where anything else keeps the output of the BatchNorm for its backward, nothing would be saved, and the graph stays.
     """
-    if native.status().problem is not None:
+    if native.status().operators_problem is not None:
         return
     origins: dict[Node, Node] = {}
     for node in list(graph.nodes):

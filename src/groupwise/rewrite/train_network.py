@@ -141,7 +141,7 @@ class Trainable(torch.nn.Module):
         functorch = torch._C._are_functorch_transforms_active()
         if torch.compiler.is_compiling() or functorch or torch._C._is_tracing():
             return self.model(*args, **kwargs)
-        if native.status().problem is not None:
+        if native.status().operators_problem is not None:
             return vars(self)["_region"](*args, **kwargs)
         before = switched_on()
         try:
@@ -359,7 +359,7 @@ def _measured(network: Trainable, args: tuple[Any, ...], kwargs: Mapping[str, An
 
     The planner knows from now on what was measured. It is kept for later processes as `groupwise.tune` keeps it.
     """
-    if native.status().problem is not None:
+    if native.status().operators_problem is not None:
         return {}
     counts: dict[str, dict[str, int]] = {}
     with dispatch.enabled(tune=True, calls=CALLS, seconds=math.inf):

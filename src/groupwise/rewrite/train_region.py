@@ -292,7 +292,7 @@ _CONVOLUTIONS = {
 
 def mark_convolutions(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> None:
     """Lets the backward of each convolution run with dispatch on, as the forward does."""
-    if native.status().problem is not None:
+    if native.status().operators_problem is not None:
         return
     for node in list(graph.nodes):
         found = node.op == "call_function" and node.target in _CONVOLUTIONS

@@ -63,7 +63,7 @@ class Snapshot:
 
 def _watcher(tensors: list[Any]) -> Callable[[], bool]:
     """Returns what tells whether the tensors have the version and the address that they have now."""
-    if native.status().problem is None and all(type(tensor) in _PLAIN for tensor in tensors):
+    if native.status().operators_problem is None and all(type(tensor) in _PLAIN for tensor in tensors):
         holds: Callable[[], bool] = torch.classes.groupwise.Watch(tensors).holds
         return holds
     versions, addresses = list(map(_version, tensors)), list(map(_address, tensors))

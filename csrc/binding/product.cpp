@@ -1,7 +1,6 @@
 // Lends the core PyTorch's product of small matrices.
-#include <ATen/Context.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <dlfcn.h>
+#include <torch/csrc/stable/c/shim.h>
 
 #include <exception>
 #include <string>
@@ -18,6 +17,7 @@ namespace {
 // not met before, and keeps it.
 constexpr const char* kBrgemm = "_ZN2at6native7cpublas6brgemmEllllllbPKfS3_Pfb";
 constexpr const char* kRelease = "_ZN2at6native7cpublas14brgemm_releaseEb";
+constexpr const char* kHasOneDnn = "_ZN2at7Context9hasMKLDNNEv";
 using Brgemm = void (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, const float*, const float*, float*, bool);
 using Release = void (*)(bool);
 
@@ -27,9 +27,8 @@ Release brgemm_release = nullptr;
 // Tells whether oneDNN, which makes the micro-kernel, may use AVX-512. Only its support of bfloat16 tells, and some processors
 // without AVX-512 have that too.
 bool onednn_has_avx512() {
-  const auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_is_mkldnn_bf16_supported", ""});
-  if (!op) return false;
-  return op->typed<bool()>().call();
+  StableIValue answer[1] = {0};
+  return torch_call_dispatcher("mkldnn::_is_mkldnn_bf16_supported", "", answer, TORCH_ABI_VERSION) == 0 && (answer[0] & 1) != 0;
 }
 
 void lend_product() {
@@ -38,7 +37,8 @@ void lend_product() {
   const std::vector<std::string> isas = runnable_isas();
   const bool avx2 = isas.size() > 1, avx512 = isas.back() == "avx512";
   // Without oneDNN, or AVX2, brgemm calls a BLAS, which has threads of its own.
-  if (!brgemm || !avx2 || !at::globalContext().hasMKLDNN()) return;
+  const auto has_onednn = reinterpret_cast<bool (*)()>(dlsym(RTLD_DEFAULT, kHasOneDnn));
+  if (!brgemm || !avx2 || !has_onednn || !has_onednn()) return;
   Product made;
   made.multiply = [](int64_t m, int64_t n, int64_t k, int64_t a_row, int64_t b_row, int64_t c_row, bool add, const float* a,
                      const float* b, float* c) { brgemm(m, n, k, a_row, b_row, c_row, add, a, b, c, false); };

@@ -6,9 +6,11 @@
 namespace groupwise {
 
 // Whether the kernels may take this thread's convolutions: as the thread says, else as the process says. They may, unless the
-// thread says no, in the backward of a result that groupwise::dispatch_backward was given.
+// thread says no, where `dispatch_where` says so.
 bool dispatched();
 void dispatch(bool on);
+// Sets what tells of this thread's present call whether the kernels may take it.
+void dispatch_where(bool (*marked)());
 // Overrides the process in this thread: 1 yes, -1 no, 0 as the process. Returns what it was.
 int dispatch_thread(int state);
 

@@ -1,11 +1,11 @@
-#include "torch/c_api.h"
+#include "binding/c_api.h"
 
 #include <cstring>
 #include <sstream>
 
-#include "torch/guard.h"
-#include "torch/switches.h"
-#include "torch/tuning.h"
+#include "binding/guard.h"
+#include "binding/switches.h"
+#include "binding/tuning.h"
 #include "targets/isa.h"
 #include "plan/features.h"
 #include "plan/machine.h"

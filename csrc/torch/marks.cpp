@@ -1,14 +1,13 @@
-#include "torch/switches.h"
-
+// Lets the backward of one result be dispatched while the process does not dispatch.
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
-#include <utility>
+
+#include "binding/switches.h"
 
 namespace groupwise {
 namespace {
@@ -30,25 +29,11 @@ bool marked() {
 }
 
 void dispatch_backward(const at::Tensor& result) {
+  dispatch_where(marked);
   if (const auto& node = result.grad_fn()) node->add_pre_hook(std::make_unique<Mark>());
 }
 
-std::atomic<bool> process_dispatched{false};
-thread_local int thread_dispatched = 0;
-thread_local std::string thread_forced;
-
 }  // namespace
-
-bool dispatched() {
-  if (thread_dispatched != 0) return thread_dispatched > 0;
-  return process_dispatched.load(std::memory_order_relaxed) || marked();
-}
-void dispatch(bool on) { process_dispatched = on; }
-int dispatch_thread(int state) { return std::exchange(thread_dispatched, state); }
-
-const std::string& forced() { return thread_forced; }
-std::string force(std::string kernel) { return std::exchange(thread_forced, std::move(kernel)); }
-
 }  // namespace groupwise
 
 TORCH_LIBRARY_FRAGMENT(groupwise, m) { m.def("dispatch_backward(Tensor result) -> ()", &groupwise::dispatch_backward); }

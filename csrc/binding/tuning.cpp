@@ -1,4 +1,4 @@
-#include "torch/tuning.h"
+#include "binding/tuning.h"
 
 #include <fcntl.h>
 #include <unistd.h>

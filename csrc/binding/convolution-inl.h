@@ -1,0 +1,234 @@
+// The bodies of aten::convolution and aten::convolution_backward, for any interface to PyTorch. An interface `Api` has:
+// - Profiled(plan, {&t, ...}), while which lives a profile shows that the plan runs and reads these tensors
+// - Tensor, whose default is the undefined one; plain(t): defined, float32, on the CPU, strided and not empty; strided_of(t)
+// - read_of(t), write_of(t): its numbers; contiguous(t, channels_last): a copy in that format unless it has it
+// - empty(like, sizes, channels_last), empty_strided(like, sizes, strides)
+// - traced(): torch.jit.trace records this thread; deterministic(); has_onednn(): oneDNN is on; in_parallel_region(); threads()
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "arguments.h"
+#include "binding/switches.h"
+#include "binding/tuning.h"
+#include "plan/plan.h"
+#include "plan/recording.h"
+#include "run.h"
+#include "sharing.h"
+
+namespace groupwise {
+
+// Returns the threads that may compute: within a parallel region the others are busy.
+template <class Api>
+int64_t threads_that_compute() {
+  const int64_t threads = Api::threads();
+  return threads > 1 && Api::in_parallel_region() ? 1 : threads;
+}
+
+template <class Api>
+struct Convolution {
+  using Tensor = typename Api::Tensor;
+  using Three = std::array<Tensor, 3>;
+
+  const Tensor &input, &weight;
+  Numbers stride, padding, dilation;
+  bool transposed;
+  Numbers output_padding;
+  int64_t groups;
+  Call call{};
+
+  // Tells whether kernels may compute this at all, and reads the arguments.
+  bool ours() {
+    return dispatched() && !Api::traced() && Api::plain(input) && Api::plain(weight) &&
+           understand(Api::strided_of(input), Api::strided_of(weight), stride, padding, dilation, transposed, output_padding,
+                      groups, &call);
+  }
+
+  bool bias_fits(const Tensor* bias) const {
+    if (!bias) return true;
+    return Api::plain(*bias) && Api::strided_of(*bias).sizes.size() == 1 &&
+           Api::strided_of(*bias).sizes[0] == (transposed ? call.x_channels : call.y_channels);
+  }
+
+  // Tells whether PyTorch computes a gradient of the weight right. With oneDNN off, PyTorch 2.13 takes an unbatched channels_last
+  // input, which reaches this as a batch of one with another stride, for contiguous in one place and not in another.
+  bool right_in_pytorch(Direction direction) const {
+    const Problem& p = call.problem;
+    const bool doubtful = direction == Direction::grad_weight && call.channels_last && p.batch == 1 && p.groups > 1;
+    return !doubtful || depthwise(p) || Api::has_onednn();
+  }
+
+  // Plans one direction of the call. The tensors are those that it reads; the one that it writes is null.
+  std::shared_ptr<const Plan> decide(Direction direction, const Tensor* x, const Tensor* y) const {
+    const Strided w = Api::strided_of(weight);
+    const Request request{direction,
+                          call.problem,
+                          call.channels_last,
+                          true,
+                          threads_that_compute<Api>(),
+                          call.dimensions,
+                          x ? read_strides(Api::strided_of(*x), call, true) : new_strides(call, true),
+                          y ? read_strides(Api::strided_of(*y), call, false) : new_strides(call, false),
+                          direction == Direction::grad_weight ? gradient_strides(w, call) : weight_strides(w, call),
+                          call.transposed,
+                          right_in_pytorch(direction)};
+    return plan_of(request, forced());
+  }
+
+  // Returns the tensor itself if the kernels can read it, else a copy in the call's format.
+  Tensor as_read(const Tensor& t) const {
+    return readable(strides_of(Api::strided_of(t)), call) ? t : Api::contiguous(t, call.channels_last);
+  }
+
+  // Runs a forward, which reads x and returns y, or a grad_input, which reads y and returns x.
+  Tensor correlate(const Plan& plan, const Tensor& read, const Tensor* bias) const {
+    const bool forward = plan.request.direction == Direction::forward;
+    const Tensor from = as_read(read);
+    const Tensor w = depthwise(call.problem) ? Api::contiguous(weight, false) : weight;
+    const Tensor b = bias ? Api::contiguous(*bias, false) : Tensor();
+    int64_t sizes[4];
+    const auto count = static_cast<size_t>(sizes_of(call, !forward, sizes));
+    const Tensor to = Api::empty(read, Numbers(sizes, count), call.channels_last);
+    Tensors t{};
+    const Tensor& x = forward ? from : to;
+    const Tensor& y = forward ? to : from;
+    t.x = const_cast<float*>(Api::read_of(x));
+    t.y = const_cast<float*>(Api::read_of(y));
+    t.w = const_cast<float*>(Api::read_of(w));
+    t.bias = bias ? Api::read_of(b) : nullptr;
+    const typename Api::Profiled shown(plan, {&from, &w, &b});
+    plan.work->run(t, Api::parallel_for);
+    return to;
+  }
+
+  // Returns the gradient of the weight, and writes that of the bias if it gets a place for it.
+  Tensor grad_weight(const Plan& plan, const Tensor& x, const Tensor& y, float* grad_bias) const {
+    const Tensor from = as_read(x), grad = as_read(y);
+    const Strided form = Api::strided_of(weight);
+    const Tensor to =
+        dense(form) ? Api::empty_strided(weight, form.sizes, form.strides) : Api::empty(weight, form.sizes, false);
+    Tensors t{};
+    t.x = const_cast<float*>(Api::read_of(from));
+    t.y = const_cast<float*>(Api::read_of(grad));
+    t.w = Api::write_of(to);
+    t.grad_bias = grad_bias;
+    const typename Api::Profiled shown(plan, {&from, &grad});
+    plan.work->run(t, Api::parallel_for);
+    return to;
+  }
+
+  // Measures the kernels that can compute what was planned, if that was asked for and not done before, and plans anew.
+  // `ours(plan)` and `theirs()` compute it.
+  template <class Ours, class Theirs>
+  static std::shared_ptr<const Plan> tuned(std::shared_ptr<const Plan> plan, Ours&& ours, Theirs&& theirs) {
+    if (!plan->open || !tuning()) return plan;
+    // PyTorch's kernel may end the process.
+    if (!plan->safe) return plan;
+    // Other threads would be measured too, and a choice by time is no deterministic one.
+    if (Api::in_parallel_region() || Api::deterministic()) return plan;
+    const Request& request = plan->request;
+    const std::optional<Measured> before = remembered(request);
+    // Another thread may have measured it since.
+    if ((before ? before->tries : 0) == plan->tries) {
+      std::vector<Contender> contenders{{kPyTorch, theirs}};
+      std::vector<std::pair<const char*, std::string>> refused;
+      const std::vector<Candidate> candidates = candidates_of(request, &refused);
+      // The budget may end before the last: those that are expected to be the fastest come first.
+      const std::vector<Speedup> expected = judge(request, candidates).speedups;
+      std::vector<size_t> order = left_out(candidates, before);
+      std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return expected[a].middle > expected[b].middle; });
+      for (const size_t i : order) {
+        Plan one = *plan;
+        one.kernel = candidates[i].kernel;
+        one.work = candidates[i].work;
+        contenders.push_back({candidates[i].kernel->name, [&ours, one] { ours(one); }});
+      }
+      if (!measure(request, contenders, before.value_or(Measured{}))) return plan;
+    }
+    return plan_again(request);
+  }
+
+  // Returns the output. `bias` may be null, and `theirs()` is PyTorch's own.
+  template <class Theirs>
+  Tensor forward(const Tensor* bias, Theirs&& theirs) {
+    if (ours() && bias_fits(bias)) {
+      const auto run = [&](const Plan& plan) { return correlate(plan, input, bias); };
+      const auto plan = tuned(decide(transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
+                                     transposed ? &input : nullptr),
+                              run, theirs);
+      record(plan);
+      if (plan->work) return run(*plan);
+    }
+    return theirs();
+  }
+
+  // Returns the gradients of input, weight and bias that `mask` asks for. `theirs(mask)` is PyTorch's own.
+  template <class Theirs>
+  Three backward(const Tensor& grad_output, std::array<bool, 3> mask, Theirs&& theirs) {
+    Three grads;
+    std::array<bool, 3> left = mask;
+    if (ours() && Api::plain(grad_output) && matches(Api::strided_of(grad_output), Api::strided_of(input), call)) {
+      if (mask[0]) {
+        const auto run = [&](const Plan& plan) { return correlate(plan, grad_output, nullptr); };
+        const auto plan = tuned(decide(transposed ? Direction::forward : Direction::grad_input,
+                                       transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output),
+                                run, [&] { theirs({true, false, false}); });
+        record(plan);
+        if (plan->work) {
+          grads[0] = run(*plan);
+          left[0] = false;
+        }
+      }
+      // Whether threads share the gradient of the weight, and are awake when the bias's follows.
+      bool shared = false;
+      if (mask[1]) {
+        float* sums = nullptr;
+        const Tensor &x = transposed ? grad_output : input, &y = transposed ? input : grad_output;
+        const auto run = [&](const Plan& plan) { return grad_weight(plan, x, y, sums); };
+        const auto plan = tuned(decide(Direction::grad_weight, &x, &y), run, [&] { theirs({false, true, false}); });
+        record(plan);
+        if (plan->work) {
+          shared = plan->work->facts.threads > 1;
+          if (mask[2] && !transposed && plan->work->sums_grad_output()) {
+            grads[2] = Api::empty(weight, Numbers(&call.y_channels, 1), false);
+            sums = Api::write_of(grads[2]);
+            left[2] = false;
+          }
+          grads[1] = run(*plan);
+          left[1] = false;
+        }
+      }
+      // PyTorch sums the bias's gradient in the pass that makes the weight's, and would run that pass for the bias alone.
+      if (left[2] && !left[1]) {
+        grads[2] = grad_bias(grad_output, shared);
+        left[2] = false;
+      }
+    }
+    if (left[0] || left[1] || left[2]) {
+      Three rest = theirs(left);
+      for (int i = 0; i < 3; i++)
+        if (left[i]) grads[i] = std::move(rest[i]);
+    }
+    return grads;
+  }
+
+ private:
+  Tensor grad_bias(const Tensor& grad_output, bool shared) const {
+    const Tensor from = as_read(grad_output);
+    const Numbers sizes = Api::strided_of(from).sizes;
+    const int64_t height = call.dimensions == 1 ? 1 : sizes[2];
+    const double numbers = static_cast<double>(sizes[0] * sizes[1]) * static_cast<double>(height * sizes.back());
+    const Tensor to = Api::empty(weight, sizes.subspan(1, 1), false);
+    sum_channels(sizes[0], sizes[1], height, sizes.back(), Api::read_of(from), strides_of(Api::strided_of(from)),
+                 Api::write_of(to), shared || numbers >= shared_from(kernels(), Api::threads()), Api::parallel_for);
+    return to;
+  }
+};
+
+}  // namespace groupwise
