@@ -96,11 +96,18 @@ def test_only_publishing_and_deploying_may_do_more():
 
 def test_what_is_uploaded_is_what_is_downloaded():
     steps = [step for job in RELEASE.values() for step in job.get("steps", [])]
-    names = {
-        way: {step["with"]["name"] for step in steps if f"actions/{way}-artifact@" in step.get("uses", "")}
-        for way in ("upload", "download")
-    }
-    assert names["upload"] == names["download"] == {"sdist"}
+    uploads = [step["with"] for step in steps if "actions/upload-artifact@" in step.get("uses", "")]
+    downloads = [step["with"] for step in steps if "actions/download-artifact@" in step.get("uses", "")]
+    assert {words["name"].partition("-")[0] for words in uploads} == {"dist"}
+    assert [(words["pattern"], words["merge-multiple"]) for words in downloads] == [("dist-*", True)] * 2
+    # Two jobs may not upload one name.
+    assert len({words["name"] for words in uploads}) == len(uploads)
+
+
+def test_the_wheel_is_repaired_as_make_repairs_it():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    excluded = re.search(r"^OF_TORCH := (.*)$", makefile, re.M)[1]
+    assert excluded in RELEASE["wheels"]["env"]["CIBW_REPAIR_WHEEL_COMMAND"]
 
 
 @pytest.mark.skipif(shutil.which("actionlint") is None, reason="needs actionlint")
