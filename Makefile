@@ -2,7 +2,7 @@
 #   make demo    ResNeXt-50 with a photograph, timed before and after groupwise.optimize and with the kernels
 #   make test    style, tests                               make style   lint, types, format
 #   make fuzz    the tests that draw examples, with new ones
-#   make bench   time the package's own work                 make docs    pictures and site
+#   make bench   time the package's own work                 make docs    pictures and site (Python 3.11)
 #   make core    the native core's own tests, sanitized      make dist    the source distribution, checked and built from
 #   make clean   remove .venv and what was made
 # PYTHON picks the interpreter of a new .venv, PIP_FLAGS adds to every pip install (an index with CPU builds of torch, say).
