@@ -2,7 +2,7 @@
 #   make demo    ResNeXt-50 with a photograph, timed before and after groupwise.optimize and with the kernels
 #   make test    style, tests                               make style   lint, types, format
 #   make fuzz    the tests that draw examples, with new ones
-#   make bench   time the package's own work                 make docs    pictures and site
+#   make bench   time the package's own work                 make docs    pictures and site (Python 3.11)
 #   make core    the native core's own tests, sanitized      make dist    the source distribution, checked and built from
 #   make wheel   the wheels that are published           make wheel-test   the wheel with TORCH=2.10.0, say, and no compiler
 #   make clean   remove .venv and what was made
