@@ -30,7 +30,7 @@ from groupwise.errors import GroupwiseError
 from groupwise.kernels import tables
 
 # GROUPWISE_API_VERSION of csrc/torch/c_api.h, as are the signatures below. It counts operators and classes too.
-API_VERSION = 9
+API_VERSION = 10
 
 CLOCK = ctypes.CFUNCTYPE(ctypes.c_double)
 NOTICE = ctypes.CFUNCTYPE(None)

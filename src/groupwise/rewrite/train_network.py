@@ -20,6 +20,7 @@ from groupwise.rewrite.example import refused
 from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
+from groupwise.rewrite.train_memory import keep_memory_for
 from groupwise.rewrite.train_region import Region, Settings
 from groupwise.rewrite.train_switch import switch_back, switched_on
 from groupwise.rewrite.train_trace import quietly
@@ -34,7 +35,7 @@ CALLS = 10
 # The most steps until no convolution is met that was not measured.
 MOST_STEPS = 3
 
-# How many convolutions each kernel runs, by direction.
+# How many convolutions and linear layers each kernel runs, by direction.
 Kernels = Mapping[str, Mapping[str, int]]
 
 
@@ -56,7 +57,8 @@ class TrainingPlan(Printed):
     squeezed: tuple[str, ...] = ()
     """The first layers of the squeeze and excitations that are one operator."""
     kernels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """How many convolutions each kernel runs, by direction, as measured on the example; empty if none was measured."""
+    """How many convolutions and linear layers each kernel runs, by direction, as measured on the example; empty if none
+    was measured."""
     recompute: bool = True
     """Whether activations are computed again in the backward, and not kept."""
 
@@ -78,7 +80,7 @@ class TrainingPlan(Printed):
             names = ", ".join(map(legible, self.squeezed))
             found += ["", f"squeeze and excitations that are one operator, by their first layers: {names}"]
         if self.kernels:
-            found += ["", "kernels of the convolutions, as measured:"]
+            found += ["", "kernels of the convolutions and linear layers, as measured:"]
             for direction, counts in self.kernels.items():
                 found.append(f"  {direction}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
         if self.left:
@@ -112,6 +114,7 @@ class Trainable(torch.nn.Module):
         own["_model"], own["_settings"], own["_ms"], own["_kernels"] = model, settings, dict(ms), kernels
         own["_region"] = Region(model, "", settings)
         own["training"] = model.training
+        keep_memory_for(self)
 
     @property
     def model(self) -> torch.nn.Module:
@@ -355,7 +358,7 @@ def _times(
 
 
 def _measured(network: Trainable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Kernels:
-    """Measures the kernels of each convolution of a step, in each direction; returns how many each kernel runs then.
+    """Measures the kernels of each convolution and linear layer, in each direction; returns how many each kernel runs.
 
     The planner knows from now on what was measured. It is kept for later processes as `groupwise.tune` keeps it.
     """
