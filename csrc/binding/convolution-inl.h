@@ -41,13 +41,17 @@ struct Convolution {
   bool transposed;
   Numbers output_padding;
   int64_t groups;
+  // Computes in channels_last, whatever the tensors look like.
+  bool last = false;
   Call call{};
 
   // Tells whether kernels may compute this at all, and reads the arguments.
   bool ours() {
-    return dispatched() && !Api::traced() && Api::plain(input) && Api::plain(weight) &&
-           understand(Api::strided_of(input), Api::strided_of(weight), stride, padding, dilation, transposed, output_padding,
-                      groups, &call);
+    if (!dispatched() || Api::traced() || !Api::plain(input) || !Api::plain(weight)) return false;
+    const bool understood = understand(Api::strided_of(input), Api::strided_of(weight), stride, padding, dilation, transposed,
+                                       output_padding, groups, &call);
+    call.channels_last |= last;
+    return understood;
   }
 
   bool bias_fits(const Tensor* bias) const {

@@ -34,7 +34,7 @@ CALLS = 10
 # The most steps until no convolution is met that was not measured.
 MOST_STEPS = 3
 
-# How many convolutions each kernel runs, by direction.
+# How many convolutions and linear layers each kernel runs, by direction.
 Kernels = Mapping[str, Mapping[str, int]]
 
 
@@ -56,7 +56,8 @@ class TrainingPlan(Printed):
     squeezed: tuple[str, ...] = ()
     """The first layers of the squeeze and excitations that are one operator."""
     kernels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """How many convolutions each kernel runs, by direction, as measured on the example; empty if none was measured."""
+    """How many convolutions and linear layers each kernel runs, by direction, as measured on the example; empty if none
+    was measured."""
     recompute: bool = True
     """Whether activations are computed again in the backward, and not kept."""
 
@@ -78,7 +79,7 @@ class TrainingPlan(Printed):
             names = ", ".join(map(legible, self.squeezed))
             found += ["", f"squeeze and excitations that are one operator, by their first layers: {names}"]
         if self.kernels:
-            found += ["", "kernels of the convolutions, as measured:"]
+            found += ["", "kernels of the convolutions and linear layers, as measured:"]
             for direction, counts in self.kernels.items():
                 found.append(f"  {direction}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
         if self.left:
@@ -355,7 +356,7 @@ def _times(
 
 
 def _measured(network: Trainable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Kernels:
-    """Measures the kernels of each convolution of a step, in each direction; returns how many each kernel runs then.
+    """Measures the kernels of each convolution and linear layer, in each direction; returns how many each kernel runs.
 
     The planner knows from now on what was measured. It is kept for later processes as `groupwise.tune` keeps it.
     """

@@ -20,6 +20,7 @@ from groupwise.rewrite.capture import LOCK
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Notes, fuse_graph, has_hooks
 from groupwise.rewrite.train_keep import keep_less
+from groupwise.rewrite.train_linear import dispatch_linear
 from groupwise.rewrite.train_squeeze import fuse_squeezes
 from groupwise.rewrite.train_switch import dispatch_backward
 from groupwise.rewrite.train_trace import Form, Holder, is_plain, take_apart, trace
@@ -140,6 +141,7 @@ class Region:
         if self.settings.fuse and self.settings.recompute:
             keep_less(graph, modules)
         mark_convolutions(graph, modules)
+        dispatch_linear(graph, modules)
         left = {it.name: it for it in (*(Left(path, reason) for path, reason in kept.items()), *notes.left)}
         regions: list[Region] = []
         for path in kept:
