@@ -94,6 +94,31 @@ def test_a_sum_with_a_constant(tune, images):
             torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
 
 
+def test_parts_without_autocast_and_gradients():
+    """Their operators are inlined, also one inside of another."""
+
+    def compute(m, x):
+        with torch.autocast("cpu", enabled=False):
+            made = m.conv(x).float() * 2
+            with torch.no_grad():
+                made = made.relu()
+        with torch.enable_grad():
+            return m.conv(made) + made
+
+    _, fast = check(compute, torch.randn(2, 8, 8, 8))
+    assert not fast.plan.left
+    assert [step.fused for step in fast.plan.steps if step.kind == "convolution"] == [("scale", "relu"), ("sum",)]
+
+
+def test_a_part_with_autocast():
+    def compute(m, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return m.conv(x)
+
+    _, fast = check(compute, torch.randn(2, 8, 8, 8))
+    assert "wrap_with_autocast" in fast.plan.left[0].reason
+
+
 def test_an_argument_of_another_sign():
     model, fast = check(lambda m, x, y: m.conv(x) * 0.0 + 1.0 / torch.tensor(y), torch.randn(2, 8, 8, 8), 0.0)
     with torch.inference_mode():
