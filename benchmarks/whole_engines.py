@@ -1,6 +1,6 @@
 """The engines that `whole.py` compares, each in a process of its own, which answers what the parent asks.
 
-    ("prepare", Point, folder, envs)  ->  {"error": ..., "peak_mib": ..., "prepare_s": ..., "memory_format": ...}
+    ("prepare", Point, folder, envs)  ->  {"error": ..., "peak_mib": ..., "runs_mib": ..., "prepare_s": ..., ...}
     ("run", 5)                        ->  {"seconds": [...]}
 
 or `{"problem": "..."}`. One process computes at a time. Its idle threads must not: PyTorch's sleep some milliseconds
@@ -187,10 +187,17 @@ def prepare(point: Point, folder: pathlib.Path, envs: pathlib.Path | None) -> tu
     prepared = time.perf_counter() - start
     found = error(output, torch.load(folder / "exact.pt"))
     del output
+    peak = peak_since(before)
+    # From here on only calls count.
+    runs = reset_peak()
     seconds(call, WARM_UP)
-    peak = None if before is None else round((memory("VmHWM") - before) / 1024, 1)
-    said = {"error": float(f"{found:.3g}"), "peak_mib": peak, "prepare_s": round(prepared, 2)}
-    return call, {**said, "memory_format": memory_format}
+    said = {"error": float(f"{found:.3g}"), "peak_mib": peak, "runs_mib": peak_since(before) if runs else None}
+    return call, {**said, "prepare_s": round(prepared, 2), "memory_format": memory_format}
+
+
+def peak_since(before: int | None) -> float | None:
+    """Returns the peak of the memory above what there was before, in MiB; None where the system hides it."""
+    return None if before is None else round((memory("VmHWM") - before) / 1024, 1)
 
 
 def error(output: list[Tensor], exact: list[Tensor]) -> float:
@@ -248,12 +255,13 @@ def memory(name: str) -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
 
 
-def reset_peak() -> None:
-    """Lets the peak of the memory begin now."""
+def reset_peak() -> bool:
+    """Lets the peak of the memory begin now; tells whether the system can."""
     try:
         pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
-        return
+        return False
+    return True
 
 
 def _given(point: Point, memory_format: str) -> tuple[nn.Module, Tensor]:

@@ -74,7 +74,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     for dtype in DTYPES:
         here = [point for point in some if point.facts["dtype"] == dtype]
         made += [times_table(which, dtype, [p for p in here if p.facts["pass"] == which]) for which in PASSES]
-    return [table for table in (*made, memory_table(some), problem_table(rows)) if table.rows]
+    return [table for table in (*made, *memory_tables(some), problem_table(rows)) if table.rows]
 
 
 def where(rows: Sequence[Row]) -> Table:
@@ -131,18 +131,29 @@ def times_table(which: str, dtype: str, some: Sequence[Point]) -> Table:
     return Table(f"{title}, ms", head, cells, f"Medians of turns that alternate.{turns}")
 
 
-def memory_table(some: Sequence[Point]) -> Table:
-    """The memory of each engine beyond that of its libraries."""
+def memory_tables(some: Sequence[Point]) -> list[Table]:
+    """The memory of each engine beyond what its process began with: at its peak, and while it only runs."""
+    note = "The peak of the process from before it builds the model until it has run, less what it began with."
+    calls = "The peak of the process in calls alone, when the network is ready, less what it began with."
+    return [
+        memory_table("Peak memory, MiB", "peak_mib", some, note),
+        memory_table("Peak memory of calls, MiB", "runs_mib", some, calls),
+    ]
+
+
+def memory_table(title: str, field: str, some: Sequence[Point], note: str) -> Table:
+    """One kind of memory, in float32 and with the most threads."""
     most = max((point.facts["threads"] for point in some), default=0)
     kept = [p for p in some if p.facts["threads"] == most and p.facts["dtype"] == "float32"]
     engines = [name for name in ENGINES if any(name in point.rows for point in kept)]
     cells = []
     for point in kept:
-        peaks = (point.rows.get(name, {}).get("peak_mib") for name in engines)
+        peaks = [point.rows.get(name, {}).get(field) for name in engines]
+        if not any(peaks):
+            continue
         facts = [short(point.facts["network"]), point.facts["pass"], str(point.facts["batch"])]
         cells.append([*facts, *("" if peak is None else f"{peak:.0f}" for peak in peaks)])
-    note = "The peak of the process from before it builds the model until it has run, less what it began with."
-    return Table("Peak memory, MiB", ["network", "pass", "batch", *engines], cells, note)
+    return Table(title, ["network", "pass", "batch", *engines], cells, note)
 
 
 def problem_table(rows: Sequence[Row]) -> Table:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from accuracy import BESIDE, UNIT, poisoned, threads
+from groupwise import record_plans
 from groupwise.kernels.dispatch import forced
 from kernels import ISAS, needs_kernels
 
@@ -249,3 +250,13 @@ def test_refuses_says_why_and_computes_nothing():
     assert "channels_last" in chain(layers).refuses(torch.randn(1, 16, 8, 8))
     assert "brgemm" not in chain(layers, ["", "narrow", ""]).refuses(image(1, 16, 8, 8))
     assert "layer 1" in chain(layers, ["", "brgemm", ""]).refuses(image(1, 16, 8, 8))
+
+
+@torch.no_grad()
+def test_a_chain_records_the_plan_of_each_layer():
+    chain = torch.classes.groupwise.Chain((Case(8, 32).make("groups"), Case(32, 32, 32, 3, 1, 1).make("narrow")), 2)
+    x = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    for _ in range(2):
+        with record_plans() as plans:
+            chain.run(x, None)
+        assert [plan.kernel for plan in plans] == ["groups", "narrow"]

@@ -146,6 +146,9 @@ def test_a_saved_network_of_torchvision_is_read_where_torchvision_fails_to_impor
     code = "import sys, torch\nprint(type(torch.load(sys.argv[1], weights_only=False).model).__name__)"
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
     assert done.stdout == "SqueezeNet\n", done.stderr
+    code = f"import sys\nsys.modules['torchvision'] = None\n{code}"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert "GroupwiseError: the network has modules of torchvision, which is not installed" in done.stderr
 
 
 def test_a_network_that_cannot_be_pickled(module, capsys, tmp_path):

@@ -64,6 +64,61 @@ def test_a_constant_that_cancels():
     check(lambda m, x: m.conv((x - 1000.0) / 0.001), 1000 + 0.001 * torch.randn(2, 8, 8, 8))
 
 
+@pytest.mark.parametrize("layer", ["conv", "linear"])
+def test_a_layer_that_reads_a_constant(layer):
+    """It is computed once, and again when its own weight changes."""
+    shape = (1, 8, 8, 8) if layer == "conv" else (8, 8)
+    table = torch.randn(shape)
+    model, fast = check(
+        lambda m, x: m.conv(x) + getattr(m, layer)(table).relu() + m.weight.mean(), torch.randn(2, 8, 8, 8)
+    )
+    assert sum(step.kind in ("convolution", "linear") for step in fast.plan.steps) == 1
+    with torch.no_grad():
+        getattr(model, layer).weight.mul_(3)
+    x = torch.randn(2, 8, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tune", [True, False])
+@pytest.mark.parametrize("images", [True, False])
+def test_a_sum_with_a_constant(tune, images):
+    """A residual that no input changes, such as positions that are added to one sample, stays as it is."""
+    table = torch.randn((1, 8, 8, 8) if images else (1, 20, 8))
+    model = Function(lambda m, x: F.relu((m.conv if images else m.linear)(x) + table)).eval()
+    x = torch.randn_like(table)
+    fast = groupwise.optimize(model, x, tune=tune)
+    assert fast.plan.steps[-1].fused == ("sum", "relu")
+    with torch.inference_mode():
+        for _ in range(3):
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_parts_without_autocast_and_gradients():
+    """Their operators are inlined, also one inside of another."""
+
+    def compute(m, x):
+        with torch.autocast("cpu", enabled=False):
+            made = m.conv(x).float() * 2
+            with torch.no_grad():
+                made = made.relu()
+        with torch.enable_grad():
+            return m.conv(made) + made
+
+    _, fast = check(compute, torch.randn(2, 8, 8, 8))
+    assert not fast.plan.left
+    assert [step.fused for step in fast.plan.steps if step.kind == "convolution"] == [("scale", "relu"), ("sum",)]
+
+
+def test_a_part_with_autocast():
+    def compute(m, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return m.conv(x)
+
+    _, fast = check(compute, torch.randn(2, 8, 8, 8))
+    assert "wrap_with_autocast" in fast.plan.left[0].reason
+
+
 def test_an_argument_of_another_sign():
     model, fast = check(lambda m, x, y: m.conv(x) * 0.0 + 1.0 / torch.tensor(y), torch.randn(2, 8, 8, 8), 0.0)
     with torch.inference_mode():

@@ -22,7 +22,7 @@ tables, chart, run = map(load, ("whole_tables", "whole_chart", "run"))
 
 def row(engine, ms, network="torchvision:a", which="forward", batch=1, threads=2, **more):
     facts = {**ABOUT, "benchmark": "whole", "isa": "avx2", "network": network, "pass": which, "batch": batch}
-    times = {"ms": ms, "least_ms": ms, "repeats": 8, "peak_mib": 100.0} if ms else {}
+    times = {"ms": ms, "least_ms": ms, "repeats": 8, "peak_mib": 100.0, "runs_mib": 50.0} if ms else {}
     return {**facts, "implementation": engine, **times, **more, "threads": threads}
 
 
@@ -58,6 +58,10 @@ def test_the_tables():
     assert (last["network"], last["PyTorch / groupwise"]) == ("timm:c", "1.5")
     assert last["best other / groupwise"] == "1 openvino"
     assert "freezing" not in last
+    assert (made["Peak memory, MiB"][0]["groupwise"], made["Peak memory of calls, MiB"][0]["groupwise"]) == (
+        "100",
+        "50",
+    )
     assert made["Not timed"] == [{"engine": "freezing", "why": "it fails", "networks": "a, b<, timm:c"}]
     assert made["Peak memory, MiB"][0]["openvino"] == "100"
     assert len(made["A training step, ms"]) == 3
@@ -136,7 +140,17 @@ class Net(nn.Sequential):
         assert 0 < one["least_ms"] <= one["ms"]
         assert one["error"] < 1e-5
         assert one["repeats"] == 2
-        assert {"processor", "threads", "torch", "commit", "dtype", "isa", "memory_format", "peak_mib"} <= set(one)
+        assert {
+            "processor",
+            "threads",
+            "torch",
+            "commit",
+            "dtype",
+            "isa",
+            "memory_format",
+            "peak_mib",
+            "runs_mib",
+        } <= set(one)
     assert tables.points(rows)
 
 

@@ -13,6 +13,7 @@
 
 #include "bands.h"
 #include "forked.h"
+#include "plan/recording.h"
 #include "sharing.h"
 #include "torch/packed.h"
 #include "torch/pool.h"
@@ -208,14 +209,24 @@ std::shared_ptr<const Chain::Ready> Chain::ready(const Tensor& source, const Ten
         return kept_[0];
       }
   const std::shared_ptr<Ready> made = laid_out(source, &out);
+  std::vector<std::shared_ptr<const Ready>> earlier;
+  if (const auto lock = locked_soon(mutex_)) earlier.assign(kept_.begin(), kept_.end());
   for (size_t i = 0; i < layers_.size(); i++) {
     Link& link = made->links[i];
     link.weight = ordered(*link.shapes.front().plan, link.call, layers_[i]->weight_);
+    // Most shapes of bands read the same weights, and so do sources of other sizes.
+    std::vector<Tensor> there;
+    for (const auto& other : earlier) {
+      if (same_bytes(other->links[i].weight, link.weight)) link.weight = other->links[i].weight;
+      for (const Shape& shape : other->links[i].shapes) there.push_back(shape.packed);
+    }
     for (Shape& shape : link.shapes) {
       shape.packed = packed(*shape.plan, link.weight);
-      // Most shapes of bands read the same weights.
-      for (const Shape& other : link.shapes)
-        if (&other != &shape && same_bytes(other.packed, shape.packed)) shape.packed = other.packed;
+      const auto same = std::find_if(there.begin(), there.end(), [&](const Tensor& t) { return same_bytes(t, shape.packed); });
+      if (same != there.end())
+        shape.packed = *same;
+      else
+        there.push_back(shape.packed);
     }
   }
   if (const auto lock = locked_soon(mutex_)) {
@@ -268,6 +279,7 @@ void Chain::run(const Tensor& source, const Tensor& residual, const Tensor& out)
   const float* beside = added.defined() ? added.const_data_ptr<float>() : nullptr;
   float* to = out.mutable_data_ptr<float>();
   const Profiled shown("chain", *found->target, {&source, &residual});
+  for (const Link& link : found->links) record(link.shapes.front().plan);
   run_tasks(found->parts, found->parts > 1, parallel_for, [&](int64_t begin, int64_t end) {
     float* memory = windows(found->floats);
     for (int64_t part = begin; part < end; part++)

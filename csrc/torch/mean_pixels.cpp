@@ -10,9 +10,9 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/squeeze/squeeze.h"
 #include "torch/autograd.h"
 #include "torch/pool.h"
+#include "torch/squeeze.h"
 
 namespace groupwise {
 namespace {
@@ -44,15 +44,7 @@ void compute(const Tensor& given, const Tensor& y) {
     return;
   }
   const Tensor x = given.contiguous(given.suggest_memory_format());
-  Squeeze s{};
-  s.samples = x.size(0);
-  s.channels = x.size(1);
-  s.pixels = x.numel() / s.samples / s.channels;
-  // One channel is one plane in either format, and one pixel one row.
-  s.rows = s.channels > 1 && (s.pixels == 1 || x.suggest_memory_format() != at::MemoryFormat::Contiguous);
-  s.low = x.scalar_type() == at::kBFloat16;
-  s.x = x.const_data_ptr();
-  s.y = y.mutable_data_ptr();
+  const Squeeze s = squeeze_of(x, y);
   mean_pixels(s, {threads_here(), parallel_for});
 }
 

@@ -25,9 +25,9 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/squeeze/squeeze.h"
 #include "torch/autograd.h"
 #include "torch/pool.h"
+#include "torch/squeeze.h"
 
 namespace groupwise {
 namespace {
@@ -109,19 +109,6 @@ void check_all(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& 
 // A memory format that suits the strides of x, also if those leave gaps.
 Tensor dense(const Tensor& x) { return x.contiguous(x.suggest_memory_format()); }
 Tensor new_like(const Tensor& x) { return at::empty_like(x, x.options(), x.suggest_memory_format()); }
-
-Squeeze squeeze_of(const Tensor& x, const Tensor& y) {
-  Squeeze s{};
-  s.samples = x.size(0);
-  s.channels = x.size(1);
-  s.pixels = x.numel() / s.samples / s.channels;
-  // One channel is one plane in either format, and one pixel one row.
-  s.rows = s.channels > 1 && (s.pixels == 1 || x.suggest_memory_format() != at::MemoryFormat::Contiguous);
-  s.low = x.scalar_type() == at::kBFloat16;
-  s.x = x.const_data_ptr();
-  s.y = y.defined() ? y.mutable_data_ptr() : nullptr;
-  return s;
-}
 
 // Computes y, which has the strides of x, both dense; it may be x. Fills `mean` if it is defined.
 void compute(const Tensor& x, const Tensor& y, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,

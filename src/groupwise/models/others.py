@@ -88,8 +88,7 @@ def names_in(package: str) -> list[str]:
     return found
 
 
-def imported_first(model: torch.nn.Module) -> tuple[str, ...]:
-    """Returns the packages that must be imported by this module before the classes of a model can be."""
+def packages_of(model: torch.nn.Module) -> tuple[str, ...]:
+    """Returns the packages, of those known to this module, that the classes of a model come from."""
     sources = {type(part).__module__.partition(".")[0] for part in model.modules()}
-    # timm imports torchvision.
-    return ("torchvision",) if sources & {"torchvision", "timm"} and importlib.util.find_spec("torchvision") else ()
+    return tuple(sorted(sources & {"timm", "torchvision"}))

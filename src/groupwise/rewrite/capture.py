@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from groupwise.rewrite import kept
+from groupwise.rewrite.inline import inline
 
 # torch.export and torch.fx put their own functions in place of PyTorch's while they run, for all threads.
 LOCK = threading.RLock()
@@ -92,6 +93,7 @@ def capture(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
             # The export puts fake tensors in place of parameters while it runs, which other threads must not see.
             apart = _apart(module, kept.standing(module, left, numbers))
             program = torch.export.export(apart, tuple(args), dict(kwargs), strict=False)
+            inline(program.graph_module)
             kept.put_back(program.graph)
     except Exception as error:
         reasons = "".join(f"{name}: {reason}, and " for name, reason in left.items())
@@ -159,7 +161,8 @@ _READ_MEMORY = {
 
 def _check(node: Node) -> None:
     if node.op in ("call_module", "call_method", "get_attr") or isinstance(node.target, torch._ops.HigherOrderOperator):
-        raise NotCaptured(f"its graph has a part of its own ({node.name})")
+        caller = next(iter(node.users), node) if node.op == "get_attr" else node
+        raise NotCaptured(f"its graph has a part of its own ({caller.target})")
     if node.target in _READ_MEMORY:
         raise NotCaptured(
             f"{str(node.target).split('.')[1]} reads memory as it lies, which the rewritten network changes"

@@ -27,6 +27,8 @@ HOPELESS = 3
 WRONG = 1e-3
 # Two roundings to bfloat16, and room.
 WRONG_LOW = 0.03
+# So many numbers are compared at a time.
+COMPARED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,24 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
         name = next(name for name in known if name in able)
         reason = "the planner takes it" if name == "groupwise" else ""
         return Choice(able[name], reason, {}, refused, kernels[name])
-    recipes = {name: engine.make(work, weight, bias) for name, engine in able.items()}
-    calls = {name: recipe.call for name, recipe in recipes.items()}
-    exact = calls["pytorch"](*_copies(given))
-    for name in list(calls):
-        if problem := problem_of(calls[name], given, exact):
-            refused[name] = problem
-            del calls[name]
+    exact = able["pytorch"].make(work, weight, bias)(*_copies(given))
+    calls: dict[str, Call] = {}
+    outputs: dict[tuple[int, ...], torch.Tensor] = {}
+    for name, engine in able.items():
+        # A weight that is packed for an engine that is wrong is dropped before the next engine packs its own.
+        recipe = engine.make(work, weight, bias)
+        made = _tried(recipe.call, given, exact)
+        if isinstance(made, str):
+            refused[name] = made
+            continue
+        # In the network, too, an engine gets memory that is there already, or asks for some at each call. Engines
+        # that write in one format share the memory.
+        calls[name] = recipe.again(outputs.setdefault(made.stride(), made))
+    del exact
     if len(calls) == 1:
         (name,) = calls
         return Choice(able[name], "", {}, refused, kernels[name])
-    # In the network, too, an engine gets memory that is there already, or asks for some at each call.
-    seconds = time_calls({name: recipes[name].again(call(*_copies(given))) for name, call in calls.items()}, given)
+    seconds = time_calls(calls, given)
     best = fastest(seconds)
     ms = {name: round(min(found) * 1e3, 4) for name, found in seconds.items()}
     return Choice(able[best], _reason(seconds, best), ms, refused, kernels[best])
@@ -102,15 +110,30 @@ def _copies(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
 
 def problem_of(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> str | None:
     """Returns why a call does not compute what it should, or None."""
+    made = _tried(call, given, exact)
+    return made if isinstance(made, str) else None
+
+
+def _tried(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> torch.Tensor | str:
+    """Returns what a call computes, or why that is not what it should compute."""
     try:
-        made = call(*_copies(given))
+        made: torch.Tensor = call(*_copies(given))
     except RuntimeError as error:
         return f"it fails: {str(error).splitlines()[0][:80]}"
-    largest = exact.nan_to_num(0, 0, 0).abs().max().item() if exact.numel() else 0.0
-    wrong = (WRONG_LOW if exact.dtype == torch.bfloat16 else WRONG) * largest
-    if made.shape != exact.shape or not torch.allclose(made, exact, rtol=0, atol=wrong, equal_nan=True):
+    if made.shape != exact.shape or not _close(made, exact):
         return "its values are wrong"
-    return None
+    return made
+
+
+def _close(made: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Compares a few samples at a time: each comparison makes several tensors of the size of what it compares."""
+    if not exact.numel():
+        return True
+    samples = max(1, COMPARED * len(exact) // exact.numel())
+    pairs = list(zip(torch.split(made, samples), torch.split(exact, samples), strict=True))
+    largest = max(one.nan_to_num(0, 0, 0).abs().max().item() for _, one in pairs)
+    wrong = (WRONG_LOW if exact.dtype == torch.bfloat16 else WRONG) * largest
+    return all(torch.allclose(*pair, rtol=0, atol=wrong, equal_nan=True) for pair in pairs)
 
 
 def fastest(seconds: Mapping[str, Sequence[float]]) -> str:
@@ -136,8 +159,8 @@ def _reason(seconds: Mapping[str, Sequence[float]], best: str) -> str:
     return ", ".join([f"{least[best] * 1e3:.3f} ms", *others])
 
 
-def time_calls(calls: Mapping[str, Call], given: Sequence[torch.Tensor]) -> dict[str, list[float]]:
-    """Returns the seconds of each call in each round."""
+def time_calls(calls: dict[str, Call], given: Sequence[torch.Tensor]) -> dict[str, list[float]]:
+    """Returns the seconds of each call in each round. Takes out of `calls` those that are hopeless."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     tensors, spent = _copies(given), 0.0
     for number in range(MOST):
@@ -149,7 +172,9 @@ def time_calls(calls: Mapping[str, Call], given: Sequence[torch.Tensor]) -> dict
             spent += elapsed
         if number == 0:
             least = min(first for (first,) in seconds.values())
-            calls = {name: call for name, call in calls.items() if seconds[name][0] <= HOPELESS * least}
+            for name in [name for name in calls if seconds[name][0] > HOPELESS * least]:
+                # With it goes the weight that it packed.
+                del calls[name]
         if number + 1 >= LEAST and spent > BUDGET:
             break
     return seconds

@@ -25,6 +25,7 @@ from groupwise.kernels import native
 from groupwise.rewrite.capture import Captured, NotCaptured, capture, first_line, module_of
 from groupwise.rewrite.choose import measures
 from groupwise.rewrite.compiled import Compiled
+from groupwise.rewrite.heap import trim
 from groupwise.rewrite.plan import Left, Plan, Plans, Step
 from groupwise.rewrite.program import Program
 from groupwise.rewrite.region import MOST_PROGRAMS, key_of, kinds_of, words_of
@@ -175,6 +176,7 @@ class Piece:
                 self._tell(f"an operator fails: {first_line(error)}")
                 return None
             if example is not None:
+                trim()
                 plan = self._plans[kind]
                 seconds = plan.seconds + time.perf_counter() - started
                 self._plans[kind] = replace(plan, steps=program.steps, seconds=seconds)

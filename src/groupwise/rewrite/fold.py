@@ -27,7 +27,7 @@ def mark_constants(graph: Graph) -> None:
         elif node.op == "call_function":
             random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
             known = all(source.meta.get("constant") for source in node.all_input_nodes)
-            node.meta["constant"] = known and not random and not is_layer(node)
+            node.meta["constant"] = known and not random
 
 
 def fold(graph: Graph) -> None:

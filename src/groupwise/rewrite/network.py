@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from groupwise.errors import GroupwiseError
 from groupwise.rewrite.capture import twin
+from groupwise.rewrite.heap import trim
 from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Plan, Plans
 from groupwise.rewrite.region import MOST_PROGRAMS, Met, Planner, Refused, Region, key_of, plan_of, reason_to_run_whole
@@ -104,6 +105,8 @@ class Optimized(torch.nn.Module):
         outer, thread.met = thread.met, []
         try:
             output = region(*args, **kwargs)
+            if region.planner.news != news:
+                trim()
             if region.planner.news != news and thread.met:
                 self._describe(thread.met, args, kwargs, started)
             elif vars(self)["_plan"] is None and not thread.met:

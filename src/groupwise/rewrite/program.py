@@ -18,6 +18,7 @@ from groupwise.rewrite.engines import Work
 from groupwise.rewrite.fold import fold, mark_constants
 from groupwise.rewrite.functional import make_functional, memory_of
 from groupwise.rewrite.fuse import fuse
+from groupwise.rewrite.heap import Freed
 from groupwise.rewrite.norms import batch_norm_act, norm_recipe
 from groupwise.rewrite.plan import Step
 from groupwise.rewrite.pool import name_pools
@@ -59,8 +60,6 @@ class Program:
         simplify(graph)
         mark_constants(graph)
         name_layers(graph)
-        # What reads a layer is no constant, whatever the layer reads.
-        mark_constants(graph)
         fold(graph)
         remove_unread(graph)
         fuse(graph)
@@ -76,7 +75,7 @@ class Program:
         self.out_spec: TreeSpec = captured.out_spec
         self.steps: tuple[Step, ...] = ()
         self._captured_constants = captured.constants
-        self._measure = measure
+        self._measure, self._freed = measure, Freed()
         self._choices: dict[Node, tuple[Work, Choice]] = {}
         self._known: dict[Any, Choice] = {}
         # Chains, with what each of their layers computes; and those of runs alike.
@@ -162,8 +161,8 @@ class Program:
     def _choose(self, constants: dict[Node, Any], example: Sequence[Any]) -> dict[Node, tuple[Recipe, list[Node]]]:
         """Runs the example operator by operator, and chooses an engine for each layer on what it reads."""
         inputs = [node for node in self.graph.nodes if node.op == "placeholder" and "state" not in node.meta]
-        # A residual may be overwritten, but never the caller's tensors: they have roots that are inputs.
-        values: dict[Node, Any] = dict(zip(inputs, example, strict=True))
+        # A residual may be overwritten, but never the caller's tensors, nor a constant: they have roots of their own.
+        values: dict[Node, Any] = {**constants, **dict(zip(inputs, example, strict=True))}
         found: dict[Node, tuple[Recipe, list[Node]]] = {}
         steps: dict[Node, Step] = {}
         runs = runs_of(self.graph, self._writable) if self._measure else []
@@ -221,7 +220,9 @@ class Program:
         )
         key = (work, source.stride(), given[-1].stride())
         if key not in self._known:
-            self._known[key] = choose(work, weight, bias, given, self._measure)
+            found = self._known[key] = choose(work, weight, bias, given, self._measure)
+            # Each engine had a packed weight, and an output.
+            self._freed.add(len(found.ms) * sum(each.nbytes for each in (*given, weight, value(node))))
         self._choices[node] = work, self._known[key]
 
     def _choose_chains(

@@ -228,6 +228,9 @@ def _layer(node: Node) -> tuple[Callable[..., Any], Node, Node, Any, Geometry | 
     source, weight, bias = given["input"], given["weight"], given.get("bias")
     if not all(each.meta["constant"] for each in (weight, bias) if each is not None):
         return None
+    # A layer of a constant, such as a table of positions, is computed once.
+    if source.meta["constant"]:
+        return None
     # PyTorch refuses two dtypes when it runs.
     if value(source).dtype != value(weight).dtype:
         return None

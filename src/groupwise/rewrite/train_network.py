@@ -17,6 +17,7 @@ from groupwise.draw.text import lines as text
 from groupwise.kernels import dispatch, native, tuning
 from groupwise.kernels.plan import record_plans
 from groupwise.rewrite.example import refused
+from groupwise.rewrite.heap import trim
 from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
@@ -213,6 +214,9 @@ def for_training(
                 ms = _choose(settings, twin.train(), args, kwargs, any_format, recompute)
             if ms:
                 kernels = _measured(Trainable(twin, settings, ms), args, kwargs)
+        # The copy, its gradients and its activations are no longer needed.
+        del twin
+        trim()
     network = Trainable(model, settings, ms, kernels)
     vars(network)["_region"].prepare(args, kwargs)
     return network
