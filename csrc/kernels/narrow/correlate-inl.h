@@ -164,7 +164,7 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
                         bool ahead, const Clamp& clamp) {
   if (slides_in_phases(c)) return run_phases(c, image, packed, v, out, clamp);
   if constexpr (Lanes::kChannels == 1)
-    if (slides(c, kLanes)) return run_slides<Lanes>(c, image, packed, v, out, ahead, clamp);
+    if (slides(c, kLanes, ahead)) return run_slides<Lanes>(c, image, packed, v, out, clamp);
   // The phases of one row run together, so that what they read and write is still in the cache.
   for (int64_t r = 0; r < out.rows; r++) {
     const int64_t at = out.at_row + r * c.h.stride;
@@ -250,7 +250,7 @@ void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t b
   const int64_t bias_step = c.bias || l.staged ? 1 : 0;
   Clamp clamp;
   const bool clamps = is_clamp(c.epilogue, &clamp);
-  const int64_t finished_rows = slides(c, kLanes) || slides_in_phases(c) ? kSlideRows : 1;
+  const int64_t finished_rows = slides(c, kLanes, l.ahead) || slides_in_phases(c) ? kSlideRows : 1;
   int64_t out_w = 0, packed_block = -1;
   for (const Phase& w : c.w) out_w += w.out;
   for (int64_t task = begin; task < end; task++) {

@@ -1,5 +1,7 @@
 #include "kernels/narrow/layout.h"
 
+#include "kernels/narrow/slides.h"
+
 namespace groupwise {
 
 namespace {
@@ -123,8 +125,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightN
   Block& b = l->block;
   b.columns = l->slides ? p.w.out : ceil_div(p.w.out, ceil_div(p.w.out, kSummedOutputs));
   b.rows = std::min(p.h.out, std::max<int64_t>(1, (kSummedOutputs + p.w.out / 2) / p.w.out));
-  // Rows that slide together share inputs.
-  if (l->slides) b.rows = std::min(p.h.out, std::max<int64_t>(b.rows, 4 * p.h.dilation));
+  if (l->slides) b.rows = std::min(p.h.out, round_up(b.rows, slide_rows(lanes) * p.h.dilation));
   b.groups = groups_within(kTarget, p.groups, least, floats);
   l->blocks = even_blocks(p.groups, least, &b.groups);
   while (l->blocks < 2 * threads && threads > 1 && b.groups >= 2 * least) {

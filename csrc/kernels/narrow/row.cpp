@@ -1,6 +1,5 @@
 #include "kernels/table.h"
 #include "kernels/narrow/layout.h"
-#include "kernels/narrow/slides.h"
 
 namespace groupwise {
 namespace {
@@ -57,17 +56,13 @@ std::unique_ptr<Work> narrow(const Request& r) {
     return lay_out_grad_weight<GradWeightNarrowLayout>(r, grad_weight_of(r), r.target->grad_weight_narrow,
                                                        "up to 12 sums x " + lanes + " output channels");
   const Problem& p = r.problem;
-  bool slide = false;
   auto work = std::make_unique<NarrowWork>(r);
   for (const Correlation& c : correlations_of(r)) {
     ChannelsLayout l;
     if (!lay_out_channels(c, p.h.kernel, p.w.kernel, r.target->lanes, work->facts.threads, &l)) return nullptr;
-    slide = slides(c, r.target->lanes) || slides_in_phases(c);
     work->add(c, l, l.floats, executed_products_narrow(c, l, r.target->lanes));
   }
-  work->facts.tile = (slide ? std::to_string(slide_rows(r.target->lanes)) + " rows x 3 columns x "
-                            : std::to_string(kPixelTile) + " pixels x ") +
-                     lanes + " channels";
+  work->facts.tile = std::to_string(kPixelTile) + " pixels x " + lanes + " channels";
   return work;
 }
 

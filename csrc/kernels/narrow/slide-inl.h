@@ -20,7 +20,6 @@ struct Slide {
   int64_t first, last;  // the inputs of a row that lie in the image, counted from the first tap of the first output
   int64_t y_row, y_column, count;
   int64_t w_row, w_column, w_vector, bias_vector;
-  int64_t ahead;  // of the inputs that are fetched for the next band, or 0
   Clamp clamp;
 };
 
@@ -45,7 +44,8 @@ GW_INLINE void add_input(const float* x, Vec (&factor)[F], Vec (&sum)[N], std::i
   (add_product_of<R, S, Odd, I, O>(in, factor, sum), ...);
 }
 
-// Adds the inputs of one column in the rows that `there` tells. Odd columns meet the middle tap of outputs two apart.
+// Adds the inputs of one column in the rows that `there` tells. Odd columns meet the middle tap of
+// outputs two apart, whose sums have moved by then.
 template <class Lanes, int R, int S, bool Odd, int F, int N, int... I>
 GW_INLINE void add_rows(const float* x, int64_t x_row, uint32_t there, Vec (&factor)[F], Vec (&sum)[N],
                         std::integer_sequence<int, I...>) {
@@ -80,13 +80,6 @@ GW_INLINE void load_factors(const float* w, int64_t w_row, int64_t w_column, Vec
   ((factor[T] = load(w + T / 3 * w_row + T % 3 * w_column), pin(factor[T])), ...);
 }
 
-// Fetches the inputs of a column that the next band is the first to read. Its rows come from beyond the L2 cache, where the
-// processor's own prefetcher does not follow so many of them.
-template <int... I>
-GW_INLINE void fetch_rows(const float* x, int64_t x_row, std::integer_sequence<int, I...>) {
-  (__builtin_prefetch(x + I * x_row, 0, 2), ...);
-}
-
 // Computes R rows of outputs that are S inputs apart, of one vector after the other. `there` has a bit for each row of inputs
 // in the image.
 template <class Lanes, int R, int S>
@@ -97,7 +90,7 @@ GW_NOINLINE void slide(const Slide& s, const float* x, float* y, uint32_t there,
   constexpr std::make_integer_sequence<int, R> rows;
   constexpr std::make_integer_sequence<int, kSums> sums;
   const int64_t x_row = s.x_row, x_column = s.x_column, y_row = s.y_row, y_column = s.y_column, count = s.count;
-  const int64_t low = s.first, high = s.last, steps = count + kOlder, ahead = s.ahead;
+  const int64_t low = s.first, high = s.last, steps = count + kOlder;
   const int64_t from = std::min(steps, std::max<int64_t>(kOlder, ceil_div(low, S)));
   const int64_t to = std::max(from, std::min(S == 1 ? steps : count, high / S));
   Vec factor[9], sum[kSums];
@@ -109,10 +102,6 @@ GW_NOINLINE void slide(const Slide& s, const float* x, float* y, uint32_t there,
         const float* in = x + S * m * x_column;
         float* out = y + (m - kOlder) * y_column;
         for (; m < to; m++, in += S * x_column, out += y_column) {
-          if (ahead != 0) {
-            fetch_rows(in + ahead, x_row, std::make_integer_sequence<int, R * S>{});
-            if constexpr (S == 2) fetch_rows(in + ahead + x_column, x_row, std::make_integer_sequence<int, R * S>{});
-          }
           add_column<Lanes, R, S, false>(in, x_row, there, factor, sum);
           end_outputs<R>(out, y_row, s.clamp, sum, rows);
           begin_outputs<R>(load(bias), sum, sums);
@@ -144,7 +133,7 @@ constexpr int kSlideRows = slide_rows(kLanes);
 // Computes `rows` rows of outputs from `row` on, whose inputs are neighbours.
 template <class Lanes>
 inline void slide_band(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
-                       int64_t row, int64_t rows, bool ahead, const Clamp& clamp) {
+                       int64_t row, int64_t rows, const Clamp& clamp) {
   const Phase& s = c.w[0];
   const int64_t stride = s.stride, by_h = stride == 1 ? c.h.spacing : 1, by_w = stride == 1 ? s.spacing : 1;
   const int64_t columns = std::min(out.columns, s.out - out.column), at = out.at_row + row * stride;
@@ -166,7 +155,6 @@ inline void slide_band(const Correlation& c, const Image& image, const Packed& p
                   s.index_step * packed.column,
                   packed.vector,
                   v.bias_vector,
-                  ahead ? ((rows - 1) * stride + 3) * by_h * image.row : 0,
                   clamp};
     const float* x = image.x + at * image.row + column * image.pixel;
     float* y = v.y + row * out.y_row + start * out.y_pixel;
@@ -181,14 +169,14 @@ inline void slide_band(const Correlation& c, const Image& image, const Packed& p
 // Computes the outputs of a task for some vectors.
 template <class Lanes>
 inline void run_slides(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
-                       bool ahead, const Clamp& clamp) {
+                       const Clamp& clamp) {
   // Rows that are one tap apart share inputs, so a dilation is computed in as many turns.
   const int64_t apart = c.h.stride == 1 ? c.h.spacing : 1;
   for (int64_t turn = 0; turn < std::min(apart, out.rows); turn++) {
     const int64_t all = (out.rows - turn - 1) / apart + 1;
     for (int64_t row = 0, rows; row < all; row += rows) {
       rows = ceil_div(all - row, ceil_div(all - row, kSlideRows));
-      slide_band<Lanes>(c, image, packed, v, out, turn + row * apart, rows, ahead && row + rows < all, clamp);
+      slide_band<Lanes>(c, image, packed, v, out, turn + row * apart, rows, clamp);
     }
   }
 }

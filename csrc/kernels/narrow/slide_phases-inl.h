@@ -89,7 +89,6 @@ inline void run_phases(const Correlation& c, const Image& image, const Packed& p
                 0,
                 packed.vector,
                 v.bias_vector,
-                0,
                 clamp};
   for (int64_t row = 0, rows; row < out.rows; row += rows) {
     rows = ceil_div(out.rows - row, ceil_div(out.rows - row, kSlideRows));

@@ -138,7 +138,6 @@ inline void slide_block(const Reading& h, const Reading& w, const float* x, cons
                     slots.column,
                     slots.vector,
                     0,
-                    0,
                     {}};
       const float* from = x + row * h.x + start * w.x;
       const float* grad = go + row * h.go + start * w.go;
