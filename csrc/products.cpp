@@ -1,5 +1,7 @@
 #include "products.h"
 
+#include "kernels/narrow/slides.h"
+
 namespace groupwise {
 namespace {
 
@@ -45,8 +47,9 @@ int64_t executed_products(const Correlation& c, const CorrelationLayout& l, int6
 }
 
 int64_t executed_products_narrow(const Correlation& c, const ChannelsLayout& l, int64_t lanes) {
+  const int64_t unit = slides(c, lanes, l.ahead) || slides_in_phases(c) ? 1 : kPixelTile;
   int64_t row = 0;
-  for (const Phase& s : c.w) row += axis_products(s, l.block.columns, kPixelTile, kPixelTile);
+  for (const Phase& s : c.w) row += axis_products(s, l.block.columns, unit, unit);
   return c.batch * c.in_channels * vectors_of(c.groups, c.out_channels, lanes) * lanes * axis_products(c.h, 1, 1, 1) * row;
 }
 

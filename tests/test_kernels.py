@@ -277,6 +277,21 @@ def test_the_edges_of_rows_of_pixels(channels, stride, width):
         assert "narrow" in [one.kernel for one in check(layer_of(spec, torch.float32), source, grad, "narrow")]
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (3, 40), (6, 7), (11, 14)])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (1, 2), (1, (3, 1)), (2, 1)])
+def test_sums_that_slide_along_rows(stride, dilation, size):
+    # A band has 1 to 4 rows, whose first and last inputs may be padding.
+    for padding, outputs in ((1, 1), (2, 1), ((3, 0), 1), ((2, 1), 2)):
+        spec = ConvSpec(32, 32 * outputs, 3, stride, padding, dilation, groups=32)
+        try:
+            grad = torch.randn(2, 32 * outputs, *spec.output_size(size))
+        except GroupwiseError:
+            continue
+        check(layer_of(spec, torch.float32), torch.randn(2, 32, *size), grad, "narrow")
+        last = [t.contiguous(memory_format=torch.channels_last) for t in (torch.randn(2, 32, *size), grad)]
+        assert "narrow" in [one.kernel for one in check(layer_of(spec, torch.float32), *last, "narrow")]
+
+
 @pytest.mark.parametrize("stride", [2, 3, 4])
 @pytest.mark.parametrize("size", [(50,), (200,), (1, 1), (9, 7), (40, 41)])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 7])
@@ -346,12 +361,13 @@ def test_every_kernel_runs_in_each_of_its_directions():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("memory_format", list(FORMATS))
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", OURS)
-def test_nan_and_inf_reach_the_outputs_that_they_reach_in_pytorch(kernel, memory_format, value):
-    layer = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+def test_nan_and_inf_reach_the_outputs_that_they_reach_in_pytorch(kernel, stride, memory_format, value):
+    layer = torch.nn.Conv2d(16, 16, 3, stride, padding=1, groups=16)
     source = torch.randn(1, 16, 9, 11).contiguous(memory_format=FORMATS[memory_format])
     source[0, 3, 4, 5] = source[0, 7, 0, 0] = source[0, 8, 8, 10] = value
-    grad = torch.randn(1, 16, 9, 11)
+    grad = torch.randn(1, 16, 9, 11)[..., ::stride, ::stride].contiguous(memory_format=FORMATS[memory_format])
     with forced(False):
         theirs = step(layer, source, grad)
     with forced(True, kernel):

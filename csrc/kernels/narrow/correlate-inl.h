@@ -4,6 +4,9 @@
 // zero-padded pixels of 16 channels in scratch, which pays where rows are short or strided.
 #pragma once
 #include "kernels/narrow/lanes-inl.h"
+#include "kernels/narrow/slide-inl.h"
+#include "kernels/narrow/slide_phases-inl.h"
+#include "kernels/narrow/task-inl.h"
 #include "kernels/narrow/taps-inl.h"
 #include "kernels/narrow/weights-inl.h"
 #include "kernels/channels_layout.h"
@@ -139,34 +142,12 @@ inline void run_pixels(const Walk& k, const PixelRow& r) {
   }
 }
 
-// The pixels that a task reads, in place or in scratch; x is the first.
-struct Image {
-  const float* x;
-  int64_t row, pixel, height, width;
-  int64_t left, right;  // columns that are no padding
-};
-
 // Returns the taps k of [0, taps) for which at + k * spacing is in [0, size).
 GW_INLINE Span clip(int64_t at, int64_t spacing, int64_t taps, int64_t size) {
   const int64_t first = at >= 0 ? 0 : ceil_div(-at, spacing);
   const int64_t last = at >= size ? 0 : std::min(taps, ceil_div(size - at, spacing));
   return {first, std::max(first, last)};
 }
-
-// Vectors of output channels of one block: their packed weights and bias, and where the outputs go.
-struct Vectors {
-  const float* w;
-  const float* bias;
-  int64_t bias_vector;
-  float* y;
-  int64_t count, a_group;  // a_group: how many share their inputs
-};
-
-// Outputs of a task: `rows` rows, and in each phase at most `columns` columns from `column` on. The first one reads the image
-// from at_row and, plus the phase's offset, at_column on; y_row and y_pixel are the floats between outputs.
-struct Outputs {
-  int64_t rows, column, columns, at_row, at_column, y_row, y_pixel;
-};
 
 // Returns how many of `rows` rows of taps a run sums. Lanes that hold several groups sum all their channels, so a run is cut
 // between rows; one channel's taps stay together.
@@ -181,6 +162,9 @@ GW_INLINE int64_t rows_of_run(const Correlation& c, const Phase& s, int64_t rows
 template <class Lanes>
 inline void run_vectors(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
                         bool ahead, const Clamp& clamp) {
+  if (slides_in_phases(c)) return run_phases(c, image, packed, v, out, clamp);
+  if constexpr (Lanes::kChannels == 1)
+    if (slides(c, kLanes, ahead)) return run_slides<Lanes>(c, image, packed, v, out, clamp);
   // The phases of one row run together, so that what they read and write is still in the cache.
   for (int64_t r = 0; r < out.rows; r++) {
     const int64_t at = out.at_row + r * c.h.stride;
@@ -266,6 +250,7 @@ void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t b
   const int64_t bias_step = c.bias || l.staged ? 1 : 0;
   Clamp clamp;
   const bool clamps = is_clamp(c.epilogue, &clamp);
+  const int64_t finished_rows = slides(c, kLanes, l.ahead) || slides_in_phases(c) ? kSlideRows : 1;
   int64_t out_w = 0, packed_block = -1;
   for (const Phase& w : c.w) out_w += w.out;
   for (int64_t task = begin; task < end; task++) {
@@ -334,13 +319,13 @@ void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t b
     } else if (clamps) {
       compute(out, output);
     } else {
-      // A row is finished while it is in the L1 cache.
-      for (int64_t r = 0; r < rows; r++) {
-        Outputs one = out;
-        one.rows = 1;
-        one.at_row += r * c.h.stride;
-        compute(one, output + r * out.y_row);
-        finish(row + r, 1);
+      // Rows are finished while they are in the cache.
+      for (int64_t r = 0; r < rows; r += finished_rows) {
+        Outputs some = out;
+        some.rows = std::min(finished_rows, rows - r);
+        some.at_row += r * c.h.stride;
+        compute(some, output + r * out.y_row);
+        finish(row + r, some.rows);
       }
     }
   }

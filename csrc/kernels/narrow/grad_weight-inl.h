@@ -4,17 +4,12 @@
 #pragma once
 #include "kernels/narrow/layout.h"
 #include "kernels/narrow/lanes-inl.h"
+#include "kernels/narrow/slide_weight-inl.h"
+#include "kernels/narrow/task-inl.h"
 #include "kernels/block_sum-inl.h"
 #include "kernels/pack-inl.h"
 
 namespace groupwise::GW_TARGET {
-
-// One axis of an image block: outputs read the image at first + i * stride + tap * dilation.
-struct Reading {
-  int64_t first, count, stride, dilation, size;
-  int64_t x, go;  // floats between the inputs, and the grad_outputs, of neighbouring outputs
-  int64_t x_tap;  // floats between the inputs of neighbouring taps
-};
 
 // Sums KH x KW taps of IC input channels; sums[channel][row][column] are kLanes floats each, with the steps of `slots`.
 template <class Lanes, int KH, int KW, int IC>
@@ -168,6 +163,24 @@ void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l,
                       p.w.dilation * xs.w};
       const float* x = work.input + n * xs.n + h.first * xs.h + w.first * xs.w;
       const float* go = work.grad_output + n * gs.n + row * gs.h + column * gs.w;
+      if (l.slides) {
+        // The totals lie behind the sums.
+        float* totals = scratch + vectors * packed.vector;
+        zero(totals, vectors * kLanes);
+        with_lanes(p.in_channels, p.out_channels, [&]<class Lanes>(Lanes) {
+          if constexpr (Lanes::kChannels == 1) {
+            const auto run = [&](int64_t v, int64_t count) {
+              const int64_t first = channel + runs.first(v);
+              slide_block<Lanes>(h, w, x + first / p.out_channels, go + first, packed, scratch + v * packed.vector,
+                                 totals + v * kLanes, count);
+            };
+            if (runs.whole > 0) run(0, runs.whole);
+            if (runs.whole < runs.vectors) run(runs.whole, 1);
+          }
+        });
+        if (work.sums) add_totals(totals, channels, work.sums + part * all + channel);
+        continue;
+      }
       if (work.sums) add_block(go + channel, gs, h.count, w.count, channels, work.sums + part * all + channel);
       with_lanes(p.in_channels, p.out_channels, [&]<class Lanes>(Lanes) {
         for (int64_t v = 0; v < vectors; v++) {

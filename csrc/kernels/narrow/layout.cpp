@@ -1,5 +1,7 @@
 #include "kernels/narrow/layout.h"
 
+#include "kernels/narrow/slides.h"
+
 namespace groupwise {
 
 namespace {
@@ -115,14 +117,15 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightN
   // The sums stay in the L1 cache, beside the rows that are read.
   constexpr int64_t kTarget = 4 * 1024;
   const Problem& p = work.problem;
-  const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel, least = std::max<int64_t>(1, lanes / p.out_channels);
+  const int64_t least = std::max<int64_t>(1, lanes / p.out_channels);
+  l->slides = p.in_channels == 1 && p.out_channels < lanes && p.h.kernel == 3 && p.w.kernel == 3 && p.h.stride == p.w.stride &&
+              (p.h.stride == 1 || (p.h.stride == 2 && p.h.dilation == 1 && p.w.dilation == 1));
+  const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel + l->slides;
   const auto floats = [&](int64_t groups) { return vectors_of(groups, p.out_channels, lanes) * lanes * slots; };
   Block& b = l->block;
-  // A lane's sums end with the block of about so many outputs. In runs of `kRun`, 9x9 taps on 14x14 outputs had three times
-  // PyTorch's error.
-  constexpr int64_t kSum = 96;
-  b.columns = ceil_div(p.w.out, ceil_div(p.w.out, kSum));
-  b.rows = std::min(p.h.out, std::max<int64_t>(1, (kSum + p.w.out / 2) / p.w.out));
+  b.columns = l->slides ? p.w.out : ceil_div(p.w.out, ceil_div(p.w.out, kSummedOutputs));
+  b.rows = std::min(p.h.out, std::max<int64_t>(1, (kSummedOutputs + p.w.out / 2) / p.w.out));
+  if (l->slides) b.rows = std::min(p.h.out, round_up(b.rows, slide_rows(lanes) * p.h.dilation));
   b.groups = groups_within(kTarget, p.groups, least, floats);
   l->blocks = even_blocks(p.groups, least, &b.groups);
   while (l->blocks < 2 * threads && threads > 1 && b.groups >= 2 * least) {

@@ -5,10 +5,15 @@
 
 namespace groupwise {
 
+// The outputs that a lane of a weight's gradient sums before its sums are added to those of others. In runs of `kRun`, 9x9 taps
+// on 14x14 outputs had three times PyTorch's error.
+constexpr int64_t kSummedOutputs = 96;
+
 // Reads channels-last tensors in place, with lanes along the output channels of depthwise and narrow groups. A
 // task sums one of `blocks` blocks of groups, the last of which is what is left, over one of `parts` parts.
 struct GradWeightNarrowLayout {
   Block block;
+  bool slides;  // the sums of 3x3 taps (slide_weight-inl.h)
   int64_t blocks, parts, floats;
   int64_t tasks(const Problem&) const { return parts * blocks; }
 };

@@ -1,0 +1,184 @@
+// Correlation of one channel with 3x3 taps. The sums of three neighbouring columns slide along a band of rows: every input is
+// loaded once a band, the weights stay in registers, and a row of any width leaves no sum unused.
+#pragma once
+#include "kernels/narrow/lanes-inl.h"
+#include "kernels/narrow/slides.h"
+#include "kernels/narrow/task-inl.h"
+#include "kernels/activation-inl.h"
+#include "kernels/pack-inl.h"
+#include "kernels/tiles.h"
+#include "simd/simd.h"
+
+namespace groupwise::GW_TARGET {
+
+// Sums that a loop carries stay in registers only if no lambda takes their address where rows are skipped (GCC 12 kept all of
+// them in memory, and a tile took four times as long). So the functions of this file unroll by packs.
+
+// A row of outputs and the inputs that their taps meet. Steps are in floats.
+struct Slide {
+  int64_t x_row, x_column;
+  int64_t first, last;  // the inputs of a row that lie in the image, counted from the first tap of the first output
+  int64_t y_row, y_column, count;
+  int64_t w_row, w_column, w_vector, bias_vector;
+  Clamp clamp;
+};
+
+// Adds the input of row I of a column to the outputs of row O.
+template <int R, int S, bool Odd, int I, int O, int F, int N>
+GW_INLINE void add_product_of(Vec in, Vec (&factor)[F], Vec (&sum)[N]) {
+  constexpr int h = I - O * S;
+  if constexpr (h >= 0 && 3 * h < F) {
+    if constexpr (S == 2 && Odd) {
+      add_product(sum[R + O], in, factor[3 * h + 1]);
+    } else {
+      if constexpr (S == 1) add_product(sum[2 * R + O], in, factor[3 * h + 2]);
+      add_product(sum[R + O], in, factor[3 * h + (S == 1 ? 1 : 2)]);
+      add_product(sum[O], in, factor[3 * h]);
+    }
+  }
+}
+template <class Lanes, int R, int S, bool Odd, int I, int F, int N, int... O>
+GW_INLINE void add_input(const float* x, Vec (&factor)[F], Vec (&sum)[N], std::integer_sequence<int, O...>) {
+  Vec in = Lanes::template take<0>(x);
+  pin(in);
+  (add_product_of<R, S, Odd, I, O>(in, factor, sum), ...);
+}
+
+// Adds the inputs of one column in the rows that `there` tells. Odd columns meet the middle tap of
+// outputs two apart, whose sums have moved by then.
+template <class Lanes, int R, int S, bool Odd, int F, int N, int... I>
+GW_INLINE void add_rows(const float* x, int64_t x_row, uint32_t there, Vec (&factor)[F], Vec (&sum)[N],
+                        std::integer_sequence<int, I...>) {
+  ((there >> I & 1 ? add_input<Lanes, R, S, Odd, I>(x + I * x_row, factor, sum, std::make_integer_sequence<int, R>{}) : void()),
+   ...);
+}
+template <class Lanes, int R, int S, bool Odd, int F, int N>
+GW_INLINE void add_column(const float* x, int64_t x_row, uint32_t there, Vec (&factor)[F], Vec (&sum)[N]) {
+  add_rows<Lanes, R, S, Odd>(x, x_row, there, factor, sum, std::make_integer_sequence<int, (R - 1) * S + F / 3>{});
+}
+
+// Stores the oldest sums.
+template <int R, int N, int... O>
+GW_INLINE void end_outputs(float* y, int64_t y_row, const Clamp& clamp, Vec (&sum)[N], std::integer_sequence<int, O...>) {
+  (store(y + O * y_row, clamped(sum[N - R + O], clamp)), ...);
+}
+
+// Moves each sum one column further, and begins those of a column.
+template <int R, int N, int... I>
+GW_INLINE void begin_outputs(Vec first, Vec (&sum)[N], std::integer_sequence<int, I...>) {
+  ((sum[N - 1 - I] = N - 1 - I >= R ? sum[N - 1 - I >= R ? N - 1 - I - R : 0] : first), ...);
+}
+
+template <int N, int... I>
+GW_INLINE void fill(Vec v, Vec (&sum)[N], std::integer_sequence<int, I...>) {
+  ((sum[I] = v), ...);
+}
+
+template <int... T>
+GW_INLINE void load_factors(const float* w, int64_t w_row, int64_t w_column, Vec (&factor)[9],
+                            std::integer_sequence<int, T...>) {
+  ((factor[T] = load(w + T / 3 * w_row + T % 3 * w_column), pin(factor[T])), ...);
+}
+
+// Computes R rows of outputs that are S inputs apart, of one vector after the other. `there` has a bit for each row of inputs
+// in the image.
+template <class Lanes, int R, int S>
+GW_NOINLINE void slide(const Slide& s, const float* x, float* y, uint32_t there, const float* w, const float* bias,
+                       int64_t vectors) {
+  // Output m meets column S * m + t of the inputs by tap t, so step m begins output m and ends output m - kOlder.
+  constexpr int kOlder = 3 - S, kSums = (kOlder + 1) * R;
+  constexpr std::make_integer_sequence<int, R> rows;
+  constexpr std::make_integer_sequence<int, kSums> sums;
+  const int64_t x_row = s.x_row, x_column = s.x_column, y_row = s.y_row, y_column = s.y_column, count = s.count;
+  const int64_t low = s.first, high = s.last, steps = count + kOlder;
+  const int64_t from = std::min(steps, std::max<int64_t>(kOlder, ceil_div(low, S)));
+  const int64_t to = std::max(from, std::min(S == 1 ? steps : count, high / S));
+  Vec factor[9], sum[kSums];
+  for (; vectors > 0; vectors--, x += Lanes::kStep, y += kLanes, w += s.w_vector, bias += s.bias_vector) {
+    load_factors(w, s.w_row, s.w_column, factor, std::make_integer_sequence<int, 9>{});
+    fill(load(bias), sum, sums);
+    for (int64_t m = 0; m < steps; m++) {
+      if (m == from) {
+        const float* in = x + S * m * x_column;
+        float* out = y + (m - kOlder) * y_column;
+        for (; m < to; m++, in += S * x_column, out += y_column) {
+          add_column<Lanes, R, S, false>(in, x_row, there, factor, sum);
+          end_outputs<R>(out, y_row, s.clamp, sum, rows);
+          begin_outputs<R>(load(bias), sum, sums);
+          if constexpr (S == 2) add_column<Lanes, R, S, true>(in + x_column, x_row, there, factor, sum);
+        }
+        if (m == steps) break;
+      }
+      const int64_t j = S * m;
+      if (j >= low && j < high) add_column<Lanes, R, S, false>(x + j * x_column, x_row, there, factor, sum);
+      if (m >= kOlder) end_outputs<R>(y + (m - kOlder) * y_column, y_row, s.clamp, sum, rows);
+      begin_outputs<R>(load(bias), sum, sums);
+      if constexpr (S == 2)
+        if (m < count && j + 1 >= low && j + 1 < high)
+          add_column<Lanes, R, S, true>(x + (j + 1) * x_column, x_row, there, factor, sum);
+    }
+  }
+}
+
+// Calls f with a number of rows, at most Most, as a constant.
+template <int Most, class F>
+GW_INLINE void with_rows(int64_t rows, F&& f) {
+  if constexpr (Most > 1)
+    if (rows < Most) return with_rows<Most - 1>(rows, f);
+  f(std::integral_constant<int, Most>{});
+}
+
+constexpr int kSlideRows = slide_rows(kLanes);
+
+// Computes `rows` rows of outputs from `row` on, whose inputs are neighbours.
+template <class Lanes>
+inline void slide_band(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
+                       int64_t row, int64_t rows, const Clamp& clamp) {
+  const Phase& s = c.w[0];
+  const int64_t stride = s.stride, by_h = stride == 1 ? c.h.spacing : 1, by_w = stride == 1 ? s.spacing : 1;
+  const int64_t columns = std::min(out.columns, s.out - out.column), at = out.at_row + row * stride;
+  uint32_t there = 0;
+  for (int64_t i = 0; i < (rows - 1) * stride + 3; i++)
+    if (at + i * by_h >= 0 && at + i * by_h < image.height) there |= 1u << i;
+  const float* w = v.w + c.h.index * packed.row + s.index * packed.column;
+  for (int64_t start = 0; start < std::min(by_w, columns); start++) {
+    const int64_t column = out.at_column + start * stride + s.low;
+    const auto before = [&](int64_t end) { return column >= end ? 0 : ceil_div(end - column, by_w); };
+    const Slide k{by_h * image.row,
+                  by_w * image.pixel,
+                  before(image.left),
+                  before(image.right),
+                  by_h * out.y_row,
+                  by_w * out.y_pixel,
+                  (columns - start - 1) / by_w + 1,
+                  c.h.index_step * packed.row,
+                  s.index_step * packed.column,
+                  packed.vector,
+                  v.bias_vector,
+                  clamp};
+    const float* x = image.x + at * image.row + column * image.pixel;
+    float* y = v.y + row * out.y_row + start * out.y_pixel;
+    const auto run = [&](auto together) {
+      if (stride == 2) return slide<Lanes, together, 2>(k, x, y, there, w, v.bias, v.count);
+      slide<Lanes, together, 1>(k, x, y, there, w, v.bias, v.count);
+    };
+    with_rows<kSlideRows>(rows, run);
+  }
+}
+
+// Computes the outputs of a task for some vectors.
+template <class Lanes>
+inline void run_slides(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
+                       const Clamp& clamp) {
+  // Rows that are one tap apart share inputs, so a dilation is computed in as many turns.
+  const int64_t apart = c.h.stride == 1 ? c.h.spacing : 1;
+  for (int64_t turn = 0; turn < std::min(apart, out.rows); turn++) {
+    const int64_t all = (out.rows - turn - 1) / apart + 1;
+    for (int64_t row = 0, rows; row < all; row += rows) {
+      rows = ceil_div(all - row, ceil_div(all - row, kSlideRows));
+      slide_band<Lanes>(c, image, packed, v, out, turn + row * apart, rows, clamp);
+    }
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

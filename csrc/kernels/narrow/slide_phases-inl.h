@@ -1,0 +1,110 @@
+// The gradient of the input of one channel with 3x3 taps two apart. Outputs of both phases of the width slide along a band of
+// rows together: a column of inputs is loaded once, and meets one tap of one phase and both taps of the other.
+#pragma once
+#include "kernels/narrow/slide-inl.h"
+
+namespace groupwise::GW_TARGET {
+
+// Where a phase writes: output i meets the inputs from column i + low on.
+struct SlidePhase {
+  float* y;
+  int64_t low, count;
+};
+
+template <int R, int N, int... O>
+GW_INLINE void end_singles(float* y, int64_t y_row, const Clamp& clamp, Vec (&sum)[N], std::integer_sequence<int, O...>) {
+  (store(y + O * y_row, clamped(sum[R + O], clamp)), ...);
+}
+
+// Moves the sums of two taps one column further, and begins those of a column.
+template <int R, int N, int... O>
+GW_INLINE void begin_pairs(Vec first, Vec (&sum)[N], std::integer_sequence<int, O...>) {
+  ((sum[2 * R + O] = sum[O], sum[R + O] = first, sum[O] = first), ...);
+}
+
+// Loads rows of three taps, the places of which are in `w`.
+template <int F, int... T>
+GW_INLINE void load_factors_of(const float* const (&w)[3], int64_t at, int64_t w_row, Vec (&factor)[F],
+                               std::integer_sequence<int, T...>) {
+  ((factor[T] = load(w[T % 3] + at + T / 3 * w_row), pin(factor[T])), ...);
+}
+
+// Computes R rows of outputs by K rows of taps, of one vector after the other. `s` counts inputs from the image's first column.
+// The taps are those of `pair` and, between them, that of `single`.
+template <int R, int K>
+GW_NOINLINE void slide_phases(const Slide& s, const float* x, const SlidePhase& single, const SlidePhase& pair, uint32_t there,
+                              const float* const (&w)[3], const float* bias, int64_t vectors) {
+  using Lanes = GroupLanes<1, 1>;
+  constexpr std::make_integer_sequence<int, R> rows;
+  constexpr std::make_integer_sequence<int, 3 * R> sums;
+  const int64_t x_row = s.x_row, x_column = s.x_column, y_row = s.y_row, y_column = s.y_column;
+  const int64_t begin = std::min(single.low, pair.low);
+  const int64_t end = std::max(single.low + single.count, pair.low + pair.count + 1);
+  // Between these every column exists and ends an output of both phases.
+  const int64_t from = std::max(begin, std::min(end, std::max({s.first, single.low, pair.low + 1})));
+  const int64_t to = std::max(from, std::min({end, s.last, single.low + single.count, pair.low + pair.count + 1}));
+  Vec factor[3 * K], sum[3 * R];
+  for (int64_t v = 0; v < vectors; v++, x += kLanes, bias += s.bias_vector) {
+    load_factors_of(w, v * s.w_vector, s.w_row, factor, std::make_integer_sequence<int, 3 * K>{});
+    float* const y_single = single.y + v * kLanes;
+    float* const y_pair = pair.y + v * kLanes;
+    fill(load(bias), sum, sums);
+    for (int64_t j = begin; j < end; j++) {
+      if (j == from) {
+        const float* in = x + j * x_column;
+        float* one = y_single + (j - single.low) * y_column;
+        float* two = y_pair + (j - pair.low - 1) * y_column;
+        for (; j < to; j++, in += x_column, one += y_column, two += y_column) {
+          add_column<Lanes, R, 1, false>(in, x_row, there, factor, sum);
+          end_outputs<R>(two, y_row, s.clamp, sum, rows);
+          end_singles<R>(one, y_row, s.clamp, sum, rows);
+          begin_pairs<R>(load(bias), sum, rows);
+        }
+        if (j == end) break;
+      }
+      if (j >= s.first && j < s.last) add_column<Lanes, R, 1, false>(x + j * x_column, x_row, there, factor, sum);
+      const int64_t one = j - single.low, two = j - pair.low - 1;
+      if (two >= 0 && two < pair.count) end_outputs<R>(y_pair + two * y_column, y_row, s.clamp, sum, rows);
+      if (one >= 0 && one < single.count) end_singles<R>(y_single + one * y_column, y_row, s.clamp, sum, rows);
+      begin_pairs<R>(load(bias), sum, rows);
+    }
+  }
+}
+
+// Computes the outputs of a task for some vectors.
+inline void run_phases(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
+                       const Clamp& clamp) {
+  const Phase &single = c.w[0].taps == 1 ? c.w[0] : c.w[1], &pair = c.w[0].taps == 1 ? c.w[1] : c.w[0];
+  const float* w = v.w + c.h.index * packed.row;
+  const float* const taps[3] = {w + pair.index * packed.column, w + single.index * packed.column,
+                                w + (pair.index + pair.index_step) * packed.column};
+  const Slide s{image.row,
+                image.pixel,
+                image.left,
+                image.right,
+                out.y_row,
+                single.step * out.y_pixel,
+                0,
+                c.h.index_step * packed.row,
+                0,
+                packed.vector,
+                v.bias_vector,
+                clamp};
+  for (int64_t row = 0, rows; row < out.rows; row += rows) {
+    rows = ceil_div(out.rows - row, ceil_div(out.rows - row, kSlideRows));
+    uint32_t there = 0;
+    for (int64_t i = 0; i < rows - 1 + c.h.taps; i++)
+      if (out.at_row + row + i >= 0 && out.at_row + row + i < image.height) there |= 1u << i;
+    const auto phase = [&](const Phase& p) {
+      return SlidePhase{v.y + row * out.y_row + p.first * out.y_pixel, out.at_column + p.low,
+                        std::min(out.columns, p.out - out.column)};
+    };
+    const float* x = image.x + (out.at_row + row) * image.row;
+    with_rows<kSlideRows>(rows, [&](auto together) {
+      if (c.h.taps == 2) return slide_phases<together, 2>(s, x, phase(single), phase(pair), there, taps, v.bias, v.count);
+      slide_phases<together, 1>(s, x, phase(single), phase(pair), there, taps, v.bias, v.count);
+    });
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

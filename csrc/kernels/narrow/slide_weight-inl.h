@@ -1,0 +1,170 @@
+// The gradient of 3x3 weights of one channel. The outputs of three neighbouring columns slide along a band of rows, so that
+// every input and every output is loaded once a band, and the nine sums stay in registers.
+#pragma once
+#include "kernels/narrow/layout.h"
+#include "kernels/narrow/slide-inl.h"
+#include "kernels/block_sum-inl.h"
+
+namespace groupwise::GW_TARGET {
+
+// Adds the products of row I of the inputs and row O of the outputs, with the taps of a row that Taps has a bit for.
+template <int R, int S, int Taps, int I, int O, int N>
+GW_INLINE void add_taps(Vec in, Vec (&out)[N], Vec (&sum)[9]) {
+  constexpr int h = I - O * S;
+  if constexpr (h >= 0 && h < 3) {
+    // Of outputs two apart, taps 0 and 1 meet those of this column and tap 2 those of the column before.
+    if constexpr ((Taps & 4) != 0) add_product(sum[3 * h + 2], in, out[(3 - S) * R + O]);
+    if constexpr ((Taps & 2) != 0) add_product(sum[3 * h + 1], in, out[(S == 1 ? R : 0) + O]);
+    if constexpr ((Taps & 1) != 0) add_product(sum[3 * h], in, out[O]);
+  }
+}
+template <class Lanes, int R, int S, int Taps, int I, int N, int... O>
+GW_INLINE void add_row_of_taps(const float* x, Vec (&out)[N], Vec (&sum)[9], std::integer_sequence<int, O...>) {
+  Vec in = Lanes::template take<0>(x);
+  pin(in);
+  (add_taps<R, S, Taps, I, O>(in, out, sum), ...);
+}
+template <class Lanes, int R, int S, int Taps, int N, int... I>
+GW_INLINE void add_rows_of_taps(const float* x, int64_t x_row, uint32_t there, Vec (&out)[N], Vec (&sum)[9],
+                                std::integer_sequence<int, I...>) {
+  ((there >> I & 1 ? add_row_of_taps<Lanes, R, S, Taps, I>(x + I * x_row, out, sum, std::make_integer_sequence<int, R>{})
+                   : void()),
+   ...);
+}
+template <class Lanes, int R, int S, int Taps, int N>
+GW_INLINE void add_column_of_taps(const float* x, int64_t x_row, uint32_t there, Vec (&out)[N], Vec (&sum)[9]) {
+  add_rows_of_taps<Lanes, R, S, Taps>(x, x_row, there, out, sum, std::make_integer_sequence<int, (R - 1) * S + 3>{});
+}
+
+// Moves each gradient one column further, and loads those of a column, which are added to `all` too.
+template <int R, int N, int... I>
+GW_INLINE void move_outputs(Vec (&out)[N], std::integer_sequence<int, I...>) {
+  ((out[N - 1 - I] = out[N - 1 - I - R]), ...);
+}
+template <int R, int N, int... O>
+GW_INLINE void load_outputs(const float* go, int64_t go_row, Vec (&out)[N], Vec& all, std::integer_sequence<int, O...>) {
+  ((out[O] = load(go + O * go_row)), ...);
+  if constexpr (R == 4) {
+    all += (out[0] + out[1]) + (out[2] + out[3]);
+  } else {
+    ((all += out[O]), ...);
+  }
+}
+
+// Adds the sums to those in memory, and begins them anew.
+template <int... T>
+GW_INLINE void end_sums(float* to, int64_t w_row, int64_t w_column, Vec (&sum)[9], std::integer_sequence<int, T...>) {
+  ((store(to + T / 3 * w_row + T % 3 * w_column, load(to + T / 3 * w_row + T % 3 * w_column) + sum[T]), sum[T] = Vec{}), ...);
+}
+
+// The most rows that slide together: the nine sums, and the gradients of three columns, fit the registers.
+constexpr int kSlideGradRows = kManyRegisters ? 4 : 1;
+
+// Adds R rows of outputs, which `s` calls y, to the sums and the totals of one vector after the other. `there` has a bit for
+// each row of inputs in the image.
+template <class Lanes, int R, int S>
+GW_NOINLINE void slide_sums(const Slide& s, const float* x, const float* go, uint32_t there, float* sums, float* totals,
+                            int64_t vectors) {
+  // A sum ends after about so many products (lay_out).
+  constexpr int kOlder = 3 - S, kSteps = kSummedOutputs / R;
+  constexpr std::make_integer_sequence<int, R> rows;
+  constexpr std::make_integer_sequence<int, kOlder * R> older;
+  constexpr std::make_integer_sequence<int, 9> taps;
+  const int64_t x_row = s.x_row, x_column = s.x_column, go_row = s.y_row, go_column = s.y_column, count = s.count;
+  const int64_t low = s.first, high = s.last, steps = count + kOlder;
+  const int64_t from = std::min(steps, std::max<int64_t>(kOlder, ceil_div(low, S)));
+  const int64_t to = std::max(from, std::min(count, high / S));
+  Vec sum[9], out[(kOlder + 1) * R];
+  for (; vectors > 0; vectors--, x += Lanes::kStep, go += kLanes, sums += s.w_vector, totals += kLanes) {
+    Vec all = load(totals);
+    fill(Vec{}, sum, taps);
+    fill(Vec{}, out, std::make_integer_sequence<int, (kOlder + 1) * R>{});
+    for (int64_t m = 0; m < steps; m++) {
+      if (m == from) {
+        const float* in = x + S * m * x_column;
+        const float* grad = go + m * go_column;
+        while (m < to) {
+          for (const int64_t end = std::min(to, m + kSteps); m < end; m++, in += S * x_column, grad += go_column) {
+            move_outputs<R>(out, older);
+            load_outputs<R>(grad, go_row, out, all, rows);
+            add_column_of_taps<Lanes, R, S, S == 1 ? 7 : 5>(in, x_row, there, out, sum);
+            if constexpr (S == 2) add_column_of_taps<Lanes, R, S, 2>(in + x_column, x_row, there, out, sum);
+          }
+          if (m < to) end_sums(sums, s.w_row, s.w_column, sum, taps);
+        }
+        if (m == steps) break;
+      }
+      // Products with outputs that do not exist are left out, since an input may be infinite.
+      move_outputs<R>(out, older);
+      if (m < count) load_outputs<R>(go + m * go_column, go_row, out, all, rows);
+      const int64_t j = S * m;
+      const float* in = x + j * x_column;
+      if (j >= low && j < high) {
+        if (m < count) add_column_of_taps<Lanes, R, S, 1>(in, x_row, there, out, sum);
+        if constexpr (S == 1)
+          if (m >= 1 && m <= count) add_column_of_taps<Lanes, R, S, 2>(in, x_row, there, out, sum);
+        if (m >= kOlder) add_column_of_taps<Lanes, R, S, 4>(in, x_row, there, out, sum);
+      }
+      if constexpr (S == 2)
+        if (m < count && j + 1 >= low && j + 1 < high)
+          add_column_of_taps<Lanes, R, S, 2>(in + x_column, x_row, there, out, sum);
+    }
+    end_sums(sums, s.w_row, s.w_column, sum, taps);
+    store(totals, all);
+  }
+}
+
+// Adds the outputs of an image block to the sums, and to the totals, of `vectors` vectors.
+template <class Lanes>
+inline void slide_block(const Reading& h, const Reading& w, const float* x, const float* go, const Packed& slots, float* sums,
+                        float* totals, int64_t vectors) {
+  // Outputs that are one tap apart share inputs, so a dilation is computed in as many turns.
+  const int64_t stride = h.stride, by_h = stride == 1 ? h.dilation : 1, by_w = stride == 1 ? w.dilation : 1;
+  const auto band = [&](int64_t row, int64_t rows) {
+    uint32_t there = 0;
+    for (int64_t i = 0, at = h.first + row * stride; i < (rows - 1) * stride + 3; i++, at += by_h)
+      if (at >= 0 && at < h.size) there |= 1u << i;
+    for (int64_t start = 0; start < std::min(by_w, w.count); start++) {
+      const int64_t column = w.first + start * stride;
+      const auto before = [&](int64_t end) { return column >= end ? 0 : ceil_div(end - column, by_w); };
+      const Slide s{h.x_tap,
+                    w.x_tap,
+                    before(0),
+                    before(w.size),
+                    by_h * h.go,
+                    by_w * w.go,
+                    (w.count - start - 1) / by_w + 1,
+                    slots.row,
+                    slots.column,
+                    slots.vector,
+                    0,
+                    {}};
+      const float* from = x + row * h.x + start * w.x;
+      const float* grad = go + row * h.go + start * w.go;
+      with_rows<kSlideGradRows>(rows, [&](auto together) {
+        if (stride == 2) return slide_sums<Lanes, together, 2>(s, from, grad, there, sums, totals, vectors);
+        slide_sums<Lanes, together, 1>(s, from, grad, there, sums, totals, vectors);
+      });
+    }
+  };
+  for (int64_t turn = 0; turn < std::min(by_h, h.count); turn++) {
+    const int64_t all = (h.count - turn - 1) / by_h + 1;
+    for (int64_t row = 0, rows; row < all; row += rows) {
+      rows = ceil_div(all - row, ceil_div(all - row, kSlideGradRows));
+      band(turn + row * by_h, rows);
+    }
+  }
+}
+
+// Adds the totals of the vectors of `channels` channels, the last of which starts early rather than end late.
+inline void add_totals(const float* totals, int64_t channels, double* to) {
+  Doubles sum[kLanes / 4];
+  for (; channels >= kLanes; channels -= kLanes, totals += kLanes, to += kLanes) {
+    std::memcpy(sum, to, sizeof sum);
+    add_lanes(sum, load(totals));
+    std::memcpy(to, sum, sizeof sum);
+  }
+  for (int64_t c = 0; c < channels; c++) to[c] += totals[kLanes - channels + c];
+}
+
+}  // namespace groupwise::GW_TARGET
