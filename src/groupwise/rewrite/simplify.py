@@ -27,6 +27,12 @@ def _keeps_shape(node: Node) -> bool:
     return is_tensor(source) and value(source).shape == value(node).shape
 
 
+def _adds_nothing(node: Node) -> bool:
+    source, other = args_of(node)[:2]
+    normed = isinstance(source, Node) and source.target is aten.batch_norm.default
+    return normed and other == 0 and not isinstance(other, Node) and _keeps_dtype(node)
+
+
 # Operators that return their first argument, each with a condition on the node.
 IDENTITIES: dict[Any, Callable[[Node], bool]] = {
     aten.dropout.default: lambda node: not args_of(node)[2],
@@ -44,6 +50,8 @@ IDENTITIES: dict[Any, Callable[[Node], bool]] = {
     aten.type_as.default: _keeps_dtype,
     aten.expand.default: _keeps_shape,
     aten.reshape.default: _keeps_shape,
+    # Branches that a network sums in a loop begin with 0. Another tensor than a BatchNorm's may be the caller's.
+    aten.add.Tensor: _adds_nothing,
 }
 
 
