@@ -78,6 +78,20 @@ class Norms(nn.Module):
         return self.first(made).relu() + self.second(made) + made
 
 
+class Branches(nn.Module):
+    """Layers and BatchNorms of one tensor, the tensor, and a difference of them."""
+
+    def __init__(self, block, branches, itself):
+        super().__init__()
+        self.block, self.branches, self.itself = block, nn.ModuleList(branches), itself
+
+    def forward(self, x):
+        x = self.block(x)
+        first, *others = [branch(x) for branch in self.branches]
+        made = first - sum(others)
+        return x + made if self.itself else made
+
+
 class Head(nn.Module):
     """What ends a classifier."""
 
@@ -139,6 +153,16 @@ class Grammar:
 
         return block()
 
+    def branches(self):
+        """What may be one layer, if all read the same."""
+
+        @st.composite
+        def branch(draw):
+            norm = self.norm(CHANNELS)
+            return draw(st.sampled_from([norm, nn.Sequential(self.layer(draw), norm), self.layer(draw)]))
+
+        return st.lists(branch(), min_size=1, max_size=3)
+
     def grown(self, inner):
         norms = st.builds(lambda affine: self.norm(CHANNELS, affine=affine), st.booleans())
         many = [
@@ -146,6 +170,7 @@ class Grammar:
             st.builds(lambda a, b: nn.Sequential(Both(a, b), self.conv(2 * CHANNELS, CHANNELS, 1)), inner, inner),
             st.builds(Halves, inner, inner, st.booleans()),
             st.builds(Norms, inner, norms, norms),
+            st.builds(Branches, inner, self.branches(), st.booleans()),
             st.builds(Again, inner),
             st.builds(Beside, inner, self.activation),
             st.builds(nn.Sequential, inner, inner),

@@ -99,18 +99,22 @@ struct Clamp {
 };
 GW_INLINE Vec clamped(Vec z, const Clamp& c) { return at_most(at_least(z, c.least), c.most); }
 
-// Tells whether an epilogue, or none, is a clamp, and which.
-inline bool is_clamp(const Epilogue* e, Clamp* clamp) {
+// Tells whether an activation, or none, is a clamp, and which.
+inline bool is_clamp(const Activate& a, Clamp* clamp) {
   *clamp = {};
-  if (!e) return true;
-  if (e->residual || e->after.kind != Activation::none) return false;
-  switch (e->before.kind) {
+  switch (a.kind) {
     case Activation::none: return true;
     case Activation::relu: return clamp->least = 0, true;
     case Activation::relu6: return *clamp = {0, 6}, true;
-    case Activation::hardtanh: return *clamp = {e->before.first, e->before.second}, true;
+    case Activation::hardtanh: return *clamp = {a.first, a.second}, true;
     default: return false;
   }
+}
+
+// The same of an epilogue, or none.
+inline bool is_clamp(const Epilogue* e, Clamp* clamp) {
+  *clamp = {};
+  return !e || (!e->residual && e->after.kind == Activation::none && is_clamp(e->before, clamp));
 }
 
 // Returns the gradient behind the activation of z from that of its output.

@@ -57,6 +57,20 @@ GW_NOINLINE void activate_sums(const Activate& a, Vec* v) {
   });
 }
 
+// Activates the sums of a tile. A clamp leaves them in registers; for another activation they are copied to memory.
+template <int N>
+GW_INLINE void activate_low(const Activate& a, Vec (&v)[N]) {
+  Clamp clamp;
+  if (is_clamp(a, &clamp)) {
+    if (a.kind != Activation::none) unroll<N>([&](auto i) GW_LAMBDA { v[i] = clamped(v[i], clamp); });
+    return;
+  }
+  Vec made[N];
+  unroll<N>([&](auto i) GW_LAMBDA { made[i] = v[i]; });
+  activate_sums<N>(a, made);
+  unroll<N>([&](auto i) GW_LAMBDA { v[i] = made[i]; });
+}
+
 // How a tile walks the taps [first_row, first_row + rows) of each column. x_row and x_column are the numbers between rows of taps and
 // columns of the image; `tap` and `step` are the columns between taps and between outputs.
 struct LowWalk {

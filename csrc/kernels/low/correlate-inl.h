@@ -22,43 +22,39 @@ struct LowTile {
   uint64_t there;
 };
 
-// Applies the epilogue to the sums, and stores them.
+// Applies the epilogue to the sums, the even and the odd channels of each pixel in turn, and stores them.
 template <bool Whole>
-GW_INLINE void finish_low(const LowWalk& k, const LowTile& t, const Vec (&even)[kLowPixels], const Vec (&odd)[kLowPixels]) {
-  // A copy, so that the sums themselves stay in registers.
-  Vec v[2 * kLowPixels];
-  unroll<kLowPixels>([&](auto p) GW_LAMBDA {
-    v[2 * p] = even[p];
-    v[2 * p + 1] = odd[p];
-  });
-  if (k.before->kind != Activation::none) activate_sums<2 * kLowPixels>(*k.before, v);
+GW_INLINE void finish_low(const LowWalk& k, const LowTile& t, Vec (&v)[2 * kLowPixels]) {
+  activate_low(*k.before, v);
   if (k.residual) {
-    for (int64_t p = 0; p < t.stored; p++) {
+    unroll<kLowPixels>([&](auto p) GW_LAMBDA {
+      if (p >= t.stored) return;
       const Bfloat16* from = t.residual + p * k.y_pixel;
       const Pairs added = Whole ? load_both(from) : load_both_some(from, t.count);
       v[2 * p] += added.even;
       v[2 * p + 1] += added.odd;
-    }
-    if (k.after->kind != Activation::none) activate_sums<2 * kLowPixels>(*k.after, v);
+    });
+    activate_low(*k.after, v);
   }
-  for (int64_t p = 0; p < t.stored; p++) {
+  unroll<kLowPixels>([&](auto p) GW_LAMBDA {
+    if (p >= t.stored) return;
     const Pairs made{v[2 * p], v[2 * p + 1]};
     if (Whole && t.first == 0) {
       store_both(t.y + p * k.y_pixel, made);
     } else {
       store_both_some(t.y + p * k.y_pixel, made, t.first, t.count);
     }
-  }
+  });
 }
 
 // Computes a tile of KW neighbouring taps a row and outputs that are S inputs apart; KW = 0 stands for any taps and outputs. A tile
 // inside the image asks no mask, and one of whole blocks loads without one.
 template <int KW, int S, bool Inside, bool Whole>
 GW_NOINLINE void low_tile(const LowWalk& k, const LowTile& t) {
-  Vec even[kLowPixels], odd[kLowPixels];
+  Vec sum[2 * kLowPixels];
   unroll<kLowPixels>([&](auto p) GW_LAMBDA {
-    even[p] = load(t.w);
-    odd[p] = load(t.w + kLanes);
+    sum[2 * p] = load(t.w);
+    sum[2 * p + 1] = load(t.w + kLanes);
   });
   const Bfloat16* x = t.x;
   const int64_t w_row = k.columns * kLowBlock;
@@ -72,8 +68,8 @@ GW_NOINLINE void low_tile(const LowWalk& k, const LowTile& t) {
         unroll<KW>([&](auto tap) GW_LAMBDA {
           constexpr int p = (i - tap) / S;
           if constexpr (i >= tap && (i - tap) % S == 0 && p < kLowPixels) {
-            add_product(even[p], in.even, load(w + tap * kLowBlock));
-            add_product(odd[p], in.odd, load(w + tap * kLowBlock + kLanes));
+            add_product(sum[2 * p], in.even, load(w + tap * kLowBlock));
+            add_product(sum[2 * p + 1], in.odd, load(w + tap * kLowBlock + kLanes));
           }
         });
       });
@@ -84,13 +80,13 @@ GW_NOINLINE void low_tile(const LowWalk& k, const LowTile& t) {
           const int64_t column = tap * k.tap + p * k.step;
           if (t.column + column < 0 || t.column + column >= k.width) return;
           const Pairs in = read(x + column * k.x_column);
-          add_product(even[p], in.even, first);
-          add_product(odd[p], in.odd, second);
+          add_product(sum[2 * p], in.even, first);
+          add_product(sum[2 * p + 1], in.odd, second);
         });
       }
     }
   }
-  finish_low<Whole>(k, t, even, odd);
+  finish_low<Whole>(k, t, sum);
 }
 
 template <int KW, int S>

@@ -23,7 +23,7 @@ struct GroupedTile {
 // Adds a tap of G channels a group, where several groups share a vector, or of any where G is 0. `x` returns where the inputs
 // of a pixel are, or null if it lies outside the image, which none does where it is not asked.
 template <bool Native, int V, int G, bool Asked, class X>
-GW_INLINE void add_tap(const LowGrouped& c, const Bfloat16* w, int64_t w_vector, X&& x, Vec (&sum)[kGroupedPixels][V]) {
+GW_INLINE void add_tap(const LowGrouped& c, const Bfloat16* w, int64_t w_vector, X&& x, Vec (&sum)[kGroupedPixels * V]) {
   const auto weights = [&](int64_t v, int64_t pair) GW_LAMBDA {
     Words words;
     std::memcpy(&words, w + v * w_vector + pair * kLowBlock, sizeof words);
@@ -44,7 +44,7 @@ GW_INLINE void add_tap(const LowGrouped& c, const Bfloat16* w, int64_t w_vector,
           const Words own = [&]<int... L>(std::integer_sequence<int, L...>) GW_LAMBDA {
             return __builtin_shufflevector(in, in, (L / G * (G / 2) + pair)...);
           }(std::make_integer_sequence<int, kLanes>{});
-          add_pairs<Native>(sum[p][v], own, some[pair]);
+          add_pairs<Native>(sum[p * V + v], own, some[pair]);
         });
       });
     });
@@ -60,7 +60,7 @@ GW_INLINE void add_tap(const LowGrouped& c, const Bfloat16* w, int64_t w_vector,
         unroll<V>([&](auto v) GW_LAMBDA {
           uint32_t both;
           std::memcpy(&both, from + 2 * pair + (one ? 0 : v * c.group), sizeof both);
-          add_pairs<Native>(sum[p][v], both + Words{}, some[v]);
+          add_pairs<Native>(sum[p * V + v], both + Words{}, some[v]);
         });
       });
     }
@@ -69,10 +69,10 @@ GW_INLINE void add_tap(const LowGrouped& c, const Bfloat16* w, int64_t w_vector,
 
 template <bool Native, int V, int G>
 GW_NOINLINE void grouped_tile(const LowGrouped& c, const LowWalk& k, const GroupedTile& t) {
-  Vec sum[kGroupedPixels][V];
+  Vec sum[kGroupedPixels * V];
   unroll<V>([&](auto v) GW_LAMBDA {
     const Vec bias = load(t.bias + v * kLanes);
-    unroll<kGroupedPixels>([&](auto p) GW_LAMBDA { sum[p][v] = bias; });
+    unroll<kGroupedPixels>([&](auto p) GW_LAMBDA { sum[p * V + v] = bias; });
   });
   const int64_t w_tap = c.group / 2 * kLowBlock, w_vector = c.h.kernel * c.w.kernel * w_tap;
   const int64_t last = t.column + (kGroupedPixels - 1) * k.step + (k.columns - 1) * k.tap;
@@ -95,17 +95,18 @@ GW_NOINLINE void grouped_tile(const LowGrouped& c, const LowWalk& k, const Group
             sum);
       }
     }
-  // A copy, so that the sums themselves stay in registers.
-  Vec made[kGroupedPixels * V];
-  unroll<kGroupedPixels>([&](auto p) GW_LAMBDA { unroll<V>([&](auto v) GW_LAMBDA { made[p * V + v] = sum[p][v]; }); });
-  if (c.before.kind != Activation::none) activate_sums<kGroupedPixels * V>(c.before, made);
+  activate_low(c.before, sum);
   if (t.residual) {
-    for (int64_t p = 0; p < t.stored; p++)
-      unroll<V>([&](auto v) GW_LAMBDA { made[p * V + v] += load(t.residual + p * k.y_pixel + v * kLanes); });
-    if (c.after.kind != Activation::none) activate_sums<kGroupedPixels * V>(c.after, made);
+    unroll<kGroupedPixels>([&](auto p) GW_LAMBDA {
+      if (p >= t.stored) return;
+      unroll<V>([&](auto v) GW_LAMBDA { sum[p * V + v] += load(t.residual + p * k.y_pixel + v * kLanes); });
+    });
+    activate_low(c.after, sum);
   }
-  for (int64_t p = 0; p < t.stored; p++)
-    unroll<V>([&](auto v) GW_LAMBDA { store_low<Native>(t.y + p * k.y_pixel + v * kLanes, made[p * V + v], kLanes); });
+  unroll<kGroupedPixels>([&](auto p) GW_LAMBDA {
+    if (p >= t.stored) return;
+    unroll<V>([&](auto v) GW_LAMBDA { store_low<Native>(t.y + p * k.y_pixel + v * kLanes, sum[p * V + v], kLanes); });
+  });
 }
 
 template <bool Native, int V>

@@ -22,10 +22,10 @@ struct LowTileOfPixels {
 template <bool Native, int V>
 GW_NOINLINE void product_tile(const LowProduct& c, const LowTileOfPixels& t) {
   constexpr int P = kLowSums / V, kStep = kLowVectors * kLanes * 2;
-  Vec sum[P][V];
+  Vec sum[P * V];
   unroll<V>([&](auto v) GW_LAMBDA {
     const Vec bias = load(t.bias + v * kLanes);
-    unroll<P>([&](auto p) GW_LAMBDA { sum[p][v] = bias; });
+    unroll<P>([&](auto p) GW_LAMBDA { sum[p * V + v] = bias; });
   });
   const Bfloat16* x[P];
   unroll<P>([&](auto p) GW_LAMBDA { x[p] = t.x + std::min<int64_t>(p, t.rows - 1) * c.x_pixel; });
@@ -37,24 +37,25 @@ GW_NOINLINE void product_tile(const LowProduct& c, const LowTileOfPixels& t) {
       uint32_t pair;
       std::memcpy(&pair, x[p] + i, sizeof pair);
       const Words pairs = pair + Words{};
-      unroll<V>([&](auto v) GW_LAMBDA { add_pairs<Native>(sum[p][v], pairs, weights[v]); });
+      unroll<V>([&](auto v) GW_LAMBDA { add_pairs<Native>(sum[p * V + v], pairs, weights[v]); });
     });
   }
-  // A copy, so that the sums themselves stay in registers.
-  Vec made[P * V];
-  unroll<P>([&](auto p) GW_LAMBDA { unroll<V>([&](auto v) GW_LAMBDA { made[p * V + v] = sum[p][v]; }); });
-  if (c.before.kind != Activation::none) activate_sums<P * V>(c.before, made);
+  activate_low(c.before, sum);
+  const auto count = [&](int64_t v) GW_LAMBDA { return t.count - v * kLanes; };
   if (c.residual) {
     const Bfloat16* from = c.residual + (t.y - c.y);
-    for (int64_t p = 0; p < t.rows; p++)
+    unroll<P>([&](auto p) GW_LAMBDA {
+      if (p >= t.rows) return;
       unroll<V>([&](auto v) GW_LAMBDA {
-        made[p * V + v] += load_some(from + p * c.y_pixel + v * kLanes, std::min<int64_t>(kLanes, t.count - v * kLanes));
+        sum[p * V + v] += load_some(from + p * c.y_pixel + v * kLanes, std::min<int64_t>(kLanes, count(v)));
       });
-    if (c.after.kind != Activation::none) activate_sums<P * V>(c.after, made);
+    });
+    activate_low(c.after, sum);
   }
-  for (int64_t p = 0; p < t.rows; p++)
-    unroll<V>([&](auto v)
-                  GW_LAMBDA { store_low<Native>(t.y + p * c.y_pixel + v * kLanes, made[p * V + v], t.count - v * kLanes); });
+  unroll<P>([&](auto p) GW_LAMBDA {
+    if (p >= t.rows) return;
+    unroll<V>([&](auto v) GW_LAMBDA { store_low<Native>(t.y + p * c.y_pixel + v * kLanes, sum[p * V + v], count(v)); });
+  });
 }
 
 template <bool Native>

@@ -77,6 +77,9 @@ class Engine:
         return f"{self.name} {self.kernel}".rstrip()
 
 
+# The kernel of groupwise that reads and writes bfloat16, and the dtypes that the others can compute.
+LOW = "bfloat16"
+_FLOATS = (torch.float32, torch.bfloat16)
 # What a recipe of a layer is given.
 SOURCE, RESIDUAL = Slot(0), Slot(1)
 
@@ -209,7 +212,7 @@ def words_of(activation: Activation | None) -> tuple[str, list[float]]:
 def _refuse_groupwise(work: Work, kernel: str = "") -> str | None:
     if problem := native.status().operators_problem:
         return problem
-    if work.dtype not in (torch.float32, torch.bfloat16):
+    if work.dtype not in _FLOATS:
         return f"its kernels compute float32, not {str(work.dtype).removeprefix('torch.')}"
     if work.geometry is not None and work.geometry.dims > 2:
         return "its kernels compute 1-D and 2-D"
@@ -272,15 +275,20 @@ def _with_kernel(kernel: str) -> Engine:
 
 
 def entering(engine: Engine, work: Work) -> Engine:
-    """Returns the row for a layer with a contiguous input: a kernel that reads it in place, or the engine behind a
-    change of the format.
+    """Returns the row for a layer with a contiguous input, in float32 also where the layer computes bfloat16: a kernel
+    that reads it in place, or the engine behind a change of the format.
     """
-    if engine.kernel and work.dtype == torch.float32 and _refuse_groupwise(_contiguous(work), engine.kernel) is None:
+    ours = engine.kernel not in ("", LOW)
+    if ours and work.dtype in _FLOATS and _refuse_groupwise(_contiguous(work), engine.kernel) is None:
         return replace(engine, refuse=_never, make=partial(_make_in_place, kernel=engine.kernel))
 
     def make(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
         change = Operation(aten.contiguous.default, (SOURCE,), {"memory_format": torch.channels_last})
-        return engine.make(work, weight, bias).behind(change)
+        recipe = engine.make(work, weight.to(work.dtype), bias).behind(change)
+        if work.dtype != torch.bfloat16:
+            return recipe
+        # The format of half the bytes changes.
+        return recipe.behind(Operation(aten._to_copy.default, (SOURCE,), {"dtype": work.dtype}))
 
     return replace(engine, make=make)
 
@@ -290,8 +298,11 @@ def _contiguous(work: Work) -> Work:
 
 
 def _make_in_place(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str) -> Recipe:
-    layer, operands = native_layer(work, weight, bias, kernel), (SOURCE, RESIDUAL if work.epilogue.residual else None)
-    return Recipe(1 + work.epilogue.residual, Operation(Method(layer, "run_last"), operands))
+    given, layer = 1 + work.epilogue.residual, native_layer(work, weight, bias, kernel)
+    run = Operation(Method(layer, "run_last"), (SOURCE, RESIDUAL if work.epilogue.residual else None))
+    if work.dtype == torch.float32:
+        return Recipe(given, run)
+    return Recipe(given, run, Operation(aten._to_copy.default, (Slot(given),), {"dtype": work.dtype}))
 
 
 def _make_pytorch(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
+from groupwise.rewrite.branches import FLOATS, Affine, expression, join_branches
 from groupwise.rewrite.steps import Geometry, args_of, convolution, is_layer, is_tensor, only_reader, value
 
 aten = torch.ops.aten
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def mark_constants(graph: Graph) -> None:
@@ -36,7 +37,12 @@ def fold(graph: Graph) -> None:
     while changed:
         changed = False
         for node in list(graph.nodes):
-            affine = None if node.op != "call_function" or node.meta["constant"] else _affine(graph, node)
+            if node.op != "call_function" or node.meta["constant"]:
+                continue
+            if join_branches(graph, node, partial(_affine, graph)):
+                changed = True
+                continue
+            affine = _affine(graph, node)
             if affine is not None and (_into_layer_before(graph, *affine) or _into_layer_after(graph, *affine)):
                 changed = True
     _hoist(graph)
@@ -127,7 +133,6 @@ ARITHMETIC: dict[Any, tuple[bool, bool, bool]] = {
     aten.sub.Tensor: (False, True, False),
 }
 WORDS = {True: "scale", False: "shift"}
-Affine = tuple[Node, Node, int, "Node | None", "Node | None"]
 
 
 def _affine(graph: Graph, node: Node) -> Affine | None:
@@ -146,8 +151,8 @@ def _of_batch_norm(graph: Graph, node: Node) -> Affine | None:
         return None
     if not is_tensor(source) or value(source).dtype not in FLOATS:
         return None
-    scale = _constant(graph, node, bn_scale, weight, variance, eps)
-    return node, source, 1, scale, _constant(graph, node, bn_shift, bias, mean, scale)
+    scale = expression(graph, node, bn_scale, weight, variance, eps)
+    return node, source, 1, scale, expression(graph, node, bn_shift, bias, mean, scale)
 
 
 def _of_arithmetic(graph: Graph, node: Node) -> Affine | None:
@@ -170,19 +175,12 @@ def _of_arithmetic(graph: Graph, node: Node) -> Affine | None:
     axis = wide[0] if wide else -1
     # Without an axis the constant is one number, which belongs to the channels of any layer.
     channels = result.shape[axis] if wide else 1
-    vector = _constant(graph, node, channel_vector, constant, int(channels), negate, invert)
+    vector = expression(graph, node, channel_vector, constant, int(channels), negate, invert)
     return (node, source, axis, vector, None) if product else (node, source, axis, None, vector)
 
 
 def _is_constant(given: Any) -> bool:
     return isinstance(given, int | float) or (is_tensor(given) and bool(given.meta["constant"]))
-
-
-def _constant(graph: Graph, before: Node, function: Callable[..., Any], *args: Any) -> Node:
-    with graph.inserting_before(before):
-        made = graph.call_function(function, args)
-    made.meta = {"constant": True}
-    return made
 
 
 def _into_layer_before(graph: Graph, node: Node, source: Node, axis: int, scale: Any, shift: Any) -> bool:
@@ -203,15 +201,15 @@ def _into_layer_before(graph: Graph, node: Node, source: Node, axis: int, scale:
     if position not in (-1, channel):
         return False
     channels = int(value(layer).shape[channel])
-    scale, shift = (v and _constant(graph, layer, channel_vector, v, channels, False, False) for v in (scale, shift))
+    scale, shift = (v and expression(graph, layer, channel_vector, v, channels, False, False) for v in (scale, shift))
     geometry: Geometry | None = layer.meta.get("geometry")
     if scale is not None:
         groups, transposed = (geometry.groups, geometry.transposed) if geometry else (1, False)
-        scaled = _constant(graph, layer, scaled_outputs, weight, scale, groups, transposed)
+        scaled = expression(graph, layer, scaled_outputs, weight, scale, groups, transposed)
         scaled.meta["val"] = value(weight)
         layer.update_arg(1, scaled)
     if bias is not None or shift is not None:
-        layer.update_arg(2, _constant(graph, layer, moved_bias, bias, scale, shift))
+        layer.update_arg(2, expression(graph, layer, moved_bias, bias, scale, shift))
     _note(layer, node)
     node.replace_all_uses_with(source)
     graph.erase_node(node)
@@ -234,12 +232,12 @@ def _into_layer_after(graph: Graph, node: Node, source: Node, axis: int, scale: 
     if axis not in (-1, channel):
         return False
     channels, groups = int(value(node).shape[channel]), geometry.groups if geometry else 1
-    scale, shift = (v and _constant(graph, layer, channel_vector, v, channels, False, False) for v in (scale, shift))
+    scale, shift = (v and expression(graph, layer, channel_vector, v, channels, False, False) for v in (scale, shift))
     if shift is not None:
-        through = _constant(graph, layer, shift_through, weight, shift, groups)
-        layer.update_arg(2, _constant(graph, layer, moved_bias, bias, None, through))
+        through = expression(graph, layer, shift_through, weight, shift, groups)
+        layer.update_arg(2, expression(graph, layer, moved_bias, bias, None, through))
     if scale is not None:
-        scaled = _constant(graph, layer, scaled_inputs, weight, scale, groups)
+        scaled = expression(graph, layer, scaled_inputs, weight, scale, groups)
         scaled.meta["val"] = value(weight)
         layer.update_arg(1, scaled)
     _note(layer, node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from groupwise.kernels import native
-from groupwise.rewrite.engines import CONVOLUTION, LINEAR, Engine, Maybe, Work, run_layer, words_of
+from groupwise.rewrite.engines import CONVOLUTION, LINEAR, LOW, Engine, Maybe, Work, run_layer, words_of
 from groupwise.rewrite.recipe import Recipe
 
 # The floats of the widest vectors: what fills them fills the others.
@@ -60,6 +60,6 @@ def _make_product(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
 
 
 _ROWS = (
-    Engine("groupwise", _refuse_grouped, _make_grouped, "bfloat16"),
-    Engine("groupwise", _refuse_product, _make_product, "bfloat16"),
+    Engine("groupwise", _refuse_grouped, _make_grouped, LOW),
+    Engine("groupwise", _refuse_product, _make_product, LOW),
 )

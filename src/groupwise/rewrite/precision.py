@@ -16,7 +16,8 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from groupwise.errors import GroupwiseError
-from groupwise.rewrite.steps import ACTIVATIONS, args_of, is_layer, is_tensor, value
+from groupwise.rewrite.simplify import enters, may_change
+from groupwise.rewrite.steps import ACTIVATIONS, args_of, is_layer, is_tensor, only_reader, value
 
 aten = torch.ops.aten
 
@@ -82,7 +83,9 @@ def lower(graph: Graph) -> None:
         if is_layer(node) and value(node).dtype == torch.float32:
             source, weight, bias, *residual = args_of(node)
             convert = converting(node, torch.bfloat16)
-            node.args = (convert(source), weight, bias, *map(convert, residual))
+            # An engine rounds an image that it alone reads, or what it makes of it.
+            whole = enters(source) and may_change(only_reader(source), source)
+            node.args = (source if whole else convert(source), weight, bias, *map(convert, residual))
         elif node.target in _NORMS and first in low:
             pass
         elif node.target in _FOLLOW and low.intersection(node.all_input_nodes) and _follows(node, low):

@@ -210,7 +210,7 @@ class Program:
             source=tuple(source.shape),
             result=tuple(value(node).shape),
             weight=tuple(weight.shape),
-            dtype=source.dtype,
+            dtype=value(node).dtype,
             bias=bias is not None,
             geometry=node.meta.get("geometry"),
             epilogue=node.meta["epilogue"],
@@ -308,9 +308,9 @@ def _reads(layer: Node) -> list[Node]:
 
 
 def _packable(node: Node, constants: Mapping[Node, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns a layer's weight in the dtype of what it computes, and its bias in one that is as exact as its sums."""
-    weight, bias = args_of(node)[1:3]
-    return _packed_as(value(node).dtype, weight, bias, constants)
+    """Returns a layer's weight in the dtype of what it reads, and its bias in one that is as exact as its sums."""
+    source, weight, bias = args_of(node)[:3]
+    return _packed_as(value(source).dtype, weight, bias, constants)
 
 
 def _packed_as(

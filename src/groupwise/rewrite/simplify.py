@@ -27,6 +27,12 @@ def _keeps_shape(node: Node) -> bool:
     return is_tensor(source) and value(source).shape == value(node).shape
 
 
+def _adds_nothing(node: Node) -> bool:
+    source, other = args_of(node)[:2]
+    normed = isinstance(source, Node) and source.target is aten.batch_norm.default
+    return normed and other == 0 and not isinstance(other, Node) and _keeps_dtype(node)
+
+
 # Operators that return their first argument, each with a condition on the node.
 IDENTITIES: dict[Any, Callable[[Node], bool]] = {
     aten.dropout.default: lambda node: not args_of(node)[2],
@@ -44,6 +50,8 @@ IDENTITIES: dict[Any, Callable[[Node], bool]] = {
     aten.type_as.default: _keeps_dtype,
     aten.expand.default: _keeps_shape,
     aten.reshape.default: _keeps_shape,
+    # Branches that a network sums in a loop begin with 0. Another tensor than a BatchNorm's may be the caller's.
+    aten.add.Tensor: _adds_nothing,
 }
 
 
@@ -80,13 +88,13 @@ def change_layout(graph: Graph) -> None:
     if not any(getattr(node.meta.get("geometry"), "dims", 0) == 2 for node in graph.nodes):
         return
     for node in list(graph.nodes):
-        if not _enters(node) or not is_tensor(node) or value(node).dim() != 4:
+        if not enters(node) or not is_tensor(node) or value(node).dim() != 4:
             continue
         # A module that stays as it is gets the strides that it knows.
         readers = [user for user in node.users if user.op != "output" and not isinstance(user.target, Kept)]
         if not readers:
             continue
-        if len(readers) == 1 and _may_change(readers[0], node):
+        if len(readers) == 1 and may_change(readers[0], node):
             readers[0].meta["enters"] = True
             continue
         with graph.inserting_before(min(readers)):
@@ -96,14 +104,16 @@ def change_layout(graph: Graph) -> None:
             reader.replace_input_with(node, changed)
 
 
-def _may_change(reader: Node, node: Node) -> bool:
+def may_change(reader: Node | None, node: Node) -> bool:
     """Tells whether a reader is a layer whose engines may change the format of a contiguous image themselves."""
     contiguous = value(node).is_contiguous() and not value(node).is_contiguous(memory_format=torch.channels_last)
-    at = reader.meta.get("geometry") if is_layer(reader) else None
-    return contiguous and at is not None and at.dims == 2 and args_of(reader)[3:] == () and args_of(reader)[0] is node
+    if reader is None or not is_layer(reader) or args_of(reader)[3:] != () or args_of(reader)[0] is not node:
+        return False
+    at = reader.meta.get("geometry")
+    return contiguous and at is not None and at.dims == 2
 
 
-def _enters(node: Node) -> bool:
+def enters(node: Node) -> bool:
     """Tells whether a node's value comes from outside of the rewritten operators."""
     if node.op == "placeholder":
         return "state" not in node.meta
