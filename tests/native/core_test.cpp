@@ -142,7 +142,7 @@ void each_product(const Problem& p, const Strides& xs, const WeightStrides& ws, 
 // Forward has four tiles of planar and grad_input five; both have narrow, groups and dots. grad_weight has two tiles of planar,
 // narrow, and two of pixels. All have brgemm, and forward has stem, whose tiles are of any size. Where two vectors hold a block of
 // channels, groups has a second tile.
-size_t forms() { return 4 + 5 + 2 * 3 + 5 + 3 + 1 + (kernels().lanes == 8 ? 2 : 0); }
+size_t forms() { return 4 + 5 + 2 * 3 + 5 + 3 + 1 + (kernels().lanes >= 8 ? 2 : 0); }
 
 bool of_any_size(const std::string& kernel) { return kernel == "brgemm" || kernel == "stem"; }
 
