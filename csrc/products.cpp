@@ -63,7 +63,7 @@ int64_t executed_products_groups(const Correlation& c, const ChannelsLayout& l, 
     for (int64_t column = 0; column < widest(c.w); column += l.block.columns)
       each_strip(c, l.block, l.strip, row, column,
                  [&](const Phase& h, const Phase& w, int64_t, int64_t rows, int64_t, int64_t columns) {
-                   if (!l.by_rows || w.taps < 2) {
+                   if (!l.by_rows || (w.taps < 2 && outputs <= kGroupBlock)) {
                      products += round_up(rows * columns, pixels) * h.taps * w.taps;
                      return;
                    }

@@ -11,7 +11,7 @@ from groupwise.kernels import native
 from kernels import needs_kernels
 
 # The version, and what stands for the signatures. A change of them needs a new version.
-INTERFACE = {9: "60898545f1aebbd4"}
+INTERFACE = {10: "60898545f1aebbd4"}
 
 
 @needs_kernels

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <limits>
+#include <thread>
 #include <vector>
 
 namespace groupwise {
@@ -45,6 +46,32 @@ double copy_bandwidth() {
     found = 2.0 * kBytes / least_seconds(30, [&] { std::memcpy(to.data(), from.data(), kBytes); });
   }
   return found;
+}
+
+double start_seconds(const Kernels& target, int64_t threads, ParallelFor parallel_for) {
+  // More threads than this are taken for as many.
+  constexpr int64_t kMost = 256;
+  static std::atomic<double> found[kMost + 1] = {};
+  std::atomic<double>& mine = found[std::min(threads, kMost)];
+  if (mine == 0) {
+    struct Seen {
+      std::thread::id caller;
+      std::atomic<bool> another;
+    } seen{std::this_thread::get_id(), false};
+    const auto look = [](int64_t, int64_t, void* context) {
+      auto* s = static_cast<Seen*>(context);
+      if (std::this_thread::get_id() != s->caller) s->another = true;
+    };
+    // About 20 us between two starts, as a small layer takes.
+    constexpr int64_t kRounds = 8'000;
+    double least = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < 25; i++) {
+      target.multiply_adds(kRounds);
+      least = std::min(least, least_seconds(1, [&] { parallel_for(threads, look, &seen); }));
+    }
+    mine = seen.another ? least : std::numeric_limits<double>::infinity();
+  }
+  return mine;
 }
 
 }  // namespace groupwise

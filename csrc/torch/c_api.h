@@ -9,7 +9,7 @@
 
 // Rises with every change of a signature below, of a text's keys, and of the operators and classes that Python calls by torch.ops and
 // torch.classes.
-#define GROUPWISE_API_VERSION 9
+#define GROUPWISE_API_VERSION 10
 
 GROUPWISE_API int32_t groupwise_api_version();
 
@@ -67,6 +67,10 @@ GROUPWISE_API int32_t groupwise_model(const char* record, const char* kernels, c
 // Lets threads share work of an instruction set if each gets so many products for each lane of its vectors, or more. Returns 0
 // if it cannot run here.
 GROUPWISE_API int32_t groupwise_share(const char* isa, double products_a_lane);
+
+// Lets the start of threads take so many seconds, by which work other than convolutions is shared, or as many as they are measured
+// to if the number is negative.
+GROUPWISE_API void groupwise_start_takes(double seconds);
 
 // {"peak": 1e11, "bandwidth": 1e10}: operations a second of one core by the instruction set in use, and bytes a second of a copy.
 // Measures them when first called, in about 10 ms.

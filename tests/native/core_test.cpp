@@ -21,6 +21,7 @@
 
 #include "kernels/brgemm/product.h"
 #include "plan/plan.h"
+#include "sharing_test.h"
 #include "targets/isa.h"
 
 // Of tests/native/simd/check.cpp.
@@ -360,6 +361,10 @@ int main(int count, char** arguments) {
     use_product({multiply, nullptr, isa.c_str()});
     expected += forms();
     if (!vectors_agree() || !skips_padding()) return 1;
+    if (isa == isas.front() && !shares_where_it_pays()) {
+      std::printf("threads share work where that does not pay, or do not where it does\n");
+      return 1;
+    }
     for (int64_t i = 0; i < cases; i++)
       if (!test_one(&ran)) return 1;
   }

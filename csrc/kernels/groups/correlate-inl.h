@@ -146,13 +146,12 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
           const float* weight = first + i * kGroupBlock;
           Vec start[2 * kVectors];
           unroll<2 * kVectors>([&](auto v) GW_LAMBDA { start[v] = i == 0 ? bias[v] : Vec{}; });
-          if constexpr (kManyRegisters)
-            if (l.by_rows && w.taps > 1) {
-              const RowWalk walk{h.taps, w.taps, k.channels, k.x_row, x_pixel, k.w_row, k.w_column, block_floats, 0};
-              const int64_t w_unit = l.kernel_w * c.in_channels * kGroupBlock;
-              run_rows(walk, {c.h, h, row + r, x_row, w_unit}, block, weight, start, outputs, i > 0);
-              continue;
-            }
+          if (kManyRegisters && l.by_rows && (w.taps > 1 || (w.taps > 0 && outputs > kLanes))) {
+            const RowWalk walk{h.taps, w.taps, k.channels, k.x_row, x_pixel, k.w_row, k.w_column, block_floats, 0};
+            const int64_t w_unit = l.kernel_w * c.in_channels * kGroupBlock;
+            run_rows<kManyRegisters>(walk, {c.h, h, row + r, x_row, w_unit}, block, weight, start, outputs, i > 0);
+            continue;
+          }
           for (int64_t j = 0; j < outputs; j += kGroupBlock) {
             PixelBlock part = block;
             part.y += j;

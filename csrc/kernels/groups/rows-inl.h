@@ -107,31 +107,34 @@ inline void run_tiles(const RowWalk& walk, const StripRows& s, const PixelBlock&
                            w, bias);
 }
 
-// Computes a strip of outputs of up to two vectors.
+// Computes a strip of outputs of up to two vectors. It is a template so that tiles are compiled only where registers suffice.
+template <bool Many>
 inline void run_rows(const RowWalk& k, const StripRows& s, const PixelBlock& b, const float* w, const Vec* bias,
                      int64_t outputs, bool add) {
-  const int64_t vectors = outputs > kLanes ? 2 : 1;
-  const RowTiles tiles = row_tiles(b.rows, b.columns, vectors);
-  const bool two = b.x_pixel != k.x_pixel;
-  for (int64_t r = 0; r < b.rows; r += tiles.rows) {
-    const int64_t rows = std::min(tiles.rows, b.rows - r);
-    const auto run = [&]<int OV, int R, int PX>() {
-      if (two) {
-        run_tiles<2, OV, R, PX>(k, s, b, w, bias, outputs, add, r, rows);
+  if constexpr (Many) {
+    const int64_t vectors = outputs > kLanes ? 2 : 1;
+    const RowTiles tiles = row_tiles(b.rows, b.columns, vectors);
+    const bool two = b.x_pixel != k.x_pixel;
+    for (int64_t r = 0; r < b.rows; r += tiles.rows) {
+      const int64_t rows = std::min(tiles.rows, b.rows - r);
+      const auto run = [&]<int OV, int R, int PX>() {
+        if (two) {
+          run_tiles<2, OV, R, PX>(k, s, b, w, bias, outputs, add, r, rows);
+        } else {
+          run_tiles<1, OV, R, PX>(k, s, b, w, bias, outputs, add, r, rows);
+        }
+      };
+      if (vectors == 2) {
+        if (tiles.pixels == 7) run.template operator()<2, 1, 7>();
+        if (tiles.pixels == 8) run.template operator()<2, 1, 8>();
+        if (tiles.pixels == 10) run.template operator()<2, 1, 10>();
       } else {
-        run_tiles<1, OV, R, PX>(k, s, b, w, bias, outputs, add, r, rows);
+        if (tiles.pixels == 7 && rows == 1) run.template operator()<1, 1, 7>();
+        if (tiles.pixels == 7 && rows == 2) run.template operator()<1, 2, 7>();
+        if (tiles.pixels == 8) run.template operator()<1, 2, 8>();
+        if (tiles.pixels == 10) run.template operator()<1, 2, 10>();
+        if (tiles.pixels == 14) run.template operator()<1, 1, 14>();
       }
-    };
-    if (vectors == 2) {
-      if (tiles.pixels == 7) run.template operator()<2, 1, 7>();
-      if (tiles.pixels == 8) run.template operator()<2, 1, 8>();
-      if (tiles.pixels == 10) run.template operator()<2, 1, 10>();
-    } else {
-      if (tiles.pixels == 7 && rows == 1) run.template operator()<1, 1, 7>();
-      if (tiles.pixels == 7 && rows == 2) run.template operator()<1, 2, 7>();
-      if (tiles.pixels == 8) run.template operator()<1, 2, 8>();
-      if (tiles.pixels == 10) run.template operator()<1, 2, 10>();
-      if (tiles.pixels == 14) run.template operator()<1, 1, 14>();
     }
   }
 }
