@@ -36,12 +36,13 @@ bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t l
   const Phase& w = c.w.front();
   l->in_place = c.w.size() == 1 && c.h.taps == 1 && w.taps == 1 && c.input_strides.c == 1 && c.h.low >= 0 && w.low >= 0 &&
                 (c.h.out - 1) * c.h.stride + c.h.low < c.h.in && (w.out - 1) * w.stride + w.low < w.in;
-  // All weights are packed once for all samples, if that leaves most of the scratch to the tensors.
+  // All weights are packed once for all samples, if that leaves room to the tensors: more of it where a sample has another after it.
   const int64_t block_floats = group_block_floats(c, kernel_h, kernel_w);
   const int64_t blocks = ceil_div(c.out_channels, kGroupBlock);
   l->by_rows = packs && shares_taps(c, lanes);
   const int64_t together = l->by_rows ? std::min<int64_t>(blocks, 2) : 1;
-  l->weight_floats = packs ? block_floats * (block_floats * blocks <= kScratchFloats / 4 ? blocks : together) : 0;
+  l->weight_floats =
+      packs ? block_floats * (block_floats * blocks <= kScratchFloats / (c.batch > 1 ? 2 : 4) ? blocks : together) : 0;
   l->strip = l->by_rows ? Strip{std::max<int64_t>(1, c.h.out), out_w} : strip_of(c, lanes, !packs);
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, 1};
