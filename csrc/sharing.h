@@ -1,5 +1,5 @@
-// From how much work on threads share it: of convolutions by a number that is fitted to measurements of small layers, because the
-// sum of a weight's gradient depends on the threads; of all else by what this machine needs to start threads.
+// From how much work on threads share it: of convolutions by a number that is fitted to measurements of small layers, because
+// the sum of a weight's gradient depends on the threads; of all else by what this machine needs to start threads.
 #pragma once
 
 #include <string>

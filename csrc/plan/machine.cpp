@@ -51,7 +51,7 @@ double copy_bandwidth() {
 double start_seconds(const Kernels& target, int64_t threads, ParallelFor parallel_for) {
   // More threads than the most are taken for as many.
   constexpr int64_t kMost = 256, kTries = 10;
-  // A longer start says that other processes had the cores. Then a start is taken for what it takes on a machine that is not busy.
+  // A longer start says that other processes had the cores. Then it is taken for what it takes on a machine that is not busy.
   constexpr double kBusy = 1e-4, kUsual = 5e-6;
   static std::atomic<double> found[kMost + 1] = {};
   static std::atomic<int64_t> tries[kMost + 1] = {};

@@ -12,8 +12,9 @@ double peak_of(const Kernels& target);
 // Bytes a second that one core reads and writes in a copy of 2 MiB, as large as an activation of an early layer.
 double copy_bandwidth();
 
-// Returns the seconds that so many threads take to start and to be waited for, some time after they worked last; for ever where
-// all work stays on the caller's. While other processes keep the cores busy it returns a usual time, and measures a few times more.
+// Returns the seconds that so many threads take to start and to be waited for, some time after they worked last; for ever
+// where all work stays on the caller's. While other processes keep the cores busy it returns a usual time, and measures a few
+// times more.
 double start_seconds(const Kernels& target, int64_t threads, ParallelFor parallel_for);
 
 // What a machine reaches: operations and bytes a second of a core, and the seconds of a start.

@@ -36,7 +36,7 @@ bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t l
   const Phase& w = c.w.front();
   l->in_place = c.w.size() == 1 && c.h.taps == 1 && w.taps == 1 && c.input_strides.c == 1 && c.h.low >= 0 && w.low >= 0 &&
                 (c.h.out - 1) * c.h.stride + c.h.low < c.h.in && (w.out - 1) * w.stride + w.low < w.in;
-  // All weights are packed once for all samples, if that leaves room to the tensors: more of it where a sample has another after it.
+  // All weights are packed once for all samples, if that leaves room to the tensors. It saves nothing for one sample.
   const int64_t block_floats = group_block_floats(c, kernel_h, kernel_w);
   const int64_t blocks = ceil_div(c.out_channels, kGroupBlock);
   l->by_rows = packs && shares_taps(c, lanes);

@@ -1,6 +1,6 @@
-// Tiles of wide groups whose taps of a row share inputs: each input is broadcast once for up to three neighbouring taps, so that
-// 42 FMAs take 19 loads. A tile has 32 registers: the sums of `R` rows x `PX` pixels x `OV` vectors, three taps' weights and an
-// input.
+// Tiles of wide groups whose taps of a row share inputs: each input is broadcast once for up to three neighbouring taps, so
+// that 42 FMAs take 19 loads. A tile has 32 registers: the sums of `R` rows x `PX` pixels x `OV` vectors, three taps' weights
+// and an input.
 #pragma once
 #include "kernels/channels_layout.h"
 #include "kernels/pixels-inl.h"
@@ -83,8 +83,8 @@ GW_NOINLINE void row_tile(const RowWalk& k, const RowTile& tile, const float* w,
     });
   });
 }
-// The rows of a strip: their phase, whole and as clipped for the strip, the first one's number among the outputs, and the floats
-// between rows of the input and of the packed weights.
+// The rows of a strip: their phase, whole and as clipped for the strip, the first one's number among the outputs, and the
+// floats between rows of the input and of the packed weights.
 struct StripRows {
   const Phase &all, &strip;
   int64_t first, x_row, w_row;
