@@ -66,7 +66,15 @@ int64_t executed_products_groups(const Correlation& c, const ChannelsLayout& l, 
     for (int64_t column = 0; column < widest(c.w); column += l.block.columns)
       each_strip(c, l.block, l.strip, row, column,
                  [&](const Phase& h, const Phase& w, int64_t, int64_t rows, int64_t, int64_t columns) {
-                   products += round_up(rows * columns, pixels) * h.taps * w.taps;
+                   if (!l.by_rows || (w.taps < 2 && outputs <= kGroupBlock)) {
+                     products += round_up(rows * columns, pixels) * h.taps * w.taps;
+                     return;
+                   }
+                   const RowTiles tiles = row_tiles(rows, columns, outputs > kGroupBlock ? 2 : 1);
+                   for (int64_t r = 0; r < rows; r += tiles.rows) {
+                     const int64_t some = tiles.rows_at(r, rows);
+                     products += some * round_up(columns, tiles.pixels) * clipped(c.h, row + r, some).taps * w.taps;
+                   }
                  });
   return c.batch * c.groups * c.in_channels * outputs * products;
 }

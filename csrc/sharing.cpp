@@ -1,5 +1,6 @@
 #include "sharing.h"
 
+#include <algorithm>
 #include <atomic>
 
 namespace groupwise {
@@ -7,6 +8,9 @@ namespace {
 
 // By the number of the instruction set.
 std::atomic<double> products_a_lane[16] = {};
+
+// Negative: measured.
+std::atomic<double> told_start{-1};
 
 }  // namespace
 
@@ -19,5 +23,20 @@ double shared_from(const Kernels& target, int64_t threads) {
 int64_t threads_worth(const Request& r) {
   return static_cast<double>(products_of(r.problem)) >= shared_from(*r.target, r.threads) ? r.threads : 1;
 }
+
+bool saves_time(const Share& share, int64_t threads, const Machine& m) {
+  const double alone = std::max(share.operations / m.peak, share.bytes / m.bandwidth);
+  return alone - alone / static_cast<double>(threads) > m.start;
+}
+
+bool worth_threads(const Share& share, int64_t threads, ParallelFor parallel_for) {
+  if (threads <= 1) return false;
+  const double told = told_start.load(std::memory_order_relaxed);
+  const Kernels& target = kernels();
+  return saves_time(share, threads,
+                    {peak_of(target), copy_bandwidth(), told >= 0 ? told : start_seconds(target, threads, parallel_for)});
+}
+
+void start_takes(double seconds) { told_start = seconds; }
 
 }  // namespace groupwise

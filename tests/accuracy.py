@@ -46,12 +46,16 @@ MARGIN = 1.5
 
 @contextlib.contextmanager
 def threads(count):
+    """So many threads, which share the least work too, whatever their start takes on this machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
+    start_takes = native.library().groupwise_start_takes if native.status().problem is None else lambda seconds: None
+    start_takes(0.0)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        start_takes(-1.0)
 
 
 @contextlib.contextmanager

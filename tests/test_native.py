@@ -49,6 +49,7 @@ int64_t groupwise_isa(char* text, int64_t size) {
 int32_t groupwise_register(void) { return 1; }
 const char* groupwise_failure(void) { return ""; }
 int32_t groupwise_share(const char* isa, double products) { return isa && products; }
+void groupwise_start_takes(double seconds) { (void)seconds; }
 void groupwise_when_spent(void (*told)(void)) { (void)told; }
 void groupwise_dispatch(int32_t on) { (void)on; }
 void groupwise_fft(int32_t allowed) { (void)allowed; }

@@ -166,6 +166,8 @@ int32_t groupwise_share(const char* isa, double products_a_lane) {
   });
 }
 
+void groupwise_start_takes(double seconds) { groupwise::start_takes(seconds); }
+
 int64_t groupwise_machine(char* text, int64_t size) {
   return guarded(int64_t{-1}, [&]() -> int64_t {
     const std::string json = "{\"peak\": " + groupwise::json_number(groupwise::peak_of(groupwise::kernels()), 6) +

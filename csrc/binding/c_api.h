@@ -68,6 +68,10 @@ GROUPWISE_API int32_t groupwise_model(const char* record, const char* kernels, c
 // if it cannot run here.
 GROUPWISE_API int32_t groupwise_share(const char* isa, double products_a_lane);
 
+// Lets the start of threads take so many seconds, by which work other than convolutions is shared, or as many as they are measured
+// to if the number is negative.
+GROUPWISE_API void groupwise_start_takes(double seconds);
+
 // {"peak": 1e11, "bandwidth": 1e10}: operations a second of one core by the instruction set in use, and bytes a second of a copy.
 // Measures them when first called, in about 10 ms.
 GROUPWISE_API int64_t groupwise_machine(char* text, int64_t size);

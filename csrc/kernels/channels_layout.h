@@ -35,6 +35,7 @@ struct ChannelsLayout {
   bool staged;
   bool in_place = false;  // of groups and dots: the input is read where it is
   bool ahead;             // the input is fetched ahead
+  bool by_rows = false;   // of groups: tiles share the inputs of neighbouring taps, in all phases of more than one
   Pixels output;
   int64_t kernel_h, kernel_w;
   int64_t input_floats, weight_floats, floats;
@@ -58,6 +59,27 @@ inline int64_t tile_pixels(const Correlation& c, int64_t lanes, bool dots) {
 // Returns the floats of the packed weights of kGroupBlock output channels of a group.
 inline int64_t group_block_floats(const Correlation& c, int64_t kernel_h, int64_t kernel_w) {
   return kernel_h * kernel_w * c.in_channels * kGroupBlock;
+}
+
+// Tiles of groups whose neighbouring taps share inputs: `pixels` of each of `rows` rows, by one vector or two.
+struct RowTiles {
+  int64_t pixels, rows;
+  // Returns the rows of the tile that begins at a row, of `count`: the last of an odd number has a tile of its own if rows are
+  // short.
+  int64_t rows_at(int64_t row, int64_t count) const { return row + 1 == count && pixels == 7 ? 1 : rows; }
+};
+
+// Returns the tiles that compute fewest outputs beyond those of a strip; the largest of them.
+inline RowTiles row_tiles(int64_t rows, int64_t columns, int64_t vectors) {
+  const int64_t two = vectors == 1 ? 2 : 1;
+  RowTiles best{};
+  int64_t least = 0;
+  for (const RowTiles& t : {RowTiles{14, 1}, RowTiles{10, two}, RowTiles{8, two}, RowTiles{7, two}}) {
+    if (vectors == 2 && t.pixels == 14) continue;
+    const int64_t outputs = round_up(columns, t.pixels) * (t.pixels == 7 ? rows : round_up(rows, t.rows));
+    if (least == 0 || outputs < least) best = t, least = outputs;
+  }
+  return best;
 }
 
 // Lay out the three kernels.

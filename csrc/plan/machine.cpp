@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <limits>
+#include <thread>
 #include <vector>
 
 namespace groupwise {
@@ -45,6 +46,39 @@ double copy_bandwidth() {
     found = 2.0 * kBytes / least_seconds(30, [&] { std::memcpy(to.data(), from.data(), kBytes); });
   }
   return found;
+}
+
+double start_seconds(const Kernels& target, int64_t threads, ParallelFor parallel_for) {
+  // More threads than the most are taken for as many.
+  constexpr int64_t kMost = 256, kTries = 10;
+  // A longer start says that other processes had the cores. Then it is taken for what it takes on a machine that is not busy.
+  constexpr double kBusy = 1e-4, kUsual = 5e-6;
+  static std::atomic<double> found[kMost + 1] = {};
+  static std::atomic<int64_t> tries[kMost + 1] = {};
+  const int64_t number = std::min(threads, kMost);
+  if (found[number] != 0) return found[number];
+  struct Seen {
+    std::thread::id caller;
+    std::atomic<bool> another;
+  } seen{std::this_thread::get_id(), false};
+  const auto look = [](int64_t, int64_t, void* context) {
+    auto* s = static_cast<Seen*>(context);
+    if (std::this_thread::get_id() != s->caller) s->another = true;
+  };
+  // About 20 us between two starts, as a small layer takes.
+  constexpr int64_t kRounds = 8'000;
+  double least = std::numeric_limits<double>::infinity();
+  const auto begin = std::chrono::steady_clock::now();
+  // The first start may make the threads.
+  parallel_for(threads, look, &seen);
+  for (int i = 0; i < 25 && std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(2); i++) {
+    target.multiply_adds(kRounds);
+    least = std::min(least, least_seconds(1, [&] { parallel_for(threads, look, &seen); }));
+  }
+  if (!seen.another) return found[number] = std::numeric_limits<double>::infinity();
+  if (least < kBusy) return found[number] = least;
+  if (++tries[number] == kTries) found[number] = kUsual;
+  return kUsual;
 }
 
 }  // namespace groupwise

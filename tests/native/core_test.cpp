@@ -21,6 +21,7 @@
 
 #include "kernels/brgemm/product.h"
 #include "plan/plan.h"
+#include "sharing_test.h"
 #include "targets/isa.h"
 
 // Of tests/native/simd/check.cpp.
@@ -142,7 +143,7 @@ void each_product(const Problem& p, const Strides& xs, const WeightStrides& ws, 
 // Forward has four tiles of planar and grad_input five; both have narrow, groups and dots. grad_weight has two tiles of planar,
 // narrow, and two of pixels. All have brgemm, and forward has stem, whose tiles are of any size. Where two vectors hold a block of
 // channels, groups has a second tile.
-size_t forms() { return 4 + 5 + 2 * 3 + 5 + 3 + 1 + (kernels().lanes == 8 ? 2 : 0); }
+size_t forms() { return 4 + 5 + 2 * 3 + 5 + 3 + 1 + (kernels().lanes >= 8 ? 2 : 0); }
 
 bool of_any_size(const std::string& kernel) { return kernel == "brgemm" || kernel == "stem"; }
 
@@ -360,6 +361,10 @@ int main(int count, char** arguments) {
     use_product({multiply, nullptr, isa.c_str()});
     expected += forms();
     if (!vectors_agree() || !skips_padding()) return 1;
+    if (isa == isas.front() && !shares_where_it_pays()) {
+      std::printf("threads share work where that does not pay, or do not where it does\n");
+      return 1;
+    }
     for (int64_t i = 0; i < cases; i++)
       if (!test_one(&ran)) return 1;
   }

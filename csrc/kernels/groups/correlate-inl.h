@@ -1,7 +1,7 @@
 // Correlation of groups with vectors along the output channels. 2 vectors by 6 pixels are 12 sums, fed by 2 vectors of packed
 // weights and 6 broadcast inputs: 8 loads for 12 FMAs. Where a vector holds the 16 channels of a block it is 1 by 12.
 #pragma once
-#include "kernels/channels_layout.h"
+#include "kernels/groups/rows-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/pixels-inl.h"
 #include "kernels/tiles.h"
@@ -16,7 +16,7 @@ struct GroupWalk {
 };
 
 template <int OV, int PX>
-GW_INLINE void group_tile(const GroupWalk& k, const float* const (&x)[PX], const float* w, const Vec (&bias)[OV],
+GW_INLINE void group_tile(const GroupWalk& k, const float* const (&x)[PX], const float* w, const Vec* bias,
                           Vec (&sum)[PX][OV]) {
   unroll<PX>([&](auto p) GW_LAMBDA { unroll<OV>([&](auto v) GW_LAMBDA { sum[p][v] = bias[v]; }); });
   for (int64_t kh = 0; kh < k.rows; kh++) {
@@ -40,7 +40,7 @@ GW_INLINE void group_tile(const GroupWalk& k, const float* const (&x)[PX], const
 
 // Computes OV vectors of output channels of a block, of which `outputs` channels exist.
 template <int OV, int PX>
-GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const float* w, const Vec (&bias)[OV], int64_t outputs,
+GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const float* w, const Vec* bias, int64_t outputs,
                            bool add) {
   each_tile<PX>(block, [&](const float* const(&in)[PX], float* const(&out)[PX], int64_t left) GW_LAMBDA {
     Vec sum[PX][OV];
@@ -110,12 +110,19 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
                     (c.h.first + row * c.h.step) * c.output_strides.h + column * step * c.output_strides.w;
     const int64_t y_row = l.staged ? l.output.columns * l.output.width : c.h.step * c.output_strides.h;
     const int64_t pixel = l.staged ? l.output.width : c.output_strides.w;
-    for (int64_t o = 0; o < c.out_channels; o += kGroupBlock) {
-      const int64_t outputs = std::min<int64_t>(kGroupBlock, c.out_channels - o);
+    const auto pack_block = [&](int64_t o, float* packed) {
+      if (packed_group != group || !once)
+        pack_weights(c, l, c.weight + group * ws.group + o * ws.o, std::min<int64_t>(kGroupBlock, c.out_channels - o), packed);
+    };
+    int64_t together = kGroupBlock;
+    for (int64_t o = 0; o < c.out_channels; o += together) {
+      // Tiles of rows take two blocks of output channels where there are two.
+      together = l.by_rows && c.out_channels - o > kGroupBlock ? 2 * kGroupBlock : kGroupBlock;
+      const int64_t outputs = std::min<int64_t>(together, c.out_channels - o);
       float* packed = weights + (once ? o / kGroupBlock * block_floats : 0);
-      if (packed_group != group || !once) pack_weights(c, l, c.weight + group * ws.group + o * ws.o, outputs, packed);
-      Vec bias[kVectors];
-      unroll<kVectors>([&](auto v) GW_LAMBDA {
+      for (int64_t i = 0; i < outputs; i += kGroupBlock) pack_block(o + i, packed + i / kGroupBlock * block_floats);
+      Vec bias[2 * kVectors];
+      unroll<2 * kVectors>([&](auto v) GW_LAMBDA {
         const int64_t lanes = std::clamp<int64_t>(outputs - v * kLanes, 0, kLanes);
         bias[v] = c.bias ? load_some(c.bias + group * c.out_channels + o + v * kLanes, lanes) : Vec{};
       });
@@ -137,13 +144,24 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
                             w.index_step * c.in_channels * kGroupBlock};
           const PixelBlock block{from + i, h.stride * x_row, stride * x_pixel, y, y_row, step * pixel, height, columns};
           const float* weight = first + i * kGroupBlock;
-          if (outputs > kLanes || kVectors != 2) {
-            Vec start[kVectors];
-            unroll<kVectors>([&](auto v) GW_LAMBDA { start[v] = i == 0 ? bias[v] : Vec{}; });
-            run_group<kVectors, kGroupSums / kVectors>(k, block, weight, start, outputs, i > 0);
-          } else {
-            const Vec start[1] = {i == 0 ? bias[0] : Vec{}};
-            run_group<1, 8>(k, block, weight, start, outputs, i > 0);
+          Vec start[2 * kVectors];
+          unroll<2 * kVectors>([&](auto v) GW_LAMBDA { start[v] = i == 0 ? bias[v] : Vec{}; });
+          if (kManyRegisters && l.by_rows && (w.taps > 1 || (w.taps > 0 && outputs > kLanes))) {
+            const RowWalk walk{h.taps, w.taps, k.channels, k.x_row, x_pixel, k.w_row, k.w_column, block_floats, 0};
+            const int64_t w_unit = l.kernel_w * c.in_channels * kGroupBlock;
+            run_rows<kManyRegisters>(walk, {c.h, h, row + r, x_row, w_unit}, block, weight, start, outputs, i > 0);
+            continue;
+          }
+          for (int64_t j = 0; j < outputs; j += kGroupBlock) {
+            PixelBlock part = block;
+            part.y += j;
+            const float* part_weight = weight + j / kGroupBlock * block_floats;
+            const int64_t some = std::min<int64_t>(kGroupBlock, outputs - j);
+            if (some > kLanes || kVectors != 2) {
+              run_group<kVectors, kGroupSums / kVectors>(k, part, part_weight, start + j / kLanes, some, i > 0);
+            } else {
+              run_group<1, 8>(k, part, part_weight, start + j / kLanes, some, i > 0);
+            }
           }
         }
       };

@@ -11,6 +11,18 @@ Strip strip_of(const Correlation& c, int64_t lanes, bool dots) {
   return cheapest_strip(c, {1, 2, 3, 4}, {2, 3, 6, 12}, cost);
 }
 
+// Tells whether tiles share the inputs of neighbouring taps, which takes 32 registers and rows that fill a tile.
+bool shares_taps(const Correlation& c, int64_t lanes) {
+  constexpr int64_t kLeast = 7;
+  bool shares = false;
+  for (const Phase& w : c.w) {
+    if (w.taps < 2) continue;
+    if (w.stride > 2 || w.spacing != 1 || w.out < kLeast || worth_clipping(w)) return false;
+    shares = true;
+  }
+  return shares && lanes >= 16;
+}
+
 // `packs`: the weights are packed in scratch; dot products read them in place.
 bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads, bool packs,
              ChannelsLayout* l) {
@@ -24,11 +36,14 @@ bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t l
   const Phase& w = c.w.front();
   l->in_place = c.w.size() == 1 && c.h.taps == 1 && w.taps == 1 && c.input_strides.c == 1 && c.h.low >= 0 && w.low >= 0 &&
                 (c.h.out - 1) * c.h.stride + c.h.low < c.h.in && (w.out - 1) * w.stride + w.low < w.in;
-  // All weights are packed once for all samples, if that leaves most of the scratch to the tensors.
+  // All weights are packed once for all samples, if that leaves room to the tensors. It saves nothing for one sample.
   const int64_t block_floats = group_block_floats(c, kernel_h, kernel_w);
   const int64_t blocks = ceil_div(c.out_channels, kGroupBlock);
-  l->weight_floats = packs ? block_floats * (block_floats * blocks <= kScratchFloats / 4 ? blocks : 1) : 0;
-  l->strip = strip_of(c, lanes, !packs);
+  l->by_rows = packs && shares_taps(c, lanes);
+  const int64_t together = l->by_rows ? std::min<int64_t>(blocks, 2) : 1;
+  l->weight_floats =
+      packs ? block_floats * (block_floats * blocks <= kScratchFloats / (c.batch > 1 ? 2 : 4) ? blocks : together) : 0;
+  l->strip = l->by_rows ? Strip{std::max<int64_t>(1, c.h.out), out_w} : strip_of(c, lanes, !packs);
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, 1};
   const auto floats = [&] {
@@ -40,7 +55,9 @@ bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t l
                  c.w.front().in + 2 * (std::min(l->strip.columns, b.columns) - 1) * stride),
         round_up(c.in_channels, lanes)};
     l->output = {b.rows, b.columns * c.w.front().step, round_up(c.out_channels, lanes)};
-    l->input_floats = l->in_place ? 0 : l->input.rows * l->input.columns * l->input.width;
+    // The last tile may read beyond the last row.
+    const int64_t beyond = l->by_rows ? 16 * stride * l->input.width : 0;
+    l->input_floats = l->in_place ? 0 : l->input.rows * l->input.columns * l->input.width + beyond;
     const int64_t output = l->staged ? l->output.rows * l->output.columns * l->output.width : 0;
     return l->floats = l->input_floats + l->weight_floats + output;
   };

@@ -27,10 +27,11 @@ std::unique_ptr<Work> groups(const Request& r) {
       [](const ChannelsLayout& l) { return l.floats; },
       [&](const Correlation& c, const ChannelsLayout& l) { return executed_products_groups(c, l, lanes, false); });
   if (work) {
-    const Correlation& c = work->parts().front().first;
+    const auto& [c, layout] = work->parts().front();
     const bool one = lanes == 8 && c.out_channels <= lanes;
-    work->facts.tile =
-        std::to_string(tile_pixels(c, lanes, false)) + " pixels x " + std::to_string(one ? lanes : kGroupBlock) + " channels";
+    work->facts.tile = layout.by_rows ? "up to 14 pixels of a row x up to 32 channels"
+                                      : std::to_string(tile_pixels(c, lanes, false)) + " pixels x " +
+                                            std::to_string(one ? lanes : kGroupBlock) + " channels";
   }
   return work;
 }

@@ -4,6 +4,7 @@
 
 #include "kernels/kernels.h"
 #include "run.h"
+#include "sharing.h"
 
 namespace groupwise {
 
@@ -33,10 +34,11 @@ void pack_low_pairs(int64_t lanes, int64_t channels, int64_t group, int64_t taps
 }
 
 void correlate_low(LowGrouped work, const Kernels& target, const NormRun& run) {
-  // With fewer products a second thread costs more than it saves.
-  constexpr int64_t kWorthAThread = 65536;
   const int64_t outputs = work.batch * work.channels * work.h.out * work.w.out;
-  const bool threaded = run.threads > 1 && outputs * work.h.kernel * work.w.kernel >= kWorthAThread;
+  const int64_t inputs = work.batch * work.channels * work.h.in * work.w.in;
+  const Share share{2.0 * static_cast<double>(outputs * work.group * work.h.kernel * work.w.kernel),
+                    static_cast<double>(inputs + outputs) * sizeof(Bfloat16)};
+  const bool threaded = worth_threads(share, run.threads, run.parallel_for);
   work.blocks = ceil_div(work.channels, 2 * target.lanes);
   // Few rows share out evenly where their channels are halved.
   if (threaded && work.batch * work.h.out < 8 * run.threads && work.blocks > 1) work.parts = 2;

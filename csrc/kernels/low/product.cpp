@@ -4,6 +4,7 @@
 
 #include "kernels/kernels.h"
 #include "run.h"
+#include "sharing.h"
 
 namespace groupwise {
 
@@ -16,12 +17,13 @@ void pack_low_product(int64_t lanes, int64_t outputs, int64_t inputs, const Bflo
 }
 
 void multiply_low(const LowProduct& work, const Kernels& target, const NormRun& run) {
-  // With fewer products a second thread costs more than it saves.
-  constexpr int64_t kWorthAThread = 1 << 20;
   // Ranges of pixels begin at whole tiles, which have so many pixels or a part of it.
   constexpr int64_t kPixels = 12;
   const int64_t blocks = ceil_div(work.outputs, low_block(target.lanes));
-  const bool threaded = run.threads > 1 && work.pixels * work.inputs * work.outputs >= kWorthAThread;
+  const int64_t numbers = work.pixels * (work.inputs + work.outputs) + work.inputs * work.outputs;
+  const Share share{2.0 * static_cast<double>(work.pixels * work.inputs * work.outputs),
+                    static_cast<double>(numbers) * sizeof(Bfloat16)};
+  const bool threaded = worth_threads(share, run.threads, run.parallel_for);
   // Threads share the pixels, or, where those are few and the outputs many, the weights.
   const bool by_outputs = blocks >= 4 * run.threads && work.pixels < work.outputs;
   const int64_t many = work.pixels >= 16 * kPixels * run.threads ? 4 : 1;

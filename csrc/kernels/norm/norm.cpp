@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "run.h"
+#include "sharing.h"
 #include "targets/isa.h"
 
 namespace groupwise {
@@ -14,16 +15,15 @@ namespace {
 constexpr int64_t kPiece = 65536, kMostPieces = 256;
 // A chunk whose tensors hold so many numbers is in the L2 or L3 cache still when the second sweep reads it.
 constexpr int64_t kStays = 262144;
-// With fewer numbers a second thread costs more than it saves.
-constexpr int64_t kWorthAThread = 32768;
 
 // Runs sweep(chunk, piece) for all, then finish(channels), then second(chunk, piece): chunk by chunk where the second sweep finds
 // the tensors in the cache, else one after the other. Both give the same bits.
 template <class First, class Finish, class Second>
 void two_sweeps(const Norm& n, int64_t tensors, const NormRun& run, First&& first, Finish&& finish, Second&& second) {
   const NormSplit& s = n.split;
-  const int64_t numbers = n.shape.values() * n.shape.channels;
-  const bool threaded = run.threads > 1 && numbers >= kWorthAThread;
+  // The sweeps read the tensors, and the second writes one.
+  const double bytes = 4 * static_cast<double>(n.shape.values() * n.shape.channels * (2 * tensors + 1));
+  const bool threaded = worth_threads({0, bytes}, run.threads, run.parallel_for);
   const int64_t threads = threaded ? run.threads : 1;
   const bool enough = threads == 1 || s.chunks >= 4 * threads || (s.pieces == 1 && s.chunks >= threads);
   if (enough && n.shape.values() * s.chunk * tensors <= kStays) {

@@ -5,6 +5,7 @@
 
 #include "bfloat16.h"
 #include "run.h"
+#include "sharing.h"
 #include "targets/isa.h"
 
 namespace groupwise {
@@ -12,8 +13,6 @@ namespace {
 
 // A piece has so many numbers, and a sample so many pieces at most.
 constexpr int64_t kPiece = 16384, kMostPieces = 256;
-// With fewer numbers, or products, a second thread costs more than it saves.
-constexpr int64_t kWorthAThread = 32768;
 // With weights of so many numbers a sample finds them in the L2 cache after the sample before it.
 constexpr int64_t kStays = 131072;
 
@@ -26,8 +25,10 @@ void split(Squeeze* s) {
 
 int64_t parts_of(const Squeeze& s) { return s.rows ? s.pieces : 1; }
 
-bool worth_threads(const Squeeze& s, const NormRun& run) {
-  return run.threads > 1 && s.samples * s.channels * s.pixels >= kWorthAThread;
+// Each sweep reads the image, or reads and writes it: those that write count twice.
+bool shared(const Squeeze& s, int64_t sweeps, const NormRun& run) {
+  const double bytes = static_cast<double>(s.samples * s.channels * s.pixels) * (s.low ? 2 : 4);
+  return worth_threads({0, static_cast<double>(sweeps) * bytes}, run.threads, run.parallel_for);
 }
 
 // Adds the sums of the parts of a sample, and multiplies them by `factor`.
@@ -52,13 +53,13 @@ void squeeze_dots(Squeeze s, float* dots, const NormRun& run) {
   split(&s);
   const std::unique_ptr<float[]> sums(new float[s.samples * parts_of(s) * s.channels]);
   s.sums = sums.get();
-  sweep(s, worth_threads(s, run), run, kernels().squeeze_sums);
+  sweep(s, shared(s, 2, run), run, kernels().squeeze_sums);
   add_parts(s, {0, s.samples}, 1, dots);
 }
 
 void squeeze_pass(Squeeze s, const NormRun& run) {
   split(&s);
-  sweep(s, worth_threads(s, run), run, kernels().squeeze_scale);
+  sweep(s, shared(s, 2, run), run, kernels().squeeze_scale);
 }
 
 void mean_pixels(Squeeze s, const NormRun& run) {
@@ -67,7 +68,7 @@ void mean_pixels(Squeeze s, const NormRun& run) {
   const std::unique_ptr<float[]> room(new float[sums + (s.low ? all : 0)]);
   float* const mean = s.low ? room.get() + sums : static_cast<float*>(s.y);
   s.sums = room.get();
-  sweep(s, worth_threads(s, run), run, kernels().squeeze_sums);
+  sweep(s, shared(s, 1, run), run, kernels().squeeze_sums);
   add_parts(s, {0, s.samples}, 1 / static_cast<double>(s.pixels), mean);
   if (s.low) std::transform(mean, mean + all, static_cast<Bfloat16*>(s.y), rounded);
 }
@@ -88,7 +89,7 @@ void squeeze_excite(Squeeze s, Gate first, Gate second, const NormRun& run, floa
 
   const auto means = [&](int64_t begin, int64_t end) { add_parts(s, {begin, end}, 1 / static_cast<double>(s.pixels), mean); };
   const int64_t weights = first.outputs * first.inputs + second.outputs * (second.weight ? second.inputs : 1);
-  const bool threaded = worth_threads(s, run);
+  const bool threaded = shared(s, 3, run);
   const bool even = s.samples % run.threads == 0 || s.samples >= 4 * run.threads;
   if (weights <= kStays && (!threaded || even)) {
     run_tasks(s.samples, threaded, run.parallel_for, [&](int64_t begin, int64_t end) {
@@ -103,9 +104,11 @@ void squeeze_excite(Squeeze s, Gate first, Gate second, const NormRun& run, floa
     return;
   }
   const auto product = [&](const Gate& g) {
-    const bool shared = threaded && g.weight && g.samples * g.inputs * g.outputs >= kWorthAThread;
+    const double weights = g.weight ? static_cast<double>(g.inputs * g.outputs) : 0;
+    const Share work{2 * static_cast<double>(g.samples) * weights, weights * (g.low ? 2 : 4)};
+    const bool divided = threaded && worth_threads(work, run.threads, run.parallel_for);
     // A thread gets several rows at once, whose input it loads once.
-    run_tasks(ceil_div(g.outputs, 8), shared, run.parallel_for, [&](int64_t begin, int64_t end) {
+    run_tasks(ceil_div(g.outputs, 8), divided, run.parallel_for, [&](int64_t begin, int64_t end) {
       target.squeeze_gate(g, Range{0, g.samples}, Range{begin * 8, std::min(end * 8, g.outputs)});
     });
   };

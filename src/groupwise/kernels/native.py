@@ -31,7 +31,7 @@ from groupwise.errors import GroupwiseError
 from groupwise.kernels import tables
 
 # GROUPWISE_API_VERSION of csrc/binding/c_api.h, as are the signatures below. It counts operators and classes too.
-API_VERSION = 9
+API_VERSION = 10
 
 # The environment variable that names the library to use, for tests and comparisons.
 BINDING, BINDINGS = "GROUPWISE_BINDING", ("exact", "stable")
@@ -61,6 +61,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_double), ctypes.c_int64],
     ),
     "groupwise_share": (ctypes.c_int32, [ctypes.c_char_p, ctypes.c_double]),
+    "groupwise_start_takes": (None, [ctypes.c_double]),
     "groupwise_machine": (ctypes.c_int64, _TEXT),
     "groupwise_tune": (ctypes.c_int32, [ctypes.c_double, ctypes.c_double, ctypes.c_char_p]),
     "groupwise_fft": (None, [ctypes.c_int32]),
