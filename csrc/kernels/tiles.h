@@ -15,7 +15,8 @@ constexpr int kDotPixels = kManyRegisters ? 4 : 3;
 constexpr int kGroupSums = 12;
 // The output channels of a tile of a weight's gradient from copied pixels, by 3 vectors of input channels.
 constexpr int kOuterOutputs = kManyRegisters ? 8 : 4;
-// The taps of a row in a tile of a weight's gradient along the width, by 3 rows of taps.
-constexpr int kTapColumns = kManyRegisters ? 7 : 4;
+// The rows of taps in a tile of a weight's gradient along the width, and the taps of a row by so many rows.
+constexpr int kTapRows = kManyRegisters ? 5 : 3;
+constexpr int tap_columns_of(int rows) { return kManyRegisters ? (rows > 3 ? 5 : 7) : rows > 2 ? 4 : 6; }
 
 }  // namespace groupwise::GW_TARGET

@@ -191,11 +191,8 @@ void some_rows(const PlanarTask& p, int64_t o, int64_t row, int64_t stored) {
 // Computes output channels [from, outputs) one at a time. A tile of four rows also computes three: the scratch has room.
 inline void run_rows(const PlanarTask& p, int64_t from) {
   const int64_t apart = p.sharing.apart;
+  if (p.single) return run_single(p, from);
   for (int64_t o = from; o < p.outputs; o++) {
-    if (p.single) {
-      run_single(p, o);
-      continue;
-    }
     for (int64_t start = 0; start < std::min(apart, p.rows); start++) {
       const int64_t count = (p.rows - start - 1) / apart + 1;
       for (int64_t j = 0; j < count; j += kRowTile) {
@@ -259,11 +256,11 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
       // A longer row of taps is summed in even parts, which round less.
       const int64_t part = w.taps > kLongestRow ? ceil_div(w.taps, ceil_div(w.taps, kLongestRow)) : w.taps;
       const size_t i = static_cast<size_t>(w.first - c.w.front().first);
-      const float* from = l.in_place ? input + column + x : scratch;
+      const float* from = l.in_place ? input + plane.low_w + column : scratch;
       p.rows = height;
       // Staged rows have room for whole vectors.
       p.columns = l.staged ? round_up(columns, kLanes) : columns;
-      if (taps > 0 && !l.in_place) from += ((row + r) * h.stride + h.low - low) * plane.row + x;
+      if (taps > 0) from += ((row + r) * h.stride + h.low - (l.in_place ? 0 : low)) * plane.row + x;
       p.taps = {c.in_channels,
                 h.taps,
                 w.taps,
@@ -274,7 +271,7 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
                 h.index_step * ws.h,
                 w.index_step * ws.w,
                 ws.o};
-      p.single = c.in_channels == 1 && takes_single(h, w, p.rows);
+      p.single = takes_single(c, h, w, p.rows);
       for (int64_t g = 0; g < groups; g++) {
         p.bias = c.bias ? c.bias + (group + g) * c.out_channels : nullptr;
         p.y = l.staged ? stage + static_cast<int64_t>(i) * l.stage.phase
@@ -285,6 +282,10 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
           p.x = from + (g * c.in_channels + channel) * plane.channel;
           p.w = c.weight + (group + g) * ws.group + channel * ws.c + h.index * ws.h + w.index * ws.w;
           p.add = channel > 0;
+          if (p.single && prefers_single(c, h)) {
+            run_single(p, 0);
+            continue;
+          }
           if (part == w.taps || p.single) {
             // Two or three channels that are left share no rows in an image of few, and are a tile with others. Sums that are
             // added to must not be computed twice.

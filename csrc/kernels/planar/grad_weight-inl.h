@@ -1,6 +1,6 @@
 // The gradient of a weight, with lanes along the width. Each accumulator is one weight of the tile, kLanes partial sums wide,
 // that stays in its register while the tile goes through the positions of a block; its lanes are summed at the end. A tile
-// computes 4 output channels x 3 (input channel, tap) pairs; or, for one output channel, 3 x kTapColumns taps, keeping rows of
+// computes 4 output channels x 3 (input channel, tap) pairs; or, for one output channel, a few rows of taps, keeping rows of
 // grad_output in registers while those of the input move past them.
 #pragma once
 #include "kernels/planar/layout.h"
@@ -85,7 +85,7 @@ GW_NOINLINE void tap_tile(const PositionBlock& s, int64_t pitch, const int32_t* 
     // Input row r meets grad_output's rows r - i, for the taps i of [LO, HI); the newest is loaded while there is one.
     const auto row = [&]<int LO, int HI>(int64_t r) GW_LAMBDA {
       unroll<KH - 1>([&](auto i) GW_LAMBDA { out[KH - 1 - i] = out[KH - 2 - i]; });
-      if constexpr (LO == 0) out[0] = load(go + r * s.go_row);
+      if constexpr (LO == 0) out[0] = whole || !kMasks ? load(go + r * s.go_row) : load_some(go + r * s.go_row, s.rest);
       unroll<KW>([&](auto j) GW_LAMBDA {
         Vec in = load(x + r * pitch + column[j]);
         if constexpr (!whole) in = keep(in, s.rest);
@@ -125,11 +125,11 @@ GW_INLINE PositionBlock within_columns(const Problem& p, const PositionBlock& bl
 }
 
 template <int KH>
-GW_INLINE void tap_columns(const Problem& p, const GradWeightLayout& l, const PositionBlock& block, const Place& at,
-                           int64_t pitch, float* sums) {
+void tap_columns(const Problem& p, const GradWeightLayout& l, const PositionBlock& block, const Place& at, int64_t pitch,
+                 float* sums) {
   const int64_t taps = p.w.kernel;
   for (int64_t kw = 0, take; kw < taps; kw += take) {
-    take = ceil_div(taps - kw, ceil_div(taps - kw, kTapColumns));
+    take = ceil_div(taps - kw, ceil_div(taps - kw, tap_columns_of(KH)));
     PositionBlock clip;
     if (l.clip) {
       clip = within_columns(p, block, at, kw, take);
@@ -137,18 +137,9 @@ GW_INLINE void tap_columns(const Problem& p, const GradWeightLayout& l, const Po
     }
     const PositionBlock& s = l.clip ? clip : block;
     const int32_t* column = l.columns.data() + kw;
-    if constexpr (kTapColumns >= 7) {
-      if (take == 7) tap_tile<KH, 7>(s, pitch, column, sums + kw, taps);
-      if (take == 6) tap_tile<KH, 6>(s, pitch, column, sums + kw, taps);
-      if (take == 5) tap_tile<KH, 5>(s, pitch, column, sums + kw, taps);
-      if (take >= 5) continue;
-    }
-    switch (take) {
-      case 4: tap_tile<KH, 4>(s, pitch, column, sums + kw, taps); break;
-      case 3: tap_tile<KH, 3>(s, pitch, column, sums + kw, taps); break;
-      case 2: tap_tile<KH, 2>(s, pitch, column, sums + kw, taps); break;
-      default: tap_tile<KH, 1>(s, pitch, column, sums + kw, taps);
-    }
+    unroll<tap_columns_of(KH)>([&](auto n) GW_LAMBDA {
+      if (take == n + 1) tap_tile<KH, n + 1>(s, pitch, column, sums + kw, taps);
+    });
   }
 }
 
@@ -182,7 +173,8 @@ inline void run_taps(const Problem& p, const GradWeightLayout& l, const Position
                      float* sums) {
   const int64_t apart = p.h.stride == 1 ? p.h.dilation : 1;
   for (int64_t start = 0; start < std::min(apart, rows); start++) {
-    const int64_t count = (rows - start - 1) / apart + 1, most = p.h.stride == 1 && count >= 3 ? 3 : 1;
+    const int64_t count = (rows - start - 1) / apart + 1;
+    const int64_t most = p.h.stride > 1 ? 1 : count >= kTapRows ? kTapRows : count >= 3 ? 3 : 1;
     for (int64_t kh = 0, take; kh < p.h.kernel; kh += take) {
       take = ceil_div(p.h.kernel - kh, ceil_div(p.h.kernel - kh, most));
       PositionBlock s = block;
@@ -203,11 +195,9 @@ inline void run_taps(const Problem& p, const GradWeightLayout& l, const Position
         s.rows = last - first;
       }
       float* to = sums + kh * p.w.kernel;
-      switch (take) {
-        case 3: tap_columns<3>(p, l, s, at, pitch, to); break;
-        case 2: tap_columns<2>(p, l, s, at, pitch, to); break;
-        default: tap_columns<1>(p, l, s, at, pitch, to);
-      }
+      unroll<kTapRows>([&](auto n) GW_LAMBDA {
+        if (take == n + 1) tap_columns<n + 1>(p, l, s, at, pitch, to);
+      });
     }
   }
 }
@@ -245,11 +235,11 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
       if (!l.in_place) {
         pack(l.input, xs, p.h.in, p.w.in, input, groups * p.in_channels, row * p.h.stride - p.h.pad,
              column * p.w.stride - p.w.pad, scratch);
-        pack(l.output, gs, p.h.out, p.w.out, output, groups * outputs, row, column, go);
+        if (!l.rows_in_place) pack(l.output, gs, p.h.out, p.w.out, output, groups * outputs, row, column, go);
       }
       for (int64_t g = 0; g < groups; g++) {
         PositionBlock s{(l.in_place ? input + column : scratch) + g * p.in_channels * l.input.channel,
-                        (l.in_place ? output + column : go) + g * l.outputs * l.output.channel,
+                        (l.rows_in_place || l.in_place ? output + row * gs.h + column : go) + g * l.outputs * l.output.channel,
                         rows,
                         columns / kLanes,
                         columns % kLanes,
@@ -276,10 +266,18 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
         }
         while (i < fours) sum_slots(std::integral_constant<int, 4>{}, std::false_type{});
         for (; i < outputs; i++, s.go += s.go_channel) {
-          for (int64_t c = 0; c < p.in_channels; c++) {
+          // Whole columns of the block end with a run, so that tiles of many rows of taps have many rows of outputs.
+          const int64_t vectors = ceil_div(columns, kLanes);
+          const int64_t run = ceil_div(vectors, ceil_div(vectors, std::max<int64_t>(1, kRun / rows)));
+          for (int64_t v = 0; v < vectors; v += run) {
             PositionBlock one = s;
-            one.x += c * l.input.channel;
-            run_taps(p, l, one, at, rows, to + i * slots + c * taps);
+            one.x += v * kLanes;
+            one.go += v * kLanes;
+            one.vectors = std::min(run, s.vectors - v);
+            one.rest = v + run < vectors ? 0 : s.rest;
+            const Place place{at.row, at.column + v * kLanes * p.w.stride};
+            for (int64_t c = 0; c < p.in_channels; c++, one.x += l.input.channel)
+              run_taps(p, l, one, place, rows, to + i * slots + c * taps);
           }
         }
       }

@@ -27,16 +27,21 @@ struct RowSharing {
   int64_t apart, residues, pitch;
 };
 
-// Output rows that a tile computes together where channels are few, and for a single input channel.
-constexpr int kRowTile = 4, kSingleRows = 7;
+// Output rows that a tile computes together where channels are few, and those of a single output channel.
+constexpr int kRowTile = 4, kSingleRows = 10;
 
-// Tells whether the tiles of a single input channel (single-inl.h) can compute `rows` rows of outputs. They support 1 to
-// 5 and 7 rows of taps with stride 1, 3, 5 and 7 with stride 2, and 3 rows only with 3 columns; and they need four rows or more
-// that share their inputs.
-inline bool takes_single(const Phase& h, const Phase& w, int64_t rows) {
-  if (rows < 4 * h.spacing || (h.taps == 3 && w.taps != 3)) return false;
-  if (h.stride == 1) return h.taps >= 1 && h.taps <= 7 && h.taps != 6;
-  return h.stride == 2 && h.spacing == 1 && (h.taps == 3 || h.taps == 5 || h.taps == 7);
+// Tells whether the tiles of a single output channel (single-inl.h) can compute `rows` rows of outputs. They support 1 to
+// 5 and 7 rows of taps, with stride 2 not a single one, and 3 rows only with 3 columns; they need four rows or more that share
+// their inputs, and all input channels in one run.
+inline bool takes_single(const Correlation& c, const Phase& h, const Phase& w, int64_t rows) {
+  if (rows < 4 * h.spacing || (h.taps == 3 && w.taps != 3) || run_of_channels(c, h.taps * w.taps) < c.in_channels) return false;
+  if (h.taps > 7 || h.taps == 6) return false;
+  return h.stride == 1 ? h.taps >= 1 : h.stride == 2 && h.spacing == 1 && h.taps >= 2;
+}
+// Tells whether they take less time than tiles of four output channels, of which there are too few, or each meets few products (one
+// channel to 4, 3x3, one core, GFLOP/s in the L1 cache: 168 instead of 134 with AVX-512, 125 instead of 73 with AVX2).
+inline bool prefers_single(const Correlation& c, const Phase& h) {
+  return c.out_channels < 4 || (c.in_channels <= (h.taps <= 3 ? 4 : 1) && h.taps <= 5);
 }
 
 // The most phases of the width whose outputs a tile weaves into a row, and the most rows of taps of such a tile.
@@ -53,7 +58,7 @@ struct CorrelationLayout {
   RowSharing sharing;
   Plane plane;
   bool woven;     // tiles compute all phases of the width and write whole rows (woven-inl.h)
-  bool in_place;  // the tensor's one row is read where it is
+  bool in_place;  // the tensor's rows are read where they are
   bool staged;
   Stage stage;
   int64_t input_floats, output_floats;
@@ -71,8 +76,9 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
 // csrc/kernels/work.cpp adds the parts.
 struct GradWeightLayout {
   Block block;
-  bool in_place;  // the one rows of both tensors are read where they are
-  bool clip;      // the positions of each tile's taps are clipped to those inside the input
+  bool in_place;       // the one rows of both tensors are read where they are
+  bool rows_in_place;  // the rows of grad_output are
+  bool clip;           // the positions of each tile's taps are clipped to those inside the input
   int64_t outputs, parts;
   Plane input, output;  // of the input, and of grad_output
   int64_t input_floats, output_floats, floats;

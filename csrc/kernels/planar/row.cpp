@@ -19,7 +19,7 @@ std::string tile(const Request& r, const Correlation& c, const CorrelationLayout
   if (l.whole == Whole::sum) return "4 dot products x " + lanes + " taps";
   if (l.whole == Whole::spread) return lanes + " taps of a kernel";
   if (l.woven) return "all phases of the width x " + lanes + " columns";
-  if (c.out_channels < 4 && c.in_channels == 1 && takes_single(c.h, c.w.front(), l.block.rows))
+  if (prefers_single(c, c.h) && takes_single(c, c.h, c.w.front(), l.block.rows))
     return std::to_string(kSingleRows) + " rows x " + lanes + " columns";
   return tile(r);
 }
