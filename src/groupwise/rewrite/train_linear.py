@@ -19,7 +19,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def dispatch_linear(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> None:
     """Lets each linear layer, by module or by `F.linear`, run by groupwise's kernels where they are faster."""
-    if native.status().problem is not None:
+    if native.status().operators_problem is not None:
         return
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is F.linear:
