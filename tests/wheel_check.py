@@ -31,7 +31,7 @@ def error(model: nn.Module, exact: nn.Module, x: torch.Tensor) -> float:
     """The largest error of outputs and gradients against float64, over the largest value."""
     found = 0.0
     for given, true in zip(results(model, x), results(exact, x.double()), strict=True):
-        found = max(found, float((given.double() - true).abs().max() / true.abs().max()))
+        found = max(found, float((given.detach().double() - true.detach()).abs().max() / true.detach().abs().max()))
     return found
 
 
