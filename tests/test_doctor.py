@@ -21,7 +21,6 @@ from groupwise.profile import report as reporting
 ROOT = pathlib.Path(__file__).parent.parent
 GOOD = native.Status(
     path="/lib/_native.so",
-    operators=True,
     torch_built="2.13.0",
     torch_here="2.13.0",
     compiler="GNU 12.2.0",

@@ -227,7 +227,9 @@ def test_times_are_those_of_the_steps():
 
 
 def test_python_runs_what_the_core_cannot(monkeypatch):
-    problem = types.SimpleNamespace(status=lambda: types.SimpleNamespace(problem="it is not there"))
+    problem = types.SimpleNamespace(
+        status=lambda: types.SimpleNamespace(problem="it is not there", operators_problem="it is not there")
+    )
     monkeypatch.setattr(compiled, "native", problem)
     x = source()
     fast = groupwise.optimize(network(), x)

@@ -65,7 +65,7 @@ def main() -> None:
                 "groupwise": groupwise.__version__,
                 "torch": torch.__version__,
                 "library": pathlib.Path(str(status.path)).name,
-                "operators": status.operators,
+                "operators": status.operators_problem is None,
                 "isa": status.isa,
                 "kernels": kernels,
                 "errors": errors,

@@ -99,10 +99,10 @@ class Diagnosis(Printed):
         lines += ["", *self.notes]
         if self.ok:
             lines.append("The kernels can run.")
-            if not self.library.operators:
+            if self.library.kernels_alone:
                 lines.append(
                     "Optimized networks run by PyTorch's operators, as groupwise's own fit one release of torch: "
-                    f"{self.library.operators_problem}."
+                    f"{self.library.kernels_alone}."
                 )
         else:
             lines.append(f"The kernels cannot run: {self.library.problem}.")

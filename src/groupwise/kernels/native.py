@@ -95,16 +95,19 @@ class Status:
     """The instruction sets that the library has kernels for."""
     isa: str | None = None
     """The instruction set in use."""
-    operators: bool = False
-    """Whether groupwise's own operators are there, by which optimized networks run, and not the kernels alone."""
-    operators_problem: str | None = None
-    """Why they are not; None if they are."""
+    kernels_alone: str | None = None
+    """Why the kernels come without the operators by which optimized networks run; None if both are there."""
     problem: str | None = None
     """Why the kernels cannot run; None if they can."""
     fix: str | None = None
     """What to do about the problem."""
     cause: str | None = None
     """Where the problem is: `platform`, `torch`, `library` or `setting`."""
+
+    @property
+    def operators_problem(self) -> str | None:
+        """Why groupwise's own operators cannot run; None if they can."""
+        return self.problem or self.kernels_alone
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field as plain JSON types."""
@@ -117,7 +120,7 @@ class _State:
     library: ctypes.CDLL | None = None
 
     def broken(self, problem: str, fix: str, cause: str = "library") -> _State:
-        return _State(replace(self.status, problem=problem, fix=fix, cause=cause, operators_problem=problem))
+        return _State(replace(self.status, problem=problem, fix=fix, cause=cause))
 
 
 # Loading imports torch. A fork does not wait for that, because an import may wait for a lock that the fork holds; the
@@ -296,7 +299,7 @@ def _load() -> _State:
         problem = str(exact.status.problem)
     if asked != "exact" and pathlib.Path(str(here.status.path)).with_name("_stable.so").is_file():
         stable = _opened(here, "_stable.so")
-        return _State(replace(stable.status, operators=False, operators_problem=problem), stable.library)
+        return _State(replace(stable.status, kernels_alone=problem), stable.library)
     return here.broken(problem, rebuild)
 
 
@@ -364,7 +367,7 @@ def _opened(state: _State, name: str) -> _State:
         # The reason names the value and those that this processor has.
         return state.broken(isa[1:], "set one of them, or unset GROUPWISE_ISA for the best", "setting")
     tables.use(opened, isa)
-    return _State(replace(state.status, isa=isa, operators=True), opened)
+    return _State(replace(state.status, isa=isa), opened)
 
 
 def _checked(opened: ctypes.CDLL, result: Any, function: Any, arguments: Any) -> Any:
