@@ -75,10 +75,11 @@ double start_seconds(const Kernels& target, int64_t threads, ParallelFor paralle
     target.multiply_adds(kRounds);
     least = std::min(least, least_seconds(1, [&] { parallel_for(threads, look, &seen); }));
   }
-  if (!seen.another) return found[number] = std::numeric_limits<double>::infinity();
-  if (least < kBusy) return found[number] = least;
-  if (++tries[number] == kTries) found[number] = kUsual;
-  return kUsual;
+  // One look that saw no other thread may have met a moment without any.
+  const double otherwise = seen.another ? kUsual : std::numeric_limits<double>::infinity();
+  if (seen.another && least < kBusy) return found[number] = least;
+  if (++tries[number] == kTries) found[number] = otherwise;
+  return otherwise;
 }
 
 }  // namespace groupwise

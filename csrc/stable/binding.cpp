@@ -81,14 +81,15 @@ void convolution_backward(StableIValue* stack, uint64_t, uint64_t) {
   const Settings s(stack + 4);
   const std::vector<bool> mask = stable::to<std::vector<bool>>(stack[10]);
   const auto grads = s.of(input, weight).backward(grad_output, {mask[0], mask[1], mask[2]}, [&](std::array<bool, 3> wanted) {
-    const bool sums = wanted[2] && aoti_torch_abi_version() < kBiasRight;
-    const int64_t* sizes = bias_sizes ? bias_sizes->data() : nullptr;
+    const bool wrong = aoti_torch_abi_version() < kBiasRight, sums = wanted[2] && wrong;
+    const bool given = bias_sizes && !wrong;
+    const int64_t* sizes = given ? bias_sizes->data() : nullptr;
     const int32_t asked[3] = {wanted[0], wanted[1], wanted[2] && !sums};
     AtenTensorHandle made[3] = {nullptr, nullptr, nullptr};
     std::array<Tensor, 3> results;
     if (asked[0] || asked[1] || asked[2]) {
       check(aoti_torch_cpu_convolution_backward(
-          grad_output.get(), input.get(), weight.get(), sizes && !sums ? &sizes : nullptr, sizes ? count(*bias_sizes) : 0,
+          grad_output.get(), input.get(), weight.get(), given ? &sizes : nullptr, given ? count(*bias_sizes) : 0,
           s.stride.data(), count(s.stride), s.padding.data(), count(s.padding), s.dilation.data(), count(s.dilation),
           s.transposed, s.output_padding.data(), count(s.output_padding), s.groups, asked, 3, &made[0], &made[1], &made[2]));
       for (int i = 0; i < 3; i++) results[i] = Stable::own(made[i]);

@@ -79,12 +79,18 @@ std::array<Tensor, 3> composed(const Tensor& grad, const Tensor& x, const Tensor
           wanted[1] ? at::mm(flat(grad).t(), flat(x)) : Tensor(), wanted[2] ? flat(grad).sum(0) : Tensor()};
 }
 
+// Returns a gradient with the weight's strides, whoever computed it.
+Tensor as_weight(const Tensor& gradient, const Tensor& weight) {
+  const Tensor to = at::empty_like(weight);
+  return to.strides() == gradient.strides() ? gradient : to.copy_(gradient);
+}
+
 std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                    std::array<bool, 3> wanted) {
   check_backward(grad, x, weight);
   if (!plain(grad) || !may_run(x, weight)) {
     const auto [first, second, third] = composed(grad, x, weight, wanted);
-    return {first, second, third};
+    return {first, wanted[1] ? as_weight(second, weight) : second, third};
   }
   const Tensor from = image(x), w = filters(weight);
   std::array<Tensor, 3> grads = convolution_of(from, w).backward(image(grad), wanted, [&](std::array<bool, 3> some) {
@@ -94,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
     return theirs;
   });
   if (wanted[0]) grads[0] = back(grads[0], x);
-  if (wanted[1]) grads[1] = grads[1].flatten(1);
+  if (wanted[1]) grads[1] = as_weight(grads[1].flatten(1), weight);
   return {grads[0], grads[1], grads[2]};
 }
 

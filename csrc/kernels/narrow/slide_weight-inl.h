@@ -76,7 +76,12 @@ GW_NOINLINE void slide_sums(const Slide& s, const float* x, const float* go, uin
   const int64_t to = std::max(from, std::min(count, high / S));
   Vec sum[9], out[(kOlder + 1) * R];
   for (; vectors > 0; vectors--, x += Lanes::kStep, go += kLanes, sums += s.w_vector, totals += kLanes) {
-    Vec all = load(totals);
+    // The totals add runs too, as long as those of the sums.
+    Vec all = Vec{};
+    const auto end_run = [&] {
+      store(totals, load(totals) + all);
+      all = Vec{};
+    };
     fill(Vec{}, sum, taps);
     fill(Vec{}, out, std::make_integer_sequence<int, (kOlder + 1) * R>{});
     for (int64_t m = 0; m < steps; m++) {
@@ -90,7 +95,10 @@ GW_NOINLINE void slide_sums(const Slide& s, const float* x, const float* go, uin
             add_column_of_taps<Lanes, R, S, S == 1 ? 7 : 5>(in, x_row, there, out, sum);
             if constexpr (S == 2) add_column_of_taps<Lanes, R, S, 2>(in + x_column, x_row, there, out, sum);
           }
-          if (m < to) end_sums(sums, s.w_row, s.w_column, sum, taps);
+          if (m < to) {
+            end_sums(sums, s.w_row, s.w_column, sum, taps);
+            end_run();
+          }
         }
         if (m == steps) break;
       }
@@ -110,7 +118,7 @@ GW_NOINLINE void slide_sums(const Slide& s, const float* x, const float* go, uin
           add_column_of_taps<Lanes, R, S, 2>(in + x_column, x_row, there, out, sum);
     }
     end_sums(sums, s.w_row, s.w_column, sum, taps);
-    store(totals, all);
+    end_run();
   }
 }
 
