@@ -1,28 +1,27 @@
 // Lends the core PyTorch's product of small matrices.
-#include <dlfcn.h>
 #include <torch/csrc/stable/c/shim.h>
 
 #include <exception>
 #include <string>
 #include <vector>
 
+#include "binding/lookup.h"
 #include "kernels/brgemm/product.h"
 #include "targets/isa.h"
 
 namespace groupwise {
 namespace {
 
-// at::native::cpublas::brgemm of floats and brgemm_release. They are looked up by name, so that the library loads where they are
-// missing: they are no part of PyTorch's stable interface. Each thread compiles a product of sizes, strides and `add` that it has
+// at::native::cpublas::brgemm of floats and brgemm_release. Each thread compiles a product of sizes, strides and `add` that it has
 // not met before, and keeps it.
 constexpr const char* kBrgemm = "_ZN2at6native7cpublas6brgemmEllllllbPKfS3_Pfb";
 constexpr const char* kRelease = "_ZN2at6native7cpublas14brgemm_releaseEb";
 constexpr const char* kHasOneDnn = "_ZN2at7Context9hasMKLDNNEv";
-using Brgemm = void (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, const float*, const float*, float*, bool);
-using Release = void (*)(bool);
+using Brgemm = void(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, const float*, const float*, float*, bool);
+using Release = void(bool);
 
-Brgemm brgemm = nullptr;
-Release brgemm_release = nullptr;
+Brgemm* brgemm = nullptr;
+Release* brgemm_release = nullptr;
 
 // Tells whether oneDNN, which makes the micro-kernel, may use AVX-512. Only its support of bfloat16 tells, and some processors
 // without AVX-512 have that too.
@@ -32,12 +31,12 @@ bool onednn_has_avx512() {
 }
 
 void lend_product() {
-  brgemm = reinterpret_cast<Brgemm>(dlsym(RTLD_DEFAULT, kBrgemm));
-  brgemm_release = reinterpret_cast<Release>(dlsym(RTLD_DEFAULT, kRelease));
+  brgemm = look_up<Brgemm>(kBrgemm);
+  brgemm_release = look_up<Release>(kRelease);
   const std::vector<std::string> isas = runnable_isas();
   const bool avx2 = isas.size() > 1, avx512 = isas.back() == "avx512";
   // Without oneDNN, or AVX2, brgemm calls a BLAS, which has threads of its own.
-  const auto has_onednn = reinterpret_cast<bool (*)()>(dlsym(RTLD_DEFAULT, kHasOneDnn));
+  const auto has_onednn = look_up<bool()>(kHasOneDnn);
   if (!brgemm || !avx2 || !has_onednn || !has_onednn()) return;
   Product made;
   made.multiply = [](int64_t m, int64_t n, int64_t k, int64_t a_row, int64_t b_row, int64_t c_row, bool add, const float* a,

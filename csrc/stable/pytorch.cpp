@@ -1,32 +1,27 @@
 #include "stable/pytorch.h"
 
-#include <dlfcn.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/stableivalue_conversions.h>
 
 #include <array>
 #include <stdexcept>
 
+#include "binding/lookup.h"
+
 namespace groupwise {
 namespace {
 
 namespace stable = torch::stable::detail;
 
-// Functions of PyTorch that its stable interface lacks. They are looked up by name, so that the library loads where they are missing,
-// and each has an answer that is safe there.
-template <class F>
-F* found(const char* name) {
-  return reinterpret_cast<F*>(dlsym(RTLD_DEFAULT, name));
-}
-
+// Each has an answer that is safe where it is missing.
 struct Extras {
-  void* const* (*tracing)() = found<void* const*()>("_ZN5torch3jit6tracer15getTracingStateEv");  // a pointer that may be null
-  bool (*in_parallel_region)() = found<bool()>("_ZN2at18in_parallel_regionEv");
-  void* (*context)() = found<void*()>("_ZN2at13globalContextEv");
-  bool (*deterministic)(void*) = found<bool(void*)>("_ZNK2at7Context23deterministicAlgorithmsEv");
-  bool (*onednn)(void*) = found<bool(void*)>("_ZNK2at7Context17userEnabledMkldnnEv");
-  bool (*profiles)() = found<bool()>("_ZN2at12hasCallbacksEv");
-  const char* (*message)() = found<const char*()>("torch_exception_get_what_without_backtrace");  // from 2.13 on
+  void* const* (*tracing)() = look_up<void* const*()>("_ZN5torch3jit6tracer15getTracingStateEv");  // a pointer that may be null
+  bool (*in_parallel_region)() = look_up<bool()>("_ZN2at18in_parallel_regionEv");
+  void* (*context)() = look_up<void*()>("_ZN2at13globalContextEv");
+  bool (*deterministic)(void*) = look_up<bool(void*)>("_ZNK2at7Context23deterministicAlgorithmsEv");
+  bool (*onednn)(void*) = look_up<bool(void*)>("_ZNK2at7Context17userEnabledMkldnnEv");
+  bool (*profiles)() = look_up<bool()>("_ZN2at12hasCallbacksEv");
+  const char* (*message)() = look_up<const char*()>("torch_exception_get_what_without_backtrace");  // from 2.13 on
 };
 
 const Extras& extras() {

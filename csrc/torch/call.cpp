@@ -10,10 +10,6 @@ using at::Tensor;
 
 namespace {
 
-at::MemoryFormat format(const Call& call) {
-  return call.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-}
-
 bool plain_of(const Tensor& t, at::ScalarType dtype) {
   return t.defined() && t.scalar_type() == dtype && t.layout() == at::kStrided && t.device().is_cpu() && t.numel() > 0 &&
          !t.is_neg();
@@ -36,12 +32,19 @@ bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints pad
                     known(output_padding), groups.maybe_as_int().value_or(0), call);
 }
 
-Tensor as_read(const Tensor& t, const Call& call) { return readable(strides_of(t), call) ? t : t.contiguous(format(call)); }
+Tensor as_read(const Tensor& t, const Call& call) {
+  return readable(strides_of(t), call) ? t : t.contiguous(format(call.channels_last));
+}
+
+Tensor empty(Numbers sizes, bool channels_last, const at::TensorOptions& options) {
+  // Only images have formats.
+  return at::empty({sizes.data(), sizes.size()}, channels_last ? options.memory_format(format(true)) : options);
+}
 
 Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
   int64_t sizes[4];
   const auto count = static_cast<size_t>(sizes_of(call, x, sizes));
-  return at::empty({sizes, count}, call.channels_last ? options.memory_format(format(call)) : options);
+  return empty(Numbers(sizes, count), call.channels_last, options);
 }
 
 }  // namespace groupwise

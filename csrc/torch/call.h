@@ -32,9 +32,14 @@ inline Strides strides_of(const at::Tensor& t) { return strides_of(strided_of(t)
 at::Tensor as_read(const at::Tensor& t, const Call& call);
 
 inline WeightStrides weight_strides(const at::Tensor& w, const Call& call) { return weight_strides(strided_of(w), call); }
-inline WeightStrides strides_of_weight(const at::Tensor& w, const Call& call) { return strides_of_weight(strided_of(w), call); }
 inline Strides read_strides(const at::Tensor& t, const Call& call, bool x) { return read_strides(strided_of(t), call, x); }
 
+inline at::MemoryFormat format(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+// Allocates a tensor of these sizes.
+at::Tensor empty(Numbers sizes, bool channels_last, const at::TensorOptions& options);
 // Allocates a new x, or y, in the call's format.
 at::Tensor empty(const Call& call, bool x, const at::TensorOptions& options);
 

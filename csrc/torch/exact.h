@@ -5,7 +5,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/TracerMode.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 
 #include "torch/call.h"
@@ -24,8 +23,7 @@ struct Exact {
   static float* write_of(const Tensor& t) { return t.mutable_data_ptr<float>(); }
   static Tensor contiguous(const Tensor& t, bool channels_last) { return t.contiguous(format(channels_last)); }
   static Tensor empty(const Tensor& like, Numbers sizes, bool channels_last) {
-    const at::TensorOptions options = like.options();
-    return at::empty({sizes.data(), sizes.size()}, channels_last ? options.memory_format(format(true)) : options);
+    return groupwise::empty(sizes, channels_last, like.options());
   }
   static Tensor empty_strided(const Tensor& like, Numbers sizes, Numbers strides) {
     return at::empty_strided({sizes.data(), sizes.size()}, {strides.data(), strides.size()}, like.options());
@@ -38,11 +36,6 @@ struct Exact {
   static bool in_parallel_region() { return at::in_parallel_region(); }
   static int64_t threads() { return at::get_num_threads(); }
   static constexpr ParallelFor parallel_for = groupwise::parallel_for;
-
- private:
-  static at::MemoryFormat format(bool channels_last) {
-    return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  }
 };
 
 }  // namespace groupwise

@@ -118,8 +118,8 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightN
   constexpr int64_t kTarget = 4 * 1024;
   const Problem& p = work.problem;
   const int64_t least = std::max<int64_t>(1, lanes / p.out_channels);
-  l->slides = p.in_channels == 1 && p.out_channels < lanes && p.h.kernel == 3 && p.w.kernel == 3 && p.h.stride == p.w.stride &&
-              (p.h.stride == 1 || (p.h.stride == 2 && p.h.dilation == 1 && p.w.dilation == 1));
+  l->slides = may_slide({p.h.kernel, p.h.stride, p.h.dilation}, {p.w.kernel, p.w.stride, p.w.dilation}, p.in_channels,
+                        p.out_channels, lanes);
   const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel + l->slides;
   const auto floats = [&](int64_t groups) { return vectors_of(groups, p.out_channels, lanes) * lanes * slots; };
   Block& b = l->block;

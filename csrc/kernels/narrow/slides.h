@@ -8,14 +8,24 @@ namespace groupwise {
 // The most rows of outputs that slide together: their sums, the weights and an input fit the registers.
 constexpr int64_t slide_rows(int64_t lanes) { return lanes >= 16 ? 4 : lanes >= 8 ? 2 : 1; }
 
+// One axis of a layer: its taps, the stride of its outputs and the spacing of its taps.
+struct SlideAxis {
+  int64_t taps, stride, spacing;
+};
+
+// Tells whether the sums, or the outputs of a weight's gradient, of three neighbouring columns can slide.
+inline bool may_slide(const SlideAxis& h, const SlideAxis& w, int64_t in_channels, int64_t out_channels, int64_t lanes) {
+  if (in_channels != 1 || out_channels >= lanes || h.taps != 3 || w.taps != 3 || h.stride != w.stride) return false;
+  return h.stride == 1 || (h.stride == 2 && h.spacing == 1 && w.spacing == 1);
+}
+
 // Tells whether the sums of three neighbouring columns slide. Vectors of half a cache line leave the other half for later, so
 // the turns of a dilation would read twice what lies beyond the L2 cache (`far`; 256 channels 56x56: 0.33 ms instead of 0.25).
 inline bool slides(const Correlation& c, int64_t lanes, bool far) {
-  if (c.in_channels != 1 || c.out_channels >= lanes || c.w.size() != 1) return false;
+  if (c.w.size() != 1) return false;
   const Phase &h = c.h, &w = c.w[0];
-  if (h.taps != 3 || w.taps != 3 || h.stride != w.stride) return false;
   if (far && lanes < 16 && (h.spacing > 1 || w.spacing > 1)) return false;
-  return h.stride == 1 || (h.stride == 2 && h.spacing == 1 && w.spacing == 1);
+  return may_slide({h.taps, h.stride, h.spacing}, {w.taps, w.stride, w.spacing}, c.in_channels, c.out_channels, lanes);
 }
 
 // Tells whether both phases of a width with a stride of two slide together.
