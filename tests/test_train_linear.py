@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import nn
 
@@ -172,3 +173,24 @@ def test_hooks_and_replaced_layers_are_seen():
     assert seen == [1]
     model.second = nn.Linear(48, 24)
     near(net(x), model(x))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4, 1), (4, 40)])
+def test_a_bias_that_is_spread_is_pytorchs(shape):
+    x, weight, _ = tensors(4, 24)
+    bias = torch.randn(shape, requires_grad=True)
+    given = (x, weight, bias)
+    found = torch.autograd.grad(linear(*given).square().sum(), given)
+    near(found, torch.autograd.grad(F.linear(*given).square().sum(), given))
+
+
+# PyTorch scripts what it derives the gradient of GELU by.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_forward_mode_runs_the_model():
+    model, x = Mixer(), torch.randn(2, 9, 24)
+    net = groupwise.optimize(model, x, train=True, tune=False)
+    found = []
+    for function in (net, model):
+        with forward_ad.dual_level():
+            found.append(forward_ad.unpack_dual(function(forward_ad.make_dual(x, torch.ones_like(x)))).tangent)
+    near(*found)

@@ -107,7 +107,7 @@ def takes(
 ) -> bool:
     """Tells whether the operator can compute this, and PyTorch would not refuse it."""
     # This comes first: to look at a size would be traced.
-    if _transformed():
+    if is_transformed():
         return False
     if not (_plain(x) and x.dim() >= 2 and x.numel() > 0 and activation != "gelu"):
         return False
@@ -126,7 +126,7 @@ def takes(
 
 def computes_here(x: torch.Tensor, *parameters: torch.Tensor | None) -> bool:
     """Tells whether the operators of this library can compute a tensor with these parameters."""
-    if _transformed():
+    if is_transformed():
         return False
     given = [x, *(t for t in parameters if t is not None)]
     return x.numel() > 0 and all(map(_plain, given)) and _kernels_run()
@@ -136,7 +136,7 @@ def _plain(t: torch.Tensor) -> bool:
     return type(t) in _PLAIN and t.dtype == torch.float32 and t.is_cpu and t.layout == torch.strided
 
 
-def _transformed() -> bool:
+def is_transformed() -> bool:
     """Tells whether the call is seen by something that only knows PyTorch's own operators."""
     functorch: bool = torch._C._are_functorch_transforms_active()
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch.fx import Graph
 
 from groupwise.kernels import native
+from groupwise.nn.functional import computes_here
 from groupwise.rewrite.train_origin import differentiates
 from groupwise.rewrite.train_switch import switch_back, switched_on
 from groupwise.rewrite.train_trace import reason_to_keep
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def dispatch_linear(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> None:
@@ -44,10 +43,14 @@ def of_layer(layer: Any, input: torch.Tensor) -> torch.Tensor:
 
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Returns F.linear(input, weight, bias)."""
-    tensors = (input, weight) if bias is None else (input, weight, bias)
-    plain = all(type(it) in _PLAIN and it.dtype == torch.float32 and it.device.type == "cpu" for it in tensors)
-    fits = plain and input.dim() > 1 and weight.dim() == 2 and input.shape[-1] == weight.shape[1] and input.numel() > 0
-    if not fits or torch.is_autocast_enabled("cpu") or torch._C._functorch.maybe_current_level() is not None:
+    fits = (
+        computes_here(input, weight, bias)
+        and input.dim() > 1
+        and weight.dim() == 2
+        and input.shape[-1] == weight.shape[1]
+        and (bias is None or bias.shape == weight.shape[:1])
+    )
+    if not fits or torch.is_autocast_enabled("cpu"):
         return F.linear(input, weight, bias)
     compute: Any = _Linear.apply if torch.is_grad_enabled() else torch.ops.groupwise.linear
     made: torch.Tensor = compute(input, weight, bias)

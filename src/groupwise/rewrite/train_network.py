@@ -16,6 +16,7 @@ from groupwise.draw.base import phrases
 from groupwise.draw.text import lines as text
 from groupwise.kernels import dispatch, native, tuning
 from groupwise.kernels.plan import record_plans
+from groupwise.nn.functional import is_transformed
 from groupwise.rewrite.example import refused
 from groupwise.rewrite.heap import trim
 from groupwise.rewrite.pickled import reduced
@@ -140,8 +141,7 @@ class Trainable(torch.nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Computes what the model computes."""
-        functorch = torch._C._are_functorch_transforms_active()
-        if torch.compiler.is_compiling() or functorch or torch._C._is_tracing():
+        if torch.compiler.is_compiling() or is_transformed():
             return self.model(*args, **kwargs)
         if native.status().operators_problem is not None:
             return vars(self)["_region"](*args, **kwargs)
