@@ -118,6 +118,38 @@ def test_what_is_no_saved_run_is_refused(tmp_path, text):
         read_bench(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("place", "key"),
+    [
+        ((), "repeats"),
+        ((), "not_measured"),
+        (("machine",), "torch"),
+        (("machine",), "date"),
+        (("timings", 1), "kernels"),
+        (("timings", 1), "q1_ms"),
+    ],
+)
+def test_a_damaged_run_is_refused(made, tmp_path, place, key):
+    path = tmp_path / "run.json"
+    facts = copy.deepcopy(made.to_dict())
+    part = facts
+    for name in place:
+        part = part[name]
+    del part[key]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(GroupwiseError, match="is no saved run of bench"):
+        read_bench(path)
+
+
+def test_a_run_that_took_no_time_is_refused(made, tmp_path):
+    path = tmp_path / "run.json"
+    facts = copy.deepcopy(made.to_dict())
+    facts["timings"][0]["ms"] = 0
+    path.write_text(json.dumps(facts))
+    with pytest.raises(GroupwiseError, match="is no saved run of bench"):
+        read_bench(path)
+
+
 def test_the_command_saves_and_compares(capsys, tmp_path, monkeypatch):
     without_kernels(monkeypatch)
     path, table = tmp_path / "run.json", tmp_path / "change.csv"
@@ -142,6 +174,8 @@ def test_the_command_refuses_before_it_measures(capsys, tmp_path, monkeypatch):
         (["bench", "8", "8", "--size", "9", "--compare", str(path)], "groups 8 instead of 1"),
         ([*WORDS, "--compare", str(tmp_path / "none.json")], "does not exist"),
         ([*WORDS, "--save", str(tmp_path / "none" / "run.json")], "there is no folder"),
+        ([*WORDS, "--compare", str(path), "-o", str(path)], "--output and --compare name one file"),
+        ([*WORDS, "--save", str(path), "-o", str(path)], "--output and --save name one file"),
         ([*WORDS, "-o", "a.html"], "name a file that ends in one of .txt, .json, .csv, .md"),
     ):
         status, out, err = run(capsys, *words)

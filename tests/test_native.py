@@ -233,6 +233,13 @@ def test_a_library_that_does_not_load_leaves_the_kernels(folder, stub):
     assert "the library cannot be loaded" in native.status().operators_problem
 
 
+def test_a_library_that_was_opened_and_is_wrong_is_not_joined_by_another(folder, stub):
+    stub(folder)
+    (folder / "_native.so").rename(folder / "_stable.so")
+    stub(folder, "API=7")
+    refused("interface 7, and this one has .*; rebuild it: REBUILD")
+
+
 @pytest.mark.parametrize(
     ("asked", "name", "operators"), [("stable", "_stable.so", False), ("exact", "_native.so", True)]
 )

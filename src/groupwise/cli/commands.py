@@ -6,7 +6,18 @@ import argparse
 import json
 from typing import Any
 
-from groupwise.cli.output import FORMATS, TABLES, allowing_fft, check_place, deliver, emit, format_of, say, write
+from groupwise.cli.output import (
+    FORMATS,
+    TABLES,
+    allowing_fft,
+    check_apart,
+    check_place,
+    deliver,
+    emit,
+    format_of,
+    say,
+    write,
+)
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.text import table
 from groupwise.draw.text.comparison import groups_table, groups_values
@@ -152,6 +163,7 @@ def run_bench(options: argparse.Namespace) -> None:
     kind = format_of(options, TABLES)
     check_integer("repeats", options.repeats, 1)
     check_place("--save", options.save)
+    check_apart(options, "output", "save", "compare")
     spec, shape = _layer(options)
     import torch
 
@@ -159,16 +171,16 @@ def run_bench(options: argparse.Namespace) -> None:
     from groupwise.profile.bench import bench
     from groupwise.profile.bench_change import check_comparable, read_bench
 
-    if options.compare:
+    before = read_bench(options.compare) if options.compare else None
+    if before:
         # What cannot be compared is refused before it is timed.
-        before = read_bench(options.compare)
         at = cost(spec, spec.check_input(shape), batch=shape[0], dtype=options.dtype)
         check_comparable(before, at, options.threads or torch.get_num_threads(), processor_name())
     made = bench(spec, input_shape=shape, dtype=options.dtype, threads=options.threads, repeats=options.repeats)
-    deliver(made.compare(options.compare) if options.compare else made, kind, options.output)
     if options.save:
         made.save(options.save)
         say(f"wrote {options.save}")
+    deliver(made.compare(before) if before else made, kind, options.output)
 
 
 def _layer(options: argparse.Namespace) -> tuple[ConvSpec, tuple[int, ...]]:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import os
 import pathlib
 import sys
 import time
@@ -67,6 +68,17 @@ def check_place(option: str, file: str | None) -> None:
         raise GroupwiseError(f"{option} {file} is no regular file; name a file")
     if not path.parent.is_dir():
         raise GroupwiseError(f"{option} {file}: there is no folder {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise GroupwiseError(f"{option} {file} cannot be written; choose another place, or allow writing there")
+
+
+def check_apart(options: argparse.Namespace, written: str, *others: str) -> None:
+    """Refuses an output that would take the place of another file of the command."""
+    place = getattr(options, written)
+    for name in others:
+        other = getattr(options, name)
+        if place and other and pathlib.Path(place).resolve() == pathlib.Path(other).resolve():
+            raise GroupwiseError(f"--{written} and --{name} name one file, {place}, which would be lost; name two")
 
 
 def ending_of(name: str) -> str:

@@ -100,10 +100,7 @@ class Diagnosis(Printed):
         if self.ok:
             lines.append("The kernels can run.")
             if self.library.kernels_alone:
-                lines.append(
-                    "Optimized networks run by PyTorch's operators, as groupwise's own fit one release of torch: "
-                    f"{self.library.kernels_alone}."
-                )
+                lines.append(f"Optimized networks run by PyTorch's operators: {self.library.kernels_alone}.")
         else:
             lines.append(f"The kernels cannot run: {self.library.problem}.")
             if self.commands:

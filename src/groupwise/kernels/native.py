@@ -7,6 +7,7 @@ convolutions, by the stable C interface of torch 2.10 and later. `_native.json` 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.metadata
@@ -286,20 +287,20 @@ def _load() -> _State:
     built, rebuild = here.status.torch_built, f"rebuild it: {rebuild_command()}"
     asked = os.environ.get(BINDING, "")
     if asked not in ("", *BINDINGS):
-        return here.broken(
-            f"{BINDING}={asked} is not known; valid: {', '.join(BINDINGS)}", "set one of them", "setting"
-        )
+        return here.broken(f"{BINDING}={asked} is not known; valid: {', '.join(BINDINGS)}", "unset it", "setting")
     problem = f"the library was built for torch {built} and this is torch {here.status.torch_here}"
     if asked == "stable":
         problem = f"{BINDING}=stable asks for the kernels alone"
     elif same_release(str(built), str(here.status.torch_here)):
-        exact = _opened(here, "_native.so")
-        if exact.library is not None or exact.status.cause == "setting":
-            return exact
-        problem = str(exact.status.problem)
-    if asked != "exact" and pathlib.Path(str(here.status.path)).with_name("_stable.so").is_file():
-        stable = _opened(here, "_stable.so")
-        return _State(replace(stable.status, kernels_alone=problem), stable.library)
+        try:
+            return _opened(here, "_native.so")
+        except OSError as error:
+            problem = f"the library cannot be loaded: {error}"
+    if asked != "exact":
+        # The exact library was not opened: two in one process would register the same operators.
+        with contextlib.suppress(OSError):
+            stable = _opened(here, "_stable.so")
+            return _State(replace(stable.status, kernels_alone=problem), stable.library)
     return here.broken(problem, rebuild)
 
 
@@ -346,11 +347,12 @@ def _found() -> _State:
 
 
 def _opened(state: _State, name: str) -> _State:
+    """Opens a library, and says what is wrong with it. Raises `OSError` if it cannot be opened."""
     rebuild = f"rebuild it: {rebuild_command()}"
     path = str(pathlib.Path(str(state.status.path)).with_name(name))
     state = _State(replace(state.status, path=path))
+    opened = ctypes.CDLL(path)
     try:
-        opened = ctypes.CDLL(path)
         opened.groupwise_api_version.restype = ctypes.c_int32
         if (api := opened.groupwise_api_version()) != API_VERSION:
             return state.broken(_other_version(api), rebuild)
@@ -360,7 +362,7 @@ def _opened(state: _State, name: str) -> _State:
             # -1 is a state of a thread, and no failure.
             if name not in ("groupwise_dispatch_thread", "groupwise_failure"):
                 function.errcheck = partial(_checked, opened)
-    except (OSError, AttributeError) as error:
+    except AttributeError as error:
         return state.broken(f"the library cannot be loaded: {error}", rebuild)
     isa = read_text(opened.groupwise_isa)
     if isa.startswith("!"):

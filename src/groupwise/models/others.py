@@ -42,8 +42,7 @@ def import_torchvision() -> ModuleType:
         except RuntimeError as error:
             raise GroupwiseError(
                 f"torchvision {importlib.metadata.version('torchvision')} does not fit torch {torch.__version__}: "
-                f"{str(error).splitlines()[0]}; install the one made for it: pip install --no-deps "
-                f'"torchvision=={_version_for(torch.__version__)}.*"'
+                f"{str(error).splitlines()[0]}; install the one made for it{_command_for(torch.__version__)}"
             ) from None
 
 
@@ -68,9 +67,10 @@ def _without_fakes(namespace: str) -> Iterator[None]:
         torch.library.register_fake = register
 
 
-def _version_for(torch_version: str) -> str:
-    """Returns which torchvision is made for a torch: 0.28 for 2.13, and so on."""
-    return f"0.{int(torch_version.split('.')[1]) + 15}"
+def _command_for(torch_version: str) -> str:
+    """Returns what installs the torchvision made for a torch, 0.28 for 2.13; nothing for a torch not known yet."""
+    major, minor, *_ = torch_version.split(".")
+    return f': pip install --no-deps "torchvision==0.{int(minor) + 15}.*"' if major == "2" else ""
 
 
 def names_in(package: str) -> list[str]:

@@ -111,15 +111,20 @@ class Bench(Tabular):
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the run to a file, as JSON, for `compare` of a later one."""
-        pathlib.Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        # A file that is there stays whole until the new one is.
+        partial = pathlib.Path(f"{path}.partial")
+        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
 
-    def compare(self, before: Bench | str | pathlib.Path) -> BenchChange:
-        """Returns what changed since an earlier run of the same layer, or since the one that a file holds.
+    def compare(self, before: Bench | Mapping[str, Any] | str | pathlib.Path) -> BenchChange:
+        """Returns what changed since an earlier run of the same layer: a `Bench`, its `to_dict()`, or a file of that.
 
         Raises `GroupwiseError` for a file that `save` did not write, and for a run of another layer, processor or
         number of threads.
         """
-        earlier = before.to_dict() if isinstance(before, Bench) else read_bench(before)
+        if isinstance(before, Bench):
+            before = before.to_dict()
+        earlier = before if isinstance(before, Mapping) else read_bench(before)
         check_comparable(earlier, self.cost, self.machine["threads"], self.machine["processor"])
         return BenchChange(self.cost, earlier, self.to_dict())
 

@@ -97,12 +97,20 @@ def check_comparable(before: Mapping[str, Any], at: Cost, threads: int, processo
 
 
 def _is_bench(facts: Any) -> bool:
+    """Tells whether facts have all that a comparison reads."""
     try:
-        return bool(facts["machine"]["threads"]) and all(
-            all(isinstance(row[key], (int, float)) for key in _TIMES) and all(isinstance(row[key], str) for key in _KEY)
-            for row in facts["timings"]
+        return (
+            {"repeats", "not_measured"} <= facts.keys()
+            and {"processor", "torch", "groupwise", "date"} <= facts["machine"].keys()
+            and bool(facts["machine"]["threads"])
+            and all(
+                all(isinstance(row[key], (int, float)) and row[key] > 0 for key in _TIMES)
+                and all(isinstance(row[key], str) for key in _KEY)
+                and isinstance(row["kernels"], dict)
+                for row in facts["timings"]
+            )
         )
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         return False
 
 

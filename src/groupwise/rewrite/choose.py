@@ -94,8 +94,9 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
         # that write in one format share the memory.
         calls[name] = recipe.again(outputs.setdefault(made.stride(), made))
     del exact
-    if len(calls) == 1:
-        (name,) = calls
+    if len(calls) <= 1:
+        # Where not even PyTorch's runs a second time, for want of memory, the network says so itself.
+        name = next(iter(calls), "pytorch")
         return Choice(able[name], "", {}, refused, kernels[name])
     seconds = time_calls(calls, given)
     best = fastest(seconds)
