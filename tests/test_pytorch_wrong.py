@@ -44,3 +44,15 @@ def test_a_gradient_of_the_weight_that_is_wrong_in_pytorch_stays_here(groups):
     torch.testing.assert_close(found.double(), exact, atol=1e-4, rtol=1e-4)
     assert [plan.direction for plan in plans if plan.kernel != "pytorch"] == ["grad_weight"]
     assert plans[-1].evidence == "PyTorch's kernel is wrong here"
+
+
+def test_optimize_leaves_no_gradient_to_a_kernel_of_pytorch_that_reads_elsewhere():
+    """Also the model's own step, to which the traced one is compared. Outputs at the border see padding alone."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1, padding=1, bias=False), torch.nn.Tanh())
+    with groupwise.record_plans() as plans:
+        groupwise.optimize(model, torch.randn(2, 4, 6, 6), train=True, tune=False)
+    found = [plan for plan in plans if plan.direction == "grad_weight"]
+    assert len(found) == 2
+    for plan in found:
+        assert plan.kernel != "pytorch"
+        assert plan.evidence == "PyTorch's kernel may read outside its tensors here"

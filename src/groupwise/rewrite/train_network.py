@@ -23,7 +23,7 @@ from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
 from groupwise.rewrite.train_region import Region, Settings
-from groupwise.rewrite.train_switch import switch_back, switched_on
+from groupwise.rewrite.train_switch import run_backward, switch_back, switched_on
 from groupwise.rewrite.train_trace import quietly
 from groupwise.spec.legible import Printed, legible
 
@@ -278,7 +278,7 @@ def _gradients(model: torch.nn.Module, results: list[Any]) -> list[torch.Tensor]
     wanted = [it for it in results if isinstance(it, torch.Tensor) and it.requires_grad]
     generator = torch.Generator().manual_seed(0)
     if wanted:
-        torch.autograd.backward(wanted, [torch.randn(it.shape, dtype=it.dtype, generator=generator) for it in wanted])
+        run_backward(wanted, [torch.randn(it.shape, dtype=it.dtype, generator=generator) for it in wanted])
     found = [torch.zeros(1) if p.grad is None else p.grad.to_dense() for p in model.parameters()]
     model.zero_grad()
     return [it.nan_to_num(0, 0, 0) for it in found]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 
+from groupwise.kernels import native
 from groupwise.kernels.dispatch import thread_switch
 
 # Python calls the function about a hundred times in a step.
@@ -32,3 +34,18 @@ def dispatch_backward(result: torch.Tensor) -> torch.Tensor:
     if node is not None and type(node).__name__.startswith("ConvolutionBackward"):
         torch.ops.groupwise.dispatch_backward(result)
     return result
+
+
+def run_backward(results: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> None:
+    """Runs a backward with dispatch on, whatever made the results.
+
+    PyTorch's kernels of some gradients reach outside their tensors: the planner keeps those here.
+    """
+    if native.status().operators_problem is not None:
+        torch.autograd.backward(results, grads)
+        return
+    before = switched_on()
+    try:
+        torch.autograd.backward(results, grads)
+    finally:
+        switch_back(before)
