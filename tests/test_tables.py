@@ -22,6 +22,7 @@ from groupwise import (
     GroupwiseError,
     Tuned,
     Wiring,
+    assign,
     bench,
     cost,
     count,
@@ -122,6 +123,7 @@ ALL_REDUCE = Collective("a <b>\x1b", False, "all_reduce", 8)
 SPLIT = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 4, 1))
 # How each public result is made, and those that are parts of one.
 MADE = {
+    "Assignment": lambda: assign(torch.eye(4), 2),
     "Bench": lambda: RESULTS["bench"]()[0],
     "BenchChange": lambda: RESULTS["bench change"]()[0],
     "Choice": lambda: plan_split(SPLIT, 2).choices[0],
@@ -144,7 +146,7 @@ MADE = {
 PARTS = {"Macs": lambda: cost(SPEC, 9).macs, "Traffic": lambda: cost(SPEC, 9).traffic}
 # What you give to a function, rather than get from one; and a network.
 GIVEN = {"GroupwiseError", "Link", "Machine", "Optimized", "Partition", "Trainable"}
-IN_ONE_LINE = {"Choice", "Collective", "ConvCall", "ConvSpec", "Macs", "Path", "Prediction", "Traffic"}
+IN_ONE_LINE = {"Assignment", "Choice", "Collective", "ConvCall", "ConvSpec", "Macs", "Path", "Prediction", "Traffic"}
 
 
 def test_every_public_class_is_a_result_or_is_given():

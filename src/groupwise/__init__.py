@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from groupwise import models as models
     from groupwise import nn as nn
     from groupwise import parallel as parallel
+    from groupwise.choose.assign import Assignment as Assignment
+    from groupwise.choose.assign import assign as assign
     from groupwise.errors import GroupwiseError as GroupwiseError
     from groupwise.explanation import Explanation as Explanation
     from groupwise.explanation import explain as explain
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Assignment": "choose.assign",
     "Bench": "profile.bench",
     "BenchChange": "profile.bench_change",
     "ConvCall": "profile.record",
@@ -66,6 +69,7 @@ _HOME = {
     "Trainable": "rewrite",
     "Tuned": "profile.tune",
     "Wiring": "spec.wiring",
+    "assign": "choose.assign",
     "bench": "profile.bench",
     "compiled_plans": "rewrite.dynamo",
     "cost": "spec.cost",
