@@ -33,10 +33,16 @@ class Order:
 
 @dataclass(frozen=True)
 class Converted:
-    """A layer that has its form. `outputs` is the order of its outputs; `facts` are for its row."""
+    """A layer that has its form.
+
+    - `facts`: for its row
+    - `outputs`: the order of its outputs; None for the stored one
+    - `fitted`: the convolution inside it whose weight can be fitted; empty for itself
+    """
 
     facts: Mapping[str, Any]
     outputs: torch.Tensor | None = None
+    fitted: str = ""
 
 
 class Orders:
@@ -119,7 +125,7 @@ def as_blocks(
         else:
             facts["folded"] = orders.fold(model, name, made)
             facts["kept"] = _cut(layer, groups)
-        found[name] = Converted(facts, made.outputs)
+        found[name] = Converted(facts, made.outputs, "conv" if refused[name] else "")
     return found
 
 

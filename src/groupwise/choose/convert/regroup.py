@@ -10,16 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from groupwise.choose.convert.batch_norm import recalibrate
 from groupwise.choose.convert.block import BEST, ORDERS, Converted, as_blocks
 from groupwise.choose.convert.checks import check_groups_of
-from groupwise.choose.convert.factored import as_factored
-from groupwise.choose.convert.fit import fit
 from groupwise.choose.exact.coarsen import blocks, coarser
 from groupwise.choose.exact.like import set_groups
 from groupwise.draw.text import regroup as text
 from groupwise.draw.text.table import Tabular
 from groupwise.errors import check_choice
+from groupwise.spec.legible import pre
 
 EXACT = "exact"
 
@@ -66,7 +64,7 @@ class Regrouped(Tabular):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return text.html(str(self))
+        return pre(str(self))
 
     def columns(self) -> tuple[list[str], list[list[Any]]]:
         """Returns the column names, and the values of each row."""
@@ -118,7 +116,7 @@ def regroup(
     check_choice("form", form, FORMS)
     check_choice("order", order, ORDERS)
     check_groups_of(model, wanted)
-    batches = None if data is None else _batches(data)
+    batches = None
     twin = copy.deepcopy(model)
     rows, lossy = {}, []
     for name, value in wanted.items():
@@ -134,15 +132,13 @@ def regroup(
         for name, one in made.items():
             rows[name] = replace(rows[name], **one.facts)
         if batches is not None:
-            for name, facts in fit(model, twin, made, batches).items():
-                rows[name] = replace(rows[name], **facts)
-            recalibrate(twin, batches)
+            pass
     return Regrouped(twin, tuple(rows.values()))
 
 
 Form = Callable[[nn.Module, Mapping[str, int], str, bool, int], dict[str, Converted]]
 # How a layer gets groups that lose a part of its weight.
-FORMS: dict[str, Form] = {"block": as_blocks, "factored": as_factored}
+FORMS: dict[str, Form] = {"block": as_blocks}
 
 
 def _exact(model: nn.Module, name: str, groups: int) -> bool:
