@@ -208,7 +208,11 @@ def parametrized() -> nn.Module:
         (parametrized, {"0": 2}, "computed from other parameters"),
         (lambda: nn.Sequential(nn.LazyConv2d(4, 1)), {"0": 2}, "lazy"),
         (lambda: nn.Sequential(nn.Linear(4, 4)), {"0": 2}, "it is a Linear"),
-        (lambda: nn.Sequential(nn.Conv2d(4, 6, 1)), {"0": 3}, r"groups=3 must divide in_channels=4.*valid groups: 1, 2"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(4, 6, 1)),
+            {"0": 3},
+            r"groups=3 must divide in_channels=4.*valid groups: 1, 2",
+        ),
         (lambda: nn.Sequential(nn.Conv2d(4, 6, 1)), {"0": True}, "groups=True must divide"),
         (lambda: nn.Sequential(nn.Conv2d(4, 6, 1)), {"1": 2}, "no such layer; did you mean 0"),
         (lambda: nn.Conv2d(4, 6, 1), {"x": 2}, "no such layer"),
@@ -226,3 +230,102 @@ def test_all_that_is_wrong_is_told_at_once():
     net = nn.Sequential(nn.Conv2d(4, 6, 1), nn.Conv2d(6, 6, 1))
     with pytest.raises(GroupwiseError, match=r"0: groups=4 .*; 1: groups=5 .*; x: the model has no such layer"):
         regroup(net, {"0": 4, "1": 5, "x": 2})
+
+
+def trained() -> nn.Module:
+    """A bottleneck network with a bias everywhere, and statistics of its own data."""
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)),
+        *(nn.ReLU(), nn.Conv2d(8, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 9, 4)),
+    )
+    net.train()
+    for _ in range(3):
+        net(torch.randn(16, 3, 9, 9))
+    return net.double().eval()
+
+
+def layer_output(net, layer, x):
+    """The output of a layer, and the input that it had."""
+    seen = []
+    handle = net.get_submodule(layer).register_forward_hook(lambda _, given, made: seen.append((given[0], made)))
+    with torch.no_grad():
+        net(x)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("form", ["block", "factored"])
+def test_fitting_lowers_the_error_of_the_layer_as_told(form):
+    net, x = trained(), torch.randn(32, 3, 9, 9, dtype=torch.double)
+    before = copy.deepcopy(net.state_dict())
+    with_data, without = (regroup(net, {"3": 4}, form=form, data=data) for data in ([x[:20], x[20:]], None))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    _, wanted = layer_output(net, "3", x)
+    errors = []
+    # Statistics are taken anew after the layer is fitted: until then its input is that of the other one.
+    given, _ = layer_output(without.model, "3", x)
+    for made in (without, with_data):
+        # The order of the outputs is that of the layer behind it, which reads them.
+        got = made.model[3](given)
+        if form == "block":
+            order = [
+                int((made.model[6].weight[0] == net[6].weight[0, c]).flatten(1).all(1).nonzero()) for c in range(8)
+            ]
+            got = got[:, order]
+        errors.append(((got - wanted).square().sum() / wanted.square().sum()).item())
+    (row,) = with_data.rows
+    assert (row.error, row.fitted) == (pytest.approx(errors[0], rel=1e-6), pytest.approx(errors[1], rel=1e-6))
+    assert row.fitted < row.error
+    assert (without.rows[0].error, without.rows[0].fitted) == (None, None)
+    assert row.how == form
+
+
+def test_batch_norms_take_the_statistics_of_the_converted_network():
+    net, x = trained(), torch.randn(32, 3, 9, 9, dtype=torch.double)
+    made = regroup(net, {"3": 4}, data=x).model
+    _, values = layer_output(made, "3", x)
+    # The norm before it used the batch's own variance, which differs from the one that it keeps by n / (n - 1).
+    close = {"rtol": 5e-3, "atol": 1e-3}
+    torch.testing.assert_close(made[4].running_mean, values.mean((0, 2, 3)), **close)
+    torch.testing.assert_close(made[4].running_var, values.var((0, 2, 3), unbiased=True), **close)
+    assert not any(module.training for module in made.modules())
+
+
+def test_gathers_are_timed_and_fitted():
+    net = Stream().double().eval()
+    x = torch.randn(8, 8, 6, 6, dtype=torch.double)
+    row = regroup(net, {"two": 2}, gather=True, data=x).rows[0]
+    assert row.gather_ms > 0
+    assert row.fitted < row.error
+
+
+def test_the_factored_form_is_two_layers_of_at_most_the_work():
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, stride=2, padding=1, padding_mode="reflect"), nn.ReLU())
+    made = regroup(net, {"0": 4}, form="factored").model[0]
+    first, second = made
+    assert (first.groups, first.stride, first.padding_mode, first.bias) == (4, (2, 2), "reflect", None)
+    assert second.kernel_size == (1, 1)
+    macs = first.weight.numel() + second.weight.numel()
+    assert macs <= 16 * 16 * 9 / 4
+    assert torch.equal(second.bias, net[0].bias)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"form": "diagonal"}, "form='diagonal'"),
+        ({"order": "worst"}, "order='worst'"),
+        ({"data": []}, "data has no batch"),
+        ({"data": torch.randn(2, 4, 9, 9)}, r"data of shape \(2, 4, 9, 9\)"),
+        ({"data": [1]}, "batch of type int"),
+        ({"data": torch.full((1, 3, 9, 9), torch.nan)}, "not finite"),
+        ({"form": "factored", "gather": True}, 'for form="block"'),
+    ],
+)
+def test_bad_options_are_refused_and_the_model_stays(options, said):
+    net = trained()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(GroupwiseError, match=said):
+        regroup(net, {"3": 2}, **options)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

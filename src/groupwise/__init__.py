@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from groupwise import parallel as parallel
     from groupwise.choose.assign import Assignment as Assignment
     from groupwise.choose.assign import assign as assign
+    from groupwise.choose.convert.regroup import Regrouped as Regrouped
+    from groupwise.choose.convert.regroup import regroup as regroup
+    from groupwise.choose.measure.choice import Choice as Choice
+    from groupwise.choose.measure.run import sweep as sweep
+    from groupwise.choose.measure.sweep import Sweep as Sweep
     from groupwise.errors import GroupwiseError as GroupwiseError
     from groupwise.explanation import Explanation as Explanation
     from groupwise.explanation import explain as explain
@@ -55,6 +60,7 @@ _HOME = {
     "Assignment": "choose.assign",
     "Bench": "profile.bench",
     "BenchChange": "profile.bench_change",
+    "Choice": "choose.measure.choice",
     "ConvCall": "profile.record",
     "ConvSpec": "spec.convspec",
     "Cost": "spec.cost",
@@ -65,7 +71,9 @@ _HOME = {
     "Optimized": "rewrite",
     "Path": "spec.wiring",
     "Plan": "kernels.plan",
+    "Regrouped": "choose.convert.regroup",
     "Report": "profile.report",
+    "Sweep": "choose.measure.sweep",
     "Trainable": "rewrite",
     "Tuned": "profile.tune",
     "Wiring": "spec.wiring",
@@ -84,7 +92,9 @@ _HOME = {
     "optimize": "rewrite",
     "plan": "kernels.plan",
     "record_plans": "kernels.plan",
+    "regroup": "choose.convert.regroup",
     "report": "profile.report",
+    "sweep": "choose.measure.run",
     "tune": "profile.tune",
     "valid_groups": "spec.arguments",
 }

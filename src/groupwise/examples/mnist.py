@@ -60,7 +60,7 @@ def mnist() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def fold(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the places of the pictures to train on (4,000), and of those of fold `number` of 5 to test with (1,000)."""
+    """Returns the places of the pictures to train on (4,000), and of fold `number` of 5 to test with (1,000)."""
     places = torch.arange(5000)
     test = places % FOLDS == number % FOLDS
     return places[~test], places[test]

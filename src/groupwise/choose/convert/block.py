@@ -103,9 +103,7 @@ def foldable(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def as_blocks(
-    model: nn.Module, wanted: Mapping[str, int], order: str, gather: bool, seed: int
-) -> dict[str, Converted]:
+def as_blocks(model: nn.Module, wanted: Mapping[str, int], order: str, gather: bool, seed: int) -> dict[str, Converted]:
     """Makes dense layers of a model grouped in place: each keeps the blocks of the best order of its channels.
 
     The orders are folded into the layers around it. Where that cannot be, the layer gathers its channels if `gather`;

@@ -179,7 +179,7 @@ class Channels:
         runs: dict[int, list[fx.Node]] = {}
         for node in self._flow.graph.nodes:
             module = self._flow.module(node)
-            if module is not None and (list(module.parameters()) or list(module.buffers())):
+            if module is not None and any(True for _ in (*module.parameters(), *module.buffers())):
                 runs.setdefault(id(module), []).append(node)
         for nodes in runs.values():
             if len(nodes) > 1:

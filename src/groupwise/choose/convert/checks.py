@@ -28,10 +28,19 @@ def convertible(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return {name: _refusal(name, modules, holders) for name in names}
 
 
+def check_layers(model: nn.Module, names: Iterable[str]) -> None:
+    """Raises `GroupwiseError` if any of the layers cannot have other groups."""
+    found = [f"{legible(str(name))}: {reason}" for name, reason in convertible(model, names).items() if reason]
+    if found:
+        raise GroupwiseError("; ".join(found))
+
+
 def check_groups_of(model: nn.Module, groups: Mapping[str, int]) -> None:
     """Raises `GroupwiseError` if any of the groups cannot be: all of them are told at once."""
     if not isinstance(model, nn.Module):
-        raise GroupwiseError(f"{model!r} is a {type(model).__name__}, whose layers cannot be found; give a torch.nn.Module")
+        raise GroupwiseError(
+            f"{model!r} is a {type(model).__name__}, whose layers cannot be found; give a torch.nn.Module"
+        )
     found = []
     for name, reason in convertible(model, groups).items():
         if reason:

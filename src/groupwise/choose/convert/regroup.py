@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from groupwise.choose.convert.batch_norm import recalibrate
 from groupwise.choose.convert.block import BEST, ORDERS, Converted, as_blocks
 from groupwise.choose.convert.checks import check_groups_of
+from groupwise.choose.convert.factors import as_factored
+from groupwise.choose.convert.fit import computed, evaluated, fit, inputs_of
 from groupwise.choose.exact.coarsen import blocks, coarser
 from groupwise.choose.exact.like import set_groups
 from groupwise.draw.text import regroup as text
@@ -96,8 +99,8 @@ def regroup(
     - `form="factored"`: a grouped layer of the same kernel, and a 1x1 convolution that mixes its groups
 
     - `groups`: {layer's name: groups}, or a `Choice`
-    - `data`: batches of inputs of the model. The weights of converted layers are then fitted to what the layers computed
-      before, by least squares, in forward order; and the statistics of batch normalisations are taken anew
+    - `data`: batches of inputs of the model. The weights of converted layers are then fitted to what the layers
+      computed before, by least squares, in forward order; and batch normalisations take their statistics anew
     - `order`: of the channels in blocks: `best`, or for comparisons `stored` or `random`
     - `gather`: lets layers gather their channels at each call where the order cannot be folded into other layers, which
       is refused otherwise
@@ -116,7 +119,10 @@ def regroup(
     check_choice("form", form, FORMS)
     check_choice("order", order, ORDERS)
     check_groups_of(model, wanted)
-    batches = None
+    batches = None if data is None else inputs_of(data)
+    if batches is not None:
+        with evaluated(model):
+            computed(model, batches[0])
     twin = copy.deepcopy(model)
     rows, lossy = {}, []
     for name, value in wanted.items():
@@ -132,13 +138,15 @@ def regroup(
         for name, one in made.items():
             rows[name] = replace(rows[name], **one.facts)
         if batches is not None:
-            pass
+            for name, facts in fit(model, twin, made, batches).items():
+                rows[name] = replace(rows[name], **facts)
+            recalibrate(twin, batches)
     return Regrouped(twin, tuple(rows.values()))
 
 
 Form = Callable[[nn.Module, Mapping[str, int], str, bool, int], dict[str, Converted]]
 # How a layer gets groups that lose a part of its weight.
-FORMS: dict[str, Form] = {"block": as_blocks}
+FORMS: dict[str, Form] = {"block": as_blocks, "factored": as_factored}
 
 
 def _exact(model: nn.Module, name: str, groups: int) -> bool:

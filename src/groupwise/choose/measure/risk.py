@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from groupwise.choose.convert.fit import computed, evaluated
 from groupwise.errors import GroupwiseError
 
 Loss = Callable[[Any, Any], torch.Tensor]
@@ -75,16 +76,10 @@ class Losses:
         return F.mse_loss(made, targets) if targets.is_floating_point() else F.cross_entropy(made, targets)
 
 
-@torch.no_grad()
 def outputs(model: nn.Module, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Returns the outputs of a model in evaluation; its training mode is what it was afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        found = [model(one) for one in inputs]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluated(model):
+        found = [computed(model, one) for one in inputs]
     for one in found:
         if not isinstance(one, torch.Tensor):
             raise GroupwiseError(

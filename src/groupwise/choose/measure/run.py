@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from groupwise.choose.assign import assign
-from groupwise.choose.convert.regroup import convertible, regroup
+from groupwise.choose.convert.block import foldable
+from groupwise.choose.convert.checks import check_layers, convertible
+from groupwise.choose.convert.regroup import regroup
 from groupwise.choose.measure.choice import Choice
 from groupwise.choose.measure.risk import Batch, Loss, Losses, batches
 from groupwise.choose.measure.sweep import WEIGHT_LOST, Sweep, SweepRow
@@ -19,7 +21,7 @@ from groupwise.profile import record
 from groupwise.profile.machine import machine
 from groupwise.profile.timing import not_measured
 from groupwise.profile.workload import Workload
-from groupwise.spec.convspec import ConvSpec
+from groupwise.spec.arguments import valid_groups
 
 Progress = Callable[[str, int, int], None]
 
@@ -67,14 +69,13 @@ def sweep(
     if reason := not_measured({tensor.device.type for tensor in workload.tensors()}):
         raise GroupwiseError(f"groupwise's kernels cannot be measured: {reason}")
     given = None if data is None else batches(data)
+    judge = _Judge(model, given, loss, seed) if given else None
     ran = {call.name: call for call in record.run(workload).calls}
-    # The layers of most work come first: where two exclude each other, the first one becomes grouped.
-    by_work = sorted(ran, key=lambda name: -ran[name].cost.macs.forward)
-    refused = convertible(model, by_work if layers is None else layers)
-    candidates = _candidates(model, [name for name in ran if refused.get(name) == ""], groups)
+    if layers is not None:
+        check_layers(model, layers)
+    candidates, refused = _candidates(model, [name for name in ran if layers is None or name in layers], ran, groups)
     steps = _Steps(progress)
     times = layer_times(workload, candidates, repeats, steps.of("timing"))
-    judge = _Judge(model, given, loss, seed) if given else None
     rows = list(_rows(model, times, judge, seed, steps.of("converting")))
     rows += [SweepRow(name, None, refused=reason) for name, reason in refused.items() if reason]
     return Sweep(
@@ -135,13 +136,29 @@ class _Judge:
         return loss - self.loss, error
 
 
-def _candidates(model: nn.Module, names: Sequence[str], groups: Sequence[int] | None) -> dict[str, list[int]]:
+def _candidates(
+    model: nn.Module, names: Sequence[str], ran: Mapping[str, record.ConvCall], groups: Sequence[int] | None
+) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Returns the groups values to try of each layer, and why others have none."""
+    refused = {name: reason for name, reason in convertible(model, names).items() if reason}
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in names if name not in refused}
+    # The layers of most work come first: where two exclude each other, the first one becomes grouped.
+    by_work = sorted(layers, key=lambda name: -ran[name].cost.macs.forward)
+    lossy = [name for name in by_work if layers[name].groups < min(layers[name].in_channels, layers[name].out_channels)]
+    dense = regroup(model, dict.fromkeys(lossy, 1)).model
+    fixed = foldable(dense, lossy)
     found = {}
-    for name in names:
-        spec = ConvSpec.from_module(model.get_submodule(name))
-        values = {value for value in groups or _VALUES if value in spec.valid_groups} | {spec.groups}
-        found[name] = sorted(values)
-    return found
+    for name, layer in layers.items():
+        valid = valid_groups(layer.in_channels, layer.out_channels)
+        if fixed.get(name, "depthwise"):
+            # Coarser groups compute the same, whatever is around the layer.
+            valid = tuple(value for value in valid if layer.groups % value == 0)
+        values = {value for value in groups or _VALUES if value in valid} | {layer.groups}
+        if len(values) > 1:
+            found[name] = sorted(values)
+        else:
+            refused[name] = fixed.get(name) or "it can have none of the other values"
+    return found, refused
 
 
 def _rows(

@@ -210,7 +210,7 @@ class Sweep(Tabular):
         before = {row.layer: row for row in self.rows if row.current}
 
         def total(of: str, now: float) -> float:
-            return now + sum(getattr(row, of) - getattr(before[row.layer], of) for row in rows)
+            return now + float(sum(getattr(row, of) - getattr(before[row.layer], of) for row in rows))
 
         return Choice(
             groups={row.layer: row.groups for row in rows if not row.current and row.groups is not None},

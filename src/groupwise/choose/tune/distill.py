@@ -47,7 +47,9 @@ def distill(
         raise GroupwiseError(
             f"share={share} must be from 0 to 1, and temperature={temperature} above 0; the defaults are 0.5 and 2"
         )
-    optimizer = torch.optim.SGD(student.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=True)
+    optimizer = torch.optim.SGD(
+        student.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=True
+    )
     teaching = None if teacher is None else [module for module in teacher.modules() if module.training]
     if teacher is not None:
         teacher.eval()

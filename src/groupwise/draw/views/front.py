@@ -23,8 +23,9 @@ def front_svg(sweep: dict[str, Any]) -> str:
     unit = "ms of a training step" if sweep["train"] else "ms forward"
     picture = Picture(
         f"{sweep['title']}: time against {sweep['risk']}",
-        f"Each point is a choice of groups for its layers. To the left is faster, below is better. {unit}.",
+        "Each point is a choice of groups for its layers. To the left is faster, below is better.",
     )
+    picture.y += LABEL_SIZE
     expected = [((one["ms"], one["risk"]), one) for one in sweep["front"]]
     uniform = [((one["ms"], one["risk"]), one) for one in sweep["uniform"]]
     measured = [
