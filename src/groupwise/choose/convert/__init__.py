@@ -1,0 +1,1 @@
+"""Layers converted to other `groups`, and what repairs them on calibration data."""
