@@ -15,7 +15,7 @@ ROOMS = (
 )
 # The rooms inside a room, top to bottom too. What a room itself holds comes after them.
 INNER = {
-    "choose": ["assign", "convert"],
+    "choose": ["exact", "assign", "convert", "measure", "tune"],
     "draw": ["base", "text", "views", "html"],
     "parallel": ["styles", "runtime", "planning", "checkpoint"],
 }

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from groupwise.choose.convert.batch_norm import recalibrate
@@ -84,7 +83,7 @@ def regroup(
     groups: Any,
     *,
     form: str = "block",
-    data: Iterable[torch.Tensor] | None = None,
+    data: Iterable[Any] | None = None,
     order: str = BEST,
     gather: bool = False,
     seed: int = 0,
@@ -99,8 +98,9 @@ def regroup(
     - `form="factored"`: a grouped layer of the same kernel, and a 1x1 convolution that mixes its groups
 
     - `groups`: {layer's name: groups}, or a `Choice`
-    - `data`: batches of inputs of the model. The weights of converted layers are then fitted to what the layers
-      computed before, by least squares, in forward order; and batch normalisations take their statistics anew
+    - `data`: batches of inputs of the model, or pairs (inputs, targets). The weights of converted layers are then
+      fitted to what the layers computed before, by least squares, in forward order; and batch normalisations take
+      their statistics anew
     - `order`: of the channels in blocks: `best`, or for comparisons `stored` or `random`
     - `gather`: lets layers gather their channels at each call where the order cannot be folded into other layers, which
       is refused otherwise
