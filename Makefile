@@ -66,11 +66,13 @@ docs: $(VENV)/docs.stamp
 	$(BIN)/zensical build --strict
 	@echo "Open site/index.html in a browser; for the search, run: $(BIN)/python -m http.server --directory site"
 
-# The wheel is built from the unpacked source distribution, and so finds out what that lacks.
+# The wheel is built from the unpacked source distribution, and so finds out what that lacks. It fits this system alone, and PyPI
+# would refuse it. Wheels that are there stay.
 dist: $(VENV)/release.stamp
-	rm -rf dist
+	rm -f dist/*.tar.gz
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
+	rm -f dist/*-linux_*.whl
 
 # Two wheels, built in an environment of their own: one with the core for this processor and any torch from 2.10 on, whose
 # operators fit the torch of constraints.txt, and one without a core for every other system.
@@ -85,15 +87,20 @@ wheel:
 	  build/wheel/env/bin/auditwheel repair $(OF_TORCH) --wheel-dir dist build/wheel/*.whl
 	PATH="$(CURDIR)/build/wheel/env/bin:$$PATH" \
 	  build/wheel/env/bin/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist -C wheel.cmake=false .
+	@echo "The wheels are in dist; try them: make wheel-test"
 
-# TORCH is the version to test with. The environment has no compiler.
+# TORCH is the version to test with. The environment has no compiler. The wheel without a core explains, and doctor says what it
+# lacks.
 wheel-test:
+	@ls dist/*-manylinux*.whl dist/*-none-any.whl > /dev/null || { echo "There are no wheels in dist: run make wheel first"; exit 1; }
 	rm -rf build/wheel-test
 	$(PYTHON) -m venv build/wheel-test
 	build/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
 	  $(if $(TORCH),torch==$(TORCH),--constraint constraints.txt torch) numpy
 	build/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) dist/*-manylinux*.whl
 	cd build/wheel-test && PATH=/nonexistent CXX=/nonexistent bin/python $(CURDIR)/tests/wheel_check.py
+	build/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps dist/*-none-any.whl
+	cd build/wheel-test && bin/groupwise explain 8 4 --groups 4 > /dev/null && ! bin/groupwise doctor
 
 clean:
 	rm -rf $(VENV) .cache build dist docs/rendered site $(REPORT)

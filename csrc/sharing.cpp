@@ -33,8 +33,14 @@ bool worth_threads(const Share& share, int64_t threads, ParallelFor parallel_for
   if (threads <= 1) return false;
   const double told = told_start.load(std::memory_order_relaxed);
   const Kernels& target = kernels();
-  return saves_time(share, threads,
-                    {peak_of(target), copy_bandwidth(), told >= 0 ? told : start_seconds(target, threads, parallel_for)});
+  Machine machine{2e9 * target.lanes, 4e9, told >= 0 ? told : start_seconds(target, threads, parallel_for)};
+  // Processors are faster than this and slower than 64 times this. What both agree on takes no further measurement, which a first
+  // small call would wait for.
+  if (!saves_time(share, threads, machine)) return false;
+  if (saves_time({share.operations / 64, share.bytes / 64}, threads, machine)) return true;
+  machine.peak = peak_of(target);
+  machine.bandwidth = copy_bandwidth();
+  return saves_time(share, threads, machine);
 }
 
 void start_takes(double seconds) { told_start = seconds; }

@@ -8,6 +8,7 @@ import pathlib
 
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
 import groupwise
 from groupwise.kernels import native
@@ -117,11 +118,23 @@ def message():
     return "no error"
 
 
+def shown():
+    """The names and the shapes of the kernels of a training step without a bias, as a profile shows them."""
+    conv, x = torch.nn.Conv2d(8, 8, 3, groups=4, bias=False), torch.randn(1, 8, 9, 9, requires_grad=True)
+    with (
+        groupwise.kernels.dispatch.forced(True, "planar"),
+        profile(activities=[ProfilerActivity.CPU], record_shapes=True) as made,
+    ):
+        conv(x).sum().backward()
+    return [(event.name, event.input_shapes) for event in made.events() if event.name.startswith("groupwise::")]
+
+
 def main():
     torch.manual_seed(0)
     facts = {
         "library": pathlib.Path(str(native.status().path)).name,
         "operators_problem": native.status().operators_problem,
+        "isa": native.status().isa,
     }
     groupwise.enable(tune=False)
     with groupwise.record_plans() as plans:
@@ -130,6 +143,7 @@ def main():
     facts["directions"] = sorted({plan.direction for plan in plans})
     facts["fallbacks"] = fallbacks()
     facts["message"] = message()
+    facts["shown"] = shown()
     conv = torch.nn.Conv2d(8, 8, 3, groups=8)
     graph = torch.jit.trace(conv, torch.randn(1, 8, 9, 9)).graph
     facts["traced"] = [node.kind() for node in graph.nodes() if "conv" in node.kind()]

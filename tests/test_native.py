@@ -173,7 +173,7 @@ def test_no_library(folder, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not native.available()
-    status = refused("the library was not built when groupwise was installed; build it: REBUILD")
+    status = refused("groupwise was installed without kernels, as from the wheel for every system; build it: REBUILD")
     assert (status.path, status.isa, status.cause) == (None, None, "library")
 
 

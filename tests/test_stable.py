@@ -49,7 +49,8 @@ def test_every_convolution_is_right(found):
 
 
 def test_our_kernels_ran(found):
-    assert set(found["kernels"]) >= {"planar", "narrow", "pytorch"}
+    # Which ones the planner chooses depends on the tables and the processor.
+    assert len(set(found["kernels"]) - {"pytorch"}) > 1
     assert found["directions"] == ["forward", "grad_input", "grad_weight"]
 
 
@@ -60,6 +61,15 @@ def test_what_no_kernel_computes_is_pytorchs(found):
 
 def test_pytorchs_message_reaches_the_user(found):
     assert "to have 2 channels, but got 3 channels instead" in found["message"]
+
+
+def test_a_profile_shows_kernels_and_keeps_the_place_of_a_missing_bias(found):
+    isa, x, weight, y = found["isa"], [1, 8, 9, 9], [8, 2, 3, 3], [1, 8, 7, 7]
+    assert found["shown"] == [
+        [f"groupwise::planar {isa}", [x, weight, []]],
+        [f"groupwise::planar grad_input {isa}", [y, weight, []]],
+        [f"groupwise::planar grad_weight {isa}", [x, y]],
+    ]
 
 
 def test_a_trace_records_pytorchs_kernel(found):

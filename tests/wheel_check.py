@@ -41,10 +41,18 @@ def results(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return [y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])]
 
 
+def names_of_the_builder(package: pathlib.Path) -> list[str]:
+    """The files of an installed package that hold the folder of the sources, as a message of an error may."""
+    sources = str(pathlib.Path(__file__).parent.parent).encode()
+    made = [path for path in package.rglob("*") if path.suffix in (".so", ".json")]
+    return [path.name for path in made if sources in path.read_bytes()]
+
+
 def main() -> None:
     status = native.status()
     assert "site-packages" in str(pathlib.Path(groupwise.__file__)), groupwise.__file__
     assert status.problem is None, status.problem
+    assert names_of_the_builder(pathlib.Path(groupwise.__file__).parent) == []
     assert "8 → 4" in str(groupwise.explain(8, 4, groups=4))
     model, x = network().eval(), torch.randn(4, 8, 17, 19)
     exact = copy.deepcopy(model).double()

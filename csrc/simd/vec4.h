@@ -3,7 +3,11 @@
 
 #define GW_LANES 4
 // The letter of a vector register in asm.
+#ifdef __aarch64__
+#define GW_REGISTER "w"
+#else
 #define GW_REGISTER "x"
+#endif
 #include "simd/base.h"
 
 namespace groupwise::GW_TARGET {

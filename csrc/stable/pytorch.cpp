@@ -49,8 +49,11 @@ void check(AOTITorchError code) {
 Stable::Profiled::Profiled(const Plan& plan, std::initializer_list<const Tensor*> read) {
   if (!extras().profiles || !extras().profiles()) return;
   std::vector<C10IValueHandle> values;
-  for (const Tensor* t : read)
-    if (*t && aoti_torch_tensor_to_ivalue(t->get(), &values.emplace_back()) != 0) values.pop_back();
+  for (const Tensor* t : read) {
+    // A tensor that is missing keeps its place among the shapes.
+    const Tensor shown = own(give(*t));
+    if (aoti_torch_tensor_to_ivalue(shown.get(), &values.emplace_back()) != 0) values.pop_back();
+  }
   // A profile that fails is no reason for a convolution to fail.
   aoti_record_function_start(profile_name(plan.name(), plan.request.direction, *plan.request.target).c_str(), nullptr,
                              values.data(), values.size(), &shown_);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import sys
@@ -21,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     - 2: a bad request; the reason is one line on stderr
     - 130: interrupted
     """
-    options, unknown = parser().parse_known_args(arguments)
+    try:
+        options, unknown = _parsed(arguments)
+    except BrokenPipeError:
+        return _closed()
     status = 0
     try:
         if unknown:
@@ -32,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = options.run(options) or 0
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (head, less) has closed the pipe. Python flushes at exit, so that has to go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _closed()
     except KeyboardInterrupt:
         return 130
     except (GroupwiseError, OSError) as error:
@@ -41,3 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"groupwise {options.command}: {escaped}", file=sys.stderr)
         return 2
     return status
+
+
+def _parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Returns the options and the words that are none. --help, --version and --print-completion print, and end here."""
+    try:
+        return parser().parse_known_args(arguments)
+    finally:
+        sys.stdout.flush()
+
+
+def _closed() -> int:
+    """Ends a command whose reader (head, less) has closed the pipe, and lets what Python flushes at exit go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

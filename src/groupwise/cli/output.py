@@ -46,8 +46,8 @@ def format_of(options: argparse.Namespace, known: Sequence[str]) -> str:
     suffix = path.suffix.lower().lstrip(".")
     named = _FORMAT_OF.get(suffix)
     if wanted is None and named not in known:
-        endings = ", ".join(map(ending_of, known))
-        raise GroupwiseError(f"-o {options.output!r}: name a file that ends in one of {endings}")
+        endings = ("one of " if len(known) > 1 else "") + ", ".join(map(ending_of, known))
+        raise GroupwiseError(f"-o {options.output!r}: name a file that ends in {endings}")
     if wanted and named and named != wanted:
         raise GroupwiseError(f"-o {options.output} asks for {named} and --format for {wanted}; leave one of them out")
     if path.is_dir():

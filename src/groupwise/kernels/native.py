@@ -323,7 +323,8 @@ def _found() -> _State:
     if record is None:
         if not sys.platform.startswith("linux"):
             return state.broken("they are built on Linux only", "use Linux; everything else works here", "platform")
-        return state.broken("the library was not built when groupwise was installed", rebuild)
+        # Setups without CMake leave none either.
+        return state.broken("groupwise was installed without kernels, as from the wheel for every system", rebuild)
     try:
         facts = json.loads(record.read_text(encoding="utf-8"))
         if "problem" in facts:
