@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groupwise import GroupwiseError
-from groupwise.choose.measure.choice import Choice, layers_of
+from groupwise.choose.measure.choice import Grouping, layers_of
 from groupwise.choose.measure.knapsack import Option, pareto_front
 
 options = st.builds(Option, st.integers(0, 30), st.integers(-5, 30))
@@ -57,7 +57,7 @@ def test_a_front_of_many_layers_is_close_to_the_bound_of_its_relaxation():
 
 
 def test_a_choice_comes_back_from_its_file(tmp_path):
-    choice = Choice({"a.b": 4, "c": 2}, 3.5, 1000, 200, 0.25, facts={"risk": "loss rise"})
+    choice = Grouping({"a.b": 4, "c": 2}, 3.5, 1000, 200, 0.25, facts={"risk": "loss rise"})
     path = choice.save(tmp_path / "choice.json")
     assert layers_of(path) == {"a.b": 4, "c": 2}
     assert json.loads(path.read_text())["ms"] == 3.5

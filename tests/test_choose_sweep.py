@@ -14,10 +14,9 @@ import groupwise
 from groupwise import GroupwiseError
 from groupwise.choose.measure import run
 from groupwise.choose.measure.risk import Losses, batches
-from groupwise.choose.measure.sweep import Sweep, SweepRow
 from groupwise.choose.measure.times import with_groups
 from groupwise.models.resnext import Bottleneck
-from groupwise.profile.machine import machine
+from sweeps import LAYERS, made_up
 
 
 def net() -> nn.Module:
@@ -29,30 +28,6 @@ def net() -> nn.Module:
 
 X = torch.randn(4, 8, 5, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(4) % 3
-
-
-def made_up(*layers: list[tuple[int, float, float]], measured=None) -> Sweep:
-    """A sweep whose layers have (groups, ms, risk); the first is the model's own."""
-    rows = []
-    for number, options in enumerate(layers):
-        for value, ms, risk in options:
-            current = value == options[0][0]
-            rows.append(
-                SweepRow(f"layer{number}", value, current, 100 // value, 1000 // value, 10, ms, 1.0, 1.0, None, risk)
-            )
-    rows.append(SweepRow("last", None, refused="it has hooks"))
-    now = sum(options[0][1] for options in layers)
-    facts = machine()
-
-    def measure(choices):
-        return [measured(choice) for choice in choices]
-
-    return Sweep(
-        "Net", tuple(rows), now + 1, 1000 * len(layers), 100 * len(layers), False, "loss rise", 0.5, 3, facts, measure
-    )
-
-
-LAYERS = ([(1, 10.0, 0.0), (2, 6.0, 0.1), (4, 3.0, 0.3)], [(1, 8.0, 0.0), (2, 5.0, 0.5), (4, 5.5, 0.7)])
 
 
 def test_a_choice_is_the_lowest_risk_within_the_budget():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from groupwise.choose.assign import assign as assign
     from groupwise.choose.convert.regroup import Regrouped as Regrouped
     from groupwise.choose.convert.regroup import regroup as regroup
-    from groupwise.choose.measure.choice import Choice as Choice
+    from groupwise.choose.measure.choice import Grouping as Grouping
     from groupwise.choose.measure.run import sweep as sweep
     from groupwise.choose.measure.sweep import Sweep as Sweep
     from groupwise.errors import GroupwiseError as GroupwiseError
@@ -60,7 +60,7 @@ _HOME = {
     "Assignment": "choose.assign",
     "Bench": "profile.bench",
     "BenchChange": "profile.bench_change",
-    "Choice": "choose.measure.choice",
+    "Grouping": "choose.measure.choice",
     "ConvCall": "profile.record",
     "ConvSpec": "spec.convspec",
     "Cost": "spec.cost",

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from groupwise.errors import GroupwiseError, list_some
+from groupwise.parallel.styles.base import is_plain
 from groupwise.spec.arguments import valid_groups
 from groupwise.spec.legible import legible
 
@@ -73,10 +74,13 @@ def _refusal(name: str, modules: Mapping[str, nn.Module], holders: Mapping[int, 
         return "its weight has no floating-point numbers"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "it has hooks, which would see other channels; remove them first"
-    if "forward" in vars(module):
-        return "its forward is set on the instance"
-    for thing in (module, *module._parameters.values()):
-        if thing is not None and len(holders[id(thing)]) > 1:
+    if not is_plain(module):
+        return f"a {type(module).__name__} may compute something of its own; only plain convolution layers convert"
+    tensors = [tensor for tensor in module._parameters.values() if tensor is not None]
+    if any(tensor._backward_hooks or tensor._post_accumulate_grad_hooks for tensor in tensors):
+        return "its parameters have hooks, which would see other channels; remove them first"
+    for thing in (module, *tensors):
+        if len(holders[id(thing)]) > 1:
             others = sorted(holders[id(thing)] - {name})
             return f"it shares {'itself' if thing is module else 'a parameter'} with {', '.join(map(legible, others))}"
     return ""

@@ -97,7 +97,7 @@ def regroup(
       and the layers around it into the same order, so that nothing moves at run time
     - `form="factored"`: a grouped layer of the same kernel, and a 1x1 convolution that mixes its groups
 
-    - `groups`: {layer's name: groups}, or a `Choice`
+    - `groups`: {layer's name: groups}, or a `Grouping`
     - `data`: batches of inputs of the model, or pairs (inputs, targets). The weights of converted layers are then
       fitted to what the layers computed before, by least squares, in forward order; and batch normalisations take
       their statistics anew

@@ -1,4 +1,4 @@
-"""`Choice`: groups for the layers of a model, with what they are expected to cost, as JSON."""
+"""`Grouping`: groups for the layers of a model, with what they are expected to cost, as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Choice(Printed):
+class Grouping(Printed):
     """Groups for the layers of a model. `groupwise.regroup(model, choice)` makes the network; `print()` it for a table.
 
     - `groups`: the groups of each layer that changes
@@ -75,7 +75,7 @@ _NUMBERS = ("ms", "macs", "parameters", "risk", "measured_ms", "measured_risk")
 
 
 def layers_of(path: str | pathlib.Path) -> dict[str, int]:
-    """Reads the groups of a choice that `Choice.save` wrote, or of `{"layers": {name: groups}}` written by hand.
+    """Reads the groups of a choice that `Grouping.save` wrote, or of `{"layers": {name: groups}}` written by hand.
 
     Raises `GroupwiseError` for a file that cannot be read or has something else.
     """

@@ -12,7 +12,7 @@ from groupwise.choose.assign import assign
 from groupwise.choose.convert.block import foldable
 from groupwise.choose.convert.checks import check_layers, convertible
 from groupwise.choose.convert.regroup import regroup
-from groupwise.choose.measure.choice import Choice
+from groupwise.choose.measure.choice import Grouping
 from groupwise.choose.measure.risk import Batch, Loss, Losses, batches
 from groupwise.choose.measure.sweep import WEIGHT_LOST, Sweep, SweepRow
 from groupwise.choose.measure.times import LayerTime, Times, layer_times, whole_times
@@ -208,7 +208,7 @@ class _Measure:
     repeats: int
     seed: int
 
-    def __call__(self, choices: Sequence[Choice]) -> list[Choice]:
+    def __call__(self, choices: Sequence[Grouping]) -> list[Grouping]:
         module = self.workload.module
         assert module is not None
         networks = [

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from groupwise.choose.measure.choice import Choice
+from groupwise.choose.measure.choice import Grouping
 from groupwise.choose.measure.knapsack import Option, pareto_front
 from groupwise.draw.html import page as html
 from groupwise.draw.html import sweep as sweep_html
@@ -74,7 +74,7 @@ class Sweep(Tabular):
     loss: float | None
     repeats: int
     machine: dict[str, Any]
-    _measure: Callable[[Sequence[Choice]], list[Choice]] = field(repr=False)
+    _measure: Callable[[Sequence[Grouping]], list[Grouping]] = field(repr=False)
     _fronts: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ class Sweep(Tabular):
     def _repr_html_(self) -> str:
         return sweep_html.fragment(self.to_dict())
 
-    def predicted(self, of: str = "ms") -> tuple[Choice, ...]:
+    def predicted(self, of: str = "ms") -> tuple[Grouping, ...]:
         """Returns the Pareto front of the expected cost and risk, from the cheapest choice on.
 
         `of` is the cost: `ms`, `macs` or `parameters`. Costs and risks of layers are summed, which
@@ -101,10 +101,10 @@ class Sweep(Tabular):
             self._fronts[of] = tuple(
                 self._choice([rows[place] for rows, place in zip(layers, places, strict=True)]) for places in chosen
             )
-        found: tuple[Choice, ...] = self._fronts[of]
+        found: tuple[Grouping, ...] = self._fronts[of]
         return found
 
-    def front(self, of: str = "ms", best: int = 10) -> tuple[Choice, ...]:
+    def front(self, of: str = "ms", best: int = 10) -> tuple[Grouping, ...]:
         """Returns at most `best` choices along the front, measured as whole networks, without those that another beats.
 
         The network of each is made and timed; with data its loss is taken too. `of` is as for `predicted`.
@@ -114,10 +114,10 @@ class Sweep(Tabular):
         if key not in self._fronts:
             measured = self._measure(spread(self.predicted(of), best))
             self._fronts[key] = tuple(_undominated(measured, of))
-        found: tuple[Choice, ...] = self._fronts[key]
+        found: tuple[Grouping, ...] = self._fronts[key]
         return found
 
-    def uniform(self) -> tuple[Choice, ...]:
+    def uniform(self) -> tuple[Grouping, ...]:
         """Returns the same groups value for every layer that can have it, one choice for each value, as expected."""
         found = []
         for value in sorted({row.groups for row in self.rows if row.groups is not None and not row.refused}):
@@ -130,7 +130,7 @@ class Sweep(Tabular):
 
     def choose(
         self, *, budget_ms: float | None = None, macs: float | None = None, parameters: float | None = None
-    ) -> Choice:
+    ) -> Grouping:
         """Returns the choice of the lowest risk within one budget: milliseconds, MACs or parameters.
 
         A choice within milliseconds is measured as a whole network, and the next cheaper one is taken while it takes
@@ -206,13 +206,13 @@ class Sweep(Tabular):
     def _now(self, of: str) -> float:
         return float({"ms": self.model_ms, "macs": self.macs, "parameters": self.parameters}[of])
 
-    def _choice(self, rows: Sequence[SweepRow]) -> Choice:
+    def _choice(self, rows: Sequence[SweepRow]) -> Grouping:
         before = {row.layer: row for row in self.rows if row.current}
 
         def total(of: str, now: float) -> float:
             return now + float(sum(getattr(row, of) - getattr(before[row.layer], of) for row in rows))
 
-        return Choice(
+        return Grouping(
             groups={row.layer: row.groups for row in rows if not row.current and row.groups is not None},
             ms=total("ms", self.model_ms),
             macs=int(total("macs", self.macs)),
@@ -222,7 +222,7 @@ class Sweep(Tabular):
         )
 
 
-def spread(choices: Sequence[Choice], most: int) -> list[Choice]:
+def spread(choices: Sequence[Grouping], most: int) -> list[Grouping]:
     """Returns at most `most` of the choices, the first and the last among them, as equally far apart as can be."""
     if len(choices) <= most:
         return list(choices)
@@ -231,13 +231,13 @@ def spread(choices: Sequence[Choice], most: int) -> list[Choice]:
     return [choices[place] for place in places]
 
 
-def _undominated(choices: Sequence[Choice], of: str) -> Iterator[Choice]:
+def _undominated(choices: Sequence[Grouping], of: str) -> Iterator[Grouping]:
     """Yields the choices that no other one beats in the measured cost and risk, from the cheapest on."""
 
-    def cost(choice: Choice) -> float:
+    def cost(choice: Grouping) -> float:
         return float(choice.measured_ms if of == "ms" and choice.measured_ms is not None else getattr(choice, of))
 
-    def risk(choice: Choice) -> float:
+    def risk(choice: Grouping) -> float:
         return choice.risk if choice.measured_risk is None else choice.measured_risk
 
     least = math.inf
