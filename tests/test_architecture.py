@@ -10,9 +10,12 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "groupwise"
 # Top to bottom. A room imports from those above it only, and from itself without a circle.
-ROOMS = "errors spec kernels draw explanation web nn models rewrite parallel examples profile cli __main__".split()
+ROOMS = (
+    "errors spec kernels draw explanation web nn models rewrite parallel profile choose examples cli __main__".split()
+)
 # The rooms inside a room, top to bottom too. What a room itself holds comes after them.
 INNER = {
+    "choose": ["exact", "assign", "convert", "measure", "tune"],
     "draw": ["base", "text", "views", "html"],
     "parallel": ["styles", "runtime", "planning", "checkpoint"],
 }

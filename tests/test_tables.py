@@ -19,9 +19,11 @@ from torch.distributed.tensor.parallel import ParallelStyle
 import groupwise
 from groupwise import (
     ConvSpec,
+    Grouping,
     GroupwiseError,
     Tuned,
     Wiring,
+    assign,
     bench,
     cost,
     count,
@@ -29,11 +31,13 @@ from groupwise import (
     explore,
     parallel,
     plan,
+    regroup,
     report,
 )
 from groupwise.draw.text import table
 from groupwise.parallel import Collective, Collectives, Link, Machine, plan_split, predict
 from kernels import without_kernels
+from sweeps import LAYERS, made_up
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00"))
 ROWS = st.lists(st.tuples(st.integers(), TEXT, st.none()))
@@ -87,6 +91,8 @@ RESULTS = {
     "report": lambda: (report(MODEL, X, repeats=1), "layers", "name"),
     "bench": lambda: (bench(ConvSpec(8, 8, 3, groups=8), (1, 8, 9, 9), repeats=1), "timings", "work"),
     "bench change": lambda: (change(), "rows", "work"),
+    "regroup": lambda: (regroup(SPLIT, {"1": 2}), "rows", "layer"),
+    "sweep": lambda: (made_up(*LAYERS, refused=False), "rows", "layer"),
 }
 
 
@@ -122,6 +128,7 @@ ALL_REDUCE = Collective("a <b>\x1b", False, "all_reduce", 8)
 SPLIT = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 4, 1))
 # How each public result is made, and those that are parts of one.
 MADE = {
+    "Assignment": lambda: assign(torch.eye(4), 2),
     "Bench": lambda: RESULTS["bench"]()[0],
     "BenchChange": lambda: RESULTS["bench change"]()[0],
     "Choice": lambda: plan_split(SPLIT, 2).choices[0],
@@ -133,18 +140,21 @@ MADE = {
     "Count": lambda: RESULTS["count"]()[0],
     "Explanation": lambda: explain(SPEC),
     "Explorer": lambda: explore(SPEC),
+    "Grouping": lambda: Grouping({"1": 2}, 1.5, 100, 10, 0.1),
     "Path": lambda: Wiring(SPEC).path(1),
     "Plan": lambda: plan(SPEC, (1, 8, 9, 9)),
     "Prediction": lambda: predict(plan_split(SPLIT, 2, input_shape=(2, 3, 9, 9)), Machine(1e9, 1e9, LINK, LINK)),
+    "Regrouped": lambda: RESULTS["regroup"]()[0],
     "Report": lambda: RESULTS["report"]()[0],
     "SplitPlan": lambda: plan_split(SPLIT, 2),
+    "Sweep": lambda: RESULTS["sweep"]()[0],
     "Tuned": lambda: Tuned((plan(SPEC, (1, 8, 9, 9)),), (2,), 1, 0.5, 1, None),
     "Wiring": lambda: Wiring(SPEC),
 }
 PARTS = {"Macs": lambda: cost(SPEC, 9).macs, "Traffic": lambda: cost(SPEC, 9).traffic}
 # What you give to a function, rather than get from one; and a network.
 GIVEN = {"GroupwiseError", "Link", "Machine", "Optimized", "Partition", "Trainable"}
-IN_ONE_LINE = {"Choice", "Collective", "ConvCall", "ConvSpec", "Macs", "Path", "Prediction", "Traffic"}
+IN_ONE_LINE = {"Assignment", "Choice", "Collective", "ConvCall", "ConvSpec", "Macs", "Path", "Prediction", "Traffic"}
 
 
 def test_every_public_class_is_a_result_or_is_given():

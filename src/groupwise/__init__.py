@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from groupwise import models as models
     from groupwise import nn as nn
     from groupwise import parallel as parallel
+    from groupwise.choose.assign import Assignment as Assignment
+    from groupwise.choose.assign import assign as assign
+    from groupwise.choose.convert.regroup import Regrouped as Regrouped
+    from groupwise.choose.convert.regroup import regroup as regroup
+    from groupwise.choose.measure.choice import Grouping as Grouping
+    from groupwise.choose.measure.run import sweep as sweep
+    from groupwise.choose.measure.sweep import Sweep as Sweep
     from groupwise.errors import GroupwiseError as GroupwiseError
     from groupwise.explanation import Explanation as Explanation
     from groupwise.explanation import explain as explain
@@ -50,8 +57,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Assignment": "choose.assign",
     "Bench": "profile.bench",
     "BenchChange": "profile.bench_change",
+    "Grouping": "choose.measure.choice",
     "ConvCall": "profile.record",
     "ConvSpec": "spec.convspec",
     "Cost": "spec.cost",
@@ -62,10 +71,13 @@ _HOME = {
     "Optimized": "rewrite",
     "Path": "spec.wiring",
     "Plan": "kernels.plan",
+    "Regrouped": "choose.convert.regroup",
     "Report": "profile.report",
+    "Sweep": "choose.measure.sweep",
     "Trainable": "rewrite",
     "Tuned": "profile.tune",
     "Wiring": "spec.wiring",
+    "assign": "choose.assign",
     "bench": "profile.bench",
     "compiled_plans": "rewrite.dynamo",
     "cost": "spec.cost",
@@ -80,7 +92,9 @@ _HOME = {
     "optimize": "rewrite",
     "plan": "kernels.plan",
     "record_plans": "kernels.plan",
+    "regroup": "choose.convert.regroup",
     "report": "profile.report",
+    "sweep": "choose.measure.run",
     "tune": "profile.tune",
     "valid_groups": "spec.arguments",
 }

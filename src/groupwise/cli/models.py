@@ -35,7 +35,7 @@ def run_report(options: argparse.Namespace) -> int:
     if options.optimize and options.backward:
         raise GroupwiseError("--optimize compares inference; leave out --backward, or run optimize --train")
     photo = _photo(options)
-    model, shape, make = _model_and_input(options, photo)
+    model, shape, make = model_and_input(options, photo)
     model.train(options.backward)
     with explaining_failure(options, options.target, model, shape, make):
         made = report(
@@ -77,10 +77,10 @@ def run_tune(options: argparse.Namespace) -> None:
 
     from groupwise.profile.tune import tune
 
-    model, shape, make = _model_and_input(options)
+    model, shape, make = model_and_input(options)
     model.train(options.train)
     with (
-        _threads(threads),
+        threads_of(threads),
         explaining_failure(options, options.target, model, shape, make),
         told("measuring", "convolution") as progress,
         allowing_fft(options.fft),
@@ -94,7 +94,7 @@ def run_optimize(options: argparse.Namespace) -> None:
     kind = format_of(options, ("text", "json"))
     check_integer("repeats", options.repeats, 1)
     threads = None if options.threads is None else check_integer("threads", options.threads, 1)
-    _check_save(options)
+    check_save(options)
     photo = _photo(options)
 
     import torch
@@ -102,29 +102,28 @@ def run_optimize(options: argparse.Namespace) -> None:
     from groupwise import rewrite
     from groupwise.profile.faster import compare
 
-    model, shape, make = _model_and_input(options, photo)
+    model, shape, make = model_and_input(options, photo)
     model.train(options.train)
     wishes: dict[str, Any] = {"tune": False} if options.no_tune else {}
     if options.train:
         wishes["train"] = True
     if options.dtype:
         wishes["dtype"] = getattr(torch, options.dtype)
-    with _threads(threads), explaining_failure(options, options.target, model, shape, make):
+    with threads_of(threads), explaining_failure(options, options.target, model, shape, make):
         batch = make()
         network = rewrite.optimize(model, batch, **wishes)
         if options.save:
             # Training steps, which are timed next, change running statistics.
-            _save(network, options.save)
+            save(network, options.save)
         made = compare(model, network, (batch,), options.repeats, train=options.train)
     facts = {"plan": network.plan.to_dict(), "comparison": made.to_dict()}
     write(json.dumps(facts, indent=2) if kind == "json" else f"{network.plan}\n\n{made}", options.output)
 
 
-def _model_and_input(
+def model_and_input(
     options: argparse.Namespace, photo: Image.Image | None = None
 ) -> tuple[torch.nn.Module, tuple[int, ...], Callable[[], torch.Tensor]]:
     """Returns the model, the shape of its input, and what makes its input: the photograph, or random numbers."""
-
     from groupwise.cli.photo import as_input
     from groupwise.cli.targets import input_shape, load_model
 
@@ -144,7 +143,8 @@ def _photo(options: argparse.Namespace) -> Image.Image | None:
 
 
 @contextmanager
-def _threads(number: int | None) -> Iterator[None]:
+def threads_of(number: int | None) -> Iterator[None]:
+    """Gives PyTorch so many threads within the block; None leaves them as they are."""
     import torch
 
     before = torch.get_num_threads()
@@ -155,7 +155,7 @@ def _threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_save(options: argparse.Namespace) -> None:
+def check_save(options: argparse.Namespace) -> None:
     """Refuses a file that cannot be written, or that no other process could read, before any work."""
     check_place("--save", options.save)
     if options.save is None:
@@ -169,7 +169,8 @@ def _check_save(options: argparse.Namespace) -> None:
         )
 
 
-def _save(network: torch.nn.Module, file: str) -> None:
+def save(network: torch.nn.Module, file: str) -> None:
+    """Writes a network for `torch.load`, at once or not at all."""
     import pickle
 
     import torch

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from groupwise.cli import commands, models
+from groupwise.cli import choose, commands, models
 from groupwise.cli.about import SHELLS, Completion, Version
 from groupwise.cli.output import FORMATS, TABLES, ending_of
 from groupwise.explanation import VIEWS
@@ -35,6 +35,10 @@ def _groups_value(word: str) -> int | str:
 
 def _groups_values(word: str) -> list[int | str]:
     return [_groups_value(part) for part in word.split(",")]
+
+
+def _counts(word: str) -> tuple[int, ...]:
+    return _integers(word, "numbers such as 1,2,4")
 
 
 def _extent(word: str) -> int | tuple[int, ...]:
@@ -102,6 +106,8 @@ def parser() -> argparse.ArgumentParser:
         _add_report,
         _add_tune,
         _add_optimize,
+        _add_choose,
+        _add_regroup,
         _add_explore,
         _add_doctor,
     ):
@@ -244,6 +250,62 @@ def _add_optimize(kinds: Any) -> None:
     faster.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
     _add_output(faster, FORMATS[:2])
     faster.set_defaults(run=models.run_optimize)
+
+
+def _add_choose(kinds: Any) -> None:
+    swept = _command(kinds, "sweep", "measure what each layer of a model takes and loses at each groups value")
+    chosen = _command(kinds, "choose", "choose groups for the layers of a model within a budget")
+    for command, run, formats in (
+        (swept, choose.run_sweep, choose.SWEEPS),
+        (chosen, choose.run_choose, choose.CHOICES),
+    ):
+        command.add_argument("target", metavar="TARGET", help=TARGET)
+        command.add_argument(
+            "--input-shape", type=_shape, metavar="1,3,224,224", help="shape of a random input, batch first"
+        )
+        command.add_argument(
+            "--groups", "-g", type=_counts, metavar="1,2,4", help="the values to try; default: 1,2,4,8,16,32"
+        )
+        command.add_argument(
+            "--layer", action="append", metavar="NAME", help="try this layer; may be given again; default: all"
+        )
+        command.add_argument("--train", action="store_true", help="time the forward and all gradients")
+        command.add_argument(
+            "--repeats", type=int, default=10, metavar="N", help="runs, of which the median is taken; default: 10"
+        )
+        command.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
+        _add_data(command)
+        _add_output(command, formats)
+        command.set_defaults(run=run, image=None)
+    chosen.add_argument("--budget-ms", type=float, metavar="MS", help="milliseconds of the whole model")
+    chosen.add_argument("--macs", type=float, metavar="N", help="multiply-accumulates of its convolutions")
+    chosen.add_argument("--parameters", type=float, metavar="N", help="parameters of its convolutions")
+
+
+def _add_regroup(kinds: Any) -> None:
+    made = _command(kinds, "regroup", "convert a model to other groups, and say what its layers keep")
+    made.add_argument("target", metavar="TARGET", help=TARGET)
+    made.add_argument(
+        "choice", metavar="CHOICE", help='what choose wrote, or a file with {"layers": {"layer1.0.conv2": 4}}'
+    )
+    made.add_argument("--input-shape", type=_shape, metavar="1,3,224,224", help="shape of a random input, batch first")
+    made.add_argument("--form", choices=("block", "factored"), default="block", help="default: block")
+    made.add_argument(
+        "--gather", action="store_true", help="let layers move their channels at each call where nothing else does"
+    )
+    made.add_argument("--save", metavar="FILE", help="write the converted model to FILE, for torch.load")
+    _add_data(made)
+    _add_output(made, TABLES)
+    made.set_defaults(run=choose.run_regroup, image=None)
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data", metavar="FILE", help="inputs, or pairs (inputs, targets), written by torch.save: one, or a list"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the search for the best order; default: 0"
+    )
 
 
 def _add_explore(kinds: Any) -> None:

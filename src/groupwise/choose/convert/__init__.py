@@ -1,0 +1,1 @@
+"""Models converted to other groups: channel axes, forms, refitting."""

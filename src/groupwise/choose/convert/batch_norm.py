@@ -1,0 +1,67 @@
+"""The statistics of BatchNorm estimated anew: a converted layer's outputs have other means and variances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from groupwise.errors import GroupwiseError
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]]) -> tuple[str, ...]:
+    """Estimates the running statistics of all BatchNorm layers anew, and returns the names of those layers.
+
+    The new statistics are the averages over `batches`, each batch with equal weight. All other modules run in
+    evaluation mode. Modes, momenta and `num_batches_tracked` are as before afterwards. A layer that no batch reaches
+    keeps its statistics, and so do all of them where a batch raises an error.
+
+    Args:
+        model: changed in place, in these statistics only.
+        batches: inputs of the model; a tuple is a call's arguments. A batch needs more than one value a channel.
+
+    Raises:
+        GroupwiseError: there are no batches.
+    """
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase) and not isinstance(module, _InstanceNorm) and module.running_mean is not None
+    }
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = {name: module.momentum for name, module in norms.items()}
+    kept = {name: _statistics(module) for name, module in norms.items()}
+    reached: set[str] = set()
+    try:
+        for module, _ in modes:
+            module.training = False
+        for module in norms.values():
+            module.reset_running_stats()
+            module.training, module.momentum = True, None
+        count = 0
+        for batch in batches:
+            count += 1
+            model(*batch) if isinstance(batch, tuple) else model(batch)
+        if not count:
+            raise GroupwiseError("batches is empty; recalibrate needs at least one batch of inputs")
+        reached = {name for name, module in norms.items() if int(module.num_batches_tracked or 0)}
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for name, module in norms.items():
+            module.momentum = momenta[name]
+            for key, value in kept[name].items():
+                if key == "num_batches_tracked" or name not in reached:
+                    getattr(module, key).copy_(value)
+    return tuple(name for name in norms if name in reached)
+
+
+def _statistics(module: nn.Module) -> dict[str, Tensor]:
+    return {key: getattr(module, key).clone() for key in _STATISTICS if getattr(module, key) is not None}

@@ -1,0 +1,86 @@
+"""Which layers of a model can have other groups, and what is wrong with groups that were asked for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from groupwise.errors import GroupwiseError, list_some
+from groupwise.parallel.styles.base import is_plain
+from groupwise.spec.arguments import valid_groups
+from groupwise.spec.legible import legible
+
+
+def convertible(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Says for each layer why it cannot have other groups at all; empty if it can."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    holders: dict[int, set[str]] = {}
+    for name, module in modules.items():
+        for thing in (module, *module._parameters.values()):
+            if thing is not None:
+                holders.setdefault(id(thing), set()).add(name)
+    return {name: _refusal(name, modules, holders) for name in names}
+
+
+def check_layers(model: nn.Module, names: Iterable[str]) -> None:
+    """Raises `GroupwiseError` if any of the layers cannot have other groups."""
+    found = [f"{legible(str(name))}: {reason}" for name, reason in convertible(model, names).items() if reason]
+    if found:
+        raise GroupwiseError("; ".join(found))
+
+
+def check_groups_of(model: nn.Module, groups: Mapping[str, int]) -> None:
+    """Raises `GroupwiseError` if any of the groups cannot be: all of them are told at once."""
+    if not isinstance(model, nn.Module):
+        raise GroupwiseError(
+            f"{model!r} is a {type(model).__name__}, whose layers cannot be found; give a torch.nn.Module"
+        )
+    found = []
+    for name, reason in convertible(model, groups).items():
+        if reason:
+            found.append(f"{legible(str(name))}: {reason}")
+            continue
+        layer: Any = model.get_submodule(name)
+        value = groups[name]
+        valid = valid_groups(layer.in_channels, layer.out_channels)
+        if type(value) is not int or value not in valid:
+            found.append(
+                f"{legible(name)}: groups={value!r} must divide in_channels={layer.in_channels} and "
+                f"out_channels={layer.out_channels}; valid groups: {list_some(list(valid))}"
+            )
+    if found:
+        raise GroupwiseError("; ".join(found))
+
+
+def _refusal(name: str, modules: Mapping[str, nn.Module], holders: Mapping[int, set[str]]) -> str:
+    module = modules.get(name)
+    if module is None:
+        near = difflib.get_close_matches(str(name), [one for one, it in modules.items() if isinstance(it, _ConvNd)])
+        return "the model has no such layer" + (f"; did you mean {' or '.join(map(legible, near))}?" if near else "")
+    if not isinstance(module, _ConvNd):
+        return f"it is a {type(module).__name__}, and only convolution layers have groups"
+    if any(tensor is not None and is_lazy(tensor) for tensor in module._parameters.values()):
+        return "it is lazy and has no weight yet; run the model once"
+    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+        return "its weight is computed from other parameters; remove the parametrization first"
+    if not isinstance(module.weight, torch.Tensor) or not module.weight.is_floating_point():
+        return "its weight has no floating-point numbers"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "it has hooks, which would see other channels; remove them first"
+    if not is_plain(module):
+        return f"a {type(module).__name__} may compute something of its own; only plain convolution layers convert"
+    tensors = [tensor for tensor in module._parameters.values() if tensor is not None]
+    if any(tensor._backward_hooks or tensor._post_accumulate_grad_hooks for tensor in tensors):
+        return "its parameters have hooks, which would see other channels; remove them first"
+    for thing in (module, *tensors):
+        if len(holders[id(thing)]) > 1:
+            others = sorted(holders[id(thing)] - {name})
+            return f"it shares {'itself' if thing is module else 'a parameter'} with {', '.join(map(legible, others))}"
+    return ""

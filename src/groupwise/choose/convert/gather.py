@@ -1,0 +1,38 @@
+"""`GatheredConv`: a grouped convolution between gathers of its channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+
+class GatheredConv(nn.Module):
+    """A grouped convolution whose channels have another order than those around it.
+
+    It takes and returns channels in the order of the layers around it: it gathers the inputs of each group, computes,
+    and puts each output where it was. A gather copies the whole tensor, which often takes as long as groups save.
+
+    - `conv`: the convolution
+    - `inputs` (in_channels,): which channel of the input is each of the convolution's
+    - `outputs` (out_channels,): which channel of the output each of the convolution's is
+    """
+
+    inputs: torch.Tensor
+    places: torch.Tensor
+
+    def __init__(self, conv: _ConvNd, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        super().__init__()
+        self.conv = conv
+        self.register_buffer("inputs", inputs.clone())
+        self.register_buffer("places", torch.argsort(outputs))
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the channels, counted from the last."""
+        return -1 - len(self.conv.kernel_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Takes (N, in_channels, ...) or (in_channels, ...), and returns what the convolution makes of it."""
+        gathered: torch.Tensor = self.conv(x.index_select(self.dim, self.inputs))
+        return gathered.index_select(self.dim, self.places)

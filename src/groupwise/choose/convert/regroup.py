@@ -1,0 +1,164 @@
+"""`regroup`: a copy of a model with other groups, exactly where that can be, and as well as can be elsewhere."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from groupwise.choose.convert.batch_norm import recalibrate
+from groupwise.choose.convert.block import BEST, ORDERS, Converted, as_blocks
+from groupwise.choose.convert.checks import check_groups_of
+from groupwise.choose.convert.factors import as_factored
+from groupwise.choose.convert.fit import computed, evaluated, fit, inputs_of
+from groupwise.choose.exact.coarsen import blocks, coarser
+from groupwise.choose.exact.like import set_groups
+from groupwise.draw.text import regroup as text
+from groupwise.draw.text.table import Tabular
+from groupwise.errors import check_choice
+from groupwise.spec.legible import pre
+
+EXACT = "exact"
+
+
+@dataclass(frozen=True)
+class RegroupRow:
+    """One layer that `regroup` converted.
+
+    - `before`, `groups`: its groups before and after
+    - `how`: `exact`, or the form: `block` or `factored`
+    - `kept`: the fraction of the squared weight that the layer keeps; `bound`: no order of the channels keeps more
+    - `error`: the relative squared error of the layer's outputs on the data, before it is fitted; `fitted`: after
+    - `folded`: the tensors of other layers that have the order of the groups now
+    - `gather_ms`: what the gathers of a layer take whose order could not be folded; None where there is none
+    """
+
+    layer: str
+    before: int
+    groups: int
+    how: str
+    kept: float = 1.0
+    bound: float = 1.0
+    error: float | None = None
+    fitted: float | None = None
+    folded: tuple[str, ...] = ()
+    gather_ms: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns every field as plain JSON types."""
+        return {**asdict(self), "folded": list(self.folded)}
+
+
+@dataclass(frozen=True, repr=False)
+class Regrouped(Tabular):
+    """The converted `model`, and `rows`: what became of each layer. `print()` it for the table."""
+
+    model: nn.Module
+    rows: tuple[RegroupRow, ...]
+
+    def __str__(self) -> str:
+        return text.table([row.to_dict() for row in self.rows])
+
+    # A prompt shows what a notebook does.
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return pre(str(self))
+
+    def columns(self) -> tuple[list[str], list[list[Any]]]:
+        """Returns the column names, and the values of each row."""
+        names = list(RegroupRow.__dataclass_fields__)
+        return names, [[getattr(row, name) for name in names] for row in self.rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the rows as plain JSON types."""
+        return {"rows": [row.to_dict() for row in self.rows]}
+
+
+def regroup(
+    model: nn.Module,
+    groups: Any,
+    *,
+    form: str = "block",
+    data: Iterable[Any] | None = None,
+    order: str = BEST,
+    gather: bool = False,
+    seed: int = 0,
+) -> Regrouped:
+    """Returns a copy of a model whose layers have other groups. The model stays as it is.
+
+    A layer that gets fewer groups, each of whole old ones, computes the same: that is exact and needs no data. So is a
+    layer that gets more, if the numbers that it loses are zero. Any other one loses part of its weight:
+
+    - `form="block"`: a plain grouped layer. Its channels are put into the order whose blocks keep most of the weight,
+      and the layers around it into the same order, so that nothing moves at run time
+    - `form="factored"`: a grouped layer of the same kernel, and a 1x1 convolution that mixes its groups
+
+    - `groups`: {layer's name: groups}, or a `Grouping`
+    - `data`: batches of inputs of the model, or pairs (inputs, targets). The weights of converted layers are then
+      fitted to what the layers computed before, by least squares, in forward order; and batch normalisations take
+      their statistics anew
+    - `order`: of the channels in blocks: `best`, or for comparisons `stored` or `random`
+    - `gather`: lets layers gather their channels at each call where the order cannot be folded into other layers, which
+      is refused otherwise
+    - `seed`: of the search for the best order
+
+    Raises `GroupwiseError` before any work for layers that do not exist or cannot have other groups, for groups that do
+    not divide the channels, and for orders that cannot be folded.
+
+    Examples:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3, groups=4), torch.nn.ReLU())
+        >>> regroup(net, {"0": 1}).model[0]
+        Conv2d(4, 8, kernel_size=(3, 3), stride=(1, 1))
+    """
+    wanted = dict(getattr(groups, "groups", groups))
+    check_choice("form", form, FORMS)
+    check_choice("order", order, ORDERS)
+    check_groups_of(model, wanted)
+    batches = None if data is None else inputs_of(data)
+    if batches is not None:
+        with evaluated(model):
+            computed(model, batches[0])
+    twin = copy.deepcopy(model)
+    rows, lossy = {}, []
+    for name, value in wanted.items():
+        before = int(twin.get_submodule(name).groups)  # type: ignore[arg-type]
+        rows[name] = RegroupRow(name, before, value, EXACT)
+        if not _exact(twin, name, value):
+            lossy.append(name)
+    if lossy:
+        # Groups that are no part of the new ones are one dense layer first.
+        for name in lossy:
+            _exact(twin, name, 1)
+        made = FORMS[form](twin, {name: wanted[name] for name in lossy}, order, gather, seed)
+        for name, one in made.items():
+            rows[name] = replace(rows[name], **one.facts)
+        if batches is not None:
+            for name, facts in fit(model, twin, made, batches).items():
+                rows[name] = replace(rows[name], **facts)
+            recalibrate(twin, batches)
+    return Regrouped(twin, tuple(rows.values()))
+
+
+Form = Callable[[nn.Module, Mapping[str, int], str, bool, int], dict[str, Converted]]
+# How a layer gets groups that lose a part of its weight.
+FORMS: dict[str, Form] = {"block": as_blocks, "factored": as_factored}
+
+
+def _exact(model: nn.Module, name: str, groups: int) -> bool:
+    """Gives a layer other groups in place if that loses nothing, and says whether it did."""
+    layer: Any = model.get_submodule(name)
+    weight = layer.weight.detach()
+    if layer.groups % groups == 0:
+        set_groups(layer, groups, coarser(weight, layer.groups, groups))
+        return True
+    if groups % layer.groups:
+        return False
+    kept, lost = blocks(weight, layer.groups, groups)
+    if not lost:
+        set_groups(layer, groups, kept)
+    return not lost

@@ -1,0 +1,1 @@
+"""What each groups value takes and loses, measured, and the choices that follow."""

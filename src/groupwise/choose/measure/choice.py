@@ -1,0 +1,94 @@
+"""`Grouping`: groups for the layers of a model, with what they are expected to cost, as JSON."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from groupwise.draw.base import numbers, phrases
+from groupwise.draw.text import lines as text
+from groupwise.errors import GroupwiseError
+from groupwise.spec.legible import Printed, legible
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Grouping(Printed):
+    """Groups for the layers of a model. `groupwise.regroup(model, choice)` makes the network; `print()` it for a table.
+
+    - `groups`: the groups of each layer that changes
+    - `ms`: the expected time of the whole model; with gradients, if the sweep timed training
+    - `macs`, `parameters`: of the whole model's convolutions, forward
+    - `risk`: what the layers are expected to cost in quality, in the sweep's measure
+    - `measured_ms`, `measured_risk`: the same of the whole network, measured; None if it was not
+    """
+
+    groups: Mapping[str, int]
+    ms: float
+    macs: int
+    parameters: int
+    risk: float
+    measured_ms: float | None = None
+    measured_risk: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Where it was measured, and what `risk` is."""
+
+    @property
+    def name(self) -> str:
+        """A short name: how many layers have each groups value."""
+        counts: dict[int, int] = {}
+        for value in self.groups.values():
+            counts[value] = counts.get(value, 0) + 1
+        return ", ".join(f"{count} x groups={value}" for value, count in sorted(counts.items())) or "as it is"
+
+    def __str__(self) -> str:
+        measured = "" if self.measured_ms is None else f", measured {self.measured_ms:.3g} ms"
+        head = (
+            f"{phrases.plural(len(self.groups), 'layer')} change: {self.ms:.3g} ms expected{measured}, "
+            f"{numbers.count(self.macs)} MACs, {numbers.count(self.parameters)} parameters of convolutions, "
+            f"{self.facts.get('risk', 'risk')} {self.risk:.3g}"
+        )
+        rows = [("layer", "groups"), *((legible(name), str(value)) for name, value in self.groups.items())]
+        return "\n".join([*text.wrap(head), "", *text.rows(rows)]) if self.groups else head
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON types; `layers` has the groups."""
+        return {
+            "version": VERSION,
+            "layers": dict(self.groups),
+            **{name: getattr(self, name) for name in _NUMBERS},
+            "facts": dict(self.facts),
+        }
+
+    def save(self, path: str | pathlib.Path) -> pathlib.Path:
+        """Writes the choice as JSON, and returns the path."""
+        path = pathlib.Path(path)
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        return path
+
+
+_NUMBERS = ("ms", "macs", "parameters", "risk", "measured_ms", "measured_risk")
+
+
+def layers_of(path: str | pathlib.Path) -> dict[str, int]:
+    """Reads the groups of a choice that `Grouping.save` wrote, or of `{"layers": {name: groups}}` written by hand.
+
+    Raises `GroupwiseError` for a file that cannot be read or has something else.
+    """
+    path = pathlib.Path(path)
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise GroupwiseError(f"{path} cannot be read as a choice of groups: {error}") from None
+    layers = found.get("layers") if isinstance(found, dict) and found.get("version", VERSION) == VERSION else None
+    if not isinstance(layers, dict):
+        needed = f'{{"version": {VERSION}, "layers": {{NAME: GROUPS}}}}'
+        raise GroupwiseError(f"{path} is not a choice of groups; it needs {needed}")
+    for name, value in layers.items():
+        if type(value) is not int or value < 1:
+            raise GroupwiseError(f"{path}: groups={value!r} of {legible(name)} must be a whole number from 1 up")
+    return layers

@@ -1,0 +1,223 @@
+"""`sweep`: times and weighs every groups value of every layer of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from groupwise.choose.assign import assign
+from groupwise.choose.convert.block import foldable
+from groupwise.choose.convert.checks import check_layers, convertible
+from groupwise.choose.convert.regroup import regroup
+from groupwise.choose.measure.choice import Grouping
+from groupwise.choose.measure.risk import Batch, Loss, Losses, batches
+from groupwise.choose.measure.sweep import WEIGHT_LOST, Sweep, SweepRow
+from groupwise.choose.measure.times import LayerTime, Times, layer_times, whole_times
+from groupwise.errors import GroupwiseError, check_integer
+from groupwise.profile import record
+from groupwise.profile.machine import machine
+from groupwise.profile.timing import not_measured
+from groupwise.profile.workload import Workload
+from groupwise.spec.arguments import valid_groups
+
+Progress = Callable[[str, int, int], None]
+
+
+def sweep(
+    model: nn.Module,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    groups: Sequence[int] | None = None,
+    layers: Sequence[str] | None = None,
+    train: bool = False,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    repeats: int = 10,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Measures what each convolution of a model takes and loses at each groups value that it can have.
+
+    `model(*inputs, **kwargs)` is timed with groupwise's kernels, as under `groupwise.enable`. The model stays as it is.
+
+    - `groups`: the values to try; by default 1, 2, 4, 8, 16 and 32. `layers`: the names of layers; by default all
+    - `train`: times the forward and all gradients
+    - `data`: batches of inputs, or of pairs (inputs, targets). Then each layer is converted alone, refitted, and the
+      loss of the model is taken. Without data a layer's risk is the weight that it loses
+    - `loss`: a function of outputs and targets; by default the cross-entropy for integer targets, else the mean square
+    - `repeats`: over how many runs each median is taken
+    - `progress`: is called with what is done, how much of it is, and how much there is
+
+    Raises `GroupwiseError` where the kernels cannot run or `torch.fx` cannot follow the model, for layers that do not
+    exist, and for data that the model does not take.
+
+    Examples:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3), torch.nn.Conv2d(8, 8, 3))
+        >>> [row.groups for row in sweep(net, torch.randn(1, 3, 9, 9), repeats=1).rows if row.layer == "1"]
+        [1, 2, 4, 8]
+    """
+    check_integer("repeats", repeats, 1)
+    for value in groups or ():
+        check_integer("groups", value, 1)
+    workload = Workload(model, inputs, dict(kwargs or {}), train)
+    if workload.module is None:
+        raise GroupwiseError(f"{workload.title} is a function, whose layers cannot be replaced; give a torch.nn.Module")
+    if reason := not_measured({tensor.device.type for tensor in workload.tensors()}):
+        raise GroupwiseError(f"groupwise's kernels cannot be measured: {reason}")
+    given = None if data is None else batches(data)
+    judge = _Judge(model, given, loss, seed) if given else None
+    ran = {call.name: call for call in record.run(workload).calls}
+    if layers is not None:
+        check_layers(model, layers)
+    candidates, refused = _candidates(model, [name for name in ran if layers is None or name in layers], ran, groups)
+    steps = _Steps(progress)
+    times = layer_times(workload, candidates, repeats, steps.of("timing"))
+    rows = list(_rows(model, times, judge, seed, steps.of("converting")))
+    rows += [SweepRow(name, None, refused=reason) for name, reason in refused.items() if reason]
+    return Sweep(
+        title=workload.title,
+        rows=tuple(rows),
+        model_ms=times.model_ms,
+        macs=times.macs,
+        parameters=times.parameters,
+        train=train,
+        risk=judge.losses.name if judge else WEIGHT_LOST,
+        loss=judge.loss if judge and judge.losses.with_targets else None,
+        repeats=repeats,
+        machine=machine(),
+        _measure=_Measure(workload, judge, repeats, seed),
+    )
+
+
+# Values that kernels like, and that are tried by default.
+_VALUES = (1, 2, 4, 8, 16, 32)
+
+
+class _Steps:
+    """Tells how far each part of a sweep is."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+
+    def of(self, part: str) -> Callable[[int, int], None]:
+        """Returns what a part is to call with how much is done and how much there is."""
+
+        def tell(done: int, total: int) -> None:
+            if self._progress is not None:
+                self._progress(part, done, total)
+
+        return tell
+
+
+class _Judge:
+    """Converts layers and takes the loss of the model with them."""
+
+    def __init__(self, model: nn.Module, data: Sequence[Batch], loss: Loss | None, seed: int) -> None:
+        self._model, self._seed = model, seed
+        self._inputs = [inputs for inputs, _ in data]
+        self.losses = Losses(model, data, loss)
+        self.loss, _ = self.losses.of(model)
+
+    def converted(self, groups: Mapping[str, int]) -> nn.Module:
+        """Returns the model with these groups, refitted on the data."""
+        return regroup(self._model, groups, data=self._inputs, seed=self._seed).model
+
+    def of(self, groups: Mapping[str, int]) -> tuple[float, float]:
+        """Returns by how much the loss rises, and the error of the outputs."""
+        return self.of_model(self.converted(groups))
+
+    def of_model(self, model: nn.Module) -> tuple[float, float]:
+        """Returns by how much the loss of a converted model is above that of the model, and its outputs' error."""
+        loss, error = self.losses.of(model)
+        return loss - self.loss, error
+
+
+def _candidates(
+    model: nn.Module, names: Sequence[str], ran: Mapping[str, record.ConvCall], groups: Sequence[int] | None
+) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Returns the groups values to try of each layer, and why others have none."""
+    refused = {name: reason for name, reason in convertible(model, names).items() if reason}
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in names if name not in refused}
+    # The layers of most work come first: where two exclude each other, the first one becomes grouped.
+    by_work = sorted(layers, key=lambda name: -ran[name].cost.macs.forward)
+    lossy = [name for name in by_work if layers[name].groups < min(layers[name].in_channels, layers[name].out_channels)]
+    dense = regroup(model, dict.fromkeys(lossy, 1)).model
+    fixed = foldable(dense, lossy)
+    found = {}
+    for name, layer in layers.items():
+        valid = valid_groups(layer.in_channels, layer.out_channels)
+        if fixed.get(name, "depthwise"):
+            # Coarser groups compute the same, whatever is around the layer.
+            valid = tuple(value for value in valid if layer.groups % value == 0)
+        values = {value for value in groups or _VALUES if value in valid} | {layer.groups}
+        if len(values) > 1:
+            found[name] = sorted(values)
+        else:
+            refused[name] = fixed.get(name) or "it can have none of the other values"
+    return found, refused
+
+
+def _rows(
+    model: nn.Module, times: Times, judge: _Judge | None, seed: int, progress: Callable[[int, int], None]
+) -> Iterable[SweepRow]:
+    total, done = sum(map(len, times.layers.values())), 0
+    for name, options in times.layers.items():
+        layer: Any = model.get_submodule(name)
+        for value, time in options.items():
+            yield _row(name, layer, value, time, judge, seed)
+            done += 1
+            progress(done, total)
+
+
+def _row(name: str, layer: Any, groups: int, time: LayerTime, judge: _Judge | None, seed: int) -> SweepRow:
+    current = groups == layer.groups
+    costs = time.costs
+    # To coarser groups a layer is converted exactly.
+    kept = bound = 1.0
+    if layer.groups % groups:
+        assignment = assign(layer.weight.detach(), groups, transposed=layer.transposed, seed=seed)
+        kept, bound = assignment.kept, assignment.bound
+    risk, error = 1 - kept, None
+    if judge is not None:
+        risk, error = (0.0, 0.0) if current else judge.of({name: groups})
+    return SweepRow(
+        layer=name,
+        groups=groups,
+        current=current,
+        parameters=costs[0].spec.parameters,
+        macs=sum(at.macs.forward for at in costs),
+        bytes=sum(at.bytes for at in costs),
+        ms=time.ms,
+        kept=kept,
+        bound=bound,
+        error=error,
+        risk=risk,
+    )
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """Makes the networks of choices, and measures their times in turn, and their losses."""
+
+    workload: Workload
+    judge: _Judge | None
+    repeats: int
+    seed: int
+
+    def __call__(self, choices: Sequence[Grouping]) -> list[Grouping]:
+        module = self.workload.module
+        assert module is not None
+        networks = [
+            self.judge.converted(choice.groups) if self.judge else regroup(module, choice.groups, seed=self.seed).model
+            for choice in choices
+        ]
+        seconds = whole_times([replace(self.workload, model=network) for network in networks], self.repeats)
+        found = []
+        for choice, network, ms in zip(choices, networks, seconds, strict=True):
+            risk = self.judge.of_model(network)[0] if self.judge else None
+            found.append(replace(choice, measured_ms=ms, measured_risk=risk))
+        return found

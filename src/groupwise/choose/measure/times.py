@@ -1,0 +1,138 @@
+"""`layer_times`: what each layer of a model takes at each groups value, timed inside the whole model."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from groupwise.profile import record
+from groupwise.profile.timing import dispatching
+from groupwise.profile.workload import Workload
+from groupwise.spec.convspec import ConvSpec
+from groupwise.spec.cost import Cost
+
+# Runs that warm up and do not count.
+_WARM = 2
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer at one groups value: the cost of its forward, and its time in milliseconds, summed over its calls."""
+
+    costs: tuple[Cost, ...]
+    ms: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """What a model and its layers take.
+
+    - `layers`: by layer and groups value; the model's own value is among them
+    - `model_ms`: the whole model as it is, with nothing recorded
+    - `macs`, `parameters`: of all convolutions that the model runs, forward
+    """
+
+    layers: Mapping[str, Mapping[int, LayerTime]]
+    model_ms: float
+    macs: int
+    parameters: int
+
+
+def layer_times(
+    workload: Workload,
+    candidates: Mapping[str, Sequence[int]],
+    repeats: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Times:
+    """Times every candidate groups value of every layer, with groupwise's kernels, as under `groupwise.enable`.
+
+    For each value one copy of the model has it in every layer that can have it, and every layer is timed where it runs:
+    with the caches and the memory format that it has there. Copies run in turn, so that a slow moment of the machine
+    affects all alike. Weights of other shapes are random, which changes no time.
+    """
+    assert workload.module is not None
+    values = sorted({value for options in candidates.values() for value in options})
+    twins = {0: workload}
+    for value in values:
+        wanted = {name: value for name, options in candidates.items() if value in options}
+        twins[value] = replace(workload, model=with_groups(workload.module, wanted))
+    runs: dict[int, list[record.Run]] = {value: [] for value in twins}
+    whole: list[float] = []
+    with dispatching(True):
+        for number in range(-_WARM, repeats):
+            for value, twin in twins.items():
+                run = record.run(twin)
+                if number >= 0:
+                    runs[value].append(run)
+            seconds = record.time_run(workload)
+            if number >= 0:
+                whole.append(seconds)
+            if progress is not None:
+                progress(number + _WARM + 1, repeats + _WARM)
+    own = {name: _layer(runs[0], name) for name in candidates}
+    layers = {
+        name: {
+            value: own[name] if value == _groups(workload.module, name) else _layer(runs[value], name)
+            for value in sorted(options)
+        }
+        for name, options in candidates.items()
+    }
+    calls = runs[0][0].calls
+    weights = {call.parameter: call.spec.parameters for call in calls if call.parameter is not None}
+    return Times(
+        layers=layers,
+        model_ms=statistics.median(whole) * 1e3,
+        macs=sum(call.cost.macs.forward for call in calls),
+        parameters=sum(weights.values()),
+    )
+
+
+def with_groups(model: nn.Module, groups: Mapping[str, int]) -> nn.Module:
+    """Returns a copy of a model whose layers have other groups, and random weights where these have other shapes."""
+    twin = copy.deepcopy(model)
+    for name, value in groups.items():
+        layer = twin.get_submodule(name)
+        spec = ConvSpec.from_module(layer)
+        if spec.groups == value:
+            continue
+        old: torch.Tensor = layer.weight  # type: ignore[assignment]
+        weight = torch.randn(spec.with_groups(value).weight_shape, dtype=old.dtype, device=old.device)
+        # The scale of the products stays.
+        weight *= old.detach().float().std().nan_to_num(1.0).item() * (value / spec.groups) ** 0.5
+        if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
+            weight = weight.to(memory_format=torch.channels_last)
+        layer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+        layer.groups = value  # type: ignore[assignment]
+    return twin
+
+
+def _groups(model: nn.Module, name: str) -> int:
+    return int(model.get_submodule(name).groups)  # type: ignore[arg-type]
+
+
+def _layer(runs: Sequence[record.Run], name: str) -> LayerTime:
+    """Returns the median over runs of the time of one layer."""
+    calls = [list(_calls(run, name)) for run in runs]
+    seconds = statistics.median(sum(sum(call.seconds.values()) for call in of_run) for of_run in calls)
+    return LayerTime(tuple(call.cost for call in calls[0]), seconds * 1e3)
+
+
+def _calls(run: record.Run, name: str) -> Iterator[record.ConvCall]:
+    return (call for call in run.calls if call.name == name)
+
+
+def whole_times(workloads: Sequence[Workload], repeats: int) -> list[float]:
+    """Returns the median time of each of several models in milliseconds; they run in turn, with groupwise's kernels."""
+    found: list[list[float]] = [[] for _ in workloads]
+    with dispatching(True):
+        for number in range(-_WARM, repeats):
+            for workload, seconds in zip(workloads, found, strict=True):
+                taken = record.time_run(workload)
+                if number >= 0:
+                    seconds.append(taken)
+    return [statistics.median(seconds) * 1e3 for seconds in found]

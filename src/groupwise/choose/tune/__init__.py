@@ -1,0 +1,1 @@
+"""Trains a converted network to compute what the network before did."""

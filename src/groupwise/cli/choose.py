@@ -1,0 +1,117 @@
+"""The functions that run the commands about other groups of a model: `sweep`, `choose` and `regroup`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from groupwise.cli.failures import explaining_failure
+from groupwise.cli.models import check_save, model_and_input, save, threads_of
+from groupwise.cli.output import TABLES, check_apart, deliver, format_of, told
+from groupwise.errors import GroupwiseError, check_integer
+from groupwise.spec.legible import legible
+
+if TYPE_CHECKING:
+    import torch
+
+    from groupwise.choose.measure.sweep import Sweep
+
+SWEEPS = ("text", "json", "csv", "markdown", "svg", "html")
+CHOICES = ("text", "json")
+
+
+def run_sweep(options: argparse.Namespace) -> None:
+    """Measures every groups value of every layer of a model, and prints the table."""
+    kind = format_of(options, SWEEPS)
+    with _swept(options) as (made, _):
+        deliver(made, kind, options.output)
+
+
+def run_choose(options: argparse.Namespace) -> None:
+    """Chooses groups within a budget, and prints or writes the choice."""
+    kind = format_of(options, CHOICES)
+    budgets = {"budget_ms": options.budget_ms, "macs": options.macs, "parameters": options.parameters}
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        raise GroupwiseError("give one budget: --budget-ms, --macs or --parameters")
+    with _swept(options) as (made, _):
+        deliver(made.choose(**given), kind, options.output)
+
+
+def run_regroup(options: argparse.Namespace) -> None:
+    """Converts a model to the groups of a choice, prints what became of each layer, and saves the model."""
+    kind = format_of(options, TABLES)
+    check_save(options)
+    check_apart(options, "save", "choice", "output")
+    from groupwise.choose.convert.regroup import regroup
+    from groupwise.choose.measure.choice import layers_of
+
+    groups = layers_of(options.choice)
+    model, shape, make = model_and_input(options)
+    data = read_data(options.data)
+    inputs = None if data is None else [one[0] if isinstance(one, tuple) else one for one in data]
+    with explaining_failure(options, options.target, model, shape, make):
+        made = regroup(model.eval(), groups, form=options.form, data=inputs, gather=options.gather, seed=options.seed)
+        if options.save:
+            save(made.model, options.save)
+    deliver(made, kind, options.output)
+
+
+@contextmanager
+def _swept(options: argparse.Namespace) -> Iterator[tuple[Sweep, torch.nn.Module]]:
+    """Yields the sweep that the options ask for; what is measured next fails as the sweep does."""
+    check_integer("repeats", options.repeats, 1)
+    threads = None if options.threads is None else check_integer("threads", options.threads, 1)
+    from groupwise.choose.measure.run import sweep
+
+    model, shape, make = model_and_input(options)
+    model.train(options.train)
+    data = read_data(options.data)
+    with ExitStack() as stack:
+        stack.enter_context(threads_of(threads))
+        stack.enter_context(explaining_failure(options, options.target, model, shape, make))
+        bars: dict[str, Any] = {}
+
+        def progress(part: str, done: int, total: int) -> None:
+            if part not in bars:
+                bars[part] = stack.enter_context(told(part, "step"))
+            bars[part](done, total)
+
+        made = sweep(
+            model,
+            make(),
+            groups=options.groups,
+            layers=options.layer,
+            train=options.train,
+            data=data,
+            repeats=options.repeats,
+            seed=options.seed,
+            progress=progress,
+        )
+        yield made, model
+
+
+def read_data(file: str | None) -> list[Any] | None:
+    """Reads batches that `torch.save` wrote: a tensor of inputs, a pair (inputs, targets), or a list of either.
+
+    Raises `GroupwiseError` for a file that cannot be read, or holds anything else.
+    """
+    if file is None:
+        return None
+    import torch
+
+    try:
+        found = torch.load(file, weights_only=True)
+    except Exception as error:  # Damaged files raise errors of zipfile, pickle and torch.
+        reason = str(error).split("\n")[0]
+        raise GroupwiseError(f"--data {legible(file)} cannot be read: {reason}") from None
+    if isinstance(found, torch.Tensor) or (isinstance(found, tuple) and len(found) == 2):
+        found = [found]
+    if not isinstance(found, list) or not found:
+        raise GroupwiseError(
+            f"--data {legible(file)} holds a {type(found).__name__}; save a tensor of inputs, a pair (inputs, "
+            "targets), or a list of either, by torch.save"
+        )
+    return found

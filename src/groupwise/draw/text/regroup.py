@@ -1,0 +1,45 @@
+"""What became of the layers of a converted model, as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from groupwise.draw.base import phrases
+from groupwise.draw.text import lines as text
+from groupwise.draw.text.report import milliseconds
+from groupwise.spec.legible import legible
+
+_HEAD = ("layer", "groups", "how", "kept", "at most", "error", "fitted", "folded into", "gather ms")
+# More names than these are counted.
+_NAMES = 3
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each layer, and sentences that say what the figures are."""
+    exact = sum(row["how"] == "exact" for row in rows)
+    found = [f"{phrases.plural(len(rows), 'layer')}, {exact} converted exactly"]
+    if not rows:
+        return found[0]
+    lines: list[Sequence[str]] = [_HEAD]
+    for row in rows:
+        numbers = ["" if row[key] is None else f"{row[key]:.3g}" for key in ("kept", "bound", "error", "fitted")]
+        gather = "" if row["gather_ms"] is None else milliseconds(row["gather_ms"])
+        groups = f"{row['before']} → {row['groups']}"
+        lines.append((legible(row["layer"]), groups, row["how"], *numbers, _folded(row["folded"]), gather))
+    table = text.rows(lines, left=(0, 2, 7))
+    found += ["", table[0], "─" * max(map(len, table)), *table[1:]]
+    if exact < len(rows):
+        note = (
+            "kept: the part of the squared weight that stays; at most: no order of the channels keeps more. error: the "
+            "relative squared error of the layer's outputs on the data; fitted: the same after the weights were fitted."
+        )
+        found += ["", *text.wrap(note)]
+    return "\n".join(found)
+
+
+def _folded(names: Sequence[str]) -> str:
+    """Returns the layers of the tensors, the first few by name."""
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    shown = ", ".join(map(legible, layers[:_NAMES]))
+    return shown if len(layers) <= _NAMES else f"{shown} and {len(layers) - _NAMES} more"

@@ -1,0 +1,91 @@
+"""A sweep of groups values as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from groupwise.draw.base import numbers
+from groupwise.draw.text import lines as text
+from groupwise.draw.text.report import measured_on, milliseconds
+from groupwise.spec.legible import legible
+
+_HEAD = ("layer", "groups", "parameters", "MACs", "bytes", "ms", "kept", "at most", "error")
+
+
+def table(sweep: dict[str, Any]) -> str:
+    """A line for each layer and groups value, what cannot change, and what the choices are."""
+    shown = [row for row in sweep["rows"] if not row["refused"]]
+    refused = [row for row in sweep["rows"] if row["refused"]]
+    lines: list[Sequence[str]] = [(*_HEAD, sweep["risk"])]
+    for row in shown:
+        ends = [_number(row[key]) for key in ("kept", "bound", "error", "risk")]
+        amounts = (numbers.count(row["parameters"]), numbers.count(row["macs"]), numbers.data(row["bytes"]))
+        groups = f"{row['groups']}{' (now)' if row['current'] else ''}"
+        lines.append((legible(row["layer"]), groups, *amounts, milliseconds(row["ms"]), *ends))
+    found = [title(sweep), ""]
+    if shown:
+        rows = text.rows(lines)
+        found += [rows[0], "─" * max(map(len, rows)), *rows[1:]]
+    if refused:
+        found += ["", "These layers stay as they are:"]
+        found += [f"  {legible(row['layer'])}: {row['refused']}" for row in refused]
+    found += ["", *(line for note in notes(sweep) for line in text.wrap(note))]
+    return "\n".join(found)
+
+
+def title(sweep: dict[str, Any]) -> str:
+    """One line: the model, its time and its costs as it is."""
+    what = "a training step" if sweep["train"] else "forward"
+    loss = "" if sweep["loss"] is None else f", loss {sweep['loss']:.4g}"
+    return (
+        f"{sweep['title']}: {sweep['model_ms']:.3g} ms {what}, {numbers.count(sweep['macs'])} MACs and "
+        f"{numbers.count(sweep['parameters'])} parameters in convolutions{loss}"
+    )
+
+
+def notes(sweep: dict[str, Any]) -> list[str]:
+    """Sentences that say what the figures are, and whether choosing layer by layer pays."""
+    step = "A time is the forward and all gradients. " if sweep["train"] else ""
+    return [
+        f"ms: median of {sweep['repeats']} runs of the layer inside the model, with groupwise's kernels. {step}"
+        "kept: the part of the squared weight that the best partition of its channels keeps; at most: no partition "
+        "keeps more.",
+        _RISKS[sweep["risk"]],
+        *against_uniform(sweep),
+        measured_on(sweep["machine"]),
+    ]
+
+
+_RISKS = {
+    "loss rise": "error: the relative squared error of the model's outputs with this one layer converted and refitted; "
+    "loss rise: how much its loss rises. Tuning brings most of it back.",
+    "output error": "output error: the relative squared error of the model's outputs with this one layer converted and "
+    "refitted.",
+    "weight lost": "weight lost: the part that is not kept. Give data to have the error of the outputs: the weight "
+    "that a layer loses does not tell what the model loses.",
+}
+
+
+def against_uniform(sweep: dict[str, Any]) -> list[str]:
+    """Compares the front with the same groups in every layer, at no more time."""
+    found = []
+    for uniform in sweep["uniform"]:
+        if not uniform["layers"]:
+            continue
+        value = max(uniform["layers"].values())
+        within = [one for one in sweep["front"] if one["ms"] <= uniform["ms"] * (1 + 1e-9)]
+        least = min((one["risk"] for one in within), default=None)
+        if least is None:
+            continue
+        better = least < uniform["risk"]
+        found.append(
+            f"At the time of groups={value} in every layer ({uniform['ms']:.3g} ms expected) the front has a "
+            f"{sweep['risk']} of {least:.3g}, and uniform groups {uniform['risk']:.3g}"
+            + ("." if better else ": choosing layer by layer gains nothing here.")
+        )
+    return found
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -1,0 +1,154 @@
+"""The channel axes of models: any order of an axis that is not pinned computes the same."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from groupwise.choose.convert.channels import ChannelAxis, Channels, reorder
+from groupwise.cli.targets import import_torchvision
+
+
+def axes(channels: Channels) -> list[ChannelAxis]:
+    found = {id(axis.root()): axis.root() for axis in (*channels.inputs.values(), *channels.outputs.values())}
+    return list(found.values())
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Gives every number of a norm its own value, so that a lost one shows."""
+    with torch.no_grad():
+        for module in model.modules():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None and tensor.dim() == 1 and tensor.is_floating_point():
+                    tensor.uniform_(0.5, 1.5)
+    return model.double().eval()
+
+
+def check_orders(model: nn.Module, x: torch.Tensor) -> int:
+    """Reorders every free axis at random; returns how many there are."""
+    torch.manual_seed(0)
+    channels = Channels(model)
+    randomise(model)
+    free = [axis for axis in axes(channels) if not axis.pinned]
+    with torch.no_grad():
+        before = model(x)
+        for axis in free:
+            reorder(model, axis, torch.randperm(axis.size))
+        torch.testing.assert_close(model(x), before, rtol=1e-11, atol=1e-11 * before.abs().max().item())
+    return len(free)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.one = nn.Conv2d(8, 12, 3, padding=1)
+        self.slope = nn.PReLU(12)
+        self.deep = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.two = nn.Conv2d(12, 8, 1)
+        self.squeeze = nn.Conv2d(8, 4, 1)
+        self.excite = nn.Conv2d(4, 8, 1)
+        self.fc = nn.Linear(8 * 4, 5)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        y = self.two(self.deep(self.slope(self.one(x))))
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))))
+        x = x + y * gate
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 2), 1))
+
+
+def test_residuals_gates_depthwise_and_flattened_layers_keep_what_they_compute():
+    # The stream, the inside of the block, and the inside of the gate.
+    assert check_orders(Residual(), torch.randn(2, 3, 9, 9, dtype=torch.double)) == 3
+
+
+def test_transposed_and_other_dimensions():
+    net = nn.Sequential(
+        nn.Conv1d(2, 6, 3),
+        nn.InstanceNorm1d(6, affine=True),
+        nn.ConvTranspose1d(6, 4, 3, stride=2),
+        nn.GELU(),
+        nn.Conv1d(4, 2, 1),
+    )
+    assert check_orders(net, torch.randn(2, 2, 9, dtype=torch.double)) == 2
+    deep = nn.Sequential(
+        nn.Conv3d(1, 4, 2),
+        nn.BatchNorm3d(4),
+        nn.Conv3d(4, 6, 1),
+        nn.Flatten(),
+        nn.Linear(6 * 8, 7),
+        nn.BatchNorm1d(7),
+        nn.Linear(7, 2),
+    )
+    assert check_orders(deep, torch.randn(2, 1, 3, 3, 3, dtype=torch.double)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "free"), [("resnet18", 8), ("mobilenet_v2", 17), ("vgg11_bn", 10), ("regnet_x_400mf", 4)]
+)
+def test_published_networks(name, free):
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    models = import_torchvision()
+    found = check_orders(getattr(models, name)(weights=None), torch.randn(1, 3, 64, 64, dtype=torch.double))
+    assert found >= free
+
+
+class Pinned(nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.wide = nn.Conv2d(16, 8, 1)
+        self.grouped = nn.Conv2d(8, 8, 1, groups=2)
+        self.norm = nn.GroupNorm(2, 8)
+        self.scale = nn.Parameter(torch.randn(8, 1, 1))
+        self.what = what
+
+    def forward(self, x):
+        x = self.a(x)
+        if self.what == "cat":
+            return self.wide(torch.cat([x, x], 1))
+        if self.what == "split":
+            one, two = x.chunk(2, 1)
+            return self.c(torch.cat([two, one], 1))
+        if self.what == "shuffle":
+            return self.c(F.channel_shuffle(x, 2))
+        if self.what == "groups":
+            return self.c(self.grouped(x))
+        if self.what == "norm":
+            return self.c(self.norm(x))
+        if self.what == "twice":
+            return self.c(self.b(self.b(x)))
+        if self.what == "read":
+            return self.c(x + self.c.weight.mean())
+        if self.what == "parameter":
+            return self.c(x * self.scale)
+        if self.what == "softmax":
+            return self.c(F.softmax(x, 1))
+        return self.c(x.mean(1, keepdim=True) + x)
+
+
+@pytest.mark.parametrize("what", ["cat", "split", "shuffle", "groups", "norm", "twice", "read", "parameter", "mean"])
+def test_what_depends_on_the_order_pins_it(what):
+    model = Pinned(what)
+    channels = Channels(model)
+    assert channels.outputs["a"].root().pinned
+    check_orders(model, torch.randn(2, 3, 5, 5, dtype=torch.double))
+
+
+def test_softmax_over_channels_computes_the_same_in_any_order_or_is_pinned():
+    check_orders(Pinned("softmax"), torch.randn(2, 3, 5, 5, dtype=torch.double))
+
+
+def test_inputs_and_outputs_of_the_model_are_pinned():
+    channels = Channels(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)))
+    assert "inputs" in channels.inputs["0"].root().pinned
+    assert "output" in channels.outputs["1"].root().pinned
+    assert not channels.outputs["0"].root().pinned
+    assert channels.outputs["0"].root() is channels.inputs["1"].root()

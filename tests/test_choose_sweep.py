@@ -1,0 +1,186 @@
+"""Sweeps and choices: made-up times choose, real ones are only told; the model stays as it is."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import groupwise
+from groupwise import GroupwiseError
+from groupwise.choose.measure import run
+from groupwise.choose.measure.risk import Losses, batches
+from groupwise.choose.measure.times import with_groups
+from groupwise.models.resnext import Bottleneck
+from sweeps import LAYERS, made_up
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Bottleneck(8, 16, 8, groups=1), Bottleneck(16, 16, 8, groups=2), nn.Flatten(), nn.Linear(400, 3)
+    ).eval()
+
+
+X = torch.randn(4, 8, 5, 5, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(4) % 3
+
+
+def test_a_choice_is_the_lowest_risk_within_the_budget():
+    made = made_up(*LAYERS, measured=lambda choice: replace(choice, measured_ms=choice.ms))
+    assert made.choose(budget_ms=100).groups == {}
+    assert made.choose(budget_ms=15.5).groups == {"layer0": 2}
+    assert made.choose(budget_ms=12.5).groups == {"layer0": 4}
+    assert made.choose(budget_ms=9).groups == {"layer0": 4, "layer1": 2}
+    assert made.choose(macs=1000).groups == {"layer0": 2, "layer1": 2}
+    assert made.choose(parameters=150).groups == {"layer0": 2}
+    front = made.predicted()
+    # groups=4 of layer1 is slower and worse than groups=2.
+    assert [(one.ms, round(one.risk, 6)) for one in front] == [(9, 0.8), (12, 0.3), (15, 0.1), (19, 0)]
+
+
+def test_a_choice_that_takes_longer_than_expected_gives_way_to_a_cheaper_one():
+    slower = made_up(*LAYERS, measured=lambda choice: replace(choice, measured_ms=choice.ms * 1.2))
+    chosen = slower.choose(budget_ms=15.5)
+    assert (chosen.groups, chosen.measured_ms) == ({"layer0": 4}, pytest.approx(14.4))
+    with pytest.raises(GroupwiseError, match=r"no choice was measured within 10 ms; the cheapest took 10.8 ms"):
+        slower.choose(budget_ms=10)
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (
+            {"budget_ms": 5},
+            "5 ms is below the cheapest choice, which needs 9; the model as it is needs 19",
+        ),
+        ({"macs": 10}, "a budget of 10 MACs is below the cheapest choice"),
+        ({"budget_ms": -1}, "must be a number above 0"),
+        ({"budget_ms": float("nan")}, "must be a number above 0"),
+        ({}, "one budget"),
+        ({"budget_ms": 5, "macs": 5}, "one budget"),
+    ],
+)
+def test_a_budget_that_nothing_meets_is_refused_with_what_is_reachable(budget, said):
+    with pytest.raises(GroupwiseError, match=said):
+        made_up(*LAYERS).choose(**budget)
+
+
+def test_the_front_drops_what_another_choice_beats_when_measured():
+    # Measured, the second cheapest turns out to be slower than the third.
+    times = {9: 9.0, 12: 15.5, 15: 15.0, 19: 19.0}
+    made = made_up(*LAYERS, measured=lambda choice: replace(choice, measured_ms=times[round(choice.ms)]))
+    assert [one.measured_ms for one in made.front()] == [9.0, 15.0, 19.0]
+    assert len(made.front(best=2)) == 2
+
+
+def test_uniform_groups_are_compared_with_the_front():
+    made = made_up(*LAYERS)
+    assert [(one.groups, one.ms) for one in made.uniform()] == [
+        ({}, 19.0),
+        ({"layer0": 2, "layer1": 2}, 12.0),
+        ({"layer0": 4, "layer1": 4}, 9.5),
+    ]
+    said = " ".join(str(made).split())
+    time = "At the time of groups=2 in every layer (12 ms expected)"
+    assert f"{time} the front has a loss rise of 0.3, and uniform groups 0.6." in said
+    one = made_up([(1, 4.0, 0.0), (2, 2.0, 0.1)])
+    assert "choosing layer by layer gains nothing here" in " ".join(str(one).split())
+
+
+def test_a_sweep_is_every_format(tmp_path):
+    made = made_up(*LAYERS)
+    assert "last: it has hooks" in str(made)
+    facts = json.loads(json.dumps(made.to_dict()))
+    assert len(facts["front"]) == 4
+    assert made.to_csv().startswith("layer,groups,current")
+    assert made.to_svg().count("<circle") == 4
+    page = made.to_html(tmp_path / "sweep.html").read_text()
+    assert "layer0: 4, layer1: 2" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_sweep_measures_each_value_and_leaves_the_model(monkeypatch):
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    made = run.sweep(model, X, groups=[1, 2, 4], repeats=1, data=[(X, Y)])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+    rows = {(row.layer, row.groups): row for row in made.rows if not row.refused}
+    assert {groups for layer, groups in rows if layer == "0.conv2"} == {1, 2, 4}
+    assert rows["0.conv2", 4].macs == rows["0.conv2", 1].macs // 4
+    assert rows["0.conv2", 1].current
+    assert rows["1.conv2", 2].current
+    # To coarser groups a layer is exact, and computes the same.
+    assert rows["1.conv2", 1].kept == 1
+    assert rows["1.conv2", 1].risk == pytest.approx(0, abs=1e-5)
+    assert 0 < rows["0.conv2", 4].kept <= rows["0.conv2", 4].bound < 1
+    assert all(row.ms > 0 for row in rows.values())
+    refused = {row.layer: row.refused for row in made.rows if row.refused}
+    assert "0.conv2" not in refused
+    assert "has the order" in refused["0.conv1"] or "order" in refused["0.conv1"]
+    loss = nn.functional.cross_entropy(model(X), Y).item()
+    assert made.loss == pytest.approx(loss)
+    converted = groupwise.regroup(model, {"0.conv2": 4}, data=[X]).model
+    rise = nn.functional.cross_entropy(converted(X), Y).item() - loss
+    assert rows["0.conv2", 4].risk == pytest.approx(rise, abs=1e-6)
+
+
+def test_a_sweep_of_training_and_of_choices_as_whole_networks():
+    made = run.sweep(net(), X, groups=[2], layers=["0.conv2"], repeats=1, train=True)
+    assert made.train
+    assert {row.layer for row in made.rows} == {"0.conv2"}
+    chosen = made.choose(parameters=made.parameters - 1)
+    assert chosen.groups == {"0.conv2": 2}
+    assert chosen.measured_ms > 0
+    assert groupwise.regroup(net(), chosen).model[0].conv2.groups == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"layers": ["0.conv9"]}, "no such layer; did you mean"),
+        ({"groups": [0]}, "groups=0"),
+        ({"repeats": 0}, "repeats=0"),
+        ({"data": [(X, Y), X]}, "some batches of data have targets"),
+        ({"data": []}, "no batch"),
+        ({"data": [torch.randn(4, 3, 5, 5)]}, r"data of shape \(4, 3, 5, 5\)"),
+    ],
+)
+def test_what_a_sweep_cannot_use_is_refused_before_it_measures(options, said, monkeypatch):
+    monkeypatch.setattr(run, "layer_times", lambda *_: pytest.fail("it measured"))
+    with pytest.raises(GroupwiseError, match=said):
+        run.sweep(net(), X, **options)
+
+
+def test_a_function_has_no_layers_to_replace():
+    with pytest.raises(GroupwiseError, match=r"give a torch\.nn\.Module"):
+        run.sweep(lambda x: x, X)
+
+
+def test_the_loss_is_the_mean_over_all_samples():
+    model = nn.Linear(3, 2)
+    x, y = torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])
+    one = Losses(model, batches([(x[:2], y[:2]), (x[2:], y[2:])]))
+    wanted = nn.functional.cross_entropy(model(x), y).item()
+    assert one.of(model)[0] == pytest.approx(wanted)
+    other = nn.Linear(3, 2)
+    square = ((other(x) - model(x)).square().sum() / model(x).square().sum()).item()
+    assert Losses(model, batches(x)).of(other) == (pytest.approx(square), pytest.approx(square))
+    assert Losses(model, batches([(x, torch.zeros(5, 2))])).of(model)[0] == pytest.approx(
+        model(x).square().mean().item()
+    )
+
+
+def test_twins_for_timing_have_the_groups_and_the_memory_format():
+    model = net().to(memory_format=torch.channels_last)
+    twin = with_groups(model, {"0.conv2": 4, "1.conv2": 1})
+    assert (twin[0].conv2.groups, twin[1].conv2.groups) == (4, 1)
+    assert twin[0].conv2.weight.shape == (8, 2, 3, 3)
+    assert twin[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert model[0].conv2.groups == 1
+    assert torch.isfinite(twin(X)).all()
