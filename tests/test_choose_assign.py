@@ -12,6 +12,7 @@ import groupwise
 from groupwise import GroupwiseError
 from groupwise.choose.assign import assign
 from groupwise.choose.assign.alternate import climb, improve
+from groupwise.choose.assign.bound import upper_bound
 from groupwise.choose.assign.enumerate import best_of_all, partitions
 from groupwise.choose.assign.planted import planted
 from groupwise.choose.assign.starts import starts
@@ -170,12 +171,18 @@ def test_kept_lies_between_the_stored_order_and_the_bound(seed):
 
 @pytest.mark.parametrize(("outputs", "inputs", "groups"), [(8, 8, 2), (6, 9, 3)])
 def test_no_partition_exceeds_the_bound(outputs, inputs, groups):
-    from groupwise.choose.assign.bound import upper_bound
-
     generator = np.random.default_rng(5)
     for scale in (1.0, 3.0):
         energy = np.exp(scale * generator.standard_normal((outputs, inputs)))
         assert best(energy, groups) <= upper_bound(energy, groups) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "groups"), [(8, 8, 2), (6, 12, 3), (12, 6, 3)])
+def test_the_bound_of_equal_entries_is_what_all_partitions_hold(outputs, inputs, groups):
+    # All three limits are tight here, so one that is too low shows.
+    expected = outputs * inputs / groups
+    assert upper_bound(np.ones((outputs, inputs)), groups) == pytest.approx(expected, rel=1e-6)
+    assert upper_bound(np.ones((outputs, inputs)), groups) >= expected * (1 - 1e-12)
 
 
 def test_a_transposed_weight_gives_the_same():

@@ -13,6 +13,8 @@ from groupwise.choose.assign.transport import Floats, Labels, transport_from
 _RISE = 1e-12
 # The pairs of a swap come from these many channels of a group, those that lose least by leaving it.
 _MOST_CANDIDATES = 48
+# Pairs of groups that all swaps together look at, or one look at each: hundreds of groups have many pairs.
+_MOST_PAIRS = 8_000
 
 
 @dataclass
@@ -41,14 +43,15 @@ def climb(energy: Floats, groups: int, outputs: Labels) -> Climb:
 
 def improve(energy: Floats, groups: int, found: Climb) -> Climb:
     """Returns `found`, or what swaps of two outputs together with two inputs, and more climbing, make of it."""
-    while True:
+    for _ in range(max(1, _MOST_PAIRS // (groups * (groups - 1) // 2))):
         outputs = _swapped(energy, groups, found)
         if outputs is None:
-            return found
+            break
         risen = climb(energy, groups, outputs)
         if risen.held <= found.held * (1 + _RISE):
-            return found
+            break
         found = risen
+    return found
 
 
 def by_group(energy: Floats, labels: Labels, groups: int) -> Floats:
