@@ -189,7 +189,7 @@ class Channels:
         """Pins the axes of layers of which code reads a tensor outside their own calls, or shares it."""
         owners: dict[int, set[str]] = {}
         for name, module in self._flow.root.named_modules():
-            for tensor in module._parameters.values():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
                     owners.setdefault(id(tensor), set()).add(name)
         read = {str(node.target).rpartition(".")[0] for node in self._flow.graph.find_nodes(op="get_attr")}
@@ -197,7 +197,7 @@ class Channels:
         for node in self._flow.graph.find_nodes(op="call_module"):
             name = str(node.target)
             if name in shared:
-                self._pin_around([node], f"{name} shares a parameter with another layer")
+                self._pin_around([node], f"{name} shares a tensor with another layer")
             elif name in read:
                 self._pin_around([node], f"code reads a tensor of {name}")
 

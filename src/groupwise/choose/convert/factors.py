@@ -19,7 +19,8 @@ def as_factored(
 ) -> dict[str, Converted]:
     """Replaces dense layers of a model in place by two layers each. Channels keep their order, so nothing is folded.
 
-    The rank is the largest at which both take no more multiply-accumulates than a layer with these groups. Raises
+    The rank is at least 1, and the largest at which both take no more multiply-accumulates than a layer with these
+    groups. Raises
     `GroupwiseError` before any work for transposed layers, and for what is said of orders.
     """
     if order != BEST or gather:
