@@ -100,6 +100,33 @@ def test_published_networks(name, free):
     assert found >= free
 
 
+class Tokens(nn.Module):
+    """Normalises over channels: of maps in groups of one, and of rows of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = nn.Conv2d(3, 8, 3), nn.GroupNorm(1, 8), nn.Conv2d(8, 6, 1)
+        self.rows, self.fc, self.last = nn.LayerNorm(6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = self.two(self.norm(self.one(x))).permute(0, 2, 3, 1)
+        return self.last(F.gelu(self.fc(self.rows(x))))
+
+
+def test_normalisations_over_channels_have_no_order_of_their_own():
+    assert check_orders(Tokens(), torch.randn(2, 3, 5, 5, dtype=torch.double)) == 3
+
+
+@pytest.mark.parametrize("place", ["norm", "rows"])
+def test_a_normalisation_with_a_hook_or_a_computed_weight_pins_its_channels(place):
+    hooked, computed = Tokens(), Tokens()
+    hooked.get_submodule(place).register_forward_hook(lambda *_: None)
+    nn.utils.parametrize.register_parametrization(computed.get_submodule(place), "weight", nn.Identity())
+    for model in (hooked, computed):
+        channels = Channels(model)
+        assert channels.outputs["one" if place == "norm" else "two"].root().pinned
+
+
 class Pinned(nn.Module):
     def __init__(self, what):
         super().__init__()

@@ -329,3 +329,16 @@ def test_bad_options_are_refused_and_the_model_stays(options, said):
     with pytest.raises(GroupwiseError, match=said):
         regroup(net, {"3": 2}, **options)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_layer_that_is_called_by_keyword_is_fitted_too():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.three(self.two(input=self.one(x)))
+
+    row = regroup(Named(), {"two": 2}, form="factored", data=torch.randn(8, 3, 6, 6)).rows[0]
+    assert row.fitted < row.error

@@ -12,11 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils import parametrize
 
 from groupwise.parallel.planning import operations as ops
+from groupwise.parallel.planning.axes import Axis
 from groupwise.parallel.planning.flow import Flow
 from groupwise.parallel.planning.operations import does
-from groupwise.parallel.styles.base import is_plain
+from groupwise.parallel.styles.base import known_forward
 from groupwise.parallel.styles.channelwise import STATELESS
 
 # These compute each channel alone, by numbers of its own or by none.
@@ -157,10 +159,8 @@ class Channels:
         module, axis = self._flow.module(node), self._flow.axes[before]
         if axis is None:
             return False
-        if isinstance(module, nn.LayerNorm):
-            return axis.place == -1 and len(module.normalized_shape) == 1 and is_plain(module)
-        if isinstance(module, nn.GroupNorm):
-            return module.num_groups in (1, module.num_channels) and is_plain(module) and axis.is_map
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            return _is_symmetric(module, axis)
         if getattr(node.target, "__name__", "") == "stochastic_depth":
             # torchvision's function drops samples, and no channels.
             return True
@@ -219,6 +219,15 @@ def reorder(model: nn.Module, axis: ChannelAxis, order: torch.Tensor) -> None:
             if use.block > 1:
                 index = (index[:, None] * use.block + torch.arange(use.block, device=tensor.device)).flatten()
             tensor.copy_(tensor.index_select(use.dim, index))
+
+
+def _is_symmetric(norm: nn.LayerNorm | nn.GroupNorm, axis: Axis) -> bool:
+    """Says whether a normalisation over channels computes the same in any order of them."""
+    if norm._forward_hooks or norm._forward_pre_hooks or not known_forward(norm, (nn.LayerNorm, nn.GroupNorm)):
+        return False
+    if isinstance(norm, nn.LayerNorm):
+        return axis.place == -1 and len(norm.normalized_shape) == 1 and not parametrize.is_parametrized(norm)
+    return axis.is_map and norm.num_groups in (1, norm.num_channels) and not parametrize.is_parametrized(norm)
 
 
 def _called(node: fx.Node) -> str:

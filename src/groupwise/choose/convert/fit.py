@@ -88,11 +88,13 @@ def _at(model: nn.Module, name: str, batches: Sequence[torch.Tensor]) -> Iterato
     """Yields the input and the output of a layer for each batch."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def see(_: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        seen.append((given[0], output))
+    def see(
+        _: nn.Module, given: tuple[torch.Tensor, ...], keywords: dict[str, torch.Tensor], output: torch.Tensor
+    ) -> None:
+        seen.append(((*given, *keywords.values())[0], output))
         raise _Found
 
-    hook = model.get_submodule(name).register_forward_hook(see)
+    hook = model.get_submodule(name).register_forward_hook(see, with_kwargs=True)
     try:
         with evaluated(model):
             for inputs in batches:

@@ -37,14 +37,6 @@ class Grouping(Printed):
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Where it was measured, and what `risk` is."""
 
-    @property
-    def name(self) -> str:
-        """A short name: how many layers have each groups value."""
-        counts: dict[int, int] = {}
-        for value in self.groups.values():
-            counts[value] = counts.get(value, 0) + 1
-        return ", ".join(f"{count} x groups={value}" for value, count in sorted(counts.items())) or "as it is"
-
     def __str__(self) -> str:
         measured = "" if self.measured_ms is None else f", measured {self.measured_ms:.3g} ms"
         head = (
