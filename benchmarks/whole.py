@@ -37,6 +37,7 @@ from whole_engines import ENGINES, Point
 
 from groupwise import GroupwiseError
 from groupwise.kernels import native
+from groupwise.kernels.processor import processor_class
 
 UNIT = ("benchmark", "network", "pass", "batch", "threads", "dtype")
 PASSES = ("forward", "training")
@@ -62,7 +63,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8, help="turns of each engine, at most")
     parser.add_argument("--budget", type=float, default=4, help=f"seconds a point, after {LEAST_ROUNDS} turns of each")
     parser.add_argument("--compile-everywhere", action="store_true", help="torch.compile with fewer threads too")
-    parser.add_argument("--output", type=pathlib.Path, default=RECORDS / "whole.jsonl")
+    machine = f"{processor_class()}-{native.status().isa}"
+    parser.add_argument("--output", type=pathlib.Path, default=RECORDS / machine / "whole.jsonl")
     options = parser.parse_args()
     passes = options.passes or (PASSES if options.dtype == "float32" else ("forward",))
     names = [name for name in whole_networks.NETWORKS if any(part in name for part in options.networks)]

@@ -1,4 +1,4 @@
-"""Draw the record of `whole.py`: how fast each engine runs each network, beside eager PyTorch.
+"""Draw the largest record of `whole.py`: how fast each engine runs each network, beside eager PyTorch.
 
 python benchmarks/whole_chart.py [--records DIR] [--pictures DIR]
 """
@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     parser.add_argument("--pictures", type=pathlib.Path, default=ROOT / "docs/pictures")
     options = parser.parse_args()
-    if some := chosen(points(read(options.records))):
+    machines = read(options.records)
+    if machines and (some := chosen(points(machines[0]))):
         (options.pictures / PICTURE).write_text(chart(some), encoding="utf-8")
 
 

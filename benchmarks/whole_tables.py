@@ -1,8 +1,9 @@
-"""Print what the record of `whole.py` says, or write its tables and figures into the docs and the README.
+"""Print what the records of `whole.py` say, or write their tables and figures into the docs and the README.
 
     python benchmarks/whole_tables.py [--docs] [--records DIR]
 
-Only rows of the machine and the torch that were measured last count. A ratio above 1 favours groupwise.
+Each processor class and instruction set has a record of its own, of which only rows of the machine and the torch that
+were measured last count. A ratio above 1 favours groupwise.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pathlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record
@@ -52,11 +54,14 @@ class Point:
         return name, self.ms[name] / self.ms["groupwise"]
 
 
-def read(folder: pathlib.Path = RECORDS) -> list[Row]:
-    """Returns the rows of the record that share the machine and the torch of the newest."""
-    rows = [row for row in read_record(folder / RECORD) if row["benchmark"] == "whole"]
-    newest = newest_machine(rows)
-    return [row for row in rows if machine_of(row) == newest]
+def read(folder: pathlib.Path = RECORDS) -> list[list[Row]]:
+    """Returns the rows of each record that share the machine and the torch of its newest, the largest record first."""
+    found = []
+    for path in sorted(folder.glob(f"*/{RECORD}")):
+        rows = [row for row in read_record(path) if row["benchmark"] == "whole"]
+        newest = newest_machine(rows)
+        found.append([row for row in rows if machine_of(row) == newest])
+    return sorted(filter(None, found), key=len, reverse=True)
 
 
 def points(rows: Iterable[Row]) -> list[Point]:
@@ -166,29 +171,48 @@ def problem_table(rows: Sequence[Row]) -> Table:
     return Table("Not timed", ["engine", "why", "networks"], cells)
 
 
-def docs_text(rows: Sequence[Row]) -> str:
-    """Returns the chart and all tables as Markdown."""
-    if not points(rows):
+def docs_text(machines: Sequence[Sequence[Row]]) -> str:
+    """Returns the chart, and all tables of each machine, as Markdown."""
+    machines = [rows for rows in machines if points(rows)]
+    if not machines:
         return NONE_YET
-    chart = f"![Times of engines relative to groupwise.optimize](pictures/{PICTURE})"
-    return "\n\n".join([chart, *(table.markdown() for table in tables(rows))])
+    said = [f"![Times of engines relative to groupwise.optimize](pictures/{PICTURE})"]
+    for rows in machines:
+        said.append(f"## On {name_of(rows[0])}")
+        # Headings of two processors must differ, because they are links too.
+        said += [replace(one, title=f"{one.title}: {name_of(rows[0])}").markdown() for one in tables(rows)]
+    return "\n\n".join(said)
 
 
-def readme_text(rows: Sequence[Row]) -> str:
+def readme_text(machines: Sequence[Sequence[Row]]) -> str:
     """Returns the chart and the main figures in a sentence, or nothing without a record."""
-    some = [point for point in points(rows) if point.facts["network"].startswith("torchvision")]
-    shown = chosen(some)
-    if not shown:
+    found = [shown for rows in machines if (shown := chosen(torchvision(points(rows))))]
+    if not found:
         return ""
-    facts = shown[0].facts
-    speedups = [point.speedup for point in shown]
+    facts = found[0][0].facts
     threads = f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}"
+    each = []
+    for shown in found:
+        speedups = [point.speedup for point in shown]
+        each.append(
+            f"{geometric_mean(speedups):.2f} times as fast ({min(speedups):.2f} to {max(speedups):.2f}) on "
+            f"{name_of(shown[0].facts)}"
+        )
     said = (
-        f"Over {len(shown)} networks of torchvision it is {geometric_mean(speedups):.2f} times as fast as PyTorch in "
-        f"its better memory format (geometric mean; {min(speedups):.2f} to {max(speedups):.2f}), one image, {threads}, "
-        f"{facts['processor']} ({facts['isa']}), {facts['dtype']}."
+        f"Over {len(found[0])} networks of torchvision, compared with PyTorch in its better memory format, it is "
+        f"{' and '.join(each)} (geometric means; one image, {threads}, {facts['dtype']})."
     )
     return f"![Times of engines relative to groupwise.optimize](docs/pictures/{PICTURE})\n\n{said}"
+
+
+def name_of(facts: Row) -> str:
+    """Returns the processor's name and instruction set."""
+    return f"{facts['processor'].replace('(R)', '').removesuffix(' Processor')} ({facts['isa']})"
+
+
+def torchvision(some: Iterable[Point]) -> list[Point]:
+    """Returns the points of torchvision's networks."""
+    return [point for point in some if point.facts["network"].startswith("torchvision")]
 
 
 def chosen(some: Sequence[Point]) -> list[Point]:
@@ -222,15 +246,15 @@ def main() -> None:
     )
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     options = parser.parse_args()
-    rows = read(options.records)
+    machines = read(options.records)
     if options.docs:
         for name, function in PAGES.items():
             page = ROOT / name
-            page.write_text(written(page.read_text(encoding="utf-8"), globals()[function](rows)), encoding="utf-8")
-    elif not rows:
+            page.write_text(written(page.read_text(encoding="utf-8"), globals()[function](machines)), encoding="utf-8")
+    elif not machines:
         raise SystemExit(f"there is no {RECORD} in {options.records}; measure first: python benchmarks/whole.py")
     else:
-        print("\n\n".join(table.text() for table in tables(rows)))
+        print("\n\n".join(table.text() for rows in machines for table in tables(rows)))
 
 
 if __name__ == "__main__":

@@ -69,8 +69,9 @@ def test_the_tables():
 
 def test_only_the_newest_machine_counts(tmp_path):
     old = {**row("eager", 1.0), "processor": "old", "date": "2000-01-01"}
-    measuring.write_record(tmp_path / "whole.jsonl", [old, *record()], ())
-    assert len(tables.read(tmp_path)) == len(record())
+    measuring.write_record(tmp_path / "a" / "whole.jsonl", [old, *record()], ())
+    measuring.write_record(tmp_path / "b" / "whole.jsonl", [{**one, "processor": "b"} for one in record()[:8]], ())
+    assert [len(rows) for rows in tables.read(tmp_path)] == [len(record()), 8]
 
 
 def test_the_chart_is_legible():
@@ -95,9 +96,10 @@ def test_without_a_record_there_is_no_chart_and_no_figure(tmp_path, monkeypatch)
 
 
 def test_the_readme_says_what_the_record_says():
-    said = tables.readme_text(record())
-    assert "Over 2 networks of torchvision it is 2.45 times as fast" in said
-    assert "2.00 to 3.00), one image, 2 threads" in said
+    said = tables.readme_text([record(), [{**one, "processor": "Other(R) Processor"} for one in record()]])
+    assert "Over 2 networks of torchvision, compared with PyTorch" in said
+    assert "it is 2.45 times as fast (2.00 to 3.00) on" in said
+    assert "and 2.45 times as fast (2.00 to 3.00) on Other (avx2) (geometric means; one image, 2 threads" in said
     assert "](docs/pictures/whole-networks.svg)" in said
 
 
