@@ -2,21 +2,10 @@
 #pragma once
 #include <algorithm>
 
-#include "kernels/low/common-inl.h"
-#include "kernels/low/product.h"
+#include "kernels/low/amx-inl.h"
+#include "kernels/low/finish-inl.h"
 
 namespace groupwise::GW_TARGET {
-
-// The vectors of a block, and the sums of a tile.
-constexpr int kLowVectors = 4, kLowSums = kRegisters * 3 / 4;
-
-// A tile of `rows` pixels from x on, and `count` outputs from y on.
-struct LowTileOfPixels {
-  const Bfloat16 *x, *w;
-  const float* bias;
-  Bfloat16* y;
-  int64_t rows, count;
-};
 
 // Computes V vectors of outputs of P pixels; the last pixel stands in for those that are missing.
 template <bool Native, int V>
@@ -40,22 +29,7 @@ GW_NOINLINE void product_tile(const LowProduct& c, const LowTileOfPixels& t) {
       unroll<V>([&](auto v) GW_LAMBDA { add_pairs<Native>(sum[p * V + v], pairs, weights[v]); });
     });
   }
-  activate_low(c.before, sum);
-  const auto count = [&](int64_t v) GW_LAMBDA { return t.count - v * kLanes; };
-  if (c.residual) {
-    const Bfloat16* from = c.residual + (t.y - c.y);
-    unroll<P>([&](auto p) GW_LAMBDA {
-      if (p >= t.rows) return;
-      unroll<V>([&](auto v) GW_LAMBDA {
-        sum[p * V + v] += load_some(from + p * c.y_pixel + v * kLanes, std::min<int64_t>(kLanes, count(v)));
-      });
-    });
-    activate_low(c.after, sum);
-  }
-  unroll<P>([&](auto p) GW_LAMBDA {
-    if (p >= t.rows) return;
-    unroll<V>([&](auto v) GW_LAMBDA { store_low<Native>(t.y + p * c.y_pixel + v * kLanes, sum[p * V + v], count(v)); });
-  });
+  finish_low<Native, V, P>(c, t, sum);
 }
 
 template <bool Native>
@@ -87,6 +61,11 @@ GW_INLINE void product_of(const LowProduct& c, Range pixels, Range blocks) {
 
 void multiply_low(const LowProduct& work, Range pixels, Range blocks) {
   const LowProduct c = work;
+#if GW_LANES == 16
+  // Few pixels, or inputs, do not fill tiles.
+  if (multiplies_pairs() && multiplies_tiles() && c.pixels >= kTilePixels && c.inputs >= kTileInputs / 2)
+    return product_by_tiles(c, pixels, blocks);
+#endif
   if (multiplies_pairs()) {
     product_of<GW_LANES == 16>(c, pixels, blocks);
   } else {
