@@ -43,9 +43,9 @@ class LowLayer : public torch::CustomClassHolder {
         "groupwise: a layer of bfloat16 takes the float32 weight of a depthwise convolution in 2-D, or the bfloat16 weight "
         "of one with groups");
     TORCH_CHECK(group == 1 || (group % 2 == 0 && (kMostLanes % group == 0 || group % kMostLanes == 0) &&
-                               weight.size(0) % std::max(kMostLanes, group) == 0),
+                               weight.size(0) % group == 0 && weight.size(0) >= kMostLanes),
                 "groupwise: a layer of bfloat16 takes groups that fill vectors of ", kMostLanes,
-                " channels, or some of which do");
+                " channels, or some of which do, and so many channels or more");
     TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
                 "groupwise: stride, padding and dilation must have two numbers");
     for (int i = 0; i < 2; i++)
@@ -68,7 +68,7 @@ class LowLayer : public torch::CustomClassHolder {
     }
     const int64_t taps = weight.size(2) * weight.size(3);
     if (group > 1) {
-      packed_ = at::empty({dense.numel()}, dense.options());
+      packed_ = at::empty({round_up(work_.channels, target_->lanes) * group * taps}, dense.options());
       pack_low_pairs(target_->lanes, work_.channels, group, taps, static_cast<const Bfloat16*>(dense.const_data_ptr()),
                      static_cast<Bfloat16*>(packed_.mutable_data_ptr()));
       work_.pairs = static_cast<const Bfloat16*>(packed_.const_data_ptr());

@@ -159,7 +159,7 @@ inline LowRow low_row_of(const LowGrouped& c, int64_t task) {
 
 template <bool Native>
 GW_INLINE void grouped_rows(const LowGrouped& c, int64_t begin, int64_t end) {
-  const int64_t vectors = c.channels / kLanes, part = round_up(ceil_div(vectors, c.parts), kGroupedVectors);
+  const int64_t vectors = ceil_div(c.channels, kLanes), part = round_up(ceil_div(vectors, c.parts), kGroupedVectors);
   // Few weights stay in the cache, so that a row is read at once; of many, each vector's stay for all rows.
   const bool few = c.channels * c.group * c.h.kernel * c.w.kernel <= 24 * 1024;
   const int64_t step = few ? part : kGroupedVectors;

@@ -18,6 +18,7 @@ struct GroupedTile {
   Bfloat16* y;
   const Bfloat16* residual;
   int64_t column, stored;
+  int64_t skipped;  // the lanes that the vector before stores
 };
 
 // Adds a tap of G channels a group, where several groups share a vector, or of any where G is 0. `x` returns where the inputs
@@ -105,7 +106,14 @@ GW_NOINLINE void grouped_tile(const LowGrouped& c, const LowWalk& k, const Group
   }
   unroll<kGroupedPixels>([&](auto p) GW_LAMBDA {
     if (p >= t.stored) return;
-    unroll<V>([&](auto v) GW_LAMBDA { store_low<Native>(t.y + p * k.y_pixel + v * kLanes, sum[p * V + v], kLanes); });
+    Bfloat16* to = t.y + p * k.y_pixel;
+    if (t.skipped == 0) {
+      unroll<V>([&](auto v) GW_LAMBDA { store_low<Native>(to + v * kLanes, sum[p * V + v], kLanes); });
+    } else {
+      Bfloat16 made[kLanes];
+      store_low<Native>(made, sum[p * V], kLanes);
+      std::copy(made + t.skipped, made + kLanes, to + t.skipped);
+    }
   });
 }
 
@@ -129,14 +137,17 @@ inline void grouped_row(const LowGrouped& c, const LowWalk& k, const Bfloat16* x
       GroupedTile t{};
       t.column = at * c.w.stride - c.w.pad;
       t.stored = std::min<int64_t>(kGroupedPixels, c.w.out - at);
-      const int64_t channel = v * kLanes;
+      // The last vector begins early where it would end late.
+      const int64_t channel = std::min<int64_t>(v * kLanes, c.channels - kLanes);
+      t.skipped = v * kLanes - channel;
       t.x = x + t.column * c.x_strides.w + (c.group > kLanes ? channel / c.group * c.group : channel);
       t.w = c.pairs + v * w_vector;
       t.bias = c.bias + channel;
       t.y = y + at * c.y_strides.w + channel;
       t.residual = c.residual ? c.residual + (t.y - c.y) : nullptr;
       // Two vectors are of one group, or of groups that each fill one.
-      const bool two = next - v == 2 && (c.group <= kLanes || v * kLanes % c.group + 2 * kLanes <= c.group);
+      const bool two =
+          next - v == 2 && (c.group <= kLanes ? next * kLanes <= c.channels : v * kLanes % c.group + 2 * kLanes <= c.group);
       if (two) {
         pick_grouped_tile<Native, 2>(c, k, t);
       } else {

@@ -26,11 +26,13 @@ void pack_low(int64_t lanes, int64_t channels, int64_t taps, const float* weight
 }
 
 void pack_low_pairs(int64_t lanes, int64_t channels, int64_t group, int64_t taps, const Bfloat16* weight, Bfloat16* packed) {
-  for (int64_t first = 0; first < channels; first += lanes)
+  for (int64_t first = 0; first < channels; first += lanes) {
+    const int64_t from = std::min(first, channels - lanes);
     for (int64_t tap = 0; tap < taps; tap++)
       for (int64_t i = 0; i < group; i += 2)
-        for (int64_t o = first; o < first + lanes; o++)
+        for (int64_t o = from; o < from + lanes; o++)
           for (int64_t k = i; k < i + 2; k++) *packed++ = weight[(o * group + k) * taps + tap];
+  }
 }
 
 void correlate_low(LowGrouped work, const Kernels& target, const NormRun& run) {

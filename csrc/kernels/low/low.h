@@ -9,8 +9,8 @@ namespace groupwise {
 
 // Channels are neighbours in memory. `packed` has, for each block of 2 * lanes channels, their bias and their taps, row by row; of
 // each the even channels come first. The last block begins early where it would end late. Groups of several channels have `pairs`
-// instead: for each vector of outputs and each tap [pair of inputs][output][2]; their channels fill whole vectors, and a group
-// fills some, or a vector holds some groups.
+// instead: for each vector of outputs and each tap [pair of inputs][output][2]; a group fills some vectors, or a vector holds some
+// groups, and the last one begins early too.
 struct LowGrouped {
   int64_t batch, channels, group = 1;  // the channels of a group
   Axis h, w;
@@ -30,7 +30,8 @@ struct LowGrouped {
 // Returns how many floats the packed weights take, and fills them; the weight has [channel][row][column], and a bias may be null.
 int64_t packed_low_floats(int64_t lanes, int64_t channels, int64_t taps);
 void pack_low(int64_t lanes, int64_t channels, int64_t taps, const float* weight, const float* bias, float* packed);
-// The same of pairs, from a weight of [output][input][row][column]: as many numbers as that has.
+// The same of pairs, from a weight of [output][input][row][column]: as many numbers as that has with outputs in whole vectors. There
+// is a vector of outputs or more.
 void pack_low_pairs(int64_t lanes, int64_t channels, int64_t group, int64_t taps, const Bfloat16* weight, Bfloat16* packed);
 
 struct Kernels;
