@@ -101,6 +101,8 @@ def test_a_sweep_is_every_format(tmp_path):
     assert made.to_svg().count("<circle") == 4
     page = made.to_html(tmp_path / "sweep.html").read_text()
     assert "layer0: 4, layer1: 2" in page
+    assert "ms expected" in page
+    assert "ms measured" not in page, "nothing was measured, and an empty column says nothing"
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 

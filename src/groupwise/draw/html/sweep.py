@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from groupwise.draw.base import numbers
@@ -10,6 +11,8 @@ from groupwise.draw.text import sweep as text
 from groupwise.draw.text.report import milliseconds
 from groupwise.draw.views.front import front_svg
 
+# How a row looks, and what its cells say and sort by.
+Row = tuple[str, list[tuple[str, float | None]]]
 _HEAD = ("layer", "groups", "parameters", "MACs", "bytes", "ms", "kept", "at most", "error")
 
 
@@ -46,7 +49,7 @@ def _body(sweep: dict[str, Any]) -> str:
 
 
 def _choices(choices: list[dict[str, Any]], risk: str) -> str:
-    rows = []
+    rows: list[Row] = []
     for one in choices:
         groups = ", ".join(f"{name}: {value}" for name, value in one["layers"].items()) or "as it is"
         rows.append(
@@ -61,11 +64,11 @@ def _choices(choices: list[dict[str, Any]], risk: str) -> str:
                 ],
             )
         )
-    return html.table(("groups", "ms expected", "ms measured", f"{risk} expected", f"{risk} measured"), rows)
+    return _table(("groups", "ms expected", "ms measured", f"{risk} expected", f"{risk} measured"), rows)
 
 
 def _layers(sweep: dict[str, Any]) -> str:
-    rows = []
+    rows: list[Row] = []
     for row in sweep["rows"]:
         if row["refused"]:
             continue
@@ -78,7 +81,13 @@ def _layers(sweep: dict[str, Any]) -> str:
         ]
         ends = [_value(row[key]) for key in ("kept", "bound", "error", "risk")]
         rows.append(("grouped" if row["current"] else "", [(row["layer"], None), *amounts, *ends]))
-    return html.table((*_HEAD, sweep["risk"]), rows)
+    return _table((*_HEAD, sweep["risk"]), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Row]) -> str:
+    """The table without the columns that no row fills: what was not measured needs no place."""
+    filled = [i for i in range(len(head)) if any(cells[i][0] for _, cells in rows)]
+    return html.table([head[i] for i in filled], [(kind, [cells[i] for i in filled]) for kind, cells in rows])
 
 
 def _ms(value: float | None) -> tuple[str, float | None]:
