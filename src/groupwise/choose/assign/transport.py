@@ -68,11 +68,13 @@ def _prices(values: Whole, prices: Whole) -> Whole:
         if not fewest:
             break
         net = values - prices[:, None]
+        # The best of all other bins is that of those before, which have their new prices, or of those behind.
+        before = np.full(items, -_FAR)
+        behind = np.vstack([np.maximum.accumulate(net[:0:-1], axis=0)[::-1], before])
         for t in range(bins):
-            net[t] = -_FAR
-            margin = np.partition(values[t] - net.max(axis=0), (items - size - 1, items - size))
+            margin = np.partition(values[t] - np.maximum(before, behind[t]), (items - size - 1, items - size))
             prices[t] = (margin[items - size - 1] + margin[items - size]) // 2
-            net[t] = values[t] - prices[t]
+            np.maximum(before, values[t] - prices[t], out=before)
         prices = np.clip(prices - prices.min(), 0, 2**52)
         excess = _excess(values, prices)
         if excess >= fewest:
