@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
+import math
+
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -10,11 +14,15 @@ from hypothesis import strategies as st
 from accuracy import check_values, poisoned, runs_of, step, strides, threads
 from cases import layer_of
 from groupwise import ConvSpec, plan, record_plans, valid_groups
-from groupwise.kernels import native
+from groupwise.kernels import native, tables
 from groupwise.kernels.dispatch import forced
+from groupwise.kernels.plan import request_numbers
 from kernels import DIRECT, ISAS, needs_kernels
+from scripts import load
 
 pytestmark = needs_kernels
+
+features = load("features")
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
 
@@ -200,3 +208,47 @@ def test_a_plan_tells_of_all_three_dimensions():
     assert planned.memory_format == "channels_last_3d"
     assert planned.shape == plans[0].shape
     assert "planar" in planned.others or planned.kernel == "planar"
+
+
+@pytest.mark.parametrize("direction", ["forward", "grad_input", "grad_weight"])
+@pytest.mark.parametrize("memory_format", list(FORMATS))
+def test_the_core_computes_the_features_that_benchmarks_define(direction, memory_format):
+    spec = ConvSpec(12, 24, (3, 5, 2), (2, 1, 3), (2, 1, 0), (1, 2, 1), groups=4)
+    shape = (3, 12, 7, 11, 9)
+    numbers = request_numbers(spec, shape, memory_format, 2, direction)
+    array = (ctypes.c_int64 * len(numbers))(*numbers)
+    told = json.loads(native.read_text(native.library().groupwise_features, array, b"float32"))
+    made = plan(spec, shape, memory_format=memory_format, threads=2, direction=direction)
+    row = {**made.shape, "direction": direction, "memory_format": memory_format, "dims": 3, "transposed": False}
+    expected = features.features(row | {"threads": 2})
+    assert list(told) == list(expected)
+    assert told == pytest.approx(expected, rel=1e-12)
+    # Of 7 planes and 2 of padding on each side, every second output from -2 on: 2 of 5 meet padding.
+    assert expected["inside_d"] == pytest.approx(11 / 15)
+    assert expected["taps_d"] == pytest.approx(math.log2(3))
+
+
+@pytest.fixture
+def told_of_volumes():
+    """Tables by which `planar` is fast in 3-D, and nothing is in 2-D."""
+    library, isa = native.library(), native.status().isa
+    leaf = {"nodes": [], "leaves": [9, 100, 200]}
+    table = {"kernel": "planar", "least": [0], "most": [40], "trees": [leaf]}
+    about = {"format": 1, "class": "some-1-2", "isa": isa, "torch": "2.13", "margin": 0.1, "bounded": []}
+    tables.give(library, isa + tables.VOLUMES, {**about, "features": ["macs"], "tables": [table]})
+    yield
+    tables.clear(library, isa)
+
+
+def test_volumes_have_tables_of_their_own(told_of_volumes):
+    spec = ConvSpec(16, 16, 3, padding=1, groups=16, dims=3)
+    made = plan(spec, (1, 16, 8, 8, 8))
+    assert (made.kernel, made.source, made.speedup) == ("planar", "table", 4)
+
+
+def test_without_tables_volumes_are_pytorchs():
+    library, isa = native.library(), native.status().isa
+    tables.clear(library, isa)
+    made = plan(ConvSpec(16, 16, 3, padding=1, groups=16, dims=3), (1, 16, 8, 8, 8))
+    assert made.kernel == "pytorch"
+    assert made.others["planar"].endswith("nothing was measured of it in 3-D")
