@@ -28,7 +28,7 @@ def family(row: Mapping[str, Any]) -> int:
     fewest, most = sorted((row["in_channels"] // groups, row["out_channels"] // groups))
     if groups > 1 and most == 1:
         return 0
-    if max(row["stride"]) > 2:
+    if max(row["stride"][-2:]) > 2:
         return 1
     if groups == 1:
         return 2
@@ -39,9 +39,14 @@ def features(row: Mapping[str, Any]) -> dict[str, float]:
     """Returns each feature of a row of the sweep's record, by its name."""
     batch, groups = row["batch"], row["groups"]
     inputs, outputs = row["in_channels"] // groups, row["out_channels"] // groups
-    (in_h, in_w), (out_h, out_w) = row["input_size"], row["output_size"]
-    (taps_h, taps_w), (stride_h, stride_w) = row["kernel_size"], row["stride"]
-    (pad_h, pad_w), (dilation_h, dilation_w) = row["padding"], row["dilation"]
+    *in_d, in_h, in_w = row["input_size"]
+    *out_d, out_h, out_w = row["output_size"]
+    *taps_d, taps_h, taps_w = row["kernel_size"]
+    *stride_d, stride_h, stride_w = row["stride"]
+    *pad_d, pad_h, pad_w = row["padding"]
+    *dilation_d, dilation_h, dilation_w = row["dilation"]
+    # A volume is as many planes, whose depth has features of its own.
+    batch *= math.prod(out_d)
     macs = batch * groups * inputs * outputs * taps_h * taps_w * out_h * out_w
     weights = groups * inputs * outputs * taps_h * taps_w
     images = batch * groups * (inputs * in_h * in_w + outputs * out_h * out_w)
@@ -51,8 +56,8 @@ def features(row: Mapping[str, Any]) -> dict[str, float]:
     read_channels = outputs if row["direction"] == "grad_input" else inputs
     # How many products one number of the result sums.
     summed = batch * out_h * out_w if row["direction"] == "grad_weight" else read_channels * taps_h * taps_w
-    return {
-        "channels_last": float(row["memory_format"] == "channels_last"),
+    found = {
+        "channels_last": float(row["memory_format"] != "contiguous"),
         "transposed": float(row["transposed"]),
         "dims": float(row["dims"]),
         **{name: float(row["direction"] == name) for name in DIRECTIONS},
@@ -90,6 +95,10 @@ def features(row: Mapping[str, Any]) -> dict[str, float]:
         "fill_written": fill(written_channels, BLOCK),
         "fill_all": fill(groups * max(inputs, outputs), BLOCK),
     }
+    for given, out, taps, stride, pad, dilation in zip(in_d, out_d, taps_d, stride_d, pad_d, dilation_d, strict=True):
+        found |= {"depth_in": math.log2(given), "depth_out": math.log2(out), "taps_d": math.log2(taps)}
+        found |= {"stride_d": math.log2(stride), "inside_d": inside(given, out, taps, stride, pad, dilation)}
+    return found
 
 
 def inside(given: int, out: int, taps: int, stride: int, pad: int, dilation: int) -> float:

@@ -137,16 +137,21 @@ def main() -> None:
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     parser.add_argument("--output", type=pathlib.Path, default=POLICY)
     options = parser.parse_args()
-    found = groups_of(read_record(options.records / "sweep.jsonl"))
+    # 3-D layers have tables of their own.
+    found = {
+        (*key, suffix): rows
+        for record, suffix in (("sweep.jsonl", ""), ("volumes.jsonl", "-3d"))
+        for key, rows in groups_of(read_record(options.records / record)).items()
+    }
     if not found:
         raise SystemExit(f"no sweep.jsonl in {options.records}; measure first with: python benchmarks/sweep.py")
     shared = read_record(options.records / "sharing.jsonl")
     options.output.mkdir(parents=True, exist_ok=True)
-    for (name, isa), rows in found.items():
-        path = options.output / f"{name}-{isa}.json"
+    for (name, isa, suffix), rows in found.items():
+        path = options.output / f"{name}-{isa}{suffix}.json"
         told = made(rows)
         number = sharing.fitted([row for row in shared if (row["class"], row["isa"]) == (name, isa)])
-        if number is not None:
+        if number is not None and not suffix:
             told["shared_from"] = number
         path.write_text(dumped(told), encoding="utf-8")
         print(f"{path.name}: {path.stat().st_size // 1000} kB, margins {told['margins']}, held out: {told['held_out']}")

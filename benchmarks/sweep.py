@@ -62,8 +62,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="each row draws one of them")
     parser.add_argument("--isa", default="", help="the instruction set, by default the one in use")
-    parser.add_argument("--output", type=pathlib.Path, default=RECORDS / "sweep.jsonl")
+    parser.add_argument("--volumes", action="store_true", help="draw 3-D layers, which have tables of their own")
+    parser.add_argument("--output", type=pathlib.Path, help="default: sweep.jsonl or volumes.jsonl of the records")
     options = parser.parse_args()
+    options.output = options.output or RECORDS / ("volumes.jsonl" if options.volumes else "sweep.jsonl")
     rows: list[dict[str, Any]] = []
     try:
         native.library()
@@ -115,7 +117,7 @@ def work(options: argparse.Namespace, first: int, pipe: connection.Connection) -
         # The peak of the instruction set, and the bandwidth.
         facts = {"benchmark": "sweep", "seed": options.seed, **native.machine(), **about()}
         for number in range(first, options.count):
-            row = measure(draw(options.seed, number, tuple(options.threads)), pool, Effort())
+            row = measure(draw(options.seed, number, tuple(options.threads), options.volumes), pool, Effort())
             pipe.send((number, {**facts, "draw": number, **row} if row else None))
 
 

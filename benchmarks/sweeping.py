@@ -16,7 +16,7 @@ from shapes import FORMATS
 from torch import Tensor
 
 from groupwise import ConvSpec, GroupwiseError, cost
-from groupwise.kernels.plan import DIRECTIONS
+from groupwise.kernels.plan import DIRECTIONS, formats_of
 
 CHANNELS = (8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 112, 120, 128, 144, 160, 192, 240, 256, 288, 320, 384, 512, 576, 768)
 SIZES = (7, 8, 10, 13, 14, 16, 20, 27, 28, 32, 40, 56, 64, 80, 112, 160, 224)
@@ -25,6 +25,8 @@ BATCHES = (1, 1, 1, 1, 1, 2, 4, 8, 8, 16, 32, 64)
 # The most multiply-accumulates and numbers of a tensor: more take PyTorch more than 50 ms, or more memory than a row is
 # worth. A big layer takes as much time as ten others, so that only some are drawn.
 LIMITS, LIMITS_OF_BIG = (600_000_000, 5_000_000), (2_500_000_000, 12_000_000)
+# PyTorch's 3-D kernels take many times as long for as much work.
+LIMITS_OF_VOLUMES = 80_000_000, 5_000_000
 MOST_NUMBERS = max(LIMITS[1], LIMITS_OF_BIG[1])
 
 
@@ -59,21 +61,23 @@ class Draw:
 
     def _values(self, pool: Tensor, shape: tuple[int, ...]) -> Tensor:
         values = pool[: math.prod(shape)].reshape(shape).clone()
-        return values.contiguous(memory_format=FORMATS[self.memory_format]) if values.dim() == 4 else values
+        formats = {**FORMATS, "channels_last_3d": torch.channels_last_3d}
+        return values.contiguous(memory_format=formats[self.memory_format]) if values.dim() >= 4 else values
 
 
 Numbers = tuple[ConvSpec, tuple[int, ...]]
 
 
-def draw(seed: int, number: int, threads: tuple[int, ...]) -> Draw:
-    """Draws a layer that PyTorch computes soundly, within the work that a row is worth."""
+def draw(seed: int, number: int, threads: tuple[int, ...], volumes: bool = False) -> Draw:
+    """Draws a layer that PyTorch computes soundly, within the work that a row is worth: 1-D or 2-D, or 3-D."""
     chance = random.Random(f"{seed} {number}")
     while True:
-        (family,) = chance.choices(list(FAMILIES), [weight for weight, _ in FAMILIES.values()])
+        families = VOLUMES if volumes else FAMILIES
+        (family,) = chance.choices(list(families), [weight for weight, _ in families.values()])
         try:
-            spec, size = FAMILIES[family][1](chance)
+            spec, size = families[family][1](chance)
             batch = chance.choice(BATCHES)
-            limits = LIMITS_OF_BIG if family == "big" else LIMITS
+            limits = LIMITS_OF_BIG if family == "big" else LIMITS_OF_VOLUMES if volumes else LIMITS
             while batch > 1 and not affordable(spec, size, batch, limits):
                 batch //= 2
             if not affordable(spec, size, batch, limits) or not sound(spec, size):
@@ -81,7 +85,7 @@ def draw(seed: int, number: int, threads: tuple[int, ...]) -> Draw:
         except GroupwiseError:
             # The numbers make no layer: a kernel larger than its padded image, say.
             continue
-        formats = list(FORMATS) if spec.dims == 2 else ["contiguous"]
+        formats = formats_of(spec.dims)
         return Draw(
             family, spec, size, batch, chance.choice(DIRECTIONS), chance.choice(formats), chance.choice(threads)
         )
@@ -289,3 +293,37 @@ FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
     "odd": (0.06, odd),
 }
 """The fraction of draws of each kind of layer."""
+
+
+def volume(chance: random.Random, kind: str) -> Numbers:
+    """3-D layers as in X3D, MoViNet, R(2+1)D, 3-D ResNeXts and U-Nets."""
+    kernel = chance.choice(
+        ((3, 3, 3),) * 5 + ((1, 3, 3), (1, 3, 3), (3, 1, 1), (3, 1, 1), (5, 1, 1), (5, 3, 3), (1, 1, 1))
+    )
+    kernel = chance.choice(((5, 5, 5), (7, 7, 7), (2, 2, 2), (1, 5, 5))) if chance.random() < 0.1 else kernel
+    side = one_of(chance, (7, 7, 10, 14, 14, 20, 28, 28, 40, 56, 80, 112))
+    size = (one_of(chance, (1, 2, 4, 4, 8, 8, 13, 16, 16, 32)), side, side)
+    stride = chance.choice(((1, 1, 1),) * 4 + ((1, 2, 2), (2, 2, 2), (2, 1, 1)))
+    dilation = 2 if chance.random() < 0.05 else 1
+    padding = tuple(dilation * (k // 2) for k in kernel) if chance.random() < 0.9 else (0, 0, 0)
+    channels = one_of(chance, CHANNELS[:20])
+    if kind == "depthwise":
+        return ConvSpec(channels, channels, kernel, stride, padding, dilation, channels), size
+    if kind == "dense":
+        few = one_of(chance, (1, 3, 8, 16, 32, 64))
+        return ConvSpec(*((few, channels) if chance.random() < 0.5 else (channels, few)), kernel, stride, padding), size
+    width = one_of(chance, (2, 4, 4, 8, 8, 16, 16, 32, 64))
+    groups = one_of(chance, (2, 3, 4, 8, 16, 32))
+    if kind == "grouped":
+        out = width if chance.random() < 0.8 else one_of(chance, (1, 2, 4, 8, 16, 32))
+        return ConvSpec(width * groups, out * groups, kernel, stride, padding, dilation, groups), size
+    width, groups = chance.choice(((1, channels), (width, groups), (width, 1)))
+    kernel, stride, pad = chance.choice(((2, 2, 0), (4, 2, 1), (3, 1, 1), ((1, 4, 4), (1, 2, 2), (0, 1, 1))))
+    return ConvSpec(width * groups, width * groups, kernel, stride, pad, 1, groups, transposed=True, dims=3), size
+
+
+VOLUMES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
+    kind: (weight, functools.partial(volume, kind=kind))
+    for kind, weight in (("depthwise", 0.4), ("grouped", 0.4), ("dense", 0.1), ("transposed", 0.1))
+}
+"""The same of 3-D layers."""

@@ -17,14 +17,25 @@ bool read(Numbers values, int64_t dimensions, int64_t least, int64_t most, int64
   return true;
 }
 
+WeightStrides contiguous_weight(const Call& call) { return dense_weight_strides(call, false); }
+
 }  // namespace
+
+WeightStrides dense_weight_strides(const Call& call, bool channels_last) {
+  WeightStrides s = dense_weight_strides(call.problem, channels_last);
+  const int64_t depth = call.depth.kernel;
+  s.group *= depth;
+  s.o *= depth;
+  if (!channels_last) s.c *= depth;
+  return s;
+}
 
 bool understand(const Strided& input, const Strided& weight, Numbers stride, Numbers padding, Numbers dilation, bool transposed,
                 Numbers output_padding, int64_t groups, Call* call) {
   const Numbers sizes = input.sizes, weights = weight.sizes;
   const int64_t dimensions = static_cast<int64_t>(sizes.size()) - 2;
-  if (dimensions < 1 || dimensions > 2 || weights.size() != sizes.size()) return false;
-  int64_t s[2], p[2], d[2], extra[2] = {0, 0};
+  if (dimensions < 1 || dimensions > 3 || weights.size() != sizes.size()) return false;
+  int64_t s[3], p[3], d[3], extra[3] = {0, 0, 0};
   if (!read(stride, dimensions, 1, kMostStep, s) || !read(padding, dimensions, 0, kMostTaps, p) ||
       !read(dilation, dimensions, 1, kMostStep, d))
     return false;
@@ -37,8 +48,8 @@ bool understand(const Strided& input, const Strided& weight, Numbers stride, Num
   problem.groups = groups;
   problem.out_channels = weights[0] / groups;
   problem.in_channels = weights[1];
-  Axis* axes[2] = {&problem.h, &problem.w};
-  problem.h = {1, 1, 1, 1, 0, 1};
+  Axis* axes[3] = {&call->depth, &problem.h, &problem.w};
+  call->depth = problem.h = {1, 1, 1, 1, 0, 1};
   for (int64_t i = 0; i < dimensions; i++) {
     const int64_t size = sizes[2 + i], kernel = weights[2 + i], reach = d[i] * (kernel - 1) + 1;
     int64_t other;
@@ -50,21 +61,24 @@ bool understand(const Strided& input, const Strided& weight, Numbers stride, Num
       other = (size + 2 * p[i] - reach) / s[i] + 1;
     }
     if (other < 1) return false;
-    *axes[2 - dimensions + i] = {transposed ? other : size, transposed ? size : other, kernel, s[i], p[i], d[i]};
+    *axes[3 - dimensions + i] = {transposed ? other : size, transposed ? size : other, kernel, s[i], p[i], d[i]};
   }
   call->dimensions = dimensions;
   call->transposed = transposed;
   // PyTorch computes in channels_last if either tensor is.
-  call->channels_last = dimensions == 2 && (like_channels_last(input) || like_channels_last(weight));
+  call->channels_last = dimensions >= 2 && (like_channels_last(input) || like_channels_last(weight));
   call->x_channels = groups * problem.in_channels;
   call->y_channels = groups * problem.out_channels;
   return true;
 }
 
 bool like_channels_last(const Strided& t) {
-  if (t.sizes.size() != 4 || t.strides[1] == 0) return false;
+  const int last = static_cast<int>(t.sizes.size()) - 1;
+  if (last < 3 || last > 4 || t.strides[1] == 0) return false;
   int64_t least = 0;
-  for (const int i : {1, 3, 2, 0}) {
+  // From the channels over the columns outwards to the samples.
+  for (int step = 0; step <= last; step++) {
+    const int i = step == 0 ? 1 : step == last ? 0 : last + 1 - step;
     if (t.sizes[i] == 0 || t.strides[i] < least) return false;
     // With one pixel a sample, the strides of both formats are alike. PyTorch calls that contiguous.
     if (i == 0 && least == t.strides[1]) return false;
@@ -89,17 +103,21 @@ bool dense(const Strided& t) {
 }
 
 Strides strides_of(const Strided& t) {
+  const size_t rows = t.sizes.size() - 2;
   const bool flat = t.sizes.size() == 3;
-  return meaningful({t.strides[0], t.strides[1], flat ? 0 : t.strides[2], t.strides.back()}, t.sizes[0], t.sizes[1],
-                    flat ? 1 : t.sizes[2], t.sizes.back());
+  return meaningful({t.strides[0], t.strides[1], flat ? 0 : t.strides[rows], t.strides.back()}, t.sizes[0], t.sizes[1],
+                    flat ? 1 : t.sizes[rows], t.sizes.back());
 }
 
 bool readable(const Strides& s, const Call& call) { return s.c == 1 || (s.w == 1 && !call.channels_last); }
 
 Strides new_strides(const Call& call, bool x) {
   const Problem& p = call.problem;
-  return x ? dense_strides(p.batch, call.x_channels, p.h.in, p.w.in, call.channels_last)
-           : dense_strides(p.batch, call.y_channels, p.h.out, p.w.out, call.channels_last);
+  const int64_t channels = x ? call.x_channels : call.y_channels, depth = x ? call.depth.in : call.depth.out;
+  const int64_t h = x ? p.h.in : p.h.out, w = x ? p.w.in : p.w.out;
+  const int64_t sample = channels * depth * h * w;
+  const Strides last{sample, 1, w * channels, channels}, first{sample, depth * h * w, w, 1};
+  return meaningful(call.channels_last && channels > 1 ? last : first, p.batch, channels, h, w);
 }
 
 Strides read_strides(const Strided& t, const Call& call, bool x) {
@@ -109,15 +127,40 @@ Strides read_strides(const Strided& t, const Call& call, bool x) {
 
 WeightStrides strides_of_weight(const Strided& w, const Call& call) {
   const Numbers s = w.strides;
-  return {call.problem.out_channels * s[0], s[0], s[1], s.size() == 3 ? w.sizes[2] * s[2] : s[2], s.back()};
+  const int64_t row = s.size() == 3 ? w.sizes[2] * s[2] : s[s.size() - 2];
+  return {call.problem.out_channels * s[0], s[0], s[1], row, s.back()};
 }
 
 WeightStrides weight_strides(const Strided& w, const Call& call) {
-  return depthwise(call.problem) ? dense_weight_strides(call.problem, false) : strides_of_weight(w, call);
+  return depthwise(call.problem) ? contiguous_weight(call) : strides_of_weight(w, call);
 }
 
 WeightStrides gradient_strides(const Strided& w, const Call& call) {
-  return dense(w) ? strides_of_weight(w, call) : dense_weight_strides(call.problem, false);
+  return dense(w) ? strides_of_weight(w, call) : contiguous_weight(call);
+}
+
+Depth depth_of(const Call& call, const Strided* x, const Strided* y, const Strided& weight, bool gradient) {
+  if (call.dimensions < 3) return {};
+  Depth depth = dense_depth(call, false);
+  const auto in_place = [&](const Strided* t) { return t && t->sizes[2] > 1 && readable(strides_of(*t), call); };
+  if (in_place(x)) depth.x = x->strides[2];
+  if (in_place(y)) depth.y = y->strides[2];
+  if (gradient ? dense(weight) : !depthwise(call.problem)) depth.w = weight.strides[2];
+  return depth;
+}
+
+Depth dense_depth(const Call& call, bool weight_last) {
+  const Problem& p = call.problem;
+  const Axis& a = call.depth;
+  const int64_t x = p.h.in * p.w.in, y = p.h.out * p.w.out, taps = p.h.kernel * p.w.kernel;
+  return {a,
+          a.in == 1            ? 0
+          : call.channels_last ? x * call.x_channels
+                               : x,
+          a.out == 1           ? 0
+          : call.channels_last ? y * call.y_channels
+                               : y,
+          weight_last ? taps * p.in_channels : taps};
 }
 
 bool matches(const Strided& grad_output, const Strided& input, const Call& call) {
@@ -126,7 +169,8 @@ bool matches(const Strided& grad_output, const Strided& input, const Call& call)
   if (sizes.size() != input.sizes.size() || sizes[0] != p.batch) return false;
   if (sizes[1] != (call.transposed ? call.x_channels : call.y_channels)) return false;
   if (sizes.back() != (call.transposed ? p.w.in : p.w.out)) return false;
-  return call.dimensions == 1 || sizes[2] == (call.transposed ? p.h.in : p.h.out);
+  if (call.dimensions == 3 && sizes[2] != (call.transposed ? call.depth.in : call.depth.out)) return false;
+  return call.dimensions == 1 || sizes[sizes.size() - 2] == (call.transposed ? p.h.in : p.h.out);
 }
 
 int64_t sizes_of(const Call& call, bool x, int64_t* sizes) {
@@ -134,7 +178,8 @@ int64_t sizes_of(const Call& call, bool x, int64_t* sizes) {
   int64_t count = 0;
   sizes[count++] = p.batch;
   sizes[count++] = x ? call.x_channels : call.y_channels;
-  if (call.dimensions == 2) sizes[count++] = x ? p.h.in : p.h.out;
+  if (call.dimensions == 3) sizes[count++] = x ? call.depth.in : call.depth.out;
+  if (call.dimensions >= 2) sizes[count++] = x ? p.h.in : p.h.out;
   sizes[count++] = x ? p.w.in : p.w.out;
   return count;
 }

@@ -21,6 +21,9 @@ void each_number(const Request& r, F&& f) {
     for (const int64_t n : {s.n, s.c, s.h, s.w}) f(n);
   const WeightStrides& w = r.w_strides;
   for (const int64_t n : {w.group, w.o, w.c, w.h, w.w}) f(n);
+  if (r.dimensions < 3) return;
+  const Axis& a = r.depth.axis;
+  for (const int64_t n : {a.in, a.out, a.kernel, a.stride, a.pad, a.dilation, r.depth.x, r.depth.y, r.depth.w}) f(n);
 }
 
 std::vector<Phase> phases(const Request& r, const Axis& axis) {
@@ -53,6 +56,8 @@ int64_t numbers_of(const Problem& p) {
 int64_t products_of(const Problem& p) {
   return p.batch * p.groups * p.in_channels * p.out_channels * p.h.kernel * p.w.kernel * p.h.out * p.w.out;
 }
+
+int64_t products_of(const Request& r) { return products_of(r.problem) * r.depth.axis.kernel * r.depth.axis.out; }
 
 namespace {
 

@@ -11,6 +11,14 @@ namespace groupwise {
 
 constexpr const char* kDirectionNames[] = {"forward", "grad_input", "grad_weight"};
 
+// What a 3-D convolution has beside the planes of its `Problem`: the axis of its depth, and the strides from plane to plane of
+// x and y and from tap to tap of the weight. The default is that of 1-D and 2-D convolutions.
+struct Depth {
+  Axis axis{1, 1, 1, 1, 0, 1};
+  int64_t x = 0, y = 0, w = 0;
+  bool operator==(const Depth&) const = default;
+};
+
 struct Request {
   Direction direction;
   Problem problem;
@@ -23,6 +31,7 @@ struct Request {
   bool transposed = false;    // a grad_input that is a transposed convolution's forward
   bool pytorch_right = true;  // as far as its settings tell, which are not in the key
   const Kernels* target = &kernels();
+  Depth depth{};
   bool operator==(const Request&) const = default;
 };
 
@@ -43,6 +52,8 @@ int64_t numbers_of(const Problem& problem);
 
 // Returns the multiply-accumulates of the convolution, those on padding among them.
 int64_t products_of(const Problem& problem);
+// The same of all planes.
+int64_t products_of(const Request& request);
 
 // Returns the correlations that compute a request, without their tensors: one for a forward, and one for each phase of the
 // height for a grad_input.

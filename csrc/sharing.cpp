@@ -21,7 +21,7 @@ double shared_from(const Kernels& target, int64_t threads) {
 }
 
 int64_t threads_worth(const Request& r) {
-  return static_cast<double>(products_of(r.problem)) >= shared_from(*r.target, r.threads) ? r.threads : 1;
+  return static_cast<double>(products_of(r)) >= shared_from(*r.target, r.threads) ? r.threads : 1;
 }
 
 bool saves_time(const Share& share, int64_t threads, const Machine& m) {

@@ -19,18 +19,19 @@ DEPTH = 600
 
 
 def images(shape, channels_last):
-    x = torch.randn(shape)
-    return x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
+    x, last = torch.randn(shape), {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.contiguous(memory_format=last[x.dim()]) if channels_last and x.dim() in last else x
 
 
 def cases():
-    """(name, function, words, tensors): 1-D and 2-D, plain and transposed, both formats, strides and dilations."""
+    """(name, function, words, tensors): 1-D to 3-D, plain and transposed, both formats, strides and dilations."""
     settings = itertools.product([1, 2], [1, 2], [False, True], [False, True])
     for stride, dilation, transposed, last in settings:
         for name, groups, inputs, outputs, kernel, sizes in [
             ("depthwise", 24, 24, 24, (3, 3), (13, 11)),
             ("grouped", 4, 16, 24, (3, 5), (9, 14)),
             ("row", 2, 8, 6, (7,), (31,)),
+            ("volume", 4, 8, 12, (2, 3, 3), (4, 7, 5)),
         ]:
             shape = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
             x, w = images((2, inputs, *sizes), last), torch.randn(*shape, *kernel)
@@ -55,14 +56,16 @@ def errors():
         ours = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in tensors]
         exact = [t.double().requires_grad_() for t in tensors]
         bounds = [t.double().abs().requires_grad_() for t in tensors]
-        results = [function(*three, **words) for three in (ours, exact, bounds)]
-        grad = torch.randn_like(results[0])
-        gradients = [
-            torch.autograd.grad(result, three, given)
-            for result, three, given in zip(
-                results, (ours, exact, bounds), (grad, grad.double(), grad.double().abs()), strict=True
-            )
-        ]
+        # The planner may leave volumes to PyTorch.
+        with groupwise.kernels.dispatch.forced(kernel="planar" if ours[0].dim() == 5 else ""):
+            results = [function(*three, **words) for three in (ours, exact, bounds)]
+            grad = torch.randn_like(results[0])
+            gradients = [
+                torch.autograd.grad(result, three, given)
+                for result, three, given in zip(
+                    results, (ours, exact, bounds), (grad, grad.double(), grad.double().abs()), strict=True
+                )
+            ]
         found[f"{name} forward"] = error(*results)
         for which, *three in zip(("grad_input", "grad_weight", "grad_bias"), *gradients, strict=True):
             found[f"{name} {which}"] = error(*three)
@@ -99,7 +102,7 @@ def fallbacks():
     return {
         "float64": alike(lambda: gradients(x.double(), w.double(), bias.double(), groups=4)),
         "bfloat16": alike(lambda: gradients(x.bfloat16(), w.bfloat16(), bias.bfloat16(), groups=4)),
-        "3-D": alike(lambda: gradients(*deep, groups=4, function=F.conv3d)),
+        "3-D": alike(lambda: gradients(*(t.double() for t in deep), groups=4, function=F.conv3d)),
         "double backward": alike(lambda: double_backward(x, w)),
         "bias alone": alike(lambda: bias_alone(x, w, bias)),
         "empty": F.conv2d(x[:0], w, bias, groups=4).shape == (0, 8, 4, 4),

@@ -137,7 +137,6 @@ def test_without_kernels_enable_says_why_and_the_environment_warns(monkeypatch):
 CALLS = {
     "float64": lambda: layer(dtype=torch.float64)(source(dtype=torch.float64)),
     "bfloat16": lambda: layer(dtype=torch.bfloat16)(source(dtype=torch.bfloat16)),
-    "3-D": lambda: torch.nn.Conv3d(4, 4, 3, groups=4)(torch.randn(1, 4, 5, 5, 5)),
     "empty batch": lambda: layer()(torch.randn(0, 16, 12, 12)),
     "meta": lambda: layer(device="meta")(source(device="meta")),
     "float64 weight": lambda: F.conv2d(source(), torch.randn(16, 4, 3, 3).double(), groups=4),

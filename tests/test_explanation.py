@@ -256,7 +256,6 @@ def test_where_there_are_no_plans(monkeypatch):
     grouped = ConvSpec(8, 8, 3, groups=8)
     for shown in (
         explain(grouped, plans=True),
-        explain(ConvSpec(8, 8, 3, groups=8, dims=3), size=9, plans=True),
         explain(grouped, size=9, dtype="float64", plans=True),
     ):
         assert (shown.plans, "plans" in shown.to_dict(), "\nPlan " in str(shown)) == ({}, False, False)

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <sstream>
 
+#include "arguments.h"
 #include "binding/guard.h"
 #include "binding/switches.h"
 #include "binding/tuning.h"
@@ -54,13 +55,13 @@ groupwise::Request request_of(const int64_t* n, const char* dtype) {
   request.channels_last = n[5] != 0;
   request.threads = n[6];
   request.dimensions = n[7];
-  const auto strides = [&](int64_t channels, int64_t h, int64_t w) {
-    return groupwise::dense_strides(request.problem.batch, channels, h, w, request.channels_last);
-  };
-  request.x_strides = strides(n[2], request.problem.h.in, request.problem.w.in);
-  request.y_strides = strides(n[3], request.problem.h.out, request.problem.w.out);
+  const groupwise::Call call{request.problem, n[7], n[21] != 0, n[5] != 0, n[2], n[3], axis(22)};
+  request.x_strides = groupwise::new_strides(call, true);
+  request.y_strides = groupwise::new_strides(call, false);
   // The binding reads a depthwise weight as contiguous.
-  request.w_strides = groupwise::dense_weight_strides(request.problem, n[20] != 0 && !groupwise::depthwise(request.problem));
+  const bool weight_last = n[20] != 0 && !groupwise::depthwise(request.problem);
+  request.w_strides = groupwise::dense_weight_strides(call, weight_last);
+  if (request.dimensions == 3) request.depth = groupwise::dense_depth(call, weight_last);
   request.transposed = n[21] != 0;
   request.float32 = std::strcmp(dtype, "float32") == 0;
   return request;

@@ -9,7 +9,7 @@
 
 // Rises with every change of a signature below, of a text's keys, and of the operators and classes that Python calls by torch.ops and
 // torch.classes.
-#define GROUPWISE_API_VERSION 10
+#define GROUPWISE_API_VERSION 11
 
 GROUPWISE_API int32_t groupwise_api_version();
 
@@ -42,7 +42,8 @@ GROUPWISE_API const char* groupwise_forced_isa();
 
 // numbers: direction (0 forward, 1 grad_input, 2 grad_weight), batch, in_channels, out_channels, groups, channels_last,
 // threads, dimensions, then in, out, kernel, stride, padding (before), dilation of the height and the same of the width,
-// whether the weight is channels_last, and whether the convolution is a transposed one.
+// whether the weight is channels_last, whether the convolution is a transposed one, and the same six of the depth, which are
+// 1, 1, 1, 1, 0, 1 in 1-D and 2-D.
 GROUPWISE_API int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size);
 
 // Turns on that requests are measured when they are first met, each for as long as so many calls of PyTorch's kernel take, and
@@ -55,7 +56,8 @@ GROUPWISE_API void groupwise_fft(int32_t allowed);
 // The features of the same request by their names, by which tables tell layers apart: {"macs": 20.5, ...}.
 GROUPWISE_API int64_t groupwise_features(const int64_t* numbers, const char* dtype, char* text, int64_t size);
 
-// Sets the tables by which kernels are chosen for an instruction set, as csrc/plan/forest.h reads them; no numbers for none.
+// Sets the tables by which kernels are chosen for an instruction set ("avx2"; "avx2 3-D" for its 3-D convolutions), as
+// csrc/plan/forest.h reads them; no numbers for none.
 // `features` and `kernels` are names joined by commas, and `record` is what a plan calls them. Returns 0 and changes nothing if
 // the numbers do not fit together.
 GROUPWISE_API int32_t groupwise_tables(const char* isa, const char* record, const char* features, const char* kernels,

@@ -71,17 +71,21 @@ struct Convolution {
   // Plans one direction of the call. The tensors are those that it reads; the one that it writes is null.
   std::shared_ptr<const Plan> decide(Direction direction, const Tensor* x, const Tensor* y) const {
     const Strided w = Api::strided_of(weight);
-    const Request request{direction,
-                          call.problem,
-                          call.channels_last,
-                          true,
-                          threads_that_compute<Api>(),
-                          call.dimensions,
-                          x ? read_strides(Api::strided_of(*x), call, true) : new_strides(call, true),
-                          y ? read_strides(Api::strided_of(*y), call, false) : new_strides(call, false),
-                          direction == Direction::grad_weight ? gradient_strides(w, call) : weight_strides(w, call),
-                          call.transposed,
-                          right_in_pytorch(direction)};
+    const bool gradient = direction == Direction::grad_weight;
+    const std::optional<Strided> x_form = x ? std::optional(Api::strided_of(*x)) : std::nullopt;
+    const std::optional<Strided> y_form = y ? std::optional(Api::strided_of(*y)) : std::nullopt;
+    Request request{direction,
+                    call.problem,
+                    call.channels_last,
+                    true,
+                    threads_that_compute<Api>(),
+                    call.dimensions,
+                    x ? read_strides(*x_form, call, true) : new_strides(call, true),
+                    y ? read_strides(*y_form, call, false) : new_strides(call, false),
+                    gradient ? gradient_strides(w, call) : weight_strides(w, call),
+                    call.transposed,
+                    right_in_pytorch(direction)};
+    request.depth = depth_of(call, x ? &*x_form : nullptr, y ? &*y_form : nullptr, w, gradient);
     return plan_of(request, forced());
   }
 
@@ -96,7 +100,7 @@ struct Convolution {
     const Tensor from = as_read(read);
     const Tensor w = depthwise(call.problem) ? Api::contiguous(weight, false) : weight;
     const Tensor b = bias ? Api::contiguous(*bias, false) : Tensor();
-    int64_t sizes[4];
+    int64_t sizes[kMostDimensions];
     const auto count = static_cast<size_t>(sizes_of(call, !forward, sizes));
     const Tensor to = Api::empty(read, Numbers(sizes, count), call.channels_last);
     Tensors t{};
@@ -224,13 +228,22 @@ struct Convolution {
 
  private:
   Tensor grad_bias(const Tensor& grad_output, bool shared) const {
-    const Tensor from = as_read(grad_output);
-    const Numbers sizes = Api::strided_of(from).sizes;
-    const int64_t height = call.dimensions == 1 ? 1 : sizes[2];
+    Tensor from = as_read(grad_output);
+    Strided form = Api::strided_of(from);
+    // The rows of all planes are summed as those of one, which they are in the call's format.
+    if (call.dimensions == 3 && form.sizes[2] > 1 && form.strides[2] != form.sizes[3] * form.strides[3]) {
+      from = Api::contiguous(from, call.channels_last);
+      form = Api::strided_of(from);
+    }
+    const Numbers sizes = form.sizes;
+    int64_t height = 1;
+    for (size_t i = 2; i + 1 < sizes.size(); i++) height *= sizes[i];
+    Strides strides = strides_of(form);
+    if (call.dimensions == 3) strides.h = form.strides[sizes[3] > 1 ? 3 : 2];
     const double numbers = static_cast<double>(sizes[0] * sizes[1]) * static_cast<double>(height * sizes.back());
     const Tensor to = Api::empty(weight, sizes.subspan(1, 1), false);
-    sum_channels(sizes[0], sizes[1], height, sizes.back(), Api::read_of(from), strides_of(Api::strided_of(from)),
-                 Api::write_of(to), shared || numbers >= shared_from(kernels(), Api::threads()), Api::parallel_for);
+    sum_channels(sizes[0], sizes[1], height, sizes.back(), Api::read_of(from), strides, Api::write_of(to),
+                 shared || numbers >= shared_from(kernels(), Api::threads()), Api::parallel_for);
     return to;
   }
 };

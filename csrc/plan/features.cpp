@@ -42,8 +42,10 @@ int family_of(const Problem& p) {
 }
 
 std::vector<std::pair<const char*, double>> features_of(const Request& r) {
-  const Problem& p = r.problem;
-  const Axis &h = p.h, &w = p.w;
+  Problem p = r.problem;
+  // A volume is as many planes, whose depth has features of its own.
+  const Axis &h = p.h, &w = p.w, &depth = r.depth.axis;
+  p.batch *= depth.out;
   const bool to_input = r.direction == Direction::grad_input;
   const int64_t macs = products_of(p), weights = p.groups * p.in_channels * p.out_channels * h.kernel * w.kernel;
   const int64_t numbers = numbers_of(p);
@@ -52,44 +54,53 @@ std::vector<std::pair<const char*, double>> features_of(const Request& r) {
   const int64_t written = to_input ? p.in_channels : p.out_channels, read = to_input ? p.out_channels : p.in_channels;
   const int64_t summed = r.direction == Direction::grad_weight ? p.batch * h.out * w.out : read * h.kernel * w.kernel;
   const int64_t widest = std::max(p.in_channels, p.out_channels);
-  return {{"channels_last", r.channels_last},
-          {"transposed", r.transposed},
-          {"dims", static_cast<double>(r.dimensions)},
-          {"forward", r.direction == Direction::forward},
-          {"grad_input", to_input},
-          {"grad_weight", r.direction == Direction::grad_weight},
-          {"depthwise", depthwise(p)},
-          {"dense", p.groups == 1},
-          {"threads", log2_of(r.threads)},
-          {"macs", log2_of(macs)},
-          {"bytes", log2_of(4 * numbers)},
-          {"macs_a_number", std::log2(static_cast<double>(macs) / static_cast<double>(numbers))},
-          {"weights", log2_of(weights)},
-          {"positions", log2_of(p.batch * h.out * w.out)},
-          {"sum", log2_of(summed)},
-          {"batch", log2_of(p.batch)},
-          {"groups", log2_of(p.groups)},
-          {"samples_groups", log2_of(p.batch * p.groups)},
-          {"read_channels", log2_of(read)},
-          {"written_channels", log2_of(written)},
-          {"widest", log2_of(widest)},
-          {"all_channels", log2_of(p.groups * widest)},
-          {"taps", log2_of(h.kernel * w.kernel)},
-          {"taps_h", log2_of(h.kernel)},
-          {"taps_w", log2_of(w.kernel)},
-          {"written_h", log2_of(written_h)},
-          {"written_w", log2_of(written_w)},
-          {"pixels_in", log2_of(h.in * w.in)},
-          {"pixels_out", log2_of(h.out * w.out)},
-          {"stride", log2_of(h.stride * w.stride)},
-          {"stride_w", log2_of(w.stride)},
-          {"dilation", log2_of(std::max(h.dilation, w.dilation))},
-          {"padding", log2_of(1 + std::max(h.pad, w.pad))},
-          {"inside", inside(h) * inside(w)},
-          {"fill_w", fill(written_w, 8)},
-          {"fill_read", fill(read, kBlock)},
-          {"fill_written", fill(written, kBlock)},
-          {"fill_all", fill(p.groups * widest, kBlock)}};
+  std::vector<std::pair<const char*, double>> found{
+      {"channels_last", r.channels_last},
+      {"transposed", r.transposed},
+      {"dims", static_cast<double>(r.dimensions)},
+      {"forward", r.direction == Direction::forward},
+      {"grad_input", to_input},
+      {"grad_weight", r.direction == Direction::grad_weight},
+      {"depthwise", depthwise(p)},
+      {"dense", p.groups == 1},
+      {"threads", log2_of(r.threads)},
+      {"macs", log2_of(macs)},
+      {"bytes", log2_of(4 * numbers)},
+      {"macs_a_number", std::log2(static_cast<double>(macs) / static_cast<double>(numbers))},
+      {"weights", log2_of(weights)},
+      {"positions", log2_of(p.batch * h.out * w.out)},
+      {"sum", log2_of(summed)},
+      {"batch", log2_of(p.batch)},
+      {"groups", log2_of(p.groups)},
+      {"samples_groups", log2_of(p.batch * p.groups)},
+      {"read_channels", log2_of(read)},
+      {"written_channels", log2_of(written)},
+      {"widest", log2_of(widest)},
+      {"all_channels", log2_of(p.groups * widest)},
+      {"taps", log2_of(h.kernel * w.kernel)},
+      {"taps_h", log2_of(h.kernel)},
+      {"taps_w", log2_of(w.kernel)},
+      {"written_h", log2_of(written_h)},
+      {"written_w", log2_of(written_w)},
+      {"pixels_in", log2_of(h.in * w.in)},
+      {"pixels_out", log2_of(h.out * w.out)},
+      {"stride", log2_of(h.stride * w.stride)},
+      {"stride_w", log2_of(w.stride)},
+      {"dilation", log2_of(std::max(h.dilation, w.dilation))},
+      {"padding", log2_of(1 + std::max(h.pad, w.pad))},
+      {"inside", inside(h) * inside(w)},
+      {"fill_w", fill(written_w, 8)},
+      {"fill_read", fill(read, kBlock)},
+      {"fill_written", fill(written, kBlock)},
+      {"fill_all", fill(p.groups * widest, kBlock)}};
+  if (r.dimensions < 3) return found;
+  const std::pair<const char*, double> others[] = {{"depth_in", log2_of(depth.in)},
+                                                   {"depth_out", log2_of(depth.out)},
+                                                   {"taps_d", log2_of(depth.kernel)},
+                                                   {"stride_d", log2_of(depth.stride)},
+                                                   {"inside_d", inside(depth)}};
+  found.insert(found.end(), std::begin(others), std::end(others));
+  return found;
 }
 
 }  // namespace groupwise

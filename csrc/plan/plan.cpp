@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "kernels/volume.h"
 #include "plan/text.h"
 #include "sharing.h"
 
@@ -18,22 +19,22 @@ constexpr double kMostProducts = 4503599627370496.0;
 // Returns why no kernel of ours computes the request, or null.
 const char* unfit(const Request& r) {
   const Problem& p = r.problem;
-  if (r.dimensions > 2) return "computes 1-D and 2-D convolutions only";
   if (!r.float32) return "computes in float32 only";
   if (p.batch < 1 || p.h.out < 1 || p.w.out < 1 || p.h.in < 1 || p.w.in < 1 || p.in_channels < 1 || p.out_channels < 1)
     return "nothing to compute";
   const char* extent = "supports strides and dilations to 1024, paddings and kernels to 65536 and sizes to 2**24";
-  for (const Axis& a : {p.h, p.w})
+  for (const Axis& a : {r.depth.axis, p.h, p.w})
     if (std::max(a.stride, a.dilation) > kMostStep || std::max(a.pad, a.kernel) > kMostTaps ||
         std::max(a.in, a.out) > kMostSize)
       return extent;
   // Products are counted in 64 bits, with room for those on padding and in empty lanes.
   double products = 1;
-  for (const int64_t n : {p.batch, p.groups, p.in_channels, p.out_channels, p.h.kernel, p.w.kernel, p.h.out, p.w.out})
+  for (const int64_t n : {p.batch, p.groups, p.in_channels, p.out_channels, p.h.kernel, p.w.kernel, p.h.out, p.w.out,
+                          r.depth.axis.kernel, r.depth.axis.out})
     products *= static_cast<double>(n);
   if (products > kMostProducts) return "supports up to 2**52 products";
   // Every phase of the strides is a correlation of its own.
-  if (r.direction == Direction::grad_input && p.h.stride * p.w.stride > kMostPhases) return extent;
+  if (r.direction == Direction::grad_input && p.h.stride * p.w.stride * r.depth.axis.stride > kMostPhases) return extent;
   return nullptr;
 }
 
@@ -49,7 +50,13 @@ bool sees_padding_alone(const Axis& a) {
 // input channels do not fill its vectors of 16.
 bool pytorch_is_safe(const Request& r) {
   const Problem& p = r.problem;
-  if (sees_padding_alone(p.h) || sees_padding_alone(p.w)) return false;
+  for (const Axis& a : {r.depth.axis, p.h, p.w})
+    if (sees_padding_alone(a)) return false;
+  // oneDNN's gradient of a weight in channels_last_3d is wrong, or ends the process, where the kernel is deeper than the input.
+  const Axis& depth = r.depth.axis;
+  if (r.direction == Direction::grad_weight && r.channels_last && depth.pad > 0 &&
+      depth.dilation * (depth.kernel - 1) >= depth.in)
+    return false;
   const bool strided = p.h.kernel * p.w.kernel == 1 && std::max(p.h.stride, p.w.stride) > 1;
   if (r.direction != Direction::grad_weight || !strided || !r.channels_last || p.groups > 1 || p.in_channels % 16 == 0)
     return true;
@@ -61,7 +68,7 @@ void choose(const Candidate& candidate, Plan* plan) {
   plan->work = candidate.work;
   const Request& r = plan->request;
   if (plan->work->facts.threads < r.threads)
-    plan->sharing = std::to_string(products_of(r.problem)) + " products are too few for " + std::to_string(r.threads) +
+    plan->sharing = std::to_string(products_of(r)) + " products are too few for " + std::to_string(r.threads) +
                     " threads, which share work from " + json_number(shared_from(*r.target, r.threads), 15) + " on";
 }
 
@@ -148,8 +155,8 @@ std::vector<Candidate> candidates_of(const Request& r, std::vector<std::pair<con
   const char* none = unfit(r);
   for (const KernelRow* kernel : kernel_table()) {
     if (!kernel->directions[static_cast<int>(r.direction)]) continue;
-    const char* why = none ? none : kernel->refuses(r);
-    std::unique_ptr<Work> work = why ? nullptr : kernel->lay_out(r);
+    const char* why = none ? none : r.dimensions < 3 ? kernel->refuses(r) : refuses_volume(r, *kernel);
+    std::unique_ptr<Work> work = why ? nullptr : r.dimensions < 3 ? kernel->lay_out(r) : lay_out_volume(r, *kernel);
     if (work) {
       candidates.push_back({kernel, std::move(work)});
     } else {

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "forked.h"
+#include "kernels/volume.h"
 #include "plan/features.h"
 #include "plan/measured.h"
 #include "plan/text.h"
@@ -64,7 +65,8 @@ bool judge_measured(const Request& request, const std::vector<Candidate>& candid
 
 // Judges by the tables of this processor class. False if they know nothing of a layer like this.
 bool judge_by_tables(const Request& request, const std::vector<Candidate>& candidates, Judgement* judgement) {
-  const std::shared_ptr<const Tables> tables = tables_of(request.target->isa);
+  const std::shared_ptr<const Tables> tables =
+      tables_of(request.target->isa + std::string(request.dimensions == 3 ? " 3-D" : ""));
   if (!tables) return false;
   std::vector<double> values;
   const auto features = features_of(request);
@@ -121,12 +123,27 @@ bool judge_by_model(const Request& request, const std::vector<Candidate>& candid
   return known;
 }
 
+// Judges a 3-D request that no table knows by what is known of a 2-D one of as many planes, which orders the kernels. What
+// PyTorch's 3-D kernels take is not known, so that none is sure to be faster.
+Judgement judge_volume(const Request& request, const std::vector<Candidate>& candidates) {
+  Request planes = plane_of(request);
+  planes.problem.batch = request.problem.batch * request.depth.axis.out;
+  planes.threads = request.threads;
+  Judgement judgement = judge(planes, candidates);
+  for (Speedup& one : judgement.speedups) {
+    one.low = 0;
+    one.why = "as a 2-D convolution " + one.why + "; nothing was measured of it in 3-D";
+  }
+  return judgement;
+}
+
 }  // namespace
 
 Judgement judge(const Request& request, const std::vector<Candidate>& candidates) {
   Judgement judgement{};
   if (judge_measured(request, candidates, &judgement)) return judgement;
   if (judge_by_tables(request, candidates, &judgement)) return judgement;
+  if (request.dimensions == 3) return judge_volume(request, candidates);
   if (judge_by_model(request, candidates, &judgement)) return judgement;
   judgement = {Source::order, {}, 1};
   for (size_t i = 0; i < candidates.size(); i++)

@@ -117,14 +117,15 @@ float* Stable::write_of(const Tensor& t) {
 }
 
 Stable::Tensor Stable::contiguous(const Tensor& t, bool channels_last) {
-  const int32_t format =
-      channels_last ? aoti_torch_memory_format_channels_last() : aoti_torch_memory_format_contiguous_format();
+  const int32_t last =
+      strided_of(t).sizes.size() == 5 ? aoti_torch_memory_format_channels_last_3d() : aoti_torch_memory_format_channels_last();
+  const int32_t format = channels_last ? last : aoti_torch_memory_format_contiguous_format();
   return call("aten::contiguous", {stable::from(give(t)), stable::from(format)});
 }
 
 Stable::Tensor Stable::empty(const Tensor& like, Numbers sizes, bool channels_last) {
   const size_t count = sizes.size();
-  int64_t strides[4], step = 1;
+  int64_t strides[kMostDimensions], step = 1;
   // From the innermost dimension outwards, which is the channels' in channels_last.
   for (size_t i = 0; i < count; i++) {
     const size_t at = !channels_last || i + 1 == count ? count - 1 - i : i == 0 ? 1 : count - i;

@@ -33,16 +33,16 @@ bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints pad
 }
 
 Tensor as_read(const Tensor& t, const Call& call) {
-  return readable(strides_of(t), call) ? t : t.contiguous(format(call.channels_last));
+  return readable(strides_of(t), call) ? t : t.contiguous(format(call.channels_last, t.dim()));
 }
 
 Tensor empty(Numbers sizes, bool channels_last, const at::TensorOptions& options) {
   // Only images have formats.
-  return at::empty({sizes.data(), sizes.size()}, channels_last ? options.memory_format(format(true)) : options);
+  return at::empty({sizes.data(), sizes.size()}, channels_last ? options.memory_format(format(true, sizes.size())) : options);
 }
 
 Tensor empty(const Call& call, bool x, const at::TensorOptions& options) {
-  int64_t sizes[4];
+  int64_t sizes[kMostDimensions];
   const auto count = static_cast<size_t>(sizes_of(call, x, sizes));
   return empty(Numbers(sizes, count), call.channels_last, options);
 }

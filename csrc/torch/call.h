@@ -34,8 +34,10 @@ at::Tensor as_read(const at::Tensor& t, const Call& call);
 inline WeightStrides weight_strides(const at::Tensor& w, const Call& call) { return weight_strides(strided_of(w), call); }
 inline Strides read_strides(const at::Tensor& t, const Call& call, bool x) { return read_strides(strided_of(t), call, x); }
 
-inline at::MemoryFormat format(bool channels_last) {
-  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+// Returns the format of a tensor of so many dimensions.
+inline at::MemoryFormat format(bool channels_last, size_t dimensions) {
+  if (!channels_last) return at::MemoryFormat::Contiguous;
+  return dimensions == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
 }
 
 // Allocates a tensor of these sizes.

@@ -21,7 +21,7 @@ struct Exact {
   static Strided strided_of(const Tensor& t) { return groupwise::strided_of(t); }
   static const float* read_of(const Tensor& t) { return t.const_data_ptr<float>(); }
   static float* write_of(const Tensor& t) { return t.mutable_data_ptr<float>(); }
-  static Tensor contiguous(const Tensor& t, bool channels_last) { return t.contiguous(format(channels_last)); }
+  static Tensor contiguous(const Tensor& t, bool channels_last) { return t.contiguous(format(channels_last, t.dim())); }
   static Tensor empty(const Tensor& like, Numbers sizes, bool channels_last) {
     return groupwise::empty(sizes, channels_last, like.options());
   }

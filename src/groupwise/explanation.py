@@ -70,23 +70,21 @@ class Explanation:
     def plans(self) -> dict[str, dict[str, Plan]]:
         """The plan of each pass (`forward`, `grad_input`, `grad_weight`) by memory format. It imports torch.
 
-        It is empty without a size, for 3-D convolutions, for dtypes other than float32, and where the native kernels
-        cannot run.
+        It is empty without a size, for dtypes other than float32, and where the native kernels cannot run.
         """
-        if self.input_size is None or self.spec.dims == 3 or self.dtype != "float32":
+        if self.input_size is None or self.dtype != "float32":
             return {}
         from groupwise.kernels import native
-        from groupwise.kernels.plan import DIRECTIONS, MEMORY_FORMATS, plan
+        from groupwise.kernels.plan import DIRECTIONS, formats_of, plan
 
         if native.status().problem:
             return {}
         shape = (self.batch, self.spec.in_channels, *self.input_size)
-        formats = MEMORY_FORMATS if self.spec.dims == 2 else MEMORY_FORMATS[:1]
         return {
             layout: {
                 name: plan(self.spec, input_shape=shape, memory_format=layout, direction=name) for name in DIRECTIONS
             }
-            for layout in formats
+            for layout in formats_of(self.spec.dims)
         }
 
     def __str__(self) -> str:

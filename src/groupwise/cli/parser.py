@@ -167,7 +167,10 @@ def _add_plan_and_bench(kinds: Any) -> None:
         command.set_defaults(run=run)
     # The planner checks these two values: its module would take longer to load than an explanation.
     planned.add_argument(
-        "--memory-format", metavar="FORMAT", default="contiguous", help="contiguous (default) or channels_last"
+        "--memory-format",
+        metavar="FORMAT",
+        default="contiguous",
+        help="contiguous (default), channels_last (2-D) or channels_last_3d (3-D)",
     )
     planned.add_argument(
         "--direction", default="forward", metavar="PASS", help="forward (default), grad_input or grad_weight"

@@ -23,6 +23,12 @@ from groupwise.spec.legible import Printed
 KERNELS = ("planar", "narrow", "groups", "dots", "pixels", "brgemm", "stem", "fft", "pytorch")
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 MEMORY_FORMATS = ("contiguous", "channels_last")
+ALL_FORMATS = (*MEMORY_FORMATS, "channels_last_3d")
+
+
+def formats_of(dims: int) -> tuple[str, ...]:
+    """Returns the memory formats of a convolution of so many dimensions, by their names in PyTorch."""
+    return {1: ALL_FORMATS[:1], 2: MEMORY_FORMATS, 3: ("contiguous", "channels_last_3d")}[dims]
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,15 @@ class Plan(Printed):
     direction: str
     """`forward`, `grad_input` or `grad_weight`. A transposed convolution's forward is a plain one's `grad_input`."""
     memory_format: str
-    """`contiguous` or `channels_last`."""
+    """`contiguous` or `channels_last`, which is `channels_last_3d` in 3-D."""
     isa: str
     """The instruction set: `baseline`, `avx2` or `avx512`."""
     threads: int
     """How many threads compute: 1 where the work is too little for more, as `sharing` says then."""
     shape: Mapping[str, Any]
     """batch, groups, in_channels and out_channels; input_size, output_size, kernel_size, stride, padding and dilation
-    as (height, width). They describe the plain convolution whose `direction` this plan computes."""
+    as (height, width), or (depth, height, width) in 3-D. They describe the plain convolution whose `direction` this
+    plan computes."""
     source: str = "sole"
     """Who chose the kernel: `measured` (timings of this machine), `table` (records of processors like this one),
     `model` (a cost model), `order` (nothing is known: the first kernel of the table), `forced` (the caller), or `sole`,
@@ -121,8 +128,9 @@ def plan(
     """Plans a convolution (a `ConvSpec` or a layer) on an input of `input_shape`, (N, in_channels, *size).
 
     - `dtype`: the layer's own if left out, and float32 for a spec
-    - `memory_format`: `"contiguous"`, `"channels_last"` or torch's constants, of the input. A layer's weight counts in
-      the format that it has: if it is channels_last, so is the convolution. A spec's weight has the input's format.
+    - `memory_format`: `"contiguous"`, `"channels_last"` (2-D), `"channels_last_3d"` (3-D) or torch's constants, of the
+      input. A layer's weight counts in the format that it has: if it is channels_last, so is the convolution. A spec's
+      weight has the input's format.
     - `threads`: `torch.get_num_threads()` if left out
     - `direction`: `forward`, `grad_input` or `grad_weight` of the layer
 
@@ -155,11 +163,13 @@ def request_numbers(
     batch = check_integer("batch", input_shape[0], 0)
     check_choice("direction", direction, DIRECTIONS)
     layout = check_choice(
-        "memory_format", str(memory_format).removeprefix("torch.").removesuffix("_format"), MEMORY_FORMATS
+        "memory_format", str(memory_format).removeprefix("torch.").removesuffix("_format"), ALL_FORMATS
     )
-    if layout == "channels_last" and spec.dims != 2:
+    if layout not in formats_of(spec.dims):
+        right = " or ".join(map(repr, formats_of(spec.dims)))
         raise GroupwiseError(
-            f"memory_format='channels_last' is for 2-D convolutions, and this one is {spec.dims}-D; give 'contiguous'"
+            f"memory_format={layout!r} is for {3 if layout == ALL_FORMATS[-1] else 2}-D convolutions, and this one is "
+            f"{spec.dims}-D; give {right}"
         )
     if threads is None:
         import torch
@@ -170,12 +180,12 @@ def request_numbers(
     if spec.transposed and direction != "grad_weight":
         direction = "grad_input" if direction == "forward" else "forward"
     channels = (spec.out_channels, spec.in_channels) if spec.transposed else (spec.in_channels, spec.out_channels)
-    weight_last = _weight_is_channels_last(spec_or_layer, layout == "channels_last")
+    weight_last = _weight_is_channels_last(spec_or_layer, layout != "contiguous")
     # PyTorch computes in channels_last if either tensor is.
-    last = layout == "channels_last" or weight_last
+    last = layout != "contiguous" or weight_last
     numbers = [DIRECTIONS.index(direction), batch, *channels, spec.groups, int(last), threads, spec.dims]
-    numbers += [number for axis in axes for number in axis]
-    return [*numbers, int(weight_last), int(spec.transposed)]
+    numbers += [number for axis in axes[-2:] for number in axis]
+    return [*numbers, int(weight_last), int(spec.transposed), *axes[-3]]
 
 
 @contextlib.contextmanager
@@ -184,7 +194,7 @@ def record_plans() -> Iterator[list[Plan]]:
 
     Yields a list that fills when the block ends, also if it ends with an exception: oldest plan first. A training step
     makes three plans a layer: of the forward and of two gradients. Convolutions that are not dispatched (other dtypes
-    or devices, 3-D, or no `enable()`) make no plan. Blocks may nest and overlap; each gets every plan made while it is
+    or devices, or no `enable()`) make no plan. Blocks may nest and overlap; each gets every plan made while it is
     open.
 
     One block keeps 100,000 plans. It counts those that come after, and a `RuntimeWarning` tells how many. While no
@@ -219,10 +229,11 @@ def record_plans() -> Iterator[list[Plan]]:
 
 
 def _axes(spec: ConvSpec, size: Sequence[int]) -> list[tuple[int, ...]]:
-    """Returns (in, out, kernel, stride, padding, dilation) of the height and the width, as the operator sees them.
+    """Returns (in, out, kernel, stride, padding, dilation) of depth, height and width, as the operator sees them.
 
     For a transposed convolution `in` is its output. PyTorch pads before the operator runs where the padding is not
-    zeros, or is longer after than before; the padding then belongs to the operator's input.
+    zeros, or is longer after than before; the padding then belongs to the operator's input. A dimension that the
+    convolution lacks has a size of 1.
     """
     out = spec.output_size(size)
     axes: list[tuple[int, ...]] = []
@@ -236,19 +247,18 @@ def _axes(spec: ConvSpec, size: Sequence[int]) -> list[tuple[int, ...]]:
         if spec.transposed:
             given, length = length, given
         axes.append((given, length, spec.kernel_size[axis], spec.stride[axis], before, spec.dilation[axis]))
-    # A 1-D convolution has a height of 1. No kernel computes a 3-D one, and the planner reads two of its dimensions.
-    return [(1, 1, 1, 1, 0, 1), *axes][-2:]
+    return [(1, 1, 1, 1, 0, 1)] * (3 - spec.dims) + axes
 
 
 def _weight_is_channels_last(spec_or_layer: Any, input_is: bool) -> bool:
     """Tells whether the layer's weight is channels_last in memory; a spec's weight has the format of the input."""
     weight = effective(spec_or_layer, "weight")
-    if weight is None or weight.dim() != 4:
+    if weight is None or weight.dim() < 4:
         return input_is
     import torch
     from torch._prims_common import suggest_memory_format
 
-    return suggest_memory_format(weight) is torch.channels_last
+    return suggest_memory_format(weight) in (torch.channels_last, torch.channels_last_3d)
 
 
 def _threads(count: int) -> str:

@@ -19,6 +19,8 @@ from groupwise.kernels.processor import processor_class
 FOLDER = pathlib.Path(__file__).with_name("policy")
 MODEL = FOLDER / "model.json"
 FORMAT = 1
+# What the core calls the tables of an instruction set's 3-D convolutions, after its name.
+VOLUMES = " 3-D"
 # How many families of layers have a margin of their own (csrc/plan/features.h).
 FAMILIES = 5
 
@@ -31,6 +33,11 @@ def _class() -> str:
 def table_path(isa: str) -> pathlib.Path:
     """Returns where the tables of this processor's class and an instruction set are, if there are any."""
     return FOLDER / f"{_class()}-{isa}.json"
+
+
+def volume_path(isa: str) -> pathlib.Path:
+    """Returns where the tables of 3-D convolutions are, if there are any."""
+    return FOLDER / f"{_class()}-{isa}-3d.json"
 
 
 def covered(isa: str) -> bool:
@@ -55,7 +62,11 @@ def use(library: ctypes.CDLL, isa: str) -> None:
     Warns (`RuntimeWarning`) of a file that cannot be read; the planner then goes on without it.
     """
     # What a table says of sharing replaces what the model says.
-    readers = ((MODEL, partial(give_model, library)), (table_path(isa), partial(give, library, isa)))
+    readers = (
+        (MODEL, partial(give_model, library)),
+        (table_path(isa), partial(give, library, isa)),
+        (volume_path(isa), partial(give, library, isa + VOLUMES)),
+    )
     for path, gives in readers:
         if not path.is_file():
             continue
@@ -77,7 +88,8 @@ def use(library: ctypes.CDLL, isa: str) -> None:
 def clear(library: ctypes.CDLL, isa: str) -> None:
     """Takes the tables and the model away: all threads compute, by the first kernel that can run. For tests."""
     none = (ctypes.c_double * 1)()
-    library.groupwise_tables(isa.encode(), b"", b"", b"", none, 0)
+    for name in (isa, isa + VOLUMES):
+        library.groupwise_tables(name.encode(), b"", b"", b"", none, 0)
     library.groupwise_model(b"", b"", none, 0)
     library.groupwise_share(isa.encode(), 0.0)
 
