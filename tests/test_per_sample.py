@@ -276,3 +276,10 @@ def test_vmap_over_the_weights_of_pytorchs_convolution_takes_the_kernels():
     assert [(plan.shape["groups"], plan.kernel != "pytorch") for plan in plans] == [(4, True)]
     want = by_hand(x[:, 0].double(), weights.double(), None, 1, 1)
     assert ((made[:, 0] - want).abs() <= bound(x[:, 0].double(), weights.double(), None, 1, 1)).all()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_both_ways_against_one_convolution_a_sample(name):
+    made, rest = tensors(name)
+    exact = [t.detach().double() for t in made]
+    assert ((OPERATOR(*made, *rest) - by_hand(*exact, *rest)).abs() <= bound(*exact, *rest)).all()
