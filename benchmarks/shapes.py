@@ -131,7 +131,12 @@ RESULTS = ("output", "grad_input", "grad_weight", "grad_bias")
 
 def read(which: str) -> list[Layer]:
     """Reads the layers of `listed` or `held_out`."""
-    entries = json.loads((DATA / FILES[which]).read_text(encoding="utf-8"))
+    return read_file(FILES[which])
+
+
+def read_file(name: str) -> list[Layer]:
+    """Reads the layers of a file in `data`."""
+    entries = json.loads((DATA / name).read_text(encoding="utf-8"))
     return [Layer(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}) for entry in entries]
 
 

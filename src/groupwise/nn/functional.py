@@ -1,4 +1,7 @@
-"""Batch normalisation with an activation and a residual sum, as one operator forward and one backward."""
+"""Functions: batch normalisation with an activation and a residual sum, and convolutions with weights for each sample.
+
+`batch_norm_act` is one operator forward and one backward. `conv_per_sample` is in `per_sample`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ import torch.nn.functional as F
 
 from groupwise.errors import check_choice
 from groupwise.kernels import native
+from groupwise.nn.per_sample import conv_per_sample
+
+__all__ = ["ACTIVATIONS", "batch_norm_act", "conv_per_sample"]
 
 PYTORCH: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda z: z,
