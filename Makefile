@@ -1,7 +1,7 @@
 # Every target makes .venv and installs what it needs; a second run finds it there.
 #   make demo    ResNeXt-50 with a photograph, timed before and after groupwise.optimize and with the kernels
 #   make test    style, tests                               make style   lint, types, format
-#   make fuzz    the tests that draw examples, with new ones
+#   make fuzz    new random examples and convolutions
 #   make bench   time the package's own work                 make docs    pictures and site (Python 3.11)
 #   make core    the native core's own tests, sanitized      make dist    the source distribution, checked and built from
 #   make wheel   the wheels that are published           make wheel-test   the wheel with TORCH=2.10.0, say, and no compiler
@@ -22,6 +22,7 @@ CORE := $(shell find csrc -name "*.h" -o -name "*.cpp") $(CORE_TESTS)
 MODULES := $(shell find src -type d -not -name __pycache__)
 REPORT := groupwise-report.html
 ROUNDS := 10
+BUDGET := 60
 WHEEL_PIP := build/wheel/env/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
 # What a wheel takes from the torch beside it.
 OF_TORCH := --exclude libtorch_cpu.so --exclude libc10.so
@@ -48,8 +49,10 @@ style: $(VENV)/test.stamp
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CORE)
 
-# New examples for the tests that draw theirs, ROUNDS times; `make test` draws the same on every run.
+# Random convolutions for BUDGET seconds, then new examples for the tests that draw theirs, ROUNDS times. `make test` draws the
+# same of both on every run.
 fuzz: $(VENV)/test.stamp
+	$(BIN)/python tests/fuzzing.py --seconds $(BUDGET)
 	for round in $$(seq $(ROUNDS)); do $(BIN)/pytest -q -m hypothesis --hypothesis-profile=fuzz || exit 1; done
 
 core: $(VENV)/base.stamp

@@ -1,0 +1,366 @@
+"""Compares random convolutions by groupwise's kernels with float64, until the time is over or one is wrong.
+
+    python tests/fuzzing.py [--seconds 60] [--seed 0] [--kernel planar]
+
+A case is a layer, its dtype, the strides of its three tensors, an instruction set, a number of threads and a kernel.
+It is right if output and gradients are within the error that their sums allow, if every value is written (memory
+starts as NaN), and if the memory of the inputs, also between and beside their elements, is as it was. A case that fails
+is made smaller while it still fails, and printed as the one command that repeats it. Cases run in another process, so
+that one which ends it is found too. tests/native has guard bands around what the kernels write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import multiprocessing
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from accuracy import poisoned, threads
+from groupwise import ConvSpec, GroupwiseError, plan, record_plans
+from groupwise.kernels import native
+from groupwise.kernels.dispatch import forced
+from groupwise.kernels.plan import KERNELS
+
+# Kernels whose error the sum of |x| |w| bounds; that of the FFT is relative to the norm of a row (tests/test_fft.py).
+DIRECT = tuple(name for name in KERNELS if name not in ("pytorch", "fft"))
+LAYOUTS = ("plain", "plain", "channels_last", "permuted", "sliced", "offset", "expanded", "overlapping")
+# The most multiply-accumulates of a case, and numbers of one of its tensors.
+MOST_MACS, MOST_NUMBERS = 4_000_000, 400_000
+# Roundings beside those of the sum: the product, the lanes of a vector, a bias, the parts of threads, the result.
+BESIDE = 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """One convolution. Channels are counted in one group."""
+
+    batch: int
+    groups: int
+    inputs: int
+    outputs: int
+    size: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    transposed: bool
+    bias: bool
+    dtype: str
+    layouts: tuple[str, ...]  # of the input, the weight and the gradient of the output
+    threads: int
+    isa: str
+    kernel: str
+    values: int  # the seed of the values and strides
+
+    @property
+    def spec(self) -> ConvSpec:
+        """The layer. Raises `GroupwiseError` if the numbers make none."""
+        return ConvSpec(
+            self.groups * self.inputs,
+            self.groups * self.outputs,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.bias,
+            transposed=self.transposed,
+            output_padding=self.output_padding if self.transposed else 0,
+            dims=len(self.size),
+        )
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Returns the shapes of the input, the weight and the output."""
+        spec = self.spec
+        image = (self.batch, spec.in_channels, *self.size)
+        return [image, spec.weight_shape, (self.batch, spec.out_channels, *spec.output_size(self.size))]
+
+    def command(self) -> str:
+        """Returns the command that repeats the case."""
+        return f"python tests/fuzzing.py --case '{json.dumps(asdict(self), separators=(',', ':'))}'"
+
+    @classmethod
+    def of(cls, text: str) -> Case:
+        """Reads the case of a command."""
+        told = json.loads(text)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
+
+
+def supported() -> list[tuple[str, int]]:
+    """Returns the pairs of a dtype and a number of dimensions that `enable()` computes: it is asked for each."""
+    found = []
+    for dtype in ("float32", "float64", "bfloat16", "float16"):
+        for dims in (1, 2, 3):
+            x, weight = (torch.ones(1, 8, *[9] * dims), torch.ones(8, 1, *[3] * dims))
+            given = [tensor.to(getattr(torch, dtype)) for tensor in (x, weight)]
+            with forced(True), record_plans() as plans:
+                torch.ops.aten.convolution(*given, None, [1] * dims, [0] * dims, [1] * dims, False, [0] * dims, 8)
+            if plans and plans[0].kernel != "pytorch":
+                found.append((dtype, dims))
+    return found
+
+
+def draw(seed: int, number: int, pairs: list[tuple[str, int]], kernel: str = "") -> Case:
+    """Returns draw `number` of a seed: a layer that exists and is small enough for float64."""
+    chance = random.Random(f"{seed} {number}")
+    while True:
+        dtype, dims = chance.choice(pairs)
+
+        def each(*values: int, count: int = dims) -> tuple[int, ...]:
+            return tuple(chance.choice(values) for _ in range(count))
+
+        size = each(1, 2, 3, 5, 7, 8, 9, 14, 17, 26, 33, 64)
+        kernel_size = each(1, 1, 2, 3, 3, 4, 5, 7, 11, 31)
+        if chance.random() < 0.2:
+            # Kernels about as large as the image.
+            kernel_size = tuple(max(1, n + chance.choice((-1, 0, 1, 9))) for n in size)
+        depthwise = chance.random() < 0.4
+        case = Case(
+            chance.choice((1, 1, 2, 3, 5)),
+            chance.choice((1, 2, 3, 4, 8, 16, 19, 40)),
+            1 if depthwise else chance.choice((1, 2, 3, 4, 5, 8, 12, 16, 17, 40)),
+            chance.choice((1, 1, 1, 2, 3)) if depthwise else chance.choice((1, 2, 3, 4, 5, 8, 12, 16, 17, 40)),
+            size,
+            kernel_size,
+            each(1, 1, 1, 2, 3, 5),
+            tuple(chance.choice((0, 0, 1, 2, k // 2, k - 1, k + 1)) for k in kernel_size),
+            each(1, 1, 1, 2, 3),
+            each(0, 0, 1),
+            chance.random() < 0.3,
+            chance.random() < 0.5,
+            dtype,
+            each(*range(len(LAYOUTS)), count=3),
+            chance.choice((1, 2, 2, 3)),
+            chance.choice(native.runnable()),
+            kernel or chance.choice(("", *DIRECT)),
+            chance.randrange(2**31),
+        )
+        case = replace(case, layouts=tuple(LAYOUTS[at] for at in case.layouts))
+        if makes_sense(case):
+            return case
+
+
+def makes_sense(case: Case) -> bool:
+    """Tells whether the layer exists and is small enough."""
+    try:
+        image, weight, output = case.shapes()
+    except GroupwiseError:
+        return False
+    positions = math.prod(case.size if case.transposed else output[2:])
+    macs = case.batch * case.groups * case.inputs * case.outputs * math.prod(case.kernel_size) * positions
+    return macs <= MOST_MACS and max(map(math.prod, (image, weight, output))) <= MOST_NUMBERS
+
+
+def safe_by_pytorch(case: Case) -> bool:
+    """Tells whether PyTorch's float32 kernels stay inside their tensors, should a kernel refuse the case.
+
+    They may not where an output sees only padding, and for strided 1x1 layers ("Where PyTorch is wrong").
+    """
+    if len(case.size) == 3 or (math.prod(case.kernel_size) == 1 and max(case.stride) > 1):
+        return False
+    _, _, output = case.shapes()
+    given, out = (output[2:], case.size) if case.transposed else (case.size, output[2:])
+    for n, o, k, s, p, d in zip(given, out, case.kernel_size, case.stride, case.padding, case.dilation, strict=True):
+        if p > d * (k - 1) or (o - 1) * s - p >= n or (k > 1 and p > 0 and d > n):
+            return False
+    return True
+
+
+def laid_out(shape: tuple[int, ...], layout: str, dtype: torch.dtype, chance: random.Random) -> torch.Tensor:
+    """Returns random values between -1 and 1, laid out as a user's tensor might be."""
+    order = list(range(len(shape)))[::-1]
+    if layout == "channels_last":
+        order = [1, *order[:-2], 0]
+    elif layout == "permuted":
+        chance.shuffle(order)
+    gap = 2 if layout == "sliced" else 1
+    strides, step = [0] * len(shape), gap
+    for dimension in order:
+        strides[dimension] = step
+        step *= shape[dimension] + (chance.choice((0, 1, 3)) if layout == "sliced" else 0)
+    if layout == "expanded":
+        strides = [chance.choice((0, stride)) for stride in strides]
+    elif layout == "overlapping":
+        strides = [chance.choice((1, 2, stride)) for stride in strides]
+    span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    offset = chance.choice((1, 3, 17)) if layout in ("offset", "sliced", "overlapping") else 0
+    generator = torch.Generator().manual_seed(chance.randrange(2**31))
+    whole = (torch.rand(offset + span + 19, generator=generator) * 2 - 1).to(dtype)
+    return whole.as_strided(shape, strides, offset)
+
+
+def whole_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns all of the memory in which a tensor lies."""
+    return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+
+
+Values = dict[str, torch.Tensor]
+
+
+def step(case: Case, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, grad: torch.Tensor) -> Values:
+    """Returns the output and all gradients, by the operators in which PyTorch's convolutions end."""
+    output_padding = case.output_padding if case.transposed else [0] * len(case.size)
+    settings = (case.stride, case.padding, case.dilation, case.transposed, output_padding, case.groups)
+    output = torch.ops.aten.convolution(x, weight, bias, *settings)
+    sizes = None if bias is None else [len(bias)]
+    mask = [True, True, bias is not None]
+    found = torch.ops.aten.convolution_backward(grad, x, weight, sizes, *settings, mask)
+    return {"output": output, **dict(zip(("grad_input", "grad_weight", "grad_bias"), found, strict=True))}
+
+
+def failure(case: Case, compute: Callable[..., Values] = step) -> str | None:
+    """Returns what is wrong with a case, or None. `compute` stands for `step` by groupwise's kernels."""
+    kernel = case.kernel if safe_by_pytorch(case) else ""
+    for direction in ("forward", "grad_input", "grad_weight"):
+        with forced(True, kernel, case.isa):
+            told = plan(case.spec, case.shapes()[0], direction=direction)
+        if told.kernel == "pytorch" and not safe_by_pytorch(case):
+            return None
+    chance = random.Random(case.values)
+    dtype = getattr(torch, case.dtype)
+    shapes = [*case.shapes(), (case.groups * case.outputs,)]
+    x, weight, grad, bias = (
+        laid_out(shape, layout, dtype, chance) for shape, layout in zip(shapes, (*case.layouts, "plain"), strict=True)
+    )
+    given = (x, weight, bias if case.bias else None, grad)
+    before = [whole_of(tensor).clone() for tensor in (x, weight, bias, grad)]
+    with torch.inference_mode(), threads(case.threads), forced(True, kernel, case.isa), poisoned():
+        ours = compute(case, *given)
+    after = [whole_of(tensor) for tensor in (x, weight, bias, grad)]
+    names = ("input", "weight", "bias", "gradient of the output")
+    for name, old, new in zip(names, before, after, strict=True):
+        if not torch.equal(old, new):
+            return f"memory of the {name} changed"
+    return out_of_bounds(case, given, ours)
+
+
+def out_of_bounds(case: Case, given: tuple[torch.Tensor | None, ...], ours: Values) -> str | None:
+    """Returns which value is further from float64 than its roundings allow, or None."""
+
+    def plain(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.double().clone(memory_format=torch.contiguous_format)
+
+    with torch.inference_mode(), forced(False):
+        exact = step(case, *map(plain, given))
+        size = step(case, *(None if tensor is None else plain(tensor).abs() for tensor in given))
+    _, _, output = case.shapes()
+    taps, images = math.prod(case.kernel_size), case.batch * math.prod(case.size if case.transposed else output[2:])
+    counts = {"output": case.inputs * taps, "grad_input": case.outputs * taps, "grad_weight": images}
+    counts["grad_bias"] = case.batch * math.prod(output[2:])
+    of = torch.finfo(getattr(torch, case.dtype)).eps / 2
+    for name, value in ours.items():
+        if value is None:
+            continue
+        if value.shape != exact[name].shape or str(value.dtype) != f"torch.{case.dtype}":
+            return f"{name} is {value.dtype} of {tuple(value.shape)}"
+        # Sums of narrower dtypes are of float32; the results are rounded to their dtype. float64 itself rounds too.
+        sums = (counts[name] + BESIDE) * (min(of, torch.finfo(torch.float32).eps / 2) + torch.finfo(torch.float64).eps)
+        bound = (sums / (1 - sums) + 2 * of) * size[name] + 1e-37
+        wrong = ~((value.double() - exact[name]).abs() <= bound)
+        if wrong.any():
+            at = tuple(wrong.nonzero()[0].tolist())
+            return f"{name}{list(at)} is {value[at].item()}, not {exact[name][at].item()} +- {bound[at].item():.2g}"
+    return None
+
+
+def smaller(case: Case) -> Iterator[Case]:
+    """Yields cases that are simpler in one respect each."""
+    least: dict[str, int] = {"output_padding": 0, "padding": 0}
+    for field in fields(case):
+        value: Any = getattr(case, field.name)
+        low = least.get(field.name, 1)
+        if field.name == "layouts":
+            options: list[Any] = [(*value[:i], "plain", *value[i + 1 :]) for i in range(3)]
+        elif isinstance(value, bool):
+            options = [False]
+        elif isinstance(value, tuple):
+            tries = [(i, n) for i, now in enumerate(value) for n in (low, now // 2, now - 1)]
+            options = [(*value[:i], max(low, n), *value[i + 1 :]) for i, n in tries]
+        elif isinstance(value, int) and field.name != "values":
+            options = [max(low, n) for n in (low, value // 2, value - 1)]
+        else:
+            options = []
+        yield from (replace(case, **{field.name: option}) for option in options if option != value)
+
+
+def shrunk(case: Case, fails: Callable[[Case], object]) -> Case:
+    """Returns the smallest case that still fails, of those that single steps reach."""
+    while True:
+        found = next((one for one in smaller(case) if makes_sense(one) and fails(one)), None)
+        if found is None:
+            return case
+        case = found
+
+
+def work(options: argparse.Namespace, first: int, pipe: Any) -> None:
+    """Sends the number of each draw before it runs, and at the end what is wrong, from draw `first` on."""
+    pairs = supported()
+    number = first
+    while True:
+        case = draw(options.seed, number, pairs, options.kernel)
+        pipe.send((case, None))
+        if failure(case):
+            small = shrunk(case, failure)
+            pipe.send((small, failure(small)))
+            return
+        number += 1
+
+
+def fuzz(options: argparse.Namespace) -> tuple[int, str | None]:
+    """Runs cases until the time is over; returns how many ran, and what is wrong with the last."""
+    here, there = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    worker = multiprocessing.get_context("spawn").Process(target=work, args=(options, 0, there), daemon=True)
+    worker.start()
+    there.close()
+    ran, case, end = 0, None, time.monotonic() + options.seconds
+    try:
+        while time.monotonic() < end:
+            if not here.poll(max(0.0, min(1.0, end - time.monotonic()))):
+                continue
+            case, wrong = here.recv()
+            if wrong:
+                return ran, f"{wrong}\nrepeat it with: {case.command()}"
+            ran += 1
+    except EOFError:
+        worker.join()
+        told = "before any case" if case is None else f"\nrepeat it with: {case.command()}"
+        return ran, f"the process ended with {worker.exitcode} {told}"
+    finally:
+        worker.kill()
+        worker.join()
+    return ran, None
+
+
+def main() -> None:
+    """Fuzzes, or repeats one case."""
+    parser = argparse.ArgumentParser(description="Compare random convolutions with float64.")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31), help="by default a new one")
+    parser.add_argument("--kernel", choices=DIRECT, default="", help="the kernel to force, by default one of all")
+    parser.add_argument("--case", help="repeat this case, as a failure prints it")
+    options = parser.parse_args()
+    if problem := native.status().problem:
+        raise SystemExit(problem)
+    if options.case:
+        wrong = failure(Case.of(options.case))
+        raise SystemExit(wrong or print("right"))
+    print(f"seed {options.seed}", file=sys.stderr)
+    with contextlib.suppress(KeyboardInterrupt):
+        ran, wrong = fuzz(options)
+        print(f"{ran} cases of seed {options.seed}")
+        raise SystemExit(wrong)
+
+
+if __name__ == "__main__":
+    main()
