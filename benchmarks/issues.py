@@ -101,7 +101,7 @@ def _table(key: tuple[Any, ...], points: dict[tuple[str, str], list[dict[str, An
         "in its better memory format. Busy is the fraction of the processors that other programs used just before."
     )
     if any((row["busy"] or 0) > BUSY for rows in points.values() for row in rows):
-        note += " The machine was busy: these times are no evidence, and wait for a quiet run."
+        note += f" Other programs disturbed the rows above {BUSY:.0%}, which are no evidence."
     if missing := [
         layer.name for layer in shapes.read_file("issues.json") if layer.name not in {name for name, _ in points}
     ]:

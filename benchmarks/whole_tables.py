@@ -176,7 +176,7 @@ def docs_text(machines: Sequence[Sequence[Row]]) -> str:
     machines = [rows for rows in machines if points(rows)]
     if not machines:
         return NONE_YET
-    said = [f"![Times of engines relative to groupwise.optimize](pictures/{PICTURE})"]
+    said = [f"![How many times as fast as eager PyTorch each engine is](pictures/{PICTURE})"]
     for rows in machines:
         said.append(f"## On {name_of(rows[0])}")
         # Headings of two processors must differ, because they are links too.
@@ -202,7 +202,7 @@ def readme_text(machines: Sequence[Sequence[Row]]) -> str:
         f"Over {len(found[0])} networks of torchvision, compared with PyTorch in its better memory format, it is "
         f"{' and '.join(each)} (geometric means; one image, {threads}, {facts['dtype']})."
     )
-    return f"![Times of engines relative to groupwise.optimize](docs/pictures/{PICTURE})\n\n{said}"
+    return f"![How many times as fast as eager PyTorch each engine is](docs/pictures/{PICTURE})\n\n{said}"
 
 
 def name_of(facts: Row) -> str:

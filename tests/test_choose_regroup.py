@@ -200,12 +200,24 @@ def parametrized() -> nn.Module:
     return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)))
 
 
+def one_storage() -> nn.Module:
+    """Two layers whose biases are other tensors of the same memory."""
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    net[2].bias = nn.Parameter(net[0].bias.detach().view(-1))
+    assert net[2].bias is not net[0].bias
+    return net
+
+
 @pytest.mark.parametrize(
     ("make", "groups", "said"),
     [
         (shared, {"0": 2}, "0: it shares itself with 2"),
         (hooked, {"0": 2}, "it has hooks"),
         (parametrized, {"0": 2}, "computed from other parameters"),
+        (one_storage, {"2": 2}, "2: it shares a parameter with 0"),
+        (lambda: nn.Sequential(nn.Conv2d(4, 6, 1, device="meta")), {"0": 2}, "0: its weight is on meta"),
+        (lambda: torch.compile(nn.Sequential(nn.Conv2d(4, 6, 1))), {"_orig_mod.0": 2}, "give the module that you comp"),
+        (lambda: nn.DataParallel(nn.Sequential(nn.Conv2d(4, 6, 1))), {"module.0": 2}, "a DataParallel; give"),
         (lambda: nn.Sequential(nn.LazyConv2d(4, 1)), {"0": 2}, "lazy"),
         (lambda: nn.Sequential(nn.Linear(4, 4)), {"0": 2}, "it is a Linear"),
         (
@@ -218,6 +230,7 @@ def parametrized() -> nn.Module:
         (lambda: nn.Conv2d(4, 6, 1), {"x": 2}, "no such layer"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_what_cannot_be_converted_is_refused_before_any_work(make, groups, said):
     net = make()
     if said.endswith("mean 0"):

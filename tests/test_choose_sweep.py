@@ -164,6 +164,11 @@ def test_a_function_has_no_layers_to_replace():
         run.sweep(lambda x: x, X)
 
 
+def test_the_layers_of_a_wrapped_model_are_not_looked_for():
+    with pytest.raises(GroupwiseError, match=r"a DataParallel; give the module that it wraps, `model\.module`"):
+        run.sweep(nn.DataParallel(net()), X)
+
+
 def test_the_loss_is_the_mean_over_all_samples():
     model = nn.Linear(3, 2)
     x, y = torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])

@@ -132,6 +132,13 @@ def test_the_help_of_a_command_opens_with_its_line_in_the_list(capsys):
         assert f"{summary[0].upper()}{summary[1:]}." in " ".join(out.split())
 
 
+def test_explore_opens_a_layer_of_a_model(capsys, tmp_path):
+    page = tmp_path / "page.html"
+    status, _, err = run(capsys, "explore", "alexnet", "--layer", "conv2", "-o", str(page))
+    assert status == 0, err
+    assert "<svg" in page.read_text(encoding="utf-8")
+
+
 def test_compare_shows_the_chosen_ones(capsys):
     status, out, _ = run(capsys, *"compare 128 128 --groups 1,2,32 --size 56 --padding 1".split())
     assert status == 0

@@ -22,7 +22,8 @@ def run(capsys, *words):
 def test_from_a_sweep_to_a_saved_model(capsys, tmp_path):
     page, choice, saved = tmp_path / "sweep.html", tmp_path / "choice.json", tmp_path / "model.pt"
     sweep = ["--groups", "1,4", "--layer", LAYER, "--repeats", "1"]
-    assert run(capsys, "sweep", *TARGET, *sweep, "-o", str(page))[0] == 0
+    status, _, said = run(capsys, "sweep", *TARGET, *sweep, "-o", str(page))
+    assert (status, f"wrote {page}" in said) == (0, True)
     assert LAYER in page.read_text()
     status, out, _ = run(capsys, "sweep", *TARGET, *sweep, "--format", "csv")
     assert status == 0
@@ -50,7 +51,7 @@ def test_from_a_sweep_to_a_saved_model(capsys, tmp_path):
         (["sweep", *TARGET, "--layer", "blocks.9.conv2"], "no such layer; did you mean"),
         (["sweep", *TARGET, "-o", "sweep.pdf"], "name a file that ends in one of"),
         (["sweep", *TARGET, "--data", "none.pt"], "--data none.pt cannot be read"),
-        (["regroup", TARGET[0], "none.json"], "none.json cannot be read as a choice"),
+        (["regroup", TARGET[0], "none.json"], "none.json does not exist; `groupwise choose -o FILE` writes"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(capsys, words, said):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from groupwise.cli.failures import explaining_failure
 from groupwise.cli.models import check_save, model_and_input, save, threads_of
-from groupwise.cli.output import TABLES, check_apart, deliver, format_of, told
+from groupwise.cli.output import TABLES, check_apart, deliver, format_of, say, told
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.spec.legible import legible
 
@@ -26,7 +26,7 @@ def run_sweep(options: argparse.Namespace) -> None:
     """Measures every groups value of every layer of a model, and prints the table."""
     kind = format_of(options, SWEEPS)
     with _swept(options) as (made, _):
-        deliver(made, kind, options.output)
+        _deliver(made, kind, options.output)
 
 
 def run_choose(options: argparse.Namespace) -> None:
@@ -37,18 +37,18 @@ def run_choose(options: argparse.Namespace) -> None:
     if len(given) != 1:
         raise GroupwiseError("give one budget: --budget-ms, --macs or --parameters")
     with _swept(options) as (made, _):
-        deliver(made.choose(**given), kind, options.output)
+        _deliver(made.choose(**given), kind, options.output)
 
 
 def run_regroup(options: argparse.Namespace) -> None:
     """Converts a model to the groups of a choice, prints what became of each layer, and saves the model."""
     kind = format_of(options, TABLES)
-    check_save(options)
-    check_apart(options, "save", "choice", "output")
     from groupwise.choose.convert.regroup import regroup
     from groupwise.choose.measure.choice import layers_of
 
     groups = layers_of(options.choice)
+    check_save(options)
+    check_apart(options, "save", "choice", "output")
     model, shape, make = model_and_input(options)
     data = read_data(options.data)
     inputs = None if data is None else [one[0] if isinstance(one, tuple) else one for one in data]
@@ -57,6 +57,12 @@ def run_regroup(options: argparse.Namespace) -> None:
         if options.save:
             save(made.model, options.save)
     deliver(made, kind, options.output)
+
+
+def _deliver(made: Any, kind: str, output: str | None) -> None:
+    deliver(made, kind, output)
+    if output:
+        say(f"wrote {output}")
 
 
 @contextmanager

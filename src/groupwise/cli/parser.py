@@ -321,7 +321,7 @@ def _add_explore(kinds: Any) -> None:
     _add_layer(page, nargs="*")
     page.add_argument("--scene", choices=SCENES, default="wires", help="what it shows first; default: wires")
     page.add_argument("--output", "-o", metavar="FILE", help="write the page to FILE, an .html, and open no browser")
-    page.set_defaults(run=commands.run_explore)
+    page.set_defaults(run=commands.run_explore, ranks=None)
 
 
 def _add_doctor(kinds: Any) -> None:

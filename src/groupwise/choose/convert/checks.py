@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,11 +21,11 @@ from groupwise.spec.legible import legible
 def convertible(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Says for each layer why it cannot have other groups at all; empty if it can."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    holders: dict[int, set[str]] = {}
+    holders: dict[Hashable, set[str]] = {}
     for name, module in modules.items():
         for thing in (module, *module._parameters.values()):
             if thing is not None:
-                holders.setdefault(id(thing), set()).add(name)
+                holders.setdefault(_identity(thing), set()).add(name)
     return {name: _refusal(name, modules, holders) for name in names}
 
 
@@ -36,12 +36,21 @@ def check_layers(model: nn.Module, names: Iterable[str]) -> None:
         raise GroupwiseError("; ".join(found))
 
 
-def check_groups_of(model: nn.Module, groups: Mapping[str, int]) -> None:
-    """Raises `GroupwiseError` if any of the groups cannot be: all of them are told at once."""
+def check_model(model: nn.Module) -> None:
+    """Raises `GroupwiseError` for what is no module, or wraps the one whose layers are meant."""
     if not isinstance(model, nn.Module):
         raise GroupwiseError(
             f"{model!r} is a {type(model).__name__}, whose layers cannot be found; give a torch.nn.Module"
         )
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise GroupwiseError("the model is compiled by torch.compile; give the module that you compiled")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise GroupwiseError(f"the model is a {type(model).__name__}; give the module that it wraps, `model.module`")
+
+
+def check_groups_of(model: nn.Module, groups: Mapping[str, int]) -> None:
+    """Raises `GroupwiseError` if any of the groups cannot be: all of them are told at once."""
+    check_model(model)
     found = []
     for name, reason in convertible(model, groups).items():
         if reason:
@@ -59,7 +68,18 @@ def check_groups_of(model: nn.Module, groups: Mapping[str, int]) -> None:
         raise GroupwiseError("; ".join(found))
 
 
-def _refusal(name: str, modules: Mapping[str, nn.Module], holders: Mapping[int, set[str]]) -> str:
+def _identity(thing: nn.Module | torch.Tensor) -> Hashable:
+    """Returns the same for tensors that begin at the same place of memory: a change of one would change the others."""
+    if isinstance(thing, nn.Module) or is_lazy(thing) or thing.is_meta or thing.layout != torch.strided:
+        return id(thing)
+    # A tensor without elements has no place. Subclasses that hold other tensors say 0, or that they have none.
+    try:
+        return (str(thing.device), thing.data_ptr()) if thing.numel() and thing.data_ptr() else id(thing)
+    except RuntimeError:
+        return id(thing)
+
+
+def _refusal(name: str, modules: Mapping[str, nn.Module], holders: Mapping[Hashable, set[str]]) -> str:
     module = modules.get(name)
     if module is None:
         near = difflib.get_close_matches(str(name), [one for one, it in modules.items() if isinstance(it, _ConvNd)])
@@ -72,6 +92,8 @@ def _refusal(name: str, modules: Mapping[str, nn.Module], holders: Mapping[int, 
         return "its weight is computed from other parameters; remove the parametrization first"
     if not isinstance(module.weight, torch.Tensor) or not module.weight.is_floating_point():
         return "its weight has no floating-point numbers"
+    if module.weight.is_meta:
+        return "its weight is on meta and has no numbers; load the model onto a device first"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "it has hooks, which would see other channels; remove them first"
     if not is_plain(module):
@@ -79,8 +101,9 @@ def _refusal(name: str, modules: Mapping[str, nn.Module], holders: Mapping[int, 
     tensors = [tensor for tensor in module._parameters.values() if tensor is not None]
     if any(tensor._backward_hooks or tensor._post_accumulate_grad_hooks for tensor in tensors):
         return "its parameters have hooks, which would see other channels; remove them first"
-    for thing in (module, *tensors):
-        if len(holders[id(thing)]) > 1:
-            others = sorted(holders[id(thing)] - {name})
+    things: list[nn.Module | torch.Tensor] = [module, *tensors]
+    for thing in things:
+        if len(holders[_identity(thing)]) > 1:
+            others = sorted(holders[_identity(thing)] - {name})
             return f"it shares {'itself' if thing is module else 'a parameter'} with {', '.join(map(legible, others))}"
     return ""

@@ -74,6 +74,8 @@ def layers_of(path: str | pathlib.Path) -> dict[str, int]:
     path = pathlib.Path(path)
     try:
         found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise GroupwiseError(f"{path} does not exist; `groupwise choose -o FILE` writes a choice of groups") from None
     except (OSError, ValueError) as error:
         raise GroupwiseError(f"{path} cannot be read as a choice of groups: {error}") from None
     layers = found.get("layers") if isinstance(found, dict) and found.get("version", VERSION) == VERSION else None

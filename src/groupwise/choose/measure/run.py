@@ -10,7 +10,7 @@ from torch import nn
 
 from groupwise.choose.assign import assign
 from groupwise.choose.convert.block import foldable
-from groupwise.choose.convert.checks import check_layers, convertible
+from groupwise.choose.convert.checks import check_layers, check_model, convertible
 from groupwise.choose.convert.regroup import regroup
 from groupwise.choose.measure.choice import Grouping
 from groupwise.choose.measure.risk import Batch, Loss, Losses, batches
@@ -66,6 +66,7 @@ def sweep(
     workload = Workload(model, inputs, dict(kwargs or {}), train)
     if workload.module is None:
         raise GroupwiseError(f"{workload.title} is a function, whose layers cannot be replaced; give a torch.nn.Module")
+    check_model(model)
     if reason := not_measured({tensor.device.type for tensor in workload.tensors()}):
         raise GroupwiseError(f"groupwise's kernels cannot be measured: {reason}")
     given = None if data is None else batches(data)

@@ -37,7 +37,8 @@ def table(bench: dict[str, Any], at: Cost) -> str:
         "speedup: PyTorch's time in the same memory format over this one.",
         *_better_against_better(bench["timings"]),
         roofline_of(bench["machine"]["roofline"]),
-        "Other work on the machine changes such times by some ten percent: measure twice before you rely on less.",
+        "Other work on the machine changes such times, by some ten percent or, where threads must wait, several times "
+        "over: measure on an idle machine, and twice before you rely on little.",
         measured_on(bench["machine"]),
     ]
     if any((row["roofline"] or 0) > 1 for row in bench["timings"]):
