@@ -136,7 +136,9 @@ def test_explore_opens_a_layer_of_a_model(capsys, tmp_path):
     page = tmp_path / "page.html"
     status, _, err = run(capsys, "explore", "alexnet", "--layer", "conv2", "-o", str(page))
     assert status == 0, err
-    assert "<svg" in page.read_text(encoding="utf-8")
+    start = re.search(r'const START = "(.*)"', page.read_text(encoding="utf-8")).group(1)
+    assert "in_channels=96&out_channels=256&groups=2" in start
+    assert "kernel_size=5" in start
 
 
 def test_compare_shows_the_chosen_ones(capsys):
