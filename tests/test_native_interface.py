@@ -17,7 +17,9 @@ INTERFACE = {11: "091c6f388485f533"}
 @needs_kernels
 def test_the_version_counts_operators_and_classes():
     schemas = [*torch._C._jit_get_custom_class_schemas(), *torch._C._jit_get_all_schemas()]
-    ours = sorted({str(one) for one in schemas if re.search(r"^groupwise::|torch\.classes\.groupwise\.", str(one))})
+    # Those of conv_per_sample are defined in Python, where it is imported.
+    core = r"^groupwise::(?!conv_per_sample)|torch\.classes\.groupwise\."
+    ours = sorted({str(one) for one in schemas if re.search(core, str(one))})
     found = hashlib.sha256("\n".join(ours).encode()).hexdigest()[:16]
     assert {native.API_VERSION: found} == INTERFACE, (
         "raise GROUPWISE_API_VERSION and API_VERSION, and note the new pair"
