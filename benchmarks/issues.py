@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import collections
 import pathlib
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,14 +19,13 @@ from typing import Any
 import layers
 import shapes
 import torch
-from measuring import RECORDS, ROOT, Effort, about, busy, figures, read_record, write_record
+from measuring import RECORDS, ROOT, Effort, about, busy, figures, read_record, with_block, write_record
 from summary import BUSY, Table, ratio, time
 
 from groupwise.kernels import native
 
 UNIT = ("benchmark", "layer", "pass", "threads", "processor", "isa")
 RECORD, PAGE = "issues.jsonl", ROOT / "docs" / "pytorch-issues.md"
-BLOCK = re.compile(r"(<!-- from issues\.jsonl -->\n).*?(<!-- end -->)", re.S)
 SIDES = [(who, name) for who in ("pytorch", "groupwise") for name in shapes.FORMATS]
 
 
@@ -42,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.docs:
         page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(written(page, docs_text(read_record(options.output))), encoding="utf-8")
+        PAGE.write_text(with_block(page, RECORD, docs_text(read_record(options.output))), encoding="utf-8")
         return
     effort = Effort(options.repeats, options.budget, max(options.repeats, 60))
     for layer in shapes.read_file("issues.json"):
@@ -107,11 +105,6 @@ def _table(key: tuple[Any, ...], points: dict[tuple[str, str], list[dict[str, An
     ]:
         note += f" Not measured yet: {', '.join(missing)}."
     return Table(f"{processor} ({isa}), {threads} threads", head, cells, note)
-
-
-def written(text: str, said: str) -> str:
-    """Returns the page with the block between its two comments replaced."""
-    return BLOCK.sub(lambda found: f"{found[1]}{said}\n{found[2]}", text)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import json
 import pathlib
+import re
 import statistics
 import subprocess
 import time
@@ -198,6 +199,16 @@ def write_record(path: pathlib.Path, rows: Iterable[Mapping[str, Any]], unit: tu
     new = {of(row) for row in rows}
     kept = [row for row in read_record(path) if of(row) not in new]
     _write(path, [*kept, *rows])
+
+
+def block_of(record: str) -> re.Pattern[str]:
+    """Returns the pattern of what a page shows of a record, between two comments: the first, the block, the second."""
+    return re.compile(rf"(<!-- from {re.escape(record)} -->\n)(.*?)(<!-- end -->)", re.S)
+
+
+def with_block(text: str, record: str, said: str) -> str:
+    """Returns a page with the block between its two comments replaced."""
+    return block_of(record).sub(lambda found: f"{found[1]}{said}{chr(10) * bool(said)}{found[3]}", text)
 
 
 def forget(path: pathlib.Path, facts: Mapping[str, Any]) -> None:

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record
+from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record, with_block
 from summary import BUSY, Table, geometric_mean, ratio, time
 from whole_engines import DTYPES, ENGINES
 
 Row = dict[str, Any]
 RECORD, PICTURE = "whole.jsonl", "whole-networks.svg"
-BLOCK = re.compile(r"(<!-- from whole\.jsonl -->\n).*?(<!-- end -->)", re.S)
 PAGES = {"docs/whole-networks.md": "docs_text", "README.md": "readme_text"}
 NONE_YET = "No record is there yet: `python benchmarks/whole.py` makes one."
 EAGER = ("eager", "eager channels_last")
@@ -233,11 +231,6 @@ def short(network: str) -> str:
     return network.removeprefix("torchvision:")
 
 
-def written(text: str, said: str) -> str:
-    """Returns a page with the block between its two comments replaced."""
-    return BLOCK.sub(lambda found: f"{found[1]}{said}{chr(10) * bool(said)}{found[2]}", text)
-
-
 def main() -> None:
     """Prints the tables, or writes them into the pages."""
     parser = argparse.ArgumentParser(description="Summarise whole.jsonl.")
@@ -250,7 +243,8 @@ def main() -> None:
     if options.docs:
         for name, function in PAGES.items():
             page = ROOT / name
-            page.write_text(written(page.read_text(encoding="utf-8"), globals()[function](machines)), encoding="utf-8")
+            said = globals()[function](machines)
+            page.write_text(with_block(page.read_text(encoding="utf-8"), RECORD, said), encoding="utf-8")
     elif not machines:
         raise SystemExit(f"there is no {RECORD} in {options.records}; measure first: python benchmarks/whole.py")
     else:

@@ -25,19 +25,20 @@ from typing import Any
 
 import torch
 
-from accuracy import poisoned, threads
+from accuracy import BESIDE, poisoned, threads
 from groupwise import ConvSpec, GroupwiseError, plan, record_plans
 from groupwise.kernels import native
 from groupwise.kernels.dispatch import forced
 from groupwise.kernels.plan import KERNELS
+from scripts import load
+
+sound = load("sweeping").sound
 
 # Kernels whose error the sum of |x| |w| bounds; that of the FFT is relative to the norm of a row (tests/test_fft.py).
 DIRECT = tuple(name for name in KERNELS if name not in ("pytorch", "fft"))
 LAYOUTS = ("plain", "plain", "channels_last", "permuted", "sliced", "offset", "expanded", "overlapping")
 # The most multiply-accumulates of a case, and numbers of one of its tensors.
 MOST_MACS, MOST_NUMBERS = 4_000_000, 400_000
-# Roundings beside those of the sum: the product, the lanes of a vector, a bias, the parts of threads, the result.
-BESIDE = 12
 
 
 @dataclass(frozen=True)
@@ -169,12 +170,7 @@ def safe_by_pytorch(case: Case) -> bool:
     """
     if len(case.size) == 3 or (math.prod(case.kernel_size) == 1 and max(case.stride) > 1):
         return False
-    _, _, output = case.shapes()
-    given, out = (output[2:], case.size) if case.transposed else (case.size, output[2:])
-    for n, o, k, s, p, d in zip(given, out, case.kernel_size, case.stride, case.padding, case.dilation, strict=True):
-        if p > d * (k - 1) or (o - 1) * s - p >= n or (k > 1 and p > 0 and d > n):
-            return False
-    return True
+    return sound(case.spec, case.size)
 
 
 def laid_out(shape: tuple[int, ...], layout: str, dtype: torch.dtype, chance: random.Random) -> torch.Tensor:

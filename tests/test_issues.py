@@ -6,15 +6,17 @@ import re
 
 from scripts import ABOUT, load
 
-shapes, issues = map(load, ("shapes", "issues"))
+shapes, issues, measuring = map(load, ("shapes", "issues", "measuring"))
 PAGE = issues.PAGE.read_text("utf-8")
 
 
 def test_the_page_shows_the_record():
-    assert len(issues.BLOCK.findall(PAGE)) == 1
+    assert len(measuring.block_of(issues.RECORD).findall(PAGE)) == 1
     said = issues.docs_text(issues.read_record(issues.RECORDS / issues.RECORD))
-    assert issues.written(PAGE, said) == PAGE, "out of date; run: python benchmarks/issues.py --docs"
-    assert issues.written(PAGE, "other") != PAGE
+    assert measuring.with_block(PAGE, issues.RECORD, said) == PAGE, (
+        "out of date; run: python benchmarks/issues.py --docs"
+    )
+    assert measuring.with_block(PAGE, issues.RECORD, "other") != PAGE
 
 
 def test_every_layer_is_of_an_issue_on_the_page():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import pathlib
 import threading
@@ -284,3 +285,21 @@ def thread_switch() -> Callable[[int], int]:
     load_measurements()
     switch: Callable[[int], int] = library.groupwise_dispatch_thread
     return switch
+
+
+# Python calls the function about a hundred times in a training step.
+_thread_switch = functools.cache(thread_switch)
+
+
+def switched_on() -> int:
+    """Turns dispatch on in this thread, unless `forced` turned it off; returns what to give to `switch_back`."""
+    switch = _thread_switch()
+    before = switch(1)
+    if before < 0:
+        switch(before)
+    return before
+
+
+def switch_back(before: int) -> None:
+    """Undoes `switched_on`."""
+    _thread_switch()(before)

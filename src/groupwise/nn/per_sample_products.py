@@ -9,15 +9,15 @@ most of the work where an output has few pixels and many channels. `multiplies` 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from groupwise.kernels import dispatch, native
+from groupwise.kernels import native
+from groupwise.kernels.dispatch import switch_back, switched_on
 
 Ints = Sequence[int]
 
@@ -174,22 +174,14 @@ def _two(values: Ints, missing: int) -> tuple[int, ...]:
     return (*[missing] * (2 - len(values)), *values)
 
 
-@functools.cache
-def _switch() -> Callable[[int], int]:
-    return dispatch.thread_switch()
-
-
 @contextlib.contextmanager
 def _kernels() -> Iterator[None]:
     """Within the block the convolutions of this thread are dispatched, where the kernels can run."""
     if native.status().problem is not None:
         yield
         return
-    before = _switch()(1)
-    if before < 0:
-        # `forced` turned dispatch off in this thread.
-        _switch()(before)
+    before = switched_on()
     try:
         yield
     finally:
-        _switch()(before)
+        switch_back(before)

@@ -22,6 +22,7 @@ from torch.fx import GraphModule
 
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import native
+from groupwise.kernels.dispatch import switch_back, switched_on
 from groupwise.rewrite.capture import Captured, NotCaptured, capture, first_line, module_of
 from groupwise.rewrite.choose import measures
 from groupwise.rewrite.compiled import Compiled
@@ -32,7 +33,6 @@ from groupwise.rewrite.region import MOST_PROGRAMS, key_of, kinds_of, words_of
 from groupwise.rewrite.tape import Tape
 from groupwise.rewrite.train_fuse import fuse_training
 from groupwise.rewrite.train_region import mark_convolutions
-from groupwise.rewrite.train_switch import switch_back, switched_on
 from groupwise.rewrite.watch import contents
 
 OPTIONS = ("tune",)

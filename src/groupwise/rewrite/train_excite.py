@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from groupwise.kernels.dispatch import switch_back, switched_on
 from groupwise.rewrite.train_origin import (
     How,
     Origin,
@@ -25,7 +26,6 @@ from groupwise.rewrite.train_origin import (
     options_of,
 )
 from groupwise.rewrite.train_squeeze import apply_squeeze, squeezes_here
-from groupwise.rewrite.train_switch import switch_back, switched_on
 
 ops = torch.ops.groupwise
 aten = torch.ops.aten

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from groupwise.kernels.dispatch import switch_back, switched_on
 from groupwise.nn.functional import normalised, takes
 from groupwise.nn.norm import arguments
 from groupwise.rewrite.train_origin import (
@@ -20,7 +21,6 @@ from groupwise.rewrite.train_origin import (
     scale,
     with_origin,
 )
-from groupwise.rewrite.train_switch import switch_back, switched_on
 
 ops = torch.ops.groupwise
 aten = torch.ops.aten

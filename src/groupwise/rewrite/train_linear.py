@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch.fx import Graph
 
 from groupwise.kernels import native
+from groupwise.kernels.dispatch import switch_back, switched_on
 from groupwise.nn.functional import computes_here
 from groupwise.rewrite.train_origin import differentiates
-from groupwise.rewrite.train_switch import switch_back, switched_on
 from groupwise.rewrite.train_trace import reason_to_keep
 
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from groupwise.draw.base import phrases
 from groupwise.draw.text import lines as text
 from groupwise.kernels import dispatch, native, tuning
+from groupwise.kernels.dispatch import switch_back, switched_on
 from groupwise.kernels.plan import record_plans
 from groupwise.nn.functional import is_transformed
 from groupwise.rewrite.example import refused
@@ -23,7 +24,7 @@ from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
 from groupwise.rewrite.train_region import Region, Settings
-from groupwise.rewrite.train_switch import run_backward, switch_back, switched_on
+from groupwise.rewrite.train_switch import run_backward
 from groupwise.rewrite.train_trace import quietly
 from groupwise.spec.legible import Printed, legible
 

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import torch
 
+from groupwise.kernels.dispatch import switch_back, switched_on
 from groupwise.nn.functional import normalised
 from groupwise.nn.norm import arguments
-from groupwise.rewrite.train_switch import dispatch_backward, switch_back, switched_on
+from groupwise.rewrite.train_switch import dispatch_backward
 
 # What is computed again at a time: with its gradient it stays in the L3 cache, or in that of the core.
 BLOCK = 4 << 20

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 
 from groupwise.kernels import native
-from groupwise.kernels.dispatch import thread_switch
-
-# Python calls the function about a hundred times in a step.
-_switch = functools.cache(thread_switch)
-
-
-def switched_on() -> int:
-    """Turns dispatch on in this thread, unless `forced` turned it off; returns what to give to `switch_back`."""
-    switch = _switch()
-    before = switch(1)
-    if before < 0:
-        switch(before)
-    return before
-
-
-def switch_back(before: int) -> None:
-    """Undoes `switched_on`."""
-    _switch()(before)
+from groupwise.kernels.dispatch import switch_back, switched_on
 
 
 def dispatch_backward(result: torch.Tensor) -> torch.Tensor:
