@@ -115,9 +115,8 @@ Strides new_strides(const Call& call, bool x) {
   const Problem& p = call.problem;
   const int64_t channels = x ? call.x_channels : call.y_channels, depth = x ? call.depth.in : call.depth.out;
   const int64_t h = x ? p.h.in : p.h.out, w = x ? p.w.in : p.w.out;
-  const int64_t sample = channels * depth * h * w;
-  const Strides last{sample, 1, w * channels, channels}, first{sample, depth * h * w, w, 1};
-  return meaningful(call.channels_last && channels > 1 ? last : first, p.batch, channels, h, w);
+  // The rows of all planes follow each other.
+  return meaningful(dense_strides(p.batch, channels, depth * h, w, call.channels_last), p.batch, channels, h, w);
 }
 
 Strides read_strides(const Strided& t, const Call& call, bool x) {

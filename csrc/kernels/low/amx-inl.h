@@ -73,7 +73,7 @@ GW_INLINE void add_inputs(const Bfloat16* x, int64_t x_tile, int64_t x_row, cons
     add_tiles<1, X, W>();
   }
   load_tile<X>(x + x_tile, x_row);
-  add_tiles<2 + V - 1, X, W>();
+  add_tiles<V + 1, X, W>();
   if constexpr (V == 2) {
     load_tile<W>(w, w_row);
     add_tiles<2, X, W>();
