@@ -51,7 +51,7 @@ def test_from_a_sweep_to_a_saved_model(capsys, tmp_path):
         (["sweep", *TARGET, "--layer", "blocks.9.conv2"], "no such layer; did you mean"),
         (["sweep", *TARGET, "-o", "sweep.pdf"], "name a file that ends in one of"),
         (["sweep", *TARGET, "--data", "none.pt"], "--data none.pt cannot be read"),
-        (["regroup", TARGET[0], "none.json"], "none.json does not exist; `groupwise choose -o FILE` writes"),
+        (["regroup", TARGET[0], "none.json"], "none.json cannot be read as a choice of groups: there is no such file"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(capsys, words, said):

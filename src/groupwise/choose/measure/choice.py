@@ -74,10 +74,9 @@ def layers_of(path: str | pathlib.Path) -> dict[str, int]:
     path = pathlib.Path(path)
     try:
         found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise GroupwiseError(f"{path} does not exist; `groupwise choose -o FILE` writes a choice of groups") from None
     except (OSError, ValueError) as error:
-        raise GroupwiseError(f"{path} cannot be read as a choice of groups: {error}") from None
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        raise GroupwiseError(f"{path} cannot be read as a choice of groups: {reason}") from None
     layers = found.get("layers") if isinstance(found, dict) and found.get("version", VERSION) == VERSION else None
     if not isinstance(layers, dict):
         needed = f'{{"version": {VERSION}, "layers": {{NAME: GROUPS}}}}'
