@@ -81,7 +81,7 @@ def test_the_command_writes_json(target, tmp_path):
         (["-o", "plan.svg"], "name a file that ends in one of .txt, .json"),
         (["--save", "no/where.pt"], "--save no/where.pt: there is no folder no; make it first"),
         (["--save", "."], "--save . is no regular file; name a file"),
-        (["--save", "f.pt"], "write net:Net, in the folder of net.py or with that in PYTHONPATH"),
+        (["--save", "f.pt"], "put the file where Python finds it, and give net:Net"),
         (["--image", "none.jpg"], "none.jpg does not exist; give the path of a photograph"),
     ],
 )

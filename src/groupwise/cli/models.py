@@ -164,8 +164,8 @@ def check_save(options: argparse.Namespace) -> None:
     if source.endswith(".py"):
         module = pathlib.Path(source).stem
         raise GroupwiseError(
-            f"--save: torch.load could not import the classes of {source}; write "
-            f"{module}:{options.target.rpartition(':')[2]}, in the folder of {source} or with that in PYTHONPATH"
+            f"--save: torch.load could not import the classes of {source}; put the file where Python finds it, and "
+            f"give {module}:{options.target.rpartition(':')[2]}; Python finds it from its own folder"
         )
 
 
