@@ -3,8 +3,9 @@
 python docs/draw.py
 
 The code that draws a picture stands below it in docs/gallery.md, where readers see it. This script runs that code,
-benchmarks/chart.py and whole_chart.py for the pictures that show measurements, and docs/draw_planner.py for how the
-planner decides. Pages name the machine that made them, so they are made with the site and not kept.
+benchmarks/chart.py and whole_chart.py for the pictures that show measurements, docs/draw_planner.py for how the
+planner decides, and docs/draw_kernels.py for the kernels' tiles. Pages name the machine that made them, so they are
+made with the site and not kept.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ FRAMED = re.compile(r"<iframe src=\"rendered/([\w-]+\.html)\"[^>]*></iframe>\n\n
 
 def pictures() -> dict[str, str]:
     """Returns the SVG of each picture of the gallery by its file name, drawn anew."""
-    return computed() | measured() | {"planner.svg": runpy.run_path(str(DOCS / "draw_planner.py"))["drawn"]()}
+    return computed() | measured() | _by("draw_planner.py") | _by("draw_kernels.py")
+
+
+def _by(script: str) -> dict[str, str]:
+    """Returns the pictures that a script of the docs draws."""
+    drawn: dict[str, str] = runpy.run_path(str(DOCS / script))["drawn"]()
+    return drawn
 
 
 def computed() -> dict[str, str]:

@@ -11,8 +11,12 @@ REQUEST = ["forward", "128 → 128, 3×3, 32 groups", "1×128×56×56", "channel
 SPEEDS = {"narrow": (3.10, 2.41), "planar": (1.92, None), "PyTorch": (1.0, None)}
 
 
-def drawn() -> str:
-    """Returns the SVG."""
+def drawn() -> dict[str, str]:
+    """Returns the SVG by its file name."""
+    return {"planner.svg": _picture()}
+
+
+def _picture() -> str:
     picture = Picture("How the planner decides", "Conv2d(128, 128, 3, padding=1, groups=32) on one image of 56×56")
     _stage(picture, 1, "The call becomes a request")
     _boxes(

@@ -1,0 +1,74 @@
+"""Write into each kernel's page of the docs where it was the fastest, by the sweep's record.
+
+    python benchmarks/kernel_tables.py [--records DIR]
+
+Of every processor class and instruction set, a table counts the layers that the kernel could run, those in which it was
+faster than PyTorch and than every other kernel, and says what kinds of layers these mostly are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from features import FAMILIES, family
+from measuring import RECORDS, ROOT, read_record, with_block
+from policy import candidates, groups_of, target
+from sweep import PYTORCH
+
+from groupwise.kernels.plan import DIRECTIONS, KERNELS
+
+Row = dict[str, Any]
+OURS = tuple(kernel for kernel in KERNELS if kernel != PYTORCH)
+RECORD = "sweep.jsonl"
+COLUMNS = ("processor", "direction", "layers", "fastest", "PyTorch's time / its", "most of these")
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+KINDS = dict(
+    zip(
+        FAMILIES,
+        ("depthwise", "stride above 2", "dense", "groups of fewer than 8 channels", "wider groups"),
+        strict=True,
+    )
+)
+
+
+def main() -> None:
+    """Writes the table of each kernel into its page."""
+    parser = argparse.ArgumentParser(description="Write where each kernel was the fastest into its page of the docs.")
+    parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
+    rows = read_record(parser.parse_args().records / RECORD)
+    for kernel in OURS:
+        page = ROOT / "docs" / f"kernel-{kernel}.md"
+        page.write_text(with_block(page.read_text(encoding="utf-8"), RECORD, told(kernel, rows)), encoding="utf-8")
+
+
+def told(kernel: str, rows: Iterable[Row]) -> str:
+    """Returns the table of a kernel: a row for each processor class, instruction set and direction."""
+    lines = []
+    for (name, isa), some in sorted(groups_of(rows).items()):
+        for direction in DIRECTIONS:
+            timed = [
+                row for row in some if row["steady"] and row["direction"] == direction and kernel in candidates(row)
+            ]
+            if timed:
+                lines.append(f"| {name}, {isa} | {direction} | {len(timed)} | {_won(kernel, timed)} |")
+    return "\n".join([HEAD, *lines])
+
+
+def _won(kernel: str, timed: Sequence[Row]) -> str:
+    """Returns in how many layers the kernel was the fastest, its median speed there, and their kinds."""
+    won = [row for row in timed if min(row["least_ms"], key=row["least_ms"].__getitem__) == kernel]
+    if not won:
+        return "0 | |"
+    ratio = 2 ** float(np.median([target(row, kernel) for row in won]))
+    kinds = Counter((KINDS[FAMILIES[family(row)]], row["memory_format"]) for row in won).most_common(2)
+    said = "; ".join(f"{kind}, {form} ({round(100 * count / len(won))} %)" for (kind, form), count in kinds)
+    return f"{len(won)} ({round(100 * len(won) / len(timed))} %) | {ratio:.1f} | {said}"
+
+
+if __name__ == "__main__":
+    main()
