@@ -38,9 +38,10 @@ demo: $(VENV)/demo.stamp
 	  "$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("sklearn").submodule_search_locations[0])')/datasets/images/china.jpg"
 	@echo "Open $(REPORT) in a browser for the pictures."
 
+# Tests run side by side, in a process for each core. Threads of one that wait must not keep the cores from the others.
 test: style
 	$(if $(and $(COMPILER),$(CORE_TESTS)),$(MAKE) core)
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 # .pre-commit-config.yaml runs the same tools before a commit.
 style: $(VENV)/test.stamp
