@@ -1,4 +1,4 @@
-"""What every test starts from: fixed seeds, no measured kernels, and the examples in docstrings that need the core."""
+"""What every test starts from: fixed seeds, no measured kernels, a quiet machine, and docstrings that need the core."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import settings
 
 import groupwise
 from groupwise.kernels import native, tables, tuning
+from groupwise.profile import measuring
 
 # `make test` tries the same examples on every run and machine; `make fuzz` draws new ones and tells how to repeat them.
 # Neither has a deadline, which a busy machine would miss.
@@ -30,6 +31,12 @@ os.environ["GROUPWISE_TUNE"] = "0"
 def _seeded() -> None:
     """Give a test the same random numbers whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test see what else runs on the machine: what a busy one changes is told to the tests that ask for it."""
+    monkeypatch.setattr(measuring, "reading", lambda: None)
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ def test_a_choice_that_takes_longer_than_expected_gives_way_to_a_cheaper_one():
     [
         (
             {"budget_ms": 5},
-            "5 ms is below the cheapest choice, which needs 9; the model as it is needs 19",
+            "5 ms is below the cheapest choice, which needs 9 ms; the model as it is needs 19 ms",
         ),
         ({"macs": 10}, "a budget of 10 MACs is below the cheapest choice"),
         ({"budget_ms": -1}, "must be a number above 0"),
@@ -68,6 +68,14 @@ def test_a_choice_that_takes_longer_than_expected_gives_way_to_a_cheaper_one():
 def test_a_budget_that_nothing_meets_is_refused_with_what_is_reachable(budget, said):
     with pytest.raises(GroupwiseError, match=said):
         made_up(*LAYERS).choose(**budget)
+
+
+def test_a_grouped_layer_can_have_more_groups():
+    """What it keeps is a part of its own weight, in which the channels of other groups are zeros."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 1))
+    kept = {row.groups: row.kept for row in groupwise.sweep(model, X, repeats=1, layers=["1"]).rows}
+    assert kept[2] == kept[1] == 1
+    assert 1 / 8 < kept[8] < kept[4] < 1
 
 
 def test_the_front_drops_what_another_choice_beats_when_measured():

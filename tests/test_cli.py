@@ -298,7 +298,12 @@ def test_commands_in_the_docs_are_understood():
         ("report alexnet --repeats 0", "repeats=0 is too small"),
         ("report nothing:Net", "no module named 'nothing'"),
         ("", "the following arguments are required: COMMAND"),
-        ("explode 8 4", "invalid choice: 'explode'"),
+        ("exlpore", "no command named 'exlpore'; did you mean explore?"),
+        ("xyz 8 4", "no command named 'xyz'; the commands are: explain, groups, compare, plan"),
+        ("plan resnet18", "'resnet18' is no number of channels; this command takes one layer, as IN OUT"),
+        ("plan resnet18 --size 9", "To see a model, write: groupwise report MODEL"),
+        ("bench 8 x --size 9", "argument OUT: 'x' is no number of channels"),
+        ("report alexnet --threads 0", "threads=0 is too small"),
     ],
 )
 def test_a_bad_request_ends_with_status_2_and_one_line(capsys, tmp_path, arguments, message):

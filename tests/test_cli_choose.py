@@ -7,16 +7,11 @@ import json
 import pytest
 import torch
 
-from groupwise import cli
+from commands import run, write_net
+from groupwise.choose.measure import run as measured
 
 TARGET = ["groupwise.examples.mnist:MnistNet", "--input-shape", "2,1,28,28"]
 LAYER = "blocks.1.conv2"
-
-
-def run(capsys, *words):
-    status = cli.main(list(words))
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
 
 
 def test_from_a_sweep_to_a_saved_model(capsys, tmp_path):
@@ -47,14 +42,23 @@ def test_from_a_sweep_to_a_saved_model(capsys, tmp_path):
     [
         (["choose", *TARGET], "give one budget"),
         (["choose", *TARGET, "--macs", "1", "--parameters", "1"], "give one budget"),
-        (["choose", *TARGET, "--macs", "1", "--repeats", "1", "--layer", LAYER], "below the cheapest choice"),
+        (
+            ["choose", *TARGET, "--macs", "1k", "--layer", LAYER],
+            "1,000 MACs (1.00 k) is below the cheapest choice",
+        ),
+        (["choose", *TARGET, "--parameters", "1", "--layer", LAYER], "a budget of 1 parameters is below the cheapest"),
+        (["choose", *TARGET, "--macs", "3x"], "--macs: '3x' is not a number above 0, such as 2500000, 3M or 2.5G"),
+        (["choose", *TARGET, "--budget-ms", "3M"], "'3M' is not a time above 0 in milliseconds"),
+        (["sweep", *TARGET, "--weights", "none.pt"], "--weights none.pt cannot be read: there is no such file"),
         (["sweep", *TARGET, "--layer", "blocks.9.conv2"], "no such layer; did you mean"),
         (["sweep", *TARGET, "-o", "sweep.pdf"], "name a file that ends in one of"),
         (["sweep", *TARGET, "--data", "none.pt"], "--data none.pt cannot be read"),
         (["regroup", TARGET[0], "none.json"], "none.json cannot be read as a choice of groups: there is no such file"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(capsys, words, said):
+def test_what_cannot_be_is_one_sentence(capsys, monkeypatch, words, said):
+    """Before anything is timed."""
+    monkeypatch.setattr(measured, "layer_times", lambda *_: pytest.fail("it measured"))
     status, _, err = run(capsys, *words)
     assert status == 2
     assert said in err
@@ -66,3 +70,42 @@ def test_data_of_another_kind_is_refused(capsys, tmp_path):
     status, _, err = run(capsys, "sweep", *TARGET, "--data", str(tmp_path / "data.pt"))
     assert status == 2
     assert "holds a dict" in err
+
+
+def test_weights_of_a_file(capsys, tmp_path):
+    """The weight connects no two groups, so that it is converted exactly. A random one would not be."""
+    net, choice, file = write_net(tmp_path, "nn.Conv2d(4, 4, 1)"), tmp_path / "choice.json", tmp_path / "weights.pt"
+    choice.write_text('{"layers": {"0": 2}}')
+    weight = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2))[..., None, None]
+    torch.save({"0.weight": weight, "0.bias": torch.arange(4.0)}, file)
+    words = ["regroup", f"{net}:Net", str(choice), "--input-shape", "1,4,3,3"]
+    status, out, said = run(capsys, *words, "--weights", str(file))
+    assert (status, "1 converted exactly" in out, "random" in said) == (0, True, False)
+    assert "train it before" not in out
+    status, out, _ = run(capsys, *words, "--gather")
+    assert (status, "0 converted exactly" in out) == (0, True)
+    assert "the network a part of its accuracy: train it before you use it" in " ".join(out.split())
+    torch.save({"1.weight": weight}, file)
+    status, _, said = run(capsys, *words, "--weights", str(file))
+    assert (status, f"--weights {file} does not fit the model: " in said) == (2, True)
+    assert "save them with: torch.save(model.state_dict(), FILE)" in said
+    file.write_text("no weights")
+    status, _, said = run(capsys, *words, "--weights", str(file))
+    assert (status, f"--weights {file} cannot be read: " in said, len(said.splitlines())) == (2, True, 2)
+
+
+def test_random_weights_are_told_of(capsys, tmp_path):
+    choice = tmp_path / "choice.json"
+    choice.write_text('{"layers": {"nothing": 2}}')
+    status, _, said = run(capsys, "regroup", "alexnet", str(choice))
+    assert status == 2
+    assert "the weights of alexnet are random, so what a layer keeps or loses is not that of a trained network" in said
+    assert "give --weights FILE, its state_dict" in said
+
+
+def test_a_model_without_convolutions(capsys, tmp_path):
+    net = write_net(tmp_path, "nn.Flatten(), nn.Linear(12, 2)")
+    for command in (["sweep"], ["choose", "--macs", "1M"]):
+        status, out, said = run(capsys, command[0], f"{net}:Net", "--input-shape", "1,3,2,2", *command[1:])
+        assert (status, out) == (2, "")
+        assert "Net runs no convolution, so it has no groups to choose" in said

@@ -204,6 +204,9 @@ def test_pictures_and_page(tmp_path):
     assert shown.to_svg("wiring") != shown.to_svg("weight")
     assert shown._repr_html_().count("<svg") == 4
     assert shown.to_png(tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    for name, better in (("q.jpg", "q.png"), ("q", "q.png")):
+        with pytest.raises(GroupwiseError, match=f"'{name}' does not end in .png; name it '{better}'"):
+            shown.to_png(name)
     page = shown.to_html()
     assert shown.to_html(tmp_path / "a.html").read_text(encoding="utf-8") == page
     assert repr(shown) == str(shown)

@@ -175,12 +175,14 @@ def test_before_and_after(small, monkeypatch):
     rows, total = facts["layers"], facts["total"]
     assert [row["pytorch_ms"] for row in rows] == pytest.approx([2, 4, 6, 8])
     assert [row["groupwise_ms"] for row in rows] == pytest.approx([0.5, 1, 1.5, 2])
-    assert [row["speedup"] for row in rows] == pytest.approx([4] * 4)
+    # The kernel that stands in counts as PyTorch's own, and a difference between the same code is noise.
+    assert [row["speedup"] for row in rows] == [None] * 4
     # The roofline that stands in does a FLOP and a byte a nanosecond.
     bounds = [max(2 * row["macs"]["forward"], row["bytes"]) / 1e6 for row in rows]
     assert [row["roofline"] * row["groupwise_ms"] for row in rows] == pytest.approx(bounds)
-    assert (total["groupwise_ms"], total["speedup"], total["roofline"]) == pytest.approx((5, 4, sum(bounds) / 5))
-    assert (total["model_ms"], total["groupwise_model_ms"], total["model_speedup"]) == pytest.approx((500, 250, 2))
+    assert (total["groupwise_ms"], total["roofline"]) == pytest.approx((5, sum(bounds) / 5))
+    assert (total["model_ms"], total["groupwise_model_ms"]) == pytest.approx((500, 250))
+    assert total["speedup"] is total["grouped"]["speedup"] is total["model_speedup"] is None
     assert (total["grouped"]["groupwise_ms"], total["grouped"]["roofline"]) == pytest.approx(
         (4.5, sum(bounds[1:]) / 4.5)
     )
@@ -298,8 +300,14 @@ def test_computed_weights_are_no_parameters():
 def test_a_model_without_convolutions():
     made = report(nn.Linear(3, 3), torch.randn(1, 3), repeats=1)
     assert made.to_dict()["layers"] == []
-    assert "<table" in made.to_html()
-    assert str(made)
+    assert "<table" not in made.to_html()
+    assert str(made).split("\n") == [
+        "Linear",
+        "",
+        "groupwise saw no convolution run.",
+        "There is nothing to report: groupwise shows convolutions, and what they take.",
+    ]
+    assert "nothing" in str(report(nn.Linear(3, 3, device="meta"), torch.ones(1, 3, device="meta")))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ import groupwise
 from commands import run as command_line
 from commands import write_net
 from groupwise import GroupwiseError, record_plans
-from groupwise.cli import output
 from groupwise.cli.parser import parser
 from groupwise.kernels import tuning
+from groupwise.profile import progress
+from groupwise.profile.measuring import Interference
 from kernels import OURS, needs_kernels
 from tuned import lines
 
@@ -96,12 +99,29 @@ def test_the_command_refuses(capsys, tmp_path, words, message):
     assert message in err
 
 
+def test_a_busy_machine_is_told_first():
+    made = groupwise.tune(layer(), torch.ones(SHAPE))
+    assert "1 convolution, 1 measured now" in str(made)
+    busy = replace(made, interference=Interference(0.4, True))
+    assert str(busy).startswith("The machine was busy: other processes took 40 % of the processors' time")
+    assert "groupwise.forget() clears the measurements" in " ".join(str(busy).split())
+    assert re.search(r"\d\.\d\dx", str(made))
+    assert not re.search(r"\d\.\d\dx", str(busy)), "no speedup is claimed"
+    known = replace(busy, measured=0)
+    assert "The machine was busy" not in str(known)
+
+
+def test_a_model_without_convolutions_is_one_sentence():
+    made = groupwise.tune(torch.nn.Linear(2, 2), torch.ones(1, 2))
+    assert str(made) == "The model runs no convolution, so there is nothing to measure."
+
+
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     times = iter([0.0, 1.0, 6.0, 6.0, 7.0, 12.0, 12.0])
-    monkeypatch.setattr(output.time, "monotonic", lambda: next(times))
-    with output.told("measuring", "convolution") as progress:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    with progress.told("measuring", "convolution") as tell:
         for done in (1, 2, 3, 4):
-            progress(done, 4)
+            tell(done, 4)
     assert capsys.readouterr().err.splitlines() == [
         f"groupwise: measuring: {done} of 4 convolutions" for done in (2, 4)
     ]
@@ -112,11 +132,11 @@ def test_the_command_s_default_is_that_of_enable():
 
 
 def test_progress_in_a_terminal_is_a_bar(capsys, monkeypatch):
-    monkeypatch.setattr(output.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
-    with output.told("measuring", "convolution") as progress:
+    with progress.told("measuring", "convolution") as tell:
         for done in range(5):
-            progress(done, 4)
+            tell(done, 4)
             time.sleep(0.11)  # tqdm draws ten times a second
     shown = capsys.readouterr().err
     assert "measuring:  50%" in shown

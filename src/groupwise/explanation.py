@@ -130,11 +130,15 @@ class Explanation:
     def to_png(self, path: str | pathlib.Path, view: str = "all", scale: float = 2.0) -> pathlib.Path:
         """Writes the picture as PNG, `scale` (0.1 to 8) pixels to a unit of the SVG, and returns the path.
 
-        Raises `GroupwiseError` for another scale, and without the extra `groupwise[png]`.
+        Raises `GroupwiseError` for a name that does not end in `.png`, for another scale, and without the extra
+        `groupwise[png]`.
         """
         from groupwise.draw.base.png import png_bytes
 
         target = pathlib.Path(path)
+        if target.suffix.lower() != ".png":
+            fix = f"name it {str(target.with_suffix('.png'))!r}"
+            raise GroupwiseError(f"to_png writes PNG, and {str(path)!r} does not end in .png; {fix}")
         target.write_bytes(png_bytes(self.to_svg(view), scale))
         return target
 

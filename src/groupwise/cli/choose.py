@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from groupwise.cli.failures import explaining_failure
 from groupwise.cli.models import check_save, model_and_input, save, threads_of
-from groupwise.cli.output import TABLES, check_apart, deliver, format_of, say, told
+from groupwise.cli.output import TABLES, check_apart, deliver, format_of, say
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.spec.legible import legible
 
@@ -36,7 +36,7 @@ def run_choose(options: argparse.Namespace) -> None:
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
         raise GroupwiseError("give one budget: --budget-ms, --macs or --parameters")
-    with _swept(options) as (made, _):
+    with _swept(options, given) as (made, _):
         _deliver(made.choose(**given), kind, options.output)
 
 
@@ -50,6 +50,7 @@ def run_regroup(options: argparse.Namespace) -> None:
     check_save(options)
     check_apart(options, "save", "choice", "output")
     model, shape, make = model_and_input(options)
+    _tell_of_random(options)
     data = read_data(options.data)
     inputs = None if data is None else [one[0] if isinstance(one, tuple) else one for one in data]
     with explaining_failure(options, options.target, model, shape, make):
@@ -66,25 +67,21 @@ def _deliver(made: Any, kind: str, output: str | None) -> None:
 
 
 @contextmanager
-def _swept(options: argparse.Namespace) -> Iterator[tuple[Sweep, torch.nn.Module]]:
+def _swept(
+    options: argparse.Namespace, budget: Mapping[str, float] | None = None
+) -> Iterator[tuple[Sweep, torch.nn.Module]]:
     """Yields the sweep that the options ask for; what is measured next fails as the sweep does."""
     check_integer("repeats", options.repeats, 1)
     threads = None if options.threads is None else check_integer("threads", options.threads, 1)
     from groupwise.choose.measure.run import sweep
 
     model, shape, make = model_and_input(options)
+    _tell_of_random(options)
     model.train(options.train)
     data = read_data(options.data)
     with ExitStack() as stack:
         stack.enter_context(threads_of(threads))
         stack.enter_context(explaining_failure(options, options.target, model, shape, make))
-        bars: dict[str, Any] = {}
-
-        def progress(part: str, done: int, total: int) -> None:
-            if part not in bars:
-                bars[part] = stack.enter_context(told(part, "step"))
-            bars[part](done, total)
-
         made = sweep(
             model,
             make(),
@@ -94,9 +91,21 @@ def _swept(options: argparse.Namespace) -> Iterator[tuple[Sweep, torch.nn.Module
             data=data,
             repeats=options.repeats,
             seed=options.seed,
-            progress=progress,
+            progress=True,
+            budget=budget,
         )
         yield made, model
+
+
+def _tell_of_random(options: argparse.Namespace) -> None:
+    """Says so where the weights are random: how much of them a layer keeps tells nothing then."""
+    from groupwise.cli.targets import is_random
+
+    if is_random(options.target) and options.weights is None:
+        say(
+            f"the weights of {options.target} are random, so what a layer keeps or loses is not that of a trained "
+            "network; give --weights FILE, its state_dict"
+        )
 
 
 def read_data(file: str | None) -> list[Any] | None:

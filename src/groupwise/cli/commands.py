@@ -18,6 +18,7 @@ from groupwise.cli.output import (
     say,
     write,
 )
+from groupwise.cli.values import is_integer
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.text import table
 from groupwise.draw.text.comparison import groups_table, groups_values
@@ -209,12 +210,3 @@ def run_doctor(options: argparse.Namespace) -> int:
     found = diagnose()
     deliver(found, kind, options.output)
     return 0 if found.ok else 1
-
-
-def is_integer(word: str) -> bool:
-    """Returns whether Python reads the word as an int."""
-    try:
-        int(word)
-    except ValueError:
-        return False
-    return True

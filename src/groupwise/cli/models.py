@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from groupwise.cli.failures import explaining_failure
-from groupwise.cli.output import allowing_fft, check_place, deliver, format_of, say, told, write
+from groupwise.cli.output import allowing_fft, check_place, deliver, format_of, say, write
+from groupwise.draw.text import busy, faster
 from groupwise.errors import GroupwiseError, check_integer
 
 if TYPE_CHECKING:
@@ -32,12 +33,13 @@ def run_report(options: argparse.Namespace) -> int:
     # Bad options are refused before the model is built, which may take long.
     kind = format_of(options, REPORTS)
     check_integer("repeats", options.repeats, 1)
+    threads = None if options.threads is None else check_integer("threads", options.threads, 1)
     if options.optimize and options.backward:
         raise GroupwiseError("--optimize compares inference; leave out --backward, or run optimize --train")
     photo = _photo(options)
     model, shape, make = model_and_input(options, photo)
     model.train(options.backward)
-    with explaining_failure(options, options.target, model, shape, make):
+    with threads_of(threads), explaining_failure(options, options.target, model, shape, make):
         made = report(
             model,
             make(),
@@ -82,10 +84,9 @@ def run_tune(options: argparse.Namespace) -> None:
     with (
         threads_of(threads),
         explaining_failure(options, options.target, model, shape, make),
-        told("measuring", "convolution") as progress,
         allowing_fft(options.fft),
     ):
-        made = tune(model, make(), train=options.train, calls=options.calls, progress=progress)
+        made = tune(model, make(), train=options.train, calls=options.calls, progress=True)
     deliver(made, kind, options.output)
 
 
@@ -117,7 +118,12 @@ def run_optimize(options: argparse.Namespace) -> None:
             save(network, options.save)
         made = compare(model, network, (batch,), options.repeats, train=options.train)
     facts = {"plan": network.plan.to_dict(), "comparison": made.to_dict()}
-    write(json.dumps(facts, indent=2) if kind == "json" else f"{network.plan}\n\n{made}", options.output)
+    if kind == "json":
+        write(json.dumps(facts, indent=2), options.output)
+    else:
+        warning = busy.paragraph(facts["comparison"]["interference"])
+        shown = f"{network.plan}\n\n{faster.table(facts['comparison'])}"
+        write("\n".join([*warning, shown]), options.output)
 
 
 def model_and_input(
@@ -125,9 +131,11 @@ def model_and_input(
 ) -> tuple[torch.nn.Module, tuple[int, ...], Callable[[], torch.Tensor]]:
     """Returns the model, the shape of its input, and what makes its input: the photograph, or random numbers."""
     from groupwise.cli.photo import as_input
-    from groupwise.cli.targets import input_shape, load_model
+    from groupwise.cli.targets import input_shape, load_model, load_weights
 
     model = load_model(options.target, say)
+    if getattr(options, "weights", None):
+        load_weights(model, options.weights)
     shape = options.input_shape or input_shape(model)
 
     def make() -> torch.Tensor:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import pathlib
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from operator import methodcaller
 from typing import Any
 
@@ -29,7 +27,6 @@ WRITERS: dict[str, Callable[[Any], str]] = {
     "html": methodcaller("to_html"),
     "svg": methodcaller("to_svg"),
 }
-_SECONDS_BETWEEN_LINES = 5
 _FORMAT_OF = {"txt": "text", "htm": "html", "md": "markdown", **{name: name for name in (*FORMATS, *TABLES)}}
 
 
@@ -139,28 +136,3 @@ def allowing_fft(allowed: bool) -> contextlib.AbstractContextManager[None]:
 def say(message: str) -> None:
     """Prints a message to stderr, so that it stays out of the result."""
     print(f"groupwise: {legible(message)}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def told(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function that shows how many of how many are done: a bar in a terminal, else a line now and then."""
-    if not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
-        last = time.monotonic()
-
-        def line(done: int, total: int) -> None:
-            nonlocal last
-            if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                say(f"{what}: {done} of {total} {unit}s")
-
-        yield line
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit=f" {unit}s", leave=False) as bar:
-
-        def move(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield move

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from groupwise.cli import choose, commands, models
+from groupwise.cli import choose, commands, models, values
 from groupwise.cli.about import SHELLS, Completion, Version
 from groupwise.cli.output import FORMATS, TABLES, ending_of
 from groupwise.explanation import VIEWS
@@ -28,45 +29,6 @@ EXAMPLES = """examples:
 Every command has a --help of its own."""
 
 
-def _groups_value(word: str) -> int | str:
-    """Returns the number, or else the word: `ConvSpec` refuses that, and names the valid values."""
-    return int(word) if commands.is_integer(word) else word
-
-
-def _groups_values(word: str) -> list[int | str]:
-    return [_groups_value(part) for part in word.split(",")]
-
-
-def _counts(word: str) -> tuple[int, ...]:
-    return _integers(word, "numbers such as 1,2,4")
-
-
-def _extent(word: str) -> int | tuple[int, ...]:
-    values = _integers(word, "a number or numbers such as 3, 3x5 or 3,5")
-    return values[0] if len(values) == 1 else values
-
-
-def _padding(word: str) -> int | tuple[int, ...] | str:
-    if word in ("same", "valid"):
-        return word
-    values = _integers(word, "same, valid, a number or numbers such as 1, 1x2 or 1,2")
-    return values[0] if len(values) == 1 else values
-
-
-def _shape(word: str) -> tuple[int, ...]:
-    values = _integers(word, "a shape such as 1,3,224,224")
-    if min(values) < 1 or len(values) < 2:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a shape of positive numbers such as 1,3,224,224")
-    return values
-
-
-def _integers(word: str, wanted: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in word.replace("x", ",").replace("×", ",").split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is not {wanted}") from None
-
-
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line: what is wrong, and which help to read.
 
@@ -75,6 +37,14 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # argparse lists every command, and leaves it to the reader to find the one that was meant.
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            near = difflib.get_close_matches(str(value), action.choices, n=2, cutoff=0.7)
+            meant = f"did you mean {' or '.join(near)}?" if near else f"the commands are: {', '.join(action.choices)}"
+            raise argparse.ArgumentError(None, f"no command named {value!r}; {meant}")
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -148,8 +118,10 @@ def _add_comparisons(kinds: Any) -> None:
     for command, run in ((every, commands.run_groups), (some, commands.run_compare)):
         _add_channels(command)
         if command is some:
-            values = "the values, separated by commas"
-            command.add_argument("--groups", "-g", type=_groups_values, required=True, metavar="1,2,32", help=values)
+            help = "the values, separated by commas"
+            command.add_argument(
+                "--groups", "-g", type=values.groups_values, required=True, metavar="1,2,32", help=help
+            )
         _add_convolution(command)
         _add_output(command, TABLES)
         command.set_defaults(run=run)
@@ -188,13 +160,14 @@ def _add_report(kinds: Any) -> None:
     whole.add_argument("target", metavar="TARGET", help=TARGET)
     source = whole.add_mutually_exclusive_group()
     source.add_argument(
-        "--input-shape", type=_shape, metavar="1,3,224,224", help="shape of a random input, batch first"
+        "--input-shape", type=values.shape, metavar="1,3,224,224", help="shape of a random input, batch first"
     )
     source.add_argument("--image", metavar="FILE", help="a photograph as the input, center-cropped and resized")
     whole.add_argument("--backward", action="store_true", help="run the gradients too, in training mode")
     whole.add_argument(
         "--repeats", type=int, default=10, metavar="N", help="timed runs, of which the median is reported; default: 10"
     )
+    whole.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
     whole.add_argument("--ranks", type=int, metavar="N", help=RANKS)
     whole.add_argument(
         "--optimize",
@@ -216,7 +189,9 @@ def _add_tune(kinds: Any) -> None:
         kinds, "tune", "measure the kernels of a model's convolutions on this machine, and keep the result"
     )
     tuned.add_argument("target", metavar="MODEL", help=TARGET)
-    tuned.add_argument("--input-shape", type=_shape, metavar="1,3,224,224", help="shape of a random input, batch first")
+    tuned.add_argument(
+        "--input-shape", type=values.shape, metavar="1,3,224,224", help="shape of a random input, batch first"
+    )
     tuned.add_argument("--train", action="store_true", help="measure the gradients too, in training mode")
     tuned.add_argument(
         "--calls",
@@ -238,7 +213,7 @@ def _add_optimize(kinds: Any) -> None:
     faster.add_argument("target", metavar="MODEL", help=TARGET)
     source = faster.add_mutually_exclusive_group()
     source.add_argument(
-        "--input-shape", type=_shape, metavar="1,3,224,224", help="shape of a random input, batch first"
+        "--input-shape", type=values.shape, metavar="1,3,224,224", help="shape of a random input, batch first"
     )
     source.add_argument("--image", metavar="FILE", help="a photograph as the input, center-cropped and resized")
     faster.add_argument("--train", action="store_true", help="rewrite it for training, and time training steps")
@@ -264,10 +239,10 @@ def _add_choose(kinds: Any) -> None:
     ):
         command.add_argument("target", metavar="TARGET", help=TARGET)
         command.add_argument(
-            "--input-shape", type=_shape, metavar="1,3,224,224", help="shape of a random input, batch first"
+            "--input-shape", type=values.shape, metavar="1,3,224,224", help="shape of a random input, batch first"
         )
         command.add_argument(
-            "--groups", "-g", type=_counts, metavar="1,2,4", help="the values to try; default: 1,2,4,8,16,32"
+            "--groups", "-g", type=values.counts, metavar="1,2,4", help="the values to try; default: 1,2,4,8,16,32"
         )
         command.add_argument(
             "--layer", action="append", metavar="NAME", help="try this layer; may be given again; default: all"
@@ -277,12 +252,19 @@ def _add_choose(kinds: Any) -> None:
             "--repeats", type=int, default=10, metavar="N", help="runs, of which the median is taken; default: 10"
         )
         command.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
+        _add_weights(command)
         _add_data(command)
         _add_output(command, formats)
         command.set_defaults(run=run, image=None)
-    chosen.add_argument("--budget-ms", type=float, metavar="MS", help="milliseconds of the whole model")
-    chosen.add_argument("--macs", type=float, metavar="N", help="multiply-accumulates of its convolutions")
-    chosen.add_argument("--parameters", type=float, metavar="N", help="parameters of its convolutions")
+    budget = chosen.add_argument_group("the budget, one of these")
+    amount = "such as 2500000, 3M or 2.5G"
+    budget.add_argument(
+        "--budget-ms", type=values.milliseconds, metavar="MS", help="milliseconds of the whole model, such as 12.5"
+    )
+    budget.add_argument(
+        "--macs", type=values.amount, metavar="N", help=f"multiply-accumulates of its convolutions, {amount}"
+    )
+    budget.add_argument("--parameters", type=values.amount, metavar="N", help=f"of its convolutions, {amount}")
 
 
 def _add_regroup(kinds: Any) -> None:
@@ -291,15 +273,24 @@ def _add_regroup(kinds: Any) -> None:
     made.add_argument(
         "choice", metavar="CHOICE", help='what choose wrote, or a file with {"layers": {"layer1.0.conv2": 4}}'
     )
-    made.add_argument("--input-shape", type=_shape, metavar="1,3,224,224", help="shape of a random input, batch first")
+    made.add_argument(
+        "--input-shape", type=values.shape, metavar="1,3,224,224", help="shape of a random input, batch first"
+    )
     made.add_argument("--form", choices=("block", "factored"), default="block", help="default: block")
     made.add_argument(
         "--gather", action="store_true", help="let layers move their channels at each call where nothing else does"
     )
     made.add_argument("--save", metavar="FILE", help="write the converted model to FILE, for torch.load")
+    _add_weights(made)
     _add_data(made)
     _add_output(made, TABLES)
     made.set_defaults(run=choose.run_regroup, image=None)
+
+
+def _add_weights(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--weights", metavar="FILE", help="the model's state_dict, written by torch.save; default: random weights"
+    )
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
@@ -337,34 +328,38 @@ def _add_layer(command: argparse.ArgumentParser, nargs: str) -> None:
     )
     command.add_argument("--layer", metavar="NAME", help="the layer of MODEL, such as layer1.0.conv2")
     command.add_argument(
-        "--input-shape", type=_shape, metavar="1,3,224,224", help="shape of MODEL's input, batch first"
+        "--input-shape", type=values.shape, metavar="1,3,224,224", help="shape of MODEL's input, batch first"
     )
     _add_groups(command)
     _add_convolution(command)
 
 
 def _add_channels(command: argparse.ArgumentParser) -> None:
-    command.add_argument("in_channels", type=int, metavar="IN", help="input channels")
-    command.add_argument("out_channels", type=int, metavar="OUT", help="output channels")
+    command.add_argument("in_channels", type=values.channels, metavar="IN", help="input channels")
+    command.add_argument("out_channels", type=values.channels, metavar="OUT", help="output channels")
 
 
 def _add_groups(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--groups", "-g", type=_groups_value, default=1, metavar="1", help="default: 1")
+    command.add_argument("--groups", "-g", type=values.groups_value, default=1, metavar="1", help="default: 1")
 
 
 def _add_convolution(command: argparse.ArgumentParser, size_required: bool = False) -> None:
     size = "spatial size of the input: 56 or 56x48" + ("" if size_required else "; adds MACs and bytes")
-    command.add_argument("--size", type=_extent, metavar="56", required=size_required, help=size)
+    command.add_argument("--size", type=values.extent, metavar="56", required=size_required, help=size)
     command.add_argument("--batch", type=int, metavar="N", help="default: 1")
     command.add_argument(
         "--dtype", choices=DTYPE_BYTES, metavar="DTYPE", help=f"one of {', '.join(DTYPE_BYTES)}; default: float32"
     )
-    command.add_argument("--kernel", "--kernel-size", "-k", type=_extent, metavar="3", help="3 (default), 3x5 or 3,5")
-    command.add_argument("--stride", type=_extent, metavar="1", help="default: 1")
-    command.add_argument("--padding", type=_padding, metavar="0", help="a number, same or valid; default: 0")
-    command.add_argument("--dilation", type=_extent, metavar="1", help="default: 1")
+    command.add_argument(
+        "--kernel", "--kernel-size", "-k", type=values.extent, metavar="3", help="3 (default), 3x5 or 3,5"
+    )
+    command.add_argument("--stride", type=values.extent, metavar="1", help="default: 1")
+    command.add_argument("--padding", type=values.padding, metavar="0", help="a number, same or valid; default: 0")
+    command.add_argument("--dilation", type=values.extent, metavar="1", help="default: 1")
     command.add_argument("--transposed", action="store_true", help="a transposed convolution")
-    command.add_argument("--output-padding", type=_extent, metavar="0", help="of a transposed convolution; default: 0")
+    command.add_argument(
+        "--output-padding", type=values.extent, metavar="0", help="of a transposed convolution; default: 0"
+    )
     command.add_argument(
         "--dims", type=int, choices=(1, 2, 3), help="spatial dimensions; default: 2, or those of --kernel"
     )

@@ -18,7 +18,10 @@ import torch
 from groupwise.errors import GroupwiseError
 from groupwise.models import MODELS
 from groupwise.models.others import import_torchvision, names_in
+from groupwise.spec.legible import legible
 
+# An error of PyTorch names every tensor that does not fit.
+_MOST_REASON = 300
 FORMS = "a network of groupwise, torchvision:NAME, timm:NAME, package.module:attribute or file.py:Name"
 
 
@@ -48,6 +51,30 @@ def load_model(target: str, say: Callable[[str], None] = lambda message: None) -
     if source == "timm":
         return _from_timm(name)
     return _from_code(source, name, target, say)
+
+
+def is_random(target: str) -> bool:
+    """Returns whether the weights of a target are random: all are, except perhaps those that a user's code makes."""
+    return target.rpartition(":")[0] in ("", "torchvision", "timm")
+
+
+def load_weights(model: torch.nn.Module, file: str) -> None:
+    """Gives a model the weights of a file, which has its `state_dict` as `torch.save` writes it.
+
+    Raises `GroupwiseError` for a file that cannot be read, or has the weights of another model.
+    """
+    fix = "save them with: torch.save(model.state_dict(), FILE)"
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # Damaged files raise errors of zipfile, pickle and torch.
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error).split("\n")[0]
+        raise GroupwiseError(f"--weights {legible(file)} cannot be read: {reason}; {fix}") from None
+    try:
+        model.load_state_dict(found)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= _MOST_REASON else f"{reason[:_MOST_REASON]}..."
+        raise GroupwiseError(f"--weights {legible(file)} does not fit the model: {reason}; {fix}") from None
 
 
 def input_shape(model: torch.nn.Module) -> tuple[int, ...]:

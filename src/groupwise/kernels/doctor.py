@@ -95,19 +95,19 @@ class Diagnosis(Printed):
             "tuning": _tuning_text(self),
             "settings": settings or "none",
         }
-        lines = [f"{name:<9}  {value}" for name, value in rows.items()]
-        lines += ["", *self.notes]
-        if self.ok:
-            lines.append("The kernels can run.")
-            if self.library.kernels_alone:
-                lines.append(f"Optimized networks run by PyTorch's operators: {self.library.kernels_alone}.")
-        else:
-            lines.append(f"The kernels cannot run: {self.library.problem}.")
-            if self.commands:
-                lines += ["To install them:", *(f"  {command}" for command in self.commands)]
-            else:
-                lines.append(f"To fix it: {self.library.fix}.")
-        return "\n".join(lines)
+        facts = [f"{name:<9}  {value}" for name, value in rows.items()]
+        if not self.ok:
+            # What is wrong comes first: everything else that is missing may follow from it.
+            return "\n".join([*self._cause(), "", *facts, *(["", *self.notes] if self.notes else [])])
+        alone = self.library.kernels_alone
+        more = [f"Optimized networks run by PyTorch's operators: {alone}."] if alone else []
+        return "\n".join([*facts, "", *self.notes, "The kernels can run.", *more])
+
+    def _cause(self) -> list[str]:
+        lines = [f"The kernels cannot run: {self.library.problem}."]
+        if self.commands:
+            return [*lines, "To install them:", *(f"  {command}" for command in self.commands)]
+        return [*lines, f"To fix it: {self.library.fix}."]
 
 
 def _torch_text(version: str | None, problem: str | None) -> str:
@@ -124,7 +124,11 @@ def _library_text(library: native.Status) -> str:
 
 
 def _tuning_text(found: Diagnosis) -> str:
-    covered = f"a table for {found.table}" if found.table else "no table for this processor"
+    if not found.ok:
+        # Which table would be read depends on the instruction set that the kernels would use.
+        covered = "not known while the kernels cannot run"
+    else:
+        covered = f"a table for {found.table}" if found.table else "no table for this processor"
     if found.cache is None:
         return f"{covered}; no folder for measurements"
     requests = "1 request" if found.measured == 1 else f"{found.measured:,} requests"

@@ -24,6 +24,7 @@ from groupwise.kernels.plan import DIRECTIONS, MEMORY_FORMATS, record_plans
 from groupwise.nn.layer import layer_of
 from groupwise.profile.bench_change import BenchChange, check_comparable, read_bench
 from groupwise.profile.machine import machine
+from groupwise.profile.measuring import UNKNOWN, Interference, Meter
 from groupwise.profile.roofline import measure_roofline
 from groupwise.profile.timing import dispatching, not_measured
 from groupwise.profile.verify import kernels_of
@@ -77,6 +78,7 @@ class Bench(Tabular):
     - `timings`: one for each work, library and memory format
     - `repeats`: how many samples each median is taken over; `machine`: where it was measured
     - `not_measured`: why groupwise's kernels were not measured; None if they were
+    - `interference`: what other processes took meanwhile
     """
 
     cost: Cost
@@ -84,6 +86,7 @@ class Bench(Tabular):
     repeats: int
     machine: dict[str, Any]
     not_measured: str | None
+    interference: Interference = UNKNOWN
 
     def __str__(self) -> str:
         return bench_text.table(self.to_dict(), self.cost)
@@ -107,6 +110,7 @@ class Bench(Tabular):
             "repeats": self.repeats,
             "machine": self.machine,
             "not_measured": self.not_measured,
+            "interference": self.interference.to_dict(),
         }
 
     def save(self, path: str | pathlib.Path) -> None:
@@ -171,7 +175,9 @@ def bench(
                 made = _calls(at, _FORMATS[name])
                 calls |= {(work, ours, name): call for work, call in zip(WORKS, made, strict=True)}
                 kernels[ours, name] = _kernels(made[-1], spec, ours)
+            meter = Meter()
             spread = {key: _quartiles(times) for key, times in _interleave(calls, repeats).items()}
+            interference = meter.read()
         about = {**machine(), "roofline": roofline.to_dict()}
     timings = []
     for work, (ours, name) in itertools.product(WORKS, pairs):
@@ -189,7 +195,7 @@ def bench(
                 None if floor is None else floor / ms,
             )
         )
-    return Bench(at, tuple(timings), repeats, about, reason)
+    return Bench(at, tuple(timings), repeats, about, reason, interference)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 from groupwise.draw.html import page as html
 from groupwise.draw.text import bench as bench_text
+from groupwise.draw.text.busy import is_busy
 from groupwise.draw.text.table import Tabular
 from groupwise.errors import GroupwiseError
 from groupwise.spec.cost import Cost
@@ -39,10 +40,11 @@ class BenchChange(Tabular):
         """Returns a dict for each timing that both runs have.
 
         `ratio` is the time before over the time after: above 1 is faster. `changed` says whether the middle halves of
-        the samples lie apart.
+        the samples lie apart; they tell nothing where the machine was busy in one of the runs.
         """
         earlier = {_key(row): row for row in self.before["timings"]}
-        return [_changed(earlier[_key(row)], row) for row in self.after["timings"] if _key(row) in earlier]
+        quiet = not any(is_busy(run.get("interference")) for run in (self.before, self.after))
+        return [_changed(earlier[_key(row)], row, quiet) for row in self.after["timings"] if _key(row) in earlier]
 
     def __str__(self) -> str:
         return bench_text.change(self.to_dict(), self.cost)
@@ -59,13 +61,14 @@ class BenchChange(Tabular):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types: `rows`, and how and where both were measured."""
-        about = ("repeats", "machine", "not_measured")
+        about = ("repeats", "machine", "not_measured", "interference")
         return {
             **self.cost.spec.to_dict(),
             **self.cost.to_dict(),
             "rows": self.rows(),
-            "before": {key: self.before[key] for key in about},
-            "after": {key: self.after[key] for key in about},
+            # A run of an older version says nothing of interference.
+            "before": {key: self.before.get(key) for key in about},
+            "after": {key: self.after.get(key) for key in about},
         }
 
 
@@ -118,7 +121,7 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[key] for key in _KEY)
 
 
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any], quiet: bool) -> dict[str, Any]:
     apart = before["q1_ms"] > after["q3_ms"] or after["q1_ms"] > before["q3_ms"]
     return {
         **{key: after[key] for key in (*_KEY, "kernels")},
@@ -126,7 +129,7 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
         **{f"{key}_before": before[key] for key in _TIMES},
         **{key: after[key] for key in _TIMES},
         "ratio": before["ms"] / after["ms"],
-        "changed": apart,
+        "changed": quiet and apart,
     }
 
 

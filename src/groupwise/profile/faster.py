@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from groupwise.draw.text import busy
 from groupwise.draw.text import faster as text
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.profile.layers import LayerTimes, layer_times
+from groupwise.profile.measuring import UNKNOWN, Interference, Meter
 from groupwise.profile.timing import dispatching
 from groupwise.spec.legible import Printed
 
@@ -57,6 +59,8 @@ class Comparison(Printed):
     """What the layers of the network compute in."""
     layers: tuple[LayerTimes, ...] = ()
     """The layers one by one, if you asked for them."""
+    interference: Interference = UNKNOWN
+    """What other processes took meanwhile."""
 
     @property
     def best_ms(self) -> float:
@@ -70,8 +74,8 @@ class Comparison(Printed):
 
     @property
     def gains(self) -> bool:
-        """Whether the network was faster at the median, and in four of five rounds."""
-        return self.speedup > 1 and self.faster_in >= MOST_ROUNDS * self.repeats
+        """Whether the network was faster at the median, and in four of five rounds, while the machine was not busy."""
+        return not self.interference.busy and self.speedup > 1 and self.faster_in >= MOST_ROUNDS * self.repeats
 
     @property
     def agrees(self) -> bool | None:
@@ -85,12 +89,14 @@ class Comparison(Printed):
         return self.optimized_error <= 2 * max(self.model_error, self.channels_last_error or 0.0) + 16 * eps
 
     def __str__(self) -> str:
-        return text.table(self.to_dict())
+        facts = self.to_dict()
+        return "\n".join([*busy.paragraph(facts["interference"]), text.table(facts)])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field as plain JSON types, and what follows from them."""
         facts = {field.name: getattr(self, field.name) for field in fields(self)}
         facts |= {"labels": [list(pair) for pair in self.labels], "layers": [one.to_dict() for one in self.layers]}
+        facts["interference"] = self.interference.to_dict()
         return {**facts, "speedup": self.speedup, "gains": self.gains, "agrees": self.agrees}
 
 
@@ -116,7 +122,9 @@ def compare(
     # The model runs PyTorch's kernels; the network says itself which it wants.
     theirs, ours = partial(dispatching, False), nullcontext
     forms = [_Form(model, inputs, theirs), _Form(last, images, theirs), _Form(network, inputs, ours)]
+    meter = Meter()
     seconds = _timed(forms, keywords, repeats, train)
+    interference = meter.read()
     exact, outputs = _results(model, forms, keywords, train)
     errors = [None if exact is None else _error(made[0], exact[0], train) for made in outputs]
     contiguous, channels_last, optimized = (statistics.median(found) * 1e3 for found in seconds)
@@ -136,6 +144,7 @@ def compare(
         train=train,
         dtype=str(getattr(network, "dtype", None) or _dtype(outputs[0][1])).removeprefix("torch."),
         layers=layer_times(model, last, network, (inputs, images), repeats, keywords) if layers else (),
+        interference=interference,
     )
 
 

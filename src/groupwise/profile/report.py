@@ -13,6 +13,8 @@ import torch
 from groupwise.draw.base.folding import ratio
 from groupwise.draw.html import page as html
 from groupwise.draw.html import report as report_html
+from groupwise.draw.text import busy
+from groupwise.draw.text import faster as faster_text
 from groupwise.draw.text import report as report_text
 from groupwise.draw.text.table import Tabular
 from groupwise.draw.views.strip import strip_svg
@@ -21,6 +23,8 @@ from groupwise.profile import record
 from groupwise.profile.count import Keywords
 from groupwise.profile.faster import Comparison, compare
 from groupwise.profile.machine import device_name, machine
+from groupwise.profile.measuring import UNKNOWN, Interference, Meter
+from groupwise.profile.progress import Progress
 from groupwise.profile.record import ConvCall
 from groupwise.profile.roofline import Roofline, measure_roofline
 from groupwise.profile.rows import Row, shares, sums
@@ -52,6 +56,8 @@ class Report(Tabular):
       often each ran
     - `compiled`: whether `torch.compile` wraps the model or a module of it
     - `optimized`: the model beside the network that `groupwise.optimize` makes of it, if you asked for that
+    - `interference`: what other processes took meanwhile; where that is much, the report says so first and claims no
+      speedup
     """
 
     title: str
@@ -69,13 +75,17 @@ class Report(Tabular):
     not_counted: Mapping[str, int] = field(default_factory=dict)
     compiled: bool = False
     optimized: Comparison | None = None
+    interference: Interference = UNKNOWN
 
     def __str__(self) -> str:
-        shown = report_text.table(self._told())
-        if self.optimized is None:
-            return shown
-        title, below = shown.split("\n", 1)
-        return f"{title}\n\n{self.optimized}\n\n{report_text.OF_CONVOLUTIONS}{below}"
+        facts = self._told()
+        shown = report_text.table(facts)
+        if self.optimized is not None:
+            title, below = shown.split("\n", 1)
+            optimized = faster_text.table(facts["optimized"])
+            shown = f"{title}\n\n{optimized}\n\n{report_text.OF_CONVOLUTIONS}{below}"
+        timed = self.rows or self.optimized is not None
+        return "\n".join([*(busy.paragraph(facts["interference"]) if timed else []), shown])
 
     # A prompt shows what a notebook does.
     __repr__ = __str__
@@ -116,6 +126,7 @@ class Report(Tabular):
             "compiled": self.compiled,
             "repeats": self.repeats,
             "machine": self.machine,
+            "interference": self.interference.to_dict(),
             **({} if self.split is None else {"split": self.split.to_dict()}),
             **({} if self.optimized is None else {"optimized": self.optimized.to_dict()}),
         }
@@ -133,9 +144,11 @@ class Report(Tabular):
         `parameters` counts a weight that several rows share once, and one computed on the fly not at all. `macs` sums
         what each pass costs; `macs_run` sums the passes that ran (the first layer needs no grad_input). `kernels`
         counts the convolutions by the kernel of their forward, and `max_error` is the largest. The shares
-        `parameters_of_model` and `time_of_model` refer to the whole model, and times to PyTorch's.
+        `parameters_of_model` and `time_of_model` refer to the whole model, and times to PyTorch's. A speedup is None
+        where groupwise's kernels computed nothing: both sides ran PyTorch's code, and differ by noise alone.
         """
         everything, grouped = sums(self.rows), sums(row for row in self.rows if row.grouped)
+        ours = any(row.ours for row in self.rows)
         grouped["share"] = {
             **shares(grouped, everything),
             "parameters_of_model": ratio(grouped["parameters"], self.model_parameters),
@@ -147,7 +160,7 @@ class Report(Tabular):
             "model_ms": self.model_ms,
             "recorded_ms": self.recorded_ms,
             "groupwise_model_ms": self.groupwise_model_ms,
-            "model_speedup": ratio(self.model_ms, self.groupwise_model_ms),
+            "model_speedup": ratio(self.model_ms, self.groupwise_model_ms) if ours else None,
             "grouped": grouped,
         }
 
@@ -159,7 +172,7 @@ def report(
     backward: bool = False,
     repeats: int = 10,
     title: str | None = None,
-    progress: bool = False,
+    progress: bool | Progress | None = None,
     ranks: int | None = None,
     optimize: bool = False,
 ) -> Report:
@@ -179,7 +192,8 @@ def report(
     - `model`: a `torch.nn.Module` or any callable; `inputs`, `kwargs`: its arguments
     - `repeats`: 1 or more
     - `title`: what the report calls the model; its class or name if left out
-    - `progress`: show a bar (needs the extra `groupwise[report]`)
+    - `progress`: True shows how far it is, as the command line does; a function is called with the numbers of runs that
+      are done and that there are
     - `ranks`: also say how `groupwise.parallel.split` would split the model over so many ranks, and which collectives a
       training step on this input would need
     - `optimize`: also make the network of `groupwise.optimize`, and compare it with the model, layer by layer
@@ -209,6 +223,7 @@ def report(
         rows = tuple(map(Row, ran.calls))
         return replace(made, rows=rows, repeats=0, not_measured=nothing, not_counted=ran.not_counted)
     reason = not_measured({device.type for device in devices})
+    meter = Meter()
     timed = measure(workload, repeats, (False,) if reason else (False, True), progress)
     calls = [ran for one in timed.values() for ran in one.calls]
     check_same(calls)
@@ -222,6 +237,7 @@ def report(
         not_counted=pytorch.runs[0].not_counted,
         optimized=_optimized(workload, repeats) if optimize else None,
     )
+    made = replace(made, interference=meter.read())
     if reason:
         return made
     roofline = measure_roofline(torch.get_num_threads())

@@ -42,9 +42,14 @@ class Row:
         return self.forward_ms + (self.backward_ms or 0.0)
 
     @property
+    def ours(self) -> bool:
+        """Whether a kernel of groupwise computed a pass of it."""
+        return bool(set(self.kernels.values()) - {"pytorch"})
+
+    @property
     def speedup(self) -> float | None:
-        """PyTorch's time over groupwise's."""
-        return ratio(self.pytorch_ms, self.groupwise_ms)
+        """PyTorch's time over groupwise's; None where both ran PyTorch's code, which differ by noise alone."""
+        return ratio(self.pytorch_ms, self.groupwise_ms) if self.ours else None
 
     @property
     def kernel(self) -> str | None:
@@ -94,7 +99,7 @@ def sums(rows: Iterable[Row]) -> dict[str, Any]:
         "bytes": sum(row.call.cost.bytes for row in chosen),
         "pytorch_ms": pytorch,
         "groupwise_ms": ours,
-        "speedup": ratio(pytorch, ours),
+        "speedup": ratio(pytorch, ours) if any(row.ours for row in chosen) else None,
         "kernels": dict(Counter(row.kernel for row in chosen if row.kernel is not None)),
         "max_error": max((row.max_error for row in chosen if row.max_error is not None), default=None),
         "roofline": ratio(

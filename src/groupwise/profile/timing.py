@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import dispatch, native
 from groupwise.profile import record
+from groupwise.profile.progress import Progress, shown
 from groupwise.profile.record import ConvCall
 from groupwise.profile.workload import Workload
+
+# Rounds that warm up and do not count.
+_WARM = 2
 
 
 def not_measured(devices: set[str]) -> str | None:
@@ -48,21 +52,25 @@ class Timed:
         return statistics.median(run.seconds for run in self.runs) * 1e3
 
 
-def measure(workload: Workload, repeats: int, libraries: Sequence[bool], progress: bool) -> dict[bool, Timed]:
+def measure(
+    workload: Workload, repeats: int, libraries: Sequence[bool], progress: bool | Progress | None
+) -> dict[bool, Timed]:
     """Time a workload by the kernels of each library, in turn, so that a slow moment of the machine affects both alike.
 
     `libraries` are False for PyTorch's kernels and True for groupwise's. The first two rounds warm up and do not count.
     """
     timed = {ours: Timed() for ours in libraries}
-    for number in _bar(range(-2, repeats), progress):
-        # Each library begins every other round: what runs first leaves the caches to what runs next.
-        for ours in libraries if number % 2 else reversed(libraries):
-            with dispatching(ours):
-                run = record.run(workload)
-                seconds = record.time_run(workload)
-            if number >= 0:
-                timed[ours].runs.append(run)
-                timed[ours].whole.append(seconds)
+    with shown(progress, "measuring", "run") as tell:
+        for number in range(-_WARM, repeats):
+            # Each library begins every other round: what runs first leaves the caches to what runs next.
+            for ours in libraries if number % 2 else reversed(libraries):
+                with dispatching(ours):
+                    run = record.run(workload)
+                    seconds = record.time_run(workload)
+                if number >= 0:
+                    timed[ours].runs.append(run)
+                    timed[ours].whole.append(seconds)
+            tell(number + _WARM + 1, repeats + _WARM)
     return timed
 
 
@@ -77,14 +85,3 @@ def check_same(runs: Sequence[Sequence[ConvCall]]) -> None:
     costs = [[call.cost for call in calls] for calls in runs]
     if any(one != costs[0] for one in costs):
         raise GroupwiseError("the model executes other convolutions from one run to the next, so it has no one report")
-
-
-def _bar(numbers: Iterable[int], progress: bool) -> Iterable[int]:
-    if not progress:
-        return numbers
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return numbers
-    # disable=None hides the bar where stderr is not a terminal.
-    return tqdm(numbers, desc="measuring", unit="run", leave=False, disable=None)

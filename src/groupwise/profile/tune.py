@@ -12,16 +12,20 @@ from typing import Any
 import torch
 
 from groupwise.draw.base import numbers, phrases
+from groupwise.draw.text import busy
 from groupwise.draw.text import lines as text
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import dispatch, tuning
 from groupwise.kernels.plan import Plan, record_plans
+from groupwise.profile.measuring import UNKNOWN, Interference, Meter
+from groupwise.profile.progress import Progress, shown
 from groupwise.profile.timing import not_measured
 from groupwise.profile.workload import Workload
 from groupwise.spec.legible import Printed
 
 # A model that takes another path each time it runs never ends to meet new convolutions.
 _MOST_RUNS = 5
+_DISTURBED = "the kernels below may not be the fastest ones. groupwise.forget() clears the measurements"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Tuned(Printed):
     - `seconds`: how long measuring took
     - `threads`: for how many threads the results hold
     - `path`: the file that keeps the results for later processes; None if there is none
+    - `interference`: what other processes took meanwhile
     """
 
     plans: tuple[Plan, ...]
@@ -42,6 +47,7 @@ class Tuned(Printed):
     seconds: float
     threads: int
     path: str | None
+    interference: Interference = UNKNOWN
 
     def __str__(self) -> str:
         table = [("pass", "convolution", "groups", "kernel", "input", "batch", "runs", "chosen", "speedup", "source")]
@@ -49,7 +55,9 @@ class Tuned(Printed):
             shape = plan.shape
             channels = f"{shape['in_channels']} → {shape['out_channels']}"
             sizes = (numbers.product(shape["kernel_size"]), numbers.product(shape["input_size"]), str(shape["batch"]))
-            told = (plan.kernel, "" if plan.speedup is None else f"{plan.speedup:.2f}x", plan.source)
+            # No gain is claimed of what a busy machine disturbed.
+            disturbed = self.interference.busy and plan.source == "measured"
+            told = (plan.kernel, "" if plan.speedup is None or disturbed else f"{plan.speedup:.2f}x", plan.source)
             table.append((plan.direction, channels, str(shape["groups"]), *sizes, str(count), *told))
         ours = sum(plan.kernel != "pytorch" for plan in self.plans)
         found = [
@@ -58,13 +66,16 @@ class Tuned(Printed):
             f"groupwise's kernels run {ours}, PyTorch's {len(self.plans) - ours}.",
             f"The measurements are in {self.path}." if self.path else "The measurements end with this process.",
         ]
-        return "\n".join([*(text.rows(table, left=(0, 7, 9)) if self.plans else []), *found])
+        if not self.plans:
+            return "The model runs no convolution, so there is nothing to measure."
+        first = busy.paragraph(self.interference.to_dict(), _DISTURBED) if self.measured else []
+        return "\n".join([*first, *text.rows(table, left=(0, 7, 9)), *found])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field as plain JSON types."""
         rows = [{**plan.to_dict(), "runs": count} for plan, count in zip(self.plans, self.runs, strict=True)]
         facts = {"measured": self.measured, "seconds": self.seconds, "threads": self.threads, "path": self.path}
-        return {"plans": rows, **facts}
+        return {"plans": rows, **facts, "interference": self.interference.to_dict()}
 
 
 def tune(
@@ -73,7 +84,7 @@ def tune(
     kwargs: Mapping[str, Any] | None = None,
     train: bool = False,
     calls: int = tuning.CALLS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool | Progress | None = None,
 ) -> Tuned:
     """Measures the kernels of every convolution of `model(*inputs, **kwargs)` that was not measured before.
 
@@ -82,7 +93,8 @@ def tune(
 
     - `train`: also measures the gradients of every parameter and input that requires one
     - `calls`: as `enable` takes it
-    - `progress`: is called with the numbers of convolutions that are measured and that are to be
+    - `progress`: True shows how far it is, as the command line does; a function is called with the numbers of
+      convolutions that are measured and that are to be
 
     Raises `GroupwiseError` where the kernels cannot run, for a model with tensors on other devices, and while
     `torch.use_deterministic_algorithms` is on.
@@ -99,7 +111,7 @@ def tune(
         raise GroupwiseError(
             "torch.use_deterministic_algorithms(True) is on, which keeps groupwise from choosing by time; turn it off"
         )
-    before = tuning.measured()
+    before, meter = tuning.measured(), Meter()
     with workload.unchanged() as twin:
         with dispatch.forced(True):
             known = _run(twin)
@@ -115,7 +127,7 @@ def tune(
                 plans = _run(twin)
                 if tuning.measured()["requests"] == seen:
                     break
-    after = tuning.measured()
+    after, interference = tuning.measured(), meter.read()
     runs = _distinct(plans)
     first = {_key(plan): plan for plan in reversed(plans)}
     return Tuned(
@@ -125,6 +137,7 @@ def tune(
         seconds=after["seconds"] - before["seconds"],
         threads=torch.get_num_threads(),
         path=None if path is None or after["lost"] > before["lost"] else str(path),
+        interference=interference,
     )
 
 
@@ -147,22 +160,24 @@ def _distinct(plans: list[Plan]) -> dict[tuple[Any, ...], int]:
 
 
 @contextmanager
-def _watched(total: int, progress: Callable[[int, int], None] | None) -> Iterator[None]:
+def _watched(total: int, progress: bool | Progress | None) -> Iterator[None]:
     """Tells `progress` from another thread how many convolutions are measured: PyTorch runs them without Python."""
-    if progress is None:
+    if not progress:
         yield
         return
     before, done = tuning.measured()["requests"], threading.Event()
 
-    def watch() -> None:
-        while not done.wait(0.1):
-            progress(min(tuning.measured()["requests"] - before, total), total)
+    with shown(progress, "measuring", "convolution") as tell:
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    progress(total, total)
+        def watch() -> None:
+            while not done.wait(0.1):
+                tell(min(tuning.measured()["requests"] - before, total), total)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+        tell(total, total)

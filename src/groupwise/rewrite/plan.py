@@ -93,8 +93,12 @@ class Plan(Printed):
         inputs = f" on {', '.join(self.inputs)}" if self.inputs else ""
         found = [f"{self.title}{inputs}, {threads}: {self._summary()}"]
         if self.steps:
-            head = ("step", "kind", "groups", "output", "engine", "fused", "why")
-            found += ["", *text.rows([head, *map(_row, self.steps)], left=(0, 1, 4, 5, 6))]
+            # Two tables with the same steps: one would be too wide for most terminals.
+            what = [("step", "kind", "groups", "output", "fused"), *map(_what, self.steps)]
+            who = [("step", "engine", "why"), *map(_who, self.steps)]
+            found += ["", *text.folded(what, left=(0, 1, 4)), "", *text.folded(who, left=(0, 1, 2))]
+        if not self.engines and not self.left:
+            found += ["", "The model has no convolution and no linear layer to rewrite."]
         if self.left:
             found += ["", "left as they are:"]
             found += list(map(_reason, self.left))
@@ -111,11 +115,14 @@ class Plan(Printed):
         return asdict(self)
 
 
-def _row(step: Step) -> tuple[str, ...]:
+def _what(step: Step) -> tuple[str, ...]:
     groups = "" if step.groups is None else str(step.groups)
     shape = "×".join(map(str, step.output_shape))
-    engine = f"{step.engine} {step.kernel}".rstrip()
-    return (legible(step.name), step.kind, groups, shape, engine, " + ".join(map(legible, step.fused)), _why(step))
+    return (text.shorten(step.name), step.kind, groups, shape, " + ".join(map(legible, step.fused)))
+
+
+def _who(step: Step) -> tuple[str, ...]:
+    return (text.shorten(step.name), f"{step.engine} {step.kernel}".rstrip(), _why(step))
 
 
 def _reason(left: Left) -> str:

@@ -17,6 +17,8 @@ from groupwise.parallel.styles.base import is_plain
 from groupwise.spec.arguments import valid_groups
 from groupwise.spec.legible import legible
 
+_MOST_NAMES = 6
+
 
 def convertible(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Says for each layer why it cannot have other groups at all; empty if it can."""
@@ -82,8 +84,12 @@ def _identity(thing: nn.Module | torch.Tensor) -> Hashable:
 def _refusal(name: str, modules: Mapping[str, nn.Module], holders: Mapping[Hashable, set[str]]) -> str:
     module = modules.get(name)
     if module is None:
-        near = difflib.get_close_matches(str(name), [one for one, it in modules.items() if isinstance(it, _ConvNd)])
-        return "the model has no such layer" + (f"; did you mean {' or '.join(map(legible, near))}?" if near else "")
+        known = [one for one, it in modules.items() if isinstance(it, _ConvNd)]
+        near = difflib.get_close_matches(str(name), known)
+        if near:
+            return f"the model has no such layer; did you mean {' or '.join(map(legible, near))}?"
+        shown = ", ".join(map(legible, known[:_MOST_NAMES])) + ", ..." * (len(known) > _MOST_NAMES)
+        return f"the model has no such layer; its convolutions: {shown or 'none'}"
     if not isinstance(module, _ConvNd):
         return f"it is a {type(module).__name__}, and only convolution layers have groups"
     if any(tensor is not None and is_lazy(tensor) for tensor in module._parameters.values()):

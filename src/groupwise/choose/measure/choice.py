@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from groupwise.draw.base import numbers, phrases
+from groupwise.draw.text import busy
 from groupwise.draw.text import lines as text
 from groupwise.errors import GroupwiseError
 from groupwise.spec.legible import Printed, legible
@@ -45,7 +46,8 @@ class Grouping(Printed):
             f"{self.facts.get('risk', 'risk')} {self.risk:.3g}"
         )
         rows = [("layer", "groups"), *((legible(name), str(value)) for name, value in self.groups.items())]
-        return "\n".join([*text.wrap(head), "", *text.rows(rows)]) if self.groups else head
+        first = busy.paragraph(self.facts.get("interference"))
+        return "\n".join([*first, *text.wrap(head), *(["", *text.rows(rows)] if self.groups else [])])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types; `layers` has the groups."""

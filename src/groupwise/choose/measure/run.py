@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,8 @@ from groupwise.choose.assign import assign
 from groupwise.choose.convert.block import foldable
 from groupwise.choose.convert.checks import check_layers, check_model, convertible
 from groupwise.choose.convert.regroup import regroup
+from groupwise.choose.exact.coarsen import coarser
+from groupwise.choose.measure.budget import check_budget, check_reachable
 from groupwise.choose.measure.choice import Grouping
 from groupwise.choose.measure.risk import Batch, Loss, Losses, batches
 from groupwise.choose.measure.sweep import WEIGHT_LOST, Sweep, SweepRow
@@ -19,11 +22,10 @@ from groupwise.choose.measure.times import LayerTime, Times, layer_times, whole_
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.profile import record
 from groupwise.profile.machine import machine
+from groupwise.profile.progress import PartProgress, shown_parts
 from groupwise.profile.timing import not_measured
 from groupwise.profile.workload import Workload
 from groupwise.spec.arguments import valid_groups
-
-Progress = Callable[[str, int, int], None]
 
 
 def sweep(
@@ -37,7 +39,8 @@ def sweep(
     loss: Loss | None = None,
     repeats: int = 10,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: bool | PartProgress | None = None,
+    budget: Mapping[str, float] | None = None,
 ) -> Sweep:
     """Measures what each convolution of a model takes and loses at each groups value that it can have.
 
@@ -49,10 +52,13 @@ def sweep(
       loss of the model is taken. Without data a layer's risk is the weight that it loses
     - `loss`: a function of outputs and targets; by default the cross-entropy for integer targets, else the mean square
     - `repeats`: over how many runs each median is taken
-    - `progress`: is called with what is done, how much of it is, and how much there is
+    - `progress`: True shows how far it is, as the command line does; a function is called with what is done, how much
+      of it is, and how much there is
+    - `budget`: what you will give to `choose`, such as `{"macs": 2e9}`; one that no choice meets is refused at once,
+      except milliseconds, which have to be measured
 
-    Raises `GroupwiseError` where the kernels cannot run or `torch.fx` cannot follow the model, for layers that do not
-    exist, and for data that the model does not take.
+    Raises `GroupwiseError` where the kernels cannot run or `torch.fx` cannot follow the model, for a model that runs no
+    convolution, for layers that do not exist, for data that the model does not take, and for a budget that is none.
 
     Examples:
         >>> import torch
@@ -61,6 +67,7 @@ def sweep(
         [1, 2, 4, 8]
     """
     check_integer("repeats", repeats, 1)
+    wanted = None if budget is None else check_budget(**budget)
     for value in groups or ():
         check_integer("groups", value, 1)
     workload = Workload(model, inputs, dict(kwargs or {}), train)
@@ -71,13 +78,18 @@ def sweep(
         raise GroupwiseError(f"groupwise's kernels cannot be measured: {reason}")
     given = None if data is None else batches(data)
     judge = _Judge(model, given, loss, seed) if given else None
-    ran = {call.name: call for call in record.run(workload).calls}
+    calls = record.run(workload).calls
+    if not calls:
+        raise GroupwiseError(f"{workload.title} runs no convolution, so it has no groups to choose")
+    ran = {call.name: call for call in calls}
     if layers is not None:
         check_layers(model, layers)
     candidates, refused = _candidates(model, [name for name in ran if layers is None or name in layers], ran, groups)
-    steps = _Steps(progress)
-    times = layer_times(workload, candidates, repeats, steps.of("timing"))
-    rows = list(_rows(model, times, judge, seed, steps.of("converting")))
+    if wanted is not None:
+        check_reachable(*wanted, calls, candidates)
+    with shown_parts(progress) as tell:
+        times = layer_times(workload, candidates, repeats, partial(tell, "timing"))
+        rows = list(_rows(model, times, judge, seed, partial(tell, "converting")))
     rows += [SweepRow(name, None, refused=reason) for name, reason in refused.items() if reason]
     return Sweep(
         title=workload.title,
@@ -90,28 +102,13 @@ def sweep(
         loss=judge.loss if judge and judge.losses.with_targets else None,
         repeats=repeats,
         machine=machine(),
+        interference=times.interference,
         _measure=_Measure(workload, judge, repeats, seed),
     )
 
 
 # Values that kernels like, and that are tried by default.
 _VALUES = (1, 2, 4, 8, 16, 32)
-
-
-class _Steps:
-    """Tells how far each part of a sweep is."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-
-    def of(self, part: str) -> Callable[[int, int], None]:
-        """Returns what a part is to call with how much is done and how much there is."""
-
-        def tell(done: int, total: int) -> None:
-            if self._progress is not None:
-                self._progress(part, done, total)
-
-        return tell
 
 
 class _Judge:
@@ -180,7 +177,8 @@ def _row(name: str, layer: Any, groups: int, time: LayerTime, judge: _Judge | No
     # To coarser groups a layer is converted exactly.
     kept = bound = 1.0
     if layer.groups % groups:
-        assignment = assign(layer.weight.detach(), groups, transposed=layer.transposed, seed=seed)
+        dense = coarser(layer.weight.detach(), layer.groups, 1)
+        assignment = assign(dense, groups, transposed=layer.transposed, seed=seed)
         kept, bound = assignment.kept, assignment.bound
     risk, error = 1 - kept, None
     if judge is not None:
@@ -216,9 +214,13 @@ class _Measure:
             self.judge.converted(choice.groups) if self.judge else regroup(module, choice.groups, seed=self.seed).model
             for choice in choices
         ]
-        seconds = whole_times([replace(self.workload, model=network) for network in networks], self.repeats)
+        seconds, interference = whole_times(
+            [replace(self.workload, model=network) for network in networks], self.repeats
+        )
         found = []
+        disturbed = {"interference": interference.to_dict()} if interference.busy else {}
         for choice, network, ms in zip(choices, networks, seconds, strict=True):
             risk = self.judge.of_model(network)[0] if self.judge else None
-            found.append(replace(choice, measured_ms=ms, measured_risk=risk))
+            facts = {**choice.facts, **disturbed}
+            found.append(replace(choice, measured_ms=ms, measured_risk=risk, facts=facts))
         return found

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from groupwise.choose.measure.budget import COSTS, check_budget, unreachable
 from groupwise.choose.measure.choice import Grouping
 from groupwise.choose.measure.knapsack import Option, pareto_front
 from groupwise.draw.html import page as html
@@ -16,9 +17,8 @@ from groupwise.draw.text import sweep as sweep_text
 from groupwise.draw.text.table import Tabular
 from groupwise.draw.views.front import front_svg
 from groupwise.errors import GroupwiseError, check_integer
+from groupwise.profile.measuring import UNKNOWN, Interference
 
-# What a front can have for its cost, and the unit of it.
-COSTS = {"ms": "ms", "macs": "MACs", "parameters": "parameters"}
 WEIGHT_LOST = "weight lost"
 
 
@@ -62,6 +62,7 @@ class Sweep(Tabular):
     - `risk`: what the risk of a row is: `loss rise`, `output error` or `weight lost`
     - `loss`: the model's own loss; None without targets
     - `machine`: where it was measured
+    - `interference`: what other processes took meanwhile
     """
 
     title: str
@@ -75,6 +76,7 @@ class Sweep(Tabular):
     repeats: int
     machine: dict[str, Any]
     _measure: Callable[[Sequence[Grouping]], list[Grouping]] = field(repr=False)
+    interference: Interference = UNKNOWN
     _fronts: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
@@ -136,20 +138,11 @@ class Sweep(Tabular):
         A choice within milliseconds is measured as a whole network, and the next cheaper one is taken while it takes
         longer. Raises `GroupwiseError` for a budget below the cheapest choice, and says what is reachable.
         """
-        given = {"ms": budget_ms, "macs": macs, "parameters": parameters}
-        budgets = {name: value for name, value in given.items() if value is not None}
-        if len(budgets) != 1:
-            raise GroupwiseError("choose takes one budget: budget_ms, macs or parameters")
-        ((of, budget),) = budgets.items()
-        if not budget > 0 or not math.isfinite(budget):
-            raise GroupwiseError(f"a budget of {budget} {COSTS[of]} must be a number above 0")
+        of, budget = check_budget(budget_ms=budget_ms, macs=macs, parameters=parameters)
         front = self.predicted(of)
         within = [choice for choice in front if getattr(choice, of) <= budget]
         if not within:
-            raise GroupwiseError(
-                f"a budget of {budget:g} {COSTS[of]} is below the cheapest choice, which needs "
-                f"{getattr(front[0], of):.6g}; the model as it is needs {self._now(of):.6g}"
-            )
+            raise unreachable(of, budget, getattr(front[0], of), self._now(of))
         if of != "ms":
             return self._measure([within[-1]])[0]
         for choice in reversed(spread(within, 10)):
@@ -190,6 +183,7 @@ class Sweep(Tabular):
             "loss": self.loss,
             "repeats": self.repeats,
             "machine": self.machine,
+            "interference": self.interference.to_dict(),
             "front": [choice.to_dict() for choice in spread(self.predicted(), 40)],
             "measured": [choice.to_dict() for choice in measured],
             "uniform": [choice.to_dict() for choice in self.uniform()],
@@ -218,7 +212,12 @@ class Sweep(Tabular):
             macs=int(total("macs", self.macs)),
             parameters=int(total("parameters", self.parameters)),
             risk=sum(row.risk or 0.0 for row in rows),
-            facts={"risk": self.risk, "train": self.train, "machine": self.machine},
+            facts={
+                "risk": self.risk,
+                "train": self.train,
+                "machine": self.machine,
+                "interference": self.interference.to_dict(),
+            },
         )
 
 

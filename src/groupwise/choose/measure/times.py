@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from groupwise.profile import record
+from groupwise.profile.measuring import Interference, Meter
 from groupwise.profile.timing import dispatching
 from groupwise.profile.workload import Workload
 from groupwise.spec.convspec import ConvSpec
@@ -35,12 +36,14 @@ class Times:
     - `layers`: by layer and groups value; the model's own value is among them
     - `model_ms`: the whole model as it is, with nothing recorded
     - `macs`, `parameters`: of all convolutions that the model runs, forward
+    - `interference`: what other processes took meanwhile
     """
 
     layers: Mapping[str, Mapping[int, LayerTime]]
     model_ms: float
     macs: int
     parameters: int
+    interference: Interference
 
 
 def layer_times(
@@ -63,6 +66,7 @@ def layer_times(
         twins[value] = replace(workload, model=with_groups(workload.module, wanted))
     runs: dict[int, list[record.Run]] = {value: [] for value in twins}
     whole: list[float] = []
+    meter = Meter()
     with dispatching(True):
         for number in range(-_WARM, repeats):
             for value, twin in twins.items():
@@ -74,6 +78,7 @@ def layer_times(
                 whole.append(seconds)
             if progress is not None:
                 progress(number + _WARM + 1, repeats + _WARM)
+    interference = meter.read()
     own = {name: _layer(runs[0], name) for name in candidates}
     layers = {
         name: {
@@ -89,6 +94,7 @@ def layer_times(
         model_ms=statistics.median(whole) * 1e3,
         macs=sum(call.cost.macs.forward for call in calls),
         parameters=sum(weights.values()),
+        interference=interference,
     )
 
 
@@ -126,13 +132,18 @@ def _calls(run: record.Run, name: str) -> Iterator[record.ConvCall]:
     return (call for call in run.calls if call.name == name)
 
 
-def whole_times(workloads: Sequence[Workload], repeats: int) -> list[float]:
-    """Returns the median time of each of several models in milliseconds; they run in turn, with groupwise's kernels."""
+def whole_times(workloads: Sequence[Workload], repeats: int) -> tuple[list[float], Interference]:
+    """Returns the median time of each of several models in milliseconds, and what other processes took meanwhile.
+
+    The models run in turn, with groupwise's kernels.
+    """
     found: list[list[float]] = [[] for _ in workloads]
+    meter = Meter()
     with dispatching(True):
         for number in range(-_WARM, repeats):
             for workload, seconds in zip(workloads, found, strict=True):
                 taken = record.time_run(workload)
                 if number >= 0:
                     seconds.append(taken)
-    return [statistics.median(seconds) * 1e3 for seconds in found]
+    interference = meter.read()
+    return [statistics.median(seconds) * 1e3 for seconds in found], interference

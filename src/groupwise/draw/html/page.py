@@ -17,7 +17,7 @@ _STYLE = """
 body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, "DejaVu Sans", Verdana, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.soft { color: var(--soft); }
+.soft { color: var(--soft); } .warning { border-left: 4px solid #bf8700; padding-left: .75rem; font-weight: 600; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: .75rem;
   margin: 1rem 0 1.5rem; }
 .tile { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .75rem 1rem;

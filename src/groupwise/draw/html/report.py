@@ -11,7 +11,7 @@ from typing import Any
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.base.folding import fold
 from groupwise.draw.html import page as html
-from groupwise.draw.text import faster
+from groupwise.draw.text import busy, faster
 from groupwise.draw.text.count import not_counted
 from groupwise.draw.text.report import SPEED, figures, is_measured, kind, milliseconds, notes, speed, tiles
 from groupwise.draw.text.split import split_text
@@ -57,7 +57,7 @@ def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = No
     """
     optimized = report.get("optimized")
     figures_first = [*(faster.tiles(optimized) if optimized else []), *tiles(report)]
-    body = [html.element("h1", f"{report['title']}: its convolutions"), html.tiles(figures_first)]
+    body = [html.element("h1", f"{report['title']}: its convolutions"), *_warning(report), html.tiles(figures_first)]
     if photo:
         data = base64.b64encode(photo).decode()
         image = f'<img alt="the photograph given as input" src="data:image/jpeg;base64,{data}">'
@@ -84,7 +84,13 @@ def page(report: dict[str, Any], costs: Sequence[Cost], photo: bytes | None = No
 def fragment(report: dict[str, Any], costs: Sequence[Cost]) -> str:
     """The part of the page that a notebook shows: the strip and the tables, and what could not be counted."""
     missing = not_counted(report["not_counted"], bool(report["layers"]))
-    return html.figure(strip_svg(report)) + _tables(report) + "".join(html.element("p", line) for line in missing)
+    strip = [html.figure(strip_svg(report))] if report["layers"] else []
+    shown = [*_warning(report), *strip, _tables(report)]
+    return "".join([*shown, *(html.element("p", line) for line in missing)])
+
+
+def _warning(report: dict[str, Any]) -> list[str]:
+    return [html.element("p", line, "warning") for line in busy.warning(report["interference"])]
 
 
 def _explorer(page: str) -> str:
@@ -98,6 +104,8 @@ def _explorer(page: str) -> str:
 
 
 def _tables(report: dict[str, Any]) -> str:
+    if not report["layers"]:
+        return ""
     rows, total = fold(report["layers"]), report["total"]
     facts, sums = [_facts(row) for row in rows], ("", "", "", *figures(total), "")
     shown = [html.element("h2", "Layers")]

@@ -7,6 +7,7 @@ from typing import Any
 
 from groupwise.draw.base import numbers
 from groupwise.draw.html import page as html
+from groupwise.draw.text import busy
 from groupwise.draw.text import sweep as text
 from groupwise.draw.text.report import milliseconds
 from groupwise.draw.views.front import front_svg
@@ -23,7 +24,11 @@ def page(sweep: dict[str, Any]) -> str:
 
 def fragment(sweep: dict[str, Any]) -> str:
     """The picture and the table, for a notebook."""
-    return html.figure(front_svg(sweep)) + _layers(sweep)
+    return "".join([*_warning(sweep), html.figure(front_svg(sweep)), _layers(sweep)])
+
+
+def _warning(sweep: dict[str, Any]) -> list[str]:
+    return [html.element("p", line, "warning") for line in busy.warning(sweep["interference"])]
 
 
 def _body(sweep: dict[str, Any]) -> str:
@@ -35,7 +40,8 @@ def _body(sweep: dict[str, Any]) -> str:
     ]
     if sweep["loss"] is not None:
         tiles.append(("loss", f"{sweep['loss']:.4g}", "as it is"))
-    parts = [html.element("h1", f"{sweep['title']}: which groups"), html.tiles(tiles), html.figure(front_svg(sweep))]
+    parts = [html.element("h1", f"{sweep['title']}: which groups"), *_warning(sweep), html.tiles(tiles)]
+    parts.append(html.figure(front_svg(sweep)))
     chosen = sweep["measured"] or sweep["front"]
     parts += [html.element("h2", "The choices"), _choices(chosen, sweep["risk"])]
     parts += [html.element("h2", "Every layer at every value"), _layers(sweep)]

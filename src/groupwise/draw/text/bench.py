@@ -6,6 +6,7 @@ import textwrap
 from typing import Any
 
 from groupwise.draw.base import numbers, phrases
+from groupwise.draw.text import busy
 from groupwise.draw.text import lines as text
 from groupwise.draw.text.report import beyond, kernels, measured_on, milliseconds, percent, roofline_of, times
 from groupwise.spec.cost import Cost
@@ -25,6 +26,7 @@ def columns(timings: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
 
 def table(bench: dict[str, Any], at: Cost) -> str:
     """A line for each timing, and sentences that say what the figures are."""
+    disturbed = busy.is_busy(bench["interference"])
     lines = [_HEAD]
     for row in bench["timings"]:
         between = f"{milliseconds(row['q1_ms'])} - {milliseconds(row['q3_ms'])}"
@@ -35,7 +37,7 @@ def table(bench: dict[str, Any], at: Cost) -> str:
         f"ms: median of {phrases.plural(bench['repeats'], 'sample')}, all taken in turn. A training step is the "
         "forward and the gradients of input, weight and bias. quartiles: half of the samples lie between them. "
         "speedup: PyTorch's time in the same memory format over this one.",
-        *_better_against_better(bench["timings"]),
+        *([] if disturbed else _better_against_better(bench["timings"])),
         roofline_of(bench["machine"]["roofline"]),
         "Other work on the machine changes such times, by some ten percent or, where threads must wait, several times "
         "over: measure on an idle machine, and twice before you rely on little.",
@@ -45,7 +47,7 @@ def table(bench: dict[str, Any], at: Cost) -> str:
         notes.append(beyond("A time"))
     if bench["not_measured"]:
         notes.append(f"groupwise's kernels were not measured: {bench['not_measured']}.")
-    return _page(at, rows, notes)
+    return _page(at, rows, notes, busy.paragraph(bench["interference"]))
 
 
 def change_columns(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
@@ -70,18 +72,21 @@ def change(facts: dict[str, Any], at: Cost) -> str:
         f"Before: {_made_by(before['machine'])}. Now: {_made_by(after['machine'])}.",
         measured_on(after["machine"]),
     ]
-    return _page(at, text.rows(lines, left=(0, 1, 2, 3, 7)), notes)
+    first = busy.paragraph(after["interference"]) or busy.paragraph(
+        before["interference"], "its times are not to be trusted"
+    )
+    return _page(at, text.rows(lines, left=(0, 1, 2, 3, 7)), notes, first)
 
 
 def _made_by(machine: dict[str, Any]) -> str:
     return f"torch {machine['torch']}, groupwise {machine['groupwise']}, {machine['date']}"
 
 
-def _page(at: Cost, rows: list[str], notes: list[str]) -> str:
+def _page(at: Cost, rows: list[str], notes: list[str], first: list[str]) -> str:
     where = f"{numbers.product(at.input_size)}, batch {at.batch}, {at.dtype}"
     below = [line for note in notes for line in textwrap.wrap(note, text.WIDTH)]
     return "\n".join(
-        [f"{phrases.title(at.spec)}; {where}", "", rows[0], "─" * max(map(len, rows)), *rows[1:], "", *below]
+        [*first, f"{phrases.title(at.spec)}; {where}", "", rows[0], "─" * max(map(len, rows)), *rows[1:], "", *below]
     )
 
 

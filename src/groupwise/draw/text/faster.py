@@ -7,9 +7,11 @@ from typing import Any
 
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.text import lines as text
-from groupwise.draw.text.report import error, milliseconds, shorten, times
+from groupwise.draw.text.busy import is_busy
+from groupwise.draw.text.report import error, milliseconds, times
 
 LAYER = ("kind", "groups", "contiguous ms", "channels_last ms", "optimized ms", "speedup", "engine", "fused")
+_BUSY = "the machine was busy, so no gain is claimed"
 NOTE = "A row is a layer and all that follows it until the next one; the model's rows are timed operator by operator."
 
 
@@ -20,10 +22,11 @@ def table(made: dict[str, Any]) -> str:
         wrong = made["model_error" if key == "contiguous" else "channels_last_error"]
         rows.append((name, f"{made[f'{key}_ms']:.2f}", f"{_best(made) / made[f'{key}_ms']:.2f}", _error(wrong)))
     rows.append(("optimized", f"{made['optimized_ms']:.2f}", f"{made['speedup']:.2f}", _error(made["optimized_error"])))
-    found = [*first_lines(made), "", *text.rows(rows), measured(made)]
+    first = [line for sentence in first_lines(made) for line in text.wrap(sentence)]
+    found = [*first, "", *text.rows(rows), measured(made)]
     if made["layers"]:
         head = ("layer", *LAYER)
-        cells = [(shorten(name_of(layer)), *layer_cells(layer)) for layer in made["layers"]]
+        cells = [(text.shorten(name_of(layer)), *layer_cells(layer)) for layer in made["layers"]]
         found += ["", *text.rows([head, *cells], left=(0, 1, 7, 8)), NOTE]
     return "\n".join(found)
 
@@ -36,6 +39,8 @@ def first_lines(made: dict[str, Any]) -> list[str]:
     if made["gains"]:
         fast = f"{times(made['speedup'])} as fast as the model in its better memory format"
         gain = f"{step} takes {took}: {fast} ({rounds})."
+    elif is_busy(made["interference"]):
+        gain = f"{step} takes {took}, but {_BUSY} ({rounds})."
     else:
         gain = f"{step} takes {took}: no gain was measured ({rounds})."
     return [gain, outputs(made)]
@@ -90,7 +95,8 @@ def tiles(made: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The main figures of a page, each as (label, figure, what it means)."""
     took = f"{milliseconds(_best(made))} → {milliseconds(made['optimized_ms'])} ms"
     rounds = f"faster in {made['faster_in']} of {phrases.plural(made['repeats'], 'round')}"
-    gain = times(made["speedup"]) if made["gains"] else "no gain was measured"
+    none = _BUSY if is_busy(made["interference"]) else "no gain was measured"
+    gain = times(made["speedup"]) if made["gains"] else none
     found = [("Optimized network", took, f"better memory format → optimized: {gain}, {rounds}")]
     agree = {True: "agree", False: "DIFFER", None: "not compared"}[made["agrees"]]
     errors = f"error {_error(made['model_error']) or '-'} → {_error(made['optimized_error']) or '-'} against float64"

@@ -5,7 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from groupwise.spec.legible import legible
+
 WIDTH = 80
+# A table may be wider than sentences.
+_WIDEST = 100
+_LEAST_LAST = 24
+_MOST_NAME = 32
 
 
 def rows(table: Sequence[Sequence[str]], indent: int = 0, left: Sequence[int] = (0,)) -> list[str]:
@@ -18,6 +24,28 @@ def rows(table: Sequence[Sequence[str]], indent: int = 0, left: Sequence[int] = 
         ]
         lines.append((" " * indent + "  ".join(cells)).rstrip())
     return lines
+
+
+def folded(table: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """Returns the lines of a table of at most 100 columns: what does not fit of a last cell stands in the lines below.
+
+    Where the other columns leave fewer than 24 for the last one, it gets these.
+    """
+    others = sum(max(map(len, column)) + 2 for column in list(zip(*table, strict=True))[:-1])
+    width = max(_LEAST_LAST, _WIDEST - others)
+    lines: list[Sequence[str]] = []
+    for *cells, last in table:
+        first, *more = textwrap.wrap(last, width, break_on_hyphens=False) or [""]
+        lines.append((*cells, first))
+        lines += [(*([""] * len(cells)), f"  {one}") for one in textwrap.wrap(" ".join(more), width - 2)]
+    return rows(lines, left=left)
+
+
+def shorten(name: str) -> str:
+    """Returns a name in at most 32 columns, without its middle if it is longer."""
+    name = legible(name)
+    half = _MOST_NAME // 2
+    return name if len(name) <= _MOST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def wrap(text: str, start: str = "", indent: int = 0) -> list[str]:

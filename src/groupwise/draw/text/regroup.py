@@ -13,6 +13,10 @@ from groupwise.spec.legible import legible
 _HEAD = ("layer", "groups", "how", "kept", "at most", "error", "fitted", "folded into", "gather ms")
 # More names than these are counted.
 _NAMES = 3
+_LOST = (
+    "Layers that are not exact lost a part of their weight, and the network a part of its accuracy: train it before "
+    "you use it, for example by groupwise.choose.tune.distill.distill."
+)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -34,7 +38,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             "kept: the part of the squared weight that stays; at most: no order of the channels keeps more. error: the "
             "relative squared error of the layer's outputs on the data; fitted: the same after the weights were fitted."
         )
-        found += ["", *text.wrap(note)]
+        found += ["", *text.wrap(note), *text.wrap(_LOST)]
     return "\n".join(found)
 
 

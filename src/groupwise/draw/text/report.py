@@ -10,6 +10,7 @@ from typing import Any
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.base.folding import fold, known_sum, ratio
 from groupwise.draw.text import lines as text
+from groupwise.draw.text.busy import is_busy
 from groupwise.draw.text.count import columns as columns_of_calls
 from groupwise.draw.text.count import not_counted
 from groupwise.draw.text.split import split_text
@@ -17,7 +18,6 @@ from groupwise.kernels.plan import DIRECTIONS
 from groupwise.spec.legible import legible
 
 _HEAD = ("kind", "groups", "weight", "params", "MACs", "bytes")
-_MOST_NAME = 32
 # The line above the tables, where other tables stand before them.
 OF_CONVOLUTIONS = "Each convolution as the model runs it, by PyTorch's kernels and by groupwise's:\n"
 # The measured columns, by their keys in a layer's dict.
@@ -37,6 +37,9 @@ def table(report: dict[str, Any]) -> str:
 
     Where groupwise's kernels were measured, the times are in a second table with the same rows.
     """
+    spread = ["", split_text(report["split"])] if "split" in report else []
+    if not report["layers"]:
+        return "\n".join([legible(report["title"]), "", *_nothing(report), *spread])
     rows, totals = fold(report["layers"]), (report["total"], report["total"]["grouped"])
     facts = [(kind(row), str(row["groups"]), numbers.product(row["weight_shape"]), *figures(row)) for row in rows]
     sums = [("", "", "", *figures(total)) for total in totals]
@@ -49,10 +52,16 @@ def table(report: dict[str, Any]) -> str:
         tables = [_table(report, (*_HEAD, "ms"), timed[:-2], timed[-2:])]
     width = max(text.WIDTH, *(len(line) for shown in tables for line in shown))
     below = [line for note in notes(report, " (▌)") for line in textwrap.wrap(note, width)]
-    spread = ["", split_text(report["split"])] if "split" in report else []
     return "\n".join(
         [legible(report["title"]), *(line for shown in tables for line in ("", *shown)), "", *below, *spread]
     )
+
+
+def _nothing(report: dict[str, Any]) -> list[str]:
+    """What to say of a model without a convolution, in place of empty tables."""
+    found = not_counted(report["not_counted"], False)
+    nothing = "There is nothing to report: groupwise shows convolutions, and what they take."
+    return [line for note in [*found, *([] if report["not_counted"] else [nothing])] for line in text.wrap(note)]
 
 
 def _table(
@@ -66,7 +75,7 @@ def _table(
     lines = [("", "layer", "", *head)]
     for row, fact in zip(fold(report["layers"]), facts, strict=True):
         count = f"×{row['count']}" if row["count"] > 1 else ""
-        lines.append(("▌" if row["groups"] > 1 else "", shorten(row["name"]), count, *fact))
+        lines.append(("▌" if row["groups"] > 1 else "", text.shorten(row["name"]), count, *fact))
     lines.append(("", "all convolutions", f"×{total['convolutions']}", *sums[0]))
     lines.append(("▌", "grouped", f"×{total['grouped']['convolutions']}", *sums[1]))
     rows = text.rows(lines, left=(0, 1, 3))
@@ -121,9 +130,7 @@ def _notes_on_times(report: dict[str, Any]) -> list[str]:
 def _notes_on_speed(report: dict[str, Any]) -> list[str]:
     total, outputs = report["total"], report["outputs"]
     lines = [
-        f"By groupwise's kernels, timed in turn with PyTorch's, the convolutions take "
-        f"{_against(total['groupwise_ms'], total['pytorch_ms'], total['speedup'])}, and the whole model takes "
-        f"{_against(total['groupwise_model_ms'], total['model_ms'], total['model_speedup'])}. {_by_whom(report)}",
+        _what_they_take(report),
         f"{roofline_of(report['machine']['roofline'])} max error: the largest difference from the same convolution in "
         "float64, relative to its largest value.",
     ]
@@ -140,18 +147,27 @@ def _notes_on_speed(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _by_whom(report: dict[str, Any]) -> str:
-    """Which part of the difference is groupwise's: the rest ran the same code on both sides."""
+def _what_they_take(report: dict[str, Any]) -> str:
+    """What groupwise's kernels gain or lose, and in which convolutions: the rest ran the same code on both sides."""
+    total = report["total"]
     ours = [row for row in report["layers"] if set(row["kernels"].values()) - {"pytorch"}]
     if not ours:
         return (
-            "groupwise's kernels computed none of them: both sides ran PyTorch's code, and the differences show noise "
-            "and caches."
+            "groupwise's kernels computed no convolution: both sides ran PyTorch's code, so this is neither a gain nor "
+            "a loss. What their times differ by shows noise and caches."
         )
+
+    def against(after: float | None, before: float | None) -> str:
+        factor = "" if is_busy(report["interference"]) else f" ({times(ratio(before, after))})"
+        return f"{milliseconds(after)} ms instead of {milliseconds(before)} ms{factor}"
+
     before, after = (known_sum(row[key] for row in ours) for key in ("pytorch_ms", "groupwise_ms"))
     return (
-        f"The convolutions that groupwise's kernels computed take {_against(after, before, ratio(before, after))}. In "
-        "all others (kernel: pytorch) both sides ran the same code, and the difference shows noise and caches."
+        f"By groupwise's kernels, timed in turn with PyTorch's, the convolutions take "
+        f"{against(total['groupwise_ms'], total['pytorch_ms'])}, and the whole model takes "
+        f"{against(total['groupwise_model_ms'], total['model_ms'])}. The convolutions that groupwise's kernels "
+        f"computed take {against(after, before)}. In all others (kernel: pytorch) both sides ran the same code, and "
+        "the difference shows noise and caches."
     )
 
 
@@ -199,8 +215,11 @@ def _whole_model(report: dict[str, Any]) -> tuple[str, str]:
     before = f"{milliseconds(total['model_ms'])}"
     if not is_measured(report):
         return f"{before} ms", f"{passes}, PyTorch's kernels"
+    if total["model_speedup"] is None:
+        return f"{before} ms", f"{passes}; groupwise's kernels computed no convolution"
+    gain = "the machine was busy" if is_busy(report["interference"]) else times(total["model_speedup"])
     after = milliseconds(total["groupwise_model_ms"])
-    return f"{before} → {after} ms", f"{passes}, PyTorch's kernels → groupwise's: {times(total['model_speedup'])}"
+    return f"{before} → {after} ms", f"{passes}, PyTorch's kernels → groupwise's: {gain}"
 
 
 def roofline_of(machine: dict[str, float]) -> str:
@@ -217,10 +236,6 @@ def measured_on(machine: dict[str, Any]) -> str:
     devices = [device for device in machine.get("devices", ()) if device != "cpu"]
     where = ", ".join([machine["processor"], *devices])
     return f"Measured on {where}, {phrases.plural(machine['threads'], 'thread')}, torch {machine['torch']}."
-
-
-def _against(after: float | None, before: float | None, speedup: float | None) -> str:
-    return f"{milliseconds(after)} ms instead of {milliseconds(before)} ms ({times(speedup)})"
 
 
 def is_measured(report: dict[str, Any]) -> bool:
@@ -240,13 +255,6 @@ def milliseconds(value: float | None) -> str:
         return "-"
     decimals = 3 if value < 1 else max(0, 2 - math.floor(math.log10(value)))
     return f"{value:,.{decimals}f}"
-
-
-def shorten(name: str) -> str:
-    """A name in at most 32 columns, without its middle if it is longer."""
-    name = legible(name)
-    half = _MOST_NAME // 2
-    return name if len(name) <= _MOST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def figures(row: dict[str, Any]) -> tuple[str, str, str]:

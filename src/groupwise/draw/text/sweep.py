@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from groupwise.draw.base import numbers
+from groupwise.draw.text import busy
 from groupwise.draw.text import lines as text
 from groupwise.draw.text.report import measured_on, milliseconds
 from groupwise.spec.legible import legible
@@ -23,7 +24,7 @@ def table(sweep: dict[str, Any]) -> str:
         amounts = (numbers.count(row["parameters"]), numbers.count(row["macs"]), numbers.data(row["bytes"]))
         groups = f"{row['groups']}{' (now)' if row['current'] else ''}"
         lines.append((legible(row["layer"]), groups, *amounts, milliseconds(row["ms"]), *ends))
-    found = [title(sweep), ""]
+    found = [*busy.paragraph(sweep["interference"]), title(sweep), ""]
     if shown:
         rows = text.rows(lines)
         found += [rows[0], "─" * max(map(len, rows)), *rows[1:]]
@@ -52,7 +53,8 @@ def notes(sweep: dict[str, Any]) -> list[str]:
         "kept: the part of the squared weight that the best partition of its channels keeps; at most: no partition "
         "keeps more.",
         _RISKS[sweep["risk"]],
-        *against_uniform(sweep),
+        # What is faster is not told of times that other processes disturbed.
+        *([] if busy.is_busy(sweep["interference"]) else against_uniform(sweep)),
         measured_on(sweep["machine"]),
     ]
 

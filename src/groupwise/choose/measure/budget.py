@@ -1,0 +1,69 @@
+"""Budgets of a choice: milliseconds, MACs or parameters, and which of them can be met at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from groupwise.draw.base import numbers
+from groupwise.errors import GroupwiseError
+from groupwise.profile.record import ConvCall
+
+# What a choice can cost, and the unit of it.
+COSTS = {"ms": "ms", "macs": "MACs", "parameters": "parameters"}
+
+
+def check_budget(
+    *, budget_ms: float | None = None, macs: float | None = None, parameters: float | None = None
+) -> tuple[str, float]:
+    """Returns what the one budget is of, a key of `COSTS`, and how much it is.
+
+    Raises `GroupwiseError` for none or several, and for one that is no number above 0.
+    """
+    given = {"ms": budget_ms, "macs": macs, "parameters": parameters}
+    budgets = {name: value for name, value in given.items() if value is not None}
+    if len(budgets) != 1:
+        raise GroupwiseError("choose takes one budget: budget_ms, macs or parameters")
+    ((of, budget),) = budgets.items()
+    if not budget > 0 or not math.isfinite(budget):
+        raise GroupwiseError(f"a budget of {budget} {COSTS[of]} must be a number above 0")
+    return of, budget
+
+
+def check_reachable(of: str, budget: float, calls: Sequence[ConvCall], candidates: Mapping[str, Sequence[int]]) -> None:
+    """Raises `GroupwiseError` for MACs or parameters below those of the cheapest choice, which no timing changes.
+
+    `calls` are the convolutions that the model runs, and `candidates` the groups values that each layer can have.
+    """
+    if of == "ms":
+        return
+    now = least = 0
+    weights: set[object] = set()
+    for call in calls:
+        own = call.cost.macs.forward if of == "macs" else call.spec.parameters
+        # A weight counts once, however often it runs; one that is computed on the fly is no parameter.
+        if of == "parameters" and (call.parameter is None or call.parameter in weights):
+            continue
+        weights.add(call.parameter)
+        options = [call.cost.with_groups(value) for value in candidates.get(call.name, ())]
+        costs = [at.macs.forward if of == "macs" else at.spec.parameters for at in options]
+        now += own
+        least += min([own, *costs])
+    if budget < least:
+        raise unreachable(of, budget, least, now)
+
+
+def unreachable(of: str, budget: float, least: float, now: float) -> GroupwiseError:
+    """Returns the error of a budget below the cheapest choice, which says what is reachable."""
+    wanted, cheapest, model = (_shown(of, value) for value in (budget, least, now))
+    return GroupwiseError(
+        f"a budget of {wanted} is below the cheapest choice, which needs {cheapest}; the model as it is needs {model}"
+    )
+
+
+def _shown(of: str, value: float) -> str:
+    if of == "ms":
+        return f"{value:.6g} ms"
+    # Every digit, so that a budget of this number is enough.
+    rounded = numbers.count(value)
+    return f"{value:,.0f} {COSTS[of]}" + (f" ({rounded})" if value >= 1000 else "")
