@@ -2,8 +2,10 @@
 
     python benchmarks/policy.py [--records DIR] [--output DIR]
 
-It writes `<class>-<isa>.json` for each processor class and instruction set in the record. A table estimates by how much
-a kernel is faster than PyTorch's; the planner takes the kernel only if even a low quantile exceeds a margin.
+It writes `<class>-<isa>.json` for each processor class and instruction set in the record of float32 layers,
+`<class>-<isa>-3d.json` for 3-D ones, and `<class>-<isa>-bfloat16.json` for those of a dtype of 16 bits. A table
+estimates by how much a kernel is faster than PyTorch's; the planner takes the kernel only if even a low quantile
+exceeds a margin.
 
 ## The file
 
@@ -42,10 +44,11 @@ import numpy as np
 import sharing
 from features import FAMILIES, GROWING, family, features
 from measuring import RECORDS, ROOT, read_record
-from sweep import AGAIN, BOUNDS, PYTORCH, speedup
+from sweep import AGAIN, BOUNDS, PYTORCH, record_of, speedup
 from trees import Estimate, Numbers, Tree, estimate, grow
 
 from groupwise.kernels.plan import DIRECTIONS, KERNELS
+from groupwise.kernels.tables import LOW_DTYPES
 
 Row = dict[str, Any]
 Margins = list[float]
@@ -137,10 +140,12 @@ def main() -> None:
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     parser.add_argument("--output", type=pathlib.Path, default=POLICY)
     options = parser.parse_args()
-    # 3-D layers have tables of their own.
+    # 3-D layers have tables of their own, and so has every dtype.
+    records = {"": record_of(False, "float32"), "-3d": record_of(True, "float32")}
+    records |= {f"-{dtype}": record_of(False, dtype) for dtype in LOW_DTYPES}
     found = {
         (*key, suffix): rows
-        for record, suffix in (("sweep.jsonl", ""), ("volumes.jsonl", "-3d"))
+        for suffix, record in records.items()
         for key, rows in groups_of(read_record(options.records / record)).items()
     }
     if not found:

@@ -1,6 +1,6 @@
 """Time random layers with PyTorch and with every kernel of groupwise that can run: the data of the planner's tables.
 
-    python benchmarks/sweep.py [--count 4000] [--seconds 720] [--seed 0] [--threads 1 2]
+    python benchmarks/sweep.py [--count 4000] [--seconds 720] [--seed 0] [--threads 1 2] [--dtype bfloat16]
 
 Each row is one pass of one layer in one memory format and at one number of threads. PyTorch is timed twice a round, so
 that the record says how far its times differ from themselves. --isa chooses the instruction set.
@@ -31,6 +31,7 @@ from groupwise.kernels import native
 from groupwise.kernels.dispatch import forced
 from groupwise.kernels.plan import KERNELS
 from groupwise.kernels.processor import processor_class
+from groupwise.kernels.tables import LOW_DTYPES
 
 UNIT = ("benchmark", "class", "isa", "seed")
 PYTORCH, AGAIN = "pytorch", "pytorch again"
@@ -63,9 +64,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="each row draws one of them")
     parser.add_argument("--isa", default="", help="the instruction set, by default the one in use")
     parser.add_argument("--volumes", action="store_true", help="draw 3-D layers, which have tables of their own")
-    parser.add_argument("--output", type=pathlib.Path, help="default: sweep.jsonl or volumes.jsonl of the records")
+    parser.add_argument("--dtype", choices=["float32", *LOW_DTYPES], default="float32")
+    parser.add_argument("--output", type=pathlib.Path, help="default: as `record_of` names it, in the records")
     options = parser.parse_args()
-    options.output = options.output or RECORDS / ("volumes.jsonl" if options.volumes else "sweep.jsonl")
+    if options.volumes and options.dtype != "float32":
+        parser.error("--volumes are drawn in float32: 3-D layers of other dtypes have no tables")
+    options.output = options.output or RECORDS / record_of(options.volumes, options.dtype)
     rows: list[dict[str, Any]] = []
     try:
         native.library()
@@ -76,6 +80,11 @@ def main() -> None:
     write_record(options.output, rows, UNIT)
     print("\n".join(report(rows)))
     print(f"wrote {len(rows)} rows to {options.output}; make the tables with: python benchmarks/policy.py")
+
+
+def record_of(volumes: bool, dtype: str) -> str:
+    """Returns the name of the record of which tables of 3-D layers, or of a dtype, are made."""
+    return "volumes.jsonl" if volumes else "sweep.jsonl" if dtype == "float32" else f"sweep-{dtype}.jsonl"
 
 
 def drawn(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
@@ -112,10 +121,10 @@ def drawn(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
 def work(options: argparse.Namespace, first: int, pipe: connection.Connection) -> None:
     """Sends each layer's number and its row, from `first` on."""
     keep_memory()
-    pool = torch.randn(MOST_NUMBERS)
+    pool = torch.randn(MOST_NUMBERS).to(getattr(torch, options.dtype))
     with forced(isa=options.isa):
         # The peak of the instruction set, and the bandwidth.
-        facts = {"benchmark": "sweep", "seed": options.seed, **native.machine(), **about()}
+        facts = {"benchmark": "sweep", "seed": options.seed, **native.machine(), **about(), "dtype": options.dtype}
         for number in range(first, options.count):
             row = measure(draw(options.seed, number, tuple(options.threads), options.volumes), pool, Effort())
             pipe.send((number, {**facts, "draw": number, **row} if row else None))

@@ -48,7 +48,10 @@ class Draw:
         return (self.batch, self.spec.in_channels, *self.size)
 
     def operator(self, pool: Tensor) -> Callable[[], object]:
-        """Returns the timed pass, by the operator in which PyTorch's convolutions end; `pool` provides its values."""
+        """Returns the timed pass, by the operator in which PyTorch's convolutions end.
+
+        `pool` provides its values, and its dtype.
+        """
         spec = self.spec
         output_shape = (self.batch, spec.out_channels, *spec.output_size(self.size))
         x, weight, grad = (self._values(pool, shape) for shape in (self.input_shape, spec.weight_shape, output_shape))

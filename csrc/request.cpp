@@ -14,7 +14,9 @@ void each_number(const Request& r, F&& f) {
   for (const int64_t n : {static_cast<int64_t>(r.direction), p.batch, p.groups, p.in_channels, p.out_channels}) f(n);
   for (const Axis& a : {p.h, p.w})
     for (const int64_t n : {a.in, a.out, a.kernel, a.stride, a.pad, a.dilation}) f(n);
-  for (const bool b : {r.channels_last, r.float32, r.transposed}) f(b);
+  f(r.channels_last);
+  f(static_cast<int64_t>(r.dtype));
+  f(r.transposed);
   f(r.threads);
   f(r.dimensions);
   for (const Strides& s : {r.x_strides, r.y_strides})

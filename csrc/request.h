@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "dtype.h"
 #include "problem.h"
 #include "targets/isa.h"
 
@@ -23,7 +24,7 @@ struct Request {
   Direction direction;
   Problem problem;
   bool channels_last;
-  bool float32;
+  Dtype dtype;
   int64_t threads;
   int64_t dimensions;
   Strides x_strides, y_strides;  // as the kernels read and write them (`meaningful`)

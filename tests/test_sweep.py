@@ -154,6 +154,39 @@ def test_the_record_keeps_the_rows_of_others(tmp_path, monkeypatch, capsys):
     assert "3 rows" in capsys.readouterr().out
 
 
+@needs_kernels
+def test_rows_of_another_dtype_have_a_record_of_their_own(tmp_path, monkeypatch):
+    quick = sweep.Effort(2, 0, 2)
+    monkeypatch.setattr(sweep, "Effort", lambda: quick)
+    monkeypatch.setattr(sweep, "RECORDS", tmp_path)
+    pipe, threads = Pipe(), torch.get_num_threads()
+    words = ["--count", "2", "--seed", "3", "--threads", "1", "--dtype", "bfloat16"]
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *words])
+    monkeypatch.setattr(sweep, "drawn", lambda options, end: (sweep.work(options, 0, pipe), pipe.rows)[1])
+    try:
+        sweep.main()
+    finally:
+        torch.set_num_threads(threads)
+    rows = measuring.read_record(tmp_path / "sweep-bfloat16.jsonl")
+    assert [row["dtype"] for row in rows] == ["bfloat16"] * len(pipe.rows)
+    assert rows
+    assert all(FIRST in row["least_ms"] for row in rows if row["family"] == "depthwise")
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--volumes", "--dtype", "float16"])
+    with pytest.raises(SystemExit):
+        sweep.main()
+
+
+class Pipe:
+    """Keeps the rows that a worker sends."""
+
+    def __init__(self):
+        self.rows = []
+
+    def send(self, told):
+        if told[1]:
+            self.rows.append(told[1])
+
+
 def test_the_report():
     def row(chosen, ours, **facts):
         ms = {"pytorch": 4.0, FIRST: ours, "pytorch again": 4.0}

@@ -56,7 +56,8 @@ GROUPWISE_API void groupwise_fft(int32_t allowed);
 // The features of the same request by their names, by which tables tell layers apart: {"macs": 20.5, ...}.
 GROUPWISE_API int64_t groupwise_features(const int64_t* numbers, const char* dtype, char* text, int64_t size);
 
-// Sets the tables by which kernels are chosen for an instruction set ("avx2"; "avx2 3-D" for its 3-D convolutions), as
+// Sets the tables by which kernels are chosen for an instruction set ("avx2"; "avx2 3-D" for its 3-D
+// convolutions, "avx2 bfloat16" for those of that dtype), as
 // csrc/plan/forest.h reads them; no numbers for none.
 // `features` and `kernels` are names joined by commas, and `record` is what a plan calls them. Returns 0 and changes nothing if
 // the numbers do not fit together.

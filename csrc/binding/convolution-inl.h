@@ -1,7 +1,9 @@
 // The bodies of aten::convolution and aten::convolution_backward, for any interface to PyTorch. An interface `Api` has:
 // - Profiled(plan, {&t, ...}), while which lives a profile shows that the plan runs and reads these tensors
-// - Tensor, whose default is the undefined one; plain(t): defined, float32, on the CPU, strided and not empty; strided_of(t)
-// - read_of(t), write_of(t): its numbers; contiguous(t, channels_last): a copy in that format unless it has it
+// - Tensor, whose default is the undefined one; strided_of(t)
+// - dtype_of(t): its dtype if it is on the CPU, strided and not empty, else `other`
+// - read_of(t), write_of(t): its numbers, which are floats in name only if they have 16 bits
+// - contiguous(t, channels_last): a copy in that format unless it has it
 // - empty(like, sizes, channels_last), empty_strided(like, sizes, strides)
 // - traced(): torch.jit.trace records this thread; deterministic(); has_onednn(): oneDNN is on; in_parallel_region(); threads()
 #pragma once
@@ -17,6 +19,7 @@
 #include "arguments.h"
 #include "binding/switches.h"
 #include "binding/tuning.h"
+#include "kernels/converted/converted.h"
 #include "plan/plan.h"
 #include "plan/recording.h"
 #include "run.h"
@@ -44,10 +47,13 @@ struct Convolution {
   // Computes in channels_last, whatever the tensors look like.
   bool last = false;
   Call call{};
+  Dtype dtype = Dtype::other;  // of all tensors
 
   // Tells whether kernels may compute this at all, and reads the arguments.
   bool ours() {
-    if (!dispatched() || Api::traced() || !Api::plain(input) || !Api::plain(weight)) return false;
+    if (!dispatched() || Api::traced()) return false;
+    dtype = Api::dtype_of(input);
+    if (dtype == Dtype::other || Api::dtype_of(weight) != dtype) return false;
     const bool understood = understand(Api::strided_of(input), Api::strided_of(weight), stride, padding, dilation, transposed,
                                        output_padding, groups, &call);
     call.channels_last |= last;
@@ -56,7 +62,7 @@ struct Convolution {
 
   bool bias_fits(const Tensor* bias) const {
     if (!bias) return true;
-    return Api::plain(*bias) && Api::strided_of(*bias).sizes.size() == 1 &&
+    return Api::dtype_of(*bias) == dtype && Api::strided_of(*bias).sizes.size() == 1 &&
            Api::strided_of(*bias).sizes[0] == (transposed ? call.x_channels : call.y_channels);
   }
 
@@ -77,7 +83,7 @@ struct Convolution {
     Request request{direction,
                     call.problem,
                     call.channels_last,
-                    true,
+                    dtype,
                     threads_that_compute<Api>(),
                     call.dimensions,
                     x ? read_strides(*x_form, call, true) : new_strides(call, true),
@@ -181,7 +187,7 @@ struct Convolution {
   Three backward(const Tensor& grad_output, std::array<bool, 3> mask, Theirs&& theirs) {
     Three grads;
     std::array<bool, 3> left = mask;
-    if (ours() && Api::plain(grad_output) && matches(Api::strided_of(grad_output), Api::strided_of(input), call)) {
+    if (ours() && Api::dtype_of(grad_output) == dtype && matches(Api::strided_of(grad_output), Api::strided_of(input), call)) {
       if (mask[0]) {
         const auto run = [&](const Plan& plan) { return correlate(plan, grad_output, nullptr); };
         const auto plan = tuned(decide(transposed ? Direction::forward : Direction::grad_input,
@@ -242,8 +248,15 @@ struct Convolution {
     if (call.dimensions == 3) strides.h = form.strides[sizes[3] > 1 ? 3 : 2];
     const double numbers = static_cast<double>(sizes[0] * sizes[1]) * static_cast<double>(height * sizes.back());
     const Tensor to = Api::empty(weight, sizes.subspan(1, 1), false);
-    sum_channels(sizes[0], sizes[1], height, sizes.back(), Api::read_of(from), strides, Api::write_of(to),
-                 shared || numbers >= shared_from(kernels(), Api::threads()), Api::parallel_for);
+    const bool threaded = shared || numbers >= shared_from(kernels(), Api::threads());
+    const float* const read = Api::read_of(from);
+    float* const written = Api::write_of(to);
+    if (is_low(dtype)) {
+      sum_low_channels(dtype, sizes[0], sizes[1], height, sizes.back(), reinterpret_cast<const uint16_t*>(read), strides,
+                       reinterpret_cast<uint16_t*>(written), threaded, Api::parallel_for);
+    } else {
+      sum_channels(sizes[0], sizes[1], height, sizes.back(), read, strides, written, threaded, Api::parallel_for);
+    }
     return to;
   }
 };

@@ -294,6 +294,18 @@ std::unique_ptr<Work> laid_out(const Request& r, const KernelRow& kernel, int64_
   return work;
 }
 
+std::unique_ptr<Work> lay_out_volume(const KernelRow& kernel, const Request& r, const char** why) {
+  const std::optional<Request> two = flat(r);
+  *why = kernel.by_norm ? "computes 1-D and 2-D convolutions only" : kernel.refuses(two ? *two : plane_of(r));
+  if (*why) return nullptr;
+  if (two) return kernel.lay_out(*two);
+  const Problem& p = r.problem;
+  const Axis& a = r.depth.axis;
+  const int64_t x = p.in_channels * p.h.in * p.w.in, y = p.out_channels * p.h.out * p.w.out;
+  if (r.direction == Direction::grad_weight) return laid_out<PlaneGradWeights>(r, kernel, a.in * x + a.out * y);
+  return laid_out<PlaneCorrelations>(r, kernel, r.direction == Direction::forward ? a.kernel * x + y : a.kernel * y + x);
+}
+
 }  // namespace
 
 Request plane_of(const Request& r) {
@@ -306,18 +318,10 @@ Request plane_of(const Request& r) {
   return one;
 }
 
-const char* refuses_volume(const Request& r, const KernelRow& kernel) {
-  if (kernel.by_norm) return "computes 1-D and 2-D convolutions only";
-  return kernel.refuses(flat(r).value_or(plane_of(r)));
-}
-
-std::unique_ptr<Work> lay_out_volume(const Request& r, const KernelRow& kernel) {
-  if (const std::optional<Request> two = flat(r)) return kernel.lay_out(*two);
-  const Problem& p = r.problem;
-  const Axis& a = r.depth.axis;
-  const int64_t x = p.in_channels * p.h.in * p.w.in, y = p.out_channels * p.h.out * p.w.out;
-  if (r.direction == Direction::grad_weight) return laid_out<PlaneGradWeights>(r, kernel, a.in * x + a.out * y);
-  return laid_out<PlaneCorrelations>(r, kernel, r.direction == Direction::forward ? a.kernel * x + y : a.kernel * y + x);
+std::unique_ptr<Work> lay_out(const KernelRow& kernel, const Request& r, const char** why) {
+  if (r.dimensions == 3) return lay_out_volume(kernel, r, why);
+  *why = kernel.refuses(r);
+  return *why ? nullptr : kernel.lay_out(r);
 }
 
 }  // namespace groupwise

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "kernels/converted/converted.h"
 #include "kernels/volume.h"
 #include "plan/text.h"
 #include "sharing.h"
@@ -19,7 +20,7 @@ constexpr double kMostProducts = 4503599627370496.0;
 // Returns why no kernel of ours computes the request, or null.
 const char* unfit(const Request& r) {
   const Problem& p = r.problem;
-  if (!r.float32) return "computes in float32 only";
+  if (r.dtype == Dtype::other) return "computes float32, bfloat16 and float16 only";
   if (p.batch < 1 || p.h.out < 1 || p.w.out < 1 || p.h.in < 1 || p.w.in < 1 || p.in_channels < 1 || p.out_channels < 1)
     return "nothing to compute";
   const char* extent = "supports strides and dilations to 1024, paddings and kernels to 65536 and sizes to 2**24";
@@ -155,8 +156,9 @@ std::vector<Candidate> candidates_of(const Request& r, std::vector<std::pair<con
   const char* none = unfit(r);
   for (const KernelRow* kernel : kernel_table()) {
     if (!kernel->directions[static_cast<int>(r.direction)]) continue;
-    const char* why = none ? none : r.dimensions < 3 ? kernel->refuses(r) : refuses_volume(r, *kernel);
-    std::unique_ptr<Work> work = why ? nullptr : r.dimensions < 3 ? kernel->lay_out(r) : lay_out_volume(r, *kernel);
+    const char* why = none;
+    std::unique_ptr<Work> work;
+    if (!why) work = is_low(r.dtype) ? lay_out_converted(*kernel, r, &why) : lay_out(*kernel, r, &why);
     if (work) {
       candidates.push_back({kernel, std::move(work)});
     } else {

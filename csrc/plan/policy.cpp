@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "forked.h"
+#include "kernels/converted/cut.h"
 #include "kernels/volume.h"
 #include "plan/features.h"
 #include "plan/measured.h"
@@ -19,15 +20,23 @@ std::atomic<bool> by_norm{false};
 
 struct Shelf {
   std::mutex mutex;
-  std::map<std::string, std::shared_ptr<const Tables>> tables;  // by instruction set
+  std::map<std::string, std::shared_ptr<const Tables>> tables;  // by the name of `name_of_tables`
   std::shared_ptr<const Model> model;
 };
 
 Shelf& shelf() { return forked<Shelf>(); }
 
-std::shared_ptr<const Tables> tables_of(const std::string& isa) {
+// The tables of an instruction set have its name, and those of its 3-D and of its 16-bit convolutions say so after it.
+std::string name_of_tables(const Request& request) {
+  std::string name = request.target->isa;
+  if (request.dimensions == 3) name += " 3-D";
+  if (is_low(request.dtype)) name += " " + std::string(kDtypeNames[static_cast<int>(request.dtype)]);
+  return name;
+}
+
+std::shared_ptr<const Tables> tables_of(const Request& request) {
   const std::lock_guard<std::mutex> lock(shelf().mutex);
-  const auto found = shelf().tables.find(isa);
+  const auto found = shelf().tables.find(name_of_tables(request));
   return found == shelf().tables.end() ? nullptr : found->second;
 }
 
@@ -65,8 +74,7 @@ bool judge_measured(const Request& request, const std::vector<Candidate>& candid
 
 // Judges by the tables of this processor class. False if they know nothing of a layer like this.
 bool judge_by_tables(const Request& request, const std::vector<Candidate>& candidates, Judgement* judgement) {
-  const std::shared_ptr<const Tables> tables =
-      tables_of(request.target->isa + std::string(request.dimensions == 3 ? " 3-D" : ""));
+  const std::shared_ptr<const Tables> tables = tables_of(request);
   if (!tables) return false;
   std::vector<double> values;
   const auto features = features_of(request);
@@ -137,12 +145,27 @@ Judgement judge_volume(const Request& request, const std::vector<Candidate>& can
   return judgement;
 }
 
+// Judges a request of a low dtype that no table knows: which kernel is the fastest in float32. Nothing is known of PyTorch's time,
+// which is many times that of float32 for some layers, and less for others where the processor multiplies such numbers: none is
+// sure to be faster.
+Judgement judge_low(const Request& request, const std::vector<Candidate>& candidates) {
+  Judgement judgement = judge(in_float32(request), candidates);
+  judgement.least = 1;
+  for (Speedup& s : judgement.speedups) {
+    s.low = 0;
+    s.why = "PyTorch's time in " + std::string(kDtypeNames[static_cast<int>(request.dtype)]) +
+            " is not known here; tuning measures it";
+  }
+  return judgement;
+}
+
 }  // namespace
 
 Judgement judge(const Request& request, const std::vector<Candidate>& candidates) {
   Judgement judgement{};
   if (judge_measured(request, candidates, &judgement)) return judgement;
   if (judge_by_tables(request, candidates, &judgement)) return judgement;
+  if (is_low(request.dtype)) return judge_low(request, candidates);
   if (request.dimensions == 3) return judge_volume(request, candidates);
   if (judge_by_model(request, candidates, &judgement)) return judgement;
   judgement = {Source::order, {}, 1};

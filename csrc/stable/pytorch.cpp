@@ -82,17 +82,22 @@ bool Stable::defined(const Tensor& t) {
   return found;
 }
 
-bool Stable::plain(const Tensor& t) {
-  static const int32_t float32 = aoti_torch_dtype_float32(), cpu = aoti_torch_device_type_cpu(),
+Dtype Stable::dtype_of(const Tensor& t) {
+  static const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16(),
+                       float16 = aoti_torch_dtype_float16(), cpu = aoti_torch_device_type_cpu(),
                        strided = aoti_torch_layout_strided();
-  if (!defined(t)) return false;
+  if (!defined(t)) return Dtype::other;
   int32_t dtype = 0, device = 0, layout = 0;
   int64_t count = 0;
   check(aoti_torch_get_dtype(t.get(), &dtype));
   check(aoti_torch_get_device_type(t.get(), &device));
   check(aoti_torch_get_layout(t.get(), &layout));
   check(aoti_torch_get_numel(t.get(), &count));
-  return dtype == float32 && device == cpu && layout == strided && count > 0;
+  if (device != cpu || layout != strided || count == 0) return Dtype::other;
+  return dtype == float32    ? Dtype::float32
+         : dtype == bfloat16 ? Dtype::bfloat16
+         : dtype == float16  ? Dtype::float16
+                             : Dtype::other;
 }
 
 Strided Stable::strided_of(const Tensor& t) {
@@ -135,9 +140,11 @@ Stable::Tensor Stable::empty(const Tensor& like, Numbers sizes, bool channels_la
   return empty_strided(like, sizes, {strides, count});
 }
 
-Stable::Tensor Stable::empty_strided(const Tensor&, Numbers sizes, Numbers strides) {
+Stable::Tensor Stable::empty_strided(const Tensor& like, Numbers sizes, Numbers strides) {
+  int32_t dtype = 0;
+  check(aoti_torch_get_dtype(like.get(), &dtype));
   AtenTensorHandle made = nullptr;
-  check(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), aoti_torch_dtype_float32(),
+  check(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
                                  aoti_torch_device_type_cpu(), 0, &made));
   return own(made);
 }

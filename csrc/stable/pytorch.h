@@ -35,7 +35,7 @@ struct Stable {
   static AtenTensorHandle give(const Tensor& t);
 
   static bool defined(const Tensor& t);
-  static bool plain(const Tensor& t);
+  static Dtype dtype_of(const Tensor& t);
   static Strided strided_of(const Tensor& t);
   static const float* read_of(const Tensor& t);
   static float* write_of(const Tensor& t);

@@ -10,9 +10,13 @@ using at::Tensor;
 
 namespace {
 
-bool plain_of(const Tensor& t, at::ScalarType dtype) {
-  return t.defined() && t.scalar_type() == dtype && t.layout() == at::kStrided && t.device().is_cpu() && t.numel() > 0 &&
-         !t.is_neg();
+Dtype dtype_named(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat: return Dtype::float32;
+    case at::kBFloat16: return Dtype::bfloat16;
+    case at::kHalf: return Dtype::float16;
+    default: return Dtype::other;
+  }
 }
 
 }  // namespace
@@ -22,8 +26,13 @@ Numbers known(Ints values) {
   return ints ? Numbers(ints->data(), ints->size()) : Numbers();
 }
 
-bool plain(const Tensor& t) { return plain_of(t, at::kFloat); }
-bool plain_low(const Tensor& t) { return plain_of(t, at::kBFloat16); }
+Dtype dtype_of(const Tensor& t) {
+  const bool usable = t.defined() && t.layout() == at::kStrided && t.device().is_cpu() && t.numel() > 0 && !t.is_neg();
+  return usable ? dtype_named(t.scalar_type()) : Dtype::other;
+}
+
+bool plain(const Tensor& t) { return dtype_of(t) == Dtype::float32; }
+bool plain_low(const Tensor& t) { return dtype_of(t) == Dtype::bfloat16; }
 
 bool understand(const Tensor& input, const Tensor& weight, Ints stride, Ints padding, Ints dilation, bool transposed,
                 Ints output_padding, const c10::SymInt& groups, Call* call) {

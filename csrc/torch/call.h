@@ -17,7 +17,10 @@ inline Strided strided_of(const at::Tensor& t) {
 // Returns the numbers; none where one is symbolic, which no kernel accepts.
 Numbers known(Ints values);
 
-// Tells whether a tensor is of the kind that the kernels compute.
+// Returns the dtype of a tensor on the CPU that is strided, not empty and not negated lazily; else `other`.
+Dtype dtype_of(const at::Tensor& t);
+
+// Tells whether a tensor is of the kind that the kernels compute, and float32.
 bool plain(const at::Tensor& t);
 // The same of bfloat16.
 bool plain_low(const at::Tensor& t);

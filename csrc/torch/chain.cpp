@@ -64,7 +64,7 @@ Request request_of(const Link& link, const BandStep& step, const Tensor& weight)
   return {Direction::forward,
           p,
           true,
-          true,
+          Dtype::float32,
           1,
           2,
           meaningful(link.from, 1, link.call.x_channels, p.h.in, p.w.in),

@@ -17,10 +17,10 @@ struct Exact {
   using Tensor = at::Tensor;
   using Profiled = groupwise::Profiled;
 
-  static bool plain(const Tensor& t) { return groupwise::plain(t); }
+  static Dtype dtype_of(const Tensor& t) { return groupwise::dtype_of(t); }
   static Strided strided_of(const Tensor& t) { return groupwise::strided_of(t); }
-  static const float* read_of(const Tensor& t) { return t.const_data_ptr<float>(); }
-  static float* write_of(const Tensor& t) { return t.mutable_data_ptr<float>(); }
+  static const float* read_of(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+  static float* write_of(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
   static Tensor contiguous(const Tensor& t, bool channels_last) { return t.contiguous(format(channels_last, t.dim())); }
   static Tensor empty(const Tensor& like, Numbers sizes, bool channels_last) {
     return groupwise::empty(sizes, channels_last, like.options());

@@ -131,7 +131,7 @@ Request request_of(const Call& call, const Tensor& source, const Tensor* out, co
   return {transposed ? Direction::grad_input : Direction::forward,
           call.problem,
           call.channels_last,
-          true,
+          Dtype::float32,
           threads_here(),
           call.dimensions,
           transposed ? to : from,

@@ -19,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "converted_test.h"
 #include "kernels/brgemm/product.h"
 #include "plan/plan.h"
 #include "sharing_test.h"
@@ -190,7 +191,7 @@ bool skips_padding() {
       const Strides ys = strides(p.batch, p.groups * p.out_channels, p.h, p.w, false, channels_last);
       for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
         const WeightStrides ws = dense_weight_strides(p, channels_last && k.channels > 1);
-        const Request r{direction, p, channels_last, true, 1, 2, xs, ys, ws};
+        const Request r{direction, p, channels_last, Dtype::float32, 1, 2, xs, ys, ws};
         for (const KernelRow* kernel : kernel_table()) {
           const std::shared_ptr<const Plan> plan = plan_of(r, kernel->name);
           if (!plan->work) continue;
@@ -260,7 +261,7 @@ bool test_one(Ran* ran) {
                             p.batch * p.groups * p.out_channels * p.h.out * p.w.out};
   for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
     const WeightStrides ws = depthwise(p) && direction != Direction::grad_weight ? dense_weight_strides(p, false) : any;
-    Request r{direction, p, channels_last, true, two ? 2 : 1, 2, xs, ys, ws};
+    Request r{direction, p, channels_last, Dtype::float32, two ? 2 : 1, 2, xs, ys, ws};
     for (const KernelRow* kernel : kernel_table()) {
       const std::shared_ptr<const Plan> plan = plan_of(r, kernel->name);
       if (!plan->work) continue;
@@ -360,7 +361,7 @@ int main(int count, char** arguments) {
     force_isa(isa);
     use_product({multiply, nullptr, isa.c_str()});
     expected += forms();
-    if (!vectors_agree() || !skips_padding()) return 1;
+    if (!vectors_agree() || !skips_padding() || !low_dtypes_agree(serial, in_two)) return 1;
     if (isa == isas.front() && !shares_where_it_pays()) {
       std::printf("threads share work where that does not pay, or do not where it does\n");
       return 1;

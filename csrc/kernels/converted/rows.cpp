@@ -1,0 +1,1 @@
+#include "kernels/converted/rows-inl.h"

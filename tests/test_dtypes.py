@@ -1,0 +1,234 @@
+"""bfloat16 and float16 convolutions by the float32 kernels, against float64: the float32 error and one rounding."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import groupwise
+from accuracy import poisoned, runs_of, threads
+from cases import layer_of, specs
+from groupwise import ConvSpec, plan, record_plans
+from groupwise.kernels import native, tables, tuning
+from groupwise.kernels.dispatch import forced
+from kernels import DIRECT, ISAS, needs_kernels
+from tuned import Clock, lines
+
+pytestmark = needs_kernels
+
+LOW = [torch.bfloat16, torch.float16]
+FORMATS = ["contiguous", "channels_last"]
+LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+FLOAT = torch.finfo(torch.float32).eps / 2
+
+
+def gradients(layer, source, grad):
+    source = source.detach().requires_grad_()
+    output = layer(source)
+    return [output, *torch.autograd.grad(output, [source, *layer.parameters()], grad)]
+
+
+def twin(layer, spec, change):
+    """The layer in float64, with weights that `change` makes."""
+    made = layer_of(spec)
+    made.load_state_dict({name: change(value.double()) for name, value in layer.state_dict().items()})
+    return made
+
+
+def check(spec, size, batch, dtype, kernel, memory_format="contiguous", expanded=False, isa=""):
+    """Compares a step with float64's from the same low numbers. Returns the kernels that ran."""
+    layer = layer_of(spec, dtype)
+    source = torch.randn(batch, spec.in_channels, *size).to(dtype)
+    shape = (batch, spec.out_channels, *spec.output_size(size))
+    grad = torch.randn(()).to(dtype).expand(shape) if expanded else torch.randn(shape).to(dtype)
+    if memory_format == "channels_last" and spec.dims > 1:
+        source = source.to(memory_format=LAST[spec.dims])
+    with forced(True, kernel, isa), poisoned(), record_plans() as plans:
+        found = gradients(layer, source, grad)
+    exact = gradients(twin(layer, spec, lambda t: t), source.double(), grad.double())
+    sums = gradients(twin(layer, spec, torch.abs), source.double().abs(), grad.double().abs())
+    unit, least = torch.finfo(dtype).eps / 2, torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2
+    ran = runs_of(plans, spec.transposed)
+    # No result sums more products than this.
+    most = max(layer.weight.numel(), grad.numel()) + 16
+    for name, got, right, total in zip(
+        ["output", "grad_input", "grad_weight", "grad_bias"], found, exact, sums, strict=False
+    ):
+        assert got.dtype == dtype
+        # PyTorch's own kernels round sums of some products, in 3-D transposed layers for one.
+        if {"grad_bias": "grad_weight"}.get(name, name) not in ran:
+            continue
+        sure = 2 * most * FLOAT * total
+        excess = ((got.double() - right).abs() - (unit * (right.abs() + sure) + sure + least)).max()
+        assert excess <= 0, f"{name} of {spec} in {dtype} by {kernel or 'choice'} exceeds its bound by {excess:.3g}"
+    return {one.kernel for one in plans}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kernel", DIRECT)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    spec=specs(24).filter(lambda s: s.padding_mode == "zeros"),
+    size=st.tuples(st.integers(4, 19), st.integers(4, 19), st.integers(4, 9)),
+    batch=st.integers(1, 5),
+    dtype=st.sampled_from(LOW),
+    memory_format=st.sampled_from(FORMATS),
+    expanded=st.booleans(),
+    workers=st.sampled_from([1, 2, 3]),
+)
+def test_every_kernel_rounds_once_more(kernel, isa, spec, size, batch, dtype, memory_format, expanded, workers):
+    size = size[-spec.dims :]
+    try:
+        spec.output_size(size)
+    except groupwise.GroupwiseError:
+        return
+    with threads(workers):
+        check(spec, size, batch, dtype, kernel, memory_format, expanded, isa)
+
+
+LAYERS = [
+    ("depthwise, several chunks", ConvSpec(96, 96, 3, padding=1, groups=96), (56, 56), 3),
+    ("groups of 4", ConvSpec(128, 128, 3, padding=1, groups=32), (28, 28), 5),
+    ("a sample beyond the cache", ConvSpec(40, 80, 3, stride=2, padding=1, groups=20), (150, 151), 2),
+    ("one group", ConvSpec(32, 48, 3, padding=1), (40, 41), 1),
+    ("1-D", ConvSpec(48, 48, 31, padding=15, groups=48, dims=1), (3000,), 4),
+    ("transposed", ConvSpec(24, 48, 4, stride=2, padding=1, groups=12, transposed=True), (21, 40), 4),
+    ("rows of one sample", ConvSpec(48, 48, 5, stride=2, padding=2, groups=48), (61, 42), 1),
+    ("rows that no tap reads", ConvSpec(16, 16, 2, stride=3, padding=1, groups=4), (70, 20), 1),
+    ("dilated rows", ConvSpec(8, 16, 3, padding=4, dilation=4, groups=4), (90, 31), 1),
+    ("3-D", ConvSpec(24, 24, 3, padding=1, groups=24, dims=3), (9, 21, 22), 3),
+    ("3-D of one plane a tap", ConvSpec(16, 32, (2, 3, 3), stride=(2, 1, 1), groups=4, dims=3), (6, 30, 31), 2),
+    ("transposed 3-D", ConvSpec(16, 16, 2, stride=2, groups=8, transposed=True, dims=3), (5, 12, 13), 3),
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize(("name", "spec", "size", "batch"), LAYERS, ids=[row[0] for row in LAYERS])
+def test_chunks_cover_a_layer(name, spec, size, batch, dtype, memory_format, workers, isa):
+    ran = set()
+    with threads(workers):
+        for kernel in ("planar", "narrow", "pixels"):
+            ran |= check(spec, size, batch, dtype, kernel, memory_format, isa=isa)
+    assert ran - {"pytorch"}
+
+
+def test_threads_share_the_rows_of_one_sample():
+    tables.clear(native.library(), native.status().isa)
+    spec = ConvSpec(48, 48, 3, padding=1, groups=48)
+    with forced(True, "narrow"):
+        tile = plan(spec, (1, 48, 16, 16), dtype="bfloat16", memory_format="channels_last", threads=2).tile
+    assert tile.endswith("by chunks of 1 samples, 48 groups and 8 rows")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_every_number_is_widened_and_rounded_as_pytorch_does(dtype, isa):
+    """By a 1x1 depthwise layer of weight 1, and of a weight that makes results that lie between numbers."""
+    numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).reshape(1, 2, 128, 256)
+    for factor in (1.0, 1.37, 2.0**-9):
+        weight = torch.full((2, 1, 1, 1), factor).to(dtype)
+        with forced(True, "planar", isa), record_plans() as plans:
+            got = torch.nn.functional.conv2d(numbers, weight, groups=2)
+        assert [one.kernel for one in plans] == ["planar"]
+        expected = (numbers.float() * weight.float().view(1, 2, 1, 1)).to(dtype)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_strided_tensors_and_weights_of_any_order():
+    torch.manual_seed(0)
+    wide = torch.randn(2, 9, 14, 26).bfloat16()
+    source = wide[:, 1:9, ::2, 2:24]
+    weight = torch.randn(3, 3, 2, 16).bfloat16().permute(3, 2, 0, 1)
+    with forced(True, "planar"), poisoned(), record_plans() as plans:
+        got = torch.nn.functional.conv2d(source, weight, groups=4)
+    assert [one.kernel for one in plans] == ["planar"]
+    expected = torch.nn.functional.conv2d(source.double(), weight.double(), groups=4)
+    torch.testing.assert_close(got.double(), expected, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_autocast_takes_the_kernels(dtype):
+    layer, source = torch.nn.Conv2d(16, 16, 3, padding=1, groups=4), torch.randn(2, 16, 12, 12)
+    with forced(True, "planar"), record_plans() as plans:
+        with torch.autocast("cpu", dtype=dtype):
+            output = layer(source)
+        output.float().sum().backward()
+    assert output.dtype == dtype
+    assert layer.weight.grad.dtype == torch.float32
+    assert [one.kernel for one in plans] == ["planar", "planar"]
+    torch.testing.assert_close(output.float(), layer(source), rtol=0.05, atol=0.05)
+
+
+def test_results_are_the_same_on_every_run():
+    spec = ConvSpec(32, 32, 3, padding=1, groups=8)
+    layer, source = layer_of(spec, torch.bfloat16), torch.randn(7, 32, 40, 40).bfloat16()
+    grad = torch.randn(7, 32, 40, 40).bfloat16()
+    with threads(2), forced(True, "planar"):
+        first = gradients(layer, source, grad)
+        for _ in range(5):
+            for a, b in zip(first, gradients(layer, source, grad), strict=True):
+                assert torch.equal(a, b)
+
+
+def test_a_plan_names_the_chunks_and_leaves_an_unmeasured_dtype_to_pytorch():
+    spec, shape = ConvSpec(64, 64, 3, padding=1, groups=16), (2, 64, 28, 28)
+    with forced(True, "planar"):
+        assert "in float32 by chunks of" in plan(spec, shape, dtype="bfloat16").tile
+    with forced(True):
+        chosen = plan(spec, shape, dtype="float16")
+    assert chosen.kernel == "pytorch"
+    assert "PyTorch's time in float16 is not known here" in chosen.others["planar"]
+
+
+@pytest.fixture
+def told_of_bfloat16():
+    """Tables by which `planar` is fast in bfloat16, and nothing is in other dtypes."""
+    library, isa = native.library(), native.status().isa
+    leaf = {"nodes": [], "leaves": [9, 100, 200]}
+    table = {"kernel": "planar", "least": [0], "most": [40], "trees": [leaf]}
+    about = {"format": 1, "class": "some-1-2", "isa": isa, "torch": "2.13", "margin": 0.1, "bounded": []}
+    tables.clear(library, isa)
+    tables.give(library, f"{isa} bfloat16", {**about, "features": ["macs"], "tables": [table]})
+    yield
+    tables.clear(library, isa)
+
+
+def test_each_dtype_has_tables_of_its_own(told_of_bfloat16):
+    spec, shape = ConvSpec(64, 64, 3, padding=1, groups=16), (2, 64, 28, 28)
+    made = plan(spec, shape, dtype="bfloat16")
+    assert (made.kernel, made.source, made.speedup) == ("planar", "table", 4)
+    assert plan(spec, shape, dtype="float16").kernel == "pytorch"
+    volume = plan(ConvSpec(16, 16, 3, padding=1, groups=16, dims=3), (1, 16, 8, 8, 8), dtype="bfloat16")
+    assert volume.kernel == "pytorch"
+    assert "PyTorch's time in bfloat16 is not known here" in volume.others["planar"]
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_autocast_takes_what_tuning_of_a_low_model_found(dtype):
+    model, source = torch.nn.Conv2d(16, 16, 3, padding=1, groups=4), torch.randn(2, 16, 12, 12)
+    Clock(lambda call: 1e-3)
+    made = groupwise.tune(copy.deepcopy(model).to(dtype), source.to(dtype), train=True)
+    assert {one.source for one in made.plans} == {"measured"}
+    for line in lines():
+        assert "planar" in line["seconds"]
+        tuning.remember(native.library(), line["isa"], line["request"], {**line["seconds"], "planar": 5e-4})
+    native.library().groupwise_policy_changed()
+    with groupwise.enabled(), record_plans() as plans:
+        with torch.autocast("cpu", dtype=dtype):
+            output = model(source)
+        output.float().sum().backward()
+    assert [(one.kernel, one.source) for one in plans] == [("planar", "measured")] * 2
+
+
+def test_mixed_dtypes_are_pytorchs():
+    source, weight = torch.randn(1, 4, 6, 6).bfloat16(), torch.randn(4, 1, 3, 3).half()
+    with forced(True, "planar"), pytest.raises(RuntimeError):
+        torch.nn.functional.conv2d(source, weight, groups=4)
