@@ -21,7 +21,12 @@ namespace groupwise {
   namespace isa {     \
   bool simd_agrees(); \
   }
+#ifdef GROUPWISE_HAVE_BASELINE
 SIMD(baseline)
+#endif
+#ifdef GROUPWISE_HAVE_NEON
+SIMD(neon)
+#endif
 #ifdef GROUPWISE_HAVE_AVX2
 SIMD(avx2)
 #endif
@@ -188,7 +193,13 @@ bool vectors_agree() {
 #ifdef GROUPWISE_HAVE_AVX512
   if (isa == "avx512") return avx512::simd_agrees();
 #endif
-  return baseline::simd_agrees();
+#ifdef GROUPWISE_HAVE_NEON
+  if (isa == "neon") return neon::simd_agrees();
+#endif
+#ifdef GROUPWISE_HAVE_BASELINE
+  if (isa == "baseline") return baseline::simd_agrees();
+#endif
+  return false;
 }
 
 }  // namespace
