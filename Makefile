@@ -3,7 +3,9 @@
 #   make test    style, tests                               make style   lint, types, format
 #   make fuzz    new random examples and convolutions
 #   make bench   time the package's own work                 make docs    pictures and site (Python 3.11)
-#   make core    the native core's own tests, sanitized      make dist    the source distribution, checked and built from
+#   make core    the native core's own tests, sanitized (SANITIZE=address or thread)
+#   make core-aarch64   the same by an emulator           make fuzz-core   the core under libFuzzer
+#   make dist     the source distribution, checked and built from
 #   make wheel   the wheels that are published           make wheel-test   the wheel with TORCH=2.10.0, say, and no compiler
 #   make clean   remove .venv and what was made
 # PYTHON picks the interpreter of a new .venv, PIP_FLAGS adds to every pip install (an index with CPU builds of torch, say).
@@ -23,11 +25,15 @@ MODULES := $(shell find src -type d -not -name __pycache__)
 REPORT := groupwise-report.html
 ROUNDS := 10
 BUDGET := 60
+SANITIZE := address
+# ThreadSanitizer takes so much longer.
+CASES := $(if $(filter thread,$(SANITIZE)),400,1500)
+CORE_BUILD = $(BIN)/cmake --log-level=WARNING -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 WHEEL_PIP := build/wheel/env/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
 # What a wheel takes from the torch beside it.
 OF_TORCH := --exclude libtorch_cpu.so --exclude libc10.so
 
-.PHONY: demo test style fuzz core bench docs dist wheel wheel-test clean
+.PHONY: demo test style fuzz core core-aarch64 fuzz-core bench docs dist wheel wheel-test clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -57,10 +63,22 @@ fuzz: $(VENV)/test.stamp
 	for round in $$(seq $(ROUNDS)); do $(BIN)/pytest -q -m hypothesis --hypothesis-profile=fuzz || exit 1; done
 
 core: $(VENV)/base.stamp
-	$(BIN)/cmake --log-level=WARNING -S . -B build/core -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	  -DGROUPWISE_NATIVE_TESTS=ON -DGROUPWISE_SANITIZE=ON
-	$(BIN)/cmake --build build/core
-	build/core/groupwise_core_test
+	$(CORE_BUILD) -B build/core-$(SANITIZE) -DGROUPWISE_NATIVE_TESTS=ON -DGROUPWISE_SANITIZE=$(SANITIZE)
+	$(BIN)/cmake --build build/core-$(SANITIZE)
+	build/core-$(SANITIZE)/groupwise_core_test $(CASES)
+
+core-aarch64: $(VENV)/base.stamp
+	$(CORE_BUILD) -B build/core-aarch64 -DGROUPWISE_NATIVE_TESTS=ON --toolchain cmake/aarch64.cmake
+	$(BIN)/cmake --build build/core-aarch64 --target groupwise_core_test
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/core-aarch64/groupwise_core_test 400
+
+# libFuzzer comes with Clang. What it learned stays in the corpus for the next time.
+fuzz-core: $(VENV)/base.stamp
+	$(CORE_BUILD) -B build/fuzz -DGROUPWISE_FUZZ=ON -DGROUPWISE_SANITIZE=address \
+	  $(if $(shell command -v clang++),-DCMAKE_CXX_COMPILER=clang++)
+	$(BIN)/cmake --build build/fuzz
+	mkdir -p build/fuzz/corpus
+	build/fuzz/groupwise_core_fuzz -max_total_time=$(BUDGET) -max_len=64 -artifact_prefix=build/fuzz/ build/fuzz/corpus
 
 bench: $(VENV)/base.stamp
 	$(BIN)/python benchmarks/run.py

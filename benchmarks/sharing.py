@@ -30,7 +30,7 @@ from groupwise.kernels.plan import KERNELS
 from groupwise.kernels.processor import processor_class
 
 Row = dict[str, Any]
-LANES = {"baseline": 4, "avx2": 8, "avx512": 16}
+LANES = {"baseline": 4, "neon": 4, "avx2": 8, "avx512": 16}
 # Beyond these a second thread hardly pays, or surely.
 LEAST, MOST = 4_000, 1_000_000
 # A number of products is fitted to this many rows or more.

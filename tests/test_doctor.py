@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import pathlib
+import platform
 import re
 import shutil
 import subprocess
@@ -193,9 +194,12 @@ def test_the_processor(monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "cache_path", lambda: None)
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
     assert diagnosis.diagnose().processor == reporting.machine()["processor"] == "A \N{REPLACEMENT CHARACTER} CPU"
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert diagnosis.diagnose().isas == ("baseline", "avx2")
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "none")
     assert diagnosis.diagnose().isas == ("baseline",)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert diagnosis.diagnose().isas == ("neon",)
     assert diagnosis.diagnose().processor == reporting.machine()["processor"] != ""
 
 
@@ -206,7 +210,7 @@ def test_this_machine(monkeypatch):
     assert found.torch == torch.__version__
     assert found.ok == (native.status().problem is None)
     assert found.processor
-    assert found.isas[0] == "baseline"
+    assert found.isas[0] == diagnosis.PLAIN_ISAS.get(platform.machine(), "baseline")
     # PyTorch finds out by cpuid.
     assert ("avx2" in found.isas) == (torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"))
 
@@ -276,5 +280,5 @@ def test_a_build_that_lacks_something_says_what(tmp_path, monkeypatch, machine, 
 
 
 def test_the_instruction_sets_are_those_of_the_build():
-    rows = re.findall(r"^instruction_set\((\w+)", (ROOT / "CMakeLists.txt").read_text(), re.M)
-    assert rows == ["baseline", *diagnosis.ISA_FLAGS]
+    rows = re.findall(r"^ *instruction_set\((\w+)", (ROOT / "CMakeLists.txt").read_text(), re.M)
+    assert rows == [*dict.fromkeys(diagnosis.PLAIN_ISAS.values()), "baseline", *diagnosis.ISA_FLAGS]

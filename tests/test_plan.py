@@ -25,7 +25,7 @@ def test_a_plan_tells_of_the_threads_that_compute():
     small, large = (plan(spec, (1, 8, size, size), threads=2) for size in (10, 200))
     assert (small.threads, large.threads, large.sharing) == (1, 2, "")
     # 8 channels, 9 taps and 8 x 8 outputs, and each lane of each thread.
-    lanes = {"baseline": 4, "avx2": 8, "avx512": 16}[small.isa]
+    lanes = {"baseline": 4, "neon": 4, "avx2": 8, "avx512": 16}[small.isa]
     words = f"4608 products are too few for 2 threads, which share work from {2000 * lanes} on"
     assert small.sharing == words
     assert f"\n  {words}\n" in str(small)

@@ -214,7 +214,7 @@ def test_a_table_says_from_how_many_products_threads_share_work_and_else_the_mod
         return [size for size in (4, 8, 32, 64) if plan(SMALL, (1, 16, size, size), threads=2).threads == 2]
 
     # A lane's products of each output, for each of two threads: 16 channels and 9 taps.
-    per_output = 16 * 9 / {"baseline": 4, "avx2": 8, "avx512": 16}[isa] / 2
+    per_output = 16 * 9 / {"baseline": 4, "neon": 4, "avx2": 8, "avx512": 16}[isa] / 2
     try:
         assert shared(model=60) == [8, 32, 64]
         assert shared(model=60, table=1000) == [32, 64]

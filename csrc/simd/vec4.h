@@ -1,19 +1,19 @@
-// Vectors of 4 floats.
+// Vectors of 4 floats. GW_REGISTER is the letter of a vector register in asm, and GW_REGISTERS how many there are.
 #pragma once
-
 #define GW_LANES 4
-// The letter of a vector register in asm.
 #ifdef __aarch64__
 #define GW_REGISTER "w"
+#define GW_REGISTERS 32
 #else
 #define GW_REGISTER "x"
+#define GW_REGISTERS 16
 #endif
 #include "simd/base.h"
 
 namespace groupwise::GW_TARGET {
 
 // The vector registers, by which tiles have their sizes.
-constexpr int kRegisters = 16;
+constexpr int kRegisters = GW_REGISTERS;
 // Tells whether a partial load or store is one instruction.
 constexpr bool kMasks = false;
 

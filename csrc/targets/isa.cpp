@@ -4,7 +4,12 @@
 
 namespace groupwise {
 
+#ifdef GROUPWISE_HAVE_BASELINE
 extern const Kernels kBaseline;
+#endif
+#ifdef GROUPWISE_HAVE_NEON
+extern const Kernels kNeon;
+#endif
 #ifdef GROUPWISE_HAVE_AVX2
 extern const Kernels kAvx2;
 #endif
@@ -21,7 +26,14 @@ struct Row {
 
 // Rows go from the plainest set to the best. A new instruction set is one row here and one target_*.cpp.
 std::vector<Row> table() {
-  std::vector<Row> rows{{&kBaseline, true}};
+  std::vector<Row> rows;
+#ifdef GROUPWISE_HAVE_BASELINE
+  rows.push_back({&kBaseline, true});
+#endif
+#ifdef GROUPWISE_HAVE_NEON
+  // Every processor of aarch64 has it.
+  rows.push_back({&kNeon, true});
+#endif
 #ifdef GROUPWISE_HAVE_AVX2
   rows.push_back({&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
 #endif

@@ -1,29 +1,20 @@
-// Tests the core without torch: random convolutions in every kernel, direction and format, against plain loops in double.
-// Tensors are between guard bands, and outputs and weights' gradients start as NaN. `make core` builds it with sanitizers.
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(at, size)
-#define ASAN_UNPOISON_MEMORY_REGION(at, size)
-#endif
-
+// Tests the core without torch: random convolutions in every kernel, direction and format, against plain loops in double
+// (agreement.h), and what else threads share. `make core` builds it with sanitizers.
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <limits>
 #include <map>
-#include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "agreement.h"
 #include "converted_test.h"
 #include "kernels/brgemm/product.h"
 #include "plan/plan.h"
 #include "sharing_test.h"
 #include "targets/isa.h"
+#include "threads_test.h"
 
 // Of tests/native/simd/check.cpp.
 namespace groupwise {
@@ -31,7 +22,12 @@ namespace groupwise {
   namespace isa {     \
   bool simd_agrees(); \
   }
+#ifdef GROUPWISE_HAVE_BASELINE
 SIMD(baseline)
+#endif
+#ifdef GROUPWISE_HAVE_NEON
+SIMD(neon)
+#endif
 #ifdef GROUPWISE_HAVE_AVX2
 SIMD(avx2)
 #endif
@@ -44,57 +40,10 @@ using namespace groupwise;
 
 namespace {
 
-std::mt19937 generator(20261122);
+Random generator(20261122);
 
 int64_t pick(std::initializer_list<int64_t> values) {
   return values.begin()[std::uniform_int_distribution<size_t>(0, values.size() - 1)(generator)];
-}
-float random_float() { return std::uniform_real_distribution<float>(-1, 1)(generator); }
-
-// Floats between two guard bands of a value that no computation gives. AddressSanitizer also forbids to read the bands.
-class Guarded {
- public:
-  explicit Guarded(int64_t size, bool random) : size_(size), all_(size + 2 * kGuard, kMark) {
-    for (int64_t i = 0; i < size; i++) data()[i] = random ? random_float() : std::numeric_limits<float>::quiet_NaN();
-    ASAN_POISON_MEMORY_REGION(all_.data(), kGuard * sizeof(float));
-    ASAN_POISON_MEMORY_REGION(data() + size, kGuard * sizeof(float));
-  }
-  Guarded(const Guarded&) = delete;
-  ~Guarded() { ASAN_UNPOISON_MEMORY_REGION(all_.data(), all_.size() * sizeof(float)); }
-  float* data() { return all_.data() + kGuard; }
-  int64_t size() const { return size_; }
-  bool intact() const {
-    ASAN_UNPOISON_MEMORY_REGION(all_.data(), all_.size() * sizeof(float));
-    for (int64_t i = 0; i < kGuard; i++)
-      if (all_[i] != kMark || all_[all_.size() - 1 - i] != kMark) return false;
-    return true;
-  }
-
- private:
-  // The number is odd, so that the tensor is aligned to no more than a float.
-  static constexpr int64_t kGuard = 67;
-  static constexpr float kMark = 1.2345678e30f;
-  int64_t size_;
-  std::vector<float> all_;
-};
-
-void serial(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) { fn(0, count, context); }
-void in_two(int64_t count, void (*fn)(int64_t, int64_t, void*), void* context) {
-  const int64_t half = (count + 1) / 2;
-  std::thread other(fn, half, count, context);
-  fn(0, half, context);
-  other.join();
-}
-
-// The product that PyTorch lends the core elsewhere.
-void multiply(int64_t m, int64_t n, int64_t k, int64_t a_row, int64_t b_row, int64_t c_row, bool add, const float* a,
-              const float* b, float* c) {
-  for (int64_t i = 0; i < m; i++)
-    for (int64_t j = 0; j < n; j++) {
-      float sum = 0;
-      for (int64_t l = 0; l < k; l++) sum += a[i * a_row + l] * b[l * b_row + j];
-      c[i * c_row + j] = add ? c[i * c_row + j] + sum : sum;
-    }
 }
 
 Axis random_axis(std::initializer_list<int64_t> sizes) {
@@ -121,26 +70,6 @@ Strides strides(int64_t batch, int64_t channels, const Axis& h, const Axis& w, b
 
 const std::initializer_list<int64_t> kSizes = {1, 2, 3, 5, 7, 8, 9, 14, 17, 25, 33};
 
-// Calls visit(x offset, weight offset, y offset) for every multiplication of the convolution.
-template <class F>
-void each_product(const Problem& p, const Strides& xs, const WeightStrides& ws, const Strides& ys, F&& visit) {
-  for (int64_t n = 0; n < p.batch; n++)
-    for (int64_t g = 0; g < p.groups; g++)
-      for (int64_t o = 0; o < p.out_channels; o++)
-        for (int64_t c = 0; c < p.in_channels; c++)
-          for (int64_t oh = 0; oh < p.h.out; oh++)
-            for (int64_t ow = 0; ow < p.w.out; ow++)
-              for (int64_t kh = 0; kh < p.h.kernel; kh++)
-                for (int64_t kw = 0; kw < p.w.kernel; kw++) {
-                  const int64_t ih = oh * p.h.stride + kh * p.h.dilation - p.h.pad;
-                  const int64_t iw = ow * p.w.stride + kw * p.w.dilation - p.w.pad;
-                  if (ih < 0 || ih >= p.h.in || iw < 0 || iw >= p.w.in) continue;
-                  visit(n * xs.n + (g * p.in_channels + c) * xs.c + ih * xs.h + iw * xs.w,
-                        g * ws.group + o * ws.o + c * ws.c + kh * ws.h + kw * ws.w,
-                        n * ys.n + (g * p.out_channels + o) * ys.c + oh * ys.h + ow * ys.w);
-                }
-}
-
 // Forward has four tiles of planar and grad_input five; both have narrow, groups and dots. grad_weight has two tiles of planar,
 // narrow, and two of pixels. All have brgemm, and forward has stem, whose tiles are of any size. Where two vectors hold a block of
 // channels, groups has a second tile.
@@ -152,13 +81,6 @@ bool of_any_size(const std::string& kernel) { return kernel == "brgemm" || kerne
 std::string form(const Plan& plan) {
   return std::string(plan.request.target->isa) + " " + kDirectionNames[static_cast<int>(plan.request.direction)] + " " +
          plan.name() + (of_any_size(plan.name()) ? "" : ": " + plan.work->facts.tile);
-}
-
-// Tells whether the result is within rounding of the sums, which are of doubles; `weight` sums the absolute values.
-bool close(const float* got, const std::vector<double>& sums, const std::vector<double>& weight) {
-  for (size_t i = 0; i < sums.size(); i++)
-    if (!(std::abs(got[i] - sums[i]) <= 1e-6 * weight[i] + 1e-7)) return false;
-  return true;
 }
 
 // Returns the strides of a weight whose dimensions (output, input, row, column) follow each other in any order.
@@ -207,20 +129,6 @@ bool skips_padding() {
   return true;
 }
 
-// Compares the sum of each channel of y with plain loops.
-bool channels_close(const Problem& p, const Strides& s, const float* y, const float* sums) {
-  for (int64_t c = 0; c < p.groups * p.out_channels; c++) {
-    double sum = 0;
-    for (int64_t n = 0; n < p.batch; n++)
-      for (int64_t h = 0; h < p.h.out; h++)
-        for (int64_t v = 0; v < p.w.out; v++) sum += y[n * s.n + c * s.c + h * s.h + v * s.w];
-    if (std::abs(sums[c] - sum) <= 1e-6 * p.batch * p.h.out * p.w.out) continue;
-    std::printf("wrong sum of channel %ld\n", static_cast<long>(c));
-    return false;
-  }
-  return true;
-}
-
 // How often each form ran.
 using Ran = std::map<std::string, int64_t>;
 
@@ -251,90 +159,30 @@ bool test_one(Ran* ran) {
     p.in_channels = ceil_div(p.in_channels, 2), p.out_channels = ceil_div(p.out_channels, 2);
   while (positions * p.batch * p.groups > 3'000'000 && p.batch * p.groups > 1) p.batch = 1, p.groups /= 2;
   if (p.groups == 0) return true;
-  const bool channels_last = pick({0, 1}), two = pick({0, 1});
+  const bool channels_last = pick({0, 1});
+  const int64_t threads = pick({1, 1, 2, 3});
   // The binding makes depthwise weights contiguous, and their gradients as the weights are.
   const WeightStrides any = random_weight_strides(p);
   const Strides xs = strides(p.batch, p.groups * p.in_channels, p.h, p.w, true, channels_last);
   const Strides ys = strides(p.batch, p.groups * p.out_channels, p.h, p.w, false, channels_last);
-  const int64_t sizes[3] = {p.batch * p.groups * p.in_channels * p.h.in * p.w.in,
-                            p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel,
-                            p.batch * p.groups * p.out_channels * p.h.out * p.w.out};
   for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
     const WeightStrides ws = depthwise(p) && direction != Direction::grad_weight ? dense_weight_strides(p, false) : any;
-    Request r{direction, p, channels_last, Dtype::float32, two ? 2 : 1, 2, xs, ys, ws};
+    Request r{direction, p, channels_last, Dtype::float32, threads, 2, xs, ys, ws};
     for (const KernelRow* kernel : kernel_table()) {
       const std::shared_ptr<const Plan> plan = plan_of(r, kernel->name);
       if (!plan->work) continue;
       ++(*ran)[form(*plan)];
-      const int written = direction == Direction::forward ? 2 : direction == Direction::grad_input ? 0 : 1;
-      Guarded x(sizes[0], written != 0), w(sizes[1], written != 1), y(sizes[2], written != 2);
-      const int64_t outputs = p.groups * (direction == Direction::grad_input ? p.in_channels : p.out_channels);
-      Guarded bias(outputs, true);
-      const bool with_bias = direction != Direction::grad_weight && pick({0, 1});
-      Tensors t{x.data(), y.data(), w.data(), with_bias ? bias.data() : nullptr};
-      Guarded& result = written == 0 ? x : written == 1 ? w : y;
-      Guarded residual(result.size(), true);
-      const Epilogue epilogue{{Activation::leaky_relu, 0.5f, 0}, residual.data(), {Activation::relu, 0, 0}};
-      if (direction != Direction::grad_weight && pick({0, 1})) t.epilogue = &epilogue;
-      Guarded grad_bias(p.groups * p.out_channels, false);
-      const bool sums_y = plan->work->sums_grad_output() && pick({0, 1});
-      if (sums_y) t.grad_bias = grad_bias.data();
-      const int64_t floats = plan->work->packed_floats();
-      Guarded packed(std::max<int64_t>(1, floats), false);
-      if (floats > 0 && pick({0, 1})) {
-        plan->work->pack(w.data(), packed.data(), two ? in_two : serial);
-        t.packed = packed.data();
-      }
-      plan->work->run(t, two ? in_two : serial);
-      if (sums_y && !channels_close(p, ys, y.data(), grad_bias.data())) {
-        std::printf("beside %s\n", describe(*plan).c_str());
-        return false;
-      }
-      std::vector<double> sums(result.size()), weight(result.size());
-      if (with_bias) {
-        const Strides& s = written == 0 ? xs : ys;
-        const int64_t height = written == 0 ? p.h.in : p.h.out, width = written == 0 ? p.w.in : p.w.out;
-        for (int64_t n = 0; n < p.batch; n++)
-          for (int64_t c = 0; c < outputs; c++)
-            for (int64_t h = 0; h < height; h++)
-              for (int64_t v = 0; v < width; v++) {
-                const int64_t at = n * s.n + c * s.c + h * s.h + v * s.w;
-                sums[at] = bias.data()[c];
-                weight[at] = std::abs(sums[at]);
-              }
-      }
-      int64_t useful = 0;
-      each_product(p, xs, ws, ys, [&](int64_t i, int64_t j, int64_t k) {
-        useful++;
-        const double product = written == 0   ? double(w.data()[j]) * y.data()[k]
-                               : written == 1 ? double(x.data()[i]) * y.data()[k]
-                                              : double(x.data()[i]) * w.data()[j];
-        const int64_t at = written == 0 ? i : written == 1 ? j : k;
-        sums[at] += product;
-        weight[at] += std::abs(product);
-      });
-      for (size_t i = 0; t.epilogue && i < sums.size(); i++) {
-        sums[i] = std::max(0.0, (sums[i] > 0 ? sums[i] : 0.5 * sums[i]) + residual.data()[i]);
-        weight[i] += std::abs(residual.data()[i]);
-      }
-      if (!close(result.data(), sums, weight)) {
-        std::printf("wrong: %s\n", describe(*plan).c_str());
-        return false;
-      }
-      if (plan->work->facts.products < useful) {
-        std::printf("counted fewer products than there are: %s\n", describe(*plan).c_str());
-        return false;
-      }
-      if (!x.intact() || !w.intact() || !y.intact() || !residual.intact() || !packed.intact() || !grad_bias.intact()) {
-        std::printf("wrote outside a tensor: %s\n", describe(*plan).c_str());
-        return false;
-      }
+      const auto now_and_then = [] { return pick({0, 1}) != 0; };
+      if (!agrees(*plan, {now_and_then(), now_and_then(), now_and_then(), now_and_then()}, generator)) return false;
     }
   }
-  std::vector<float> bias(p.groups * p.out_channels);
-  Guarded y(sizes[2], true);
-  sum_channels(p.batch, p.groups * p.out_channels, p.h.out, p.w.out, y.data(), ys, bias.data(), two, two ? in_two : serial);
-  return channels_close(p, ys, y.data(), bias.data());
+  const Request r{Direction::forward, p, channels_last, Dtype::float32, threads, 2, xs, ys, any};
+  const int64_t channels = p.groups * p.out_channels;
+  std::vector<float> sums(channels);
+  Guarded y(p.batch * channels * p.h.out * p.w.out);
+  y.randomize(generator);
+  sum_channels(p.batch, channels, p.h.out, p.w.out, y.data(), ys, sums.data(), threads > 1, on_threads(threads));
+  return channels_close(r, y.data(), sums.data());
 }
 
 // Tests the vectors of the instruction set in use.
@@ -346,7 +194,13 @@ bool vectors_agree() {
 #ifdef GROUPWISE_HAVE_AVX512
   if (isa == "avx512") return avx512::simd_agrees();
 #endif
-  return baseline::simd_agrees();
+#ifdef GROUPWISE_HAVE_NEON
+  if (isa == "neon") return neon::simd_agrees();
+#endif
+#ifdef GROUPWISE_HAVE_BASELINE
+  if (isa == "baseline") return baseline::simd_agrees();
+#endif
+  return false;
 }
 
 }  // namespace
@@ -361,7 +215,8 @@ int main(int count, char** arguments) {
     force_isa(isa);
     use_product({multiply, nullptr, isa.c_str()});
     expected += forms();
-    if (!vectors_agree() || !skips_padding() || !low_dtypes_agree(serial, in_two)) return 1;
+    if (!vectors_agree() || !skips_padding() || !threads_agree(generator)) return 1;
+    if (!low_dtypes_agree(on_threads(1), on_threads(2))) return 1;
     if (isa == isas.front() && !shares_where_it_pays()) {
       std::printf("threads share work where that does not pay, or do not where it does\n");
       return 1;

@@ -18,7 +18,9 @@ from groupwise.kernels import native, tables, tuning
 from groupwise.kernels.processor import processor_flags, processor_name
 from groupwise.spec.legible import Printed
 
-# The flags of /proc/cpuinfo that each instruction set of csrc/ needs. Every processor has the baseline.
+# The instruction set of csrc/ that every processor of a machine has, where it has a name of its own.
+PLAIN_ISAS = {"aarch64": "neon", "arm64": "neon"}
+# The flags of /proc/cpuinfo that each other instruction set needs.
 ISA_FLAGS = {
     "avx2": {"avx2", "fma"},
     "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
@@ -217,7 +219,8 @@ def _compiler_command() -> str:
 
 def _isas() -> tuple[str, ...]:
     flags = processor_flags()
-    return ("baseline", *(isa for isa, needed in ISA_FLAGS.items() if needed <= flags))
+    plain = PLAIN_ISAS.get(platform.machine(), "baseline")
+    return (plain, *(isa for isa, needed in ISA_FLAGS.items() if needed <= flags))
 
 
 def _threads() -> int:

@@ -42,7 +42,7 @@ class Plan(Printed):
     memory_format: str
     """`contiguous` or `channels_last`, which is `channels_last_3d` in 3-D."""
     isa: str
-    """The instruction set: `baseline`, `avx2` or `avx512`."""
+    """The instruction set: `baseline`, `avx2` or `avx512`; `neon` on aarch64."""
     threads: int
     """How many threads compute: 1 where the work is too little for more, as `sharing` says then."""
     shape: Mapping[str, Any]
