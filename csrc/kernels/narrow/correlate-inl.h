@@ -36,13 +36,20 @@ GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const
   for (; vectors > 0; vectors--, w += k.w_vector, bias += k.bias_vector, y += kLanes) {
     // Every other vector begins a cache line.
     if (k.fresh > 0 && vectors % 2 != 0) fetch_ahead<S>(k, x);
-    Vec sum[kPixelTile];
-    unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = k.add ? Vec{} : load(bias); });
-    if constexpr (KW > 0) {
-      sum_taps<Lanes, KW, S, E>(k, x, w, there, sum);
+    TileSums<Lanes> sums;
+    auto& sum = sums[0];
+    if constexpr (Lanes::kSums == 1) {
+      unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = k.add ? Vec{} : load(bias); });
     } else {
-      sum_parts<Lanes, S, E>(k, x, w, column, sum);
+      unroll<Lanes::kSums * kPixelTile>([&](auto i) GW_LAMBDA { sums[i / kPixelTile][i % kPixelTile] = Vec{}; });
     }
+    if constexpr (KW > 0) {
+      sum_taps<Lanes, KW, S, E>(k, x, w, there, sums);
+    } else {
+      sum_parts<Lanes, S, E>(k, x, w, column, sums);
+    }
+    if constexpr (Lanes::kSums == 2)
+      unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = Lanes::fold(sum[p], sums[1][p]) + (k.add ? Vec{} : load(bias)); });
     // Earlier runs are added here, and not where the sum begins, so that the sum of a run stays short.
     if (k.add) unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] += p < stored ? load(y + p * k.y_pixel) : Vec{}; });
     unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = clamped(sum[p], k.clamp); });
@@ -227,6 +234,8 @@ inline void pack_block(const Correlation& c, const ChannelsLayout& l, int64_t bl
   for (int64_t v = 0; v < runs.count * runs.vectors; v++) {
     const int64_t first = channel + runs.first(v), lanes = std::min<int64_t>(kLanes, all - first);
     pack_vector(c, l.kernel_h, l.kernel_w, packed, first, lanes, to + v * packed.vector);
+    with_lanes(c.in_channels, c.out_channels,
+               [&]<class Lanes>(Lanes) { arrange_vector<Lanes>(l.kernel_h, l.kernel_w, packed, to + v * packed.vector); });
   }
 }
 

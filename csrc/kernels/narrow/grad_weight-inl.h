@@ -17,31 +17,30 @@ GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const float* x, c
                            float* sums) {
   constexpr uint32_t kAll = (1u << KH * KW) - 1;
   Vec sum[KH * KW][IC];
-  const auto each_sum = [&](auto&& f) GW_LAMBDA {
-    unroll<KH * KW>([&](auto t) GW_LAMBDA {
-      unroll<IC>([&](auto c)
-                     GW_LAMBDA { f(sum[t][c], sums + t / KW * slots.row + t % KW * slots.column + c * slots.channel); });
-    });
-  };
-  each_sum([](Vec& v, float*) GW_LAMBDA { v = Vec{}; });
+  unroll<KH * KW * IC>([&](auto i) GW_LAMBDA { sum[i / IC][i % IC] = Vec{}; });
   // All columns of the outputs of [from, to) lie in the image.
   const int64_t last = w.size - w.first - (KW - 1) * w.dilation;
   const int64_t from = w.first >= 0 ? 0 : std::min(w.count, ceil_div(-w.first, w.stride));
   const int64_t to = last <= 0 ? from : std::max(from, std::min(w.count, ceil_div(last, w.stride)));
   const int64_t x_row = h.x, go_row = h.go, x_pixel = w.x, go_pixel = w.go, tap_row = h.x_tap, tap_column = w.x_tap;
   const auto pixel = [&](const float* at, const float* grad, auto whole, uint32_t there) GW_LAMBDA {
-    Vec out = load(grad);
-    pin(out);
+    Vec out[Lanes::kSums];
+    Lanes::share(load(grad), out);
+    unroll<Lanes::kSums>([&](auto i) GW_LAMBDA { pin(out[i]); });
     unroll<KH * KW>([&](auto t) GW_LAMBDA {
       if (!whole && !(there >> t & 1)) return;
-      unroll<IC>([&](auto c) GW_LAMBDA {
-        const float* from = at + t / KW * tap_row + t % KW * tap_column;
-        if constexpr (Lanes::kChannels > 0) {
-          add_product(sum[t][c], Lanes::template take<c>(from), out);
-        } else {
-          add_product(sum[t][c], Lanes::template take<0>(from + c), out);
-        }
-      });
+      const float* from = at + t / KW * tap_row + t % KW * tap_column;
+      if constexpr (Lanes::kChannels > 0) {
+        unroll<Lanes::kLoads>([&](auto l) GW_LAMBDA {
+          const Vec in = Lanes::template take<l>(from);
+          unroll<IC / Lanes::kLoads>([&](auto i) GW_LAMBDA {
+            constexpr int c = l + i * Lanes::kLoads;
+            add_product(sum[t][c], in, out[Lanes::sum_of(c)]);
+          });
+        });
+      } else {
+        unroll<IC>([&](auto c) GW_LAMBDA { add_product(sum[t][c], Lanes::template take<0>(from + c), out[0]); });
+      }
     });
   };
   const auto rows_there = [&](int64_t r) GW_LAMBDA {
@@ -77,7 +76,13 @@ GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const float* x, c
       pixel(x + r * x_row + p * x_pixel, go + r * go_row + p * go_pixel, std::false_type{}, there);
     }
   }
-  each_sum([](Vec& v, float* at) GW_LAMBDA { store(at, load(at) + v); });
+  unroll<KH * KW>([&](auto t) GW_LAMBDA {
+    if constexpr (Lanes::kSums == 2) Lanes::restore(sum[t]);
+    unroll<IC>([&](auto c) GW_LAMBDA {
+      float* at = sums + t / KW * slots.row + t % KW * slots.column + c * slots.channel;
+      store(at, load(at) + sum[t][c]);
+    });
+  });
 }
 
 // Leaves only the outputs of which one of `taps` taps lies in the image, and returns how many it skips before them.

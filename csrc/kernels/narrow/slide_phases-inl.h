@@ -34,7 +34,7 @@ GW_INLINE void load_factors_of(const float* const (&w)[3], int64_t at, int64_t w
 template <int R, int K>
 GW_NOINLINE void slide_phases(const Slide& s, const float* x, const SlidePhase& single, const SlidePhase& pair, uint32_t there,
                               const float* const (&w)[3], const float* bias, int64_t vectors) {
-  using Lanes = GroupLanes<1, 1>;
+  using Lanes = LanesOfOne;
   constexpr std::make_integer_sequence<int, R> rows;
   constexpr std::make_integer_sequence<int, 3 * R> sums;
   const int64_t x_row = s.x_row, x_column = s.x_column, y_row = s.y_row, y_column = s.y_column;

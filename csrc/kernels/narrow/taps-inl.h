@@ -41,13 +41,13 @@ constexpr bool kDividesEdges = Lanes::kChannels == 8 || (Lanes::kChannels != 1 &
 template <int KW, int S>
 constexpr int kInputs = S * (kPixelTile - 1) + KW;
 
+// The sums of a tile. Eight are as many as two FMAs a cycle keep busy, if none ever waits.
+template <class Lanes>
+using TileSums = Vec[Lanes::kSums][kPixelTile];
+
 // Adds KW neighbouring taps of every row of the kernel.
 template <class Lanes, int KW, int S, Edge E>
-GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t there, Vec (&sum)[kPixelTile]) {
-  // Eight sums are as many as two FMAs a cycle keep busy, if none ever waits: every other channel has sums of its own.
-  constexpr bool kTwice = Lanes::kChannels == 8 && S == 1;
-  Vec others[kPixelTile];
-  if constexpr (kTwice) unroll<kPixelTile>([&](auto p) GW_LAMBDA { others[p] = Vec{}; });
+GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t there, TileSums<Lanes>& sum) {
   for (int64_t kh = 0; kh < k.rows; kh++, x += k.x_row, w += k.w_row) {
     const auto channel = [&](auto c, const float* from, const float* weights) GW_LAMBDA {
       Vec factor[KW];
@@ -63,8 +63,7 @@ GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t 
         pin(in);
         unroll<KW>([&](auto t) GW_LAMBDA {
           constexpr int p = (i - t) / S;
-          if constexpr (i >= t && (i - t) % S == 0 && p < kPixelTile)
-            add_product(kTwice && c % 2 != 0 ? others[p] : sum[p], in, factor[t]);
+          if constexpr (i >= t && (i - t) % S == 0 && p < kPixelTile) add_product(sum[Lanes::sum_of(c)][p], in, factor[t]);
         });
       });
     };
@@ -74,12 +73,11 @@ GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t 
       for (int64_t c = 0; c < k.channels; c++) channel(std::integral_constant<int, 0>{}, x + c, w + c * k.w_channel);
     }
   }
-  if constexpr (kTwice) unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] += others[p]; });
 }
 
 // Adds the taps of a row in parts of at most kMost, as many as registers hold beside 8 sums and an input.
 template <class Lanes, int S, Edge E>
-GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t column, Vec (&sum)[kPixelTile]) {
+GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t column, TileSums<Lanes>& sum) {
   constexpr int kMost = Lanes::kChannels == 1 ? kDepthwiseTaps : kGroupTaps;
   if (k.tap != k.unit) {
     // Outputs far apart read as many cache lines as there are of them, which rows a power of two apart would evict in turn.

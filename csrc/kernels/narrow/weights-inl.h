@@ -46,4 +46,18 @@ inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w
   }
 }
 
+// Orders the packed weights of a vector by factor, if its lanes have factors in an order of their own.
+template <class Lanes>
+GW_INLINE void arrange_vector(int64_t kernel_h, int64_t kernel_w, const Packed& packed, float* w) {
+  if constexpr (Lanes::kSums == 2) {
+    for (int64_t t = 0; t < kernel_h * kernel_w; t++) {
+      float* tap = w + t * packed.column;
+      Vec v[Lanes::kChannels];
+      unroll<Lanes::kChannels>([&](auto c) GW_LAMBDA { v[c] = load(tap + c * packed.channel); });
+      Lanes::arrange(v);
+      unroll<Lanes::kChannels>([&](auto c) GW_LAMBDA { store(tap + c * packed.channel, v[c]); });
+    }
+  }
+}
+
 }  // namespace groupwise::GW_TARGET

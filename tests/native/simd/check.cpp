@@ -1,6 +1,7 @@
 // Tests csrc/simd, and functions of vectors, against plain loops. The build compiles it once for each instruction set.
 #include "kernels/activation-inl.h"
 #include "simd/simd.h"
+#include "simd/twice.h"
 
 #include <cmath>
 #include <cstdio>
@@ -76,6 +77,19 @@ bool pairs(int64_t count) {
   std::vector<float> joined = floats_of(interleave_low(whole.even, whole.odd));
   for (const float x : floats_of(interleave_high(whole.even, whole.odd))) joined.push_back(x);
   return good & same("interleave", count, joined, from);
+}
+
+bool repeated() {
+  const std::vector<float> from = counted(kLanes), two = counted(2);
+  std::vector<float> even, odd, pair;
+  for (int i = 0; i < kLanes; i++) {
+    even.push_back(from[i / 2 * 2]);
+    odd.push_back(from[i / 2 * 2 + 1]);
+    pair.push_back(from[i % 2]);
+  }
+  return same("load_even_twice", kLanes, floats_of(load_even_twice(from.data())), even) &
+         same("load_odd_twice", kLanes, floats_of(load_odd_twice(from.data())), odd) &
+         same("load_pair", 2, floats_of(load_pair(two.data())), pair);
 }
 
 template <int P>
@@ -163,7 +177,7 @@ bool functions() {
 }  // namespace
 
 bool simd_agrees() {
-  bool good = transposed() & summed() & woven<2>() & woven<3>() & woven<4>() & functions();
+  bool good = transposed() & summed() & woven<2>() & woven<3>() & woven<4>() & repeated() & functions();
   for (int64_t count = 0; count <= kAll; count++) good &= partial(count) & copied(count);
   for (int64_t count = 1; count <= 2 * kLanes; count++) good &= pairs(count);
   return good;
