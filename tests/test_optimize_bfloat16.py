@@ -11,7 +11,7 @@ from torch import nn
 import groupwise
 from commands import run
 from groupwise import GroupwiseError
-from groupwise.rewrite import precision, region
+from groupwise.rewrite import choose, precision, region
 from optimized import Both, Excite, Residual, Shuffle, exact, settle, source
 
 needs_bfloat16 = pytest.mark.skipif(
@@ -84,6 +84,18 @@ def test_the_error_is_that_of_bfloat16(name, tune, bfloat16_wins):
     fast = as_exact_as_autocast(settle(MODELS[name]()), source(), tune=tune)
     assert "to_float32" in [step.kind for step in fast.plan.steps]
     assert not any(step.refused.get("onednn", "").startswith("it fails") for step in fast.plan.steps)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(("size", "stride"), [((9, 12), 2), ((7, 7), (1, 3)), ((8, 5), (3, 2))])
+def test_products_with_a_stride(size, stride, monkeypatch, bfloat16_wins):
+    ours = "groupwise bfloat16"  # which the same network in float32 has not
+    monkeypatch.setattr(choose, "fastest", lambda seconds: ours if ours in seconds else "pytorch")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 24, 1, stride=1), nn.Conv2d(24, 40, 1, stride=stride), nn.ReLU()).eval()
+    fast = as_exact_as_autocast(model, torch.randn(2, 8, *size), tune=True)
+    kernels = [step.kernel for step in fast.plan.steps if step.kind == "convolution"]
+    assert kernels[1] == "bfloat16"
 
 
 @needs_bfloat16
