@@ -193,3 +193,39 @@ def test_groups_with_many_weights(group, isa):
     for count in (1, 2):
         with threads(count), forced(isa=isa):
             hold(x, weight, None, [[1, 1], [1, 1], [1, 1]])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("group", "channels", "sizes", "kernel", "geometry"),
+    [
+        (8, 24, (41, 61), (3, 3), [[1, 1], [1, 1], [1, 1]]),  # some bands of rows
+        (16, 32, (37, 50), (5, 5), [[2, 2], [2, 2], [1, 1]]),
+        (48, 96, (23, 40), (3, 3), [[1, 1], [2, 2], [2, 2]]),
+        (32, 32, (19, 33), (2, 3), [[2, 3], [0, 5], [1, 1]]),  # a row of padding alone
+        (8, 16, (3, 12000), (3, 3), [[1, 1], [1, 1], [1, 1]]),  # a row that is too long to be copied
+    ],
+)
+def test_bands_of_groups(group, channels, sizes, kernel, geometry, isa):
+    torch.manual_seed(0)
+    x, weight = low(torch.randn(2, channels, *sizes)), torch.randn(channels, group, *kernel).bfloat16()
+    bias = torch.randn(channels)
+    with forced(isa=isa):
+        made = [hold(x, weight, bias, geometry, ("relu", ()))]
+        for count in (2, 3):
+            with threads(count):
+                made.append(hold(x, weight, bias, geometry, ("relu", ())))
+    assert all(torch.equal(one, made[0]) for one in made), "bits depend on no number of threads"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("group", [8, 16, 32])
+def test_special_numbers_stay_in_their_group(group, isa):
+    x, weight = low(torch.randn(1, 3 * group, 9, 10)), torch.randn(3 * group, group, 3, 3).bfloat16()
+    x[0, group + 1, 4, 5], x[0, 2 * group + 3, 8, 0] = torch.nan, torch.inf
+    with forced(isa=isa):
+        layer = torch.classes.groupwise.LowLayer(weight, None, [1, 1], [1, 1], [1, 1], "none", [], False, "none", [])
+        made = layer.run(x, None)
+    exact = functional.conv2d(x.double(), weight.double(), padding=1, groups=3)
+    assert torch.equal(made.isnan(), exact.isnan())
+    assert torch.equal(made.isinf(), exact.isinf())

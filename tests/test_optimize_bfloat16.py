@@ -11,12 +11,18 @@ from torch import nn
 import groupwise
 from commands import run
 from groupwise import GroupwiseError
-from groupwise.rewrite import precision
+from groupwise.rewrite import choose, precision, region
 from optimized import Both, Excite, Residual, Shuffle, exact, settle, source
 
 needs_bfloat16 = pytest.mark.skipif(
     precision.bfloat16_problem() is not None, reason="the processor has no bfloat16 products"
 )
+
+
+@pytest.fixture
+def bfloat16_wins(monkeypatch):
+    """Programs in bfloat16 run, whatever they take."""
+    monkeypatch.setattr(region, "fastest", lambda seconds: "bfloat16")
 
 
 class Attention(nn.Module):
@@ -73,11 +79,23 @@ def as_exact_as_autocast(model, x, **options):
 @needs_bfloat16
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("tune", [False, True])
-def test_the_error_is_that_of_bfloat16(name, tune):
+def test_the_error_is_that_of_bfloat16(name, tune, bfloat16_wins):
     torch.manual_seed(0)
     fast = as_exact_as_autocast(settle(MODELS[name]()), source(), tune=tune)
     assert "to_float32" in [step.kind for step in fast.plan.steps]
     assert not any(step.refused.get("onednn", "").startswith("it fails") for step in fast.plan.steps)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(("size", "stride"), [((9, 12), 2), ((7, 7), (1, 3)), ((8, 5), (3, 2))])
+def test_products_with_a_stride(size, stride, monkeypatch, bfloat16_wins):
+    ours = "groupwise bfloat16"  # which the same network in float32 has not
+    monkeypatch.setattr(choose, "fastest", lambda seconds: ours if ours in seconds else "pytorch")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 24, 1, stride=1), nn.Conv2d(24, 40, 1, stride=stride), nn.ReLU()).eval()
+    fast = as_exact_as_autocast(model, torch.randn(2, 8, *size), tune=True)
+    kernels = [step.kernel for step in fast.plan.steps if step.kind == "convolution"]
+    assert kernels[1] == "bfloat16"
 
 
 @needs_bfloat16
@@ -154,7 +172,32 @@ def test_refusals(monkeypatch):
 
 
 @needs_bfloat16
-def test_the_command(capsys):
+def test_float32_runs_where_it_is_faster(monkeypatch):
+    seen = []
+
+    def wins(seconds):
+        seen.append(dict(seconds))
+        return "float32"
+
+    monkeypatch.setattr(region, "fastest", wins)
+    model, x = settle(MODELS["residual"]()), source()
+    fast = groupwise.optimize(model, x, tune=True, dtype=torch.bfloat16)
+    assert [list(seconds) for seconds in seen] == [["bfloat16", "float32"]]
+    assert not {"to_bfloat16", "to_float32"}.intersection(step.kind for step in fast.plan.steps)
+    (widened,) = fast.plan.widened
+    assert widened.name == ""
+    assert "computed in float32, which is faster:\n  the model: " in str(fast.plan)
+    assert ", bfloat16 " in widened.reason
+    with torch.no_grad():
+        assert error(fast(x), exact(model, x)) < 1e-5
+        model[0][0].weight.mul_(2)
+        assert error(fast(x), exact(model, x)) < 1e-5, "it packs float32 again"
+    assert not groupwise.optimize(model, x, tune=False, dtype=torch.bfloat16).plan.widened
+    assert len(seen) == 1, "without tuning nothing is timed"
+
+
+@needs_bfloat16
+def test_the_command(capsys, bfloat16_wins):
     status, out, _ = run(capsys, "optimize", "resnext50_32x4d", "--input-shape", "1,3,32,32", "--dtype", "bfloat16")
     assert status == 0
     assert "to_float32" in out

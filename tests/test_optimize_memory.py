@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import weakref
+from types import SimpleNamespace
 
 import torch
 
@@ -54,10 +55,34 @@ def test_a_hopeless_engine_is_dropped():
     del slow
     found = choose.time_calls(calls, [torch.zeros(1)])
     assert list(calls) == ["fast"]
-    assert len(found["slow"]) == 1
+    assert len(found["slow"]) == choose.SURE
     assert len(found["fast"]) > 1
     gc.collect()
     assert alive() is None
+
+
+def test_an_engine_that_is_interrupted_once_stays(monkeypatch):
+    now, pauses = [0.0], [0.5]
+    monkeypatch.setattr(choose, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def takes(seconds, pauses=()):
+        def call(x):
+            now[0] += seconds + (pauses.pop() if pauses else 0)
+            return x
+
+        return call
+
+    calls = {"interrupted": takes(0.001, pauses), "other": takes(0.002), "slow": takes(0.02)}
+    found = choose.time_calls(calls, [torch.zeros(1)])
+    assert list(calls) == ["interrupted", "other"]
+    assert len(found["slow"]) == choose.SURE
+    # The pause ends the rounds early, but not before the fewest that there are.
+    assert len(found["interrupted"]) == len(found["other"]) == choose.LEAST
+    assert choose.fastest({name: found[name] for name in calls}) == "interrupted"
+
+    calls = {"interrupted": takes(0.001, [0.1]), "other": takes(0.002)}
+    rounds = len(choose.time_calls(calls, [torch.zeros(1)])["other"])
+    assert rounds > choose.BUDGET / 0.003, "a pause is not counted as work"
 
 
 def test_values_are_compared_everywhere(monkeypatch):

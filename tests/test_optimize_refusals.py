@@ -172,5 +172,5 @@ def test_what_changes_nothing_is_allowed():
     assert fast.eval() is fast.train(False) is fast.to("cpu", torch.float32) is fast
     assert "Sequential on 2×8×10×10" in repr(fast)
     assert set(fast.plan.to_dict()) == {
-        *("title", "steps", "left", "input_shapes", "threads", "seconds", "interpreted", "inputs")
+        *("title", "steps", "left", "input_shapes", "threads", "seconds", "interpreted", "inputs", "widened")
     }

@@ -72,7 +72,8 @@ class LowLayer : public torch::CustomClassHolder {
       pack_low_pairs(target_->lanes, work_.channels, group, taps, static_cast<const Bfloat16*>(dense.const_data_ptr()),
                      static_cast<Bfloat16*>(packed_.mutable_data_ptr()));
       work_.pairs = static_cast<const Bfloat16*>(packed_.const_data_ptr());
-      bias_ = added.defined() ? added.clone() : at::zeros({work_.channels}, dense.options().dtype(at::kFloat));
+      bias_ = at::zeros({round_up(work_.channels, target_->lanes)}, dense.options().dtype(at::kFloat));
+      if (added.defined()) bias_.narrow(0, 0, work_.channels).copy_(added);
       work_.bias = bias_.const_data_ptr<float>();
       return;
     }

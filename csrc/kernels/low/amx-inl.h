@@ -11,14 +11,14 @@
 namespace groupwise::GW_TARGET {
 
 // Tiles 0 to 3 sum two rows of tiles by two columns, 4 and 5 hold pixels and weights, and 6 and 7 the inputs that are left behind
-// the last 32: those hold `rest` inputs of a pixel.
+// the last 32: those hold `rest` inputs of a pixel. Tiles of weights and sums have `columns` outputs.
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
 
-  explicit TileShapes(int64_t rest) {
-    for (int i = 0; i < 8; i++) row_bytes[i] = 64, rows[i] = 16;
+  TileShapes(int64_t rest, int64_t columns) {
+    for (int i = 0; i < 8; i++) row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 6 ? 64 : 4 * columns), rows[i] = 16;
     if (rest == 0) return;
     row_bytes[6] = static_cast<uint16_t>(2 * rest);
     rows[7] = static_cast<uint8_t>(rest / 2);
@@ -28,8 +28,8 @@ struct alignas(64) TileShapes {
 // Configures the tiles of this thread, and leaves them as they were: oneDNN may count on its own.
 class Tiles {
  public:
-  explicit Tiles(int64_t rest) {
-    const TileShapes shapes(rest);
+  explicit Tiles(int64_t rest, int64_t columns = kLanes) {
+    const TileShapes shapes(rest, columns);
     asm volatile("sttilecfg %0" : "=m"(before_));
     asm volatile("ldtilecfg %0" ::"m"(shapes));
   }
@@ -62,14 +62,15 @@ GW_INLINE void add_tiles() {
 
 constexpr int64_t kTileRows = 16, kTilePixels = 2 * kTileRows, kTileInputs = 32, kTileVectors = 2;
 
-// Adds the products of the next inputs to the sums of two rows of tiles by V columns.
+// Adds the products of the next inputs to the sums of two rows of tiles by V columns, whose weights are w_column numbers apart.
 template <int V, int X, int W>
-GW_INLINE void add_inputs(const Bfloat16* x, int64_t x_tile, int64_t x_row, const Bfloat16* w, int64_t w_row) {
+GW_INLINE void add_inputs(const Bfloat16* x, int64_t x_tile, int64_t x_row, const Bfloat16* w, int64_t w_row,
+                          int64_t w_column) {
   load_tile<X>(x, x_row);
   load_tile<W>(w, w_row);
   add_tiles<0, X, W>();
   if constexpr (V == 2) {
-    load_tile<W>(w + 2 * kLanes, w_row);
+    load_tile<W>(w + w_column, w_row);
     add_tiles<1, X, W>();
   }
   load_tile<X>(x + x_tile, x_row);
@@ -80,21 +81,30 @@ GW_INLINE void add_inputs(const Bfloat16* x, int64_t x_tile, int64_t x_row, cons
   }
 }
 
+GW_INLINE void clear_sums() { asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3"); }
+
+// Stores the sums of two rows of tiles by V columns, to rows of kRow floats.
+template <int V, int64_t kRow>
+GW_INLINE void store_sums(float* sums) {
+  store_tile<0>(sums, kRow * 4);
+  if constexpr (V == 2) store_tile<1>(sums + kLanes, kRow * 4);
+  store_tile<2>(sums + kTileRows * kRow, kRow * 4);
+  if constexpr (V == 2) store_tile<3>(sums + kTileRows * kRow + kLanes, kRow * 4);
+}
+
 // Computes V vectors of outputs of kTilePixels pixels from `t.x` on, of which the first `skip` are not stored.
 template <int V>
 GW_INLINE void tiles_of_pixels(const LowProduct& c, const LowTileOfPixels& t, int64_t skip) {
   constexpr int64_t kWeightRow = kLowVectors * kLanes * 2;
   alignas(64) float sums[kTilePixels * V * kLanes];
-  asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
+  clear_sums();
   const int64_t x_row = c.x_pixel * 2, w_row = kWeightRow * 2, x_tile = kTileRows * c.x_pixel;
   const int64_t whole = c.inputs / kTileInputs * kTileInputs;
-  for (int64_t i = 0; i < whole; i += kTileInputs) add_inputs<V, 4, 5>(t.x + i, x_tile, x_row, t.w + i / 2 * kWeightRow, w_row);
-  if (whole < c.inputs) add_inputs<V, 6, 7>(t.x + whole, x_tile, x_row, t.w + whole / 2 * kWeightRow, w_row);
+  const auto weights = [&](int64_t i) GW_LAMBDA { return t.w + i / 2 * kWeightRow; };
+  for (int64_t i = 0; i < whole; i += kTileInputs) add_inputs<V, 4, 5>(t.x + i, x_tile, x_row, weights(i), w_row, 2 * kLanes);
+  if (whole < c.inputs) add_inputs<V, 6, 7>(t.x + whole, x_tile, x_row, weights(whole), w_row, 2 * kLanes);
   constexpr int64_t kRow = V * kLanes;
-  store_tile<0>(sums, kRow * 4);
-  if constexpr (V == 2) store_tile<1>(sums + kLanes, kRow * 4);
-  store_tile<2>(sums + kTileRows * kRow, kRow * 4);
-  if constexpr (V == 2) store_tile<3>(sums + kTileRows * kRow + kLanes, kRow * 4);
+  store_sums<V, kRow>(sums);
   constexpr int P = 8;
   for (int64_t p = skip; p < t.rows; p += P) {
     LowTileOfPixels part = t;

@@ -18,7 +18,7 @@ constexpr long kRequest = 0x1023, kTileData = 18;
 bool found() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool bfloat16 = d >> 22 & 1, tiles = d >> 24 & 1;
+  const bool bfloat16 = (d >> 22 & 1) && __builtin_cpu_supports("avx512bf16"), tiles = d >> 24 & 1;
   return bfloat16 && tiles && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
 

@@ -3,7 +3,7 @@
 
 namespace groupwise {
 
-// Tells whether the processor multiplies tiles of bfloat16 numbers and the system lets this process use them, which it is asked once.
+// Tells whether the processor multiplies tiles and pairs of bfloat16 numbers and the system lets this process use them, which it is asked once.
 bool multiplies_tiles();
 
 }  // namespace groupwise

@@ -5,6 +5,7 @@
 
 #include "kernels/low/common-inl.h"
 #include "kernels/low/grouped-inl.h"
+#include "kernels/low/grouped_amx-inl.h"
 #include "kernels/low/low.h"
 
 namespace groupwise::GW_TARGET {
@@ -174,6 +175,9 @@ GW_INLINE void grouped_rows(const LowGrouped& c, int64_t begin, int64_t end) {
 void correlate_low(const LowGrouped& given, int64_t begin, int64_t end) {
   const LowGrouped c = given;
   if (c.group > 1) {
+#if GW_LANES == 16
+    if (c.rows > 0) return grouped_bands(c, begin, end);
+#endif
     if (multiplies_pairs()) return grouped_rows<GW_LANES == 16>(c, begin, end);
     return grouped_rows<false>(c, begin, end);
   }

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "kernels/kernels.h"
+#include "kernels/low/amx.h"
+#include "kernels/low/band.h"
 #include "run.h"
 #include "sharing.h"
 
@@ -42,6 +44,8 @@ void correlate_low(LowGrouped work, const Kernels& target, const NormRun& run) {
                     static_cast<double>(inputs + outputs) * sizeof(Bfloat16)};
   const bool threaded = worth_threads(share, run.threads, run.parallel_for);
   work.blocks = ceil_div(work.channels, 2 * target.lanes);
+  if (fills_tiles(work) && target.lanes == kBandColumns && multiplies_tiles())
+    work.rows = band_rows(work, threaded ? run.threads : 1);
   // Few rows share out evenly where their channels are halved.
   if (threaded && work.batch * work.h.out < 8 * run.threads && work.blocks > 1) work.parts = 2;
   run_tasks(work.tasks(), threaded, run.parallel_for,

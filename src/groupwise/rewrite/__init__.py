@@ -87,7 +87,8 @@ def optimize(
       and `tune` times a step in both memory formats. It has the model's modules, parameters and state_dict, and
       accepts a model in either mode.
     - `dtype`: `torch.bfloat16` computes layers in bfloat16, with float32 sums, where the processor has such products
-      (AVX512-BF16 or AMX). What the network takes and returns keeps the model's dtypes.
+      (AVX512-BF16 or AMX), and float32 where `tune` measures the network to be faster in that. What the network takes
+      and returns keeps the model's dtypes.
     - `recompute`: for training. True computes activations behind BatchNorms again in the backward, and so keeps less
       memory; False keeps them. None does what costs at most 2 % of a step's time, as `tune` times it.
 

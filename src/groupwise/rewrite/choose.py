@@ -17,12 +17,14 @@ from groupwise.rewrite.engines import UNMEASURED, UNMEASURED_LOW, Engine, Maybe,
 from groupwise.rewrite.low_engines import engines_of
 from groupwise.rewrite.recipe import Call
 
-# Engines of one layer are timed for about so many seconds, in at least and at most so many rounds.
-BUDGET, LEAST, MOST = 0.02, 3, 40
+# Engines of one layer are timed in so many rounds as take about BUDGET seconds at their shortest, at least and at most
+# so many. On a machine that does other work too rounds take longer, and end after PATIENCE times as long.
+BUDGET, LEAST, MOST, PATIENCE = 0.02, 3, 40, 10
 # An engine must be so much faster than one that comes before it in the table.
 MARGIN = 0.97
-# An engine that takes so many times as long as the fastest is measured once.
-HOPELESS = 3
+# An engine that takes so many times as long as the fastest in each of the first SURE rounds is measured no more. One
+# round alone may have been interrupted.
+HOPELESS, SURE = 3, 2
 # An engine whose values are farther from PyTorch's, as a fraction of the largest value, is wrong and not imprecise.
 WRONG = 1e-3
 # Two roundings to bfloat16, and room.
@@ -101,7 +103,7 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
     seconds = time_calls(calls, given)
     best = fastest(seconds)
     ms = {name: round(min(found) * 1e3, 4) for name, found in seconds.items()}
-    return Choice(able[best], _reason(seconds, best), ms, refused, kernels[best])
+    return Choice(able[best], reason_of(seconds, best), ms, refused, kernels[best])
 
 
 def _copies(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -147,7 +149,7 @@ def fastest(seconds: Mapping[str, Sequence[float]]) -> str:
     return best
 
 
-def _reason(seconds: Mapping[str, Sequence[float]], best: str) -> str:
+def reason_of(seconds: Mapping[str, Sequence[float]], best: str) -> str:
     """Returns the shortest time of each engine, and why one that is shorter than the best's does not count."""
     least = {name: min(found) for name, found in seconds.items()}
     others = []
@@ -160,22 +162,22 @@ def _reason(seconds: Mapping[str, Sequence[float]], best: str) -> str:
     return ", ".join([f"{least[best] * 1e3:.3f} ms", *others])
 
 
-def time_calls(calls: dict[str, Call], given: Sequence[torch.Tensor]) -> dict[str, list[float]]:
+def time_calls(calls: dict[str, Call], given: Sequence[torch.Tensor], budget: float = BUDGET) -> dict[str, list[float]]:
     """Returns the seconds of each call in each round. Takes out of `calls` those that are hopeless."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     tensors, spent = _copies(given), 0.0
-    for number in range(MOST):
+    for number in range(1, MOST + 1):
         for name, call in calls.items():
             start = time.perf_counter()
             call(*tensors)
             elapsed = time.perf_counter() - start
             seconds[name].append(elapsed)
             spent += elapsed
-        if number == 0:
-            least = min(first for (first,) in seconds.values())
-            for name in [name for name in calls if seconds[name][0] > HOPELESS * least]:
+        least = {name: min(seconds[name]) for name in calls}
+        if number == SURE:
+            for name in [name for name in calls if least[name] > HOPELESS * min(least.values())]:
                 # With it goes the weight that it packed.
                 del calls[name]
-        if number + 1 >= LEAST and spent > BUDGET:
+        if number >= LEAST and (number * sum(least.values()) > budget or spent > PATIENCE * budget):
             break
     return seconds

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from groupwise.kernels import native
-from groupwise.rewrite.engines import CONVOLUTION, LINEAR, LOW, Engine, Maybe, Work, run_layer, words_of
-from groupwise.rewrite.recipe import Recipe
+from groupwise.rewrite.engines import CONVOLUTION, LINEAR, LOW, SOURCE, Engine, Maybe, Work, run_layer, words_of
+from groupwise.rewrite.recipe import Operation, Recipe
 
+aten = torch.ops.aten
 # The floats of the widest vectors: what fills them fills the others.
 _LANES = 16
 
@@ -46,7 +49,8 @@ def _make_grouped(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
 
 
 def _refuse_product(work: Work) -> str | None:
-    if work.geometry is not None and not (work.is_pointwise and work.geometry.dims == 2):
+    at = work.geometry
+    if at is not None and (at.dims != 2 or at.groups > 1 or at.is_padded or set(work.weight[2:]) != {1}):
         return "it takes dense 1x1 layers"
     if work.weight[1] % 2:
         return "it takes an even number of inputs"
@@ -56,7 +60,12 @@ def _refuse_product(work: Work) -> str | None:
 def _make_product(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
     before, after = words_of(work.epilogue.before), words_of(work.epilogue.after)
     layer = torch.classes.groupwise.LowProduct(weight, bias, *before, work.epilogue.residual, *after)
-    return run_layer(layer, work)
+    recipe = run_layer(layer, work)
+    # The layer copies the pixels that a stride leaves.
+    for dimension, stride in zip((2, 3), work.geometry.stride if work.geometry else (), strict=False):
+        if stride > 1:
+            recipe = recipe.behind(Operation(aten.slice.Tensor, (SOURCE, dimension, 0, sys.maxsize, stride)))
+    return recipe
 
 
 _ROWS = (

@@ -79,6 +79,8 @@ class Plan(Printed):
     """The parts whose steps Python runs, and not the native core, and why."""
     inputs: tuple[str, ...] = ()
     """The inputs that it is for: shape and dtype of a tensor, and any other value."""
+    widened: tuple[Left, ...] = ()
+    """The parts that compute float32, although bfloat16 was asked for, because that takes longer, and both times."""
 
     @property
     def engines(self) -> dict[str, int]:
@@ -102,6 +104,8 @@ class Plan(Printed):
         if self.left:
             found += ["", "left as they are:"]
             found += list(map(_reason, self.left))
+        if self.widened:
+            found += ["", "computed in float32, which is faster:", *map(_reason, self.widened)]
         if self.interpreted:
             found += ["", "run step by step in Python:", *map(_reason, self.interpreted)]
         return "\n".join(found)

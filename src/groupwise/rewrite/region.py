@@ -17,6 +17,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from groupwise.rewrite.capture import NotCaptured, capture, first_line, reason_to_leave
+from groupwise.rewrite.choose import fastest, reason_of, time_calls
 from groupwise.rewrite.compiled import Compiled
 from groupwise.rewrite.kept import OtherOutput, rehearsal
 from groupwise.rewrite.plan import Left, Plan, Step
@@ -26,12 +27,17 @@ from groupwise.rewrite.watch import Snapshot, Watch
 
 # The most programs that a module keeps: another makes it forget the oldest.
 MOST_PROGRAMS = 8
+# A module in two dtypes is timed for about so many seconds.
+BUDGET = 0.2
 Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A program that can run: it holds for the parameters of its snapshot. Some modules in it stay as they are."""
+    """A program that can run: it holds for the parameters of its snapshot. Some modules in it stay as they are.
+
+    - `widened`: why it computes float32 where bfloat16 was asked for; empty where it computes what was asked for
+    """
 
     program: Program
     watch: Watch
@@ -39,6 +45,7 @@ class Ready:
     kinds: list[Any]
     tape: Tape | Compiled
     left: tuple[Left, ...]
+    widened: str = ""
 
 
 @dataclass
@@ -156,8 +163,15 @@ class Region:
 
     def _planned(self, leaves: Sequence[Any], args: Any, kwargs: Any) -> Ready:
         measure = self.planner.measure and not torch.are_deterministic_algorithms_enabled()
+        dtype = self.planner.dtype
+        ready = self._made(leaves, args, kwargs, measure, dtype)
+        if dtype is None or not measure:
+            return ready
+        return _faster(ready, self._made(leaves, args, kwargs, measure, None), leaves)
+
+    def _made(self, leaves: Sequence[Any], args: Any, kwargs: Any, measure: bool, dtype: torch.dtype | None) -> Ready:
         captured = capture(self.module, args, kwargs)
-        program = Program(captured, measure, self.planner.dtype)
+        program = Program(captured, measure, dtype)
         watch = Watch(self.module, program.states)
         snapshot = watch.snapshot()
         try:
@@ -226,15 +240,28 @@ class Region:
                 self.children.append(region)
 
 
+def _faster(low: Ready, wide: Ready, leaves: Sequence[Any]) -> Ready:
+    """Returns the program in bfloat16, or the one in float32 if that is measured to be faster as a whole."""
+    calls = {"bfloat16": lambda _: low.tape.run(leaves), "float32": lambda _: wide.tape.run(leaves)}
+    with rehearsal(), torch.no_grad():
+        seconds = time_calls(calls, [torch.empty(0)], BUDGET)
+    if fastest(seconds) == "bfloat16":
+        return low
+    return replace(wide, widened=reason_of(seconds, "float32"))
+
+
 def plan_of(met: Sequence[Met], title: str, inputs: Sequence[Any], started: float) -> Plan:
     """Returns the plan of a network whose regions have just run so."""
     steps: list[Step] = []
     left: dict[Left, None] = {}
     interpreted: list[Left] = []
+    widened: list[Left] = []
     for region, ready in met:
         if isinstance(ready, Ready):
             if ready.program.interpreted:
                 interpreted.append(Left(region.name, ready.program.interpreted))
+            if ready.widened:
+                widened.append(Left(region.name, ready.widened))
             steps += [placed(step, region.name) for step in ready.program.steps]
             left |= dict.fromkeys(ready.left)
         else:
@@ -247,6 +274,7 @@ def plan_of(met: Sequence[Met], title: str, inputs: Sequence[Any], started: floa
         threads=torch.get_num_threads(),
         seconds=time.perf_counter() - started,
         interpreted=tuple(interpreted),
+        widened=tuple(widened),
         inputs=tuple(words_of(leaf) for leaf in inputs),
     )
 
