@@ -125,7 +125,7 @@ def _table(key: tuple[Any, ...], rows: Sequence[dict[str, Any]]) -> str:
         kept = [value for seed in tuned for value in right[groups, TUNED, seed]["kept"]]
         told.append(
             f"With {groups} groups the blocks keep {100 * min(kept):.0f} to {100 * max(kept):.0f} % of the squared "
-            f"weight, and the tuned networks differ from the dense ones by {mean:+.2f} points ({low:+.2f} to {high:+.2f})."
+            f"weight, and tuned minus dense is {mean:+.2f} points ({low:+.2f} to {high:+.2f})."
         )
     commits = ", ".join(sorted({row["commit"] for row in rows}))
     note = (
