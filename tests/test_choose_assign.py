@@ -245,6 +245,8 @@ def test_it_prints_itself():
         (torch.tensor([[1.0, float("inf")]]), 1, {}, "weight has 1 values that are NaN or infinite"),
         (torch.zeros(0, 4), 1, {}, "it must have values"),
         (torch.zeros(4, 4, device="meta"), 1, {}, "meta, quantized or sparse"),
+        (torch.ones(4, 4).half(), 2, {}, r"weight is float16, which no layer converts from; pass \.float\(\)"),
+        (torch.ones(4, 4) * 1j, 2, {}, "weight is complex64, which no layer converts from; pass real values"),
         ([[1.0]], 1, {}, "is a list; it must be a tensor"),
         (torch.zeros(4, 4), 2, {"seed": -1}, "seed=-1 is too small"),
         (torch.ones(4, 4), 2, {"moments": torch.zeros(4, 2, 2)}, r"this weight needs \(4, 1, 1\)"),

@@ -331,7 +331,7 @@ def test_the_factored_form_is_two_layers_of_at_most_the_work():
         ({"order": "worst"}, "order='worst'"),
         ({"data": []}, "data has no batch"),
         ({"data": torch.randn(2, 4, 9, 9)}, r"data of shape \(2, 4, 9, 9\)"),
-        ({"data": [1]}, "batch of type int"),
+        ({"data": [1]}, "batch 0 of data is of type int"),
         ({"data": torch.full((1, 3, 9, 9), torch.nan)}, "not finite"),
         ({"form": "factored", "gather": True}, 'for form="block"'),
     ],

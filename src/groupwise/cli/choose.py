@@ -51,9 +51,8 @@ def run_regroup(options: argparse.Namespace) -> None:
     check_apart(options, "save", "choice", "output")
     model, shape, make = model_and_input(options)
     data = read_data(options.data)
-    inputs = None if data is None else [one[0] if isinstance(one, tuple) else one for one in data]
     with explaining_failure(options, options.target, model, shape, make):
-        made = regroup(model.eval(), groups, form=options.form, data=inputs, gather=options.gather, seed=options.seed)
+        made = regroup(model.eval(), groups, form=options.form, data=data, gather=options.gather, seed=options.seed)
         if options.save:
             save(made.model, options.save)
     deliver(made, kind, options.output)

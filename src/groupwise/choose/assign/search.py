@@ -83,8 +83,9 @@ def assign(
         seed: of the random starts; the result depends on nothing else.
 
     Raises:
-        GroupwiseError: the weight has fewer than 2 dimensions, no values, or values that are not finite; `groups`
-            does not divide the channels; the moments have another shape, are not finite or not positive semidefinite.
+        GroupwiseError: the weight has fewer than 2 dimensions, no values, or values that are not finite; it is
+            quantized, complex or float16; `groups` does not divide the channels; the moments have another shape, are
+            not finite or not positive semidefinite.
     """
     energy = energies(weight, moments, transposed)
     outputs, inputs = energy.shape
@@ -132,7 +133,7 @@ def energies(weight: Tensor, moments: Tensor | None = None, transposed: bool = F
     # Squares of very large or small values leave the range of float64.
     values = values / (values.abs().max() or 1.0)
     if moments is None:
-        return np.ascontiguousarray((values.abs() ** 2).sum(dim=2).numpy())
+        return np.ascontiguousarray(values.square().sum(dim=2).numpy())
     wanted = (values.shape[1], values.shape[2], values.shape[2])
     if tuple(moments.shape) != wanted:
         raise GroupwiseError(
@@ -140,14 +141,14 @@ def energies(weight: Tensor, moments: Tensor | None = None, transposed: bool = F
         )
     second = _checked("moments", moments)
     second = second / (second.abs().max() or 1.0)
-    energy = torch.einsum("oik,ikl,oil->oi", values.conj(), second.to(values.dtype), values).real
+    energy = torch.einsum("oik,ikl,oil->oi", values, second, values)
     if energy.min() < -1e-6 * energy.abs().max():
         raise GroupwiseError("moments give a negative energy; second moments are positive semidefinite: sum x x^T")
     return np.ascontiguousarray(energy.clamp_min(0).numpy())
 
 
 def _checked(name: str, value: Tensor) -> Tensor:
-    """Returns the tensor's values in float64, or complex128, on the CPU."""
+    """Returns the tensor's values in float64 on the CPU."""
     if not isinstance(value, Tensor):
         raise GroupwiseError(f"{name}={value!r} is a {type(value).__name__}; it must be a tensor")
     if value.is_meta or value.is_quantized or value.layout != torch.strided:
@@ -156,7 +157,11 @@ def _checked(name: str, value: Tensor) -> Tensor:
         )
     if not value.numel():
         raise GroupwiseError(f"{name} has shape {tuple(value.shape)}; it must have values")
-    wide = value.detach().cpu().to(torch.complex128 if value.is_complex() else torch.float64)
+    if value.is_complex() or value.dtype == torch.float16:
+        kind = str(value.dtype).removeprefix("torch.")
+        fix = "pass .float()" if value.dtype == torch.float16 else "pass real values"
+        raise GroupwiseError(f"{name} is {kind}, which no layer converts from; {fix}")
+    wide = value.detach().cpu().to(torch.float64)
     bad = int((~torch.isfinite(wide)).sum())
     if bad:
         raise GroupwiseError(f"{name} has {bad} values that are NaN or infinite; all must be finite")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -166,17 +165,3 @@ def _gathered(model: nn.Module, name: str, groups: int, order: Order) -> float:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, GatheredConv(layer, order.inputs, order.outputs))
     return kept
-
-
-def gather_ms(layer: GatheredConv, x: torch.Tensor, repeats: int = 7) -> float:
-    """Returns what the two gathers of a layer take for an input, in milliseconds: the least of some runs."""
-    with torch.no_grad():
-        dim = layer.dim
-        y = layer.conv(x.index_select(dim, layer.inputs))
-        taken = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            x.index_select(dim, layer.inputs)
-            y.index_select(dim, layer.places)
-            taken.append(time.perf_counter() - start)
-    return min(taken) * 1e3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import nn
 from groupwise.choose.convert.batch_norm import recalibrate
 from groupwise.choose.convert.block import BEST, ORDERS, Converted, as_blocks
 from groupwise.choose.convert.checks import check_groups_of
+from groupwise.choose.convert.data import check_taken, read
 from groupwise.choose.convert.factors import as_factored
-from groupwise.choose.convert.fit import computed, evaluated, fit, inputs_of
+from groupwise.choose.convert.fit import fit
 from groupwise.choose.exact.coarsen import blocks, coarser
 from groupwise.choose.exact.like import set_groups
 from groupwise.draw.text import regroup as text
@@ -83,7 +84,7 @@ def regroup(
     groups: Any,
     *,
     form: str = "block",
-    data: Iterable[Any] | None = None,
+    data: Any = None,
     order: str = BEST,
     gather: bool = False,
     seed: int = 0,
@@ -98,16 +99,18 @@ def regroup(
     - `form="factored"`: a grouped layer of the same kernel, and a 1x1 convolution that mixes its groups
 
     - `groups`: {layer's name: groups}, or a `Grouping`
-    - `data`: batches of inputs of the model, or pairs (inputs, targets). The weights of converted layers are then
-      fitted to what the layers computed before, by least squares, in forward order; and batch normalisations take
-      their statistics anew
+    - `data`: batches, as a list or a `DataLoader`. A batch is a tensor, the only input of the model; a dict of keyword
+      arguments; or a pair (inputs, targets), whose inputs are a tensor, a tuple of positional arguments or a dict. So
+      `[((a, b), None)]` is a batch of two inputs; targets are not used. The weights of converted layers are then
+      fitted to what the layers computed before, by least squares, in forward order, over all runs of a layer; and
+      batch normalisations take their statistics anew
     - `order`: of the channels in blocks: `best`, or for comparisons `stored` or `random`
     - `gather`: lets layers gather their channels at each call where the order cannot be folded into other layers, which
       is refused otherwise
     - `seed`: of the search for the best order
 
     Raises `GroupwiseError` before any work for layers that do not exist or cannot have other groups, for groups that do
-    not divide the channels, and for orders that cannot be folded.
+    not divide the channels, for orders that cannot be folded, and for data that the model does not take.
 
     Examples:
         >>> import torch
@@ -119,10 +122,9 @@ def regroup(
     check_choice("form", form, FORMS)
     check_choice("order", order, ORDERS)
     check_groups_of(model, wanted)
-    batches = None if data is None else inputs_of(data)
+    batches = None if data is None else list(read(data))
     if batches is not None:
-        with evaluated(model):
-            computed(model, batches[0])
+        check_taken(model, batches)
     twin = copy.deepcopy(model)
     rows, lossy = {}, []
     for name, value in wanted.items():

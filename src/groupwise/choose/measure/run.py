@@ -10,10 +10,11 @@ from torch import nn
 
 from groupwise.choose.assign import assign
 from groupwise.choose.convert.block import foldable
-from groupwise.choose.convert.checks import check_layers, check_model, convertible
+from groupwise.choose.convert.checks import check_layers, check_model, check_numbers, convertible
+from groupwise.choose.convert.data import Batch
 from groupwise.choose.convert.regroup import regroup
 from groupwise.choose.measure.choice import Grouping
-from groupwise.choose.measure.risk import Batch, Loss, Losses, batches
+from groupwise.choose.measure.risk import Loss, Losses, batches
 from groupwise.choose.measure.sweep import WEIGHT_LOST, Sweep, SweepRow
 from groupwise.choose.measure.times import LayerTime, Times, layer_times, whole_times
 from groupwise.errors import GroupwiseError, check_integer
@@ -33,7 +34,7 @@ def sweep(
     groups: Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
     train: bool = False,
-    data: Iterable[Any] | None = None,
+    data: Any = None,
     loss: Loss | None = None,
     repeats: int = 10,
     seed: int = 0,
@@ -45,14 +46,14 @@ def sweep(
 
     - `groups`: the values to try; by default 1, 2, 4, 8, 16 and 32. `layers`: the names of layers; by default all
     - `train`: times the forward and all gradients
-    - `data`: batches of inputs, or of pairs (inputs, targets). Then each layer is converted alone, refitted, and the
+    - `data`: batches as for `regroup`, all with targets or none. Then each layer is converted alone, refitted, and the
       loss of the model is taken. Without data a layer's risk is the weight that it loses
     - `loss`: a function of outputs and targets; by default the cross-entropy for integer targets, else the mean square
     - `repeats`: over how many runs each median is taken
     - `progress`: is called with what is done, how much of it is, and how much there is
 
     Raises `GroupwiseError` where the kernels cannot run or `torch.fx` cannot follow the model, for layers that do not
-    exist, and for data that the model does not take.
+    exist, for models with quantized, complex or float16 convolutions, and for data that the model does not take.
 
     Examples:
         >>> import torch
@@ -67,9 +68,10 @@ def sweep(
     if workload.module is None:
         raise GroupwiseError(f"{workload.title} is a function, whose layers cannot be replaced; give a torch.nn.Module")
     check_model(model)
+    check_numbers(model)
     if reason := not_measured({tensor.device.type for tensor in workload.tensors()}):
         raise GroupwiseError(f"groupwise's kernels cannot be measured: {reason}")
-    given = None if data is None else batches(data)
+    given = None if data is None else batches(data, loss)
     judge = _Judge(model, given, loss, seed) if given else None
     ran = {call.name: call for call in record.run(workload).calls}
     if layers is not None:
@@ -119,13 +121,13 @@ class _Judge:
 
     def __init__(self, model: nn.Module, data: Sequence[Batch], loss: Loss | None, seed: int) -> None:
         self._model, self._seed = model, seed
-        self._inputs = [inputs for inputs, _ in data]
+        self._data = data
         self.losses = Losses(model, data, loss)
         self.loss, _ = self.losses.of(model)
 
     def converted(self, groups: Mapping[str, int]) -> nn.Module:
         """Returns the model with these groups, refitted on the data."""
-        return regroup(self._model, groups, data=self._inputs, seed=self._seed).model
+        return regroup(self._model, groups, data=self._data, seed=self._seed).model
 
     def of(self, groups: Mapping[str, int]) -> tuple[float, float]:
         """Returns by how much the loss rises, and the error of the outputs."""
