@@ -32,7 +32,7 @@ def run_sweep(options: argparse.Namespace) -> None:
 def run_choose(options: argparse.Namespace) -> None:
     """Chooses groups within a budget, and prints or writes the choice."""
     kind = format_of(options, CHOICES)
-    budgets = {"budget_ms": options.budget_ms, "macs": options.macs, "parameters": options.parameters}
+    budgets = {"budget_ms": options.budget_ms, "macs": options.macs, "params": options.parameters}
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
         raise GroupwiseError("give one budget: --budget-ms, --macs or --parameters")
@@ -44,9 +44,9 @@ def run_regroup(options: argparse.Namespace) -> None:
     """Converts a model to the groups of a choice, prints what became of each layer, and saves the model."""
     kind = format_of(options, TABLES)
     from groupwise.choose.convert.regroup import regroup
-    from groupwise.choose.measure.choice import layers_of
+    from groupwise.choose.measure.choice import read_choice
 
-    groups = layers_of(options.choice)
+    groups = read_choice(options.choice)
     check_save(options)
     check_apart(options, "save", "choice", "output")
     model, shape, make = model_and_input(options)
@@ -89,6 +89,7 @@ def _swept(options: argparse.Namespace) -> Iterator[tuple[Sweep, torch.nn.Module
             make(),
             groups=options.groups,
             layers=options.layer,
+            gather=options.gather,
             train=options.train,
             data=data,
             repeats=options.repeats,

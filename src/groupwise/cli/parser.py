@@ -273,6 +273,7 @@ def _add_choose(kinds: Any) -> None:
             "--layer", action="append", metavar="NAME", help="try this layer; may be given again; default: all"
         )
         command.add_argument("--train", action="store_true", help="time the forward and all gradients")
+        _add_gather(command)
         command.add_argument(
             "--repeats", type=int, default=10, metavar="N", help="runs, of which the median is taken; default: 10"
         )
@@ -293,13 +294,17 @@ def _add_regroup(kinds: Any) -> None:
     )
     made.add_argument("--input-shape", type=_shape, metavar="1,3,224,224", help="shape of a random input, batch first")
     made.add_argument("--form", choices=("block", "factored"), default="block", help="default: block")
-    made.add_argument(
-        "--gather", action="store_true", help="let layers move their channels at each call where nothing else does"
-    )
+    _add_gather(made)
     made.add_argument("--save", metavar="FILE", help="write the converted model to FILE, for torch.load")
     _add_data(made)
     _add_output(made, TABLES)
     made.set_defaults(run=choose.run_regroup, image=None)
+
+
+def _add_gather(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--gather", action="store_true", help="let layers move their channels at each call where nothing else does"
+    )
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:

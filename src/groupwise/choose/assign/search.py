@@ -9,19 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from groupwise.choose.assign.alternate import Climb, climb, improve
+from groupwise.choose.assign.alternate import Climb, by_group, climb, improve
 from groupwise.choose.assign.bound import upper_bound
 from groupwise.choose.assign.enumerate import best_of_all
 from groupwise.choose.assign.planted import planted
 from groupwise.choose.assign.starts import starts
 from groupwise.choose.assign.transport import Floats, Labels, transport
-from groupwise.errors import GroupwiseError, check_integer
+from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.spec.arguments import check_groups
 from groupwise.spec.legible import Printed
 
 # Random starts: as many as keep wide layers to seconds.
 _MOST_RANDOMS = 32
 _RANDOM_WORK = 2**24
+SIDES = ("inputs", "outputs")
 # What two sums of the same energies may differ by, relative to them.
 _ROUNDING = 1e-12
 
@@ -37,6 +38,8 @@ class Assignment(Printed):
     - `stored`: the same fraction for the channels in their stored order
     - `bound`: no partition keeps a larger fraction
     - `exact`: whether `kept` is proven to be the largest
+    - `fixed`: the side in stored order, `inputs` or `outputs`; empty if both were free. The others are then of the
+      partitions that leave it so
     """
 
     outputs: tuple[int, ...]
@@ -46,13 +49,15 @@ class Assignment(Printed):
     stored: float
     bound: float
     exact: bool
+    fixed: str = ""
 
     def __str__(self) -> str:
         sizes = f"{len(self.outputs) // self.groups}x{len(self.inputs) // self.groups}"
         most = "the most possible" if self.exact else f"at most {100 * self.bound:.1f} % is possible"
+        stay = f" with {self.fixed} as stored" if self.fixed else ""
         return (
             f"{self.groups} groups of {sizes} channels (outputs x inputs) keep {100 * self.kept:.1f} % of the squared "
-            f"weight: {most}, and the stored order keeps {100 * self.stored:.1f} %"
+            f"weight: {most}{stay}, and the stored order keeps {100 * self.stored:.1f} %"
         )
 
     __repr__ = __str__
@@ -63,7 +68,13 @@ class Assignment(Printed):
 
 
 def assign(
-    weight: Tensor, groups: int, *, moments: Tensor | None = None, transposed: bool = False, seed: int = 0
+    weight: Tensor,
+    groups: int,
+    *,
+    moments: Tensor | None = None,
+    transposed: bool = False,
+    fixed: str | None = None,
+    seed: int = 0,
 ) -> Assignment:
     """Finds the balanced partition of a dense layer's channels whose blocks keep most of the squared weight.
 
@@ -80,6 +91,8 @@ def assign(
             on calibration data. An entry then counts by the output energy that it makes, as if input channels were
             uncorrelated.
         transposed: whether the weight is a transposed convolution's.
+        fixed: leaves the `inputs` or the `outputs` in their stored order, as where they are those of a model. The best
+            partition of the others is found exactly.
         seed: of the random starts; the result depends on nothing else.
 
     Raises:
@@ -91,15 +104,17 @@ def assign(
     outputs, inputs = energy.shape
     groups = check_groups(inputs, outputs, groups)
     seed = check_integer("seed", seed, 0)
+    if fixed is not None:
+        check_choice("fixed", fixed, SIDES)
     total = float(energy.sum())
-    found, exact = _found(energy, groups, seed)
+    found, exact = (_one_sided(energy, groups, fixed), True) if fixed else _found(energy, groups, seed)
     order = [np.repeat(np.arange(groups), count // groups) for count in (outputs, inputs)]
     stored = Climb(order[0], order[1], 0.0)
     stored.held, found.held = _held(energy, stored), _held(energy, found)
     if found.held <= stored.held * (1 + _ROUNDING):
         found = stored
     bound = found.held if exact else min(total, max(upper_bound(energy, groups), found.held))
-    rows, columns = _permutations(found, groups)
+    rows, columns = (_listed(found.outputs), _listed(found.inputs)) if fixed else _permutations(found, groups)
     return Assignment(
         rows,
         columns,
@@ -108,6 +123,7 @@ def assign(
         stored=_fraction(stored.held, total),
         bound=_fraction(bound, total),
         exact=exact or found.held >= bound * (1 - _ROUNDING),
+        fixed=fixed or "",
     )
 
 
@@ -198,6 +214,14 @@ def _found(energy: Floats, groups: int, seed: int) -> tuple[Climb, bool]:
         proven.held = _held(energy, proven)
         return max(top, proven, key=lambda found: found.held), True
     return top, False
+
+
+def _one_sided(energy: Floats, groups: int, fixed: str) -> Climb:
+    """Returns the best labels of one side for contiguous ones of the other: one exact transport."""
+    outputs, inputs = (np.repeat(np.arange(groups), count // groups) for count in energy.shape)
+    if fixed == "inputs":
+        return Climb(transport(by_group(energy.T, inputs, groups)), inputs, 0.0)
+    return Climb(outputs, transport(by_group(energy, outputs, groups)), 0.0)
 
 
 def _held(energy: Floats, found: Climb) -> float:

@@ -55,7 +55,11 @@ def check_numbers(model: nn.Module) -> None:
         if reason := _numbers(module):
             found.setdefault(reason, []).append(legible(name))
     if found:
-        raise GroupwiseError("; ".join(f"{list_some(names)}: {reason}" for reason, names in found.items()))
+        raise GroupwiseError("; ".join(f"{_some(names)}: {reason}" for reason, names in found.items()))
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def check_groups_of(model: nn.Module, groups: Mapping[str, int]) -> None:

@@ -26,7 +26,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         numbers = ["" if row[key] is None else f"{row[key]:.3g}" for key in ("kept", "bound", "error", "fitted")]
         gather = "" if row["gather_ms"] is None else milliseconds(row["gather_ms"])
         groups = f"{row['before']} → {row['groups']}"
-        lines.append((legible(row["layer"]), groups, row["how"], *numbers, _folded(row["folded"]), gather))
+        lines.append((legible(row["layer"]), groups, _how(row), *numbers, _folded(row["folded"]), gather))
     table = text.rows(lines, left=(0, 2, 7))
     found += ["", table[0], "─" * max(map(len, table)), *table[1:]]
     if exact < len(rows):
@@ -36,6 +36,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         )
         found += ["", *text.wrap(note)]
     return "\n".join(found)
+
+
+def _how(row: dict[str, Any]) -> str:
+    """Returns how a layer was converted, and which end of it kept its order of channels."""
+    return f"{row['how']}, {row['fixed']} as stored" if row["fixed"] else str(row["how"])
 
 
 def _folded(names: Sequence[str]) -> str:
