@@ -149,6 +149,7 @@ class Pinned(nn.Module):
         self.grouped = nn.Conv2d(8, 8, 1, groups=2)
         self.norm = nn.GroupNorm(2, 8)
         self.scale = nn.Parameter(torch.randn(8, 1, 1))
+        self.register_buffer("kept", torch.randn(8, 1, 1))
         self.what = what
 
     def forward(self, x):
@@ -169,6 +170,9 @@ class Pinned(nn.Module):
         if self.what == "parameter":
             # A parameter that two places read has the order of both.
             return self.c(x * self.scale) + self.scale.sum()
+        if self.what == "buffer":
+            # While it is traced, the second reading is a constant.
+            return self.c(x * self.kept) + self.kept.cumsum(0)
         if self.what == "summed":
             return self.c(x * self.scale.sum(0))
         if self.what == "softmax":
@@ -176,7 +180,9 @@ class Pinned(nn.Module):
         return self.c(x.mean(1, keepdim=True) + x)
 
 
-@pytest.mark.parametrize("what", ["split", "shuffle", "groups", "norm", "twice", "read", "parameter", "summed", "mean"])
+@pytest.mark.parametrize(
+    "what", ["split", "shuffle", "groups", "norm", "twice", "read", "parameter", "summed", "buffer", "mean"]
+)
 def test_what_depends_on_the_order_pins_it(what):
     model = Pinned(what)
     channels = Channels(model)
@@ -262,7 +268,7 @@ class Scaled(nn.Module):
         self.one = nn.Parameter(torch.randn(1))
         self.norm, self.last = nn.Parameter(torch.randn(8)), nn.Linear(8, 4)
         self.offset = nn.Parameter(torch.randn(8))
-        self.register_buffer("scale", torch.rand(8) + 1)
+        self.scale = nn.Parameter(torch.rand(8) + 1)
 
     def forward(self, x):
         x = self.a(x)

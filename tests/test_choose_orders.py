@@ -127,12 +127,33 @@ def test_layers_around_concatenations():
         regroup(net, {"a": 2, "read": 3})
     with pytest.raises(GroupwiseError, match="a: its output channels have the order of the groups of read"):
         regroup(net, {"read": 3, "a": 2})
+    # Two that read the same channels need one order of them.
+    with pytest.raises(GroupwiseError, match="b: its input channels have the order of the groups of a"):
+        regroup(net, {"a": 2, "b": 2})
     order = torch.tensor([1, 0, 0, 1])
     with torch.no_grad():
         net.a.weight *= (order[:, None] == torch.tensor([0, 1, 1, 0, 1, 0]))[:, :, None, None]
     made = regroup(net, {"a": 2})
     assert (made.rows[0].fixed, made.rows[0].kept) == ("", 1.0)
     torch.testing.assert_close(made.model(x), net(x), rtol=1e-12, atol=1e-12)
+
+
+class Shuffled(nn.Module):
+    """Two layers in a row, and between them channels of which a shuffle fixes the order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.last = (nn.Conv2d(n, m, 1) for n, m in ((2, 8), (8, 8), (8, 8), (8, 2)))
+
+    def forward(self, x):
+        x = self.a(self.stem(x))
+        return self.last(self.b(x)) + F.channel_shuffle(x, 2)[:, :2]
+
+
+def test_neighbours_are_refused_also_where_neither_moves_the_channels_between_them():
+    assert [regroup(Shuffled(), {name: 2}).rows[0].fixed for name in "ab"] == ["outputs", "inputs"]
+    with pytest.raises(GroupwiseError, match="b: its input channels have the order of the groups of a"):
+        regroup(Shuffled(), {"a": 2, "b": 2})
 
 
 def test_a_layer_beside_one_that_has_groups_is_refused_with_its_name():

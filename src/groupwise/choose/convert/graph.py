@@ -22,7 +22,7 @@ _RESHAPES: set[Any] = {torch.reshape, "reshape", "view"}
 
 @dataclass(frozen=True)
 class Numbers:
-    """A parameter or buffer with a number for each channel, and where it has them; `entries` is 1 for a single number.
+    """A parameter with a number for each channel, and where it has them; `entries` is 1 for a single number.
 
     - `place`: the dimension that is aligned with the channels, counted from the last
     - `dim`: that dimension of the stored tensor
@@ -54,7 +54,7 @@ class ChannelFlow(Flow):
         return None if axis is None or counted is None else counted == axis.place
 
     def numbers(self, node: fx.Node) -> Numbers | None:
-        """Returns what a node reads if that is a tensor of the model with a number for each channel, read just once."""
+        """Returns what a node reads if that is a parameter with a number for each channel, read just once."""
         source, shape = node, None
         if does(node, _RESHAPES) and node.args and isinstance(node.args[0], fx.Node):
             source, sizes = node.args[0], node.args[1:]
@@ -112,9 +112,12 @@ class ChannelFlow(Flow):
         return super()._axis(node)
 
     def _owned(self, module: str, name: str) -> torch.Tensor | None:
-        """Returns a parameter or buffer that one module alone has, and that this module's own call does not use."""
+        """Returns a parameter that one module alone has, and that this module's own call does not use.
+
+        What code computes of a buffer while it is traced is a constant of the graph, so nothing tells who reads one.
+        """
         owner = self.modules.get(module)
-        tensor = None if owner is None else owner._parameters.get(name, owner._buffers.get(name))
+        tensor = None if owner is None else owner._parameters.get(name)
         if tensor is None or any(str(node.target) == module for node in self.graph.find_nodes(op="call_module")):
             return None
         return None if self._owners[id(tensor)] != 1 else tensor

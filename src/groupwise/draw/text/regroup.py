@@ -31,7 +31,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     found += ["", table[0], "─" * max(map(len, table)), *table[1:]]
     if exact < len(rows):
         note = (
-            "kept: the part of the squared weight that stays; at most: no order of the channels keeps more. error: the "
+            "kept: the part of the squared weight that stays; at most: no possible order keeps more. error: the "
             "relative squared error of the layer's outputs on the data; fitted: the same after the weights were fitted."
         )
         found += ["", *text.wrap(note)]
