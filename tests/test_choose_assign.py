@@ -87,7 +87,7 @@ def test_transport_is_the_best_of_all_orders():
         assert scores[transport(scores), np.arange(6)].sum() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(100))
 def test_planted_blocks_are_recovered(seed):
     generator = np.random.default_rng(seed)
     groups = 2 ** int(generator.integers(1, 6))
@@ -245,6 +245,8 @@ def test_it_prints_itself():
         (torch.tensor([[1.0, float("inf")]]), 1, {}, "weight has 1 values that are NaN or infinite"),
         (torch.zeros(0, 4), 1, {}, "it must have values"),
         (torch.zeros(4, 4, device="meta"), 1, {}, "meta, quantized or sparse"),
+        (torch.ones(4, 4).half(), 2, {}, r"weight is float16, which no layer converts from; pass \.float\(\)"),
+        (torch.ones(4, 4) * 1j, 2, {}, "weight is complex64, which no layer converts from; pass real values"),
         ([[1.0]], 1, {}, "is a list; it must be a tensor"),
         (torch.zeros(4, 4), 2, {"seed": -1}, "seed=-1 is too small"),
         (torch.ones(4, 4), 2, {"moments": torch.zeros(4, 2, 2)}, r"this weight needs \(4, 1, 1\)"),
@@ -254,3 +256,29 @@ def test_it_prints_itself():
 def test_refusals(weight, groups, options, message):
     with pytest.raises(GroupwiseError, match=message):
         assign(weight, groups, **options)
+
+
+@pytest.mark.parametrize("fixed", ["inputs", "outputs"])
+@pytest.mark.parametrize(("outputs", "inputs", "groups"), [(6, 9, 3), (8, 4, 2), (4, 8, 4)])
+def test_with_one_side_as_stored_the_other_is_the_best_of_all_partitions(fixed, outputs, inputs, groups):
+    energy = np.exp(np.random.default_rng(0).standard_normal((outputs, inputs)))
+    found = assign(torch.from_numpy(np.sqrt(energy)), groups, fixed=fixed)
+    own, other = (inputs, outputs) if fixed == "inputs" else (outputs, inputs)
+    sums = energy if fixed == "inputs" else energy.T
+    scores = sums.reshape(other, groups, own // groups).sum(2)
+    most = 0.0
+    for parts in partitions_of(list(range(other)), groups):
+        for order in itertools.permutations(range(groups)):
+            most = max(most, sum(scores[part, t].sum() for part, t in zip(parts, order, strict=True)))
+    assert found.kept == found.bound == pytest.approx(most / energy.sum(), rel=1e-12)
+    assert found.kept == pytest.approx(kept(torch.from_numpy(np.sqrt(energy)), found), rel=1e-12)
+    assert (found.exact, found.fixed) == (True, fixed)
+    assert getattr(found, fixed) == tuple(range(own))
+    assert f"the most possible with {fixed} as stored" in str(found)
+    transposed = assign(torch.from_numpy(np.sqrt(energy)).T, groups, fixed=fixed, transposed=True)
+    assert (transposed.outputs, transposed.inputs) == (found.outputs, found.inputs)
+
+
+def test_another_side_is_refused():
+    with pytest.raises(GroupwiseError, match="fixed='rows' is not known; choose one of: inputs, outputs"):
+        assign(torch.ones(4, 4), 2, fixed="rows")

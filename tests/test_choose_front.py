@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groupwise import GroupwiseError
-from groupwise.choose.measure.choice import Grouping, layers_of
+from groupwise.choose.measure.choice import Chosen, Grouping, read_choice
 from groupwise.choose.measure.knapsack import Option, pareto_front
 
 options = st.builds(Option, st.integers(0, 30), st.integers(-5, 30))
@@ -57,12 +57,13 @@ def test_a_front_of_many_layers_is_close_to_the_bound_of_its_relaxation():
 
 
 def test_a_choice_comes_back_from_its_file(tmp_path):
-    choice = Grouping({"a.b": 4, "c": 2}, 3.5, 1000, 200, 0.25, facts={"risk": "loss rise"})
+    choice = Grouping({"a.b": 4, "c": 2}, 3.5, 1000, 200, 0.25, gather=("c",), facts={"risk": "loss rise"})
     path = choice.save(tmp_path / "choice.json")
-    assert layers_of(path) == {"a.b": 4, "c": 2}
+    assert read_choice(path) == Chosen({"a.b": 4, "c": 2}, ("c",))
     assert json.loads(path.read_text())["ms"] == 3.5
     assert "2 layers change: 3.5 ms expected" in str(choice)
     assert "a.b" in str(choice)
+    assert "2, gathered" in str(choice)
 
 
 @pytest.mark.parametrize(
@@ -74,15 +75,17 @@ def test_a_choice_comes_back_from_its_file(tmp_path):
         ('{"layers": {"a": 0}}', "groups=0 of a"),
         ('{"layers": {"a": true}}', "groups=True of a"),
         ('{"layers": {"a": "2"}}', "groups='2' of a"),
+        ('{"layers": {"a": 2}, "gather": ["b"]}', '"gather" must be a list of names of its layers'),
+        ('{"layers": {"a": 2}, "gather": "a"}', '"gather" must be a list'),
     ],
 )
 def test_a_file_that_is_no_choice_is_refused(tmp_path, text, said):
     path = tmp_path / "choice.json"
     path.write_text(text)
     with pytest.raises(GroupwiseError, match=said):
-        layers_of(path)
+        read_choice(path)
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(GroupwiseError, match="cannot be read"):
-        layers_of(tmp_path / "none.json")
+        read_choice(tmp_path / "none.json")

@@ -9,10 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F
 
 from groupwise import GroupwiseError
-from groupwise.choose.convert.gather import GatheredConv
 from groupwise.choose.convert.regroup import regroup
 from groupwise.choose.exact.coarsen import blocks, coarser, finer
 from groupwise.models.resnext import Bottleneck
@@ -143,48 +141,6 @@ def test_the_best_order_keeps_more_than_the_stored_one_and_this_is_what_is_told(
     assert rows["best"].kept > rows["stored"].kept
 
 
-class Stream(nn.Module):
-    """A residual block whose convolution reads and writes the same channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.three = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
-
-    def forward(self, x):
-        x = F.relu(self.one(x))
-        x = x + self.two(x)
-        return self.three(x).mean((2, 3))
-
-
-@pytest.mark.parametrize(
-    ("layer", "reason"),
-    [
-        ("one", "its input channels cannot change: the order of the model's inputs"),
-        ("two", "its input and its output have channels of one order"),
-        ("three", "its output channels cannot change: the output of the model"),
-    ],
-)
-def test_an_order_that_cannot_be_folded_is_refused_by_name_or_gathered(layer, reason):
-    net = Stream().double()
-    with pytest.raises(GroupwiseError, match=f"{layer}: .*{reason}"):
-        regroup(net, {layer: 2})
-    # A weight of blocks in another order: the gathers lose nothing.
-    with torch.no_grad():
-        places = torch.tensor([0, 1, 0, 1, 1, 0, 1, 0])
-        net.get_submodule(layer).weight *= (places[:, None] == places)[:, :, None, None]
-    made = regroup(net, {layer: 2}, gather=True)
-    assert isinstance(made.model.get_submodule(layer), GatheredConv)
-    x = torch.randn(2, 8, 6, 6, dtype=torch.double)
-    torch.testing.assert_close(made.model(x), net(x), rtol=1e-12, atol=1e-12)
-
-
-def test_neighbours_of_which_one_takes_the_order_are_refused_together():
-    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1))
-    assert regroup(net, {"1": 2}).model[1].groups == 2
-    with pytest.raises(GroupwiseError, match="3: its input channels have the order of the groups of 1"):
-        regroup(net, {"1": 2, "3": 4})
-
-
 def shared() -> nn.Module:
     layer = nn.Conv2d(4, 4, 1)
     return nn.Sequential(layer, nn.ReLU(), layer)
@@ -307,14 +263,6 @@ def test_batch_norms_take_the_statistics_of_the_converted_network():
     assert not any(module.training for module in made.modules())
 
 
-def test_gathers_are_timed_and_fitted():
-    net = Stream().double().eval()
-    x = torch.randn(8, 8, 6, 6, dtype=torch.double)
-    row = regroup(net, {"two": 2}, gather=True, data=x).rows[0]
-    assert row.gather_ms > 0
-    assert row.fitted < row.error
-
-
 def test_the_factored_form_is_two_layers_of_at_most_the_work():
     net = nn.Sequential(nn.Conv2d(16, 16, 3, stride=2, padding=1, padding_mode="reflect"), nn.ReLU())
     made = regroup(net, {"0": 4}, form="factored").model[0]
@@ -333,7 +281,7 @@ def test_the_factored_form_is_two_layers_of_at_most_the_work():
         ({"order": "worst"}, "order='worst'"),
         ({"data": []}, "data has no batch"),
         ({"data": torch.randn(2, 4, 9, 9)}, r"data of shape \(2, 4, 9, 9\)"),
-        ({"data": [1]}, "batch of type int"),
+        ({"data": [1]}, "batch 0 of data is of type int"),
         ({"data": torch.full((1, 3, 9, 9), torch.nan)}, "not finite"),
         ({"form": "factored", "gather": True}, 'for form="block"'),
     ],

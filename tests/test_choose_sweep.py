@@ -37,7 +37,7 @@ def test_a_choice_is_the_lowest_risk_within_the_budget():
     assert made.choose(budget_ms=12.5).groups == {"layer0": 4}
     assert made.choose(budget_ms=9).groups == {"layer0": 4, "layer1": 2}
     assert made.choose(macs=1000).groups == {"layer0": 2, "layer1": 2}
-    assert made.choose(parameters=150).groups == {"layer0": 2}
+    assert made.choose(params=150).groups == {"layer0": 2}
     front = made.predicted()
     # groups=4 of layer1 is slower and worse than groups=2.
     assert [(one.ms, round(one.risk, 6)) for one in front] == [(9, 0.8), (12, 0.3), (15, 0.1), (19, 0)]
@@ -144,7 +144,7 @@ def test_a_sweep_of_training_and_of_choices_as_whole_networks():
     made = run.sweep(net(), X, groups=[2], layers=["0.conv2"], repeats=1, train=True)
     assert made.train
     assert {row.layer for row in made.rows} == {"0.conv2"}
-    chosen = made.choose(parameters=made.parameters - 1)
+    chosen = made.choose(params=made.parameters - 1)
     assert chosen.groups == {"0.conv2": 2}
     assert chosen.measured_ms > 0
     assert groupwise.regroup(net(), chosen).model[0].conv2.groups == 2

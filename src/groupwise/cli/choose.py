@@ -32,7 +32,7 @@ def run_sweep(options: argparse.Namespace) -> None:
 def run_choose(options: argparse.Namespace) -> None:
     """Chooses groups within a budget, and prints or writes the choice."""
     kind = format_of(options, CHOICES)
-    budgets = {"budget_ms": options.budget_ms, "macs": options.macs, "parameters": options.parameters}
+    budgets = {"budget_ms": options.budget_ms, "macs": options.macs, "params": options.parameters}
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
         raise GroupwiseError("give one budget: --budget-ms, --macs or --parameters")
@@ -44,17 +44,16 @@ def run_regroup(options: argparse.Namespace) -> None:
     """Converts a model to the groups of a choice, prints what became of each layer, and saves the model."""
     kind = format_of(options, TABLES)
     from groupwise.choose.convert.regroup import regroup
-    from groupwise.choose.measure.choice import layers_of
+    from groupwise.choose.measure.choice import read_choice
 
-    groups = layers_of(options.choice)
+    groups = read_choice(options.choice)
     check_save(options)
     check_apart(options, "save", "choice", "output")
     model, shape, make = model_and_input(options)
     _tell_of_random(options)
     data = read_data(options.data)
-    inputs = None if data is None else [one[0] if isinstance(one, tuple) else one for one in data]
     with explaining_failure(options, options.target, model, shape, make):
-        made = regroup(model.eval(), groups, form=options.form, data=inputs, gather=options.gather, seed=options.seed)
+        made = regroup(model.eval(), groups, form=options.form, data=data, gather=options.gather, seed=options.seed)
         if options.save:
             save(made.model, options.save)
     deliver(made, kind, options.output)
@@ -87,6 +86,7 @@ def _swept(
             make(),
             groups=options.groups,
             layers=options.layer,
+            gather=options.gather,
             train=options.train,
             data=data,
             repeats=options.repeats,

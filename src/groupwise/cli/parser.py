@@ -248,6 +248,7 @@ def _add_choose(kinds: Any) -> None:
             "--layer", action="append", metavar="NAME", help="try this layer; may be given again; default: all"
         )
         command.add_argument("--train", action="store_true", help="time the forward and all gradients")
+        _add_gather(command)
         command.add_argument(
             "--repeats", type=int, default=10, metavar="N", help="runs, of which the median is taken; default: 10"
         )
@@ -277,9 +278,7 @@ def _add_regroup(kinds: Any) -> None:
         "--input-shape", type=values.shape, metavar="1,3,224,224", help="shape of a random input, batch first"
     )
     made.add_argument("--form", choices=("block", "factored"), default="block", help="default: block")
-    made.add_argument(
-        "--gather", action="store_true", help="let layers move their channels at each call where nothing else does"
-    )
+    _add_gather(made)
     made.add_argument("--save", metavar="FILE", help="write the converted model to FILE, for torch.load")
     _add_weights(made)
     _add_data(made)
@@ -290,6 +289,12 @@ def _add_regroup(kinds: Any) -> None:
 def _add_weights(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--weights", metavar="FILE", help="the model's state_dict, written by torch.save; default: random weights"
+    )
+
+
+def _add_gather(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--gather", action="store_true", help="let layers move their channels at each call where nothing else does"
     )
 
 

@@ -9,19 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from groupwise.choose.assign.alternate import Climb, climb, improve
+from groupwise.choose.assign.alternate import Climb, by_group, climb, improve
 from groupwise.choose.assign.bound import upper_bound
 from groupwise.choose.assign.enumerate import best_of_all
 from groupwise.choose.assign.planted import planted
 from groupwise.choose.assign.starts import starts
 from groupwise.choose.assign.transport import Floats, Labels, transport
-from groupwise.errors import GroupwiseError, check_integer
+from groupwise.errors import GroupwiseError, check_choice, check_integer
 from groupwise.spec.arguments import check_groups
 from groupwise.spec.legible import Printed
 
 # Random starts: as many as keep wide layers to seconds.
 _MOST_RANDOMS = 32
 _RANDOM_WORK = 2**24
+SIDES = ("inputs", "outputs")
 # What two sums of the same energies may differ by, relative to them.
 _ROUNDING = 1e-12
 
@@ -37,6 +38,8 @@ class Assignment(Printed):
     - `stored`: the same fraction for the channels in their stored order
     - `bound`: no partition keeps a larger fraction
     - `exact`: whether `kept` is proven to be the largest
+    - `fixed`: the side in stored order, `inputs` or `outputs`; empty if both were free. The others are then of the
+      partitions that leave it so
     """
 
     outputs: tuple[int, ...]
@@ -46,13 +49,15 @@ class Assignment(Printed):
     stored: float
     bound: float
     exact: bool
+    fixed: str = ""
 
     def __str__(self) -> str:
         sizes = f"{len(self.outputs) // self.groups}x{len(self.inputs) // self.groups}"
         most = "the most possible" if self.exact else f"at most {100 * self.bound:.1f} % is possible"
+        stay = f" with {self.fixed} as stored" if self.fixed else ""
         return (
             f"{self.groups} groups of {sizes} channels (outputs x inputs) keep {100 * self.kept:.1f} % of the squared "
-            f"weight: {most}, and the stored order keeps {100 * self.stored:.1f} %"
+            f"weight: {most}{stay}, and the stored order keeps {100 * self.stored:.1f} %"
         )
 
     __repr__ = __str__
@@ -63,7 +68,13 @@ class Assignment(Printed):
 
 
 def assign(
-    weight: Tensor, groups: int, *, moments: Tensor | None = None, transposed: bool = False, seed: int = 0
+    weight: Tensor,
+    groups: int,
+    *,
+    moments: Tensor | None = None,
+    transposed: bool = False,
+    fixed: str | None = None,
+    seed: int = 0,
 ) -> Assignment:
     """Finds the balanced partition of a dense layer's channels whose blocks keep most of the squared weight.
 
@@ -80,25 +91,30 @@ def assign(
             on calibration data. An entry then counts by the output energy that it makes, as if input channels were
             uncorrelated.
         transposed: whether the weight is a transposed convolution's.
+        fixed: leaves the `inputs` or the `outputs` in their stored order, as where they are those of a model. The best
+            partition of the others is found exactly.
         seed: of the random starts; the result depends on nothing else.
 
     Raises:
-        GroupwiseError: the weight has fewer than 2 dimensions, no values, or values that are not finite; `groups`
-            does not divide the channels; the moments have another shape, are not finite or not positive semidefinite.
+        GroupwiseError: the weight has fewer than 2 dimensions, no values, or values that are not finite; it is
+            quantized, complex or float16; `groups` does not divide the channels; the moments have another shape, are
+            not finite or not positive semidefinite.
     """
     energy = energies(weight, moments, transposed)
     outputs, inputs = energy.shape
     groups = check_groups(inputs, outputs, groups)
     seed = check_integer("seed", seed, 0)
+    if fixed is not None:
+        check_choice("fixed", fixed, SIDES)
     total = float(energy.sum())
-    found, exact = _found(energy, groups, seed)
+    found, exact = (_one_sided(energy, groups, fixed), True) if fixed else _found(energy, groups, seed)
     order = [np.repeat(np.arange(groups), count // groups) for count in (outputs, inputs)]
     stored = Climb(order[0], order[1], 0.0)
     stored.held, found.held = _held(energy, stored), _held(energy, found)
     if found.held <= stored.held * (1 + _ROUNDING):
         found = stored
     bound = found.held if exact else min(total, max(upper_bound(energy, groups), found.held))
-    rows, columns = _permutations(found, groups)
+    rows, columns = (_listed(found.outputs), _listed(found.inputs)) if fixed else _permutations(found, groups)
     return Assignment(
         rows,
         columns,
@@ -107,6 +123,7 @@ def assign(
         stored=_fraction(stored.held, total),
         bound=_fraction(bound, total),
         exact=exact or found.held >= bound * (1 - _ROUNDING),
+        fixed=fixed or "",
     )
 
 
@@ -132,7 +149,7 @@ def energies(weight: Tensor, moments: Tensor | None = None, transposed: bool = F
     # Squares of very large or small values leave the range of float64.
     values = values / (values.abs().max() or 1.0)
     if moments is None:
-        return np.ascontiguousarray((values.abs() ** 2).sum(dim=2).numpy())
+        return np.ascontiguousarray(values.square().sum(dim=2).numpy())
     wanted = (values.shape[1], values.shape[2], values.shape[2])
     if tuple(moments.shape) != wanted:
         raise GroupwiseError(
@@ -140,14 +157,14 @@ def energies(weight: Tensor, moments: Tensor | None = None, transposed: bool = F
         )
     second = _checked("moments", moments)
     second = second / (second.abs().max() or 1.0)
-    energy = torch.einsum("oik,ikl,oil->oi", values.conj(), second.to(values.dtype), values).real
+    energy = torch.einsum("oik,ikl,oil->oi", values, second, values)
     if energy.min() < -1e-6 * energy.abs().max():
         raise GroupwiseError("moments give a negative energy; second moments are positive semidefinite: sum x x^T")
     return np.ascontiguousarray(energy.clamp_min(0).numpy())
 
 
 def _checked(name: str, value: Tensor) -> Tensor:
-    """Returns the tensor's values in float64, or complex128, on the CPU."""
+    """Returns the tensor's values in float64 on the CPU."""
     if not isinstance(value, Tensor):
         raise GroupwiseError(f"{name}={value!r} is a {type(value).__name__}; it must be a tensor")
     if value.is_meta or value.is_quantized or value.layout != torch.strided:
@@ -156,7 +173,11 @@ def _checked(name: str, value: Tensor) -> Tensor:
         )
     if not value.numel():
         raise GroupwiseError(f"{name} has shape {tuple(value.shape)}; it must have values")
-    wide = value.detach().cpu().to(torch.complex128 if value.is_complex() else torch.float64)
+    if value.is_complex() or value.dtype == torch.float16:
+        kind = str(value.dtype).removeprefix("torch.")
+        fix = "pass .float()" if value.dtype == torch.float16 else "pass real values"
+        raise GroupwiseError(f"{name} is {kind}, which no layer converts from; {fix}")
+    wide = value.detach().cpu().to(torch.float64)
     bad = int((~torch.isfinite(wide)).sum())
     if bad:
         raise GroupwiseError(f"{name} has {bad} values that are NaN or infinite; all must be finite")
@@ -193,6 +214,14 @@ def _found(energy: Floats, groups: int, seed: int) -> tuple[Climb, bool]:
         proven.held = _held(energy, proven)
         return max(top, proven, key=lambda found: found.held), True
     return top, False
+
+
+def _one_sided(energy: Floats, groups: int, fixed: str) -> Climb:
+    """Returns the best labels of one side for contiguous ones of the other: one exact transport."""
+    outputs, inputs = (np.repeat(np.arange(groups), count // groups) for count in energy.shape)
+    if fixed == "inputs":
+        return Climb(transport(by_group(energy.T, inputs, groups)), inputs, 0.0)
+    return Climb(outputs, transport(by_group(energy, outputs, groups)), 0.0)
 
 
 def _held(energy: Floats, found: Climb) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from groupwise.errors import GroupwiseError
+from groupwise.choose.convert.data import read
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]]) -> tuple[str, ...]:
+def recalibrate(model: nn.Module, batches: Any) -> tuple[str, ...]:
     """Estimates the running statistics of all BatchNorm layers anew, and returns the names of those layers.
 
     The new statistics are the averages over `batches`, each batch with equal weight. All other modules run in
@@ -25,10 +24,10 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]]) -
 
     Args:
         model: changed in place, in these statistics only.
-        batches: inputs of the model; a tuple is a call's arguments. A batch needs more than one value a channel.
+        batches: as the data of `groupwise.regroup`. A batch needs more than one value a channel.
 
     Raises:
-        GroupwiseError: there are no batches.
+        GroupwiseError: there are no batches, or one that is no inputs of a model.
     """
     norms = {
         name: module
@@ -45,12 +44,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]]) -
         for module in norms.values():
             module.reset_running_stats()
             module.training, module.momentum = True, None
-        count = 0
-        for batch in batches:
-            count += 1
-            model(*batch) if isinstance(batch, tuple) else model(batch)
-        if not count:
-            raise GroupwiseError("batches is empty; recalibrate needs at least one batch of inputs")
+        for batch in read(batches):
+            batch.run(model)
         reached = {name for name, module in norms.items() if int(module.num_batches_tracked or 0)}
     finally:
         for module, mode in modes:

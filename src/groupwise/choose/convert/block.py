@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from groupwise.choose.assign import assign
-from groupwise.choose.convert.channels import ChannelAxis, Channels, reorder
+from groupwise.choose.convert.axes import ChannelAxis, Parts, reorder, roots
+from groupwise.choose.convert.channels import Channels
 from groupwise.choose.convert.gather import GatheredConv
 from groupwise.choose.exact.coarsen import blocks
 from groupwise.choose.exact.like import set_groups
@@ -20,6 +20,8 @@ from groupwise.errors import GroupwiseError
 from groupwise.spec.legible import legible
 
 BEST, STORED, RANDOM = ORDERS = ("best", "stored", "random")
+# The ends of a layer.
+INPUTS, OUTPUTS = "inputs", "outputs"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,18 @@ class Converted:
     fitted: str = ""
 
 
+@dataclass(frozen=True)
+class Freedom:
+    """Whether the order of a layer's channels can be that of its groups, with all layers around it in the same order.
+
+    - `refused`: why it cannot; empty if it can
+    - `fixed`: the end whose channels keep their order, `inputs` or `outputs`; empty if both may change
+    """
+
+    refused: str = ""
+    fixed: str = ""
+
+
 class Orders:
     """The orders of channels around layers that become grouped, one layer after another.
 
@@ -53,92 +67,133 @@ class Orders:
 
     def __init__(self, channels: Channels) -> None:
         self._channels = channels
-        self._taken: dict[int, str] = {}
+        # By axis and end: the layer that became grouped, and whether its channels got another order there.
+        self._taken: dict[tuple[int, str], tuple[str, bool]] = {}
 
-    def refusal(self, name: str) -> str:
-        """Says why the order of a layer's channels cannot be folded into its neighbours; empty if it can."""
-        before, after = self._axes(name)
-        if before is None or after is None:
-            return "torch.fx does not find it in the model's graph"
-        if before is after:
-            return "its input and its output have channels of one order, as a residual sum demands"
-        for axis, end in ((before, "input"), (after, "output")):
-            if axis.pinned:
-                return f"the order of its {end} channels cannot change: {axis.pinned}"
-            if other := self._taken.get(id(axis)):
-                return f"its {end} channels have the order of the groups of {legible(other)}"
-        return ""
+    def freedom(self, name: str) -> Freedom:
+        """Says whether the order of a layer's channels can be folded into its neighbours."""
+        ends = self._ends(name)
+        if not all(ends.values()):
+            return Freedom("torch.fx does not find it in the model's graph")
+        if set(map(id, ends[INPUTS])) & set(map(id, ends[OUTPUTS])):
+            return Freedom("its input and its output have channels of one order, as a residual sum demands")
+        kept = {}
+        for end, axes in ends.items():
+            reason = _kept(axes)
+            for axis in axes:
+                beside = [reason for other, reason in axis.grouped.items() if other != name]
+                if beside:
+                    return Freedom(f"the order of its {end[:-1]} channels cannot change: {beside[0]}")
+                if other := self._holder(axis, end, moves=not reason):
+                    return Freedom(f"its {end[:-1]} channels have the order of the groups of {legible(other)}")
+            if reason:
+                kept[end] = reason
+        if len(kept) == 2:
+            told = "; ".join(f"the order of its {end[:-1]} channels cannot change: {why}" for end, why in kept.items())
+            return Freedom(told)
+        return Freedom(fixed=next(iter(kept), ""))
 
     def take(self, name: str) -> None:
         """Notes that a layer becomes grouped, so that the orders of its channels are its own from now on."""
-        for axis in self._axes(name):
-            if axis is not None:
-                self._taken[id(axis)] = name
+        for end, axes in self._ends(name).items():
+            for axis in axes:
+                self._taken[id(axis), end] = name, not _kept(axes)
 
-    def fold(self, model: nn.Module, name: str, order: Order) -> tuple[str, ...]:
+    def fold(self, model: nn.Module, name: str, order: Order, fixed: str) -> tuple[str, ...]:
         """Reorders the channels around a layer in place, and returns the tensors of other layers that changed."""
         changed = []
-        for axis, places in zip(self._axes(name), (order.inputs, order.outputs), strict=True):
-            assert axis is not None
-            reorder(model, axis, places)
-            changed += [f"{use.module}.{use.tensor}" for use in axis.uses if use.module != name]
+        for end, axes in self._ends(name).items():
+            if end == fixed:
+                continue
+            (axis,) = axes
+            reorder(model, axis, order.inputs if end == INPUTS else order.outputs)
+            changed += [f"{use.module}.{use.tensor}".lstrip(".") for use in axis.uses if use.module != name]
         return tuple(dict.fromkeys(changed))
 
-    def _axes(self, name: str) -> tuple[ChannelAxis | None, ChannelAxis | None]:
-        found = (self._channels.inputs.get(name), self._channels.outputs.get(name))
-        before, after = (None if axis is None else axis.root() for axis in found)
-        return before, after
+    def _ends(self, name: str) -> dict[str, Parts]:
+        found = {INPUTS: self._channels.inputs.get(name, ()), OUTPUTS: self._channels.outputs.get(name, ())}
+        return {end: roots(axes) for end, axes in found.items()}
+
+    def _holder(self, axis: ChannelAxis, end: str, moves: bool) -> str:
+        """Returns the layer that has the order of an axis; layers that all read it as it is stored share it."""
+        for held in (INPUTS, OUTPUTS):
+            name, moved = self._taken.get((id(axis), held), ("", False))
+            if name and (held != end or moved or moves):
+                return name
+        return ""
 
 
-def foldable(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Says for each dense layer why it cannot become grouped if those before it do; empty if it can.
+def _kept(axes: Parts) -> str:
+    """Says why the channels of an end keep their order; empty if they need not."""
+    reasons = [axis.pinned for axis in axes if axis.pinned]
+    return reasons[0] if reasons else "a concatenation fixes the order of its parts" if len(axes) > 1 else ""
 
-    Raises `GroupwiseError` if `torch.fx` cannot follow the model.
+
+def freedoms(
+    model: nn.Module, names: Collection[str], gather: Collection[str] = (), dense: Collection[str] = ()
+) -> tuple[dict[str, Freedom], Orders | None]:
+    """Says for each layer whether it can become grouped if all others do too, and returns the orders around them.
+
+    Where two exclude each other the first one can, and those that may gather come last. The layers of `dense` are seen
+    as if they had one group; a layer beside one that has groups now is refused all the same.
+
+    Raises `GroupwiseError` if `torch.fx` cannot follow the model, unless all layers may gather.
     """
-    orders, found = Orders(Channels(model)), {}
-    for name in names:
-        found[name] = orders.refusal(name)
-        if not found[name]:
+    try:
+        orders = Orders(Channels(model, dense))
+    except GroupwiseError as error:
+        if not set(gather).issuperset(names):
+            raise
+        return dict.fromkeys(names, Freedom(str(error))), None
+    found = {}
+    for name in sorted(names, key=lambda name: name in gather):
+        found[name] = orders.freedom(name)
+        if not found[name].refused:
             orders.take(name)
-    return found
+    return {name: found[name] for name in names}, orders
 
 
-def as_blocks(model: nn.Module, wanted: Mapping[str, int], order: str, gather: bool, seed: int) -> dict[str, Converted]:
+def as_blocks(
+    model: nn.Module, wanted: Mapping[str, int], order: str, gather: Collection[str], seed: int
+) -> dict[str, Converted]:
     """Makes dense layers of a model grouped in place: each keeps the blocks of the best order of its channels.
 
-    The orders are folded into the layers around it. Where that cannot be, the layer gathers its channels if `gather`;
-    else `GroupwiseError` is raised before any work.
+    The orders are folded into the layers around it. Where that cannot be, the layers of `gather` gather their channels;
+    for others `GroupwiseError` is raised before any work.
     """
-    refused = foldable(model, wanted)
-    if not gather and any(refused.values()):
-        told = "; ".join(f"{legible(name)}: {reason}" for name, reason in refused.items() if reason)
+    free, orders = freedoms(model, wanted, gather)
+    if refused := {name: one.refused for name, one in free.items() if one.refused and name not in gather}:
+        told = "; ".join(f"{legible(name)}: {reason}" for name, reason in refused.items())
         raise GroupwiseError(f"{told}; leave them out, or give gather=True, which moves channels at each call")
-    orders, found = Orders(Channels(model)), {}
+    found = {}
     for name, groups in wanted.items():
         layer: Any = model.get_submodule(name)
-        made = _order(layer, groups, order, seed)
-        facts: dict[str, Any] = {"how": "block", "bound": made.bound}
-        if refused[name]:
+        fixed = free[name].fixed
+        made = _order(layer, groups, order, seed, fixed)
+        facts: dict[str, Any] = {"how": "block", "bound": made.bound, "fixed": fixed}
+        gathers = bool(free[name].refused)
+        if gathers:
             facts["kept"] = _gathered(model, name, groups, made)
         else:
-            facts["folded"] = orders.fold(model, name, made)
+            assert orders is not None
+            facts["folded"] = orders.fold(model, name, made, fixed)
             facts["kept"] = _cut(layer, groups)
-        found[name] = Converted(facts, made.outputs, "conv" if refused[name] else "")
+        found[name] = Converted(facts, made.outputs, "conv" if gathers else "")
     return found
 
 
-def _order(layer: _ConvNd, groups: int, order: str, seed: int) -> Order:
-    """Returns the order of a layer's channels for `groups`."""
-    best = assign(layer.weight, groups, transposed=isinstance(layer, _ConvTransposeNd), seed=seed)
+def _order(layer: _ConvNd, groups: int, order: str, seed: int, fixed: str) -> Order:
+    """Returns the order of a layer's channels for `groups`; those of the end `fixed` keep theirs."""
+    transposed = isinstance(layer, _ConvTransposeNd)
+    best = assign(layer.weight, groups, transposed=transposed, fixed=fixed or None, seed=seed)
     if order == BEST:
         return Order(torch.tensor(best.outputs), torch.tensor(best.inputs), best.bound)
-    counts = (layer.out_channels, layer.in_channels)
-    if order == STORED:
-        outputs, inputs = map(torch.arange, counts)
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        outputs, inputs = (_random(count, groups, generator) for count in counts)
-    return Order(outputs, inputs, best.bound)
+    generator = torch.Generator().manual_seed(seed)
+    places = []
+    for end, count in ((OUTPUTS, layer.out_channels), (INPUTS, layer.in_channels)):
+        stored = order == STORED or end == fixed
+        places.append(torch.arange(count) if stored else _random(count, groups, generator))
+    return Order(places[0], places[1], best.bound)
 
 
 def _random(count: int, groups: int, generator: torch.Generator) -> torch.Tensor:
@@ -166,17 +221,3 @@ def _gathered(model: nn.Module, name: str, groups: int, order: Order) -> float:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, GatheredConv(layer, order.inputs, order.outputs))
     return kept
-
-
-def gather_ms(layer: GatheredConv, x: torch.Tensor, repeats: int = 7) -> float:
-    """Returns what the two gathers of a layer take for an input, in milliseconds: the least of some runs."""
-    with torch.no_grad():
-        dim = layer.dim
-        y = layer.conv(x.index_select(dim, layer.inputs))
-        taken = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            x.index_select(dim, layer.inputs)
-            y.index_select(dim, layer.places)
-            taken.append(time.perf_counter() - start)
-    return min(taken) * 1e3

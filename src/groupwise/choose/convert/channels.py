@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Sequence
 
-import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -14,9 +11,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
+from groupwise.choose.convert.axes import ChannelAxis, Parts, Use, add, join, pin, roots
+from groupwise.choose.convert.graph import ChannelFlow, Numbers, drops_samples
 from groupwise.parallel.planning import operations as ops
 from groupwise.parallel.planning.axes import Axis
-from groupwise.parallel.planning.flow import Flow
 from groupwise.parallel.planning.operations import does
 from groupwise.parallel.styles.base import known_forward
 from groupwise.parallel.styles.channelwise import STATELESS
@@ -25,126 +23,101 @@ from groupwise.parallel.styles.channelwise import STATELESS
 _KEEP = (_BatchNorm, _InstanceNorm, nn.PReLU, _DropoutNd, nn.Flatten, *STATELESS)
 
 
-@dataclass(frozen=True)
-class Use:
-    """A dimension of a tensor that has `block` neighbouring entries for each channel of an axis."""
-
-    module: str
-    tensor: str
-    dim: int
-    block: int = 1
-
-
-@dataclass
-class ChannelAxis:
-    """The channels that layers write and read in one order.
-
-    `pinned` says why no other order computes the same; it is empty if any order does.
-    """
-
-    size: int = 0
-    uses: list[Use] = field(default_factory=list)
-    pinned: str = ""
-    _parent: ChannelAxis | None = None
-
-    def root(self) -> ChannelAxis:
-        """Returns the axis that this one was joined with."""
-        return self if self._parent is None else self._parent.root()
-
-    def pin(self, reason: str) -> None:
-        """Keeps the order of the channels; the first reason is kept."""
-        self.pinned = self.pinned or reason
-
-    def add(self, module: str, tensor: str, dim: int, entries: int) -> None:
-        """Adds a tensor with so many entries along `dim`, as many for each channel."""
-        self.size = self.size or entries
-        block, rest = divmod(entries, self.size)
-        if rest or not block:
-            self.pin(f"{module} has {entries} entries for {self.size} channels")
-        self.uses.append(Use(module, tensor, dim, block))
-
-    def join(self, other: ChannelAxis) -> None:
-        """Makes one axis of two."""
-        one, two = self.root(), other.root()
-        if one is two:
-            return
-        if one.size and two.size and one.size != two.size:
-            reason = f"{one.size} and {two.size} channels are combined"
-            one.pin(reason)
-            two.pin(reason)
-            return
-        one.size = one.size or two.size
-        one.uses += two.uses
-        one.pin(two.pinned)
-        two._parent = one
-
-
 class Channels:
     """The channel axes of a model, which `torch.fx` must be able to trace.
 
-    `inputs` and `outputs` have the axes of each convolution and linear layer by the layer's name. What lies between
-    layers joins their axes: activations, normalisations, poolings, sums and depthwise convolutions keep channels
-    apart and in order. What depends on the order, such as a concatenation, pins it.
+    `inputs` and `outputs` have the axes of each convolution and linear layer by the layer's name: one, or one for each
+    part of a concatenation. What lies between layers joins their axes: activations, normalisations, poolings, sums,
+    depthwise convolutions and tensors with a number for each channel keep channels apart and in order. What depends on
+    the order, such as a shuffle, pins it. The layers of `dense` are seen as if they had one group.
 
     Raises `GroupwiseError` if `torch.fx` cannot follow the model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.inputs: dict[str, ChannelAxis] = {}
-        self.outputs: dict[str, ChannelAxis] = {}
-        self._flow = Flow(model)
-        self._of: dict[fx.Node, ChannelAxis] = {}
+    def __init__(self, model: nn.Module, dense: Collection[str] = ()) -> None:
+        self.inputs: dict[str, Parts] = {}
+        self.outputs: dict[str, Parts] = {}
+        self._dense = dense
+        self._flow = ChannelFlow(model)
+        self._of: dict[fx.Node, Parts] = {}
         for node in self._flow.graph.nodes:
             self._visit(node)
         self._pin_shared()
         self._pin_read_elsewhere()
 
     def _visit(self, node: fx.Node) -> None:
-        tensors = self._flow.tensors(node)
-        layer = self._flow.layer(node)
+        flow, tensors = self._flow, self._flow.tensors(node)
+        layer = flow.layer(node)
         if layer is not None:
-            self._layer(node, layer, self._axis(tensors[0]))
+            self._layer(node, layer, self._parts(tensors[0]))
+        elif flow.concatenated(node) and flow.concatenates_channels(node) is not None:
+            self._of[node] = self._concatenated(node)
+        elif found := flow.scales(node):
+            self._of[node] = self._numbered(self._parts(found[0]), [found[1]])
+        elif normalised := flow.normalises(node):
+            self._of[node] = self._numbered(self._parts(normalised[0]), normalised[1])
         elif len(tensors) == 2 and self._joins(node, tensors):
-            self._axis(tensors[0]).join(self._axis(tensors[1]))
-            self._of[node] = self._axis(tensors[0])
+            join(self._parts(tensors[0]), self._parts(tensors[1]))
+            self._of[node] = self._parts(tensors[0])
         elif tensors and self._keeps(node, tensors[0]):
-            self._of[node] = self._carried(node, self._axis(tensors[0]))
+            self._of[node] = self._carried(node, self._parts(tensors[0]))
         else:
             for one in tensors:
-                self._axis(one).pin(f"{_called(node)} depends on the order of its channels")
+                pin(self._parts(one), f"{_called(node)} depends on the order of its channels")
 
-    def _axis(self, node: fx.Node) -> ChannelAxis:
-        """Returns the axis of a node's value; one that nothing is known of is pinned."""
+    def _parts(self, node: fx.Node) -> Parts:
+        """Returns the axes of a node's value; one that nothing is known of is pinned."""
         if node not in self._of:
-            self._of[node] = ChannelAxis()
-            self._of[node].pin(_origin(node))
-        return self._of[node].root()
+            self._of[node] = (ChannelAxis(),)
+            pin(self._of[node], _origin(node))
+        return roots(self._of[node])
 
-    def _layer(self, node: fx.Node, layer: _ConvNd | nn.Linear, before: ChannelAxis) -> None:
+    def _concatenated(self, node: fx.Node) -> Parts:
+        """Returns the axes of all parts of a concatenation; along positions the parts have one order."""
+        parts = [self._parts(one) for one in self._flow.concatenated(node)]
+        if not self._flow.concatenates_channels(node):
+            for other in parts[1:]:
+                join(parts[0], other)
+            return parts[0]
+        found = tuple(axis for part in parts for axis in part)
+        if not all(axis.size for axis in found):
+            pin(found, f"{_called(node)} puts them beside others, of which nothing tells how many they are")
+        return found
+
+    def _numbered(self, parts: Parts, numbers: Sequence[Numbers]) -> Parts:
+        """Adds tensors of the model that have a number for each channel."""
+        for one in numbers:
+            if one.entries > 1:
+                add(parts, one.module, one.tensor, one.dim, one.entries)
+        return parts
+
+    def _layer(self, node: fx.Node, layer: _ConvNd | nn.Linear, before: Parts) -> None:
         name = str(node.target)
         if isinstance(layer, nn.Linear):
-            before.add(name, "weight", 1, layer.in_features)
-            after = ChannelAxis(layer.out_features, [Use(name, "weight", 0)])
+            add(before, name, "weight", 1, layer.in_features)
+            after: Parts = (ChannelAxis(layer.out_features, [Use(name, "weight", 0)]),)
         else:
             after = self._convolution(name, layer, before)
         if layer.bias is not None:
-            after.root().add(name, "bias", 0, after.root().size)
+            add(after, name, "bias", 0, sum(axis.size for axis in roots(after)))
         self.inputs[name], self.outputs[name] = before, after
         self._of[node] = after
 
-    def _convolution(self, name: str, layer: _ConvNd, before: ChannelAxis) -> ChannelAxis:
-        if layer.groups == 1:
-            into, out = (0, 1) if isinstance(layer, _ConvTransposeNd) else (1, 0)
-            before.add(name, "weight", into, layer.in_channels)
-            return ChannelAxis(layer.out_channels, [Use(name, "weight", out)])
-        if layer.groups == layer.in_channels == layer.out_channels:
-            before.add(name, "weight", 0, layer.in_channels)
+    def _convolution(self, name: str, layer: _ConvNd, before: Parts) -> Parts:
+        if layer.groups == layer.in_channels == layer.out_channels != 1:
+            add(before, name, "weight", 0, layer.in_channels)
             return before
-        reason = f"{name} has groups={layer.groups} already"
-        before.pin(reason)
-        after = ChannelAxis(layer.out_channels)
-        after.pin(reason)
-        return after
+        into, out = (0, 1) if isinstance(layer, _ConvTransposeNd) else (1, 0)
+        after = ChannelAxis(layer.out_channels, [Use(name, "weight", out)])
+        if layer.groups == 1 or name in self._dense:
+            add(before, name, "weight", into, layer.in_channels)
+        if layer.groups > 1:
+            reason = f"{name} has groups={layer.groups} already"
+            for axis in (*roots(before), after):
+                axis.grouped[name] = reason
+                if name not in self._dense:
+                    axis.pin(reason)
+        return (after,)
 
     def _joins(self, node: fx.Node, tensors: Sequence[fx.Node]) -> bool:
         """Says whether a node combines two tensors channel by channel."""
@@ -161,18 +134,17 @@ class Channels:
             return False
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):
             return _is_symmetric(module, axis)
-        if getattr(node.target, "__name__", "") == "stochastic_depth":
-            # torchvision's function drops samples, and no channels.
+        if drops_samples(node):
             return True
         return (module is None or isinstance(module, _KEEP)) and self._flow.passes(node)
 
-    def _carried(self, node: fx.Node, axis: ChannelAxis) -> ChannelAxis:
+    def _carried(self, node: fx.Node, parts: Parts) -> Parts:
         """Adds the tensors of a layer that has an entry for each channel."""
         module = self._flow.module(node)
         for name, tensor in [] if module is None else (*module.named_parameters(), *module.named_buffers()):
             if tensor.dim() == 1 and tensor.numel() > 1:
-                axis.add(str(node.target), name, 0, tensor.numel())
-        return axis
+                add(parts, str(node.target), name, 0, tensor.numel())
+        return parts
 
     def _pin_shared(self) -> None:
         """Pins the axes of what runs more than once: its tensors would have the order of each run."""
@@ -204,21 +176,7 @@ class Channels:
     def _pin_around(self, nodes: Sequence[fx.Node], reason: str) -> None:
         for node in nodes:
             for one in (node, *self._flow.tensors(node)):
-                self._axis(one).pin(reason)
-
-
-def reorder(model: nn.Module, axis: ChannelAxis, order: torch.Tensor) -> None:
-    """Gives the channels of an axis another order in place: channel i becomes what was channel `order[i]`.
-
-    What the model computes stays the same, up to the rounding of sums in another order.
-    """
-    with torch.no_grad():
-        for use in axis.root().uses:
-            tensor: Any = getattr(model.get_submodule(use.module), use.tensor)
-            index = order.to(tensor.device)
-            if use.block > 1:
-                index = (index[:, None] * use.block + torch.arange(use.block, device=tensor.device)).flatten()
-            tensor.copy_(tensor.index_select(use.dim, index))
+                pin(self._parts(one), reason)
 
 
 def _is_symmetric(norm: nn.LayerNorm | nn.GroupNorm, axis: Axis) -> bool:

@@ -50,6 +50,20 @@ def check_model(model: nn.Module) -> None:
         raise GroupwiseError(f"the model is a {type(model).__name__}; give the module that it wraps, `model.module`")
 
 
+def check_numbers(model: nn.Module) -> None:
+    """Raises `GroupwiseError` for convolution layers whose numbers no conversion takes, and names them."""
+    found: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        if reason := _numbers(module):
+            found.setdefault(reason, []).append(legible(name))
+    if found:
+        raise GroupwiseError("; ".join(f"{_some(names)}: {reason}" for reason, names in found.items()))
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def check_groups_of(model: nn.Module, groups: Mapping[str, int]) -> None:
     """Raises `GroupwiseError` if any of the groups cannot be: all of them are told at once."""
     check_model(model)
@@ -81,6 +95,25 @@ def _identity(thing: nn.Module | torch.Tensor) -> Hashable:
         return id(thing)
 
 
+# Weights of these are converted and fitted. Least squares and permutations of float16 round away what they gain.
+_NUMBERS = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def _numbers(module: nn.Module) -> str:
+    """Says why the numbers of a convolution layer cannot be converted; empty if they can, and for other modules."""
+    if any(".quantized" in kind.__module__ for kind in type(module).__mro__):
+        if not hasattr(module, "kernel_size") or not hasattr(module, "groups"):
+            return ""
+        return "it is quantized; convert the model to other groups before you quantize it"
+    weight = module._parameters.get("weight") if isinstance(module, _ConvNd) else None
+    if weight is None or is_lazy(weight) or weight.dtype in _NUMBERS:
+        return ""
+    kind = str(weight.dtype).removeprefix("torch.")
+    if not weight.is_floating_point():
+        return f"its weight is {kind}; only real floating-point weights convert"
+    return f"its weight is {kind}; convert the model with .float(), and what becomes of it back"
+
+
 def _refusal(name: str, modules: Mapping[str, nn.Module], holders: Mapping[Hashable, set[str]]) -> str:
     module = modules.get(name)
     if module is None:
@@ -90,14 +123,14 @@ def _refusal(name: str, modules: Mapping[str, nn.Module], holders: Mapping[Hasha
             return f"the model has no such layer; did you mean {' or '.join(map(legible, near))}?"
         shown = ", ".join(map(legible, known[:_MOST_NAMES])) + ", ..." * (len(known) > _MOST_NAMES)
         return f"the model has no such layer; its convolutions: {shown or 'none'}"
+    if reason := _numbers(module):
+        return reason
     if not isinstance(module, _ConvNd):
         return f"it is a {type(module).__name__}, and only convolution layers have groups"
     if any(tensor is not None and is_lazy(tensor) for tensor in module._parameters.values()):
         return "it is lazy and has no weight yet; run the model once"
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:
         return "its weight is computed from other parameters; remove the parametrization first"
-    if not isinstance(module.weight, torch.Tensor) or not module.weight.is_floating_point():
-        return "its weight has no floating-point numbers"
     if module.weight.is_meta:
         return "its weight is on meta and has no numbers; load the model onto a device first"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:

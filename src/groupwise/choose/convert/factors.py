@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ from groupwise.spec.legible import legible
 
 
 def as_factored(
-    model: nn.Module, wanted: Mapping[str, int], order: str, gather: bool, seed: int
+    model: nn.Module, wanted: Mapping[str, int], order: str, gather: Collection[str], seed: int
 ) -> dict[str, Converted]:
     """Replaces dense layers of a model in place by two layers each. Channels keep their order, so nothing is folded.
 

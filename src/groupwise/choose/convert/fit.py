@@ -2,127 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from groupwise.choose.convert.block import Converted, gather_ms
-from groupwise.choose.convert.gather import GatheredConv
-from groupwise.choose.convert.refit import refit
+from groupwise.choose.convert.block import Converted
+from groupwise.choose.convert.data import Batch, evaluated
+from groupwise.choose.convert.gather import GatheredConv, gather_seconds
+from groupwise.choose.convert.refit import refit, relative_error
 from groupwise.errors import GroupwiseError
+from groupwise.spec.legible import legible
 
-
-def inputs_of(data: Iterable[Any]) -> list[torch.Tensor]:
-    """Returns batches of inputs, checked: a tensor is one batch, and of a pair (inputs, targets) the inputs are taken.
-
-    Raises `GroupwiseError` for anything else, for no batch, and for values that are not finite.
-    """
-    found = []
-    for batch in [data] if isinstance(data, torch.Tensor) else data:
-        inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(inputs, torch.Tensor):
-            raise GroupwiseError(
-                f"data has a batch of type {type(batch).__name__}; give tensors of inputs, or pairs (inputs, targets)"
-            )
-        if inputs.is_floating_point() and not torch.isfinite(inputs).all():
-            raise GroupwiseError("data has values that are not finite; weights cannot be fitted to them")
-        found.append(inputs)
-    if not found:
-        raise GroupwiseError("data has no batch; give at least one tensor of inputs")
-    return found
-
-
-class _Found(Exception):
-    """Ends a run of the model as soon as the layer has run."""
+# The input and the output of each call of a layer, batch by batch.
+Calls = list[list[tuple[torch.Tensor, torch.Tensor]]]
 
 
 def fit(
-    model: nn.Module, twin: nn.Module, made: Mapping[str, Converted], batches: Sequence[torch.Tensor]
+    model: nn.Module, twin: nn.Module, made: Mapping[str, Converted], batches: Sequence[Batch]
 ) -> dict[str, dict[str, Any]]:
     """Fits the converted layers of `twin` in place, in the order in which they run, and returns facts for their rows.
 
     Each is fitted by least squares to what the layer of `model` computes, on the inputs that it has in `twin` by then.
+    A layer that runs several times in one call of the model is fitted to all of its runs. Where a run reads what an
+    earlier one computed, the fit changes its own inputs: then the error is taken anew, and a fit that raised it is
+    dropped.
+
+    Raises `GroupwiseError` for a layer that runs more or less often than in `model`.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name in _running_order(twin, made, batches[0]):
+    for name in _running_order(twin, made, batches):
         layer: Any = twin.get_submodule(name)
         inner = made[name].fitted
-        if isinstance(layer.get_submodule(inner), _ConvTransposeNd):
-            continue
+        conv = layer.get_submodule(inner)
         facts: dict[str, Any] = {}
         if isinstance(layer, GatheredConv):
-            given, _ = next(_at(twin, name, batches[:1]))
-            facts["gather_ms"] = gather_ms(layer, given)
+            calls = _calls(twin, name, batches[:1])[0]
+            facts["gather_ms"] = sum(statistics.median(gather_seconds(layer, x)) for x, _ in calls) * 1e3
+        if isinstance(conv, _ConvTransposeNd):
+            if facts:
+                found[name] = facts
+            continue
         # A layer of several convolutions is fitted in the last of them, which makes its outputs.
-        order = made[name].outputs
-        inputs = [one for one, _ in _at(twin, f"{name}.{inner}" if inner else name, batches)]
-        targets = [one if order is None else one.index_select(1, order) for _, one in _at(model, name, batches)]
-        conv = layer.get_submodule(inner)
+        place = f"{name}.{inner}" if inner else name
+        given, wanted = _calls(twin, place, batches), _calls(model, name, batches)
+        _check_as_often(name, wanted, given)
+        dims, order = conv.weight.dim(), made[name].outputs
+        inputs = [_batched(x, dims) for calls in given for x, _ in calls]
+        targets = [_batched(y, dims) for calls in wanted for _, y in calls]
+        if order is not None:
+            targets = [one.index_select(1, order.to(one.device)) for one in targets]
         fitted = refit(conv, inputs, targets)
-        with torch.no_grad():
-            conv.weight.copy_(fitted.weight)
-            if conv.bias is not None:
-                conv.bias.copy_(fitted.bias)
-        found[name] = {**facts, "error": fitted.before, "fitted": fitted.after}
+        before = [tensor.detach().clone() for tensor in conv.parameters()]
+        _set(conv, [fitted.weight] if fitted.bias is None else [fitted.weight, fitted.bias])
+        after = fitted.after
+        if any(len(calls) > 1 for calls in given):
+            inputs = [_batched(x, dims) for calls in _calls(twin, place, batches) for x, _ in calls]
+            after = relative_error(conv, inputs, targets)
+            if not after <= fitted.before:
+                _set(conv, before)
+                after = fitted.before
+        found[name] = {**facts, "error": fitted.before, "fitted": after}
     return found
 
 
-def _running_order(model: nn.Module, names: Mapping[str, Any], inputs: torch.Tensor) -> list[str]:
+@torch.no_grad()
+def _set(conv: nn.Module, values: Sequence[torch.Tensor]) -> None:
+    for tensor, value in zip(conv.parameters(), values, strict=True):
+        tensor.copy_(value)
+
+
+def _batched(tensor: torch.Tensor, dims: int) -> torch.Tensor:
+    """Returns a tensor with a batch dimension; a single sample has none."""
+    return tensor.unsqueeze(0) if tensor.dim() == dims - 1 else tensor
+
+
+def _check_as_often(name: str, wanted: Calls, given: Calls) -> None:
+    for before, after in zip(wanted, given, strict=True):
+        if len(before) != len(after):
+            raise GroupwiseError(
+                f"{legible(name)}: on the same data it runs {len(before)} times in the model and {len(after)} times in "
+                "the converted one, so that its weight cannot be fitted; leave it out, or give no data"
+            )
+
+
+def _running_order(model: nn.Module, names: Mapping[str, Any], batches: Sequence[Batch]) -> list[str]:
     """Returns the layers in the order in which they first run; those that do not run are left out."""
     ran: list[str] = []
     hooks = [model.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name)) for name in names]
     try:
         with evaluated(model):
-            model(inputs)
+            for batch in batches:
+                batch.run(model)
+                if len(set(ran)) == len(names):
+                    break
     finally:
         for hook in hooks:
             hook.remove()
     return list(dict.fromkeys(ran))
 
 
-def _at(model: nn.Module, name: str, batches: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields the input and the output of a layer for each batch."""
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+def _calls(model: nn.Module, name: str, batches: Sequence[Batch]) -> Calls:
+    """Returns the input and the output of every call of a layer, batch by batch."""
+    found: Calls = []
 
     def see(
         _: nn.Module, given: tuple[torch.Tensor, ...], keywords: dict[str, torch.Tensor], output: torch.Tensor
     ) -> None:
-        seen.append(((*given, *keywords.values())[0], output))
-        raise _Found
+        # What runs next may change either in place.
+        found[-1].append(((given[0] if given else keywords["input"]).clone(), output.clone()))
 
     hook = model.get_submodule(name).register_forward_hook(see, with_kwargs=True)
     try:
         with evaluated(model):
-            for inputs in batches:
-                try:
-                    model(inputs)
-                except _Found:
-                    yield seen.pop()
+            for batch in batches:
+                found.append([])
+                batch.run(model)
     finally:
         hook.remove()
-
-
-@contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
-    """Runs the model without gradients and in evaluation; afterwards each module has its mode again."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def computed(model: nn.Module, inputs: torch.Tensor) -> Any:
-    """Returns what a model makes of a batch. Raises `GroupwiseError` for one that it does not take."""
-    try:
-        return model(inputs)
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).split("\n")[0]
-        raise GroupwiseError(f"the model does not take data of shape {tuple(inputs.shape)}: {reason}") from error
+    return found

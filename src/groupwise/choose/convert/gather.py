@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -36,3 +38,21 @@ class GatheredConv(nn.Module):
         """Takes (N, in_channels, ...) or (in_channels, ...), and returns what the convolution makes of it."""
         gathered: torch.Tensor = self.conv(x.index_select(self.dim, self.inputs))
         return gathered.index_select(self.dim, self.places)
+
+
+def gather_seconds(layer: GatheredConv, x: torch.Tensor, repeats: int = 7, train: bool = False) -> list[float]:
+    """Returns what the two gathers of a layer take for an input, run by run; with `train` their gradients too."""
+    with torch.no_grad():
+        y = layer.conv(x.index_select(layer.dim, layer.inputs))
+    ends = [(one.detach().requires_grad_(train), places) for one, places in ((x, layer.inputs), (y, layer.places))]
+    taken = []
+    with torch.set_grad_enabled(train):
+        # The first run does not count.
+        for _ in range(1 + repeats):
+            start = time.perf_counter()
+            for one, places in ends:
+                gathered = one.index_select(layer.dim, places)
+                if train:
+                    torch.autograd.grad(gathered, one, gathered.detach())
+            taken.append(time.perf_counter() - start)
+    return taken[1:]

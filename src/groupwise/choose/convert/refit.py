@@ -98,6 +98,13 @@ def refit(
     return Refit(weight, bias, before, after, sum(map(len, samples)), sum(counts))
 
 
+@torch.no_grad()
+def relative_error(layer: nn.Module, inputs: Batches, targets: Batches) -> float:
+    """Returns the squared error of a layer's outputs, relative to the squared targets; it takes what `refit` takes."""
+    convolution = _checked_layer(layer)
+    return _error(convolution, _pairs(convolution, inputs, targets), convolution.weight, convolution.bias)
+
+
 def _checked_layer(layer: nn.Module) -> nn.Conv2d:
     """Returns the layer; the type stands for all three convolutions, which have the same attributes."""
     if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import nn
 from groupwise.choose.convert.batch_norm import recalibrate
 from groupwise.choose.convert.block import BEST, ORDERS, Converted, as_blocks
 from groupwise.choose.convert.checks import check_groups_of
+from groupwise.choose.convert.data import check_taken, read
 from groupwise.choose.convert.factors import as_factored
-from groupwise.choose.convert.fit import computed, evaluated, fit, inputs_of
+from groupwise.choose.convert.fit import fit
 from groupwise.choose.exact.coarsen import blocks, coarser
 from groupwise.choose.exact.like import set_groups
 from groupwise.draw.text import regroup as text
@@ -21,7 +22,7 @@ from groupwise.draw.text.table import Tabular
 from groupwise.errors import check_choice
 from groupwise.spec.legible import pre
 
-EXACT = "exact"
+EXACT, BLOCK = "exact", "block"
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class RegroupRow:
 
     - `before`, `groups`: its groups before and after
     - `how`: `exact`, or the form: `block` or `factored`
-    - `kept`: the fraction of the squared weight that the layer keeps; `bound`: no order of the channels keeps more
+    - `kept`: the fraction of the squared weight that the layer keeps; `bound`: no order that it can have keeps more
     - `error`: the relative squared error of the layer's outputs on the data, before it is fitted; `fitted`: after
     - `folded`: the tensors of other layers that have the order of the groups now
     - `gather_ms`: what the gathers of a layer take whose order could not be folded; None where there is none
+    - `fixed`: the end whose channels kept their order, `inputs` or `outputs`, because it cannot change; else empty
     """
 
     layer: str
@@ -46,6 +48,7 @@ class RegroupRow:
     fitted: float | None = None
     folded: tuple[str, ...] = ()
     gather_ms: float | None = None
+    fixed: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field as plain JSON types."""
@@ -82,8 +85,8 @@ def regroup(
     model: nn.Module,
     groups: Any,
     *,
-    form: str = "block",
-    data: Iterable[Any] | None = None,
+    form: str = BLOCK,
+    data: Any = None,
     order: str = BEST,
     gather: bool = False,
     seed: int = 0,
@@ -94,20 +97,23 @@ def regroup(
     layer that gets more, if the numbers that it loses are zero. Any other one loses part of its weight:
 
     - `form="block"`: a plain grouped layer. Its channels are put into the order whose blocks keep most of the weight,
-      and the layers around it into the same order, so that nothing moves at run time
+      and the layers around it into the same order, so that nothing moves at run time. Where the channels of one end
+      must stay as they are, such as the model's inputs or outputs, those of the other end alone change
     - `form="factored"`: a grouped layer of the same kernel, and a 1x1 convolution that mixes its groups
 
-    - `groups`: {layer's name: groups}, or a `Grouping`
-    - `data`: batches of inputs of the model, or pairs (inputs, targets). The weights of converted layers are then
-      fitted to what the layers computed before, by least squares, in forward order; and batch normalisations take
-      their statistics anew
+    - `groups`: {layer's name: groups}, or a `Grouping`, whose layers gather where it was measured so
+    - `data`: batches, as a list or a `DataLoader`. A batch is a tensor, the only input of the model; a dict of keyword
+      arguments; or a pair (inputs, targets), whose inputs are a tensor, a tuple of positional arguments or a dict. So
+      `[((a, b), None)]` is a batch of two inputs; targets are not used. The weights of converted layers are then
+      fitted to what the layers computed before, by least squares, in forward order, over all runs of a layer; and
+      batch normalisations take their statistics anew
     - `order`: of the channels in blocks: `best`, or for comparisons `stored` or `random`
     - `gather`: lets layers gather their channels at each call where the order cannot be folded into other layers, which
       is refused otherwise
     - `seed`: of the search for the best order
 
     Raises `GroupwiseError` before any work for layers that do not exist or cannot have other groups, for groups that do
-    not divide the channels, and for orders that cannot be folded.
+    not divide the channels, for orders that cannot be folded, and for data that the model does not take.
 
     Examples:
         >>> import torch
@@ -119,10 +125,11 @@ def regroup(
     check_choice("form", form, FORMS)
     check_choice("order", order, ORDERS)
     check_groups_of(model, wanted)
-    batches = None if data is None else inputs_of(data)
+    # A choice that was measured with gathers has them in its blocks.
+    gathering = tuple(wanted) if gather else getattr(groups, "gather", ()) if form == BLOCK else ()
+    batches = None if data is None else list(read(data))
     if batches is not None:
-        with evaluated(model):
-            computed(model, batches[0])
+        check_taken(model, batches)
     twin = copy.deepcopy(model)
     rows, lossy = {}, []
     for name, value in wanted.items():
@@ -134,7 +141,7 @@ def regroup(
         # Groups that are no part of the new ones are one dense layer first.
         for name in lossy:
             _exact(twin, name, 1)
-        made = FORMS[form](twin, {name: wanted[name] for name in lossy}, order, gather, seed)
+        made = FORMS[form](twin, {name: wanted[name] for name in lossy}, order, gathering, seed)
         for name, one in made.items():
             rows[name] = replace(rows[name], **one.facts)
         if batches is not None:
@@ -144,9 +151,9 @@ def regroup(
     return Regrouped(twin, tuple(rows.values()))
 
 
-Form = Callable[[nn.Module, Mapping[str, int], str, bool, int], dict[str, Converted]]
+Form = Callable[[nn.Module, Mapping[str, int], str, Collection[str], int], dict[str, Converted]]
 # How a layer gets groups that lose a part of its weight.
-FORMS: dict[str, Form] = {"block": as_blocks, "factored": as_factored}
+FORMS: dict[str, Form] = {BLOCK: as_blocks, "factored": as_factored}
 
 
 def _exact(model: nn.Module, name: str, groups: int) -> bool:

@@ -10,20 +10,20 @@ from groupwise.errors import GroupwiseError
 from groupwise.profile.record import ConvCall
 
 # What a choice can cost, and the unit of it.
-COSTS = {"ms": "ms", "macs": "MACs", "parameters": "parameters"}
+COSTS = {"ms": "ms", "macs": "MACs", "params": "parameters"}
 
 
 def check_budget(
-    *, budget_ms: float | None = None, macs: float | None = None, parameters: float | None = None
+    *, budget_ms: float | None = None, macs: float | None = None, params: float | None = None
 ) -> tuple[str, float]:
     """Returns what the one budget is of, a key of `COSTS`, and how much it is.
 
     Raises `GroupwiseError` for none or several, and for one that is no number above 0.
     """
-    given = {"ms": budget_ms, "macs": macs, "parameters": parameters}
+    given = {"ms": budget_ms, "macs": macs, "params": params}
     budgets = {name: value for name, value in given.items() if value is not None}
     if len(budgets) != 1:
-        raise GroupwiseError("choose takes one budget: budget_ms, macs or parameters")
+        raise GroupwiseError("choose takes one budget: budget_ms, macs or params")
     ((of, budget),) = budgets.items()
     if not budget > 0 or not math.isfinite(budget):
         raise GroupwiseError(f"a budget of {budget} {COSTS[of]} must be a number above 0")
@@ -42,7 +42,7 @@ def check_reachable(of: str, budget: float, calls: Sequence[ConvCall], candidate
     for call in calls:
         own = call.cost.macs.forward if of == "macs" else call.spec.parameters
         # A weight counts once, however often it runs; one that is computed on the fly is no parameter.
-        if of == "parameters" and (call.parameter is None or call.parameter in weights):
+        if of == "params" and (call.parameter is None or call.parameter in weights):
             continue
         weights.add(call.parameter)
         options = [call.cost.with_groups(value) for value in candidates.get(call.name, ())]

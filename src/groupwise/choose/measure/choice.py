@@ -6,7 +6,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.text import busy
@@ -25,6 +25,7 @@ class Grouping(Printed):
     - `ms`: the expected time of the whole model; with gradients, if the sweep timed training
     - `macs`, `parameters`: of the whole model's convolutions, forward
     - `risk`: what the layers are expected to cost in quality, in the sweep's measure
+    - `gather`: the layers among them that move their channels at each call
     - `measured_ms`, `measured_risk`: the same of the whole network, measured; None if it was not
     """
 
@@ -35,6 +36,7 @@ class Grouping(Printed):
     risk: float
     measured_ms: float | None = None
     measured_risk: float | None = None
+    gather: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Where it was measured, and what `risk` is."""
 
@@ -45,7 +47,9 @@ class Grouping(Printed):
             f"{numbers.count(self.macs)} MACs, {numbers.count(self.parameters)} parameters of convolutions, "
             f"{self.facts.get('risk', 'risk')} {self.risk:.3g}"
         )
-        rows = [("layer", "groups"), *((legible(name), str(value)) for name, value in self.groups.items())]
+        rows = [("layer", "groups")]
+        for name, value in self.groups.items():
+            rows.append((legible(name), f"{value}, gathered" if name in self.gather else str(value)))
         first = busy.paragraph(self.facts.get("interference"))
         return "\n".join([*first, *text.wrap(head), *(["", *text.rows(rows)] if self.groups else [])])
 
@@ -54,6 +58,7 @@ class Grouping(Printed):
         return {
             "version": VERSION,
             "layers": dict(self.groups),
+            "gather": list(self.gather),
             **{name: getattr(self, name) for name in _NUMBERS},
             "facts": dict(self.facts),
         }
@@ -68,8 +73,15 @@ class Grouping(Printed):
 _NUMBERS = ("ms", "macs", "parameters", "risk", "measured_ms", "measured_risk")
 
 
-def layers_of(path: str | pathlib.Path) -> dict[str, int]:
-    """Reads the groups of a choice that `Grouping.save` wrote, or of `{"layers": {name: groups}}` written by hand.
+class Chosen(NamedTuple):
+    """What a file says of a choice: the groups of each layer, and the layers that gather; `regroup` takes it."""
+
+    groups: dict[str, int]
+    gather: tuple[str, ...] = ()
+
+
+def read_choice(path: str | pathlib.Path) -> Chosen:
+    """Reads a choice that `Grouping.save` wrote, or `{"layers": {name: groups}}` written by hand.
 
     Raises `GroupwiseError` for a file that cannot be read or has something else.
     """
@@ -86,4 +98,7 @@ def layers_of(path: str | pathlib.Path) -> dict[str, int]:
     for name, value in layers.items():
         if type(value) is not int or value < 1:
             raise GroupwiseError(f"{path}: groups={value!r} of {legible(name)} must be a whole number from 1 up")
-    return layers
+    gather = found.get("gather", [])
+    if not isinstance(gather, list) or not all(isinstance(name, str) and name in layers for name in gather):
+        raise GroupwiseError(f'{path}: "gather" must be a list of names of its layers')
+    return Chosen(layers, tuple(gather))

@@ -9,34 +9,28 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from groupwise.choose.convert.fit import computed, evaluated
+from groupwise.choose.convert.data import Batch, computed, evaluated, read
 from groupwise.errors import GroupwiseError
 
 Loss = Callable[[Any, Any], torch.Tensor]
-Batch = tuple[torch.Tensor, torch.Tensor | None]
 
 
-def batches(data: Iterable[Any]) -> list[Batch]:
-    """Returns batches as (inputs, targets); targets are None where a batch is a tensor alone.
+def batches(data: Any, loss: Loss | None = None) -> list[Batch]:
+    """Returns the batches of data, with targets that `loss` can take: all have some, or none has.
 
-    Raises `GroupwiseError` for anything else, and for no batch at all.
+    Raises `GroupwiseError` as `read` does, and for targets that are no tensor unless there is a `loss` for them.
     """
-    if isinstance(data, torch.Tensor):
-        data = [data]
-    found: list[Batch] = []
-    for batch in data:
-        parts = batch if isinstance(batch, (tuple, list)) else (batch,)
-        if not 1 <= len(parts) <= 2 or not all(isinstance(part, torch.Tensor) for part in parts):
-            raise GroupwiseError(
-                f"data has a batch of type {type(batch).__name__}; give tensors of inputs, or pairs (inputs, targets)"
-            )
-        found.append((parts[0], parts[1] if len(parts) == 2 else None))
-    if not found:
-        raise GroupwiseError("data has no batch; give at least one tensor of inputs, or pair (inputs, targets)")
-    if len({targets is None for _, targets in found}) > 1:
+    found = list(read(data))
+    if len({batch.targets is None for batch in found}) > 1:
         raise GroupwiseError(
             "some batches of data have targets and some have none; give targets with all, or with none"
         )
+    for number, batch in enumerate(found):
+        if loss is None and not isinstance(batch.targets, torch.Tensor | None):
+            raise GroupwiseError(
+                f"batch {number} of data has targets of type {type(batch.targets).__name__}; give a tensor, or a loss "
+                "that takes outputs and such targets. Several inputs without targets are ((a, b), None)"
+            )
     return found
 
 
@@ -49,8 +43,8 @@ class Losses:
 
     def __init__(self, model: nn.Module, data: Sequence[Batch], loss: Loss | None = None) -> None:
         self._data, self._loss = data, loss
-        self.with_targets = data[0][1] is not None
-        self._own = outputs(model, [inputs for inputs, _ in data])
+        self.with_targets = data[0].targets is not None
+        self._own = outputs(model, data)
 
     @property
     def name(self) -> str:
@@ -60,26 +54,26 @@ class Losses:
     def of(self, model: nn.Module) -> tuple[float, float]:
         """Returns the loss of a model, and the relative squared error of its outputs against the first model's."""
         total, weight, square, norm = 0.0, 0, 0.0, 0.0
-        found = outputs(model, [inputs for inputs, _ in self._data])
-        for made, own, (_, targets) in zip(found, self._own, self._data, strict=True):
+        found = outputs(model, self._data)
+        for made, own, batch in zip(found, self._own, self._data, strict=True):
             square += (made.double() - own.double()).square().sum().item()
             norm += own.double().square().sum().item()
-            if targets is not None:
-                total += float(self._of(made, targets)) * len(made)
+            if batch.targets is not None:
+                total += float(self._of(made, batch.targets)) * len(made)
                 weight += len(made)
         error = square / norm if norm else 0.0
         return (total / weight if self.with_targets else error), error
 
-    def _of(self, made: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _of(self, made: torch.Tensor, targets: Any) -> torch.Tensor:
         if self._loss is not None:
             return self._loss(made, targets)
         return F.mse_loss(made, targets) if targets.is_floating_point() else F.cross_entropy(made, targets)
 
 
-def outputs(model: nn.Module, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+def outputs(model: nn.Module, batches: Iterable[Batch]) -> list[torch.Tensor]:
     """Returns the outputs of a model in evaluation; its training mode is what it was afterwards."""
     with evaluated(model):
-        found = [computed(model, one) for one in inputs]
+        found = [computed(model, batch) for batch in batches]
     for one in found:
         if not isinstance(one, torch.Tensor):
             raise GroupwiseError(

@@ -10,13 +10,14 @@ from typing import Any
 from torch import nn
 
 from groupwise.choose.assign import assign
-from groupwise.choose.convert.block import foldable
-from groupwise.choose.convert.checks import check_layers, check_model, convertible
+from groupwise.choose.convert.block import Freedom, freedoms
+from groupwise.choose.convert.checks import check_layers, check_model, check_numbers, convertible
+from groupwise.choose.convert.data import Batch
 from groupwise.choose.convert.regroup import regroup
 from groupwise.choose.exact.coarsen import coarser
 from groupwise.choose.measure.budget import check_budget, check_reachable
 from groupwise.choose.measure.choice import Grouping
-from groupwise.choose.measure.risk import Batch, Loss, Losses, batches
+from groupwise.choose.measure.risk import Loss, Losses, batches
 from groupwise.choose.measure.sweep import WEIGHT_LOST, Sweep, SweepRow
 from groupwise.choose.measure.times import LayerTime, Times, layer_times, whole_times
 from groupwise.errors import GroupwiseError, check_integer
@@ -34,8 +35,9 @@ def sweep(
     kwargs: Mapping[str, Any] | None = None,
     groups: Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
+    gather: bool = False,
     train: bool = False,
-    data: Iterable[Any] | None = None,
+    data: Any = None,
     loss: Loss | None = None,
     repeats: int = 10,
     seed: int = 0,
@@ -47,8 +49,10 @@ def sweep(
     `model(*inputs, **kwargs)` is timed with groupwise's kernels, as under `groupwise.enable`. The model stays as it is.
 
     - `groups`: the values to try; by default 1, 2, 4, 8, 16 and 32. `layers`: the names of layers; by default all
+    - `gather`: lets layers whose order of channels cannot be folded into others move their channels at each call. Their
+      times include it, and a choice of them gathers. Otherwise they can have coarser groups only, or stay as they are
     - `train`: times the forward and all gradients
-    - `data`: batches of inputs, or of pairs (inputs, targets). Then each layer is converted alone, refitted, and the
+    - `data`: batches as for `regroup`, all with targets or none. Then each layer is converted alone, refitted, and the
       loss of the model is taken. Without data a layer's risk is the weight that it loses
     - `loss`: a function of outputs and targets; by default the cross-entropy for integer targets, else the mean square
     - `repeats`: over how many runs each median is taken
@@ -58,7 +62,8 @@ def sweep(
       except milliseconds, which have to be measured
 
     Raises `GroupwiseError` where the kernels cannot run or `torch.fx` cannot follow the model, for a model that runs no
-    convolution, for layers that do not exist, for data that the model does not take, and for a budget that is none.
+    convolution, for layers that do not exist, for models with quantized, complex or float16 convolutions, for data that
+    the model does not take, and for a budget that is none.
 
     Examples:
         >>> import torch
@@ -74,22 +79,27 @@ def sweep(
     if workload.module is None:
         raise GroupwiseError(f"{workload.title} is a function, whose layers cannot be replaced; give a torch.nn.Module")
     check_model(model)
+    check_numbers(model)
     if reason := not_measured({tensor.device.type for tensor in workload.tensors()}):
         raise GroupwiseError(f"groupwise's kernels cannot be measured: {reason}")
-    given = None if data is None else batches(data)
+    given = None if data is None else batches(data, loss)
     judge = _Judge(model, given, loss, seed) if given else None
     calls = record.run(workload).calls
     if not calls:
         raise GroupwiseError(f"{workload.title} runs no convolution, so it has no groups to choose")
-    ran = {call.name: call for call in calls}
+    work: dict[str, int] = {}
+    for call in calls:
+        work[call.name] = work.get(call.name, 0) + call.cost.macs.forward
     if layers is not None:
         check_layers(model, layers)
-    candidates, refused = _candidates(model, [name for name in ran if layers is None or name in layers], ran, groups)
+    names = [name for name in work if layers is None or name in layers]
+    candidates, refused, free = _candidates(model, names, work, groups, gather)
     if wanted is not None:
         check_reachable(*wanted, calls, candidates)
+    gathering = {name for name, one in free.items() if one.refused}
     with shown_parts(progress) as tell:
-        times = layer_times(workload, candidates, repeats, partial(tell, "timing"))
-        rows = list(_rows(model, times, judge, seed, partial(tell, "converting")))
+        times = layer_times(workload, candidates, repeats, gathering, partial(tell, "timing"))
+        rows = list(_rows(model, times, free, judge, seed, partial(tell, "converting")))
     rows += [SweepRow(name, None, refused=reason) for name, reason in refused.items() if reason]
     return Sweep(
         title=workload.title,
@@ -116,17 +126,17 @@ class _Judge:
 
     def __init__(self, model: nn.Module, data: Sequence[Batch], loss: Loss | None, seed: int) -> None:
         self._model, self._seed = model, seed
-        self._inputs = [inputs for inputs, _ in data]
+        self._data = data
         self.losses = Losses(model, data, loss)
         self.loss, _ = self.losses.of(model)
 
-    def converted(self, groups: Mapping[str, int]) -> nn.Module:
+    def converted(self, groups: Mapping[str, int] | Grouping, gather: bool = False) -> nn.Module:
         """Returns the model with these groups, refitted on the data."""
-        return regroup(self._model, groups, data=self._inputs, seed=self._seed).model
+        return regroup(self._model, groups, data=self._data, gather=gather, seed=self._seed).model
 
-    def of(self, groups: Mapping[str, int]) -> tuple[float, float]:
+    def of(self, groups: Mapping[str, int], gather: bool) -> tuple[float, float]:
         """Returns by how much the loss rises, and the error of the outputs."""
-        return self.of_model(self.converted(groups))
+        return self.of_model(self.converted(groups, gather))
 
     def of_model(self, model: nn.Module) -> tuple[float, float]:
         """Returns by how much the loss of a converted model is above that of the model, and its outputs' error."""
@@ -135,54 +145,65 @@ class _Judge:
 
 
 def _candidates(
-    model: nn.Module, names: Sequence[str], ran: Mapping[str, record.ConvCall], groups: Sequence[int] | None
-) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """Returns the groups values to try of each layer, and why others have none."""
+    model: nn.Module, names: Sequence[str], work: Mapping[str, int], groups: Sequence[int] | None, gather: bool
+) -> tuple[dict[str, list[int]], dict[str, str], dict[str, Freedom]]:
+    """Returns the groups values to try of each layer, why others have none, and what the order of channels can be.
+
+    Whatever is chosen of them, `regroup` can convert it.
+    """
     refused = {name: reason for name, reason in convertible(model, names).items() if reason}
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in names if name not in refused}
     # The layers of most work come first: where two exclude each other, the first one becomes grouped.
-    by_work = sorted(layers, key=lambda name: -ran[name].cost.macs.forward)
+    by_work = sorted(layers, key=lambda name: -work[name])
     lossy = [name for name in by_work if layers[name].groups < min(layers[name].in_channels, layers[name].out_channels)]
-    dense = regroup(model, dict.fromkeys(lossy, 1)).model
-    fixed = foldable(dense, lossy)
+    free, _ = freedoms(model, lossy, lossy if gather else (), dense=lossy)
     found = {}
     for name, layer in layers.items():
         valid = valid_groups(layer.in_channels, layer.out_channels)
-        if fixed.get(name, "depthwise"):
+        reason = free[name].refused if name in free else "it is depthwise"
+        if reason and not (gather and name in free):
             # Coarser groups compute the same, whatever is around the layer.
             valid = tuple(value for value in valid if layer.groups % value == 0)
         values = {value for value in groups or _VALUES if value in valid} | {layer.groups}
         if len(values) > 1:
             found[name] = sorted(values)
         else:
-            refused[name] = fixed.get(name) or "it can have none of the other values"
-    return found, refused
+            refused[name] = (name in free and reason) or "it can have none of the other values"
+    return found, refused, free
 
 
 def _rows(
-    model: nn.Module, times: Times, judge: _Judge | None, seed: int, progress: Callable[[int, int], None]
+    model: nn.Module,
+    times: Times,
+    free: Mapping[str, Freedom],
+    judge: _Judge | None,
+    seed: int,
+    progress: Callable[[int, int], None],
 ) -> Iterable[SweepRow]:
     total, done = sum(map(len, times.layers.values())), 0
     for name, options in times.layers.items():
         layer: Any = model.get_submodule(name)
         for value, time in options.items():
-            yield _row(name, layer, value, time, judge, seed)
+            yield _row(name, layer, value, time, free.get(name, Freedom()), judge, seed)
             done += 1
             progress(done, total)
 
 
-def _row(name: str, layer: Any, groups: int, time: LayerTime, judge: _Judge | None, seed: int) -> SweepRow:
+def _row(
+    name: str, layer: Any, groups: int, time: LayerTime, free: Freedom, judge: _Judge | None, seed: int
+) -> SweepRow:
     current = groups == layer.groups
     costs = time.costs
     # To coarser groups a layer is converted exactly.
-    kept = bound = 1.0
+    kept, bound, fixed = 1.0, 1.0, ""
     if layer.groups % groups:
+        fixed = free.fixed
         dense = coarser(layer.weight.detach(), layer.groups, 1)
-        assignment = assign(dense, groups, transposed=layer.transposed, seed=seed)
+        assignment = assign(dense, groups, transposed=layer.transposed, fixed=fixed or None, seed=seed)
         kept, bound = assignment.kept, assignment.bound
     risk, error = 1 - kept, None
     if judge is not None:
-        risk, error = (0.0, 0.0) if current else judge.of({name: groups})
+        risk, error = (0.0, 0.0) if current else judge.of({name: groups}, time.gather_ms is not None)
     return SweepRow(
         layer=name,
         groups=groups,
@@ -195,6 +216,8 @@ def _row(name: str, layer: Any, groups: int, time: LayerTime, judge: _Judge | No
         bound=bound,
         error=error,
         risk=risk,
+        gather_ms=time.gather_ms,
+        fixed=fixed,
     )
 
 
@@ -211,7 +234,7 @@ class _Measure:
         module = self.workload.module
         assert module is not None
         networks = [
-            self.judge.converted(choice.groups) if self.judge else regroup(module, choice.groups, seed=self.seed).model
+            self.judge.converted(choice) if self.judge else regroup(module, choice, seed=self.seed).model
             for choice in choices
         ]
         seconds, interference = whole_times(

@@ -19,6 +19,8 @@ from groupwise.draw.views.front import front_svg
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.profile.measuring import UNKNOWN, Interference
 
+# The fields of a choice that hold what it costs.
+_FIELDS = {"ms": "ms", "macs": "macs", "params": "parameters"}
 WEIGHT_LOST = "weight lost"
 
 
@@ -31,6 +33,8 @@ class SweepRow:
     - `kept`: the fraction of the squared weight that the best partition keeps; `bound`: no partition keeps more
     - `error`: the relative squared error of the model's outputs with this layer converted; None without data
     - `risk`: what the layer is expected to cost: the rise of the loss, or without data the weight lost
+    - `gather_ms`: what gathers of its channels take of `ms`; None for a layer without
+    - `fixed`: the end whose channels keep their order, `inputs` or `outputs`; empty if both may change
     - `refused`: why the layer cannot have this value; its numbers are then None
     """
 
@@ -45,6 +49,8 @@ class SweepRow:
     bound: float | None = None
     error: float | None = None
     risk: float | None = None
+    gather_ms: float | None = None
+    fixed: str = ""
     refused: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,14 +97,14 @@ class Sweep(Tabular):
     def predicted(self, of: str = "ms") -> tuple[Grouping, ...]:
         """Returns the Pareto front of the expected cost and risk, from the cheapest choice on.
 
-        `of` is the cost: `ms`, `macs` or `parameters`. Costs and risks of layers are summed, which
+        `of` is the cost: `ms`, `macs` or `params`. Costs and risks of layers are summed, which
         `front` measures.
         """
         if of not in COSTS:
             raise GroupwiseError(f"of={of!r} is not a cost; give one of: {', '.join(COSTS)}")
         if of not in self._fronts:
             layers = self._layers()
-            items = [[Option(getattr(row, of), row.risk or 0.0) for row in rows] for rows in layers]
+            items = [[Option(getattr(row, _FIELDS[of]), row.risk or 0.0) for row in rows] for rows in layers]
             chosen = pareto_front(items)
             self._fronts[of] = tuple(
                 self._choice([rows[place] for rows, place in zip(layers, places, strict=True)]) for places in chosen
@@ -131,18 +137,18 @@ class Sweep(Tabular):
         return tuple(found)
 
     def choose(
-        self, *, budget_ms: float | None = None, macs: float | None = None, parameters: float | None = None
+        self, *, budget_ms: float | None = None, macs: float | None = None, params: float | None = None
     ) -> Grouping:
         """Returns the choice of the lowest risk within one budget: milliseconds, MACs or parameters.
 
         A choice within milliseconds is measured as a whole network, and the next cheaper one is taken while it takes
         longer. Raises `GroupwiseError` for a budget below the cheapest choice, and says what is reachable.
         """
-        of, budget = check_budget(budget_ms=budget_ms, macs=macs, parameters=parameters)
+        of, budget = check_budget(budget_ms=budget_ms, macs=macs, params=params)
         front = self.predicted(of)
-        within = [choice for choice in front if getattr(choice, of) <= budget]
+        within = [choice for choice in front if getattr(choice, _FIELDS[of]) <= budget]
         if not within:
-            raise unreachable(of, budget, getattr(front[0], of), self._now(of))
+            raise unreachable(of, budget, getattr(front[0], _FIELDS[of]), self._now(of))
         if of != "ms":
             return self._measure([within[-1]])[0]
         for choice in reversed(spread(within, 10)):
@@ -198,7 +204,7 @@ class Sweep(Tabular):
         return [rows for rows in found.values() if len(rows) > 1]
 
     def _now(self, of: str) -> float:
-        return float({"ms": self.model_ms, "macs": self.macs, "parameters": self.parameters}[of])
+        return float({"ms": self.model_ms, "macs": self.macs, "params": self.parameters}[of])
 
     def _choice(self, rows: Sequence[SweepRow]) -> Grouping:
         before = {row.layer: row for row in self.rows if row.current}
@@ -212,6 +218,7 @@ class Sweep(Tabular):
             macs=int(total("macs", self.macs)),
             parameters=int(total("parameters", self.parameters)),
             risk=sum(row.risk or 0.0 for row in rows),
+            gather=tuple(row.layer for row in rows if row.gather_ms is not None),
             facts={
                 "risk": self.risk,
                 "train": self.train,
@@ -234,7 +241,9 @@ def _undominated(choices: Sequence[Grouping], of: str) -> Iterator[Grouping]:
     """Yields the choices that no other one beats in the measured cost and risk, from the cheapest on."""
 
     def cost(choice: Grouping) -> float:
-        return float(choice.measured_ms if of == "ms" and choice.measured_ms is not None else getattr(choice, of))
+        return float(
+            choice.measured_ms if of == "ms" and choice.measured_ms is not None else getattr(choice, _FIELDS[of])
+        )
 
     def risk(choice: Grouping) -> float:
         return choice.risk if choice.measured_risk is None else choice.measured_risk

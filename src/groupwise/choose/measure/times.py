@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from groupwise.choose.convert.gather import GatheredConv, gather_seconds
 from groupwise.profile import record
 from groupwise.profile.measuring import Interference, Meter
 from groupwise.profile.timing import dispatching
@@ -23,10 +24,14 @@ _WARM = 2
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One layer at one groups value: the cost of its forward, and its time in milliseconds, summed over its calls."""
+    """One layer at one groups value: the cost of its forward, and its time in milliseconds, summed over its calls.
+
+    `gather_ms` is what gathers of its channels take of it; None for a layer without.
+    """
 
     costs: tuple[Cost, ...]
     ms: float
+    gather_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,20 +55,22 @@ def layer_times(
     workload: Workload,
     candidates: Mapping[str, Sequence[int]],
     repeats: int,
+    gathering: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Times:
     """Times every candidate groups value of every layer, with groupwise's kernels, as under `groupwise.enable`.
 
     For each value one copy of the model has it in every layer that can have it, and every layer is timed where it runs:
     with the caches and the memory format that it has there. Copies run in turn, so that a slow moment of the machine
-    affects all alike. Weights of other shapes are random, which changes no time.
+    affects all alike. Weights of other shapes are random, which changes no time. The layers of `gathering` have gathers
+    around them at values that their channels need another order for; those are timed alone, on what they move.
     """
     assert workload.module is not None
     values = sorted({value for options in candidates.values() for value in options})
     twins = {0: workload}
     for value in values:
         wanted = {name: value for name, options in candidates.items() if value in options}
-        twins[value] = replace(workload, model=with_groups(workload.module, wanted))
+        twins[value] = replace(workload, model=with_groups(workload.module, wanted, gathering))
     runs: dict[int, list[record.Run]] = {value: [] for value in twins}
     whole: list[float] = []
     meter = Meter()
@@ -78,11 +85,11 @@ def layer_times(
                 whole.append(seconds)
             if progress is not None:
                 progress(number + _WARM + 1, repeats + _WARM)
+        gathers = {value: _gathers(twin, repeats) for value, twin in twins.items()}
     interference = meter.read()
-    own = {name: _layer(runs[0], name) for name in candidates}
     layers = {
         name: {
-            value: own[name] if value == _groups(workload.module, name) else _layer(runs[value], name)
+            value: _layer(runs, gathers, 0 if value == _groups(workload.module, name) else value, name)
             for value in sorted(options)
         }
         for name, options in candidates.items()
@@ -98,8 +105,11 @@ def layer_times(
     )
 
 
-def with_groups(model: nn.Module, groups: Mapping[str, int]) -> nn.Module:
-    """Returns a copy of a model whose layers have other groups, and random weights where these have other shapes."""
+def with_groups(model: nn.Module, groups: Mapping[str, int], gathering: Collection[str] = ()) -> nn.Module:
+    """Returns a copy of a model whose layers have other groups, and random weights where these have other shapes.
+
+    The layers of `gathering` move their channels in a random order, unless the groups are coarser ones.
+    """
     twin = copy.deepcopy(model)
     for name, value in groups.items():
         layer = twin.get_submodule(name)
@@ -114,18 +124,47 @@ def with_groups(model: nn.Module, groups: Mapping[str, int]) -> nn.Module:
             weight = weight.to(memory_format=torch.channels_last)
         layer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
         layer.groups = value  # type: ignore[assignment]
+        if name in gathering and spec.groups % value:
+            orders = (torch.randperm(count, device=old.device) for count in (spec.in_channels, spec.out_channels))
+            parent, _, child = name.rpartition(".")
+            setattr(twin.get_submodule(parent), child, GatheredConv(layer, *orders))  # type: ignore[arg-type]
     return twin
+
+
+def _gathers(workload: Workload, repeats: int) -> dict[str, float]:
+    """Returns the median time of the gathers of each layer that has some, in milliseconds, summed over its calls."""
+    assert workload.module is not None
+    layers = {name: one for name, one in workload.module.named_modules() if isinstance(one, GatheredConv)}
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, given, name=name: seen[name].append(given[0].detach().clone()))
+        for name, layer in layers.items()
+    ]
+    try:
+        if layers:
+            record.time_run(workload)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        name: sum(statistics.median(gather_seconds(layers[name], x, repeats, workload.backward)) for x in inputs) * 1e3
+        for name, inputs in seen.items()
+    }
 
 
 def _groups(model: nn.Module, name: str) -> int:
     return int(model.get_submodule(name).groups)  # type: ignore[arg-type]
 
 
-def _layer(runs: Sequence[record.Run], name: str) -> LayerTime:
-    """Returns the median over runs of the time of one layer."""
-    calls = [list(_calls(run, name)) for run in runs]
+def _layer(
+    runs: Mapping[int, Sequence[record.Run]], gathers: Mapping[int, Mapping[str, float]], twin: int, name: str
+) -> LayerTime:
+    """Returns the median over the runs of a twin of the time of one layer, with that of its gathers."""
+    gather = gathers[twin].get(name)
+    inner = name if gather is None else f"{name}.conv"
+    calls = [list(_calls(run, inner)) for run in runs[twin]]
     seconds = statistics.median(sum(sum(call.seconds.values()) for call in of_run) for of_run in calls)
-    return LayerTime(tuple(call.cost for call in calls[0]), seconds * 1e3)
+    return LayerTime(tuple(call.cost for call in calls[0]), seconds * 1e3 + (gather or 0.0), gather)
 
 
 def _calls(run: record.Run, name: str) -> Iterator[record.ConvCall]:

@@ -85,9 +85,9 @@ def _layers(sweep: dict[str, Any]) -> str:
             (numbers.data(row["bytes"]), row["bytes"]),
             _ms(row["ms"]),
         ]
-        ends = [_value(row[key]) for key in ("kept", "bound", "error", "risk")]
+        ends = [*(_value(row[key]) for key in ("kept", "bound", "error", "risk")), _ms(row["gather_ms"])]
         rows.append(("grouped" if row["current"] else "", [(row["layer"], None), *amounts, *ends]))
-    return _table((*_HEAD, sweep["risk"]), rows)
+    return _table((*_HEAD, sweep["risk"], "gathers, ms"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Row]) -> str:

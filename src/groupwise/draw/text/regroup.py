@@ -30,16 +30,21 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         numbers = ["" if row[key] is None else f"{row[key]:.3g}" for key in ("kept", "bound", "error", "fitted")]
         gather = "" if row["gather_ms"] is None else milliseconds(row["gather_ms"])
         groups = f"{row['before']} → {row['groups']}"
-        lines.append((legible(row["layer"]), groups, row["how"], *numbers, _folded(row["folded"]), gather))
+        lines.append((legible(row["layer"]), groups, _how(row), *numbers, _folded(row["folded"]), gather))
     table = text.rows(lines, left=(0, 2, 7))
     found += ["", table[0], "─" * max(map(len, table)), *table[1:]]
     if exact < len(rows):
         note = (
-            "kept: the part of the squared weight that stays; at most: no order of the channels keeps more. error: the "
+            "kept: the part of the squared weight that stays; at most: no possible order keeps more. error: the "
             "relative squared error of the layer's outputs on the data; fitted: the same after the weights were fitted."
         )
         found += ["", *text.wrap(note), *text.wrap(_LOST)]
     return "\n".join(found)
+
+
+def _how(row: dict[str, Any]) -> str:
+    """Returns how a layer was converted, and which end of it kept its order of channels."""
+    return f"{row['how']}, {row['fixed']} as stored" if row["fixed"] else str(row["how"])
 
 
 def _folded(names: Sequence[str]) -> str:

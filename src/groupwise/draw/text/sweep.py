@@ -12,18 +12,22 @@ from groupwise.draw.text.report import measured_on, milliseconds
 from groupwise.spec.legible import legible
 
 _HEAD = ("layer", "groups", "parameters", "MACs", "bytes", "ms", "kept", "at most", "error")
+_GATHERS = "gathers, ms"
 
 
 def table(sweep: dict[str, Any]) -> str:
     """A line for each layer and groups value, what cannot change, and what the choices are."""
     shown = [row for row in sweep["rows"] if not row["refused"]]
     refused = [row for row in sweep["rows"] if row["refused"]]
-    lines: list[Sequence[str]] = [(*_HEAD, sweep["risk"])]
+    gathers = any(row["gather_ms"] is not None for row in shown)
+    lines: list[Sequence[str]] = [(*_HEAD, sweep["risk"], *[_GATHERS] * gathers)]
     for row in shown:
         ends = [_number(row[key]) for key in ("kept", "bound", "error", "risk")]
         amounts = (numbers.count(row["parameters"]), numbers.count(row["macs"]), numbers.data(row["bytes"]))
         groups = f"{row['groups']}{' (now)' if row['current'] else ''}"
-        lines.append((legible(row["layer"]), groups, *amounts, milliseconds(row["ms"]), *ends))
+        lines.append(
+            (legible(row["layer"]), groups, *amounts, milliseconds(row["ms"]), *ends, *_gathers(row) * gathers)
+        )
     found = [*busy.paragraph(sweep["interference"]), title(sweep), ""]
     if shown:
         rows = text.rows(lines)
@@ -33,6 +37,10 @@ def table(sweep: dict[str, Any]) -> str:
         found += [f"  {legible(row['layer'])}: {row['refused']}" for row in refused]
     found += ["", *(line for note in notes(sweep) for line in text.wrap(note))]
     return "\n".join(found)
+
+
+def _gathers(row: dict[str, Any]) -> list[str]:
+    return ["" if row["gather_ms"] is None else milliseconds(row["gather_ms"])]
 
 
 def title(sweep: dict[str, Any]) -> str:
@@ -52,6 +60,8 @@ def notes(sweep: dict[str, Any]) -> list[str]:
         f"ms: median of {sweep['repeats']} runs of the layer inside the model, with groupwise's kernels. {step}"
         "kept: the part of the squared weight that the best partition of its channels keeps; at most: no partition "
         "keeps more.",
+        *[_GATHERED] * any(row["gather_ms"] is not None for row in sweep["rows"]),
+        *[_FIXED] * any(row["fixed"] for row in sweep["rows"]),
         _RISKS[sweep["risk"]],
         # What is faster is not told of times that other processes disturbed.
         *([] if busy.is_busy(sweep["interference"]) else against_uniform(sweep)),
@@ -59,6 +69,13 @@ def notes(sweep: dict[str, Any]) -> list[str]:
     ]
 
 
+_GATHERED = (
+    "gathers: what it takes of ms to move the channels of a layer at each call, because their order cannot be that of "
+    "the layers around it."
+)
+_FIXED = (
+    "Where the channels of a layer's input or output must stay in their order, kept is that of the other end's best."
+)
 _RISKS = {
     "loss rise": "error: the relative squared error of the model's outputs with this one layer converted and refitted; "
     "loss rise: how much its loss rises. Tuning brings most of it back.",
