@@ -127,7 +127,8 @@ def test_the_shapes_take_both_ways():
     ways = set()
     for x, weights, groups in SHAPES.values():
         padding = [k // 2 for k in weights[3:]]
-        ways.add(products.multiplies(x[0], x[3:], weights, [1] * len(padding), padding, groups))
+        for direction in ("forward", "grad_input", "grad_weight"):
+            ways.add(products.multiplies(direction, x[0], x[3:], weights, [1] * len(padding), padding, groups))
     assert ways == {True, False}
 
 

@@ -2,14 +2,17 @@
 
 The grouped convolution has the batch as groups: N * groups of them. groupwise's kernels compute it where the planner
 chooses them, with or without `enable()`, and PyTorch's otherwise. PyTorch rearranges all weights for that, which is
-most of the work where an output has few pixels and many channels. `multiplies` says where products are faster:
-`docs/per-sample.md` has the measurements behind it.
+most of the work where an output has few pixels and many channels. `multiplies` says where products are faster, by
+`per_sample.json`, which `benchmarks/per_sample.py` fits to measured layers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import math
+import pathlib
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -21,12 +24,42 @@ from groupwise.kernels.dispatch import switch_back, switched_on
 
 Ints = Sequence[int]
 
-# Products win where each weight is used for fewer than out_channels / 4 pixels.
-USES = 4
+RULE = pathlib.Path(__file__).with_name("per_sample.json")
+
+
+@functools.cache
+def rule() -> dict[str, dict[str, float]]:
+    """Returns the most uses of a weight's row with which products are faster, by kind of layer and direction."""
+    told: dict[str, dict[str, float]] = json.loads(RULE.read_text(encoding="utf-8"))
+    return told
+
+
+def kind(batch: int, kernel: Ints, stride: Ints, padding: Ints) -> str:
+    """Returns the kind of layer, by what has to be rearranged for a product.
+
+    - `unfolded`: each input is written once for every tap that reads it
+    - `transposed`: one tap reads each pixel, but the images of a batch are not side by side
+    - `in place`: nothing is rearranged
+    """
+    if not _is_pointwise(kernel, stride, padding):
+        return "unfolded"
+    return "in place" if batch == 1 else "transposed"
+
+
+def uses(batch: int, size: Ints, outputs: int, groups: int) -> float:
+    """Returns how many pixels of the output use a weight, over the output channels of a group."""
+    return batch * math.prod(size) * groups / max(1, outputs)
 
 
 def multiplies(
-    batch: int, size: Ints, weights: tuple[int, ...], stride: Ints, padding: Ints, groups: int, device: str = "cpu"
+    direction: str,
+    batch: int,
+    size: Ints,
+    weights: tuple[int, ...],
+    stride: Ints,
+    padding: Ints,
+    groups: int,
+    device: str = "cpu",
 ) -> bool:
     """Tells whether matrix products compute this faster than a grouped convolution.
 
@@ -35,9 +68,7 @@ def multiplies(
     """
     if device != "cpu" or len(size) > 2:
         return False
-    if batch == 1 and groups == 1 and _is_pointwise(weights[3:], stride, padding):
-        return True
-    return batch * math.prod(size) * groups * USES <= weights[1]
+    return uses(batch, size, weights[1], groups) <= rule()[kind(batch, weights[3:], stride, padding)][direction]
 
 
 def output_size(size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> list[int]:
@@ -56,7 +87,7 @@ def forward(
     if input.numel() == 0 or weights.numel() == 0:
         made = input.new_zeros(batch, samples, outputs, *out)
         return made if bias is None else made + bias.reshape(samples, outputs, *[1] * len(out))
-    if multiplies(batch, out, tuple(weights.shape), stride, padding, groups, input.device.type):
+    if multiplies("forward", batch, out, tuple(weights.shape), stride, padding, groups, input.device.type):
         columns = _columns(input, kernel, stride, padding, dilation, groups)
         rows = _rows(weights, groups)
         if bias is None:
@@ -87,7 +118,7 @@ def grad_input(
     channels, kernel = weights.shape[2] * groups, weights.shape[3:]
     if grad.numel() == 0 or weights.numel() == 0:
         return grad.new_zeros(batch, samples, channels, *size)
-    if multiplies(batch, out, tuple(weights.shape), stride, padding, groups, grad.device.type):
+    if multiplies("grad_input", batch, out, tuple(weights.shape), stride, padding, groups, grad.device.type):
         columns = torch.bmm(_rows(weights, groups).transpose(1, 2), _pixels(grad, groups))
         images = _images(columns, batch, samples).reshape(batch, samples, -1, math.prod(out))
         if not _is_pointwise(kernel, stride, padding):
@@ -109,7 +140,7 @@ def grad_weights(
     shape = (samples, outputs, input.shape[2] // groups, *kernel)
     if grad.numel() == 0 or input.numel() == 0:
         return grad.new_zeros(shape)
-    if multiplies(batch, out, shape, stride, padding, groups, grad.device.type):
+    if multiplies("grad_weight", batch, out, shape, stride, padding, groups, grad.device.type):
         columns = _columns(input, kernel, stride, padding, dilation, groups)
         return torch.bmm(_pixels(grad, groups), columns.transpose(1, 2)).reshape(shape)
     empty = grad.new_empty(samples * outputs, *shape[2:])
