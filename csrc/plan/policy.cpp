@@ -150,6 +150,7 @@ Judgement judge_volume(const Request& request, const std::vector<Candidate>& can
 // sure to be faster.
 Judgement judge_low(const Request& request, const std::vector<Candidate>& candidates) {
   Judgement judgement = judge(in_float32(request), candidates);
+  judgement.source = Source::order;
   judgement.least = 1;
   for (Speedup& s : judgement.speedups) {
     s.low = 0;

@@ -7,9 +7,16 @@
 
 namespace groupwise {
 
+#ifdef GROUPWISE_HAVE_BASELINE
 namespace baseline {
 extern const Conversions kConversions[2];
 }
+#endif
+#ifdef GROUPWISE_HAVE_NEON
+namespace neon {
+extern const Conversions kConversions[2];
+}
+#endif
 #ifdef GROUPWISE_HAVE_AVX2
 namespace avx2 {
 extern const Conversions kConversions[2];
@@ -30,7 +37,11 @@ const Conversions& conversions_of(const Kernels& target, Dtype low) {
 #ifdef GROUPWISE_HAVE_AVX2
   if (isa == "avx2") return avx2::kConversions[at];
 #endif
+#ifdef GROUPWISE_HAVE_NEON
+  return neon::kConversions[at];
+#else
   return baseline::kConversions[at];
+#endif
 }
 
 ConvertedBlock::ConvertedBlock(std::vector<Dimension> dimensions, const Conversions& conversions) : conversions_(&conversions) {

@@ -170,19 +170,22 @@ class Converted : public Work {
       for (const auto& [of, at] : packed_) of.first->work->pack(w + of.second * per_group, packed + at, parallel_for);
     each_task(parallel_for, [&](int64_t, int64_t first, int64_t last) {
       Copies& mine = copies();
+      Floats own_read, own_second;
       for (int64_t i = first; i < last; i++) {
         const Chunk& chunk = chunks_[i];
         const Kind& kind = *chunk.kind;
         const ConvertedBlock &from = forward ? kind.x : kind.y, &to = forward ? kind.y : kind.x;
         Tensors one{};
-        one.x = (forward ? mine.read : mine.second).of(kind.x_floats);
-        one.y = (forward ? mine.second : mine.read).of(kind.y_floats);
+        float*& read = forward ? one.x : one.y;
+        float*& written = forward ? one.y : one.x;
+        read = kept(mine.read, own_read, forward ? kind.x_floats : kind.y_floats);
+        written = kept(mine.second, own_second, forward ? kind.y_floats : kind.x_floats);
         one.w = w + chunk.group * per_group;
         one.bias = bias ? bias + chunk.group * outputs : nullptr;
         one.packed = packed && kind.work->packed_floats() > 0 ? packed + chunk.packed : nullptr;
-        from.widen(start_of(chunk, forward, t), forward ? one.x : one.y, threaded(), parallel_for);
+        from.widen(start_of(chunk, forward, t), read, threaded(), parallel_for);
         kind.work->run(one, inner);
-        to.round(forward ? one.y : one.x, start_of(chunk, !forward, t), threaded(), parallel_for);
+        to.round(written, start_of(chunk, !forward, t), threaded(), parallel_for);
       }
     });
   }
@@ -195,15 +198,16 @@ class Converted : public Work {
     float* const sums = kept(copies().weight, own, parts_ * count);
     each_task(parallel_for, [&](int64_t task, int64_t first, int64_t last) {
       Copies& mine = copies();
+      Floats own_x, own_y, own_sums;
       for (int64_t i = first; i < last; i++) {
         const Chunk& chunk = chunks_[i];
         const Kind& kind = *chunk.kind;
         float* const total = sums + task / tasks_a_part * count + chunk.group * per_group;
         const int64_t some = kind.groups * per_group;
         Tensors one{};
-        one.x = mine.read.of(kind.x_floats);
-        one.y = mine.second.of(kind.y_floats);
-        one.w = i == first ? total : mine.sums.of(some);
+        one.x = kept(mine.read, own_x, kind.x_floats);
+        one.y = kept(mine.second, own_y, kind.y_floats);
+        one.w = i == first ? total : kept(mine.sums, own_sums, some);
         kind.x.widen(start_of(chunk, true, t), one.x, threaded(), parallel_for);
         kind.y.widen(start_of(chunk, false, t), one.y, threaded(), parallel_for);
         kind.work->run(one, inner);

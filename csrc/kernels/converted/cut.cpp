@@ -9,6 +9,11 @@
 namespace groupwise {
 namespace {
 
+// The groups that fill the lanes of some vectors.
+constexpr int64_t kFewLanes = 8;
+// The most floats of a chunk whose weights are many.
+constexpr int64_t kMostCopied = int64_t{1} << 22;
+
 // Fewer rows would read too many that their neighbours read too.
 int64_t least_rows(const Request& r) {
   const Axis& a = r.problem.h;
@@ -65,12 +70,17 @@ Cut cut(const Request& r) {
   // Fewer samples than threads leave the others some groups.
   const int64_t shares = ceil_div(threads, p.batch);
   if (shares > 1 && !r.channels_last) groups = std::min(groups, std::max(int64_t{1}, p.groups / shares));
-  // Kernels have groups in their lanes.
-  if (groups < p.groups && groups > 16) groups -= groups % 16;
+  // Kernels that have groups in their lanes need some of them, also of the last range.
+  if (groups < p.groups && groups >= kFewLanes) {
+    const int64_t step = groups < kChannelBlock ? kFewLanes : kChannelBlock;
+    groups -= groups % step;
+    while (groups < p.groups && p.groups % groups != 0 && p.groups % groups < kFewLanes) groups += step;
+    groups = std::min(groups, p.groups);
+  }
   const int64_t ranges = ceil_div(p.groups, groups);
   // A chunk of few numbers would write more of a weight's gradient than it reads of images, or read more of a weight.
   const int64_t heavy = 4 * groups * weights_of(r);
-  const int64_t most = std::max(chunk, gradient ? heavy : std::min(heavy, kScratchFloats));
+  const int64_t most = std::max(chunk, std::min(heavy, gradient ? kMostCopied : kScratchFloats));
   // Each chunk of rows reads the whole weight.
   const int64_t wanted = weights_of(r) <= image ? ceil_div(threads, p.batch * ranges) : 1;
   const int64_t rows = rows_of_chunk(r, groups * image, most, wanted);
@@ -78,7 +88,7 @@ Cut cut(const Request& r) {
   const bool shared = threads > 1 && p.batch * ranges * blocks >= threads;
   // Threads that share the ranges of groups need no samples of their own.
   const int64_t apart = shared ? std::min(p.batch, ceil_div(threads, ranges * blocks)) : 1;
-  const int64_t samples = blocks > 1 ? 1 : std::clamp(most / (groups * image), int64_t{1}, ceil_div(p.batch, apart));
+  const int64_t samples = blocks > 1 ? 1 : std::clamp(most / (groups * image), int64_t{1}, p.batch / apart);
   const int64_t steps = ceil_div(p.batch, samples) * blocks;
   return {samples, groups, rows, gradient && shared ? std::min(steps, ceil_div(threads, ranges)) : 1, threads, shared};
 }
