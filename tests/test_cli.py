@@ -84,6 +84,12 @@ def test_png_to_a_pipe():
     assert subprocess.run(command, capture_output=True, check=True).stdout.startswith(b"\x89PNG")
 
 
+def test_a_png_may_have_any_name(capsys, tmp_path):
+    """As an SVG may: the format is an option of its own."""
+    assert run(capsys, "explain", "8", "4", "--format", "png", "-o", str(tmp_path / "picture"))[0] == 0
+    assert (tmp_path / "picture").read_bytes().startswith(b"\x89PNG")
+
+
 def test_groups_lists_every_valid_value(capsys):
     status, out, _ = run(capsys, "groups", "96", "64")
     assert status == 0

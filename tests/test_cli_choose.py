@@ -94,6 +94,25 @@ def test_weights_of_a_file(capsys, tmp_path):
     assert (status, f"--weights {file} cannot be read: " in said, len(said.splitlines())) == (2, True, 2)
 
 
+def test_no_file_of_the_command_is_written_over(capsys, tmp_path):
+    net, choice, file = write_net(tmp_path, "nn.Conv2d(4, 4, 1)"), tmp_path / "choice.json", tmp_path / "tensors.json"
+    choice.write_text('{"layers": {"0": 2}}')
+    file.write_bytes(b"of the user")
+    words = ["regroup", f"{net}:Net", str(choice), "--input-shape", "1,4,3,3"]
+    for option in ("weights", "data"):
+        for written in ("save", "output"):
+            status, _, said = run(capsys, *words, f"--{option}", str(file), f"--{written}", str(file))
+            assert (status, f"--{written} and --{option} name one file, {file}" in said) == (2, True)
+    status, _, said = run(capsys, *words, "--output", str(choice))
+    assert (status, "--output and CHOICE name one file" in said) == (2, True)
+    for name in ("sweep", "choose"):
+        budget = ["--macs", "1M"] * (name == "choose")
+        given = [name, f"{net}:Net", "--input-shape", "1,4,3,3", *budget, "--data", str(file), "-o", str(file)]
+        assert run(capsys, *given)[0] == 2
+    assert file.read_bytes() == b"of the user"
+    assert json.loads(choice.read_text()) == {"layers": {"0": 2}}
+
+
 def test_random_weights_are_told_of(capsys, tmp_path):
     choice = tmp_path / "choice.json"
     choice.write_text('{"layers": {"nothing": 2}}')

@@ -102,6 +102,15 @@ def test_a_report_says_it_first_and_claims_no_speedup(monkeypatch, disturbed):
     assert "the whole model takes 250 ms instead of 500 ms (2.00×)" in " ".join(str(quiet).split())
 
 
+@pytest.mark.parametrize("busy_part", ["report", "comparison"])
+def test_both_parts_of_a_report_are_trusted_or_neither(monkeypatch, busy_part):
+    readings = iter([BUSY, Interference(0.01)] if busy_part == "comparison" else [Interference(0.01), BUSY])
+    monkeypatch.setattr(measuring.Meter, "read", lambda self: next(readings))
+    made = report(small_model().eval(), torch.randn(1, 3, 8, 8), repeats=1, optimize=True)
+    assert made.interference == made.optimized.interference == BUSY
+    assert first(str(made))
+
+
 def test_a_difference_between_the_same_code_is_no_gain(monkeypatch):
     """Both sides ran PyTorch's kernels, one of them in less than half of the time."""
     canned(monkeypatch, [0.001] * 3, [0.0004] * 3)

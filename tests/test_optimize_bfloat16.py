@@ -11,6 +11,7 @@ from torch import nn
 import groupwise
 from commands import run
 from groupwise import GroupwiseError
+from groupwise.profile.faster import compare
 from groupwise.rewrite import choose, precision, region
 from optimized import Both, Excite, Residual, Shuffle, exact, settle, source
 
@@ -188,6 +189,7 @@ def test_float32_runs_where_it_is_faster(monkeypatch):
     assert widened.name == ""
     assert "computed in float32, which is faster:\n  the model: " in str(fast.plan)
     assert ", bfloat16 " in widened.reason
+    assert compare(model, fast, (x,), repeats=1).dtype == "float32", "what it computes, and not what was asked for"
     with torch.no_grad():
         assert error(fast(x), exact(model, x)) < 1e-5
         model[0][0].weight.mul_(2)

@@ -137,7 +137,7 @@ class Explanation:
 
         target = pathlib.Path(path)
         if target.suffix.lower() != ".png":
-            fix = f"name it {str(target.with_suffix('.png'))!r}"
+            fix = f"name it {str(target.with_suffix('.png') if target.name else 'picture.png')!r}"
             raise GroupwiseError(f"to_png writes PNG, and {str(path)!r} does not end in .png; {fix}")
         target.write_bytes(png_bytes(self.to_svg(view), scale))
         return target

@@ -47,8 +47,9 @@ def run_regroup(options: argparse.Namespace) -> None:
     from groupwise.choose.measure.choice import read_choice
 
     groups = read_choice(options.choice)
+    check_apart(options, "save", "choice", "output", "weights", "data")
+    check_apart(options, "output", "choice", "weights", "data")
     check_save(options)
-    check_apart(options, "save", "choice", "output")
     model, shape, make = model_and_input(options)
     _tell_of_random(options)
     data = read_data(options.data)
@@ -74,6 +75,7 @@ def _swept(
     threads = None if options.threads is None else check_integer("threads", options.threads, 1)
     from groupwise.choose.measure.run import sweep
 
+    check_apart(options, "output", "weights", "data")
     model, shape, make = model_and_input(options)
     _tell_of_random(options)
     model.train(options.train)

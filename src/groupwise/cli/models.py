@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from groupwise.cli.failures import explaining_failure
 from groupwise.cli.output import allowing_fft, check_place, deliver, format_of, say, write
-from groupwise.draw.text import busy, faster
 from groupwise.errors import GroupwiseError, check_integer
 
 if TYPE_CHECKING:
@@ -101,6 +100,7 @@ def run_optimize(options: argparse.Namespace) -> None:
     import torch
 
     from groupwise import rewrite
+    from groupwise.draw.text import busy, faster
     from groupwise.profile.faster import compare
 
     model, shape, make = model_and_input(options, photo)

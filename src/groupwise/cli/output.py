@@ -75,7 +75,8 @@ def check_apart(options: argparse.Namespace, written: str, *others: str) -> None
     for name in others:
         other = getattr(options, name)
         if place and other and pathlib.Path(place).resolve() == pathlib.Path(other).resolve():
-            raise GroupwiseError(f"--{written} and --{name} name one file, {place}, which would be lost; name two")
+            shown = name.upper() if name == "choice" else f"--{name}"
+            raise GroupwiseError(f"--{written} and {shown} name one file, {place}, which would be lost; name two")
 
 
 def ending_of(name: str) -> str:
@@ -115,7 +116,7 @@ def _emit_png(explanation: Explanation, view: str, output: str | None) -> None:
     from groupwise.draw.base.png import png_bytes
 
     if output:
-        explanation.to_png(output, view)
+        pathlib.Path(output).write_bytes(png_bytes(explanation.to_svg(view)))
     elif sys.stdout.isatty():
         raise GroupwiseError(
             "a PNG cannot be shown in a terminal; name a file with -o FILE.png, or redirect the output"

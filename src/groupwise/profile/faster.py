@@ -124,6 +124,7 @@ def compare(
     forms = [_Form(model, inputs, theirs), _Form(last, images, theirs), _Form(network, inputs, ours)]
     meter = Meter()
     seconds = _timed(forms, keywords, repeats, train)
+    times = layer_times(model, last, network, (inputs, images), repeats, keywords) if layers else ()
     interference = meter.read()
     exact, outputs = _results(model, forms, keywords, train)
     errors = [None if exact is None else _error(made[0], exact[0], train) for made in outputs]
@@ -142,10 +143,18 @@ def compare(
         difference=None if exact is None else _error(outputs[2][1], outputs[0][1], False),
         labels=_labels(outputs[0][1], outputs[2][1]),
         train=train,
-        dtype=str(getattr(network, "dtype", None) or _dtype(outputs[0][1])).removeprefix("torch."),
-        layers=layer_times(model, last, network, (inputs, images), repeats, keywords) if layers else (),
+        dtype=str(_computed(network) or _dtype(outputs[0][1])).removeprefix("torch."),
+        layers=times,
         interference=interference,
     )
+
+
+def _computed(network: Any) -> torch.dtype | None:
+    """Returns the dtype that layers were asked to compute in; None where that of the model was faster in all of it."""
+    dtype: torch.dtype | None = getattr(network, "dtype", None)
+    if dtype is None or any(not part.name for part in network.plan.widened):
+        return None
+    return dtype
 
 
 class _Form(NamedTuple):

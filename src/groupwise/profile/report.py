@@ -237,7 +237,13 @@ def report(
         not_counted=pytorch.runs[0].not_counted,
         optimized=_optimized(workload, repeats) if optimize else None,
     )
-    made = replace(made, interference=meter.read())
+    interference = meter.read()
+    if made.optimized is not None:
+        # Both parts are trusted, or neither.
+        if made.optimized.interference.busy and not interference.busy:
+            interference = made.optimized.interference
+        made = replace(made, optimized=replace(made.optimized, interference=interference))
+    made = replace(made, interference=interference)
     if reason:
         return made
     roofline = measure_roofline(torch.get_num_threads())
