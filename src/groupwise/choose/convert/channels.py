@@ -57,8 +57,10 @@ class Channels:
         elif normalised := flow.normalises(node):
             self._of[node] = self._numbered(self._parts(normalised[0]), normalised[1])
         elif len(tensors) == 2 and self._joins(node, tensors):
-            join(self._parts(tensors[0]), self._parts(tensors[1]))
-            self._of[node] = self._parts(tensors[0])
+            one, other = self._parts(tensors[0]), self._parts(tensors[1])
+            join(one, other)
+            # A single channel is combined with each of the other value's, as many as there are then.
+            self._of[node] = roots(max(one, other, key=_count))
         elif tensors and self._keeps(node, tensors[0]):
             self._of[node] = self._carried(node, self._parts(tensors[0]))
         else:
@@ -85,10 +87,16 @@ class Channels:
         return found
 
     def _numbered(self, parts: Parts, numbers: Sequence[Numbers]) -> Parts:
-        """Adds tensors of the model that have a number for each channel."""
+        """Adds tensors of the model that have a number for each channel, and returns the axes of what they make."""
         for one in numbers:
-            if one.entries > 1:
+            if one.entries == 1:
+                continue
+            if _count(parts) > 1:
                 add(parts, one.module, one.tensor, one.dim, one.entries)
+                continue
+            # A single channel becomes as many as there are numbers.
+            pin(parts, f"{one.tensor} has {one.entries} numbers for {_count(parts) or 'an unknown number of'} channels")
+            parts = (ChannelAxis(one.entries, pinned=f"{one.tensor} fixes the order of its numbers"),)
         return parts
 
     def _layer(self, node: fx.Node, layer: _ConvNd | nn.Linear, before: Parts) -> None:
@@ -186,6 +194,12 @@ def _is_symmetric(norm: nn.LayerNorm | nn.GroupNorm, axis: Axis) -> bool:
     if isinstance(norm, nn.LayerNorm):
         return axis.place == -1 and len(norm.normalized_shape) == 1 and not parametrize.is_parametrized(norm)
     return axis.is_map and norm.num_groups in (1, norm.num_channels) and not parametrize.is_parametrized(norm)
+
+
+def _count(parts: Parts) -> int:
+    """Returns how many channels a value has; 0 if that is unknown."""
+    sizes = [part.size for part in roots(parts)]
+    return sum(sizes) if all(sizes) else 0
 
 
 def _called(node: fx.Node) -> str:
