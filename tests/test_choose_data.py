@@ -119,6 +119,27 @@ def test_data_that_the_model_does_not_take_is_refused_whichever_batch_has_it(dat
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([([[X, MASK]], None)], r"data of shapes 0: list of \(6, 3, 9, 9\), \(6, 1, 9, 9\): "),
+        ([{"image": X, "mask": "none"}], r"data of shapes image: \(6, 3, 9, 9\), mask: str: "),
+        ([torch.ones(2, 3, 7, 7)], r"data of shape \(2, 3, 7, 7\): wrong height"),
+        ([torch.ones(2, 3, 9, 7)], r"data of shape \(2, 3, 9, 7\): AssertionError$"),
+    ],
+)
+def test_what_the_model_asserts_and_arguments_that_are_no_tensors_are_told(data, said):
+    class Strict(Two):
+        def forward(self, image, mask=None):
+            torch._assert(image.shape[2] == 9, "wrong height")
+            if image.shape[3] != 9:
+                raise AssertionError
+            return super().forward(image, mask)
+
+    with pytest.raises(GroupwiseError, match=said):
+        groupwise.regroup(Strict(), {"two": 2}, data=data)
+
+
 def test_a_pair_for_a_model_of_two_inputs_is_told_what_pairs_are():
     class Needs(Two):
         def forward(self, image, mask):
