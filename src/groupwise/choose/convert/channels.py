@@ -57,10 +57,10 @@ class Channels:
         elif normalised := flow.normalises(node):
             self._of[node] = self._numbered(self._parts(normalised[0]), normalised[1])
         elif len(tensors) == 2 and self._joins(node, tensors):
-            one, other = self._parts(tensors[0]), self._parts(tensors[1])
-            join(one, other)
+            first, second = self._parts(tensors[0]), self._parts(tensors[1])
+            join(first, second)
             # A single channel is combined with each of the other value's, as many as there are then.
-            self._of[node] = roots(max(one, other, key=_count))
+            self._of[node] = roots(max(first, second, key=_count))
         elif tensors and self._keeps(node, tensors[0]):
             self._of[node] = self._carried(node, self._parts(tensors[0]))
         else:
