@@ -169,6 +169,8 @@ def test_a_sweep_of_training_and_of_choices_as_whole_networks():
         ({"repeats": 0}, "repeats=0"),
         ({"data": [(X, Y), X]}, "some batches of data have targets"),
         ({"data": []}, "no batch"),
+        ({"loss": nn.functional.l1_loss}, "there is no data; give data as pairs"),
+        ({"loss": nn.functional.l1_loss, "data": [X]}, "data has no targets; give data as pairs"),
         ({"data": [torch.randn(4, 3, 5, 5)]}, r"data of shape \(4, 3, 5, 5\)"),
     ],
 )

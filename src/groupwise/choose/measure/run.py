@@ -54,7 +54,8 @@ def sweep(
     - `train`: times the forward and all gradients
     - `data`: batches as for `regroup`, all with targets or none. Then each layer is converted alone, refitted, and the
       loss of the model is taken. Without data a layer's risk is the weight that it loses
-    - `loss`: a function of outputs and targets; by default the cross-entropy for integer targets, else the mean square
+    - `loss`: a function of outputs and targets, which data must then have; by default the cross-entropy for integer
+      targets, else the mean square
     - `repeats`: over how many runs each median is taken
     - `progress`: True shows how far it is, as the command line does; a function is called with what is done, how much
       of it is, and how much there is
@@ -63,7 +64,8 @@ def sweep(
 
     Raises `GroupwiseError` where the kernels cannot run or `torch.fx` cannot follow the model, for a model that runs no
     convolution, for layers that do not exist, for models with quantized, complex or float16 convolutions, for data that
-    the model does not take, and for a budget that is none.
+    the model does not take, for targets that the loss does not, for a loss without targets, and for a budget that is
+    none.
 
     Examples:
         >>> import torch
@@ -84,6 +86,9 @@ def sweep(
     if reason := not_measured({tensor.device.type for tensor in workload.tensors()}):
         raise GroupwiseError(f"groupwise's kernels cannot be measured: {reason}")
     given = None if data is None else batches(data, loss)
+    if loss is not None and (given is None or given[0].targets is None):
+        has = "there is no data" if given is None else "data has no targets"
+        raise GroupwiseError(f"loss takes outputs and targets, and {has}; give data as pairs (inputs, targets)")
     judge = _Judge(model, given, loss, seed) if given else None
     calls = record.run(workload).calls
     if not calls:
