@@ -58,20 +58,31 @@ def test_a_layer_both_of_whose_ends_are_pinned_is_refused_with_both_reasons():
     assert regroup(net, {"0": 2}, gather=True).rows[0].kept > 0
 
 
-def test_a_model_that_cannot_be_traced_gathers():
+@pytest.mark.parametrize(
+    ("branches", "why"),
+    [
+        (lambda net, x: x.sum() > 0, r"torch\.fx cannot follow Untraced \(.*\), so"),
+        (lambda net, x: net.training, "Untraced does not run the same layers in training and in evaluation, so"),
+    ],
+    ids=["values", "mode"],
+)
+def test_a_model_that_cannot_be_traced_gathers(branches, why):
     class Untraced(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
 
         def forward(self, x):
-            return self.two(self.one(x)) if x.sum() > 0 else self.two(-self.one(x))
+            return self.two(self.one(x)) if branches(self, x) else self.two(-self.one(x))
 
     net = of_blocks(Untraced().double(), "one", 4)
-    with pytest.raises(GroupwiseError, match=r"torch\.fx cannot follow Untraced"):
-        regroup(net, {"one": 4})
-    made = regroup(net, {"one": 4}, gather=True)
     x = torch.randn(2, 8, 3, 3, dtype=torch.double)
+    for call in (lambda: regroup(net, {"one": 4}), lambda: groupwise.sweep(net, x, repeats=1)):
+        # What a split could do is no way out here.
+        with pytest.raises(GroupwiseError, match=f'^{why} that .*gather=True, .*form="factored", [^;]*$'):
+            call()
+    assert regroup(net, {"one": 4}, form="factored").rows[0].how == "factored"
+    made = regroup(net, {"one": 4}, gather=True)
     torch.testing.assert_close(made.model(x), net(x), rtol=1e-12, atol=1e-12)
 
 

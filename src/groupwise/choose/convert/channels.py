@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from groupwise.choose.convert.axes import ChannelAxis, Parts, Use, add, join, pin, roots
 from groupwise.choose.convert.graph import ChannelFlow, Numbers, drops_samples
+from groupwise.errors import GroupwiseError
 from groupwise.parallel.planning import operations as ops
 from groupwise.parallel.planning.axes import Axis
 from groupwise.parallel.planning.operations import does
@@ -38,7 +39,7 @@ class Channels:
         self.inputs: dict[str, Parts] = {}
         self.outputs: dict[str, Parts] = {}
         self._dense = dense
-        self._flow = ChannelFlow(model)
+        self._flow = _followed(model)
         self._of: dict[fx.Node, Parts] = {}
         for node in self._flow.graph.nodes:
             self._visit(node)
@@ -194,6 +195,21 @@ def _is_symmetric(norm: nn.LayerNorm | nn.GroupNorm, axis: Axis) -> bool:
     if isinstance(norm, nn.LayerNorm):
         return axis.place == -1 and len(norm.normalized_shape) == 1 and not parametrize.is_parametrized(norm)
     return axis.is_map and norm.num_groups in (1, norm.num_channels) and not parametrize.is_parametrized(norm)
+
+
+def _followed(model: nn.Module) -> ChannelFlow:
+    try:
+        return ChannelFlow(model)
+    except GroupwiseError as error:
+        kind, cause = type(model).__name__, error.__cause__
+        why = f"{kind} does not run the same layers in training and in evaluation"
+        if cause is not None:
+            reason = str(cause).split("\n")[0]
+            why = f"torch.fx cannot follow {kind} ({reason})"
+        raise GroupwiseError(
+            f"{why}, so that nothing tells which layers have their channels in one order; give gather=True, so that "
+            'layers move their channels at each call, or give regroup form="factored", which keeps their order'
+        ) from cause
 
 
 def _count(parts: Parts) -> int:
