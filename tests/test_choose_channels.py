@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import groupwise
 from groupwise.choose.convert.axes import ChannelAxis, reorder
 from groupwise.choose.convert.channels import Channels
 from groupwise.cli.targets import import_torchvision
@@ -284,3 +285,37 @@ def test_numbers_for_each_channel_fold_as_those_of_a_norm():
     uses = {use.tensor for axis in axes(Channels(model)) for use in axis.uses}
     assert {"gamma", "beta", "flat", "norm", "offset", "scale"} <= uses
     assert "one" not in uses
+
+
+class Broadcast(nn.Module):
+    """A value of one channel, of which numbers of a tensor or channels of another value make eight."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.a, self.b, self.other = nn.Conv2d(3, 1, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(3, 6, 1)
+        self.gamma, self.flat = nn.Parameter(torch.rand(8, 1, 1) + 1), nn.Parameter(torch.rand(8) + 1)
+        self.c, self.d = nn.Conv2d(14, 8, 3), nn.Conv2d(8, 2, 1)
+        self.what = what
+
+    def forward(self, x):
+        if self.what == "value":
+            wide = self.a(x) * self.b(x)
+        elif self.what == "gate":
+            wide = torch.sigmoid(self.a(F.adaptive_avg_pool2d(x, 1))) * self.b(x)
+        else:
+            wide = self.a(x) * (self.gamma if self.what == "numbers" else self.flat.reshape(1, -1, 1, 1))
+        # Of 1 and 6 channels a reader of 14 would have two entries for each.
+        return self.d(self.c(torch.cat([wide, self.other(x)], 1))).mean((2, 3))
+
+
+@pytest.mark.parametrize("what", ["value", "gate", "numbers", "reshaped"])
+def test_one_channel_that_becomes_many_has_no_order(what):
+    model = Broadcast(what)
+    channels = Channels(model)
+    assert pinned(channels.outputs["a"])
+    assert pinned(channels.inputs["c"])
+    assert [axis.root().size for axis in channels.inputs["c"]] == [8, 6]
+    # Of c and of the other part.
+    assert check_orders(model, torch.randn(2, 3, 6, 6, dtype=torch.double)) >= 2
+    made = groupwise.regroup(model, {"c": 2}).rows
+    assert made[0].fixed == "inputs"

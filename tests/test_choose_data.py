@@ -119,6 +119,27 @@ def test_data_that_the_model_does_not_take_is_refused_whichever_batch_has_it(dat
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([([[X, MASK]], None)], r"data of shapes 0: list of \(6, 3, 9, 9\), \(6, 1, 9, 9\): "),
+        ([{"image": X, "mask": "none"}], r"data of shapes image: \(6, 3, 9, 9\), mask: str: "),
+        ([torch.ones(2, 3, 7, 7)], r"data of shape \(2, 3, 7, 7\): wrong height"),
+        ([torch.ones(2, 3, 9, 7)], r"data of shape \(2, 3, 9, 7\): AssertionError$"),
+    ],
+)
+def test_what_the_model_asserts_and_arguments_that_are_no_tensors_are_told(data, said):
+    class Strict(Two):
+        def forward(self, image, mask=None):
+            torch._assert(image.shape[2] == 9, "wrong height")
+            if image.shape[3] != 9:
+                raise AssertionError
+            return super().forward(image, mask)
+
+    with pytest.raises(GroupwiseError, match=said):
+        groupwise.regroup(Strict(), {"two": 2}, data=data)
+
+
 def test_a_pair_for_a_model_of_two_inputs_is_told_what_pairs_are():
     class Needs(Two):
         def forward(self, image, mask):
@@ -160,3 +181,41 @@ def test_losses_take_several_inputs_and_any_targets_that_the_loss_takes():
         return nn.functional.cross_entropy(outputs, targets["labels"])
 
     assert Losses(net, batches(data, loss), loss).of(net)[0] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (Y.int(), r"batch 1 of data has int32 targets of shape \(6,\); .*give targets\.long\(\)"),
+        (Y > 1, r"bool targets of shape \(6,\)"),
+        (Y.to(torch.complex64), "complex64 targets"),
+        (torch.tensor([0, 1, 2, 3, 9, 0]), "targets of class 9; the model's outputs have classes 0 to 3"),
+        (torch.tensor([0, 1, 2, 3, -1, 0]), "targets of class -1;"),
+        (torch.zeros(6, 1), r"float32 targets of shape \(6, 1\) for outputs of shape \(6, 4\); the mean square"),
+        (torch.zeros(6, 4).long(), r"int64 targets of shape \(6, 4\) .* classes of shape \(6,\)"),
+        (Y[:5], r"classes of shape \(6,\)"),
+    ],
+)
+def test_targets_that_the_loss_does_not_take_are_refused_by_value(targets, said, monkeypatch):
+    monkeypatch.setattr(run, "layer_times", lambda *_: pytest.fail("it measured"))
+    with pytest.raises(GroupwiseError, match=said):
+        run.sweep(two(), X, data=[(X, Y), (X, targets)])
+    # What a loss of one's own takes is its own affair.
+    Losses(two(), batches([(X, targets)], lambda *_: torch.zeros(())), lambda *_: torch.zeros(()))
+
+
+def test_targets_that_the_loss_takes_are_taken():
+    net = two()
+    ignored = torch.where(Y == 1, -100, Y)
+    for targets in (Y, Y.byte(), ignored):
+        wanted = nn.functional.cross_entropy(net(X).double(), targets.long()).item()
+        assert Losses(net, batches([(X, targets)])).of(net)[0] == pytest.approx(wanted, rel=1e-5)
+    # One class for each pixel, and one sample without a batch dimension.
+    pixels, one = torch.nn.Conv2d(3, 5, 1), nn.Linear(3, 4)
+    for model, x, y in ((pixels, X, torch.arange(6 * 81).reshape(6, 9, 9) % 5), (one, X[0, :, 0, 0], torch.tensor(2))):
+        wanted = nn.functional.cross_entropy(model(x), y).item()
+        assert Losses(model, batches([(x, y)])).of(model)[0] == pytest.approx(wanted, rel=1e-5)
+    sums = nn.Sequential(pixels, nn.Flatten(0), nn.Softmax(0), nn.Unflatten(0, (-1, 1)), nn.Flatten(0))
+    sums.register_forward_hook(lambda _, given, made: made.sum())
+    with pytest.raises(GroupwiseError, match="the model returns one number"):
+        Losses(sums, batches([(X, Y)]))

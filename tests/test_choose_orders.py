@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -56,20 +58,31 @@ def test_a_layer_both_of_whose_ends_are_pinned_is_refused_with_both_reasons():
     assert regroup(net, {"0": 2}, gather=True).rows[0].kept > 0
 
 
-def test_a_model_that_cannot_be_traced_gathers():
+@pytest.mark.parametrize(
+    ("branches", "why"),
+    [
+        (lambda net, x: x.sum() > 0, r"torch\.fx cannot follow Untraced \(.*\), so"),
+        (lambda net, x: net.training, "Untraced does not run the same layers in training and in evaluation, so"),
+    ],
+    ids=["values", "mode"],
+)
+def test_a_model_that_cannot_be_traced_gathers(branches, why):
     class Untraced(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
 
         def forward(self, x):
-            return self.two(self.one(x)) if x.sum() > 0 else self.two(-self.one(x))
+            return self.two(self.one(x)) if branches(self, x) else self.two(-self.one(x))
 
     net = of_blocks(Untraced().double(), "one", 4)
-    with pytest.raises(GroupwiseError, match=r"torch\.fx cannot follow Untraced"):
-        regroup(net, {"one": 4})
-    made = regroup(net, {"one": 4}, gather=True)
     x = torch.randn(2, 8, 3, 3, dtype=torch.double)
+    for call in (lambda: regroup(net, {"one": 4}), lambda: groupwise.sweep(net, x, repeats=1)):
+        # What a split could do is no way out here.
+        with pytest.raises(GroupwiseError, match=f'^{why} that .*gather=True, .*form="factored", [^;]*$'):
+            call()
+    assert regroup(net, {"one": 4}, form="factored").rows[0].how == "factored"
+    made = regroup(net, {"one": 4}, gather=True)
     torch.testing.assert_close(made.model(x), net(x), rtol=1e-12, atol=1e-12)
 
 
@@ -178,6 +191,50 @@ def test_gathers_are_timed_and_fitted():
     x = torch.randn(8, 8, 6, 6, dtype=torch.double)
     row = regroup(net, {"two": 2}, gather=True, data=x).rows[0]
     assert row.gather_ms > 0
+    assert row.fitted < row.error
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations("123")))
+def test_layers_fold_before_their_neighbours_gather_whatever_is_named_first(names):
+    torch.manual_seed(0)
+    shapes = [(3, 16, 1), (16, 16, 3), (16, 16, 3), (16, 16, 3), (16, 4, 1)]
+    net = nn.Sequential(*(nn.Conv2d(*shape) for shape in shapes)).double().eval()
+    for name in "123":
+        # Groups that the weights have already, in another order: converted, the model computes the same.
+        places = torch.randperm(16) % 4, torch.randperm(16) % 4
+        with torch.no_grad():
+            net.get_submodule(name).weight *= (places[0][:, None] == places[1])[:, :, None, None]
+    made = regroup(net, dict.fromkeys(names, 4), gather=True)
+    assert [row.layer for row in made.rows] == list(names)
+    assert {row.kept for row in made.rows} == {1.0}
+    assert any(isinstance(layer, GatheredConv) for layer in made.model)
+    x = torch.randn(2, 3, 9, 9, dtype=torch.double)
+    torch.testing.assert_close(made.model(x), net(x), rtol=1e-11, atol=1e-12)
+
+
+def test_a_gather_is_fitted_to_the_outputs_that_a_fold_behind_it_moved():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 8, 3), nn.Conv2d(8, 4, 1)
+    )
+    net = net.double().eval()
+    with torch.no_grad():
+        net[3].weight.copy_(torch.arange(1, 17))
+    x = torch.randn(16, 3, 9, 9, dtype=torch.double)
+    wanted = net[:3](x).detach()
+
+    def true_error(model: nn.Module) -> float:
+        # The norm behind the layer tells where each of its channels went.
+        places = model[3].weight.detach().long() - 1
+        assert not torch.equal(places, torch.arange(16))
+        made, target = model[:3](x).detach(), wanted[:, places]
+        return float((made - target).square().sum() / target.square().sum())
+
+    unfitted, fitted = (regroup(net, {"4": 4, "2": 4}, gather=True, data=data) for data in (None, [x]))
+    (row,) = (row for row in fitted.rows if row.layer == "2")
+    assert isinstance(fitted.model[2], GatheredConv)
+    assert row.error == pytest.approx(true_error(unfitted.model), rel=1e-9)
+    assert row.fitted == pytest.approx(true_error(fitted.model), rel=1e-9)
     assert row.fitted < row.error
 
 

@@ -305,3 +305,9 @@ def test_a_layer_that_is_called_by_keyword_is_fitted_too():
 
     row = regroup(Named(), {"two": 2}, form="factored", data=torch.randn(8, 3, 6, 6)).rows[0]
     assert row.fitted < row.error
+
+
+@pytest.mark.parametrize("groups", [None, ["b"], 4, "0", [("0", 2)], nn.Conv2d(4, 4, 1, groups=2)])
+def test_groups_that_are_no_mapping_are_refused_by_value(groups):
+    with pytest.raises(GroupwiseError, match=r"^groups is a \w+; give \{layer's name: groups\}, or what choose"):
+        regroup(nn.Sequential(nn.Conv2d(4, 4, 1)), groups)

@@ -69,6 +69,8 @@ class Orders:
         self._channels = channels
         # By axis and end: the layer that became grouped, and whether its channels got another order there.
         self._taken: dict[tuple[int, str], tuple[str, bool]] = {}
+        # By axis: which of the channels, as the model stored them, each one is since it was folded.
+        self._folded: dict[int, torch.Tensor] = {}
 
     def freedom(self, name: str) -> Freedom:
         """Says whether the order of a layer's channels can be folded into its neighbours."""
@@ -106,9 +108,18 @@ class Orders:
             if end == fixed:
                 continue
             (axis,) = axes
-            reorder(model, axis, order.inputs if end == INPUTS else order.outputs)
+            places = order.inputs if end == INPUTS else order.outputs
+            reorder(model, axis, places)
+            self._folded[id(axis)] = self._folded[id(axis)][places] if id(axis) in self._folded else places
             changed += [f"{use.module}.{use.tensor}".lstrip(".") for use in axis.uses if use.module != name]
         return tuple(dict.fromkeys(changed))
+
+    def stored(self, name: str, outputs: torch.Tensor) -> torch.Tensor:
+        """Returns which outputs of a layer, as the model stored them, those are that it has now at `outputs`."""
+        for axis in self._ends(name)[OUTPUTS]:
+            if id(axis) in self._folded:
+                return self._folded[id(axis)][outputs]
+        return outputs
 
     def _ends(self, name: str) -> dict[str, Parts]:
         found = {INPUTS: self._channels.inputs.get(name, ()), OUTPUTS: self._channels.outputs.get(name, ())}
@@ -166,11 +177,15 @@ def as_blocks(
         told = "; ".join(f"{legible(name)}: {reason}" for name, reason in refused.items())
         raise GroupwiseError(f"{told}; leave them out, or give gather=True, which moves channels at each call")
     found = {}
-    for name, groups in wanted.items():
+    # Folds go first: they change the weights of layers around them, which must still be plain ones.
+    for name in sorted(wanted, key=lambda name: bool(free[name].refused)):
+        groups = wanted[name]
         layer: Any = model.get_submodule(name)
         fixed = free[name].fixed
         made = _order(layer, groups, order, seed, fixed)
         facts: dict[str, Any] = {"how": "block", "bound": made.bound, "fixed": fixed}
+        # Another layer's fold may have moved the outputs of a layer that gathers.
+        outputs = made.outputs if orders is None else orders.stored(name, made.outputs)
         gathers = bool(free[name].refused)
         if gathers:
             facts["kept"] = _gathered(model, name, groups, made)
@@ -178,7 +193,7 @@ def as_blocks(
             assert orders is not None
             facts["folded"] = orders.fold(model, name, made, fixed)
             facts["kept"] = _cut(layer, groups)
-        found[name] = Converted(facts, made.outputs, "conv" if gathers else "")
+        found[name] = Converted(facts, outputs, "conv" if gathers else "")
     return found
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from groupwise.choose.convert.axes import ChannelAxis, Parts, Use, add, join, pin, roots
 from groupwise.choose.convert.graph import ChannelFlow, Numbers, drops_samples
+from groupwise.errors import GroupwiseError
 from groupwise.parallel.planning import operations as ops
 from groupwise.parallel.planning.axes import Axis
 from groupwise.parallel.planning.operations import does
@@ -38,7 +39,7 @@ class Channels:
         self.inputs: dict[str, Parts] = {}
         self.outputs: dict[str, Parts] = {}
         self._dense = dense
-        self._flow = ChannelFlow(model)
+        self._flow = _followed(model)
         self._of: dict[fx.Node, Parts] = {}
         for node in self._flow.graph.nodes:
             self._visit(node)
@@ -57,8 +58,10 @@ class Channels:
         elif normalised := flow.normalises(node):
             self._of[node] = self._numbered(self._parts(normalised[0]), normalised[1])
         elif len(tensors) == 2 and self._joins(node, tensors):
-            join(self._parts(tensors[0]), self._parts(tensors[1]))
-            self._of[node] = self._parts(tensors[0])
+            first, second = self._parts(tensors[0]), self._parts(tensors[1])
+            join(first, second)
+            # A single channel is combined with each of the other value's, as many as there are then.
+            self._of[node] = roots(max(first, second, key=_count))
         elif tensors and self._keeps(node, tensors[0]):
             self._of[node] = self._carried(node, self._parts(tensors[0]))
         else:
@@ -85,10 +88,16 @@ class Channels:
         return found
 
     def _numbered(self, parts: Parts, numbers: Sequence[Numbers]) -> Parts:
-        """Adds tensors of the model that have a number for each channel."""
+        """Adds tensors of the model that have a number for each channel, and returns the axes of what they make."""
         for one in numbers:
-            if one.entries > 1:
+            if one.entries == 1:
+                continue
+            if _count(parts) > 1:
                 add(parts, one.module, one.tensor, one.dim, one.entries)
+                continue
+            # A single channel becomes as many as there are numbers.
+            pin(parts, f"{one.tensor} has {one.entries} numbers for {_count(parts) or 'an unknown number of'} channels")
+            parts = (ChannelAxis(one.entries, pinned=f"{one.tensor} fixes the order of its numbers"),)
         return parts
 
     def _layer(self, node: fx.Node, layer: _ConvNd | nn.Linear, before: Parts) -> None:
@@ -186,6 +195,27 @@ def _is_symmetric(norm: nn.LayerNorm | nn.GroupNorm, axis: Axis) -> bool:
     if isinstance(norm, nn.LayerNorm):
         return axis.place == -1 and len(norm.normalized_shape) == 1 and not parametrize.is_parametrized(norm)
     return axis.is_map and norm.num_groups in (1, norm.num_channels) and not parametrize.is_parametrized(norm)
+
+
+def _followed(model: nn.Module) -> ChannelFlow:
+    try:
+        return ChannelFlow(model)
+    except GroupwiseError as error:
+        kind, cause = type(model).__name__, error.__cause__
+        why = f"{kind} does not run the same layers in training and in evaluation"
+        if cause is not None:
+            reason = str(cause).split("\n")[0]
+            why = f"torch.fx cannot follow {kind} ({reason})"
+        raise GroupwiseError(
+            f"{why}, so that nothing tells which layers have their channels in one order; give gather=True, so that "
+            'layers move their channels at each call, or give regroup form="factored", which keeps their order'
+        ) from cause
+
+
+def _count(parts: Parts) -> int:
+    """Returns how many channels a value has; 0 if that is unknown."""
+    sizes = [part.size for part in roots(parts)]
+    return sum(sizes) if all(sizes) else 0
 
 
 def _called(node: fx.Node) -> str:

@@ -35,10 +35,9 @@ class Batch:
 
     def __str__(self) -> str:
         named = [*enumerate(self.arguments), *self.keywords.items()]
-        shapes = [(name, tuple(value.shape)) for name, value in named if isinstance(value, torch.Tensor)]
-        if len(named) == len(shapes) == len(self.arguments) == 1:
-            return f"of shape {shapes[0][1]}"
-        return "of shapes " + ", ".join(f"{legible(str(name))}: {shape}" for name, shape in shapes)
+        if len(named) == len(self.arguments) == 1 and isinstance(named[0][1], torch.Tensor):
+            return f"of shape {tuple(named[0][1].shape)}"
+        return "of shapes " + ", ".join(f"{legible(str(name))}: {_shape(value)}" for name, value in named)
 
     def kind(self) -> tuple[Any, ...]:
         """Returns what is equal for batches that a model takes alike: names, shapes and types."""
@@ -92,8 +91,9 @@ def computed(model: nn.Module, batch: Batch) -> Any:
     _check_signature(model, batch)
     try:
         return batch.run(model)
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = str(error).split("\n")[0]
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        # An assertion need not say anything.
+        reason = str(error).split("\n")[0] or type(error).__name__
         raise GroupwiseError(f"the model does not take data {batch}: {reason}") from error
 
 
@@ -108,6 +108,14 @@ def evaluated(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _shape(value: Any) -> str:
+    """Returns the shape of an argument, or its type and the shapes of the tensors inside it."""
+    if isinstance(value, torch.Tensor):
+        return str(tuple(value.shape))
+    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+    return f"{type(value).__name__} of {shapes}" if shapes else type(value).__name__
 
 
 def _batch(number: int, given: Any) -> Batch:

@@ -19,7 +19,7 @@ from groupwise.choose.exact.coarsen import blocks, coarser
 from groupwise.choose.exact.like import set_groups
 from groupwise.draw.text import regroup as text
 from groupwise.draw.text.table import Tabular
-from groupwise.errors import check_choice
+from groupwise.errors import GroupwiseError, check_choice
 from groupwise.spec.legible import pre
 
 EXACT, BLOCK = "exact", "block"
@@ -121,7 +121,12 @@ def regroup(
         >>> regroup(net, {"0": 1}).model[0]
         Conv2d(4, 8, kernel_size=(3, 3), stride=(1, 1))
     """
-    wanted = dict(getattr(groups, "groups", groups))
+    wanted = getattr(groups, "groups", groups)
+    if not isinstance(wanted, Mapping):
+        raise GroupwiseError(
+            f"groups is a {type(groups).__name__}; give {{layer's name: groups}}, or what choose returns"
+        )
+    wanted = dict(wanted)
     check_choice("form", form, FORMS)
     check_choice("order", order, ORDERS)
     check_groups_of(model, wanted)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 from groupwise.draw.base import numbers
 from groupwise.errors import GroupwiseError
@@ -11,6 +13,23 @@ from groupwise.profile.record import ConvCall
 
 # What a choice can cost, and the unit of it.
 COSTS = {"ms": "ms", "macs": "MACs", "params": "parameters"}
+# How a budget is given.
+_NAMES = ("budget_ms", "macs", "params")
+
+
+def read_budget(budget: Any) -> tuple[str, float]:
+    """Returns what a mapping of one budget is of, and how much it is, as `check_budget` does for keywords.
+
+    Raises `GroupwiseError` for anything else.
+    """
+    if not isinstance(budget, Mapping):
+        raise GroupwiseError(
+            f"budget={budget!r} is a {type(budget).__name__}; give a mapping of one of {', '.join(_NAMES)}, such as "
+            '{"macs": 2e9}'
+        )
+    if unknown := [name for name in budget if name not in _NAMES]:
+        raise GroupwiseError(f"budget={dict(budget)!r} has {unknown[0]!r}; a budget is one of {', '.join(_NAMES)}")
+    return check_budget(**budget)
 
 
 def check_budget(
@@ -25,9 +44,14 @@ def check_budget(
     if len(budgets) != 1:
         raise GroupwiseError("choose takes one budget: budget_ms, macs or params")
     ((of, budget),) = budgets.items()
-    if not budget > 0 or not math.isfinite(budget):
-        raise GroupwiseError(f"a budget of {budget} {COSTS[of]} must be a number above 0")
+    if not _is_number(budget) or not 0 < budget < math.inf:
+        raise GroupwiseError(f"a budget of {budget!r} {COSTS[of]} must be a number above 0")
     return of, budget
+
+
+def _is_number(value: object) -> bool:
+    """Says whether something is a real number. A bool is not: it is a slip."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_reachable(of: str, budget: float, calls: Sequence[ConvCall], candidates: Mapping[str, Sequence[int]]) -> None:

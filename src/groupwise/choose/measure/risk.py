@@ -39,12 +39,18 @@ class Losses:
 
     With integer targets the loss is the cross-entropy, with others the mean square; without targets it is the squared
     difference to the model's own outputs, relative to the square of these. `loss` replaces the first two.
+
+    Raises `GroupwiseError` for targets of other shapes or types than the loss takes of the model's outputs, and for
+    classes that these do not have.
     """
 
     def __init__(self, model: nn.Module, data: Sequence[Batch], loss: Loss | None = None) -> None:
         self._data, self._loss = data, loss
         self.with_targets = data[0].targets is not None
         self._own = outputs(model, data)
+        for number, (made, batch) in enumerate(zip(self._own, data, strict=True)):
+            if batch.targets is not None and (reason := _refusal(made, batch.targets, loss)):
+                raise GroupwiseError(f"batch {number} of data has {reason}")
 
     @property
     def name(self) -> str:
@@ -68,6 +74,39 @@ class Losses:
         if self._loss is not None:
             return self._loss(made, targets)
         return F.mse_loss(made, targets) if targets.is_floating_point() else F.cross_entropy(made, targets)
+
+
+# What PyTorch's cross-entropy takes as classes, and the one that it leaves out of the mean.
+_CLASSES, _IGNORED = (torch.int64, torch.uint8), -100
+
+
+def _refusal(made: torch.Tensor, targets: Any, loss: Loss | None) -> str:
+    """Says why no loss can be taken of outputs and their targets; empty if one can."""
+    if not made.dim():
+        return "targets, and the model returns one number; wrap the model so that it returns an output for each sample"
+    if loss is not None:
+        return ""
+    shape, wanted = tuple(targets.shape), tuple(made.shape)
+    has = f"{str(targets.dtype).removeprefix('torch.')} targets of shape {shape}"
+    if targets.is_floating_point():
+        rule = "the mean square needs targets of the same shape; reshape them, or give a loss"
+        return "" if shape == wanted else f"{has} for outputs of shape {wanted}; {rule}"
+    if targets.dtype not in _CLASSES:
+        return f"{has}; classes are int64 and other targets floating point: give targets.long(), .float() or a loss"
+    places = 1 if made.dim() > 1 else 0
+    if shape != wanted[:places] + wanted[places + 1 :]:
+        rule = f"the cross-entropy needs classes of shape {wanted[:places] + wanted[places + 1 :]}"
+        return f"{has} for outputs of shape {wanted}; {rule}; reshape them, or give a loss"
+    classes = wanted[places]
+    outside = _outside(targets.long(), classes)
+    if outside.numel():
+        rule = f"the model's outputs have classes 0 to {classes - 1}; give others, or {_IGNORED} to leave a sample out"
+        return f"targets of class {int(outside[0])}; {rule}"
+    return ""
+
+
+def _outside(targets: torch.Tensor, classes: int) -> torch.Tensor:
+    return targets[((targets < 0) & (targets != _IGNORED)) | (targets >= classes)]
 
 
 def outputs(model: nn.Module, batches: Iterable[Batch]) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ from groupwise.choose.convert.checks import check_layers, check_model, check_num
 from groupwise.choose.convert.data import Batch
 from groupwise.choose.convert.regroup import regroup
 from groupwise.choose.exact.coarsen import coarser
-from groupwise.choose.measure.budget import check_budget, check_reachable
+from groupwise.choose.measure.budget import check_reachable, read_budget
 from groupwise.choose.measure.choice import Grouping
 from groupwise.choose.measure.risk import Loss, Losses, batches
 from groupwise.choose.measure.sweep import WEIGHT_LOST, Sweep, SweepRow
@@ -54,16 +54,18 @@ def sweep(
     - `train`: times the forward and all gradients
     - `data`: batches as for `regroup`, all with targets or none. Then each layer is converted alone, refitted, and the
       loss of the model is taken. Without data a layer's risk is the weight that it loses
-    - `loss`: a function of outputs and targets; by default the cross-entropy for integer targets, else the mean square
+    - `loss`: a function of outputs and targets, which data must then have; by default the cross-entropy for integer
+      targets, else the mean square
     - `repeats`: over how many runs each median is taken
     - `progress`: True shows how far it is, as the command line does; a function is called with what is done, how much
       of it is, and how much there is
-    - `budget`: what you will give to `choose`, such as `{"macs": 2e9}`; one that no choice meets is refused at once,
-      except milliseconds, which have to be measured
+    - `budget`: what you will give to `choose`, one of `budget_ms`, `macs` and `params`, such as `{"macs": 2e9}`; one
+      that no choice meets is refused at once, except milliseconds, which have to be measured
 
     Raises `GroupwiseError` where the kernels cannot run or `torch.fx` cannot follow the model, for a model that runs no
     convolution, for layers that do not exist, for models with quantized, complex or float16 convolutions, for data that
-    the model does not take, and for a budget that is none.
+    the model does not take, for targets that the loss does not, for a loss without targets, and for a budget that is
+    none.
 
     Examples:
         >>> import torch
@@ -72,7 +74,8 @@ def sweep(
         [1, 2, 4, 8]
     """
     check_integer("repeats", repeats, 1)
-    wanted = None if budget is None else check_budget(**budget)
+    wanted = None if budget is None else read_budget(budget)
+    groups, layers = _listed("groups", groups, "[2, 4]"), _listed("layers", layers, '["layer1.0.conv2"]')
     for value in groups or ():
         check_integer("groups", value, 1)
     workload = Workload(model, inputs, dict(kwargs or {}), train)
@@ -83,6 +86,9 @@ def sweep(
     if reason := not_measured({tensor.device.type for tensor in workload.tensors()}):
         raise GroupwiseError(f"groupwise's kernels cannot be measured: {reason}")
     given = None if data is None else batches(data, loss)
+    if loss is not None and (given is None or given[0].targets is None):
+        has = "there is no data" if given is None else "data has no targets"
+        raise GroupwiseError(f"loss takes outputs and targets, and {has}; give data as pairs (inputs, targets)")
     judge = _Judge(model, given, loss, seed) if given else None
     calls = record.run(workload).calls
     if not calls:
@@ -119,6 +125,15 @@ def sweep(
 
 # Values that kernels like, and that are tried by default.
 _VALUES = (1, 2, 4, 8, 16, 32)
+
+
+def _listed(name: str, given: Any, such: str) -> tuple[Any, ...] | None:
+    """Returns what an argument lists. Raises `GroupwiseError` for a single value."""
+    if given is None:
+        return None
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise GroupwiseError(f"{name}={given!r} is a {type(given).__name__}; give a list, such as {name}={such}")
+    return tuple(given)
 
 
 class _Judge:
