@@ -21,8 +21,8 @@ MODEL = FOLDER / "model.json"
 FORMAT = 1
 # What the core calls the tables of an instruction set's 3-D convolutions, after its name.
 VOLUMES = " 3-D"
-# The dtypes of 16 bits. The core calls their tables by the instruction set and the dtype.
-LOW_DTYPES = ("bfloat16", "float16")
+# The dtypes beside float32. The core calls their tables by the instruction set and the dtype.
+OTHER_DTYPES = ("bfloat16", "float16", "float64")
 # How many families of layers have a margin of their own (csrc/plan/features.h).
 FAMILIES = 5
 
@@ -42,8 +42,8 @@ def volume_path(isa: str) -> pathlib.Path:
     return FOLDER / f"{_class()}-{isa}-3d.json"
 
 
-def low_path(isa: str, dtype: str) -> pathlib.Path:
-    """Returns where the tables of 1-D and 2-D convolutions of a dtype of 16 bits are, if there are any."""
+def dtype_path(isa: str, dtype: str) -> pathlib.Path:
+    """Returns where the tables of 1-D and 2-D convolutions of another dtype than float32 are, if there are any."""
     return FOLDER / f"{_class()}-{isa}-{dtype}.json"
 
 
@@ -73,7 +73,7 @@ def use(library: ctypes.CDLL, isa: str) -> None:
         (MODEL, partial(give_model, library)),
         (table_path(isa), partial(give, library, isa)),
         (volume_path(isa), partial(give, library, isa + VOLUMES)),
-        *((low_path(isa, dtype), partial(give, library, f"{isa} {dtype}")) for dtype in LOW_DTYPES),
+        *((dtype_path(isa, dtype), partial(give, library, f"{isa} {dtype}")) for dtype in OTHER_DTYPES),
     )
     for path, gives in readers:
         if not path.is_file():
@@ -96,7 +96,7 @@ def use(library: ctypes.CDLL, isa: str) -> None:
 def clear(library: ctypes.CDLL, isa: str) -> None:
     """Takes the tables and the model away: all threads compute, by the first kernel that can run. For tests."""
     none = (ctypes.c_double * 1)()
-    for name in (isa, isa + VOLUMES, *(f"{isa} {dtype}" for dtype in LOW_DTYPES)):
+    for name in (isa, isa + VOLUMES, *(f"{isa} {dtype}" for dtype in OTHER_DTYPES)):
         library.groupwise_tables(name.encode(), b"", b"", b"", none, 0)
     library.groupwise_model(b"", b"", none, 0)
     library.groupwise_share(isa.encode(), 0.0)
