@@ -24,10 +24,11 @@ from measuring import (
     Effort,
     about,
     busy,
+    by_machine,
     figures,
     interleaved,
     read_record,
-    with_block,
+    show_record,
     write_record,
 )
 from summary import BUSY, Table, ratio, time
@@ -51,8 +52,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=RECORDS / RECORD)
     options = parser.parse_args()
     if options.docs:
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(with_block(page, RECORD, docs_text(read_record(options.output))), encoding="utf-8")
+        show_record(PAGE, RECORD, docs_text(read_record(options.output)))
         return
     torch.set_num_threads(options.threads)
     used = busy()
@@ -106,9 +106,7 @@ def errors(rows: Sequence[dict[str, Any]]) -> list[float]:
 
 def docs_text(rows: Sequence[dict[str, Any]]) -> str:
     """Returns a table for each processor and number of threads, as Markdown."""
-    machines: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        machines.setdefault(tuple(row[key] for key in ("processor", "isa", "threads", "torch")), []).append(row)
+    machines = by_machine(rows)
     if not machines:
         return "No record is there yet: `python benchmarks/choices.py` makes one."
     return "\n\n".join(_table(key, found).markdown() for key, found in sorted(machines.items()))

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from measuring import RECORDS, ROOT, about, read_record, with_block, write_record
+from measuring import RECORDS, ROOT, about, by_machine, read_record, show_record, write_record
 from summary import Table
 
 import groupwise
@@ -49,8 +49,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=RECORDS / RECORD)
     options = parser.parse_args()
     if options.docs:
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(with_block(page, RECORD, docs_text(read_record(options.output))), encoding="utf-8")
+        show_record(PAGE, RECORD, docs_text(read_record(options.output)))
         return
     torch.set_num_threads(options.threads)
     for seed in options.seeds:
@@ -93,9 +92,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float]:
 
 def docs_text(rows: Sequence[dict[str, Any]]) -> str:
     """Returns a table for each processor and number of threads, with the intervals below it, as Markdown."""
-    machines: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        machines.setdefault(tuple(row[key] for key in ("processor", "isa", "threads", "torch")), []).append(row)
+    machines = by_machine(rows)
     if not machines:
         return "No record is there yet: `python benchmarks/digits.py` makes one."
     return "\n\n".join(_table(key, found) for key, found in sorted(machines.items()))

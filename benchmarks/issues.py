@@ -19,7 +19,7 @@ from typing import Any
 import layers
 import shapes
 import torch
-from measuring import RECORDS, ROOT, Effort, about, busy, figures, read_record, with_block, write_record
+from measuring import RECORDS, ROOT, Effort, about, busy, by_machine, figures, read_record, show_record, write_record
 from summary import BUSY, Table, ratio, time
 
 from groupwise.kernels import native
@@ -39,8 +39,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=RECORDS / RECORD)
     options = parser.parse_args()
     if options.docs:
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(with_block(page, RECORD, docs_text(read_record(options.output))), encoding="utf-8")
+        show_record(PAGE, RECORD, docs_text(read_record(options.output)))
         return
     effort = Effort(options.repeats, options.budget, max(options.repeats, 60))
     for layer in shapes.read_file("issues.json"):
@@ -72,33 +71,31 @@ def measure(layer: shapes.Layer, effort: Effort) -> list[list[dict[str, Any]]]:
 
 def docs_text(rows: Sequence[dict[str, Any]]) -> str:
     """Returns a table for each processor, instruction set and number of threads, as Markdown."""
-    tables: dict[tuple[Any, ...], dict[tuple[str, str], list[dict[str, Any]]]] = {}
-    for row in rows:
-        here = tables.setdefault(
-            tuple(row[key] for key in ("processor", "isa", "threads", "torch")), collections.defaultdict(list)
-        )
-        here[row["layer"], row["pass"]].append(row)
-    if not tables:
+    machines = by_machine(rows)
+    if not machines:
         return "No record is there yet: `python benchmarks/issues.py` makes one."
-    return "\n\n".join(_table(key, points).markdown() for key, points in tables.items())
+    return "\n\n".join(_table(key, found).markdown() for key, found in machines.items())
 
 
-def _table(key: tuple[Any, ...], points: dict[tuple[str, str], list[dict[str, Any]]]) -> Table:
+def _table(key: tuple[Any, ...], rows: Sequence[dict[str, Any]]) -> Table:
     processor, isa, threads, version = key
+    points: dict[tuple[str, str], list[dict[str, Any]]] = collections.defaultdict(list)
+    for row in rows:
+        points[row["layer"], row["pass"]].append(row)
     cells = []
-    for (name, which), rows in points.items():
-        ms = {(row["implementation"], row["memory_format"]): row["ms"] for row in rows}
+    for (name, which), sides in points.items():
+        ms = {(row["implementation"], row["memory_format"]): row["ms"] for row in sides}
         best = {side: min(value for (who, _), value in ms.items() if who == side) for side in ("pytorch", "groupwise")}
         shown = [time(ms[side]) if side in ms else "" for side in SIDES]
-        used = max(row["busy"] or 0 for row in rows)
+        used = max(row["busy"] or 0 for row in sides)
         cells.append([name, which, *shown, ratio(best["pytorch"] / best["groupwise"]), f"{used:.0%}"])
     head = ["issue", "pass", "PyTorch, ms", "channels_last", "groupwise, ms", "channels_last", "ratio", "busy"]
-    commits = ", ".join(sorted({row["commit"] for rows in points.values() for row in rows}))
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
     note = (
         f"Medians in ms, float32, {threads} threads, torch {version}, commit {commits}. The ratio compares each side "
         "in its better memory format. Busy is the fraction of the processors that other programs used just before."
     )
-    if any((row["busy"] or 0) > BUSY for rows in points.values() for row in rows):
+    if any((row["busy"] or 0) > BUSY for row in rows):
         note += f" Other programs disturbed the rows above {BUSY:.0%}, which are no evidence."
     if missing := [
         layer.name for layer in shapes.read_file("issues.json") if layer.name not in {name for name, _ in points}

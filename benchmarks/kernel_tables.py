@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from features import FAMILIES, family
-from measuring import RECORDS, ROOT, read_record, with_block
+from measuring import RECORDS, ROOT, read_record, show_record
 from policy import candidates, groups_of, target
 from sweep import PYTORCH
 
@@ -42,8 +42,7 @@ def main() -> None:
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     rows = read_record(parser.parse_args().records / RECORD)
     for kernel in OURS:
-        page = ROOT / "docs" / f"kernel-{kernel}.md"
-        page.write_text(with_block(page.read_text(encoding="utf-8"), RECORD, told(kernel, rows)), encoding="utf-8")
+        show_record(ROOT / "docs" / f"kernel-{kernel}.md", RECORD, told(kernel, rows))
 
 
 def told(kernel: str, rows: Iterable[Row]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import groupwise
 from groupwise.kernels import dispatch
 from groupwise.profile.machine import machine
+from groupwise.profile.measuring import Meter
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
@@ -132,18 +133,10 @@ def busy(seconds: float = 0.2) -> float | None:
     Beside a process that computes, threads that wait for each other take many times as long, so such times are useless.
     """
 
-    def ticks() -> list[int]:
-        with pathlib.Path("/proc/stat").open(encoding="utf-8") as file:
-            return list(map(int, file.readline().split()[1:9]))
-
-    try:
-        before = ticks()
-        time.sleep(seconds)
-        spent = [after - start for start, after in zip(before, ticks(), strict=True)]
-    except (OSError, ValueError):
-        return None
-    # The fourth and the fifth count idle time, and idle time while a disk works.
-    return round(1 - sum(spent[3:5]) / max(1, sum(spent)), 3)
+    meter = Meter()
+    time.sleep(seconds)
+    fraction = meter.read().fraction
+    return fraction if fraction is None else round(fraction, 3)
 
 
 @functools.cache
@@ -209,6 +202,19 @@ def block_of(record: str) -> re.Pattern[str]:
 def with_block(text: str, record: str, said: str) -> str:
     """Returns a page with the block between its two comments replaced."""
     return block_of(record).sub(lambda found: f"{found[1]}{said}{chr(10) * bool(said)}{found[3]}", text)
+
+
+def show_record(page: pathlib.Path, record: str, said: str) -> None:
+    """Writes what a page shows of a record into it."""
+    page.write_text(with_block(page.read_text(encoding="utf-8"), record, said), encoding="utf-8")
+
+
+def by_machine(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Returns the rows of each processor, instruction set, number of threads and torch."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in ("processor", "isa", "threads", "torch")), []).append(dict(row))
+    return found
 
 
 def forget(path: pathlib.Path, facts: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from measuring import (
     interleaved,
     keep_memory,
     read_record,
-    with_block,
+    show_record,
     write_record,
 )
 
@@ -51,6 +51,14 @@ MOST_PRODUCTS, MOST_NUMBERS = 3e9, 3e7
 GROUPED, PYTORCH, BMM = "grouped", "pytorch", "bmm"
 
 
+def _always(*_: object) -> bool:
+    return True
+
+
+def _never(*_: object) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Way(Case):
     """A case that is computed by matrix products, or as a grouped convolution by groupwise's kernels or PyTorch's."""
@@ -61,8 +69,8 @@ class Way(Case):
     def dispatching(self) -> Iterator[None]:
         """Within the block calls are computed that way."""
         with contextlib.ExitStack() as stack:
-            # A mock with a return value takes longer than a small layer.
-            stack.enter_context(mock.patch.object(products, "multiplies", lambda *_: self.multiplies))  # noqa: PT008
+            # A mock that returns a value takes longer than a small layer.
+            stack.enter_context(mock.patch.object(products, "multiplies", _always if self.multiplies else _never))
             if self.ours is False:
                 stack.enter_context(mock.patch.object(products, "_kernels", contextlib.nullcontext))
             stack.enter_context(torch.inference_mode())
@@ -87,7 +95,7 @@ def main() -> None:
     print(told(rows, rule))
     if options.fit:
         products.RULE.write_text(json.dumps(rule, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(with_block(PAGE.read_text(encoding="utf-8"), RECORD, told(rows, rule)), encoding="utf-8")
+        show_record(PAGE, RECORD, told(rows, rule))
 
 
 def measured(options: argparse.Namespace) -> list[Row]:

@@ -23,6 +23,8 @@ from measuring import RECORDS, machine_of, newest_machine, payoffs, read_record
 from shapes import FILES, read
 from sweep import told, totals, worst
 
+from groupwise.profile.measuring import MOST
+
 Row = dict[str, Any]
 # A ratio below this is called slower. Two runs of the same kernels can differ by more; the table's note says by how
 # much they did where both sides ran PyTorch's.
@@ -30,7 +32,7 @@ SLOWER = 0.97
 NAMES = ("layers", "networks", "engines", "peak", "groups", "split", "sweep")
 PASSES = ("forward", "training")
 # The summary names a layer if others used more than this fraction of the processors.
-BUSY = 0.1
+BUSY = MOST
 
 
 @dataclass(frozen=True)

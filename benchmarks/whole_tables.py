@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record, with_block
+from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record, show_record
 from summary import BUSY, Table, geometric_mean, ratio, time
 from whole_engines import DTYPES, ENGINES
 
@@ -242,9 +242,7 @@ def main() -> None:
     machines = read(options.records)
     if options.docs:
         for name, function in PAGES.items():
-            page = ROOT / name
-            said = globals()[function](machines)
-            page.write_text(with_block(page.read_text(encoding="utf-8"), RECORD, said), encoding="utf-8")
+            show_record(ROOT / name, RECORD, globals()[function](machines))
     elif not machines:
         raise SystemExit(f"there is no {RECORD} in {options.records}; measure first: python benchmarks/whole.py")
     else:

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from groupwise import ConvSpec, plan
-from groupwise.kernels import dispatch, native
+from groupwise.kernels import dispatch, native, tables
 from groupwise.kernels.plan import KERNELS
 from groupwise.profile import report as reporting
 from groupwise.profile import verify as checking
@@ -26,6 +26,21 @@ def here():
     """The kernels that can run by the instruction set in use. brgemm uses the one that PyTorch chooses."""
     wide = plan(ConvSpec(32, 32, 3, groups=2), (1, 32, 9, 9))
     return [name for name in OURS if not (name == "brgemm" and name in wide.refused)]
+
+
+@contextlib.contextmanager
+def planar_is_fast(kind):
+    """Within the block tables of one kind of convolutions, " 3-D" say, tell that `planar` is fast, and no others do."""
+    library, isa = native.library(), native.status().isa
+    leaf = {"nodes": [], "leaves": [9, 100, 200]}
+    table = {"kernel": "planar", "least": [0], "most": [40], "trees": [leaf]}
+    about = {"format": 1, "class": "some-1-2", "isa": isa, "torch": "2.13", "margin": 0.1, "bounded": []}
+    tables.clear(library, isa)
+    tables.give(library, isa + kind, {**about, "features": ["macs"], "tables": [table]})
+    try:
+        yield
+    finally:
+        tables.clear(library, isa)
 
 
 def without_kernels(monkeypatch):

@@ -15,7 +15,7 @@ from cases import layer_of, specs
 from groupwise import ConvSpec, plan, record_plans
 from groupwise.kernels import native, tables, tuning
 from groupwise.kernels.dispatch import forced
-from kernels import DIRECT, ISAS, needs_kernels
+from kernels import DIRECT, ISAS, needs_kernels, planar_is_fast
 from tuned import Clock, lines
 
 pytestmark = needs_kernels
@@ -190,14 +190,8 @@ def test_a_plan_names_the_chunks_and_leaves_an_unmeasured_dtype_to_pytorch():
 @pytest.fixture
 def told_of_bfloat16():
     """Tables by which `planar` is fast in bfloat16, and nothing is in other dtypes."""
-    library, isa = native.library(), native.status().isa
-    leaf = {"nodes": [], "leaves": [9, 100, 200]}
-    table = {"kernel": "planar", "least": [0], "most": [40], "trees": [leaf]}
-    about = {"format": 1, "class": "some-1-2", "isa": isa, "torch": "2.13", "margin": 0.1, "bounded": []}
-    tables.clear(library, isa)
-    tables.give(library, f"{isa} bfloat16", {**about, "features": ["macs"], "tables": [table]})
-    yield
-    tables.clear(library, isa)
+    with planar_is_fast(" bfloat16"):
+        yield
 
 
 def test_each_dtype_has_tables_of_its_own(told_of_bfloat16):

@@ -17,7 +17,7 @@ from groupwise import ConvSpec, plan, record_plans, valid_groups
 from groupwise.kernels import native, tables
 from groupwise.kernels.dispatch import forced
 from groupwise.kernels.plan import request_numbers
-from kernels import DIRECT, ISAS, needs_kernels
+from kernels import DIRECT, ISAS, needs_kernels, planar_is_fast
 from scripts import load
 
 pytestmark = needs_kernels
@@ -231,13 +231,8 @@ def test_the_core_computes_the_features_that_benchmarks_define(direction, memory
 @pytest.fixture
 def told_of_volumes():
     """Tables by which `planar` is fast in 3-D, and nothing is in 2-D."""
-    library, isa = native.library(), native.status().isa
-    leaf = {"nodes": [], "leaves": [9, 100, 200]}
-    table = {"kernel": "planar", "least": [0], "most": [40], "trees": [leaf]}
-    about = {"format": 1, "class": "some-1-2", "isa": isa, "torch": "2.13", "margin": 0.1, "bounded": []}
-    tables.give(library, isa + tables.VOLUMES, {**about, "features": ["macs"], "tables": [table]})
-    yield
-    tables.clear(library, isa)
+    with planar_is_fast(tables.VOLUMES):
+        yield
 
 
 def test_volumes_have_tables_of_their_own(told_of_volumes):

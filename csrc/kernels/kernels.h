@@ -10,6 +10,7 @@
 
 namespace groupwise {
 
+struct Conversions;
 struct Gate;
 struct Interleave;
 struct LowGrouped;
@@ -58,6 +59,7 @@ struct Kernels {
   void (*squeeze_scale)(const Squeeze&, int64_t begin, int64_t end);
   void (*multiply_adds)(int64_t rounds);  // 12 of each lane a round
   void (*pack_channels)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* packed);
+  const Conversions* conversions;  // of bfloat16, and of float16
 };
 
 }  // namespace groupwise

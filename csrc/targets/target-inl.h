@@ -1,5 +1,5 @@
 // The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp, finish.cpp, sum.cpp, peak.cpp,
-// low/multiply.cpp and the sweeps of norm/, squeeze/, interleave/ and maxpool/ once for each set, every file by itself, since all in
+// low/multiply.cpp, converted/rows.cpp and the sweeps of norm/, squeeze/, interleave/ and maxpool/ once for each set, every file by itself, since all in
 // one take minutes; a target_*.cpp lists what they define.
 #pragma once
 #include GW_VECTORS
@@ -39,6 +39,8 @@ void squeeze_sums(const Squeeze&, int64_t begin, int64_t end);
 void squeeze_gate(const Gate&, Range samples, Range rows);
 void squeeze_scale(const Squeeze&, int64_t begin, int64_t end);
 
+extern const Conversions kConversions[2];
+
 void multiply_adds(int64_t rounds);
 
 constexpr Kernels table(const char* isa, int number) {
@@ -71,7 +73,8 @@ constexpr Kernels table(const char* isa, int number) {
           squeeze_gate,
           squeeze_scale,
           multiply_adds,
-          pack_channels};
+          pack_channels,
+          kConversions};
 }
 
 }  // namespace groupwise::GW_TARGET

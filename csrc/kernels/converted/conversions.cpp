@@ -1,47 +1,13 @@
 #include "kernels/converted/conversions.h"
 
 #include <algorithm>
-#include <string_view>
 
 #include "run.h"
 
 namespace groupwise {
 
-#ifdef GROUPWISE_HAVE_BASELINE
-namespace baseline {
-extern const Conversions kConversions[2];
-}
-#endif
-#ifdef GROUPWISE_HAVE_NEON
-namespace neon {
-extern const Conversions kConversions[2];
-}
-#endif
-#ifdef GROUPWISE_HAVE_AVX2
-namespace avx2 {
-extern const Conversions kConversions[2];
-}
-#endif
-#ifdef GROUPWISE_HAVE_AVX512
-namespace avx512 {
-extern const Conversions kConversions[2];
-}
-#endif
-
 const Conversions& conversions_of(const Kernels& target, Dtype low) {
-  const int at = low == Dtype::float16 ? 1 : 0;
-  [[maybe_unused]] const std::string_view isa = target.isa;
-#ifdef GROUPWISE_HAVE_AVX512
-  if (isa == "avx512") return avx512::kConversions[at];
-#endif
-#ifdef GROUPWISE_HAVE_AVX2
-  if (isa == "avx2") return avx2::kConversions[at];
-#endif
-#ifdef GROUPWISE_HAVE_NEON
-  return neon::kConversions[at];
-#else
-  return baseline::kConversions[at];
-#endif
+  return target.conversions[low == Dtype::float16 ? 1 : 0];
 }
 
 ConvertedBlock::ConvertedBlock(std::vector<Dimension> dimensions, const Conversions& conversions) : conversions_(&conversions) {

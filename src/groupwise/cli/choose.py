@@ -119,16 +119,12 @@ def read_data(file: str | None) -> list[Any] | None:
         return None
     import torch
 
-    try:
-        found = torch.load(file, weights_only=True)
-    except Exception as error:  # Damaged files raise errors of zipfile, pickle and torch.
-        reason = str(error).split("\n")[0]
-        raise GroupwiseError(f"--data {legible(file)} cannot be read: {reason}") from None
+    from groupwise.cli.targets import read_tensors
+
+    fix = "save a tensor of inputs, a pair (inputs, targets), or a list of either, by torch.save"
+    found = read_tensors("--data", file, fix)
     if isinstance(found, torch.Tensor) or (isinstance(found, tuple) and len(found) == 2):
         found = [found]
     if not isinstance(found, list) or not found:
-        raise GroupwiseError(
-            f"--data {legible(file)} holds a {type(found).__name__}; save a tensor of inputs, a pair (inputs, "
-            "targets), or a list of either, by torch.save"
-        )
+        raise GroupwiseError(f"--data {legible(file)} holds a {type(found).__name__}; {fix}")
     return found

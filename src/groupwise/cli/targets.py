@@ -58,17 +58,22 @@ def is_random(target: str) -> bool:
     return target.rpartition(":")[0] in ("", "torchvision", "timm")
 
 
+def read_tensors(option: str, file: str, fix: str) -> Any:
+    """Returns what `torch.save` wrote to the file of an option. Raises `GroupwiseError` for one that cannot be read."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # Damaged files raise errors of zipfile, pickle and torch.
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error).split("\n")[0]
+        raise GroupwiseError(f"{option} {legible(file)} cannot be read: {reason}; {fix}") from None
+
+
 def load_weights(model: torch.nn.Module, file: str) -> None:
     """Gives a model the weights of a file, which has its `state_dict` as `torch.save` writes it.
 
     Raises `GroupwiseError` for a file that cannot be read, or has the weights of another model.
     """
     fix = "save them with: torch.save(model.state_dict(), FILE)"
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # Damaged files raise errors of zipfile, pickle and torch.
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error).split("\n")[0]
-        raise GroupwiseError(f"--weights {legible(file)} cannot be read: {reason}; {fix}") from None
+    found = read_tensors("--weights", file, fix)
     try:
         model.load_state_dict(found)
     except (RuntimeError, TypeError, AttributeError) as error:

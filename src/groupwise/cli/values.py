@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 
-_AMOUNT = re.compile(r"(.*?)\s*([kKMGBT]?)")
 _SCALES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
@@ -75,9 +73,10 @@ def channels(word: str) -> int:
 
 def amount(word: str) -> float:
     """Reads a number above 0, such as `3000000`, `3e6`, `3M` or `2.5G`."""
-    number, unit = _AMOUNT.fullmatch(word.strip()).groups()  # type: ignore[union-attr]  # it matches every word
+    text = word.strip()
+    unit = text[-1:] if text[-1:] in _SCALES else ""
     wanted = "a number above 0, such as 2500000, 3M or 2.5G (k, M, G, T: thousands, millions, billions, trillions)"
-    return _above_zero(number, word, wanted) * _SCALES[unit]
+    return _above_zero(text.removesuffix(unit), word, wanted) * _SCALES[unit]
 
 
 def milliseconds(word: str) -> float:

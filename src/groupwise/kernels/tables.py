@@ -37,14 +37,12 @@ def table_path(isa: str) -> pathlib.Path:
     return FOLDER / f"{_class()}-{isa}.json"
 
 
-def volume_path(isa: str) -> pathlib.Path:
-    """Returns where the tables of 3-D convolutions are, if there are any."""
-    return FOLDER / f"{_class()}-{isa}-3d.json"
-
-
-def low_path(isa: str, dtype: str) -> pathlib.Path:
-    """Returns where the tables of 1-D and 2-D convolutions of a dtype of 16 bits are, if there are any."""
-    return FOLDER / f"{_class()}-{isa}-{dtype}.json"
+def _kinds(isa: str) -> dict[str, pathlib.Path]:
+    """Returns by what the core calls the tables of each kind of convolutions where they are, if there are any."""
+    plain = table_path(isa)
+    suffixes = {VOLUMES: "-3d"} | {f" {dtype}": f"-{dtype}" for dtype in LOW_DTYPES}
+    others = {isa + kind: plain.with_stem(plain.stem + suffix) for kind, suffix in suffixes.items()}
+    return {isa: plain} | others
 
 
 def covered(isa: str) -> bool:
@@ -71,9 +69,7 @@ def use(library: ctypes.CDLL, isa: str) -> None:
     # What a table says of sharing replaces what the model says.
     readers = (
         (MODEL, partial(give_model, library)),
-        (table_path(isa), partial(give, library, isa)),
-        (volume_path(isa), partial(give, library, isa + VOLUMES)),
-        *((low_path(isa, dtype), partial(give, library, f"{isa} {dtype}")) for dtype in LOW_DTYPES),
+        *((path, partial(give, library, name)) for name, path in _kinds(isa).items()),
     )
     for path, gives in readers:
         if not path.is_file():
@@ -96,7 +92,7 @@ def use(library: ctypes.CDLL, isa: str) -> None:
 def clear(library: ctypes.CDLL, isa: str) -> None:
     """Takes the tables and the model away: all threads compute, by the first kernel that can run. For tests."""
     none = (ctypes.c_double * 1)()
-    for name in (isa, isa + VOLUMES, *(f"{isa} {dtype}" for dtype in LOW_DTYPES)):
+    for name in _kinds(isa):
         library.groupwise_tables(name.encode(), b"", b"", b"", none, 0)
     library.groupwise_model(b"", b"", none, 0)
     library.groupwise_share(isa.encode(), 0.0)

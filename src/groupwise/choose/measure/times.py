@@ -6,6 +6,7 @@ import copy
 import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -112,22 +113,23 @@ def with_groups(model: nn.Module, groups: Mapping[str, int], gathering: Collecti
     """
     twin = copy.deepcopy(model)
     for name, value in groups.items():
-        layer = twin.get_submodule(name)
+        layer: Any = twin.get_submodule(name)
         spec = ConvSpec.from_module(layer)
         if spec.groups == value:
             continue
-        old: torch.Tensor = layer.weight  # type: ignore[assignment]
+        old: torch.Tensor = layer.weight
         weight = torch.randn(spec.with_groups(value).weight_shape, dtype=old.dtype, device=old.device)
         # The scale of the products stays.
         weight *= old.detach().float().std().nan_to_num(1.0).item() * (value / spec.groups) ** 0.5
         if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
             weight = weight.to(memory_format=torch.channels_last)
         layer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
-        layer.groups = value  # type: ignore[assignment]
+        layer.groups = value
         if name in gathering and spec.groups % value:
-            orders = (torch.randperm(count, device=old.device) for count in (spec.in_channels, spec.out_channels))
+            inputs = torch.randperm(spec.in_channels, device=old.device)
+            outputs = torch.randperm(spec.out_channels, device=old.device)
             parent, _, child = name.rpartition(".")
-            setattr(twin.get_submodule(parent), child, GatheredConv(layer, *orders))  # type: ignore[arg-type]
+            setattr(twin.get_submodule(parent), child, GatheredConv(layer, inputs, outputs))
     return twin
 
 
