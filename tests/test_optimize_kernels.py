@@ -42,7 +42,7 @@ def test_a_choice_says_why_a_shorter_time_does_not_count():
         "pytorch": [2, 2, 5],
     }
     assert choose.fastest(seconds) == "onednn"
-    assert choose._reason(seconds, "onednn") == (
+    assert choose.reason_of(seconds, "onednn") == (
         "1000.000 ms, matmul 800.000 (slower at its median), groupwise 990.000 (too close to tell), pytorch 2000.000"
     )
 
