@@ -32,6 +32,23 @@ def test_merged_layers_compute_the_same_and_split_again(kind):
         merge(layers)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_grouped_layers_split_into_as_many_again(kind):
+    layers = [kind(4, 6, 2, groups=2, dtype=torch.float64) for _ in range(3)]
+    one = merge(layers)
+    assert one.groups == 6
+    parts = split(one, 3)
+    for part, layer in zip(parts, layers, strict=True):
+        assert part.groups == 2
+        assert torch.equal(part.weight, layer.weight)
+        assert torch.equal(part.bias, layer.bias)
+    x = torch.randn(2, 12, *[4] * int(kind.__name__[-2]), dtype=torch.float64)
+    apart = [part(given) for part, given in zip(parts, x.chunk(3, 1), strict=True)]
+    torch.testing.assert_close(one(x), torch.cat(apart, 1), rtol=1e-12, atol=1e-12)
+    with pytest.raises(GroupwiseError, match="count=4 must divide groups=6 of the layer; valid: 1, 2, 3, 6"):
+        split(one, 4)
+
+
 def test_a_depthwise_kernel_of_keras_by_loops():
     kernel, x = torch.randn(2, 2, 3, 2).double(), torch.randn(3, 4, 4).double()
     found = nn.functional.conv2d(x[None], from_keras(kernel, "depthwise"), groups=3)[0]

@@ -249,6 +249,24 @@ def test_a_sweep_leaves_out_what_only_a_gather_converts_and_goes_on():
         assert {name: row.groups for name, row in _rows(groupwise.regroup(net, choice)).items()} == choice.groups
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_layer_that_channel_counts_leave_out_is_told_so_also_with_gathers(traced):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 6, 1)
+
+        def forward(self, x):
+            x = self.one(x)
+            return self.three(self.two(x) if traced or x.sum() > 0 else self.two(-x))
+
+    made = groupwise.sweep(Net().eval(), torch.randn(1, 3, 4, 4), groups=[1, 4], repeats=1, gather=True)
+    refused = {row.layer: row.refused for row in made.rows if row.refused}
+    said = "it has groups=1, and no other value to try divides its channels; valid groups: "
+    assert refused == {"one": f"{said}1", "three": f"{said}1, 2"}
+    assert {row.groups for row in made.rows if row.layer == "two"} == {1, 4}
+
+
 def _rows(made):
     return {row.layer: row for row in made.rows}
 

@@ -65,6 +65,20 @@ def test_fewer_groups_compute_the_same_and_more_bring_the_weight_back(drawn):
         assert back.model[0].groups == layer.groups
 
 
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose3d])
+def test_groups_that_are_no_parts_of_the_old_ones_are_exact_where_nothing_is_lost(kind):
+    net = nn.Sequential(kind(12, 24, 2, groups=12).double())
+    x = torch.randn(2, 12, *[4] * (net[0].weight.dim() - 2), dtype=torch.double)
+    six = regroup(net, {"0": 6}).model
+    made = regroup(six, {"0": 4})
+    assert [(row.before, row.groups, row.how) for row in made.rows] == [(6, 4, "exact")]
+    assert made.model[0].weight.shape[1] == 24 // 4 if made.model[0].transposed else 12 // 4
+    torch.testing.assert_close(made.model(x), net(x), rtol=1e-12, atol=1e-12)
+    assert torch.equal(regroup(made.model, {"0": 12}).model[0].weight, net[0].weight)
+    with pytest.raises(GroupwiseError, match="0: the order of its input channels cannot change"):
+        regroup(nn.Sequential(kind(12, 24, 2, groups=6)), {"0": 4})
+
+
 def test_coarser_is_the_weight_of_the_definition():
     weight = torch.arange(24.0).reshape(6, 2, 2)
     made = coarser(weight, groups=3, new_groups=1)

@@ -167,7 +167,7 @@ X, Y = torch.zeros(1, 4, 5, 5), torch.zeros(1, 6, 3, 3)
 @pytest.mark.parametrize(
     ("layer", "inputs", "targets", "options", "message"),
     [
-        (nn.ConvTranspose2d(4, 6, 3), X, Y, {}, "not ConvTranspose2d"),
+        (nn.Linear(4, 6), X, Y, {}, "plain or transposed, not Linear"),
         (nn.LazyConv2d(6, 3), X, Y, {}, "lazy"),
         (nn.Conv2d(4, 6, 3), [X, X], [Y], {}, "inputs has 2 batches and targets 1"),
         (nn.Conv2d(4, 6, 3), [], [], {}, "at least one"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -65,11 +66,54 @@ def test_what_cannot_be_is_one_sentence(capsys, monkeypatch, words, said):
     assert "Traceback" not in err
 
 
-def test_data_of_another_kind_is_refused(capsys, tmp_path):
-    torch.save({"inputs": 1}, tmp_path / "data.pt")
-    status, _, err = run(capsys, "sweep", *TARGET, "--data", str(tmp_path / "data.pt"))
-    assert status == 2
-    assert "holds a dict" in err
+X = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"inputs": 1}, "batch 0 of data has inputs without a tensor; give a tensor"),
+        (3, "holds a int; save by torch.save: a tensor of inputs, a dict of keyword inputs, a pair"),
+        ([], "holds a list; save by torch.save"),
+        ((X, X, X), "holds a tuple; save by torch.save"),
+        (
+            {"input": X, "target": torch.zeros(4)},
+            r"does not take data of shapes input: \(4, 1, 28, 28\), target: \(4,\): .*; its forward is "
+            r"MnistNet\(x.*give its targets beside it, as in \({'x': inputs}, targets\)",
+        ),
+        ({f"layer{n}.weight": X for n in range(9)}, r"layer5.weight: \(4, 1, 28, 28\) and 3 more: "),
+        ({"x": X.expand(-1, 3, -1, -1)}, r"does not take data of shapes x: \(4, 3, 28, 28\)"),
+    ],
+)
+def test_data_that_the_model_does_not_take_is_one_sentence_with_the_fix(capsys, tmp_path, monkeypatch, data, said):
+    monkeypatch.setattr(measured, "layer_times", lambda *_: pytest.fail("it measured"))
+    file, choice = tmp_path / "data.pt", tmp_path / "choice.json"
+    torch.save(data, file)
+    choice.write_text(json.dumps({"layers": {LAYER: 4}}))
+    budget = ["--parameters", "100k"]
+    for words in (["sweep", *TARGET], ["choose", *TARGET, *budget], ["regroup", TARGET[0], str(choice), *TARGET[1:]]):
+        status, _, err = run(capsys, *words, "--data", str(file))
+        assert status == 2
+        assert re.search(said, " ".join(err.split()))
+        assert "Traceback" not in err
+
+
+def test_dicts_are_keyword_inputs_as_data_loaders_yield_them(capsys, tmp_path):
+    file, choice = tmp_path / "data.pt", tmp_path / "choice.json"
+    choice.write_text(json.dumps({"layers": {LAYER: 4}}))
+    words, tables = ["regroup", TARGET[0], str(choice), *TARGET[1:], "--format", "json", "--data", str(file)], []
+    labels = torch.arange(4)
+    for data in (X, (X,), {"x": X}, ({"x": X}, labels), [{"x": X}], [({"x": X}, labels)]):
+        torch.save(data, file)
+        # Random weights: one seed, one model.
+        torch.manual_seed(0)
+        status, out, _ = run(capsys, *words)
+        assert status == 0
+        tables.append(json.loads(out))
+    assert all(table == tables[0] for table in tables)
+    sweep = ["sweep", *TARGET, "--groups", "1,4", "--layer", LAYER, "--repeats", "1", "--format", "json"]
+    status, out, _ = run(capsys, *sweep, "--data", str(file))
+    assert (status, json.loads(out)["risk"]) == (0, "loss rise")
 
 
 def test_weights_of_a_file(capsys, tmp_path):

@@ -111,9 +111,10 @@ def _tell_of_random(options: argparse.Namespace) -> None:
 
 
 def read_data(file: str | None) -> list[Any] | None:
-    """Reads batches that `torch.save` wrote: a tensor of inputs, a pair (inputs, targets), or a list of either.
+    """Reads batches that `torch.save` wrote: one of those that `regroup` takes, or a list of them.
 
-    Raises `GroupwiseError` for a file that cannot be read, or holds anything else.
+    A tuple is one batch, as a tensor or a dict is. Raises `GroupwiseError` for a file that cannot be read, or holds
+    anything else.
     """
     if file is None:
         return None
@@ -121,9 +122,12 @@ def read_data(file: str | None) -> list[Any] | None:
 
     from groupwise.cli.targets import read_tensors
 
-    fix = "save a tensor of inputs, a pair (inputs, targets), or a list of either, by torch.save"
+    fix = (
+        "save by torch.save: a tensor of inputs, a dict of keyword inputs, a pair (inputs, targets) whose inputs are "
+        "either, or a list of such batches"
+    )
     found = read_tensors("--data", file, fix)
-    if isinstance(found, torch.Tensor) or (isinstance(found, tuple) and len(found) == 2):
+    if isinstance(found, (torch.Tensor, dict)) or (isinstance(found, tuple) and len(found) in (1, 2)):
         found = [found]
     if not isinstance(found, list) or not found:
         raise GroupwiseError(f"--data {legible(file)} holds a {type(found).__name__}; {fix}")

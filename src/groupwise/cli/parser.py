@@ -300,7 +300,9 @@ def _add_gather(command: argparse.ArgumentParser) -> None:
 
 def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--data", metavar="FILE", help="inputs, or pairs (inputs, targets), written by torch.save: one, or a list"
+        "--data",
+        metavar="FILE",
+        help="batches written by torch.save: inputs (a tensor, or a dict of keywords), or (inputs, targets)",
     )
     command.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the search for the best order; default: 0"

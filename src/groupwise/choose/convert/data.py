@@ -37,7 +37,7 @@ class Batch:
         named = [*enumerate(self.arguments), *self.keywords.items()]
         if len(named) == len(self.arguments) == 1 and isinstance(named[0][1], torch.Tensor):
             return f"of shape {tuple(named[0][1].shape)}"
-        return "of shapes " + ", ".join(f"{legible(str(name))}: {_shape(value)}" for name, value in named)
+        return "of shapes " + _some([f"{legible(str(name))}: {_shape(value)}" for name, value in named])
 
     def kind(self) -> tuple[Any, ...]:
         """Returns what is equal for batches that a model takes alike: names, shapes and types."""
@@ -114,8 +114,12 @@ def _shape(value: Any) -> str:
     """Returns the shape of an argument, or its type and the shapes of the tensors inside it."""
     if isinstance(value, torch.Tensor):
         return str(tuple(value.shape))
-    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+    shapes = _some([str(tuple(leaf.shape)) for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)])
     return f"{type(value).__name__} of {shapes}" if shapes else type(value).__name__
+
+
+def _some(shown: list[str], most: int = 6) -> str:
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
 def _batch(number: int, given: Any) -> Batch:
@@ -157,6 +161,11 @@ def _check_signature(model: nn.Module, batch: Batch) -> None:
         hint = ""
         if len(batch.arguments) == 1 and batch.targets is not None:
             hint = "; of a pair only the first is an input: a model of two takes [((a, b), None)] or dicts"
+        elif batch.keywords:
+            hint = (
+                "; all entries of a dict are arguments of the model by name: give its targets beside it, as in "
+                "({'x': inputs}, targets), and leave the rest out"
+            )
         raise GroupwiseError(
             f"the model does not take data {batch}: {error}; its forward is {type(model).__name__}{signature}{hint}"
         ) from None

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from groupwise.choose.convert.block import Converted
 from groupwise.choose.convert.data import Batch, evaluated
@@ -42,10 +41,6 @@ def fit(
         if isinstance(layer, GatheredConv):
             calls = _calls(twin, name, batches[:1])[0]
             facts["gather_ms"] = sum(statistics.median(gather_seconds(layer, x)) for x, _ in calls) * 1e3
-        if isinstance(conv, _ConvTransposeNd):
-            if facts:
-                found[name] = facts
-            continue
         # A layer of several convolutions is fitted in the last of them, which makes its outputs.
         place = f"{name}.{inner}" if inner else name
         given, wanted = _calls(twin, place, batches), _calls(model, name, batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -34,9 +35,13 @@ class GatheredConv(nn.Module):
         """The dimension of the channels, counted from the last."""
         return -1 - len(self.conv.kernel_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Takes (N, in_channels, ...) or (in_channels, ...), and returns what the convolution makes of it."""
-        gathered: torch.Tensor = self.conv(x.index_select(self.dim, self.inputs))
+    def forward(self, input: torch.Tensor, output_size: Sequence[int] | None = None) -> torch.Tensor:
+        """Takes (N, in_channels, ...) or (in_channels, ...), and returns what the convolution makes of it.
+
+        Only a transposed convolution takes an `output_size`.
+        """
+        given = input.index_select(self.dim, self.inputs)
+        gathered: torch.Tensor = self.conv(given) if output_size is None else self.conv(given, output_size)
         return gathered.index_select(self.dim, self.places)
 
 

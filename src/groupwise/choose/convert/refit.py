@@ -1,4 +1,4 @@
-"""A grouped layer fitted to desired outputs by least squares on calibration data."""
+"""A grouped layer, plain or transposed, fitted to desired outputs by least squares on calibration data."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from groupwise.choose.convert.patches import (
+    KINDS,
+    Convolution,
+    can_have,
+    columns,
+    extents,
+    from_columns,
+    output,
+    patches,
+)
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.spec.legible import Printed
 
@@ -66,10 +75,12 @@ def refit(
     changed. The error on all calibration data is measured before and after, and a fit that raises it is dropped.
 
     Args:
-        layer: `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d` with any groups, stride, padding, padding mode and dilation.
+        layer: a plain or transposed convolution of `torch.nn`, 1-D to 3-D, with any groups, stride, padding, padding
+            mode, output padding and dilation.
         inputs: a batch or a sequence of batches of the layer's inputs, (batch, channels, ...). Take them from the
             network as converted so far: then the fit repairs what earlier layers lost too.
-        targets: the outputs that the layer should have, as many batches; usually the unconverted layer's.
+        targets: the outputs that the layer should have, as many batches; usually the unconverted layer's. Those of a
+            transposed layer may have any `output_size` that it can be called with.
         ridge: the regularisation, relative to the mean square of the inputs that a group's weight sees.
         positions: the most output positions to fit on, sampled without repetition; all batches share them by size.
             None takes ten for each unknown of an output channel, and at least 8,192.
@@ -85,8 +96,8 @@ def refit(
     seed = check_integer("seed", seed, 0)
     pairs = _pairs(convolution, inputs, targets)
     counts = [target[:, 0].numel() for _, target in pairs]
-    columns = convolution.weight[0].numel() + (convolution.bias is not None)
-    most = max(_OVERSAMPLING * columns, _LEAST_POSITIONS) if positions is None else positions
+    unknowns = columns(convolution).shape[1] + (convolution.bias is not None)
+    most = max(_OVERSAMPLING * unknowns, _LEAST_POSITIONS) if positions is None else positions
     most = check_integer("positions", most, 1, 2**62)
     samples = _samples(counts, most, seed)
     weight, bias = _fitted(convolution, pairs, samples, float(ridge))
@@ -105,22 +116,21 @@ def relative_error(layer: nn.Module, inputs: Batches, targets: Batches) -> float
     return _error(convolution, _pairs(convolution, inputs, targets), convolution.weight, convolution.bias)
 
 
-def _checked_layer(layer: nn.Module) -> nn.Conv2d:
-    """Returns the layer; the type stands for all three convolutions, which have the same attributes."""
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+def _checked_layer(layer: nn.Module) -> Convolution:
+    """Returns the layer, which must be one that can be fitted."""
+    if not isinstance(layer, KINDS):
         raise GroupwiseError(
-            f"refit takes nn.Conv1d, nn.Conv2d or nn.Conv3d, not {type(layer).__name__}; "
-            "for a transposed convolution, keep the weight as converted"
+            f"refit takes a convolution layer of torch.nn, plain or transposed, not {type(layer).__name__}"
         )
     if isinstance(layer.weight, nn.UninitializedParameter):
         raise GroupwiseError("the layer is lazy and has no weight yet; run it once before refit")
     if not layer.weight.is_floating_point() or layer.weight.is_meta:
         form = f"{layer.weight.dtype} on {layer.weight.device}"
         raise GroupwiseError(f"the layer's weight is {form}; refit takes real floating-point values")
-    return layer  # type: ignore[return-value]  # see above
+    return layer  # type: ignore[return-value]  # The type stands for all of them.
 
 
-def _pairs(layer: nn.Conv2d, inputs: Batches, targets: Batches) -> list[tuple[Tensor, Tensor]]:
+def _pairs(layer: Convolution, inputs: Batches, targets: Batches) -> list[tuple[Tensor, Tensor]]:
     """Returns pairs of inputs and targets, checked."""
     first, second = ([side] if isinstance(side, Tensor) else list(side) for side in (inputs, targets))
     if len(first) != len(second) or not first:
@@ -134,11 +144,11 @@ def _pairs(layer: nn.Conv2d, inputs: Batches, targets: Batches) -> list[tuple[Te
                 f"batch {number} of inputs has shape {tuple(given.shape)}; "
                 f"the layer takes {dims} dimensions, (batch, {layer.in_channels}, ...)"
             )
-        shape = tuple(layer._conv_forward(given.to("meta"), layer.weight.to("meta", given.dtype), None).shape)
-        if tuple(wanted.shape) != shape:
+        size, ends = given.shape[2:], (len(given), layer.out_channels)
+        if wanted.ndim != dims or wanted.shape[:2] != ends or not can_have(layer, size, wanted.shape[2:]):
             raise GroupwiseError(
                 f"batch {number} of targets has shape {tuple(wanted.shape)}; "
-                f"the layer's output for these inputs has {shape}"
+                f"the layer's output for these inputs has {(*ends, *extents(layer, size))}"
             )
         for name, side in (("inputs", given), ("targets", wanted)):
             if not bool(torch.isfinite(side).all()):
@@ -162,11 +172,11 @@ def _samples(counts: list[int], most: int, seed: int) -> list[Tensor]:
 
 
 def _fitted(
-    layer: nn.Conv2d, pairs: list[tuple[Tensor, Tensor]], samples: list[Tensor], ridge: float
+    layer: Convolution, pairs: list[tuple[Tensor, Tensor]], samples: list[Tensor], ridge: float
 ) -> tuple[Tensor, Tensor | None]:
     """Returns the weight and the bias that solve the normal equations of each group, summed over all samples."""
     groups, has_bias = layer.groups, layer.bias is not None
-    present = layer.weight.double().reshape(groups, layer.out_channels // groups, -1).mT
+    present = columns(layer).double()
     if layer.bias is not None:
         present = torch.cat([present, layer.bias.double().reshape(groups, 1, -1)], dim=1)
     unknowns = present.shape[1]
@@ -174,29 +184,18 @@ def _fitted(
     moment = torch.zeros_like(present)
     chunk = max(1, _CHUNK // (groups * unknowns))
     for (given, wanted), sample in zip(pairs, samples, strict=True):
-        windows = _windows(layer, given.to(present.device))
+        seen = patches(layer, given.to(present.device), wanted.shape[2:])
         outputs = wanted.to(present.device).movedim(1, -1)
         for positions in torch.split(sample, chunk):
             place = torch.unravel_index(positions.to(present.device), outputs.shape[:-1])
-            patches = windows[place].double().reshape(len(positions), groups, -1).transpose(0, 1)
+            rows = seen[place].double().reshape(len(positions), groups, -1).transpose(0, 1)
             if has_bias:
-                patches = torch.cat([patches, patches.new_ones(groups, len(positions), 1)], dim=2)
-            gram += patches.mT @ patches
-            moment += patches.mT @ outputs[place].double().reshape(len(positions), groups, -1).transpose(0, 1)
+                rows = torch.cat([rows, rows.new_ones(groups, len(positions), 1)], dim=2)
+            gram += rows.mT @ rows
+            moment += rows.mT @ outputs[place].double().reshape(len(positions), groups, -1).transpose(0, 1)
     fitted = present + _solved(gram, moment - gram @ present, ridge, has_bias)
-    weight = fitted[:, : unknowns - has_bias].mT.reshape(layer.weight.shape).to(layer.weight.dtype)
+    weight = from_columns(layer, fitted[:, : unknowns - has_bias]).to(layer.weight.dtype)
     return weight, fitted[:, -1].reshape(-1).to(layer.weight.dtype) if has_bias else None
-
-
-def _windows(layer: nn.Conv2d, given: Tensor) -> Tensor:
-    """Returns a view (batch, output positions..., channels, kernel...): the patch that each output reads."""
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    windows = functional.pad(given, layer._reversed_padding_repeated_twice, mode=mode)
-    dims = windows.ndim - 2
-    for axis in range(dims):
-        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-        windows = windows.unfold(axis + 2, reach, layer.stride[axis])[..., :: layer.dilation[axis]]
-    return windows.movedim(1, dims + 1)
 
 
 def _solved(gram: Tensor, residual: Tensor, ridge: float, has_bias: bool) -> Tensor:
@@ -219,13 +218,13 @@ def _solved(gram: Tensor, residual: Tensor, ridge: float, has_bias: bool) -> Ten
     return change / scale[:, :, None]
 
 
-def _error(layer: nn.Conv2d, pairs: list[tuple[Tensor, Tensor]], weight: Tensor, bias: Tensor | None) -> float:
+def _error(layer: Convolution, pairs: list[tuple[Tensor, Tensor]], weight: Tensor, bias: Tensor | None) -> float:
     """Returns the squared error of the outputs over all pairs, relative to the squared targets."""
     wide, offset = weight.double(), None if bias is None else bias.double()
     error = scale = 0.0
     for given, wanted in pairs:
         target = wanted.to(wide.device).double()
-        output = layer._conv_forward(given.to(wide.device).double(), wide, offset)
-        error += float((output - target).square().sum())
+        made = output(layer, given.to(wide.device).double(), wide, offset, target.shape[2:])
+        error += float((made - target).square().sum())
         scale += float(target.square().sum())
     return error / scale if scale else error

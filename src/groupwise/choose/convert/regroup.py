@@ -168,9 +168,9 @@ def _exact(model: nn.Module, name: str, groups: int) -> bool:
     if layer.groups % groups == 0:
         set_groups(layer, groups, coarser(weight, layer.groups, groups))
         return True
-    if groups % layer.groups:
-        return False
-    kept, lost = blocks(weight, layer.groups, groups)
+    # Groups that are no parts of the old ones may still be blocks of the dense weight.
+    own = layer.groups if groups % layer.groups == 0 else 1
+    kept, lost = blocks(weight if own > 1 else coarser(weight, layer.groups, 1), own, groups)
     if not lost:
         set_groups(layer, groups, kept)
     return not lost

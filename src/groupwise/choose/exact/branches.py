@@ -1,4 +1,4 @@
-"""Parallel convolutions as one layer, and a grouped layer as its dense branches."""
+"""Parallel convolutions as one layer, and a grouped layer as its branches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from groupwise.errors import GroupwiseError
+from groupwise.errors import GroupwiseError, check_integer
 from groupwise.nn.layer import arguments_of
 from groupwise.spec.convspec import ConvSpec
 
@@ -46,13 +46,23 @@ def merge(layers: Sequence[nn.Module], *, shared_input: bool = False) -> nn.Modu
     return _made(first, spec, weight, torch.cat(biases) if biases else None)
 
 
-def split(layer: nn.Module) -> list[nn.Module]:
-    """Returns the dense layers of the groups, in order: each reads and writes an equal run of channels."""
+def split(layer: nn.Module, count: int | None = None) -> list[nn.Module]:
+    """Returns the branches of a grouped layer, in order: each reads and writes an equal run of channels.
+
+    There are as many as groups, all dense. A smaller `count` gives layers of several groups each, and undoes a `merge`
+    of so many. Raises `GroupwiseError` for a count that does not divide the groups.
+    """
     whole = _checked(layer)
     spec = ConvSpec.from_module(whole)
-    number = spec.groups
+    number = spec.groups if count is None else check_integer("count", count, 1)
+    if spec.groups % number:
+        valid = ", ".join(str(value) for value in range(1, spec.groups + 1) if spec.groups % value == 0)
+        raise GroupwiseError(f"count={number} must divide groups={spec.groups} of the layer; valid: {valid}")
     branch = dataclasses.replace(
-        spec, in_channels=spec.in_channels // number, out_channels=spec.out_channels // number, groups=1
+        spec,
+        in_channels=spec.in_channels // number,
+        out_channels=spec.out_channels // number,
+        groups=spec.groups // number,
     )
     weights = whole.weight.detach().chunk(number)
     biases = [None] * number if whole.bias is None else whole.bias.detach().chunk(number)

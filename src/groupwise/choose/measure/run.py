@@ -20,7 +20,7 @@ from groupwise.choose.measure.choice import Grouping
 from groupwise.choose.measure.risk import Loss, Losses, batches
 from groupwise.choose.measure.sweep import WEIGHT_LOST, Sweep, SweepRow
 from groupwise.choose.measure.times import LayerTime, Times, layer_times, whole_times
-from groupwise.errors import GroupwiseError, check_integer
+from groupwise.errors import GroupwiseError, check_integer, list_some
 from groupwise.profile import record
 from groupwise.profile.machine import machine
 from groupwise.profile.progress import PartProgress, shown_parts
@@ -175,15 +175,21 @@ def _candidates(
     found = {}
     for name, layer in layers.items():
         valid = valid_groups(layer.in_channels, layer.out_channels)
-        reason = free[name].refused if name in free else "it is depthwise"
-        if reason and not (gather and name in free):
+        others = {value for value in groups or _VALUES if value in valid} - {layer.groups}
+        if not others:
+            refused[name] = (
+                f"it has groups={layer.groups}, and no other value to try divides its channels; valid groups: "
+                f"{list_some(list(valid))}"
+            )
+            continue
+        reason = free[name].refused if name in free else ""
+        if reason and not gather:
             # Coarser groups compute the same, whatever is around the layer.
-            valid = tuple(value for value in valid if layer.groups % value == 0)
-        values = {value for value in groups or _VALUES if value in valid} | {layer.groups}
-        if len(values) > 1:
-            found[name] = sorted(values)
+            others = {value for value in others if layer.groups % value == 0}
+        if others:
+            found[name] = sorted(others | {layer.groups})
         else:
-            refused[name] = (name in free and reason) or "it can have none of the other values"
+            refused[name] = reason
     return found, refused, free
 
 

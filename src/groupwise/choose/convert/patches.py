@@ -1,0 +1,119 @@
+"""A convolution as a product: the patch of the input that each output reads, and the weight as columns for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Stands for all of them, which have the same attributes.
+Convolution = nn.Conv2d | nn.ConvTranspose2d
+
+_TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+
+
+def columns(layer: Convolution) -> Tensor:
+    """Returns the weight as a matrix for each group: (groups, channels and taps of a patch, outputs of the group)."""
+    weight, groups = layer.weight, layer.groups
+    if not layer.transposed:
+        return weight.reshape(groups, layer.out_channels // groups, -1).mT
+    apart = weight.reshape(groups, layer.in_channels // groups, *weight.shape[1:])
+    # A patch meets the taps in reverse.
+    return apart.flip(_taps(apart)).movedim(2, -1).flatten(1, -2)
+
+
+def from_columns(layer: Convolution, matrices: Tensor) -> Tensor:
+    """Returns the weight whose matrices, by group, are these: the inverse of `columns`."""
+    shape = layer.weight.shape
+    if not layer.transposed:
+        return matrices.mT.reshape(shape)
+    apart = matrices.reshape(layer.groups, layer.in_channels // layer.groups, *shape[2:], -1).movedim(-1, 2)
+    return apart.flip(_taps(apart)).reshape(shape)
+
+
+def patches(layer: Convolution, given: Tensor, size: Sequence[int]) -> Tensor:
+    """Returns a view (batch, output positions..., channels, kernel...): what each output of so many positions reads.
+
+    A transposed layer reads its input with `stride - 1` zeros between neighbours, one position after another.
+    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016, chapter 4.
+    """
+    steps: Sequence[int] = layer.stride
+    if layer.transposed:
+        given, steps = _stretched(layer, given, size), [1] * len(size)
+    else:
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        given = functional.pad(given, layer._reversed_padding_repeated_twice, mode=mode)
+    for axis in range(len(size)):
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        given = given.unfold(axis + 2, reach, steps[axis])[..., :: layer.dilation[axis]]
+    return given.movedim(1, len(size) + 1)
+
+
+def output(layer: Convolution, given: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int]) -> Tensor:
+    """Returns the outputs of a layer with another weight and bias, at so many positions along each dimension."""
+    if not layer.transposed:
+        return layer._conv_forward(given, weight, bias)
+    more = _beyond(layer, given.shape[2:], size)
+    convolve = _TRANSPOSED[len(size)]
+    return convolve(given, weight, bias, layer.stride, _padding(layer), more, layer.groups, layer.dilation)
+
+
+def extents(layer: Convolution, given: Sequence[int]) -> tuple[int, ...]:
+    """Returns at how many positions a layer has outputs, along each dimension, for inputs at `given`."""
+    if layer.transposed:
+        return tuple(own + more for own, more in zip(_least(layer, given), layer.output_padding, strict=True))
+    one = torch.empty(1, layer.in_channels, *given, device="meta")
+    return tuple(layer._conv_forward(one, layer.weight.to("meta", one.dtype), None).shape[2:])
+
+
+def can_have(layer: Convolution, given: Sequence[int], size: Sequence[int]) -> bool:
+    """Says whether a layer can have outputs at so many positions for inputs at `given`.
+
+    A transposed layer that is called with an `output_size` may have others than its `output_padding` makes.
+    """
+    if not layer.transposed:
+        return tuple(size) == extents(layer, given)
+    limits = map(max, layer.stride, layer.dilation)
+    return all(0 <= more < limit for more, limit in zip(_beyond(layer, given, size), limits, strict=True))
+
+
+def _least(layer: Convolution, given: Sequence[int]) -> list[int]:
+    """Returns the extents of a transposed layer's output without output padding."""
+    found = []
+    for axis, (extent, pad) in enumerate(zip(given, _padding(layer), strict=True)):
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        found.append((extent - 1) * layer.stride[axis] - 2 * pad + reach)
+    return found
+
+
+def _beyond(layer: Convolution, given: Sequence[int], size: Sequence[int]) -> list[int]:
+    """Returns the output padding with which a transposed layer has outputs at so many positions."""
+    return [wanted - own for wanted, own in zip(size, _least(layer, given), strict=True)]
+
+
+def _stretched(layer: Convolution, given: Tensor, size: Sequence[int]) -> Tensor:
+    """Returns the input with zeros between neighbours and around them, of which each output reads a dense patch."""
+    long = [(extent - 1) * step + 1 for extent, step in zip(given.shape[2:], layer.stride, strict=True)]
+    made = given.new_zeros(*given.shape[:2], *long)
+    places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in layer.stride))
+    made[places] = given
+    pads: list[int] = []
+    for axis, more in enumerate(_beyond(layer, given.shape[2:], size)):
+        # Below zero it crops.
+        around = layer.dilation[axis] * (layer.kernel_size[axis] - 1) - _padding(layer)[axis]
+        pads = [around, around + more, *pads]
+    return functional.pad(made, pads)
+
+
+def _padding(layer: Convolution) -> list[int]:
+    """Returns the padding of a transposed layer, which has no name."""
+    return [int(pad) for pad in layer.padding]
+
+
+def _taps(weight: Tensor) -> list[int]:
+    """Returns the dimensions of the kernel of a weight (groups, inputs, outputs, kernel...)."""
+    return list(range(3, weight.dim()))
