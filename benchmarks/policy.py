@@ -3,7 +3,7 @@
     python benchmarks/policy.py [--records DIR] [--output DIR]
 
 It writes `<class>-<isa>.json` for each processor class and instruction set in the record of float32 layers,
-`<class>-<isa>-3d.json` for 3-D ones, and `<class>-<isa>-bfloat16.json` for those of a dtype of 16 bits. A table
+`<class>-<isa>-3d.json` for 3-D ones, and `<class>-<isa>-bfloat16.json` for those of another dtype. A table
 estimates by how much a kernel is faster than PyTorch's; the planner takes the kernel only if even a low quantile
 exceeds a margin.
 
@@ -48,7 +48,7 @@ from sweep import AGAIN, BOUNDS, PYTORCH, record_of, speedup
 from trees import Estimate, Numbers, Tree, estimate, grow
 
 from groupwise.kernels.plan import DIRECTIONS, KERNELS
-from groupwise.kernels.tables import LOW_DTYPES
+from groupwise.kernels.tables import OTHER_DTYPES
 
 Row = dict[str, Any]
 Margins = list[float]
@@ -142,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     # 3-D layers have tables of their own, and so has every dtype.
     records = {"": record_of(False, "float32"), "-3d": record_of(True, "float32")}
-    records |= {f"-{dtype}": record_of(False, dtype) for dtype in LOW_DTYPES}
+    records |= {f"-{dtype}": record_of(False, dtype) for dtype in OTHER_DTYPES}
     found = {
         (*key, suffix): rows
         for suffix, record in records.items()

@@ -31,7 +31,7 @@ from groupwise.kernels import native
 from groupwise.kernels.dispatch import forced
 from groupwise.kernels.plan import KERNELS
 from groupwise.kernels.processor import processor_class
-from groupwise.kernels.tables import LOW_DTYPES
+from groupwise.kernels.tables import OTHER_DTYPES
 
 UNIT = ("benchmark", "class", "isa", "seed")
 PYTORCH, AGAIN = "pytorch", "pytorch again"
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="each row draws one of them")
     parser.add_argument("--isa", default="", help="the instruction set, by default the one in use")
     parser.add_argument("--volumes", action="store_true", help="draw 3-D layers, which have tables of their own")
-    parser.add_argument("--dtype", choices=["float32", *LOW_DTYPES], default="float32")
+    parser.add_argument("--dtype", choices=["float32", *OTHER_DTYPES], default="float32")
     parser.add_argument("--output", type=pathlib.Path, help="default: as `record_of` names it, in the records")
     options = parser.parse_args()
     if options.volumes and options.dtype != "float32":

@@ -16,10 +16,12 @@ struct Activate {
 };
 
 // The residual has the strides of the output, and may be the output.
-struct Epilogue {
+template <class Real>
+struct EpilogueOf {
   Activate before;
-  const float* residual = nullptr;  // or null
+  const Real* residual = nullptr;  // or null
   Activate after;
 };
+using Epilogue = EpilogueOf<float>;
 
 }  // namespace groupwise

@@ -120,43 +120,54 @@ class Phases {
   std::shared_ptr<const std::vector<Phase>> phases_;
 };
 
-// output[o] = bias[o] + sum over input channels and taps; channels are counted in one group. All phases of the width run
-// together, because their outputs interleave in one row.
-struct Correlation {
-  int64_t batch, groups, in_channels, out_channels;
-  Phase h;
-  Phases w;
-  const float* input;
-  Strides input_strides;
-  const float* weight;
-  WeightStrides weight_strides;
-  const float* bias;  // of all groups, or null
-  float* output;
-  Strides output_strides;
-  // The most products that one accumulator sums, in whole channels; in whole rows of taps where lanes hold several groups.
-  int64_t longest_run;
-  const Epilogue* epilogue;  // or null
-  const float* packed;       // the weight as the kernel packs it, or null
-};
-
-// grad_weight[o][c][kh][kw] = sum over samples and positions of grad_output[o] * input[c].
-struct GradWeight {
-  Problem problem;
-  const float* input;
-  Strides input_strides;
-  const float* grad_output;
-  Strides grad_output_strides;
-  float* grad_weight;
-  WeightStrides weight_strides;
-  bool exchanged = false;  // `input` is the gradient of the output, and `grad_output` the input
-  double* sums = nullptr;  // where the sums of grad_output are added, [part][channel of all groups], or null
-};
-
-// Runs fn(begin, end, context) over ranges of [0, count) on the caller's threads.
-using ParallelFor = void (*)(int64_t count, void (*fn)(int64_t begin, int64_t end, void* context), void* context);
-
 // The scratch of a thread: half of the processor's L2 cache, from 256 KiB to 1 MiB. It is asked for once, when the library is
 // loaded, so that layouts, and with them the bits of results, stay the same.
 extern const int64_t kScratchFloats;
+
+// output[o] = bias[o] + sum over input channels and taps; channels are counted in one group. All phases of the width run
+// together, because their outputs interleave in one row. The shape is what layouts read: all but the tensors.
+struct CorrelationShape {
+  int64_t batch, groups, in_channels, out_channels;
+  Phase h;
+  Phases w;
+  Strides input_strides;
+  WeightStrides weight_strides;
+  Strides output_strides;
+  // The most products that one accumulator sums, in whole channels; in whole rows of taps where lanes hold several groups.
+  int64_t longest_run;
+  int64_t scratch = kScratchFloats;  // the numbers that a thread's scratch holds
+};
+
+template <class Real>
+struct CorrelationOf : CorrelationShape {
+  const Real* input;
+  const Real* weight;
+  const Real* bias;  // of all groups, or null
+  Real* output;
+  const EpilogueOf<Real>* epilogue;  // or null
+  const Real* packed;                // the weight as the kernel packs it, or null
+};
+using Correlation = CorrelationOf<float>;
+
+// grad_weight[o][c][kh][kw] = sum over samples and positions of grad_output[o] * input[c].
+struct GradWeightShape {
+  Problem problem;
+  Strides input_strides, grad_output_strides;
+  WeightStrides weight_strides;
+  bool exchanged = false;  // `input` is the gradient of the output, and `grad_output` the input
+  int64_t scratch = kScratchFloats;
+};
+
+template <class Real>
+struct GradWeightOf : GradWeightShape {
+  const Real* input;
+  const Real* grad_output;
+  Real* grad_weight;
+  double* sums = nullptr;  // where the sums of grad_output are added, [part][channel of all groups], or null
+};
+using GradWeight = GradWeightOf<float>;
+
+// Runs fn(begin, end, context) over ranges of [0, count) on the caller's threads.
+using ParallelFor = void (*)(int64_t count, void (*fn)(int64_t begin, int64_t end, void* context), void* context);
 
 }  // namespace groupwise

@@ -37,7 +37,7 @@ int64_t axis_products(const Axis& a, int64_t block, bool clip, int64_t tile, int
 
 }  // namespace
 
-int64_t executed_products(const Correlation& c, const CorrelationLayout& l, int64_t lanes) {
+int64_t executed_products(const CorrelationShape& c, const CorrelationLayout& l, int64_t lanes) {
   const int64_t channels = c.batch * c.groups * c.in_channels * c.out_channels;
   if (l.whole == Whole::sum) return channels * axis_products(c.h, 1, 1, 1) * c.w.front().taps;
   if (l.whole == Whole::spread) return channels * c.h.out * c.w.front().out;
@@ -46,14 +46,14 @@ int64_t executed_products(const Correlation& c, const CorrelationLayout& l, int6
   return channels * axis_products(c.h, l.block.rows, l.strip.rows, 1) * row;
 }
 
-int64_t executed_products_narrow(const Correlation& c, const ChannelsLayout& l, int64_t lanes) {
+int64_t executed_products_narrow(const CorrelationShape& c, const ChannelsLayout& l, int64_t lanes) {
   const int64_t unit = slides(c, lanes, l.ahead) || slides_in_phases(c) ? 1 : kPixelTile;
   int64_t row = 0;
   for (const Phase& s : c.w) row += axis_products(s, l.block.columns, unit, unit);
   return c.batch * c.in_channels * vectors_of(c.groups, c.out_channels, lanes) * lanes * axis_products(c.h, 1, 1, 1) * row;
 }
 
-int64_t executed_products_groups(const Correlation& c, const ChannelsLayout& l, int64_t lanes, bool dots) {
+int64_t executed_products_groups(const CorrelationShape& c, const ChannelsLayout& l, int64_t lanes, bool dots) {
   const int64_t pixels = tile_pixels(c, lanes, dots), outputs = round_up(c.out_channels, dots ? 4 : lanes);
   int64_t products = 0;
   // Large images are all but free of borders, and have too many tiles to count.
@@ -79,26 +79,26 @@ int64_t executed_products_groups(const Correlation& c, const ChannelsLayout& l, 
   return c.batch * c.groups * c.in_channels * outputs * products;
 }
 
-int64_t executed_products(const GradWeight& work, const GradWeightLayout& l, int64_t lanes) {
+int64_t executed_products(const GradWeightShape& work, const GradWeightLayout& l, int64_t lanes) {
   const Problem& p = work.problem;
   return p.batch * p.groups * p.in_channels * p.out_channels * axis_products(p.h, l.block.rows, l.clip, 3, 1) *
          axis_products(p.w, l.block.columns, l.clip, 4, lanes);
 }
 
-int64_t executed_products(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t lanes) {
+int64_t executed_products(const GradWeightShape& work, const GradWeightChannelsLayout& l, int64_t lanes) {
   const Problem& p = work.problem;
   const int64_t channels = l.depthwise ? round_up(p.groups, lanes) : p.groups * p.out_channels * round_up(p.in_channels, lanes);
   return p.batch * channels * axis_products(p.h, l.block.rows, l.clip, 3, 1) *
          axis_products(p.w, l.block.columns, l.clip, 4, 1);
 }
 
-int64_t executed_products(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t lanes) {
+int64_t executed_products(const GradWeightShape& work, const GradWeightNarrowLayout& l, int64_t lanes) {
   const Problem& p = work.problem;
   return p.batch * p.in_channels * vectors_of(p.groups, p.out_channels, lanes) * lanes *
          axis_products(p.h, l.block.rows, true, 3, 1) * axis_products(p.w, l.block.columns, true, 3, 1);
 }
 
-int64_t executed_products(const Correlation& c, const BrgemmLayout& l) {
+int64_t executed_products(const CorrelationShape& c, const BrgemmLayout& l) {
   int64_t products = 0;
   for (int64_t row = 0; row < c.h.out; row += l.block.rows) {
     const int64_t rows = std::min(l.block.rows, c.h.out - row), taps = clipped(c.h, row, rows).taps;
@@ -112,7 +112,7 @@ int64_t executed_products(const Correlation& c, const BrgemmLayout& l) {
   return c.batch * c.groups * c.in_channels * c.out_channels * products;
 }
 
-int64_t executed_products(const Correlation& c, const StemLayout& l, int64_t lanes) {
+int64_t executed_products(const CorrelationShape& c, const StemLayout& l, int64_t lanes) {
   const Phase& w = c.w.front();
   int64_t row = 0;
   for (int64_t o = 0; o < c.out_channels; o += kStemVectors * lanes) {
@@ -126,7 +126,7 @@ int64_t executed_products(const Correlation& c, const StemLayout& l, int64_t lan
   return c.batch * c.groups * c.in_channels * axis_products(c.h, 1, 1, 1) * row;
 }
 
-int64_t executed_products(const GradWeight& work, const BrgemmGradLayout& l, int64_t) {
+int64_t executed_products(const GradWeightShape& work, const BrgemmGradLayout& l, int64_t) {
   const Problem& p = work.problem;
   return p.batch * p.groups * p.in_channels * p.out_channels * p.w.kernel * p.w.out *
          axis_products(p.h, l.block.rows, true, 1, l.block.rows);

@@ -10,14 +10,14 @@
 
 namespace groupwise {
 
-int64_t executed_products(const Correlation& c, const CorrelationLayout& l, int64_t lanes);
-int64_t executed_products_narrow(const Correlation& c, const ChannelsLayout& l, int64_t lanes);
-int64_t executed_products_groups(const Correlation& c, const ChannelsLayout& l, int64_t lanes, bool dots);
-int64_t executed_products(const GradWeight& work, const GradWeightLayout& l, int64_t lanes);
-int64_t executed_products(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t lanes);
-int64_t executed_products(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t lanes);
-int64_t executed_products(const Correlation& c, const BrgemmLayout& l);
-int64_t executed_products(const Correlation& c, const StemLayout& l, int64_t lanes);
-int64_t executed_products(const GradWeight& work, const BrgemmGradLayout& l, int64_t lanes);
+int64_t executed_products(const CorrelationShape& c, const CorrelationLayout& l, int64_t lanes);
+int64_t executed_products_narrow(const CorrelationShape& c, const ChannelsLayout& l, int64_t lanes);
+int64_t executed_products_groups(const CorrelationShape& c, const ChannelsLayout& l, int64_t lanes, bool dots);
+int64_t executed_products(const GradWeightShape& work, const GradWeightLayout& l, int64_t lanes);
+int64_t executed_products(const GradWeightShape& work, const GradWeightChannelsLayout& l, int64_t lanes);
+int64_t executed_products(const GradWeightShape& work, const GradWeightNarrowLayout& l, int64_t lanes);
+int64_t executed_products(const CorrelationShape& c, const BrgemmLayout& l);
+int64_t executed_products(const CorrelationShape& c, const StemLayout& l, int64_t lanes);
+int64_t executed_products(const GradWeightShape& work, const BrgemmGradLayout& l, int64_t lanes);
 
 }  // namespace groupwise

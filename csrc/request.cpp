@@ -63,6 +63,9 @@ int64_t products_of(const Request& r) { return products_of(r.problem) * r.depth.
 
 namespace {
 
+// Returns the numbers that a thread's scratch holds.
+int64_t numbers_of_scratch(const Request& r) { return r.dtype == Dtype::float64 ? kScratchFloats / 2 : kScratchFloats; }
+
 // A convolution whose one tap meets no padding has no rows to keep apart.
 void join_rows(Problem* p, Strides* x, Strides* y, bool forward) {
   if (!one_tap(p->h) || !one_tap(p->w)) return;
@@ -93,6 +96,7 @@ std::vector<Correlation> correlations_of(const Request& r) {
   Strides x = r.x_strides, y = r.y_strides;
   join_rows(&p, &x, &y, forward);
   Correlation c{};
+  c.scratch = numbers_of_scratch(r);
   c.batch = p.batch;
   c.groups = p.groups;
   c.in_channels = forward ? p.in_channels : p.out_channels;
@@ -113,7 +117,7 @@ std::vector<Correlation> correlations_of(const Request& r) {
 }
 
 GradWeight grad_weight_of(const Request& r) {
-  GradWeight work{r.problem, nullptr, r.x_strides, nullptr, r.y_strides, nullptr, r.w_strides};
+  GradWeight work{{r.problem, r.x_strides, r.y_strides, r.w_strides, false, numbers_of_scratch(r)}, nullptr, nullptr, nullptr};
   join_rows(&work.problem, &work.input_strides, &work.grad_output_strides, true);
   return work;
 }

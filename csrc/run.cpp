@@ -27,11 +27,15 @@ float* scratch() {
   return memory.get();
 }
 
-void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& s, float* sums,
+template <class Real>
+void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const Real* tensor, const Strides& s, Real* sums,
                   bool threaded, ParallelFor parallel_for) {
-  const Kernels& target = kernels();
+  const Bodies<Real>& target = kernels().of<Real>();
   run_tasks(ceil_div(channels, kChannelBlock), threaded, parallel_for,
             [&](int64_t begin, int64_t end) { target.sum_channels(batch, channels, h, w, tensor, s, sums, begin, end); });
 }
+
+template void sum_channels(int64_t, int64_t, int64_t, int64_t, const float*, const Strides&, float*, bool, ParallelFor);
+template void sum_channels(int64_t, int64_t, int64_t, int64_t, const double*, const Strides&, double*, bool, ParallelFor);
 
 }  // namespace groupwise

@@ -7,6 +7,11 @@ namespace groupwise {
 
 // Returns this thread's scratch of kScratchFloats, which lives as long as the thread, so that its pages are faulted in once.
 float* scratch();
+// The same memory for half as many doubles.
+template <class Real>
+Real* scratch_of() {
+  return reinterpret_cast<Real*>(scratch());
+}
 
 // Calls f(begin, end) over ranges of tasks: on the caller's threads if `threaded`, else here.
 template <class F>
@@ -19,7 +24,8 @@ void run_tasks(int64_t tasks, bool threaded, ParallelFor parallel_for, F&& f) {
 }
 
 // Computes sums[c], the sum over n, h and w, which is a bias's gradient: on the caller's threads if `threaded`, else here.
-void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& strides,
-                  float* sums, bool threaded, ParallelFor parallel_for);
+template <class Real>
+void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const Real* tensor, const Strides& strides, Real* sums,
+                  bool threaded, ParallelFor parallel_for);
 
 }  // namespace groupwise

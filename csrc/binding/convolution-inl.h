@@ -2,7 +2,7 @@
 // - Profiled(plan, {&t, ...}), while which lives a profile shows that the plan runs and reads these tensors
 // - Tensor, whose default is the undefined one; strided_of(t)
 // - dtype_of(t): its dtype if it is on the CPU, strided and not empty, else `other`
-// - read_of(t), write_of(t): its numbers, which are floats in name only if they have 16 bits
+// - read_of(t), write_of(t): its numbers, which are floats in name only if they have another dtype
 // - contiguous(t, channels_last): a copy in that format unless it has it
 // - empty(like, sizes, channels_last), empty_strided(like, sizes, strides)
 // - traced(): torch.jit.trace records this thread; deterministic(); has_onednn(): oneDNN is on; in_parallel_region(); threads()
@@ -66,12 +66,13 @@ struct Convolution {
            Api::strided_of(*bias).sizes[0] == (transposed ? call.x_channels : call.y_channels);
   }
 
-  // Tells whether PyTorch computes a gradient of the weight right. With oneDNN off, PyTorch 2.13 takes an unbatched channels_last
-  // input, which reaches this as a batch of one with another stride, for contiguous in one place and not in another.
+  // Tells whether PyTorch computes a gradient of the weight right. Without oneDNN, which has no float64, PyTorch 2.13 takes an
+  // unbatched channels_last input, which reaches this as a batch of one with another stride, for contiguous in one place and not
+  // in another.
   bool right_in_pytorch(Direction direction) const {
     const Problem& p = call.problem;
     const bool doubtful = direction == Direction::grad_weight && call.channels_last && p.batch == 1 && p.groups > 1;
-    return !doubtful || depthwise(p) || Api::has_onednn();
+    return !doubtful || depthwise(p) || (Api::has_onednn() && dtype != Dtype::float64);
   }
 
   // Plans one direction of the call. The tensors are those that it reads; the one that it writes is null.
@@ -254,6 +255,9 @@ struct Convolution {
     if (is_low(dtype)) {
       sum_low_channels(dtype, sizes[0], sizes[1], height, sizes.back(), reinterpret_cast<const uint16_t*>(read), strides,
                        reinterpret_cast<uint16_t*>(written), threaded, Api::parallel_for);
+    } else if (dtype == Dtype::float64) {
+      sum_channels(sizes[0], sizes[1], height, sizes.back(), reinterpret_cast<const double*>(read), strides,
+                   reinterpret_cast<double*>(written), threaded, Api::parallel_for);
     } else {
       sum_channels(sizes[0], sizes[1], height, sizes.back(), read, strides, written, threaded, Api::parallel_for);
     }

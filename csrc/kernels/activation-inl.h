@@ -1,6 +1,7 @@
 // Activations and their derivatives, by vectors. NaN stays NaN, and 0 times an infinite gradient is 0 where PyTorch's is.
 #pragma once
 #include "epilogue.h"
+#include "kernels/clamp-inl.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
@@ -17,10 +18,6 @@ GW_INLINE Vec float_of(Ints bits) {
   std::memcpy(&v, &bits, sizeof v);
   return v;
 }
-
-// A comparison with NaN is false, so these return a NaN of v.
-GW_INLINE Vec at_least(Vec v, float least) { return v < broadcast(least) ? broadcast(least) : v; }
-GW_INLINE Vec at_most(Vec v, float most) { return v > broadcast(most) ? broadcast(most) : v; }
 
 // Returns sum[k] * r**k of constants.
 template <int N>
@@ -91,30 +88,6 @@ GW_INLINE Vec activate(Vec z, float first, float second = 0) {
   if constexpr (A == Activation::sigmoid) return logistic(z);
   if constexpr (A == Activation::tanh) return hyperbolic_tangent(z);
   return z;
-}
-
-// Bounds that a kernel keeps its outputs within as it stores them. Those of no activation let all pass, NaN too.
-struct Clamp {
-  float least = -__builtin_inff(), most = __builtin_inff();
-};
-GW_INLINE Vec clamped(Vec z, const Clamp& c) { return at_most(at_least(z, c.least), c.most); }
-
-// Tells whether an activation, or none, is a clamp, and which.
-inline bool is_clamp(const Activate& a, Clamp* clamp) {
-  *clamp = {};
-  switch (a.kind) {
-    case Activation::none: return true;
-    case Activation::relu: return clamp->least = 0, true;
-    case Activation::relu6: return *clamp = {0, 6}, true;
-    case Activation::hardtanh: return *clamp = {a.first, a.second}, true;
-    default: return false;
-  }
-}
-
-// The same of an epilogue, or none.
-inline bool is_clamp(const Epilogue* e, Clamp* clamp) {
-  *clamp = {};
-  return !e || (!e->residual && e->after.kind == Activation::none && is_clamp(e->before, clamp));
 }
 
 // Returns the gradient behind the activation of z from that of its output.

@@ -40,24 +40,24 @@ struct ChannelsLayout {
   int64_t kernel_h, kernel_w;
   int64_t input_floats, weight_floats, floats;
   // Returns the output channels of a block.
-  int64_t channels_of(const Correlation& c, int64_t of) const {
+  int64_t channels_of(const CorrelationShape& c, int64_t of) const {
     const int64_t groups = of == blocks - 1 ? c.groups - of * block.groups : block.groups;
     return groups * c.out_channels;
   }
-  int64_t tasks(const Correlation& c) const {
+  int64_t tasks(const CorrelationShape& c) const {
     return c.batch * blocks * ceil_div(c.h.out, block.rows) * ceil_div(c.w.front().out, block.columns);
   }
 };
 
 // Returns how many pixels a tile of groups, or of dots, computes.
-inline int64_t tile_pixels(const Correlation& c, int64_t lanes, bool dots) {
+inline int64_t tile_pixels(const CorrelationShape& c, int64_t lanes, bool dots) {
   if (dots) return lanes >= 16 ? 4 : 3;
   // Two vectors a block of channels leave a tile of one vector for groups that fill no more.
   return lanes == 8 && c.out_channels <= lanes ? 8 : 12 * lanes / kGroupBlock;
 }
 
 // Returns the floats of the packed weights of kGroupBlock output channels of a group.
-inline int64_t group_block_floats(const Correlation& c, int64_t kernel_h, int64_t kernel_w) {
+inline int64_t group_block_floats(const CorrelationShape& c, int64_t kernel_h, int64_t kernel_w) {
   return kernel_h * kernel_w * c.in_channels * kGroupBlock;
 }
 
@@ -83,10 +83,10 @@ inline RowTiles row_tiles(int64_t rows, int64_t columns, int64_t vectors) {
 }
 
 // Lay out the three kernels.
-bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
+bool lay_out_channels(const CorrelationShape& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
                       ChannelsLayout* layout);
-bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
+bool lay_out_groups(const CorrelationShape& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
                     ChannelsLayout* layout);
-bool lay_out_dots(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
+bool lay_out_dots(const CorrelationShape& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
                   ChannelsLayout* layout);
 }  // namespace groupwise

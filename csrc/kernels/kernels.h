@@ -19,20 +19,31 @@ struct MaxPool;
 struct Norm;
 struct Squeeze;
 
+// The bodies that are compiled for floats and for doubles.
+template <class Real>
+struct Bodies {
+  int lanes;
+  void (*correlate_planar)(const CorrelationOf<Real>&, const CorrelationLayout&, int64_t begin, int64_t end, Real* scratch);
+  void (*correlate_channels)(const CorrelationOf<Real>&, const ChannelsLayout&, int64_t begin, int64_t end, Real* scratch);
+  void (*pack_channels)(const CorrelationOf<Real>&, const ChannelsLayout&, int64_t begin, int64_t end, Real* packed);
+  void (*correlate_groups)(const CorrelationOf<Real>&, const ChannelsLayout&, int64_t begin, int64_t end, Real* scratch);
+  void (*grad_weight_planar)(const GradWeightOf<Real>&, const GradWeightLayout&, int64_t begin, int64_t end, Real* scratch,
+                             Real* parts);
+  void (*grad_weight_channels)(const GradWeightOf<Real>&, const GradWeightChannelsLayout&, int64_t begin, int64_t end,
+                               Real* scratch, Real* parts);
+  void (*grad_weight_narrow)(const GradWeightOf<Real>&, const GradWeightNarrowLayout&, int64_t begin, int64_t end,
+                             Real* scratch, Real* parts);
+  void (*sum_channels)(int64_t batch, int64_t channels, int64_t h, int64_t w, const Real* tensor, const Strides&, Real* sums,
+                       int64_t begin, int64_t end);
+};
+
 struct Kernels {
   const char* isa;
   int number;  // of the instruction set, below 16
-  int lanes;
-  void (*correlate_planar)(const Correlation&, const CorrelationLayout&, int64_t begin, int64_t end, float* scratch);
-  void (*correlate_channels)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
-  void (*correlate_groups)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
+  int lanes;   // of floats
+  Bodies<float> float32;
+  Bodies<double> float64;
   void (*correlate_dots)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
-  void (*grad_weight_planar)(const GradWeight&, const GradWeightLayout&, int64_t begin, int64_t end, float* scratch,
-                             float* parts);
-  void (*grad_weight_channels)(const GradWeight&, const GradWeightChannelsLayout&, int64_t begin, int64_t end, float* scratch,
-                               float* parts);
-  void (*grad_weight_narrow)(const GradWeight&, const GradWeightNarrowLayout&, int64_t begin, int64_t end, float* scratch,
-                             float* parts);
   void (*pack_brgemm)(const Correlation&, const BrgemmLayout&, int64_t begin, int64_t end, float* packed);
   void (*correlate_brgemm)(const Correlation&, const BrgemmLayout&, int64_t begin, int64_t end, float* scratch,
                            const float* packed);
@@ -42,8 +53,6 @@ struct Kernels {
   void (*correlate_stem)(const Correlation&, const StemLayout&, int64_t begin, int64_t end, float* scratch,
                          const float* packed);
   void (*finish)(const Correlation&, int64_t begin, int64_t end);  // samples, by the epilogue alone
-  void (*sum_channels)(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides&, float* sums,
-                       int64_t begin, int64_t end);
   // Each of a chunk of channels and a piece of their values.
   void (*norm_moments)(const Norm&, int64_t chunk, int64_t piece);
   void (*norm_apply)(const Norm&, int64_t chunk, int64_t piece);
@@ -58,8 +67,17 @@ struct Kernels {
   void (*squeeze_gate)(const Gate&, Range samples, Range rows);
   void (*squeeze_scale)(const Squeeze&, int64_t begin, int64_t end);
   void (*multiply_adds)(int64_t rounds);  // 12 of each lane a round
-  void (*pack_channels)(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* packed);
-  const Conversions* conversions;  // of bfloat16, and of float16
+  const Conversions* conversions;         // of bfloat16, and of float16
+
+  // Returns the bodies for these numbers.
+  template <class Real>
+  const Bodies<Real>& of() const {
+    if constexpr (sizeof(Real) == sizeof(double)) {
+      return float64;
+    } else {
+      return float32;
+    }
+  }
 };
 
 }  // namespace groupwise

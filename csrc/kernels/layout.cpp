@@ -21,7 +21,7 @@ int64_t widest(const std::vector<Phase>& phases) {
   return out;
 }
 
-bool few_pixels(const Correlation& c, int64_t threads) {
+bool few_pixels(const CorrelationShape& c, int64_t threads) {
   constexpr int64_t kMany = 64;
   return c.batch * c.h.out * widest(c.w) < kMany * threads;
 }

@@ -26,10 +26,16 @@ constexpr int64_t kGradWeightRun = 64;
 // channels.
 constexpr int64_t kLongestRow = 1024;
 // Returns how many channels of `taps` taps one accumulator sums: at most what `longest_run` allows, at least one, in even runs.
-inline int64_t run_of_channels(const Correlation& c, int64_t taps) {
+inline int64_t run_of_channels(const CorrelationShape& c, int64_t taps) {
   if (c.in_channels * taps <= c.longest_run) return c.in_channels;
   const int64_t most = std::max<int64_t>(1, c.longest_run / taps);
   return ceil_div(c.in_channels, ceil_div(c.in_channels, most));
+}
+
+// Returns how many numbers of a shape's dtype take the bytes of so many floats.
+template <class Shape>
+int64_t floats_worth(int64_t floats, const Shape& shape) {
+  return floats * shape.scratch / kScratchFloats;
 }
 
 // Returns the lowest position that an output's taps read in any phase; `reach` is how far beyond it others read.
@@ -40,7 +46,7 @@ int64_t widest(const std::vector<Phase>& phases);
 
 // Tells whether the outputs have so few pixels that threads share channels rather than rows: each would read all weights for a few
 // pixels.
-bool few_pixels(const Correlation& c, int64_t threads);
+bool few_pixels(const CorrelationShape& c, int64_t threads);
 
 // A task computes `rows` x `columns` outputs (of each phase) of `groups` groups of one sample.
 struct Block {
@@ -61,7 +67,7 @@ Cuts cut(const Phase& s, int64_t size);
 // Returns the strip that takes the least time, of all rows and columns where clipping pays for neither. `rows` and `columns` are
 // sizes to try, and cost(rows, columns) is the time that one tap of such a strip takes, in cycles.
 template <class Cost>
-Strip cheapest_strip(const Correlation& c, std::initializer_list<int64_t> rows, std::initializer_list<int64_t> columns,
+Strip cheapest_strip(const CorrelationShape& c, std::initializer_list<int64_t> rows, std::initializer_list<int64_t> columns,
                      Cost&& cost) {
   // The cycles that a strip takes beside its taps, and the most strips of an axis that are looked at.
   constexpr int64_t kStart = 80, kMost = 512;
@@ -101,7 +107,7 @@ Strip cheapest_strip(const Correlation& c, std::initializer_list<int64_t> rows, 
 // Calls f(h, w, row, rows, column, columns) for each strip of the block of outputs that begins at (at_row, at_column): the phases
 // with their clipped taps, and the strip's outputs counted in the block. Strips of all phases of the width follow each other.
 template <class F>
-void each_strip(const Correlation& c, const Block& block, const Strip& strip, int64_t at_row, int64_t at_column, F&& f) {
+void each_strip(const CorrelationShape& c, const Block& block, const Strip& strip, int64_t at_row, int64_t at_column, F&& f) {
   const int64_t all_rows = std::min(block.rows, c.h.out - at_row);
   for (int64_t row = 0; row < all_rows; row += strip.rows) {
     const int64_t rows = std::min(strip.rows, all_rows - row);

@@ -2,11 +2,12 @@
 #pragma once
 #include "kernels/finish.h"
 #include "kernels/planar/layout.h"
+#include "kernels/typed.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
 
-GW_INLINE void zero(float* to, int64_t n) {
+GW_INLINE void zero(Real* to, int64_t n) {
   Vec none{};
   pin(none);
   int64_t i = 0;
@@ -20,7 +21,7 @@ GW_INLINE void zero(float* to, int64_t n) {
 }
 
 // Copies to[i] = from[i * step]. A step of 2, the common stride, has vectors of its own.
-GW_INLINE void copy_every(float* to, const float* from, int64_t step, int64_t n) {
+GW_INLINE void copy_every(Real* to, const Real* from, int64_t step, int64_t n) {
   if (step == 1) return copy(to, from, n);
   const auto one = [&](int64_t i) GW_LAMBDA { to[i] = from[i * step]; };
   if (step == 2 && kMasks && n < kLanes) return store_some(to, load_pairs_some(from, 2 * n - 1).even, n);
@@ -32,7 +33,7 @@ GW_INLINE void copy_every(float* to, const float* from, int64_t step, int64_t n)
 }
 
 // Deals n floats in turn to two rows.
-GW_INLINE void deal(float* even, float* odd, const float* from, int64_t n) {
+GW_INLINE void deal(Real* even, Real* odd, const Real* from, int64_t n) {
   if (kMasks && n < 2 * kLanes) {
     const Pairs p = load_pairs_some(from, n);
     store_some(even, p.even, (n + 1) / 2);
@@ -54,19 +55,18 @@ GW_INLINE void deal(float* even, float* odd, const float* from, int64_t n) {
   if (n % 2) even[n / 2] = from[n - 1];
 }
 
-GW_NOINLINE void deal_rows(float* even, float* odd, int64_t to_row, const float* from, int64_t from_row, int64_t n,
-                           int64_t rows) {
+GW_NOINLINE void deal_rows(Real* even, Real* odd, int64_t to_row, const Real* from, int64_t from_row, int64_t n, int64_t rows) {
   for (int64_t r = 0; r < rows; r++) deal(even + r * to_row, odd + r * to_row, from + r * from_row, n);
 }
 
 // Copies rows of n floats that are `step` apart in the source.
-GW_NOINLINE void copy_rows(float* to, int64_t to_row, const float* from, int64_t from_row, int64_t step, int64_t n,
+GW_NOINLINE void copy_rows(Real* to, int64_t to_row, const Real* from, int64_t from_row, int64_t step, int64_t n,
                            int64_t rows) {
   for (int64_t r = 0; r < rows; r++) copy_every(to + r * to_row, from + r * from_row, step, n);
 }
 
 // Copies n pixels of `channels` neighbouring channels (at most kLanes), `pixel` floats apart, to one row of each channel.
-GW_NOINLINE void split_pixels(float* to, int64_t channel, const float* from, int64_t pixel, int64_t channels, int64_t n) {
+GW_NOINLINE void split_pixels(Real* to, int64_t channel, const Real* from, int64_t pixel, int64_t channels, int64_t n) {
   for (int64_t next = 0; next < n; next += kLanes) {
     // The last vector starts early rather than end late.
     const int64_t i = std::max<int64_t>(0, std::min(next, n - kLanes));
@@ -86,7 +86,7 @@ GW_NOINLINE void split_pixels(float* to, int64_t channel, const float* from, int
 }
 
 // Copies one row of each channel to pixels: the inverse of split_pixels.
-GW_NOINLINE void join_pixels(float* to, int64_t pixel, const float* from, int64_t channel, int64_t channels, int64_t n) {
+GW_NOINLINE void join_pixels(Real* to, int64_t pixel, const Real* from, int64_t channel, int64_t channels, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     Vec block[kLanes];
     // Rows of scratch are a whole number of vectors long.
@@ -115,17 +115,17 @@ GW_INLINE Span inside(int64_t x, int64_t in, int64_t stride, int64_t length) {
 }
 
 // Zeros what the rows of a block read beyond the input, except for what was zeroed once and stays so.
-inline void pad(const Plane& p, const Span& rows, int64_t in_w, int64_t channels, int64_t column, float* scratch) {
+inline void pad(const Plane& p, const Span& rows, int64_t in_w, int64_t channels, int64_t column, Real* scratch) {
   if (p.whole) return;
   for (int64_t c = 0; c < channels; c++) {
-    float* plane = scratch + c * p.channel;
+    Real* plane = scratch + c * p.channel;
     zero(plane, rows.first * p.row);
     zero(plane + rows.last * p.row, (p.rows - rows.last) * p.row);
     if (p.wide) continue;
     for (int64_t phase = 0; phase < p.stride; phase++) {
       const Span in = inside(column + phase, in_w, p.stride, p.phase);
       for (int64_t r = rows.first; r < rows.last; r++) {
-        float* start = plane + r * p.row + phase * p.phase;
+        Real* start = plane + r * p.row + phase * p.phase;
         zero(start, in.first);
         if (in.last < p.padded) zero(start + in.last, p.padded - in.last);
       }
@@ -135,8 +135,8 @@ inline void pad(const Plane& p, const Span& rows, int64_t in_w, int64_t channels
 
 // Deals `count` rows of each channel to the phases of a stride. Phases are copied as neighbouring channels are, where they all
 // have the column.
-inline void deal_phases(const Plane& p, const Strides& s, int64_t in_w, const float* input, int64_t channels, int64_t column,
-                        int64_t count, float* scratch) {
+inline void deal_phases(const Plane& p, const Strides& s, int64_t in_w, const Real* input, int64_t channels, int64_t column,
+                        int64_t count, Real* scratch) {
   for (int64_t phase = 0; phase < p.stride; phase += kLanes) {
     const int64_t phases = std::min<int64_t>(kLanes, p.stride - phase);
     const int64_t first = inside(column + phase, in_w, p.stride, p.phase).first;
@@ -145,8 +145,8 @@ inline void deal_phases(const Plane& p, const Strides& s, int64_t in_w, const fl
     for (int64_t i = 0; i < phases; i++) in[i] = inside(column + phase + i, in_w, p.stride, p.phase);
     for (int64_t c = 0; c < channels; c++) {
       for (int64_t r = 0; r < count; r++) {
-        const float* from = input + c * s.c + r * s.h + column + phase;
-        float* to = scratch + c * p.channel + r * p.row + phase * p.phase;
+        const Real* from = input + c * s.c + r * s.h + column + phase;
+        Real* to = scratch + c * p.channel + r * p.row + phase * p.phase;
         if (last > first) split_pixels(to + first, p.phase, from + first * p.stride, p.stride, phases, last - first);
         for (int64_t i = 0; i < phases; i++) {
           for (int64_t x = in[i].first; x < std::min(first, in[i].last); x++) to[i * p.phase + x] = from[x * p.stride + i];
@@ -158,8 +158,8 @@ inline void deal_phases(const Plane& p, const Strides& s, int64_t in_w, const fl
 }
 
 // Copies input rows from `row` and columns from `column` on (both may lie in the padding) of `channels` channels.
-inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input, int64_t channels,
-                 int64_t row, int64_t column, float* scratch) {
+inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, const Real* input, int64_t channels, int64_t row,
+                 int64_t column, Real* scratch) {
   const Span rows = inside(row, in_h, 1, p.rows);
   const int64_t count = rows.last - rows.first;
   pad(p, rows, in_w, channels, column, scratch);
@@ -181,8 +181,8 @@ inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, c
     const Span in = inside(x, in_w, p.stride, p.phase);
     const int64_t n = in.last - in.first;
     if (n <= 0) continue;
-    const float* from = input + (x + in.first * p.stride) * s.w;
-    float* to = scratch + phase * p.phase + in.first;
+    const Real* from = input + (x + in.first * p.stride) * s.w;
+    Real* to = scratch + phase * p.phase + in.first;
     if (split) {
       for (int64_t r = 0; r < count; r++)
         each_channels(channels, [&](int64_t c, int64_t some) GW_LAMBDA {
@@ -197,18 +197,18 @@ inline void pack(const Plane& p, const Strides& s, int64_t in_h, int64_t in_w, c
 
 // Copies rows from `row` and columns from `column` on, of `channels` channels, to [row][column][p.width]. Zeros what lies
 // outside the input, and the channels that fill the width.
-inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t in_w, const float* input, int64_t channels,
-                        int64_t row, int64_t column, float* scratch) {
+inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t in_w, const Real* input, int64_t channels,
+                        int64_t row, int64_t column, Real* scratch) {
   const Span in = inside(column, in_w, 1, p.columns);
   for (int64_t r = 0; r < p.rows; r++) {
-    float* to = scratch + r * p.columns * p.width;
+    Real* to = scratch + r * p.columns * p.width;
     if (row + r < 0 || row + r >= in_h) {
       zero(to, p.columns * p.width);
       continue;
     }
     zero(to, in.first * p.width);
     zero(to + in.last * p.width, (p.columns - in.last) * p.width);
-    const float* from = input + (row + r) * s.h + (column + in.first) * s.w;
+    const Real* from = input + (row + r) * s.h + (column + in.first) * s.w;
     to += in.first * p.width;
     if (s.c == 1 && s.w != 1) {
       const int64_t whole = channels / kLanes * kLanes;
@@ -235,7 +235,7 @@ inline void pack_pixels(const Pixels& p, const Strides& s, int64_t in_h, int64_t
 }
 
 // Interleaves two rows, a0 b0 a1 b1 ..., the first of which may have one float more.
-GW_NOINLINE void interleave(float* to, const float* a, const float* b, int64_t of_a, int64_t of_b) {
+GW_NOINLINE void interleave(Real* to, const Real* a, const Real* b, int64_t of_a, int64_t of_b) {
   if (kMasks && of_b < kLanes && of_a <= kLanes) {
     const Vec x = load_some(a, of_a), y = load_some(b, of_b);
     store_some(to, interleave_low(x, y), of_a + of_b);
@@ -259,25 +259,25 @@ GW_NOINLINE void interleave(float* to, const float* a, const float* b, int64_t o
 }
 
 // Copies the staged outputs of `channels` channels to the tensor, rows from `row` and columns from `column` on.
-inline void unpack(const Correlation& c, const CorrelationLayout& l, const float* stage, int64_t channels, int64_t row,
-                   int64_t column, int64_t rows, float* output) {
+inline void unpack(const Correlation& c, const CorrelationLayout& l, const Real* stage, int64_t channels, int64_t row,
+                   int64_t column, int64_t rows, Real* output) {
   const Strides& s = c.output_strides;
   const bool join = s.w != 1 && s.c == 1;
   const int64_t step = c.w.front().step;
   for (int64_t r = 0; r < rows; r++) {
-    float* to_row = output + (c.h.first + (row + r) * c.h.step) * s.h;
+    Real* to_row = output + (c.h.first + (row + r) * c.h.step) * s.h;
     const auto count = [&](size_t i) { return std::min(l.block.columns, c.w[i].out - column); };
     if (!join && c.w.size() == 2 && s.w == 1 && step == 2) {
       for (int64_t o = 0; o < channels; o++) {
-        const float* from = stage + o * l.stage.channel + r * l.stage.row;
+        const Real* from = stage + o * l.stage.channel + r * l.stage.row;
         interleave(to_row + o * s.c + 2 * column, from, from + l.stage.phase, count(0), count(1));
       }
       continue;
     }
     for (size_t i = 0; i < c.w.size(); i++) {
       const int64_t n = count(i);
-      const float* from = stage + r * l.stage.row + static_cast<int64_t>(i) * l.stage.phase;
-      float* to = to_row + (c.w[i].first + column * step) * s.w;
+      const Real* from = stage + r * l.stage.row + static_cast<int64_t>(i) * l.stage.phase;
+      Real* to = to_row + (c.w[i].first + column * step) * s.w;
       if (join) {
         each_channels(channels, [&](int64_t o, int64_t some) GW_LAMBDA {
           join_pixels(to + o, step * s.w, from + o * l.stage.channel, l.stage.channel, some, n);

@@ -6,9 +6,9 @@ namespace groupwise::GW_TARGET {
 
 // A block of `rows` x `columns` outputs: where the first reads and writes, and the floats between rows and between pixels.
 struct PixelBlock {
-  const float* x;
+  const Real* x;
   int64_t x_row, x_pixel;
-  float* y;
+  Real* y;
   int64_t y_row, y_pixel;
   int64_t rows, columns;
 };
@@ -19,8 +19,8 @@ GW_INLINE void each_tile(const PixelBlock& b, F&& f) {
   const int64_t pixels = b.rows * b.columns;
   int64_t row = 0, column = 0;
   for (int64_t i = 0; i < pixels; i += PX) {
-    const float* in[PX];
-    float* out[PX];
+    const Real* in[PX];
+    Real* out[PX];
     unroll<PX>([&](auto p) GW_LAMBDA {
       in[p] = b.x + row * b.x_row + column * b.x_pixel;
       out[p] = b.y + row * b.y_row + column * b.y_pixel;

@@ -5,7 +5,7 @@
 namespace groupwise::GW_TARGET {
 
 // Runs tasks [begin, end), each of which sums kChannelBlock channels.
-void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const float* tensor, const Strides& s, float* sums,
+void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const Real* tensor, const Strides& s, Real* sums,
                   int64_t begin, int64_t end) {
   // So many channels at once, as far as they are tasks of this thread: pixels that are read in pieces come slower from memory.
   constexpr int64_t kMost = 16 * kChannelBlock;
@@ -20,7 +20,7 @@ void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const f
       for (int64_t y = 0; y < h; y++)
         for (int64_t x = 0; x < w; x += columns)
           add_block(tensor + n * s.n + first * s.c + y * s.h + x * s.w, s, 1, std::min(columns, w - x), count, total);
-    for (int64_t c = 0; c < count; c++) sums[first + c] = static_cast<float>(total[c]);
+    for (int64_t c = 0; c < count; c++) sums[first + c] = static_cast<Real>(total[c]);
   }
 }
 

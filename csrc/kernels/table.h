@@ -17,6 +17,7 @@ struct KernelRow {
   const char* (*refuses)(const Request& request);
   // Returns null if even the smallest block exceeds the scratch.
   std::unique_ptr<Work> (*lay_out)(const Request& request);
+  bool float64 = false;  // computes that dtype too, beside float32
   // Its error is relative to the norm of what it reads, and not to each result's own products: it is not chosen unless allowed.
   bool by_norm = false;
 };

@@ -45,16 +45,18 @@ void each_row(const Plane& p, F&& f) {
 }
 
 // Writes the bias, or zeros, to a plane that no tap reaches.
-void fill(const Plane& p, const float* bias, float* to) {
+template <class Real>
+void fill(const Plane& p, const Real* bias, Real* to) {
   each_row(p, [&](int64_t o, int64_t, int64_t at, int64_t count, int64_t step, bool last) {
-    for (int64_t i = 0; i < count; i++) to[at + i * step] = bias ? bias[last ? i : o] : 0.0f;
+    for (int64_t i = 0; i < count; i++) to[at + i * step] = bias ? bias[last ? i : o] : Real{};
   });
 }
 
 // Copies a plane to one of other strides.
-void copy(const Plane& p, const float* from, const Strides& strides, float* to) {
+template <class Real>
+void copy(const Plane& p, const Real* from, const Strides& strides, Real* to) {
   each_row(p, [&](int64_t o, int64_t h, int64_t at, int64_t count, int64_t step, bool last) {
-    const float* row = from + o * (last ? strides.w : strides.c) + h * strides.h;
+    const Real* row = from + o * (last ? strides.w : strides.c) + h * strides.h;
     const int64_t next = last ? strides.c : strides.w;
     for (int64_t i = 0; i < count; i++) to[at + i * step] = row[i * next];
   });
@@ -62,6 +64,7 @@ void copy(const Plane& p, const float* from, const Strides& strides, float* to) 
 
 // A forward or a grad_input. Each output plane is the sum over the taps of the depth of a 2-D correlation of one plane: the first
 // writes it, and each other adds to what is there as to a residual.
+template <class Real>
 class PlaneCorrelations : public Work {
  public:
   PlaneCorrelations(const Request& r, int64_t block) : r_(r), forward_(r.direction == Direction::forward), block_(block) {
@@ -102,27 +105,29 @@ class PlaneCorrelations : public Work {
     return true;
   }
 
-  void run(const Tensors& t, ParallelFor parallel_for) const override {
+  void run(const Tensors& tensors, ParallelFor parallel_for) const override {
+    const TensorsOf<Real> t = named<Real>(tensors);
     const int64_t floats = work_->packed_floats(), blocks = r_.problem.groups / block_;
     // Every plane meets the same weights: they are packed once.
-    std::unique_ptr<float[]> packed(floats > 0 ? new float[floats * blocks * r_.depth.axis.kernel] : nullptr);
+    std::unique_ptr<Real[]> packed(floats > 0 ? new Real[floats * blocks * r_.depth.axis.kernel] : nullptr);
     run_tasks(floats > 0 ? blocks * r_.depth.axis.kernel : 0, outer_, parallel_for, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++)
-        work_->pack(weight(t, i / r_.depth.axis.kernel, i % r_.depth.axis.kernel), packed.get() + i * floats, parallel_for);
+        work_->pack(reinterpret_cast<float*>(weight(t, i / r_.depth.axis.kernel, i % r_.depth.axis.kernel)),
+                    reinterpret_cast<float*>(packed.get() + i * floats), parallel_for);
     });
     run_tasks(tasks_, outer_, parallel_for, [&](int64_t begin, int64_t end) {
       const bool copies = !onto_ && r_.depth.axis.kernel > 1;
-      std::unique_ptr<float[]> sums(copies ? new float[2 * out_.floats()] : nullptr);
+      std::unique_ptr<Real[]> sums(copies ? new Real[2 * out_.floats()] : nullptr);
       for (int64_t i = begin; i < end; i++) run_plane(t, i, packed.get(), floats, sums.get(), parallel_for);
     });
   }
 
  private:
-  float* weight(const Tensors& t, int64_t block, int64_t tap) const {
+  Real* weight(const TensorsOf<Real>& t, int64_t block, int64_t tap) const {
     return t.w + block * block_ * r_.w_strides.group + tap * r_.depth.w;
   }
 
-  void run_plane(const Tensors& t, int64_t task, const float* packed, int64_t floats, float* sums,
+  void run_plane(const TensorsOf<Real>& t, int64_t task, const Real* packed, int64_t floats, Real* sums,
                  ParallelFor parallel_for) const {
     const Problem& p = r_.problem;
     const int64_t blocks = p.groups / block_, at = task % planes_, block = task / planes_ % blocks, n = task / planes_ / blocks;
@@ -131,26 +136,26 @@ class PlaneCorrelations : public Work {
     const int64_t first = (at / count) * taps.stride + taps.low;
     const Strides &from = forward_ ? r_.x_strides : r_.y_strides, &to = forward_ ? r_.y_strides : r_.x_strides;
     const int64_t channel = block * block_;
-    const float* input = (forward_ ? t.x : t.y) + n * from.n + channel * (forward_ ? p.in_channels : p.out_channels) * from.c;
+    const Real* input = (forward_ ? t.x : t.y) + n * from.n + channel * (forward_ ? p.in_channels : p.out_channels) * from.c;
     const int64_t out_channel = channel * (forward_ ? p.out_channels : p.in_channels);
-    float* output = (forward_ ? t.y : t.x) + n * to.n + out_channel * to.c + at * (forward_ ? r_.depth.y : r_.depth.x);
-    const float* bias = t.bias ? t.bias + out_channel : nullptr;
+    Real* output = (forward_ ? t.y : t.x) + n * to.n + out_channel * to.c + at * (forward_ ? r_.depth.y : r_.depth.x);
+    const Real* bias = t.bias ? t.bias + out_channel : nullptr;
     if (taps.taps == 0) return fill(out_, bias, output);
-    const float* before = nullptr;
+    const Real* before = nullptr;
     for (int64_t tap = 0; tap < taps.taps; tap++) {
       const int64_t index = taps.index + tap * taps.index_step, left = taps.taps - 1 - tap;
       // What a kernel adds to after its sums lies elsewhere: two places take turns, of which the last is the output.
-      float* result = onto_ || (direct_ && left % 2 == 0) ? output : sums + left % 2 * out_.floats();
-      const Epilogue add{{}, before, {}};
-      const float* plane = input + (first + tap * taps.spacing) * (forward_ ? r_.depth.x : r_.depth.y);
-      Tensors one{};
-      one.x = forward_ ? const_cast<float*>(plane) : result;
-      one.y = forward_ ? result : const_cast<float*>(plane);
+      Real* result = onto_ || (direct_ && left % 2 == 0) ? output : sums + left % 2 * out_.floats();
+      const EpilogueOf<Real> add{{}, before, {}};
+      const Real* plane = input + (first + tap * taps.spacing) * (forward_ ? r_.depth.x : r_.depth.y);
+      TensorsOf<Real> one{};
+      one.x = forward_ ? const_cast<Real*>(plane) : result;
+      one.y = forward_ ? result : const_cast<Real*>(plane);
       one.w = weight(t, block, index);
       one.bias = before ? nullptr : bias;
       one.epilogue = before ? &add : nullptr;
       one.packed = floats > 0 ? packed + (block * r_.depth.axis.kernel + index) * floats : nullptr;
-      work_->run(one, parallel_for);
+      work_->run(named<float>(one), parallel_for);
       before = result;
     }
     if (before != output) copy(out_, before, compact_, output);
@@ -166,6 +171,7 @@ class PlaneCorrelations : public Work {
 };
 
 // The gradient of the weight: that of each tap of the depth is a 2-D one over the planes that it reads.
+template <class Real>
 class PlaneGradWeights : public Work {
  public:
   PlaneGradWeights(const Request& r, int64_t block) : r_(r), block_(block) {}
@@ -202,12 +208,13 @@ class PlaneGradWeights : public Work {
     return true;
   }
 
-  void run(const Tensors& t, ParallelFor parallel_for) const override {
+  void run(const Tensors& tensors, ParallelFor parallel_for) const override {
+    const TensorsOf<Real> t = named<Real>(tensors);
     const Problem& p = r_.problem;
     const int64_t blocks = p.groups / block_;
     run_tasks(r_.depth.axis.kernel * blocks, outer_, parallel_for, [&](int64_t begin, int64_t end) {
       const int64_t floats = block_ * p.in_channels * p.out_channels * p.h.kernel * p.w.kernel;
-      std::unique_ptr<float[]> sums(p.batch > 1 ? new float[floats] : nullptr);
+      std::unique_ptr<Real[]> sums(p.batch > 1 ? new Real[floats] : nullptr);
       for (int64_t i = begin; i < end; i++)
         run_tap(t, i % r_.depth.axis.kernel, i / r_.depth.axis.kernel, sums.get(), parallel_for);
     });
@@ -227,7 +234,7 @@ class PlaneGradWeights : public Work {
 
   // Calls f(weight of the gradient, its place among those of the block in order).
   template <class F>
-  void each_weight(float* to, F&& f) const {
+  void each_weight(Real* to, F&& f) const {
     const Problem& p = r_.problem;
     const WeightStrides& s = r_.w_strides;
     int64_t i = 0;
@@ -237,20 +244,20 @@ class PlaneGradWeights : public Work {
           for (int64_t w = 0; w < p.w.kernel; w++) f(to[begin_of(s, p.out_channels, o) + c * s.c + h * s.h + w * s.w], i++);
   }
 
-  void run_tap(const Tensors& t, int64_t tap, int64_t block, float* sums, ParallelFor parallel_for) const {
+  void run_tap(const TensorsOf<Real>& t, int64_t tap, int64_t block, Real* sums, ParallelFor parallel_for) const {
     const Problem& p = r_.problem;
     const int64_t channel = block * block_;
-    float* to = t.w + channel * r_.w_strides.group + tap * r_.depth.w;
-    if (!works_[tap]) return each_weight(to, [](float& weight, int64_t) { weight = 0; });
+    Real* to = t.w + channel * r_.w_strides.group + tap * r_.depth.w;
+    if (!works_[tap]) return each_weight(to, [](Real& weight, int64_t) { weight = 0; });
     const Axis& a = r_.depth.axis;
     const int64_t first = ranges_[tap].first, from = first * a.stride + tap * a.dilation - a.pad;
     for (int64_t n = 0; n < p.batch; n++) {
-      Tensors one{};
+      TensorsOf<Real> one{};
       one.x = t.x + n * r_.x_strides.n + channel * p.in_channels * r_.x_strides.c + from * r_.depth.x;
       one.y = t.y + n * r_.y_strides.n + channel * p.out_channels * r_.y_strides.c + first * r_.depth.y;
       one.w = sums ? sums : to;
-      works_[tap]->run(one, parallel_for);
-      if (sums) each_weight(to, [&](float& weight, int64_t i) { weight = n > 0 ? weight + sums[i] : sums[i]; });
+      works_[tap]->run(named<float>(one), parallel_for);
+      if (sums) each_weight(to, [&](Real& weight, int64_t i) { weight = n > 0 ? weight + sums[i] : sums[i]; });
     }
   }
 
@@ -294,6 +301,12 @@ std::unique_ptr<Work> laid_out(const Request& r, const KernelRow& kernel, int64_
   return work;
 }
 
+template <class Real>
+std::unique_ptr<Work> planes(const Request& r, const KernelRow& kernel, int64_t floats) {
+  if (r.direction == Direction::grad_weight) return laid_out<PlaneGradWeights<Real>>(r, kernel, floats);
+  return laid_out<PlaneCorrelations<Real>>(r, kernel, floats);
+}
+
 std::unique_ptr<Work> lay_out_volume(const KernelRow& kernel, const Request& r, const char** why) {
   const std::optional<Request> two = flat(r);
   *why = kernel.by_norm ? "computes 1-D and 2-D convolutions only" : kernel.refuses(two ? *two : plane_of(r));
@@ -302,8 +315,10 @@ std::unique_ptr<Work> lay_out_volume(const KernelRow& kernel, const Request& r, 
   const Problem& p = r.problem;
   const Axis& a = r.depth.axis;
   const int64_t x = p.in_channels * p.h.in * p.w.in, y = p.out_channels * p.h.out * p.w.out;
-  if (r.direction == Direction::grad_weight) return laid_out<PlaneGradWeights>(r, kernel, a.in * x + a.out * y);
-  return laid_out<PlaneCorrelations>(r, kernel, r.direction == Direction::forward ? a.kernel * x + y : a.kernel * y + x);
+  const int64_t floats = r.direction == Direction::grad_weight ? a.in * x + a.out * y
+                         : r.direction == Direction::forward   ? a.kernel * x + y
+                                                               : a.kernel * y + x;
+  return r.dtype == Dtype::float64 ? planes<double>(r, kernel, 2 * floats) : planes<float>(r, kernel, floats);
 }
 
 }  // namespace
@@ -319,6 +334,8 @@ Request plane_of(const Request& r) {
 }
 
 std::unique_ptr<Work> lay_out(const KernelRow& kernel, const Request& r, const char** why) {
+  *why = r.dtype == Dtype::float64 && !kernel.float64 ? "computes no float64" : nullptr;
+  if (*why) return nullptr;
   if (r.dimensions == 3) return lay_out_volume(kernel, r, why);
   *why = kernel.refuses(r);
   return *why ? nullptr : kernel.lay_out(r);

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -16,17 +17,40 @@ namespace groupwise {
 
 // The names are those of the forward convolution. The direction decides which of x, w and y is written. Each is contiguous
 // along its width or along its channels, and has any other strides.
-struct Tensors {
-  float* x;
-  float* y;
-  float* w;
-  const float* bias;  // for a forward, plain or transposed (which is a grad_input); or null
+template <class Real>
+struct TensorsOf {
+  Real* x;
+  Real* y;
+  Real* w;
+  const Real* bias;  // for a forward, plain or transposed (which is a grad_input); or null
   // For the same: what follows, or null; and the weight as `Work::pack` leaves it, or null for one that is packed at each run.
-  const Epilogue* epilogue = nullptr;
-  const float* packed = nullptr;
+  const EpilogueOf<Real>* epilogue = nullptr;
+  const Real* packed = nullptr;
   // For a grad_weight that sums it (`Work::sums_grad_output`): the sum of each channel of y, or null.
-  float* grad_bias = nullptr;
+  Real* grad_bias = nullptr;
 };
+
+// What a work takes, whose numbers are floats in name only if the request's dtype is another.
+using Tensors = TensorsOf<float>;
+
+// Returns tensors by the numbers that they have, or by those of another name.
+template <class To, class From>
+TensorsOf<To> named(const TensorsOf<From>& t) {
+  if constexpr (std::is_same_v<To, From>) {
+    return t;
+  } else {
+    return {reinterpret_cast<To*>(t.x),
+            reinterpret_cast<To*>(t.y),
+            reinterpret_cast<To*>(t.w),
+            reinterpret_cast<const To*>(t.bias),
+            reinterpret_cast<const EpilogueOf<To>*>(t.epilogue),
+            reinterpret_cast<const To*>(t.packed),
+            reinterpret_cast<To*>(t.grad_bias)};
+  }
+}
+
+// Returns the numbers of a vector of the request's dtype.
+inline int64_t lanes_of(const Request& r) { return r.dtype == Dtype::float64 ? r.target->float64.lanes : r.target->lanes; }
 
 // What a plan prints. A grad_input is described by the one of its correlations that needs the most scratch.
 struct Facts {
@@ -41,7 +65,8 @@ class Work {
  public:
   virtual ~Work() = default;
   virtual void run(const Tensors& tensors, ParallelFor parallel_for) const = 0;
-  // Packs a constant weight once for all runs: returns how many floats that takes, 0 where it would save nothing, and fills them.
+  // Packs a constant weight once for all runs: returns how many numbers that takes, 0 where it would save nothing, and fills
+  // them.
   virtual int64_t packed_floats() const { return 0; }
   virtual void pack(const float*, float*, ParallelFor) const {}
   // Tells whether the sums begin with a residual that no activation precedes, so that it may be the output itself.
@@ -52,14 +77,14 @@ class Work {
 };
 
 // Correlations, each with its layout: a forward, or the phases of a grad_input.
-template <class Layout>
+template <class Layout, class Real = float>
 class Correlations : public Work {
  public:
   explicit Correlations(const Request& r) : forward_(r.direction == Direction::forward) { facts.threads = threads_worth(r); }
 
-  const std::vector<std::pair<Correlation, Layout>>& parts() const { return parts_; }
+  const std::vector<std::pair<CorrelationShape, Layout>>& parts() const { return parts_; }
 
-  void add(const Correlation& c, const Layout& layout, int64_t floats, int64_t products) {
+  void add(const CorrelationShape& c, const Layout& layout, int64_t floats, int64_t products) {
     facts.products += products;
     if (parts_.empty() || floats > facts.floats) {
       facts.block = layout.block;
@@ -69,10 +94,11 @@ class Correlations : public Work {
     parts_.emplace_back(c, layout);
   }
 
-  void run(const Tensors& t, ParallelFor parallel_for) const override {
+  void run(const Tensors& tensors, ParallelFor parallel_for) const override {
+    const TensorsOf<Real> t = named<Real>(tensors);
     int64_t packed = 0;
     for (const auto& [shape, layout] : parts_) {
-      Correlation c = shape;
+      CorrelationOf<Real> c{shape, {}, {}, {}, {}, {}, {}};
       c.input = forward_ ? t.x : t.y;
       c.output = forward_ ? t.y : t.x;
       c.weight = t.w;
@@ -90,37 +116,38 @@ class Correlations : public Work {
     return floats;
   }
 
-  void pack(const float* weight, float* packed, ParallelFor parallel_for) const override {
+  void pack(const float* weight, float* to, ParallelFor parallel_for) const override {
+    Real* packed = reinterpret_cast<Real*>(to);
     for (const auto& [shape, layout] : parts_) {
-      Correlation c = shape;
-      c.weight = weight;
+      CorrelationOf<Real> c{shape, {}, {}, {}, {}, {}, {}};
+      c.weight = reinterpret_cast<const Real*>(weight);
       pack_part(c, layout, packed, parallel_for);
       packed += packed_floats_of(c, layout);
     }
   }
 
  protected:
-  virtual int64_t packed_floats_of(const Correlation&, const Layout&) const { return 0; }
-  virtual void pack_part(const Correlation&, const Layout&, float*, ParallelFor) const {}
-  virtual void run_part(const Correlation& c, const Layout& layout, ParallelFor parallel_for) const = 0;
+  virtual int64_t packed_floats_of(const CorrelationShape&, const Layout&) const { return 0; }
+  virtual void pack_part(const CorrelationOf<Real>&, const Layout&, Real*, ParallelFor) const {}
+  virtual void run_part(const CorrelationOf<Real>& c, const Layout& layout, ParallelFor parallel_for) const = 0;
 
  private:
   bool forward_;
-  std::vector<std::pair<Correlation, Layout>> parts_;
+  std::vector<std::pair<CorrelationShape, Layout>> parts_;
 };
 
 // Correlations by a kernel that needs its tensors alone.
-template <class Layout>
-class CorrelationWork : public Correlations<Layout> {
+template <class Layout, class Real = float>
+class CorrelationWork : public Correlations<Layout, Real> {
  public:
-  using Run = void (*)(const Correlation&, const Layout&, int64_t begin, int64_t end, float* scratch);
+  using Run = void (*)(const CorrelationOf<Real>&, const Layout&, int64_t begin, int64_t end, Real* scratch);
 
-  CorrelationWork(const Request& r, Run run) : Correlations<Layout>(r), run_(run) {}
+  CorrelationWork(const Request& r, Run run) : Correlations<Layout, Real>(r), run_(run) {}
 
  protected:
-  void run_part(const Correlation& c, const Layout& layout, ParallelFor parallel_for) const override {
+  void run_part(const CorrelationOf<Real>& c, const Layout& layout, ParallelFor parallel_for) const override {
     run_tasks(layout.tasks(c), this->facts.threads > 1, parallel_for,
-              [&](int64_t begin, int64_t end) { run_(c, layout, begin, end, scratch()); });
+              [&](int64_t begin, int64_t end) { run_(c, layout, begin, end, scratch_of<Real>()); });
   }
 
  private:
@@ -128,17 +155,19 @@ class CorrelationWork : public Correlations<Layout> {
 };
 
 // Sums the parts of a weight's gradient in their order, so that the result has the same bits on every run.
-void add_parts(const GradWeight& work, const float* parts, int64_t count);
+template <class Real>
+void add_parts(const GradWeightOf<Real>& work, const Real* parts, int64_t count);
 // The same for the sums of grad_output.
-void add_sums_of_parts(const std::vector<double>& sums, int64_t parts, float* total);
+template <class Real>
+void add_sums_of_parts(const std::vector<double>& sums, int64_t parts, Real* total);
 
 // A weight's gradient and its layout.
-template <class Layout>
+template <class Layout, class Real = float>
 class GradWeightWork : public Work {
  public:
-  using Run = void (*)(const GradWeight&, const Layout&, int64_t begin, int64_t end, float* scratch, float* parts);
+  using Run = void (*)(const GradWeightOf<Real>&, const Layout&, int64_t begin, int64_t end, Real* scratch, Real* parts);
 
-  GradWeightWork(const Request& r, const GradWeight& work, Run run, const Layout& layout)
+  GradWeightWork(const Request& r, const GradWeightShape& work, Run run, const Layout& layout)
       : run_(run), work_(work), layout_(layout) {
     facts.threads = threads_worth(r);
     facts.block = layout.block;
@@ -146,18 +175,19 @@ class GradWeightWork : public Work {
     facts.floats = layout.floats;
   }
 
-  void run(const Tensors& t, ParallelFor parallel_for) const override {
-    GradWeight work = work_;
+  void run(const Tensors& tensors, ParallelFor parallel_for) const override {
+    const TensorsOf<Real> t = named<Real>(tensors);
+    GradWeightOf<Real> work{work_, {}, {}, {}};
     work.input = work.exchanged ? t.y : t.x;
     work.grad_output = work.exchanged ? t.x : t.y;
     work.grad_weight = t.w;
     const Problem& p = work.problem;
     const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
-    std::vector<float> parts(layout_.parts > 1 ? layout_.parts * floats : 0);
+    std::vector<Real> parts(layout_.parts > 1 ? layout_.parts * floats : 0);
     std::vector<double> sums(t.grad_bias ? layout_.parts * p.groups * p.out_channels : 0);
     if (t.grad_bias) work.sums = sums.data();
     run_tasks(layout_.tasks(p), facts.threads > 1, parallel_for,
-              [&](int64_t begin, int64_t end) { run_(work, layout_, begin, end, scratch(), parts.data()); });
+              [&](int64_t begin, int64_t end) { run_(work, layout_, begin, end, scratch_of<Real>(), parts.data()); });
     if (layout_.parts > 1) add_parts(work, parts.data(), layout_.parts);
     if (t.grad_bias) add_sums_of_parts(sums, layout_.parts, t.grad_bias);
   }
@@ -166,17 +196,18 @@ class GradWeightWork : public Work {
 
  private:
   Run run_;
-  GradWeight work_;
+  GradWeightShape work_;
   Layout layout_;
 };
 
 // Lays out each correlation of a request by lay_out(correlation, threads, &layout), which returns whether its smallest block
 // fits the scratch, `floats` returns how much of it a layout takes, and `products` how many it executes. Null if one does not
 // fit.
-template <class Layout, class LayOut, class Floats, class Products>
-std::unique_ptr<CorrelationWork<Layout>> lay_out_correlations(const Request& r, typename CorrelationWork<Layout>::Run run,
-                                                              LayOut&& lay_out, Floats&& floats, Products&& products) {
-  auto work = std::make_unique<CorrelationWork<Layout>>(r, run);
+template <class Layout, class Real = float, class LayOut, class Floats, class Products>
+std::unique_ptr<CorrelationWork<Layout, Real>> lay_out_correlations(const Request& r,
+                                                                    typename CorrelationWork<Layout, Real>::Run run,
+                                                                    LayOut&& lay_out, Floats&& floats, Products&& products) {
+  auto work = std::make_unique<CorrelationWork<Layout, Real>>(r, run);
   for (const Correlation& c : correlations_of(r)) {
     Layout layout;
     if (!lay_out(c, work->facts.threads, &layout)) return nullptr;
@@ -185,14 +216,14 @@ std::unique_ptr<CorrelationWork<Layout>> lay_out_correlations(const Request& r, 
   return work;
 }
 
-template <class Layout>
-std::unique_ptr<Work> lay_out_grad_weight(const Request& r, const GradWeight& work, typename GradWeightWork<Layout>::Run run,
-                                          std::string tile) {
+template <class Layout, class Real = float>
+std::unique_ptr<Work> lay_out_grad_weight(const Request& r, const GradWeightShape& work,
+                                          typename GradWeightWork<Layout, Real>::Run run, std::string tile) {
   Layout layout;
-  if (!lay_out(work, r.target->lanes, threads_worth(r), &layout)) return nullptr;
-  auto made = std::make_unique<GradWeightWork<Layout>>(r, work, run, layout);
+  if (!lay_out(work, lanes_of(r), threads_worth(r), &layout)) return nullptr;
+  auto made = std::make_unique<GradWeightWork<Layout, Real>>(r, work, run, layout);
   made->facts.tile = std::move(tile);
-  made->facts.products = executed_products(work, layout, r.target->lanes);
+  made->facts.products = executed_products(work, layout, lanes_of(r));
   return made;
 }
 

@@ -41,7 +41,8 @@ std::string describe(const Plan& plan) {
     const Facts& f = plan.work->facts;
     json += ", " + quoted("tile", f.tile) + ", \"block\": {" + number("rows", f.block.rows) + ", " +
             number("columns", f.block.columns) + ", " + number("groups", f.block.groups) + "}, " + number("tasks", f.tasks) +
-            ", " + number("products", f.products) + ", " + number("scratch_bytes", f.floats * 4);
+            ", " + number("products", f.products) + ", " +
+            number("scratch_bytes", f.floats * (r.dtype == Dtype::float64 ? 8 : 4));
   }
   if (!plan.sharing.empty()) json += ", " + quoted("sharing", plan.sharing);
   return json + ", " + object("refused", plan.refused) + ", " + object("others", plan.others) + "}";

@@ -20,7 +20,7 @@ constexpr double kMostProducts = 4503599627370496.0;
 // Returns why no kernel of ours computes the request, or null.
 const char* unfit(const Request& r) {
   const Problem& p = r.problem;
-  if (r.dtype == Dtype::other) return "computes float32, bfloat16 and float16 only";
+  if (r.dtype == Dtype::other) return "computes float32, float64, bfloat16 and float16 only";
   if (p.batch < 1 || p.h.out < 1 || p.w.out < 1 || p.h.in < 1 || p.w.in < 1 || p.in_channels < 1 || p.out_channels < 1)
     return "nothing to compute";
   const char* extent = "supports strides and dilations to 1024, paddings and kernels to 65536 and sizes to 2**24";
@@ -50,6 +50,8 @@ bool sees_padding_alone(const Axis& a) {
 // with AVX-512, oneDNN's gradient of a dense 1x1 weight with a stride, in channels_last, ends the process on larger images if the
 // input channels do not fill its vectors of 16.
 bool pytorch_is_safe(const Request& r) {
+  // oneDNN has no float64.
+  if (r.dtype == Dtype::float64) return true;
   const Problem& p = r.problem;
   for (const Axis& a : {r.depth.axis, p.h, p.w})
     if (sees_padding_alone(a)) return false;

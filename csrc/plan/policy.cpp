@@ -26,11 +26,11 @@ struct Shelf {
 
 Shelf& shelf() { return forked<Shelf>(); }
 
-// The tables of an instruction set have its name, and those of its 3-D and of its 16-bit convolutions say so after it.
+// The tables of an instruction set have its name, and those of its 3-D convolutions and of other dtypes say so after it.
 std::string name_of_tables(const Request& request) {
   std::string name = request.target->isa;
   if (request.dimensions == 3) name += " 3-D";
-  if (is_low(request.dtype)) name += " " + std::string(kDtypeNames[static_cast<int>(request.dtype)]);
+  if (request.dtype != Dtype::float32) name += " " + std::string(kDtypeNames[static_cast<int>(request.dtype)]);
   return name;
 }
 
@@ -145,10 +145,10 @@ Judgement judge_volume(const Request& request, const std::vector<Candidate>& can
   return judgement;
 }
 
-// Judges a request of a low dtype that no table knows: which kernel is the fastest in float32. Nothing is known of PyTorch's time,
-// which is many times that of float32 for some layers, and less for others where the processor multiplies such numbers: none is
-// sure to be faster.
-Judgement judge_low(const Request& request, const std::vector<Candidate>& candidates) {
+// Judges a request of another dtype than float32 that no table knows: which kernel is the fastest in float32. Nothing is known
+// of PyTorch's time, which is many times that of float32 for some layers, and less for others where the processor multiplies
+// numbers of 16 bits: none is sure to be faster.
+Judgement judge_by_float32(const Request& request, const std::vector<Candidate>& candidates) {
   Judgement judgement = judge(in_float32(request), candidates);
   judgement.source = Source::order;
   judgement.least = 1;
@@ -166,7 +166,7 @@ Judgement judge(const Request& request, const std::vector<Candidate>& candidates
   Judgement judgement{};
   if (judge_measured(request, candidates, &judgement)) return judgement;
   if (judge_by_tables(request, candidates, &judgement)) return judgement;
-  if (is_low(request.dtype)) return judge_low(request, candidates);
+  if (request.dtype != Dtype::float32) return judge_by_float32(request, candidates);
   if (request.dimensions == 3) return judge_volume(request, candidates);
   if (judge_by_model(request, candidates, &judgement)) return judgement;
   judgement = {Source::order, {}, 1};

@@ -1,4 +1,4 @@
-// A vector of floats as wide as the target's. The build names the file of its width by GW_VECTORS.
+// A vector of numbers as wide as the target's. The build names the file of its width by GW_VECTORS.
 #pragma once
 
 #include GW_VECTORS
@@ -7,27 +7,37 @@ namespace groupwise::GW_TARGET {
 
 // Keeps a loaded vector in its register: GCC 12 otherwise folds the load into every FMA that uses it and so repeats it,
 // which cost half of the peak where one vector feeds four FMAs (31x31 depthwise: 30-35 % of peak, 96 % with it).
+#ifdef GW_REGISTER
 GW_INLINE void pin(Vec& v) { asm volatile("" : "+" GW_REGISTER(v)); }
+#else
+GW_INLINE void pin(Vec&) {}
+#endif
+
+#ifdef GW_FLOAT64
+#define GW_MULTIPLY_ADD "vfmadd231pd"
+#else
+#define GW_MULTIPLY_ADD "vfmadd231ps"
+#endif
 
 // Adds a * b to sum. With the instruction fixed GCC 12 keeps every sum in its register; free to choose among the three forms of
 // FMA, it overwrote factors instead and kept one of 12 sums in memory.
 GW_INLINE void add_product(Vec& sum, Vec a, Vec b) {
 #ifdef __FMA__
-  asm("vfmadd231ps %2, %1, %0" : "+" GW_REGISTER(sum) : GW_REGISTER(a), GW_REGISTER(b));
+  asm(GW_MULTIPLY_ADD " %2, %1, %0" : "+" GW_REGISTER(sum) : GW_REGISTER(a), GW_REGISTER(b));
 #else
   sum += a * b;
 #endif
 }
 
 // Stores the first `count` lanes, or adds them to what is there.
-GW_INLINE void put(float* p, Vec v, int64_t count, bool add) {
+GW_INLINE void put(Real* p, Vec v, int64_t count, bool add) {
   if (add) v += load_some(p, count < kLanes ? count : kLanes);
   store_some(p, v, count);
 }
 
-// Loads kLanes floats p[0], p[2], ... and as many p[1], p[3], ... . `load_pairs_some` loads `count` floats in all, and zeros.
-GW_INLINE Pairs load_pairs(const float* p) { return deal(load(p), load(p + kLanes)); }
-GW_INLINE Pairs load_pairs_some(const float* p, int64_t count) {
+// Loads kLanes numbers p[0], p[2], ... and as many p[1], p[3], ... . `load_pairs_some` loads `count` numbers in all, and zeros.
+GW_INLINE Pairs load_pairs(const Real* p) { return deal(load(p), load(p + kLanes)); }
+GW_INLINE Pairs load_pairs_some(const Real* p, int64_t count) {
   return deal(load_some(p, count), load_some(p + kLanes, count > kLanes ? count - kLanes : 0));
 }
 
@@ -38,7 +48,7 @@ GW_INLINE Vec spread(From, V a, V b) {
              GW_LAMBDA { return __builtin_shufflevector(a, b, From{}(L)...); }(std::make_integer_sequence<int, kLanes>{});
 }
 
-// Orders the floats of P vectors in turn: the first of each, then the second of each, and so on.
+// Orders the numbers of P vectors in turn: the first of each, then the second of each, and so on.
 GW_INLINE void weave(Vec (&v)[2]) {
   const Vec a = v[0], b = v[1];
   v[0] = interleave_low(a, b);
@@ -56,7 +66,7 @@ GW_INLINE void weave(Vec (&v)[4]) {
 GW_INLINE void weave(Vec (&v)[3]) {
   const Vec a = v[0], b = v[1], c = v[2];
   unroll<3>([&](auto i) GW_LAMBDA {
-    // Lane l of vector i is float first + l of all. The first shuffle leaves holes for those of c.
+    // Lane l of vector i is number first + l of all. The first shuffle leaves holes for those of c.
     constexpr int first = i * kLanes;
     const Vec ab = spread([](int l) { return (first + l) / 3 + ((first + l) % 3 == 1 ? kLanes : 0); }, a, b);
     v[i] = spread([](int l) { return (first + l) % 3 == 2 ? kLanes + (first + l) / 3 : l; }, ab, c);
@@ -79,8 +89,8 @@ GW_INLINE void in_vectors(int64_t n, Whole&& whole, Half&& half, One&& one) {
   for (; i < n; i++) one(i);
 }
 
-// Copies n floats between buffers that do not overlap. Short rows are common, and a call of memcpy takes as long.
-GW_INLINE void copy(float* to, const float* from, int64_t n) {
+// Copies n numbers between buffers that do not overlap. Short rows are common, and a call of memcpy takes as long.
+GW_INLINE void copy(Real* to, const Real* from, int64_t n) {
   if (kMasks && n < kLanes) return store_some(to, load_some(from, n), n);
   in_vectors(
       n, [&](int64_t i) GW_LAMBDA { store(to + i, load(from + i)); },

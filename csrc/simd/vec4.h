@@ -1,7 +1,10 @@
-// Vectors of 4 floats. GW_REGISTER is the letter of a vector register in asm, and GW_REGISTERS how many there are.
+// Vectors of 4 numbers. GW_REGISTER is the letter of a vector register in asm, if a vector is one, and GW_REGISTERS the vectors
+// that tiles count on. Without AVX, a vector of doubles is two registers.
 #pragma once
 #define GW_LANES 4
-#ifdef __aarch64__
+#if defined(GW_FLOAT64) && !defined(__AVX__)
+#define GW_REGISTERS 16
+#elif defined(__aarch64__)
 #define GW_REGISTER "w"
 #define GW_REGISTERS 32
 #else
@@ -17,32 +20,32 @@ constexpr int kRegisters = GW_REGISTERS;
 // Tells whether a partial load or store is one instruction.
 constexpr bool kMasks = false;
 
-GW_NOINLINE void store_part(float* p, Vec v, int64_t count) {
-  alignas(kLanes * 4) float lanes[kLanes];
+GW_NOINLINE void store_part(Real* p, Vec v, int64_t count) {
+  alignas(Vec) Real lanes[kLanes];
   store(lanes, v);
-  const float* from = lanes;
-  if (count & 2) std::memcpy(p, from, 8), p += 2, from += 2;
+  const Real* from = lanes;
+  if (count & 2) std::memcpy(p, from, 2 * sizeof(Real)), p += 2, from += 2;
   if (count & 1) *p = *from;
 }
-GW_NOINLINE Vec load_part(const float* p, int64_t count) {
-  alignas(kLanes * 4) float lanes[kLanes] = {};
-  float* to = lanes;
-  if (count & 2) std::memcpy(to, p, 8), p += 2, to += 2;
+GW_NOINLINE Vec load_part(const Real* p, int64_t count) {
+  alignas(Vec) Real lanes[kLanes] = {};
+  Real* to = lanes;
+  if (count & 2) std::memcpy(to, p, 2 * sizeof(Real)), p += 2, to += 2;
   if (count & 1) *to = *p;
   return load(lanes);
 }
 
 // Stores, or loads, the first `count` lanes and touches no byte beyond them.
-GW_INLINE void store_some(float* p, Vec v, int64_t count) {
+GW_INLINE void store_some(Real* p, Vec v, int64_t count) {
   if (count >= kLanes) return store(p, v);
   store_part(p, v, count);
 }
-GW_INLINE Vec load_some(const float* p, int64_t count) { return count >= kLanes ? load(p) : load_part(p, count); }
+GW_INLINE Vec load_some(const Real* p, int64_t count) { return count >= kLanes ? load(p) : load_part(p, count); }
 
 // Keeps the first `count` lanes and zeros the others, also where they are NaN, which a product with 0 would not.
 GW_INLINE Vec keep(Vec v, int64_t count) {
-  typedef int32_t Bits __attribute__((vector_size(kLanes * 4)));
-  alignas(64) static constexpr int32_t kOnes[2 * kLanes] = {-1, -1, -1, -1};
+  typedef Bit Bits __attribute__((vector_size(kLanes * sizeof(Real))));
+  alignas(64) static constexpr Bit kOnes[2 * kLanes] = {-1, -1, -1, -1};
   Bits bits, ones;
   std::memcpy(&bits, &v, sizeof v);
   std::memcpy(&ones, kOnes + kLanes - count, sizeof ones);
@@ -61,10 +64,10 @@ GW_INLINE void transpose(Vec (&r)[4]) {
   r[3] = __builtin_shufflevector(t1, t3, 2, 3, 6, 7);
 }
 
-// Loads p[0], p[2], p[4] and p[6], and no float beyond.
-GW_INLINE Vec load_even(const float* p) { return load_even_four(p); }
+// Loads p[0], p[2], p[4] and p[6], and no number beyond.
+GW_INLINE Vec load_even(const Real* p) { return load_even_four(p); }
 
-// Returns the floats of two vectors that follow each other: the first, third, ... of them, and the others.
+// Returns the numbers of two vectors that follow each other: the first, third, ... of them, and the others.
 GW_INLINE Pairs deal(Vec a, Vec b) {
   return {__builtin_shufflevector(a, b, 0, 2, 4, 6), __builtin_shufflevector(a, b, 1, 3, 5, 7)};
 }
@@ -76,7 +79,7 @@ GW_INLINE Four sum_lanes(const Vec (&v)[4]) {
   return (r[0] + r[1]) + (r[2] + r[3]);
 }
 
-// Return the floats of two vectors in turn, a0 b0 a1 b1 ...: the first half, and the second.
+// Return the numbers of two vectors in turn, a0 b0 a1 b1 ...: the first half, and the second.
 GW_INLINE Vec interleave_low(Vec a, Vec b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
 GW_INLINE Vec interleave_high(Vec a, Vec b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
 

@@ -1,46 +1,69 @@
-// Vectors of 8 floats.
+// Vectors of 8 numbers: of floats by AVX2, and of doubles by the intrinsics of AVX-512.
 #pragma once
 
 #define GW_LANES 8
 // The letter of a vector register in asm.
+#ifdef GW_FLOAT64
+#define GW_REGISTER "v"
+#include <immintrin.h>
+#else
 #define GW_REGISTER "x"
+#endif
 #include "simd/base.h"
 
 namespace groupwise::GW_TARGET {
+
+#ifdef GW_FLOAT64
+
+constexpr int kRegisters = 32;
+constexpr bool kMasks = true;
+
+// Returns a mask of the first `count` lanes: none if count is negative, all if it is 8 or more.
+GW_INLINE __mmask8 first_lanes(int64_t count) {
+  return static_cast<__mmask8>(count >= 8 ? 0xff : count > 0 ? (1u << count) - 1 : 0);
+}
+GW_INLINE void store_some(double* p, Vec v, int64_t count) {
+  if (count >= 8) return store(p, v);
+  _mm512_mask_storeu_pd(p, first_lanes(count), v);
+}
+GW_INLINE Vec load_some(const double* p, int64_t count) { return _mm512_maskz_loadu_pd(first_lanes(count), p); }
+GW_INLINE Vec keep(Vec v, int64_t count) { return _mm512_maskz_mov_pd(first_lanes(count), v); }
+
+#else
 
 // The vector registers, by which tiles have their sizes.
 constexpr int kRegisters = 16;
 // Tells whether a partial load or store is one instruction.
 constexpr bool kMasks = false;
 
-GW_NOINLINE void store_part(float* p, Vec v, int64_t count) {
-  alignas(kLanes * 4) float lanes[kLanes];
+GW_NOINLINE void store_part(Real* p, Vec v, int64_t count) {
+  alignas(Vec) Real lanes[kLanes];
   store(lanes, v);
-  const float* from = lanes;
-  if (count & 4) std::memcpy(p, from, 16), p += 4, from += 4;
-  if (count & 2) std::memcpy(p, from, 8), p += 2, from += 2;
+  const Real* from = lanes;
+  if (count & 4) std::memcpy(p, from, 4 * sizeof(Real)), p += 4, from += 4;
+  if (count & 2) std::memcpy(p, from, 2 * sizeof(Real)), p += 2, from += 2;
   if (count & 1) *p = *from;
 }
-GW_NOINLINE Vec load_part(const float* p, int64_t count) {
-  alignas(kLanes * 4) float lanes[kLanes] = {};
-  float* to = lanes;
-  if (count & 4) std::memcpy(to, p, 16), p += 4, to += 4;
-  if (count & 2) std::memcpy(to, p, 8), p += 2, to += 2;
+GW_NOINLINE Vec load_part(const Real* p, int64_t count) {
+  alignas(Vec) Real lanes[kLanes] = {};
+  Real* to = lanes;
+  if (count & 4) std::memcpy(to, p, 4 * sizeof(Real)), p += 4, to += 4;
+  if (count & 2) std::memcpy(to, p, 2 * sizeof(Real)), p += 2, to += 2;
   if (count & 1) *to = *p;
   return load(lanes);
 }
 
 // Stores, or loads, the first `count` lanes and touches no byte beyond them.
-GW_INLINE void store_some(float* p, Vec v, int64_t count) {
+GW_INLINE void store_some(Real* p, Vec v, int64_t count) {
   if (count >= kLanes) return store(p, v);
   store_part(p, v, count);
 }
-GW_INLINE Vec load_some(const float* p, int64_t count) { return count >= kLanes ? load(p) : load_part(p, count); }
+GW_INLINE Vec load_some(const Real* p, int64_t count) { return count >= kLanes ? load(p) : load_part(p, count); }
 
 // Keeps the first `count` lanes and zeros the others, also where they are NaN, which a product with 0 would not.
 GW_INLINE Vec keep(Vec v, int64_t count) {
-  typedef int32_t Bits __attribute__((vector_size(kLanes * 4)));
-  alignas(64) static constexpr int32_t kOnes[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  typedef Bit Bits __attribute__((vector_size(kLanes * sizeof(Real))));
+  alignas(64) static constexpr Bit kOnes[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
   Bits bits, ones;
   std::memcpy(&bits, &v, sizeof v);
   std::memcpy(&ones, kOnes + kLanes - count, sizeof ones);
@@ -48,6 +71,8 @@ GW_INLINE Vec keep(Vec v, int64_t count) {
   std::memcpy(&v, &bits, sizeof v);
   return v;
 }
+
+#endif
 
 // Transposes in place.
 GW_INLINE void transpose(Vec (&r)[8]) {
@@ -69,15 +94,15 @@ GW_INLINE void transpose(Vec (&r)[8]) {
   });
 }
 
-// Loads p[0], p[2], ... p[14], and no float beyond. It shuffles within the halves, then between them: two instructions, where
+// Loads p[0], p[2], ... p[14], and no number beyond. It shuffles within the halves, then between them: two instructions, where
 // a single shuffle takes three and a table.
-GW_INLINE Vec load_even(const float* p) {
+GW_INLINE Vec load_even(const Real* p) {
   const Vec a = load(p), b = load(p + 7);
   const Vec t = __builtin_shufflevector(a, b, 0, 2, 9, 11, 4, 6, 13, 15);
   return __builtin_shufflevector(t, t, 0, 1, 4, 5, 2, 3, 6, 7);
 }
 
-// Returns the floats of two vectors that follow each other: the first, third, ... of them, and the others.
+// Returns the numbers of two vectors that follow each other: the first, third, ... of them, and the others.
 GW_INLINE Pairs deal(Vec a, Vec b) {
   const Vec even = __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
   const Vec odd = __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
@@ -94,7 +119,7 @@ GW_INLINE Four sum_lanes(const Vec (&v)[4]) {
   return __builtin_shufflevector(s, s, 0, 1, 2, 3) + __builtin_shufflevector(s, s, 4, 5, 6, 7);
 }
 
-// Return the floats of two vectors in turn, a0 b0 a1 b1 ...: the first half, and the second.
+// Return the numbers of two vectors in turn, a0 b0 a1 b1 ...: the first half, and the second.
 GW_INLINE Vec interleave_low(Vec a, Vec b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
 GW_INLINE Vec interleave_high(Vec a, Vec b) { return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
 

@@ -84,8 +84,8 @@ bool Stable::defined(const Tensor& t) {
 
 Dtype Stable::dtype_of(const Tensor& t) {
   static const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16(),
-                       float16 = aoti_torch_dtype_float16(), cpu = aoti_torch_device_type_cpu(),
-                       strided = aoti_torch_layout_strided();
+                       float16 = aoti_torch_dtype_float16(), float64 = aoti_torch_dtype_float64(),
+                       cpu = aoti_torch_device_type_cpu(), strided = aoti_torch_layout_strided();
   if (!defined(t)) return Dtype::other;
   int32_t dtype = 0, device = 0, layout = 0;
   int64_t count = 0;
@@ -97,6 +97,7 @@ Dtype Stable::dtype_of(const Tensor& t) {
   return dtype == float32    ? Dtype::float32
          : dtype == bfloat16 ? Dtype::bfloat16
          : dtype == float16  ? Dtype::float16
+         : dtype == float64  ? Dtype::float64
                              : Dtype::other;
 }
 

@@ -43,24 +43,39 @@ extern const Conversions kConversions[2];
 
 void multiply_adds(int64_t rounds);
 
+// Vectors of doubles have half of the lanes, but 4 at least.
+namespace float64 {
+constexpr int kLanes = GW_LANES >= 8 ? GW_LANES / 2 : 4;
+void correlate_planar(const CorrelationOf<double>&, const CorrelationLayout&, int64_t begin, int64_t end, double* scratch);
+void correlate_channels(const CorrelationOf<double>&, const ChannelsLayout&, int64_t begin, int64_t end, double* scratch);
+void pack_channels(const CorrelationOf<double>&, const ChannelsLayout&, int64_t begin, int64_t end, double* packed);
+void correlate_groups(const CorrelationOf<double>&, const ChannelsLayout&, int64_t begin, int64_t end, double* scratch);
+void grad_weight_planar(const GradWeightOf<double>&, const GradWeightLayout&, int64_t begin, int64_t end, double* scratch,
+                        double* parts);
+void grad_weight_channels(const GradWeightOf<double>&, const GradWeightChannelsLayout&, int64_t begin, int64_t end,
+                          double* scratch, double* parts);
+void grad_weight_narrow(const GradWeightOf<double>&, const GradWeightNarrowLayout&, int64_t begin, int64_t end, double* scratch,
+                        double* parts);
+void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const double* tensor, const Strides&, double* sums,
+                  int64_t begin, int64_t end);
+}  // namespace float64
+
 constexpr Kernels table(const char* isa, int number) {
   return {isa,
           number,
           kLanes,
-          correlate_planar,
-          correlate_channels,
-          correlate_groups,
+          {kLanes, correlate_planar, correlate_channels, pack_channels, correlate_groups, grad_weight_planar,
+           grad_weight_channels, grad_weight_narrow, sum_channels},
+          {float64::kLanes, float64::correlate_planar, float64::correlate_channels, float64::pack_channels,
+           float64::correlate_groups, float64::grad_weight_planar, float64::grad_weight_channels, float64::grad_weight_narrow,
+           float64::sum_channels},
           correlate_dots,
-          grad_weight_planar,
-          grad_weight_channels,
-          grad_weight_narrow,
           pack_brgemm,
           correlate_brgemm,
           grad_weight_brgemm,
           pack_stem,
           correlate_stem,
           finish,
-          sum_channels,
           norm_moments,
           norm_apply,
           norm_sums,
@@ -73,7 +88,6 @@ constexpr Kernels table(const char* isa, int number) {
           squeeze_gate,
           squeeze_scale,
           multiply_adds,
-          pack_channels,
           kConversions};
 }
 

@@ -15,6 +15,7 @@ Dtype dtype_named(at::ScalarType type) {
     case at::kFloat: return Dtype::float32;
     case at::kBFloat16: return Dtype::bfloat16;
     case at::kHalf: return Dtype::float16;
+    case at::kDouble: return Dtype::float64;
     default: return Dtype::other;
   }
 }

@@ -30,8 +30,8 @@ struct BrgemmLayout {
   int64_t weight_floats;  // of one group's packed weights
   // Returns the blocks of weights of a task, and of a group.
   int64_t task_blocks() const { return ceil_div(task_outputs, outputs); }
-  int64_t blocks(const Correlation& c) const { return ceil_div(c.out_channels, task_outputs) * task_blocks(); }
-  int64_t tasks(const Correlation& c) const {
+  int64_t blocks(const CorrelationShape& c) const { return ceil_div(c.out_channels, task_outputs) * task_blocks(); }
+  int64_t tasks(const CorrelationShape& c) const {
     return c.batch * c.groups * ceil_div(c.h.out, block.rows) * ceil_div(widest(c.w), block.columns) *
            ceil_div(c.out_channels, task_outputs);
   }

@@ -65,7 +65,9 @@ class BrgemmWork : public Correlations<BrgemmLayout> {
   }
 
   // The packed weights depend on the weights and the layout alone.
-  int64_t packed_floats_of(const Correlation& c, const BrgemmLayout& l) const override { return c.groups * l.weight_floats; }
+  int64_t packed_floats_of(const CorrelationShape& c, const BrgemmLayout& l) const override {
+    return c.groups * l.weight_floats;
+  }
 
   void pack_part(const Correlation& c, const BrgemmLayout& l, float* packed, ParallelFor parallel_for) const override {
     if (l.weight_floats == 0) return;

@@ -27,7 +27,7 @@ void sum_low_channels(Dtype dtype, int64_t batch, int64_t channels, int64_t h, i
         for (int64_t n = 0; n < batch; n++)
           for (int64_t y = 0; y < h; y++) {
             block.widen(tensor + n * s.n + first * s.c + y * s.h + x * s.w, piece, false, here);
-            target.sum_channels(1, count, 1, columns, piece, wide, some, 0, ceil_div(count, kChannelBlock));
+            target.float32.sum_channels(1, count, 1, columns, piece, wide, some, 0, ceil_div(count, kChannelBlock));
             for (int64_t c = 0; c < count; c++) total[c] += some[c];
           }
       }

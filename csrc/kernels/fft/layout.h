@@ -6,7 +6,9 @@
 
 namespace groupwise {
 
-struct Tensors;
+template <class Real>
+struct TensorsOf;
+using Tensors = TensorsOf<float>;
 
 // The other axis has one position and one tap. Blocks of `block` outputs each read `length` inputs, of which neighbours share
 // `reach` - 1. A weight's gradient sums over such blocks.

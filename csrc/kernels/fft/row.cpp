@@ -122,6 +122,7 @@ const KernelRow kFft{
     {true, true, true},
     refuses,
     fft,
+    false,
     true};
 
 }  // namespace groupwise

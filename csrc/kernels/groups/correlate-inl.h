@@ -5,6 +5,7 @@
 #include "kernels/pack-inl.h"
 #include "kernels/pixels-inl.h"
 #include "kernels/tiles.h"
+#include "kernels/typed.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -16,13 +17,12 @@ struct GroupWalk {
 };
 
 template <int OV, int PX>
-GW_INLINE void group_tile(const GroupWalk& k, const float* const (&x)[PX], const float* w, const Vec* bias,
-                          Vec (&sum)[PX][OV]) {
+GW_INLINE void group_tile(const GroupWalk& k, const Real* const (&x)[PX], const Real* w, const Vec* bias, Vec (&sum)[PX][OV]) {
   unroll<PX>([&](auto p) GW_LAMBDA { unroll<OV>([&](auto v) GW_LAMBDA { sum[p][v] = bias[v]; }); });
   for (int64_t kh = 0; kh < k.rows; kh++) {
     for (int64_t kw = 0; kw < k.columns; kw++) {
       const int64_t from = kh * k.x_row + kw * k.x_column;
-      const float* weight = w + kh * k.w_row + kw * k.w_column;
+      const Real* weight = w + kh * k.w_row + kw * k.w_column;
       for (int64_t c = from; c < from + k.channels; c++, weight += kGroupBlock) {
         Vec factor[OV];
         unroll<OV>([&](auto v) GW_LAMBDA {
@@ -40,9 +40,9 @@ GW_INLINE void group_tile(const GroupWalk& k, const float* const (&x)[PX], const
 
 // Computes OV vectors of output channels of a block, of which `outputs` channels exist.
 template <int OV, int PX>
-GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const float* w, const Vec* bias, int64_t outputs,
+GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const Real* w, const Vec* bias, int64_t outputs,
                            bool add) {
-  each_tile<PX>(block, [&](const float* const(&in)[PX], float* const(&out)[PX], int64_t left) GW_LAMBDA {
+  each_tile<PX>(block, [&](const Real* const(&in)[PX], Real* const(&out)[PX], int64_t left) GW_LAMBDA {
     Vec sum[PX][OV];
     group_tile<OV, PX>(k, in, w, bias, sum);
     unroll<PX>([&](auto p) GW_LAMBDA {
@@ -56,7 +56,7 @@ GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const fl
 // Packs the weights of `outputs` output channels as [tap][input channel][kGroupBlock]; lanes beyond them hold anything. It
 // reads along whatever is contiguous in the weight: output channels, input channels (of a channels-last weight, or a 1x1 one),
 // or the taps of a channel.
-inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const float* from, int64_t outputs, float* to) {
+inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const Real* from, int64_t outputs, Real* to) {
   const WeightStrides& s = c.weight_strides;
   const int64_t taps = l.kernel_h * l.kernel_w, tap = c.in_channels * kGroupBlock;
   if (s.o != 1 && s.c != 1 && s.w == 1 && s.h == l.kernel_w && taps >= kLanes) {
@@ -70,7 +70,7 @@ inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const fl
     return;
   }
   for (int64_t t = 0; t < taps; t++, to += tap) {
-    const float* at = from + t / l.kernel_w * s.h + t % l.kernel_w * s.w;
+    const Real* at = from + t / l.kernel_w * s.h + t % l.kernel_w * s.w;
     if (s.o == 1) {
       for (int64_t i = 0; i < c.in_channels; i++) copy(to + i * kGroupBlock, at + i * s.c, outputs);
     } else if (s.c == 1) {
@@ -84,13 +84,13 @@ inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const fl
 }
 
 // Runs tasks [begin, end) of a correlation.
-void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
+void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, Real* scratch) {
   constexpr int kVectors = kGroupBlock / kLanes;
   const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
   const int64_t step = c.w.front().step;
   const WeightStrides& ws = c.weight_strides;
-  float* weights = scratch + l.input_floats;
-  float* stage = weights + l.weight_floats;
+  Real* weights = scratch + l.input_floats;
+  Real* stage = weights + l.weight_floats;
   const int64_t block_floats = group_block_floats(c, l.kernel_h, l.kernel_w);
   const bool once = l.weight_floats >= block_floats * ceil_div(c.out_channels, kGroupBlock);
   int64_t out_w = 0, packed_group = -1;
@@ -103,14 +103,14 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
     const int64_t low_h = std::max(row * c.h.stride + c.h.low, -(std::min(l.strip.rows, l.block.rows) - 1) * c.h.stride);
     const int64_t low_w = std::max(column * stride + l.low_w, -(std::min(l.strip.columns, l.block.columns) - 1) * stride);
     const Strides& xs = c.input_strides;
-    const float* input = c.input + n * xs.n + group * c.in_channels * xs.c;
+    const Real* input = c.input + n * xs.n + group * c.in_channels * xs.c;
     if (!l.in_place) pack_pixels(l.input, xs, c.h.in, c.w.front().in, input, c.in_channels, low_h, low_w, scratch);
     const int64_t x_row = l.in_place ? xs.h : l.input.columns * l.input.width, x_pixel = l.in_place ? xs.w : l.input.width;
-    float* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c +
-                    (c.h.first + row * c.h.step) * c.output_strides.h + column * step * c.output_strides.w;
+    Real* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c +
+                   (c.h.first + row * c.h.step) * c.output_strides.h + column * step * c.output_strides.w;
     const int64_t y_row = l.staged ? l.output.columns * l.output.width : c.h.step * c.output_strides.h;
     const int64_t pixel = l.staged ? l.output.width : c.output_strides.w;
-    const auto pack_block = [&](int64_t o, float* packed) {
+    const auto pack_block = [&](int64_t o, Real* packed) {
       if (packed_group != group || !once)
         pack_weights(c, l, c.weight + group * ws.group + o * ws.o, std::min<int64_t>(kGroupBlock, c.out_channels - o), packed);
     };
@@ -119,7 +119,7 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
       // Tiles of rows take two blocks of output channels where there are two.
       together = l.by_rows && c.out_channels - o > kGroupBlock ? 2 * kGroupBlock : kGroupBlock;
       const int64_t outputs = std::min<int64_t>(together, c.out_channels - o);
-      float* packed = weights + (once ? o / kGroupBlock * block_floats : 0);
+      Real* packed = weights + (once ? o / kGroupBlock * block_floats : 0);
       for (int64_t i = 0; i < outputs; i += kGroupBlock) pack_block(o + i, packed + i / kGroupBlock * block_floats);
       Vec bias[2 * kVectors];
       unroll<2 * kVectors>([&](auto v) GW_LAMBDA {
@@ -129,11 +129,11 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
       // Computes a strip of `height` rows from r on, and of `columns` columns of a phase from x on.
       const auto run_strip = [&](const Phase& h, const Phase& w, int64_t r, int64_t height, int64_t x, int64_t columns) {
         const int64_t taps = h.taps * w.taps, run = run_of_channels(c, taps);
-        const float* first = packed + (h.index * l.kernel_w + w.index) * c.in_channels * kGroupBlock;
-        const float* from = l.in_place ? input + low_h * x_row + low_w * x_pixel : scratch;
+        const Real* first = packed + (h.index * l.kernel_w + w.index) * c.in_channels * kGroupBlock;
+        const Real* from = l.in_place ? input + low_h * x_row + low_w * x_pixel : scratch;
         if (taps > 0)
           from += ((row + r) * h.stride + h.low - low_h) * x_row + ((column + x) * stride + w.low - low_w) * x_pixel;
-        float* y = (l.staged ? stage : output) + o + w.first * pixel + r * y_row + x * step * pixel;
+        Real* y = (l.staged ? stage : output) + o + w.first * pixel + r * y_row + x * step * pixel;
         for (int64_t i = 0; i < c.in_channels; i += run) {
           const GroupWalk k{h.taps,
                             w.taps,
@@ -143,7 +143,7 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
                             h.index_step * l.kernel_w * c.in_channels * kGroupBlock,
                             w.index_step * c.in_channels * kGroupBlock};
           const PixelBlock block{from + i, h.stride * x_row, stride * x_pixel, y, y_row, step * pixel, height, columns};
-          const float* weight = first + i * kGroupBlock;
+          const Real* weight = first + i * kGroupBlock;
           Vec start[2 * kVectors];
           unroll<2 * kVectors>([&](auto v) GW_LAMBDA { start[v] = i == 0 ? bias[v] : Vec{}; });
           if (kManyRegisters && l.by_rows && (w.taps > 1 || (w.taps > 0 && outputs > kLanes))) {
@@ -155,7 +155,7 @@ void correlate_groups(const Correlation& c, const ChannelsLayout& l, int64_t beg
           for (int64_t j = 0; j < outputs; j += kGroupBlock) {
             PixelBlock part = block;
             part.y += j;
-            const float* part_weight = weight + j / kGroupBlock * block_floats;
+            const Real* part_weight = weight + j / kGroupBlock * block_floats;
             const int64_t some = std::min<int64_t>(kGroupBlock, outputs - j);
             if (some > kLanes || kVectors != 2) {
               run_group<kVectors, kGroupSums / kVectors>(k, part, part_weight, start + j / kLanes, some, i > 0);

@@ -5,14 +5,14 @@ namespace groupwise {
 namespace {
 
 // Tiles take pixels of a strip as one row, in which only the last tile may be part empty.
-Strip strip_of(const Correlation& c, int64_t lanes, bool dots) {
+Strip strip_of(const CorrelationShape& c, int64_t lanes, bool dots) {
   const int64_t pixels = tile_pixels(c, lanes, dots), sums = pixels == 8 ? 8 : 12;
   const auto cost = [&](int64_t rows, int64_t columns) { return ceil_div(rows * columns, pixels) * sums / 2; };
   return cheapest_strip(c, {1, 2, 3, 4}, {2, 3, 6, 12}, cost);
 }
 
 // Tells whether tiles share the inputs of neighbouring taps, which takes 32 registers and rows that fill a tile.
-bool shares_taps(const Correlation& c, int64_t lanes) {
+bool shares_taps(const CorrelationShape& c, int64_t lanes) {
   constexpr int64_t kLeast = 7;
   bool shares = false;
   for (const Phase& w : c.w) {
@@ -24,7 +24,7 @@ bool shares_taps(const Correlation& c, int64_t lanes) {
 }
 
 // `packs`: the weights are packed in scratch; dot products read them in place.
-bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads, bool packs,
+bool lay_out(const CorrelationShape& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads, bool packs,
              ChannelsLayout* l) {
   const int64_t out_w = widest(c.w);
   l->kernel_h = kernel_h;
@@ -42,7 +42,7 @@ bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t l
   l->by_rows = packs && shares_taps(c, lanes);
   const int64_t together = l->by_rows ? std::min<int64_t>(blocks, 2) : 1;
   l->weight_floats =
-      packs ? block_floats * (block_floats * blocks <= kScratchFloats / (c.batch > 1 ? 2 : 4) ? blocks : together) : 0;
+      packs ? block_floats * (block_floats * blocks <= c.scratch / (c.batch > 1 ? 2 : 4) ? blocks : together) : 0;
   l->strip = l->by_rows ? Strip{std::max<int64_t>(1, c.h.out), out_w} : strip_of(c, lanes, !packs);
   Block& b = l->block;
   b = {std::max<int64_t>(1, c.h.out), out_w, 1};
@@ -71,10 +71,10 @@ bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t l
     }
   };
   const auto divisible = [&](int64_t outputs) { return c.h.out > 1 ? b.rows > 1 : b.columns > outputs + 2 * reach(c.w); };
-  while (floats() > kScratchFloats / 3 && b.rows * b.columns > 1024 && divisible(1024)) halve();
-  while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  while (floats() > kScratchFloats && b.columns > 6) b.columns = ceil_div(b.columns, 2);
-  if (floats() > kScratchFloats) return false;
+  while (floats() > c.scratch / 3 && b.rows * b.columns > 1024 && divisible(1024)) halve();
+  while (floats() > c.scratch && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > c.scratch && b.columns > 6) b.columns = ceil_div(b.columns, 2);
+  if (floats() > c.scratch) return false;
   // An uneven number of tasks leaves threads idle: five on two threads a sixth of the time.
   const auto uneven = [&] {
     const int64_t tasks = l->tasks(c);
@@ -89,12 +89,13 @@ bool lay_out(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t l
 
 }  // namespace
 
-bool lay_out_groups(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
+bool lay_out_groups(const CorrelationShape& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
                     ChannelsLayout* l) {
   return lay_out(c, kernel_h, kernel_w, lanes, threads, true, l);
 }
 
-bool lay_out_dots(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads, ChannelsLayout* l) {
+bool lay_out_dots(const CorrelationShape& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
+                  ChannelsLayout* l) {
   return lay_out(c, kernel_h, kernel_w, lanes, threads, false, l);
 }
 

@@ -16,11 +16,13 @@ const char* refuses(const Request& r) {
                "where a row has at most 8 outputs";
 }
 
-std::unique_ptr<Work> groups(const Request& r) {
+template <class Real>
+std::unique_ptr<Work> groups_of(const Request& r) {
   const Problem& p = r.problem;
-  const int64_t lanes = r.target->lanes;
-  auto work = lay_out_correlations<ChannelsLayout>(
-      r, r.target->correlate_groups,
+  const Bodies<Real>& bodies = r.target->of<Real>();
+  const int64_t lanes = bodies.lanes;
+  auto work = lay_out_correlations<ChannelsLayout, Real>(
+      r, bodies.correlate_groups,
       [&](const Correlation& c, int64_t threads, ChannelsLayout* l) {
         return lay_out_groups(c, p.h.kernel, p.w.kernel, lanes, threads, l);
       },
@@ -36,6 +38,10 @@ std::unique_ptr<Work> groups(const Request& r) {
   return work;
 }
 
+std::unique_ptr<Work> groups(const Request& r) {
+  return r.dtype == Dtype::float64 ? groups_of<double>(r) : groups_of<float>(r);
+}
+
 }  // namespace
 
 extern const KernelRow kGroups;
@@ -44,6 +50,7 @@ const KernelRow kGroups{"groups",
                         "channels and more",
                         {true, true, false},
                         refuses,
-                        groups};
+                        groups,
+                        true};
 
 }  // namespace groupwise

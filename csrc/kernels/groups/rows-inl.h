@@ -18,12 +18,12 @@ struct RowWalk {
 
 // Adds the products of T neighbouring taps to the sums; outputs are S inputs apart.
 template <int T, int S, int OV, int R, int PX>
-GW_INLINE void add_taps(const RowWalk& k, const float* x, const float* w, Vec (&sum)[R][PX][OV]) {
+GW_INLINE void add_taps(const RowWalk& k, const Real* x, const Real* w, Vec (&sum)[R][PX][OV]) {
   constexpr int kInputs = (PX - 1) * S + T, kBases = (kInputs + 4) / 5;
   // x86 addresses have a base and one step times 1, 2 or 4: two steps and a base for each five pixels reach all of them.
   int64_t one = k.x_pixel, three = 3 * k.x_pixel;
   asm volatile("" : "+r"(one), "+r"(three));
-  const float* base[R][kBases];
+  const Real* base[R][kBases];
   unroll<R>([&](auto r) GW_LAMBDA {
     unroll<kBases>([&](auto b) GW_LAMBDA {
       base[r][b] = x + r * k.out_row + 5 * b * k.x_pixel;
@@ -55,20 +55,20 @@ GW_INLINE void add_taps(const RowWalk& k, const float* x, const float* w, Vec (&
 
 // Outputs of a tile: `rows` x `columns` of them are stored, or added to what is there.
 struct RowTile {
-  const float* x;
-  float* y;
+  const Real* x;
+  Real* y;
   int64_t y_row, y_pixel, rows, columns, outputs;
   bool add;
 };
 
 template <int S, int OV, int R, int PX>
-GW_NOINLINE void row_tile(const RowWalk& k, const RowTile& tile, const float* w, const Vec* bias) {
+GW_NOINLINE void row_tile(const RowWalk& k, const RowTile& tile, const Real* w, const Vec* bias) {
   Vec sum[R][PX][OV];
   unroll<R>([&](auto r) GW_LAMBDA {
     unroll<PX>([&](auto p) GW_LAMBDA { unroll<OV>([&](auto v) GW_LAMBDA { sum[r][p][v] = bias[v]; }); });
   });
   for (int64_t kh = 0; kh < k.rows; kh++) {
-    const float *x = tile.x + kh * k.x_row, *weight = w + kh * k.w_row;
+    const Real *x = tile.x + kh * k.x_row, *weight = w + kh * k.w_row;
     int64_t left = k.columns;
     for (; left >= 3; left -= 3, x += 3 * k.x_pixel, weight += 3 * k.w_column) add_taps<3, S>(k, x, weight, sum);
     if (left == 2) add_taps<2, S>(k, x, weight, sum);
@@ -91,14 +91,14 @@ struct StripRows {
 };
 
 template <int S, int OV, int R, int PX>
-inline void run_tiles(const RowWalk& walk, const StripRows& s, const PixelBlock& b, const float* w, const Vec* bias,
+inline void run_tiles(const RowWalk& walk, const StripRows& s, const PixelBlock& b, const Real* w, const Vec* bias,
                       int64_t outputs, bool add, int64_t r, int64_t rows) {
   // The taps of rows of padding are left out.
   const Phase h = clipped(s.all, s.first + r, rows);
   RowWalk k = walk;
   k.rows = h.taps;
   k.out_row = rows > 1 ? b.x_row : 0;
-  const float* x = b.x + r * b.x_row;
+  const Real* x = b.x + r * b.x_row;
   if (h.taps > 0) x += (h.low - s.strip.low) * s.x_row, w += (h.index - s.strip.index) * s.w_row;
   for (int64_t column = 0; column < b.columns; column += PX)
     row_tile<S, OV, R, PX>(k,
@@ -109,8 +109,8 @@ inline void run_tiles(const RowWalk& walk, const StripRows& s, const PixelBlock&
 
 // Computes a strip of outputs of up to two vectors. It is a template so that tiles are compiled only where registers suffice.
 template <bool Many>
-inline void run_rows(const RowWalk& k, const StripRows& s, const PixelBlock& b, const float* w, const Vec* bias,
-                     int64_t outputs, bool add) {
+inline void run_rows(const RowWalk& k, const StripRows& s, const PixelBlock& b, const Real* w, const Vec* bias, int64_t outputs,
+                     bool add) {
   if constexpr (Many) {
     const int64_t vectors = outputs > kLanes ? 2 : 1;
     const RowTiles tiles = row_tiles(b.rows, b.columns, vectors);

@@ -12,6 +12,7 @@
 #include "kernels/channels_layout.h"
 #include "kernels/pack-inl.h"
 #include "kernels/tiles.h"
+#include "kernels/typed.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
@@ -20,7 +21,7 @@ namespace groupwise::GW_TARGET {
 // memory as it has inputs, more than the processor's own prefetcher follows. 3x3 depthwise of 96 channels 112x112 took 0.48 ms
 // instead of 0.99 after other layers, and 0.46 instead of 0.55 after itself (medians, one thread).
 template <int S>
-GW_INLINE void fetch_ahead(const Walk& k, const float* x) {
+GW_INLINE void fetch_ahead(const Walk& k, const Real* x) {
   x += (k.rows - k.fresh) * k.x_row + 2 * S * kPixelTile * k.x_column;
   for (int64_t row = 0; row < k.fresh; row++, x += k.x_row)
     unroll<S * kPixelTile>([&](auto p) GW_LAMBDA { __builtin_prefetch(x + p * k.x_column); });
@@ -29,7 +30,7 @@ GW_INLINE void fetch_ahead(const Walk& k, const float* x) {
 // Computes the pixels of `vectors` vectors of output channels, one vector after the other, and stores the first `stored`
 // pixels. The outputs are S inputs apart. KW is the number of taps in a row, or 0 for any.
 template <class Lanes, int KW, int S, Edge E>
-GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const float* w, const float* bias, float* y,
+GW_NOINLINE void pixel_tile(const Walk& k, const Real* x, int64_t column, const Real* w, const Real* bias, Real* y,
                             int64_t stored, int64_t vectors) {
   const uint32_t there = E == Edge::any && KW > 0 ? inputs_there(k, column, kInputs<KW, S>) : 0;
   int64_t left = k.vectors_a_group;
@@ -71,11 +72,11 @@ GW_NOINLINE void pixel_tile(const Walk& k, const float* x, int64_t column, const
 
 // Vectors of output channels that are neighbours in memory, of one row of outputs.
 struct PixelRow {
-  const float* x;  // the first tap of the first output, in column `column`
+  const Real* x;  // the first tap of the first output, in column `column`
   int64_t column, stride;
-  const float* w;
-  const float* bias;
-  float* y;
+  const Real* w;
+  const Real* bias;
+  Real* y;
   int64_t count, vectors;
 };
 
@@ -84,8 +85,8 @@ struct PixelRow {
 template <class Lanes, int S>
 GW_INLINE void run_tile(const Walk& k, const PixelRow& r, int64_t i) {
   constexpr bool kDepthwise = Lanes::kChannels == 1;
-  const float* x = r.x + i * S * k.x_column;
-  float* y = r.y + i * k.y_pixel;
+  const Real* x = r.x + i * S * k.x_column;
+  Real* y = r.y + i * k.y_pixel;
   const int64_t column = r.column + i * S * k.unit, left = r.count - i;
   const int64_t reach = column + S * (kPixelTile - 1) * k.unit + (k.columns - 1) * k.tap;
   const bool within = column >= 0 && reach < k.width;
@@ -212,9 +213,9 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
                      ahead && last_rows ? std::min(rows, c.h.stride) : 0,
                      last_run ? clamp : Clamp{}};
         const int64_t kh = there.first + first_row;
-        const float* row = image.x + (at + kh * c.h.spacing) * image.row + i;
-        const float* taps = v.w + i * packed.channel + (c.h.index + kh * c.h.index_step) * packed.row + s.index * packed.column;
-        float* y = v.y + r * out.y_row + s.first * out.y_pixel;
+        const Real* row = image.x + (at + kh * c.h.spacing) * image.row + i;
+        const Real* taps = v.w + i * packed.channel + (c.h.index + kh * c.h.index_step) * packed.row + s.index * packed.column;
+        Real* y = v.y + r * out.y_row + s.first * out.y_pixel;
         for (int64_t start = 0; start < std::min(apart, columns); start++) {
           const int64_t x = out.at_column + start * s.stride + s.low;
           run_pixels<Lanes>(k, {row + x * image.pixel, x, two ? 2 : 1, taps, v.bias, y + start * s.step * out.y_pixel,
@@ -228,7 +229,7 @@ inline void run_vectors(const Correlation& c, const Image& image, const Packed& 
 }
 
 // Packs the weights of one block of channels, vector by vector.
-inline void pack_block(const Correlation& c, const ChannelsLayout& l, int64_t block, const Packed& packed, float* to) {
+inline void pack_block(const Correlation& c, const ChannelsLayout& l, int64_t block, const Packed& packed, Real* to) {
   const int64_t all = c.groups * c.out_channels, channel = block * l.block.groups * c.out_channels;
   const Runs runs = runs_of(c.out_channels, l.channels_of(c, block), !l.staged);
   for (int64_t v = 0; v < runs.count * runs.vectors; v++) {
@@ -240,22 +241,22 @@ inline void pack_block(const Correlation& c, const ChannelsLayout& l, int64_t bl
 }
 
 // Packs blocks [begin, end) for tensors that are read in place.
-void pack_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* packed) {
+void pack_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, Real* packed) {
   const Packed order = packed_order(c.weight_strides.c == 1, c.in_channels, l.kernel_h, l.kernel_w);
   for (int64_t block = begin; block < end; block++) pack_block(c, l, block, order, packed + block * l.weight_floats);
 }
 
 // Runs tasks [begin, end) of a correlation.
-void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, float* scratch) {
-  alignas(64) static const float kNoBias[kLanes] = {};
+void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t begin, int64_t end, Real* scratch) {
+  alignas(64) static const Real kNoBias[kLanes] = {};
   const int64_t by_w = ceil_div(c.w.front().out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows);
   const int64_t step = c.w.front().step;
   // The weights keep the order of the tensor.
   const Packed packed = packed_order(c.weight_strides.c == 1, c.in_channels, l.kernel_h, l.kernel_w);
   // Where blocks are staged, the last vector may end late: its bias is copied to where there is room.
-  float* staged_bias = scratch + l.input_floats;
-  float* own_weights = staged_bias + (l.staged ? kChannelBlock : 0);
-  float* stage = scratch + l.input_floats + l.weight_floats;
+  Real* staged_bias = scratch + l.input_floats;
+  Real* own_weights = staged_bias + (l.staged ? kChannelBlock : 0);
+  Real* stage = scratch + l.input_floats + l.weight_floats;
   const int64_t bias_step = c.bias || l.staged ? 1 : 0;
   Clamp clamp;
   const bool clamps = is_clamp(c.epilogue, &clamp);
@@ -269,17 +270,17 @@ void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t b
     const int64_t channels = l.channels_of(c, block);
     const int64_t rows = std::min(l.block.rows, c.h.out - row);
     const Runs runs = runs_of(c.out_channels, channels, !l.staged);
-    const float* weights = c.packed ? c.packed + block * l.weight_floats : own_weights;
-    const float* bias = l.staged ? staged_bias : c.bias ? c.bias + channel : kNoBias;
+    const Real* weights = c.packed ? c.packed + block * l.weight_floats : own_weights;
+    const Real* bias = l.staged ? staged_bias : c.bias ? c.bias + channel : kNoBias;
     if (packed_block != block) {
       if (!c.packed) pack_block(c, l, block, packed, own_weights);
       for (int64_t v = 0; l.staged && v < channels; v += kLanes)
         store(staged_bias + v, c.bias ? load_some(c.bias + channel + v, std::min<int64_t>(kLanes, channels - v)) : Vec{});
     }
     packed_block = block;
-    const float* input = c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c;
-    float* output = c.output + n * c.output_strides.n + channel * c.output_strides.c +
-                    (c.h.first + row * c.h.step) * c.output_strides.h + column * step * c.output_strides.w;
+    const Real* input = c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c;
+    Real* output = c.output + n * c.output_strides.n + channel * c.output_strides.c +
+                   (c.h.first + row * c.h.step) * c.output_strides.h + column * step * c.output_strides.w;
     Image image{input, c.input_strides.h, c.input_strides.w, c.h.in, c.w.front().in, 0, c.w.front().in};
     const int64_t at_row = row * c.h.stride + c.h.low, at_column = column * c.w.front().stride;
     Outputs out{rows, column, l.block.columns, at_row, at_column, c.h.step * c.output_strides.h, c.output_strides.w};
@@ -296,7 +297,7 @@ void correlate_channels(const Correlation& c, const ChannelsLayout& l, int64_t b
                std::min(l.input.columns, c.w.front().in - low_w)};
       out = {rows, column, l.block.columns, at_row - low_h, -l.low_w, l.output.columns * kChannelBlock, kChannelBlock};
     }
-    const auto compute = [&](const Outputs& outputs, float* to) {
+    const auto compute = [&](const Outputs& outputs, Real* to) {
       with_lanes(c.in_channels, c.out_channels, [&]<class Lanes>(Lanes) {
         const auto run = [&](int64_t vector, int64_t count) {
           // A vector reads from the inputs of its first group on; lanes of several groups keep their inputs together.

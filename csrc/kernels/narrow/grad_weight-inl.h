@@ -8,13 +8,13 @@
 #include "kernels/narrow/task-inl.h"
 #include "kernels/block_sum-inl.h"
 #include "kernels/pack-inl.h"
+#include "kernels/typed.h"
 
 namespace groupwise::GW_TARGET {
 
 // Sums KH x KW taps of IC input channels; sums[channel][row][column] are kLanes floats each, with the steps of `slots`.
 template <class Lanes, int KH, int KW, int IC>
-GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const float* x, const float* go, const Packed& slots,
-                           float* sums) {
+GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const Real* x, const Real* go, const Packed& slots, Real* sums) {
   constexpr uint32_t kAll = (1u << KH * KW) - 1;
   Vec sum[KH * KW][IC];
   unroll<KH * KW * IC>([&](auto i) GW_LAMBDA { sum[i / IC][i % IC] = Vec{}; });
@@ -23,13 +23,13 @@ GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const float* x, c
   const int64_t from = w.first >= 0 ? 0 : std::min(w.count, ceil_div(-w.first, w.stride));
   const int64_t to = last <= 0 ? from : std::max(from, std::min(w.count, ceil_div(last, w.stride)));
   const int64_t x_row = h.x, go_row = h.go, x_pixel = w.x, go_pixel = w.go, tap_row = h.x_tap, tap_column = w.x_tap;
-  const auto pixel = [&](const float* at, const float* grad, auto whole, uint32_t there) GW_LAMBDA {
+  const auto pixel = [&](const Real* at, const Real* grad, auto whole, uint32_t there) GW_LAMBDA {
     Vec out[Lanes::kSums];
     Lanes::share(load(grad), out);
     unroll<Lanes::kSums>([&](auto i) GW_LAMBDA { pin(out[i]); });
     unroll<KH * KW>([&](auto t) GW_LAMBDA {
       if (!whole && !(there >> t & 1)) return;
-      const float* from = at + t / KW * tap_row + t % KW * tap_column;
+      const Real* from = at + t / KW * tap_row + t % KW * tap_column;
       if constexpr (Lanes::kChannels > 0) {
         unroll<Lanes::kLoads>([&](auto l) GW_LAMBDA {
           const Vec in = Lanes::template take<l>(from);
@@ -53,8 +53,8 @@ GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const float* x, c
   };
   for (int64_t r = 0; r < h.count; r++) {
     const uint32_t there = rows_there(r);
-    const float* at = x + r * x_row + from * x_pixel;
-    const float* grad = go + r * go_row + from * go_pixel;
+    const Real* at = x + r * x_row + from * x_pixel;
+    const Real* grad = go + r * go_row + from * go_pixel;
     if (there == kAll) {
       for (int64_t n = to - from; n > 0; n--, at += x_pixel, grad += go_pixel) pixel(at, grad, std::true_type{}, kAll);
     } else if (there != 0) {
@@ -79,7 +79,7 @@ GW_NOINLINE void sum_place(const Reading& h, const Reading& w, const float* x, c
   unroll<KH * KW>([&](auto t) GW_LAMBDA {
     if constexpr (Lanes::kSums == 2) Lanes::restore(sum[t]);
     unroll<IC>([&](auto c) GW_LAMBDA {
-      float* at = sums + t / KW * slots.row + t % KW * slots.column + c * slots.channel;
+      Real* at = sums + t / KW * slots.row + t % KW * slots.column + c * slots.channel;
       store(at, load(at) + sum[t][c]);
     });
   });
@@ -95,8 +95,8 @@ GW_INLINE int64_t keep_inside(Reading* a, int64_t taps) {
 
 // Sums all taps of IC input channels of one vector of output channels.
 template <class Lanes, int IC>
-GW_INLINE void sum_places(const GradWeight& work, const Reading& h, const Reading& w, const float* x, const float* go,
-                          const Packed& slots, float* sums) {
+GW_INLINE void sum_places(const GradWeight& work, const Reading& h, const Reading& w, const Real* x, const Real* go,
+                          const Packed& slots, Real* sums) {
   constexpr int kRows = IC == 1 ? 3 : IC == 2 ? 2 : 1;
   const Problem& p = work.problem;
   for (int64_t kh = 0, rows; kh < p.h.kernel; kh += rows) {
@@ -111,9 +111,9 @@ GW_INLINE void sum_places(const GradWeight& work, const Reading& h, const Readin
       wide.first += kw * w.dilation;
       const int64_t skipped_columns = keep_inside(&wide, columns);
       if (wide.count == 0) continue;
-      const float* from = x + kh * h.x_tap + kw * w.x_tap + skipped_rows * h.x + skipped_columns * w.x;
-      const float* grad = go + skipped_rows * h.go + skipped_columns * w.go;
-      float* to = sums + kh * slots.row + kw * slots.column;
+      const Real* from = x + kh * h.x_tap + kw * w.x_tap + skipped_rows * h.x + skipped_columns * w.x;
+      const Real* grad = go + skipped_rows * h.go + skipped_columns * w.go;
+      Real* to = sums + kh * slots.row + kw * slots.column;
       const auto place = [&](auto height) GW_LAMBDA {
         if (columns == 3) return sum_place<Lanes, height, 3, IC>(high, wide, from, grad, slots, to);
         if (columns == 2) return sum_place<Lanes, height, 2, IC>(high, wide, from, grad, slots, to);
@@ -129,8 +129,8 @@ GW_INLINE void sum_places(const GradWeight& work, const Reading& h, const Readin
 }
 
 // Runs tasks [begin, end), each of which sums a block of output channels over one part of the samples and positions.
-void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t begin, int64_t end, float* scratch,
-                        float* parts) {
+void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t begin, int64_t end, Real* scratch,
+                        Real* parts) {
   const Problem& p = work.problem;
   const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
   const WeightStrides& ws = work.weight_strides;
@@ -166,11 +166,11 @@ void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l,
                       p.w.stride * xs.w,
                       gs.w,
                       p.w.dilation * xs.w};
-      const float* x = work.input + n * xs.n + h.first * xs.h + w.first * xs.w;
-      const float* go = work.grad_output + n * gs.n + row * gs.h + column * gs.w;
+      const Real* x = work.input + n * xs.n + h.first * xs.h + w.first * xs.w;
+      const Real* go = work.grad_output + n * gs.n + row * gs.h + column * gs.w;
       if (l.slides) {
         // The totals lie behind the sums.
-        float* totals = scratch + vectors * packed.vector;
+        Real* totals = scratch + vectors * packed.vector;
         zero(totals, vectors * kLanes);
         with_lanes(p.in_channels, p.out_channels, [&]<class Lanes>(Lanes) {
           if constexpr (Lanes::kChannels == 1) {
@@ -190,8 +190,8 @@ void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l,
       with_lanes(p.in_channels, p.out_channels, [&]<class Lanes>(Lanes) {
         for (int64_t v = 0; v < vectors; v++) {
           const int64_t first = channel + runs.first(v);
-          const float* from = x + first / p.out_channels * p.in_channels;
-          float* sums = scratch + v * packed.vector;
+          const Real* from = x + first / p.out_channels * p.in_channels;
+          Real* sums = scratch + v * packed.vector;
           if constexpr (Lanes::kChannels > 0) {
             sum_places<Lanes, Lanes::kChannels>(work, h, w, from, go + first, packed, sums);
           } else {
@@ -206,7 +206,7 @@ void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l,
     }
     for (int64_t v = 0; v < vectors; v++) {
       const int64_t first = channel + runs.first(v);
-      const float* from = scratch + v * packed.vector;
+      const Real* from = scratch + v * packed.vector;
       if (l.parts > 1) {
         split_pixels(parts + (part * all + first) * slots, slots, from, kLanes, kLanes, slots);
         continue;

@@ -2,7 +2,9 @@
 #pragma once
 #include "kernels/channels_layout.h"
 #include "simd/simd.h"
+#ifndef GW_FLOAT64
 #include "simd/twice.h"
+#endif
 
 namespace groupwise::GW_TARGET {
 
@@ -19,24 +21,27 @@ template <int I, int O>
 struct ShuffledLanes : OneSum {
   static constexpr int kChannels = I, kLoads = I, kStep = kLanes / O * I;
   template <int C>
-  static GW_INLINE Vec take(const float* x) {
+  static GW_INLINE Vec take(const Real* x) {
     if constexpr (I == 2 * O) {
       return load_even(x + C);
-    } else if constexpr (kStep == 2) {
+    } else if constexpr (kStep == 2 && sizeof(Real) == 4) {
       // Every pair of lanes gets both inputs, so that each lane finds its own within its half of the vector.
-      const Vec v = load_pair(x);
+      // (Only floats have the function.)
+      const Vec v = [](auto from) GW_LAMBDA { return load_pair(from); }(x);
       return spread([](int lane) { return lane / 2 * 2 + lane / O; }, v, v);
     } else if constexpr (kLanes == 16 && kStep == 4 && I == 1) {
       // Compilers spread a quarter of a vector lane by lane. (Only vectors of 16 have the function.)
       return [](auto from) GW_LAMBDA { return load_four_times(from); }(x);
     } else {
-      typedef float Inputs __attribute__((vector_size(kStep * 4)));
+      typedef Real Inputs __attribute__((vector_size(kStep * sizeof(Real))));
       Inputs in;
       std::memcpy(&in, x, sizeof in);
       return spread([](int lane) { return lane / O * I + C; }, in, in);
     }
   }
 };
+
+#if GW_LANES > 8
 
 // Groups whose inputs are loaded in the order of the tensor and meet factors in an order of their own, that of `arrange`: so no
 // input is shuffled. There are two sums a pixel, which `fold` turns into the output channels, and factor C belongs to sum
@@ -139,11 +144,13 @@ struct LanesOfTwo {
   static GW_INLINE void restore(Vec (&)[2]) {}
 };
 
+#endif
+
 // Depthwise: each lane is a group.
 struct LanesOfOne : OneSum {
   static constexpr int kChannels = 1, kLoads = 1, kStep = kLanes;
   template <int>
-  static GW_INLINE Vec take(const float* x) {
+  static GW_INLINE Vec take(const Real* x) {
     return load(x);
   }
 };
@@ -152,7 +159,7 @@ struct LanesOfOne : OneSum {
 struct OneGroup : OneSum {
   static constexpr int kChannels = 0, kStep = 0;
   template <int>
-  static GW_INLINE Vec take(const float* x) {
+  static GW_INLINE Vec take(const Real* x) {
     return broadcast(*x);
   }
 };
@@ -165,18 +172,18 @@ GW_INLINE void with_lanes(int64_t in, int64_t out, F&& f) {
   if (out == 2 && in == 1) return f(ShuffledLanes<1, 2>{});
   if constexpr (kLanes > 4)
     if (out == 4 && in == 1) return f(ShuffledLanes<1, 4>{});
-  if constexpr (kLanes > 8) {
-    // Two sums a pixel need as many registers as vectors of 16 have.
-    if (in == 1) return f(ShuffledLanes<1, 8>{});
-    if (out == 1) return f(LanesOfTwoToOne{});
-    if (out == 2) return f(LanesOfTwo{});
-    if (out == 4) return f(LanesOfFour{});
-    f(LanesOfEight{});
-  } else {
-    if (out == 1) return f(ShuffledLanes<2, 1>{});
-    if (out == 2) return f(ShuffledLanes<2, 2>{});
-    if constexpr (kLanes > 4) f(ShuffledLanes<4, 4>{});
-  }
+#if GW_LANES > 8
+  // Two sums a pixel need as many registers as vectors of 16 have.
+  if (in == 1) return f(ShuffledLanes<1, 8>{});
+  if (out == 1) return f(LanesOfTwoToOne{});
+  if (out == 2) return f(LanesOfTwo{});
+  if (out == 4) return f(LanesOfFour{});
+  f(LanesOfEight{});
+#else
+  if (out == 1) return f(ShuffledLanes<2, 1>{});
+  if (out == 2) return f(ShuffledLanes<2, 2>{});
+  if constexpr (kLanes > 4) f(ShuffledLanes<4, 4>{});
+#endif
 }
 
 // Packed weights: the floats between input channels, rows and columns of taps, and vectors of output channels.

@@ -31,13 +31,13 @@ int64_t largest_block(int64_t groups, int64_t blocks, int64_t most) {
 }
 
 // Lays out channels-last tensors, which are read in place.
-bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_t threads, ChannelsLayout* l) {
+bool lay_out_in_place(const CorrelationShape& c, int64_t out_w, int64_t lanes, int64_t threads, ChannelsLayout* l) {
   // The weights need only stay in the L2 cache: the more channels of a pixel are read at once from beyond it the better, whether
   // the weights fit L1 or not (8 channels a group of 256, of stride 2: 40 % of peak by 32 channels, 43 % by all).
-  constexpr int64_t kTarget = 24 * 1024, kFirstCache = 8 * 1024;
+  const int64_t kTarget = floats_worth(24 * 1024, c), kFirstCache = floats_worth(8 * 1024, c);
   // Tensors of 2.1 MiB come faster by whole pixels, with 2 MiB of L2 cache too (3x3 depthwise of 256 channels 33x33, dilation
   // 2, one thread of an Intel Xeon: 0.133 ms instead of 0.165).
-  constexpr int64_t kMostInPieces = 512 * 1024;
+  const int64_t kMostInPieces = floats_worth(512 * 1024, c);
   const int64_t least = std::max<int64_t>(1, lanes / c.out_channels);
   const int64_t vector = c.in_channels * l->kernel_h * l->kernel_w * lanes;
   const auto floats = [&](int64_t groups) { return vectors_of(groups, c.out_channels, lanes) * vector; };
@@ -47,7 +47,7 @@ bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_
   const int64_t floats_of_all =
       c.batch * c.groups *
       (c.in_channels * c.h.in * c.w.front().in + c.out_channels * c.h.out * c.h.step * out_w * c.w.front().step);
-  if (c.in_channels == 1 && floats_of_all <= std::min(3 * kScratchFloats, kMostInPieces)) {
+  if (c.in_channels == 1 && floats_of_all <= std::min(3 * c.scratch, kMostInPieces)) {
     // Pieces of pixels come from the L2 cache as fast as whole ones, so that the rows that a row of outputs reads stay in L1
     // (5x5 depthwise of 672 channels 14x14: 0.041 ms instead of 0.049; 3x3 of 576 channels: 0.020 instead of 0.025).
     const int64_t rows = std::min(c.h.span() + 1, c.h.in) * c.w.front().in + c.out_channels * out_w * c.w.front().step;
@@ -74,15 +74,15 @@ bool lay_out_in_place(const Correlation& c, int64_t out_w, int64_t lanes, int64_
   l->weight_floats = l->floats = floats(largest_block(c.groups, l->blocks, b.groups));
   // Prefetching pays where the tensors do not stay in the L2 cache. Others lose up to 8 % by it, as do rows of fewer than three
   // tiles.
-  l->ahead = floats_of_all > 3 * kScratchFloats && b.columns > 2 * kPixelTile;
-  return l->floats <= kScratchFloats;
+  l->ahead = floats_of_all > 3 * c.scratch && b.columns > 2 * kPixelTile;
+  return l->floats <= c.scratch;
 }
 
 }  // namespace
 
-bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
+bool lay_out_channels(const CorrelationShape& c, int64_t kernel_h, int64_t kernel_w, int64_t lanes, int64_t threads,
                       ChannelsLayout* l) {
-  constexpr int64_t kTarget = 12 * 1024;
+  const int64_t kTarget = floats_worth(12 * 1024, c);
   const int64_t out_w = widest(c.w);
   const int64_t stride = c.w.front().stride;
   l->staged = c.input_strides.c != 1 || c.output_strides.c != 1;
@@ -106,9 +106,9 @@ bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, 
   // A block of fewer rows than the kernel copies most of its input again.
   const int64_t shared = std::min(c.h.span(), c.h.in);
   while (floats() > kTarget && b.rows * c.h.stride > 2 * shared + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  while (floats() > kScratchFloats && b.columns > kPixelTile) b.columns = ceil_div(b.columns, 2);
-  if (floats() > kScratchFloats) return false;
+  while (floats() > c.scratch && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > c.scratch && b.columns > kPixelTile) b.columns = ceil_div(b.columns, 2);
+  if (floats() > c.scratch) return false;
   while (l->tasks(c) < 4 * threads && threads > 1 && b.rows * c.h.stride > 2 * shared + 1 && b.rows > 1)
     b.rows = ceil_div(b.rows, 2);
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
@@ -116,9 +116,9 @@ bool lay_out_channels(const Correlation& c, int64_t kernel_h, int64_t kernel_w, 
   return true;
 }
 
-bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightNarrowLayout* l) {
+bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightNarrowLayout* l) {
   // The sums stay in the L1 cache, beside the rows that are read.
-  constexpr int64_t kTarget = 4 * 1024;
+  const int64_t kTarget = floats_worth(4 * 1024, work);
   const Problem& p = work.problem;
   const int64_t least = std::max<int64_t>(1, lanes / p.out_channels);
   l->slides = may_slide({p.h.kernel, p.h.stride, p.h.dilation}, {p.w.kernel, p.w.stride, p.w.dilation}, p.in_channels,
@@ -137,7 +137,7 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightN
   }
   divide_positions(p, threads, l);
   l->floats = floats(largest_block(p.groups, l->blocks, b.groups));
-  return l->floats <= kScratchFloats;
+  return l->floats <= work.scratch;
 }
 
 }  // namespace groupwise

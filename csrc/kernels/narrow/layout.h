@@ -18,6 +18,6 @@ struct GradWeightNarrowLayout {
   int64_t tasks(const Problem&) const { return parts * blocks; }
 };
 
-bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightNarrowLayout* layout);
+bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightNarrowLayout* layout);
 
 }  // namespace groupwise

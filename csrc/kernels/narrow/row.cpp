@@ -6,7 +6,7 @@ namespace {
 
 const char* refuses(const Request& r) {
   const Problem& p = r.problem;
-  const int64_t lanes = r.target->lanes, least = std::max<int64_t>(8, lanes);
+  const int64_t lanes = lanes_of(r), least = std::max<int64_t>(8, lanes);
   const bool in_place = r.x_strides.c == 1 && r.y_strides.c == 1, forward = r.direction != Direction::grad_input;
   const int64_t in = forward ? p.in_channels : p.out_channels, out = forward ? p.out_channels : p.in_channels;
   // Blocks that are copied are written along the width.
@@ -26,44 +26,51 @@ const char* refuses(const Request& r) {
 }
 
 // Correlations, whose weights are packed by block of channels where the tensors are read in place.
-class NarrowWork : public Correlations<ChannelsLayout> {
+template <class Real>
+class NarrowWork : public Correlations<ChannelsLayout, Real> {
  public:
-  explicit NarrowWork(const Request& r) : Correlations(r), target_(r.target) {}
+  explicit NarrowWork(const Request& r) : Correlations<ChannelsLayout, Real>(r), bodies_(r.target->of<Real>()) {}
 
  protected:
-  void run_part(const Correlation& c, const ChannelsLayout& l, ParallelFor parallel_for) const override {
-    run_tasks(l.tasks(c), facts.threads > 1, parallel_for,
-              [&](int64_t begin, int64_t end) { target_->correlate_channels(c, l, begin, end, scratch()); });
+  void run_part(const CorrelationOf<Real>& c, const ChannelsLayout& l, ParallelFor parallel_for) const override {
+    run_tasks(l.tasks(c), this->facts.threads > 1, parallel_for,
+              [&](int64_t begin, int64_t end) { bodies_.correlate_channels(c, l, begin, end, scratch_of<Real>()); });
   }
 
-  int64_t packed_floats_of(const Correlation&, const ChannelsLayout& l) const override {
+  int64_t packed_floats_of(const CorrelationShape&, const ChannelsLayout& l) const override {
     return l.staged ? 0 : l.blocks * l.weight_floats;
   }
 
-  void pack_part(const Correlation& c, const ChannelsLayout& l, float* packed, ParallelFor parallel_for) const override {
+  void pack_part(const CorrelationOf<Real>& c, const ChannelsLayout& l, Real* packed, ParallelFor parallel_for) const override {
     if (l.staged) return;
-    run_tasks(l.blocks, facts.threads > 1, parallel_for,
-              [&](int64_t begin, int64_t end) { target_->pack_channels(c, l, begin, end, packed); });
+    run_tasks(l.blocks, this->facts.threads > 1, parallel_for,
+              [&](int64_t begin, int64_t end) { bodies_.pack_channels(c, l, begin, end, packed); });
   }
 
  private:
-  const Kernels* target_;
+  const Bodies<Real>& bodies_;
 };
 
-std::unique_ptr<Work> narrow(const Request& r) {
-  const std::string lanes = std::to_string(r.target->lanes);
+template <class Real>
+std::unique_ptr<Work> narrow_of(const Request& r) {
+  const Bodies<Real>& bodies = r.target->of<Real>();
+  const std::string lanes = std::to_string(bodies.lanes);
   if (r.direction == Direction::grad_weight)
-    return lay_out_grad_weight<GradWeightNarrowLayout>(r, grad_weight_of(r), r.target->grad_weight_narrow,
-                                                       "up to 12 sums x " + lanes + " output channels");
+    return lay_out_grad_weight<GradWeightNarrowLayout, Real>(r, grad_weight_of(r), bodies.grad_weight_narrow,
+                                                             "up to 12 sums x " + lanes + " output channels");
   const Problem& p = r.problem;
-  auto work = std::make_unique<NarrowWork>(r);
+  auto work = std::make_unique<NarrowWork<Real>>(r);
   for (const Correlation& c : correlations_of(r)) {
     ChannelsLayout l;
-    if (!lay_out_channels(c, p.h.kernel, p.w.kernel, r.target->lanes, work->facts.threads, &l)) return nullptr;
-    work->add(c, l, l.floats, executed_products_narrow(c, l, r.target->lanes));
+    if (!lay_out_channels(c, p.h.kernel, p.w.kernel, bodies.lanes, work->facts.threads, &l)) return nullptr;
+    work->add(c, l, l.floats, executed_products_narrow(c, l, bodies.lanes));
   }
   work->facts.tile = std::to_string(kPixelTile) + " pixels x " + lanes + " channels";
   return work;
+}
+
+std::unique_ptr<Work> narrow(const Request& r) {
+  return r.dtype == Dtype::float64 ? narrow_of<double>(r) : narrow_of<float>(r);
 }
 
 }  // namespace
@@ -74,6 +81,7 @@ const KernelRow kNarrow{"narrow",
                         "tensors; for depthwise layers and groups of few channels",
                         {true, true, true},
                         refuses,
-                        narrow};
+                        narrow,
+                        true};
 
 }  // namespace groupwise

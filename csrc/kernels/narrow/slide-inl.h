@@ -4,9 +4,10 @@
 #include "kernels/narrow/lanes-inl.h"
 #include "kernels/narrow/slides.h"
 #include "kernels/narrow/task-inl.h"
-#include "kernels/activation-inl.h"
+#include "kernels/clamp-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/tiles.h"
+#include "kernels/typed.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
@@ -38,7 +39,7 @@ GW_INLINE void add_product_of(Vec in, Vec (&factor)[F], Vec (&sum)[N]) {
   }
 }
 template <class Lanes, int R, int S, bool Odd, int I, int F, int N, int... O>
-GW_INLINE void add_input(const float* x, Vec (&factor)[F], Vec (&sum)[N], std::integer_sequence<int, O...>) {
+GW_INLINE void add_input(const Real* x, Vec (&factor)[F], Vec (&sum)[N], std::integer_sequence<int, O...>) {
   Vec in = Lanes::template take<0>(x);
   pin(in);
   (add_product_of<R, S, Odd, I, O>(in, factor, sum), ...);
@@ -47,19 +48,19 @@ GW_INLINE void add_input(const float* x, Vec (&factor)[F], Vec (&sum)[N], std::i
 // Adds the inputs of one column in the rows that `there` tells. Odd columns meet the middle tap of
 // outputs two apart, whose sums have moved by then.
 template <class Lanes, int R, int S, bool Odd, int F, int N, int... I>
-GW_INLINE void add_rows(const float* x, int64_t x_row, uint32_t there, Vec (&factor)[F], Vec (&sum)[N],
+GW_INLINE void add_rows(const Real* x, int64_t x_row, uint32_t there, Vec (&factor)[F], Vec (&sum)[N],
                         std::integer_sequence<int, I...>) {
   ((there >> I & 1 ? add_input<Lanes, R, S, Odd, I>(x + I * x_row, factor, sum, std::make_integer_sequence<int, R>{}) : void()),
    ...);
 }
 template <class Lanes, int R, int S, bool Odd, int F, int N>
-GW_INLINE void add_column(const float* x, int64_t x_row, uint32_t there, Vec (&factor)[F], Vec (&sum)[N]) {
+GW_INLINE void add_column(const Real* x, int64_t x_row, uint32_t there, Vec (&factor)[F], Vec (&sum)[N]) {
   add_rows<Lanes, R, S, Odd>(x, x_row, there, factor, sum, std::make_integer_sequence<int, (R - 1) * S + F / 3>{});
 }
 
 // Stores the oldest sums.
 template <int R, int N, int... O>
-GW_INLINE void end_outputs(float* y, int64_t y_row, const Clamp& clamp, Vec (&sum)[N], std::integer_sequence<int, O...>) {
+GW_INLINE void end_outputs(Real* y, int64_t y_row, const Clamp& clamp, Vec (&sum)[N], std::integer_sequence<int, O...>) {
   (store(y + O * y_row, clamped(sum[N - R + O], clamp)), ...);
 }
 
@@ -75,7 +76,7 @@ GW_INLINE void fill(Vec v, Vec (&sum)[N], std::integer_sequence<int, I...>) {
 }
 
 template <int... T>
-GW_INLINE void load_factors(const float* w, int64_t w_row, int64_t w_column, Vec (&factor)[9],
+GW_INLINE void load_factors(const Real* w, int64_t w_row, int64_t w_column, Vec (&factor)[9],
                             std::integer_sequence<int, T...>) {
   ((factor[T] = load(w + T / 3 * w_row + T % 3 * w_column), pin(factor[T])), ...);
 }
@@ -83,7 +84,7 @@ GW_INLINE void load_factors(const float* w, int64_t w_row, int64_t w_column, Vec
 // Computes R rows of outputs that are S inputs apart, of one vector after the other. `there` has a bit for each row of inputs
 // in the image.
 template <class Lanes, int R, int S>
-GW_NOINLINE void slide(const Slide& s, const float* x, float* y, uint32_t there, const float* w, const float* bias,
+GW_NOINLINE void slide(const Slide& s, const Real* x, Real* y, uint32_t there, const Real* w, const Real* bias,
                        int64_t vectors) {
   // Output m meets column S * m + t of the inputs by tap t, so step m begins output m and ends output m - kOlder.
   constexpr int kOlder = 3 - S, kSums = (kOlder + 1) * R;
@@ -99,8 +100,8 @@ GW_NOINLINE void slide(const Slide& s, const float* x, float* y, uint32_t there,
     fill(load(bias), sum, sums);
     for (int64_t m = 0; m < steps; m++) {
       if (m == from) {
-        const float* in = x + S * m * x_column;
-        float* out = y + (m - kOlder) * y_column;
+        const Real* in = x + S * m * x_column;
+        Real* out = y + (m - kOlder) * y_column;
         for (; m < to; m++, in += S * x_column, out += y_column) {
           add_column<Lanes, R, S, false>(in, x_row, there, factor, sum);
           end_outputs<R>(out, y_row, s.clamp, sum, rows);
@@ -140,7 +141,7 @@ inline void slide_band(const Correlation& c, const Image& image, const Packed& p
   uint32_t there = 0;
   for (int64_t i = 0; i < (rows - 1) * stride + 3; i++)
     if (at + i * by_h >= 0 && at + i * by_h < image.height) there |= 1u << i;
-  const float* w = v.w + c.h.index * packed.row + s.index * packed.column;
+  const Real* w = v.w + c.h.index * packed.row + s.index * packed.column;
   for (int64_t start = 0; start < std::min(by_w, columns); start++) {
     const int64_t column = out.at_column + start * stride + s.low;
     const auto before = [&](int64_t end) { return column >= end ? 0 : ceil_div(end - column, by_w); };
@@ -156,8 +157,8 @@ inline void slide_band(const Correlation& c, const Image& image, const Packed& p
                   packed.vector,
                   v.bias_vector,
                   clamp};
-    const float* x = image.x + at * image.row + column * image.pixel;
-    float* y = v.y + row * out.y_row + start * out.y_pixel;
+    const Real* x = image.x + at * image.row + column * image.pixel;
+    Real* y = v.y + row * out.y_row + start * out.y_pixel;
     const auto run = [&](auto together) {
       if (stride == 2) return slide<Lanes, together, 2>(k, x, y, there, w, v.bias, v.count);
       slide<Lanes, together, 1>(k, x, y, there, w, v.bias, v.count);

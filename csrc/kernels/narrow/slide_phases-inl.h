@@ -2,17 +2,18 @@
 // rows together: a column of inputs is loaded once, and meets one tap of one phase and both taps of the other.
 #pragma once
 #include "kernels/narrow/slide-inl.h"
+#include "kernels/typed.h"
 
 namespace groupwise::GW_TARGET {
 
 // Where a phase writes: output i meets the inputs from column i + low on.
 struct SlidePhase {
-  float* y;
+  Real* y;
   int64_t low, count;
 };
 
 template <int R, int N, int... O>
-GW_INLINE void end_singles(float* y, int64_t y_row, const Clamp& clamp, Vec (&sum)[N], std::integer_sequence<int, O...>) {
+GW_INLINE void end_singles(Real* y, int64_t y_row, const Clamp& clamp, Vec (&sum)[N], std::integer_sequence<int, O...>) {
   (store(y + O * y_row, clamped(sum[R + O], clamp)), ...);
 }
 
@@ -24,7 +25,7 @@ GW_INLINE void begin_pairs(Vec first, Vec (&sum)[N], std::integer_sequence<int, 
 
 // Loads rows of three taps, the places of which are in `w`.
 template <int F, int... T>
-GW_INLINE void load_factors_of(const float* const (&w)[3], int64_t at, int64_t w_row, Vec (&factor)[F],
+GW_INLINE void load_factors_of(const Real* const (&w)[3], int64_t at, int64_t w_row, Vec (&factor)[F],
                                std::integer_sequence<int, T...>) {
   ((factor[T] = load(w[T % 3] + at + T / 3 * w_row), pin(factor[T])), ...);
 }
@@ -32,8 +33,8 @@ GW_INLINE void load_factors_of(const float* const (&w)[3], int64_t at, int64_t w
 // Computes R rows of outputs by K rows of taps, of one vector after the other. `s` counts inputs from the image's first column.
 // The taps are those of `pair` and, between them, that of `single`.
 template <int R, int K>
-GW_NOINLINE void slide_phases(const Slide& s, const float* x, const SlidePhase& single, const SlidePhase& pair, uint32_t there,
-                              const float* const (&w)[3], const float* bias, int64_t vectors) {
+GW_NOINLINE void slide_phases(const Slide& s, const Real* x, const SlidePhase& single, const SlidePhase& pair, uint32_t there,
+                              const Real* const (&w)[3], const Real* bias, int64_t vectors) {
   using Lanes = LanesOfOne;
   constexpr std::make_integer_sequence<int, R> rows;
   constexpr std::make_integer_sequence<int, 3 * R> sums;
@@ -46,14 +47,14 @@ GW_NOINLINE void slide_phases(const Slide& s, const float* x, const SlidePhase& 
   Vec factor[3 * K], sum[3 * R];
   for (int64_t v = 0; v < vectors; v++, x += kLanes, bias += s.bias_vector) {
     load_factors_of(w, v * s.w_vector, s.w_row, factor, std::make_integer_sequence<int, 3 * K>{});
-    float* const y_single = single.y + v * kLanes;
-    float* const y_pair = pair.y + v * kLanes;
+    Real* const y_single = single.y + v * kLanes;
+    Real* const y_pair = pair.y + v * kLanes;
     fill(load(bias), sum, sums);
     for (int64_t j = begin; j < end; j++) {
       if (j == from) {
-        const float* in = x + j * x_column;
-        float* one = y_single + (j - single.low) * y_column;
-        float* two = y_pair + (j - pair.low - 1) * y_column;
+        const Real* in = x + j * x_column;
+        Real* one = y_single + (j - single.low) * y_column;
+        Real* two = y_pair + (j - pair.low - 1) * y_column;
         for (; j < to; j++, in += x_column, one += y_column, two += y_column) {
           add_column<Lanes, R, 1, false>(in, x_row, there, factor, sum);
           end_outputs<R>(two, y_row, s.clamp, sum, rows);
@@ -75,9 +76,9 @@ GW_NOINLINE void slide_phases(const Slide& s, const float* x, const SlidePhase& 
 inline void run_phases(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
                        const Clamp& clamp) {
   const Phase &single = c.w[0].taps == 1 ? c.w[0] : c.w[1], &pair = c.w[0].taps == 1 ? c.w[1] : c.w[0];
-  const float* w = v.w + c.h.index * packed.row;
-  const float* const taps[3] = {w + pair.index * packed.column, w + single.index * packed.column,
-                                w + (pair.index + pair.index_step) * packed.column};
+  const Real* w = v.w + c.h.index * packed.row;
+  const Real* const taps[3] = {w + pair.index * packed.column, w + single.index * packed.column,
+                               w + (pair.index + pair.index_step) * packed.column};
   const Slide s{image.row,
                 image.pixel,
                 image.left,
@@ -99,7 +100,7 @@ inline void run_phases(const Correlation& c, const Image& image, const Packed& p
       return SlidePhase{v.y + row * out.y_row + p.first * out.y_pixel, out.at_column + p.low,
                         std::min(out.columns, p.out - out.column)};
     };
-    const float* x = image.x + (out.at_row + row) * image.row;
+    const Real* x = image.x + (out.at_row + row) * image.row;
     with_rows<kSlideRows>(rows, [&](auto together) {
       if (c.h.taps == 2) return slide_phases<together, 2>(s, x, phase(single), phase(pair), there, taps, v.bias, v.count);
       slide_phases<together, 1>(s, x, phase(single), phase(pair), there, taps, v.bias, v.count);

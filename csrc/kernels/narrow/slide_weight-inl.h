@@ -19,20 +19,20 @@ GW_INLINE void add_taps(Vec in, Vec (&out)[N], Vec (&sum)[9]) {
   }
 }
 template <class Lanes, int R, int S, int Taps, int I, int N, int... O>
-GW_INLINE void add_row_of_taps(const float* x, Vec (&out)[N], Vec (&sum)[9], std::integer_sequence<int, O...>) {
+GW_INLINE void add_row_of_taps(const Real* x, Vec (&out)[N], Vec (&sum)[9], std::integer_sequence<int, O...>) {
   Vec in = Lanes::template take<0>(x);
   pin(in);
   (add_taps<R, S, Taps, I, O>(in, out, sum), ...);
 }
 template <class Lanes, int R, int S, int Taps, int N, int... I>
-GW_INLINE void add_rows_of_taps(const float* x, int64_t x_row, uint32_t there, Vec (&out)[N], Vec (&sum)[9],
+GW_INLINE void add_rows_of_taps(const Real* x, int64_t x_row, uint32_t there, Vec (&out)[N], Vec (&sum)[9],
                                 std::integer_sequence<int, I...>) {
   ((there >> I & 1 ? add_row_of_taps<Lanes, R, S, Taps, I>(x + I * x_row, out, sum, std::make_integer_sequence<int, R>{})
                    : void()),
    ...);
 }
 template <class Lanes, int R, int S, int Taps, int N>
-GW_INLINE void add_column_of_taps(const float* x, int64_t x_row, uint32_t there, Vec (&out)[N], Vec (&sum)[9]) {
+GW_INLINE void add_column_of_taps(const Real* x, int64_t x_row, uint32_t there, Vec (&out)[N], Vec (&sum)[9]) {
   add_rows_of_taps<Lanes, R, S, Taps>(x, x_row, there, out, sum, std::make_integer_sequence<int, (R - 1) * S + 3>{});
 }
 
@@ -42,7 +42,7 @@ GW_INLINE void move_outputs(Vec (&out)[N], std::integer_sequence<int, I...>) {
   ((out[N - 1 - I] = out[N - 1 - I - R]), ...);
 }
 template <int R, int N, int... O>
-GW_INLINE void load_outputs(const float* go, int64_t go_row, Vec (&out)[N], Vec& all, std::integer_sequence<int, O...>) {
+GW_INLINE void load_outputs(const Real* go, int64_t go_row, Vec (&out)[N], Vec& all, std::integer_sequence<int, O...>) {
   ((out[O] = load(go + O * go_row)), ...);
   if constexpr (R == 4) {
     all += (out[0] + out[1]) + (out[2] + out[3]);
@@ -53,7 +53,7 @@ GW_INLINE void load_outputs(const float* go, int64_t go_row, Vec (&out)[N], Vec&
 
 // Adds the sums to those in memory, and begins them anew.
 template <int... T>
-GW_INLINE void end_sums(float* to, int64_t w_row, int64_t w_column, Vec (&sum)[9], std::integer_sequence<int, T...>) {
+GW_INLINE void end_sums(Real* to, int64_t w_row, int64_t w_column, Vec (&sum)[9], std::integer_sequence<int, T...>) {
   ((store(to + T / 3 * w_row + T % 3 * w_column, load(to + T / 3 * w_row + T % 3 * w_column) + sum[T]), sum[T] = Vec{}), ...);
 }
 
@@ -63,7 +63,7 @@ constexpr int kSlideGradRows = kManyRegisters ? 4 : 1;
 // Adds R rows of outputs, which `s` calls y, to the sums and the totals of one vector after the other. `there` has a bit for
 // each row of inputs in the image.
 template <class Lanes, int R, int S>
-GW_NOINLINE void slide_sums(const Slide& s, const float* x, const float* go, uint32_t there, float* sums, float* totals,
+GW_NOINLINE void slide_sums(const Slide& s, const Real* x, const Real* go, uint32_t there, Real* sums, Real* totals,
                             int64_t vectors) {
   // A sum ends after about so many products (lay_out).
   constexpr int kOlder = 3 - S, kSteps = kSummedOutputs / R;
@@ -86,8 +86,8 @@ GW_NOINLINE void slide_sums(const Slide& s, const float* x, const float* go, uin
     fill(Vec{}, out, std::make_integer_sequence<int, (kOlder + 1) * R>{});
     for (int64_t m = 0; m < steps; m++) {
       if (m == from) {
-        const float* in = x + S * m * x_column;
-        const float* grad = go + m * go_column;
+        const Real* in = x + S * m * x_column;
+        const Real* grad = go + m * go_column;
         while (m < to) {
           for (const int64_t end = std::min(to, m + kSteps); m < end; m++, in += S * x_column, grad += go_column) {
             move_outputs<R>(out, older);
@@ -106,7 +106,7 @@ GW_NOINLINE void slide_sums(const Slide& s, const float* x, const float* go, uin
       move_outputs<R>(out, older);
       if (m < count) load_outputs<R>(go + m * go_column, go_row, out, all, rows);
       const int64_t j = S * m;
-      const float* in = x + j * x_column;
+      const Real* in = x + j * x_column;
       if (j >= low && j < high) {
         if (m < count) add_column_of_taps<Lanes, R, S, 1>(in, x_row, there, out, sum);
         if constexpr (S == 1)
@@ -124,8 +124,8 @@ GW_NOINLINE void slide_sums(const Slide& s, const float* x, const float* go, uin
 
 // Adds the outputs of an image block to the sums, and to the totals, of `vectors` vectors.
 template <class Lanes>
-inline void slide_block(const Reading& h, const Reading& w, const float* x, const float* go, const Packed& slots, float* sums,
-                        float* totals, int64_t vectors) {
+inline void slide_block(const Reading& h, const Reading& w, const Real* x, const Real* go, const Packed& slots, Real* sums,
+                        Real* totals, int64_t vectors) {
   // Outputs that are one tap apart share inputs, so a dilation is computed in as many turns.
   const int64_t stride = h.stride, by_h = stride == 1 ? h.dilation : 1, by_w = stride == 1 ? w.dilation : 1;
   const auto band = [&](int64_t row, int64_t rows) {
@@ -147,8 +147,8 @@ inline void slide_block(const Reading& h, const Reading& w, const float* x, cons
                     slots.vector,
                     0,
                     {}};
-      const float* from = x + row * h.x + start * w.x;
-      const float* grad = go + row * h.go + start * w.go;
+      const Real* from = x + row * h.x + start * w.x;
+      const Real* grad = go + row * h.go + start * w.go;
       with_rows<kSlideGradRows>(rows, [&](auto together) {
         if (stride == 2) return slide_sums<Lanes, together, 2>(s, from, grad, there, sums, totals, vectors);
         slide_sums<Lanes, together, 1>(s, from, grad, there, sums, totals, vectors);
@@ -165,7 +165,7 @@ inline void slide_block(const Reading& h, const Reading& w, const float* x, cons
 }
 
 // Adds the totals of the vectors of `channels` channels, the last of which starts early rather than end late.
-inline void add_totals(const float* totals, int64_t channels, double* to) {
+inline void add_totals(const Real* totals, int64_t channels, double* to) {
   Doubles sum[kLanes / 4];
   for (; channels >= kLanes; channels -= kLanes, totals += kLanes, to += kLanes) {
     std::memcpy(sum, to, sizeof sum);

@@ -21,7 +21,7 @@ inline bool may_slide(const SlideAxis& h, const SlideAxis& w, int64_t in_channel
 
 // Tells whether the sums of three neighbouring columns slide. Vectors of half a cache line leave the other half for later, so
 // the turns of a dilation would read twice what lies beyond the L2 cache (`far`; 256 channels 56x56: 0.33 ms instead of 0.25).
-inline bool slides(const Correlation& c, int64_t lanes, bool far) {
+inline bool slides(const CorrelationShape& c, int64_t lanes, bool far) {
   if (c.w.size() != 1) return false;
   const Phase &h = c.h, &w = c.w[0];
   if (far && lanes < 16 && (h.spacing > 1 || w.spacing > 1)) return false;
@@ -29,7 +29,7 @@ inline bool slides(const Correlation& c, int64_t lanes, bool far) {
 }
 
 // Tells whether both phases of a width with a stride of two slide together.
-inline bool slides_in_phases(const Correlation& c) {
+inline bool slides_in_phases(const CorrelationShape& c) {
   if (c.in_channels != 1 || c.out_channels != 1 || c.w.size() != 2) return false;
   const Phase &h = c.h, &a = c.w[0], &b = c.w[1];
   return h.stride == 1 && h.spacing == 1 && (h.taps == 1 || h.taps == 2) && a.stride == 1 && a.spacing == 1 && b.spacing == 1 &&

@@ -1,7 +1,7 @@
 // The sums of a tile of 8 neighbouring pixels: which of its inputs lie in the image, and the products of all its taps.
 #pragma once
 #include "kernels/narrow/lanes-inl.h"
-#include "kernels/activation-inl.h"
+#include "kernels/clamp-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/tiles.h"
 #include "simd/simd.h"
@@ -47,9 +47,9 @@ using TileSums = Vec[Lanes::kSums][kPixelTile];
 
 // Adds KW neighbouring taps of every row of the kernel.
 template <class Lanes, int KW, int S, Edge E>
-GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t there, TileSums<Lanes>& sum) {
+GW_INLINE void sum_taps(const Walk& k, const Real* x, const Real* w, uint32_t there, TileSums<Lanes>& sum) {
   for (int64_t kh = 0; kh < k.rows; kh++, x += k.x_row, w += k.w_row) {
-    const auto channel = [&](auto c, const float* from, const float* weights) GW_LAMBDA {
+    const auto channel = [&](auto c, const Real* from, const Real* weights) GW_LAMBDA {
       Vec factor[KW];
       unroll<KW>([&](auto t) GW_LAMBDA {
         factor[t] = load(weights + t * k.w_column);
@@ -77,7 +77,7 @@ GW_INLINE void sum_taps(const Walk& k, const float* x, const float* w, uint32_t 
 
 // Adds the taps of a row in parts of at most kMost, as many as registers hold beside 8 sums and an input.
 template <class Lanes, int S, Edge E>
-GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t column, TileSums<Lanes>& sum) {
+GW_INLINE void sum_parts(const Walk& k, const Real* x, const Real* w, int64_t column, TileSums<Lanes>& sum) {
   constexpr int kMost = Lanes::kChannels == 1 ? kDepthwiseTaps : kGroupTaps;
   if (k.tap != k.unit) {
     // Outputs far apart read as many cache lines as there are of them, which rows a power of two apart would evict in turn.
@@ -92,8 +92,8 @@ GW_INLINE void sum_parts(const Walk& k, const float* x, const float* w, int64_t 
   }
   for (int64_t kw = 0; kw < k.columns;) {
     const int64_t left = k.columns - kw, take = ceil_div(left, ceil_div(left, kMost));
-    const float* from = x + kw * k.x_tap;
-    const float* taps = w + kw * k.w_column;
+    const Real* from = x + kw * k.x_tap;
+    const Real* taps = w + kw * k.w_column;
     const uint32_t there = E == Edge::any ? inputs_there(k, column + kw * k.tap, S * (kPixelTile - 1) + take) : 0;
     if constexpr (kMost >= 7) {
       if (take == 7) sum_taps<Lanes, 7, S, E>(k, from, taps, there, sum);

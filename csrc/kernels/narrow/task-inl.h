@@ -6,17 +6,17 @@ namespace groupwise::GW_TARGET {
 
 // The pixels that a task reads, in place or in scratch; x is the first.
 struct Image {
-  const float* x;
+  const Real* x;
   int64_t row, pixel, height, width;
   int64_t left, right;  // columns that are no padding
 };
 
 // Vectors of output channels of one block: their packed weights and bias, and where the outputs go.
 struct Vectors {
-  const float* w;
-  const float* bias;
+  const Real* w;
+  const Real* bias;
   int64_t bias_vector;
-  float* y;
+  Real* y;
   int64_t count, a_group;  // a_group: how many share their inputs
 };
 

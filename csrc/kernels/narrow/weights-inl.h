@@ -2,17 +2,18 @@
 #pragma once
 #include "kernels/narrow/lanes-inl.h"
 #include "kernels/pack-inl.h"
+#include "kernels/typed.h"
 
 namespace groupwise::GW_TARGET {
 
 // Packs the weights of the vector whose first lane is output channel `channel` of all, and of which `lanes` lanes exist. It
 // reads the weight in the order of its memory where that is possible.
 inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w, const Packed& packed, int64_t channel,
-                        int64_t lanes, float* to) {
+                        int64_t lanes, Real* to) {
   const WeightStrides& s = c.weight_strides;
   const int64_t taps = kernel_h * kernel_w, floats = c.in_channels * taps;
   const auto at = [&](int64_t lane) { return begin_of(s, c.out_channels, channel + lane); };
-  const float* from = c.weight + at(0);
+  const Real* from = c.weight + at(0);
   // The step from lane to lane, or 0 if it is not the same for all.
   int64_t step = lanes > 1 ? at(1) - at(0) : 1;
   for (int64_t lane = 1; lane < lanes; lane++)
@@ -32,7 +33,7 @@ inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w
     for (int64_t i = 0; i < c.in_channels; i++)
       for (int64_t h = 0; h < kernel_h; h++)
         for (int64_t w = 0; w < kernel_w; w++) {
-          float* tap = to + i * packed.channel + h * packed.row + w * packed.column;
+          Real* tap = to + i * packed.channel + h * packed.row + w * packed.column;
           const int64_t place = i * s.c + h * s.h + w * s.w;
           if (s.o == 1) {
             for (int64_t lane = 0, count; lane < lanes; lane += count) {
@@ -48,10 +49,10 @@ inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w
 
 // Orders the packed weights of a vector by factor, if its lanes have factors in an order of their own.
 template <class Lanes>
-GW_INLINE void arrange_vector(int64_t kernel_h, int64_t kernel_w, const Packed& packed, float* w) {
+GW_INLINE void arrange_vector(int64_t kernel_h, int64_t kernel_w, const Packed& packed, Real* w) {
   if constexpr (Lanes::kSums == 2) {
     for (int64_t t = 0; t < kernel_h * kernel_w; t++) {
-      float* tap = w + t * packed.column;
+      Real* tap = w + t * packed.column;
       Vec v[Lanes::kChannels];
       unroll<Lanes::kChannels>([&](auto c) GW_LAMBDA { v[c] = load(tap + c * packed.channel); });
       Lanes::arrange(v);

@@ -5,13 +5,14 @@
 #include "kernels/block_sum-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/tiles.h"
+#include "kernels/typed.h"
 
 namespace groupwise::GW_TARGET {
 
 // The positions that a tile goes through: `pixels` outputs in each of `rows` rows. Steps are in floats.
 struct PixelPositions {
-  const float* x;
-  const float* go;
+  const Real* x;
+  const Real* go;
   int64_t rows, pixels;
   int64_t x_row, x_pixel, go_row, go_pixel, go_channel;
   int64_t row, column;  // where the first tap of the first output reads the image
@@ -32,13 +33,13 @@ GW_INLINE PixelPositions within(const Problem& p, const PixelPositions& all, int
 
 // Sums KH x KW taps of one vector of channels of a depthwise convolution, of which `lanes` exist.
 template <int KH, int KW>
-GW_INLINE void depthwise_tile(const PixelPositions& s, int64_t tap_row, int64_t tap_column, int64_t lanes, float* sums,
+GW_INLINE void depthwise_tile(const PixelPositions& s, int64_t tap_row, int64_t tap_column, int64_t lanes, Real* sums,
                               int64_t w_row) {
   Vec sum[KH][KW];
   unroll<KH>([&](auto i) GW_LAMBDA { unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] = Vec{}; }); });
   for (int64_t r = 0; r < s.rows; r++) {
-    const float* x = s.x + r * s.x_row;
-    const float* go = s.go + r * s.go_row;
+    const Real* x = s.x + r * s.x_row;
+    const Real* go = s.go + r * s.go_row;
     for (int64_t p = 0; p < s.pixels; p++, x += s.x_pixel, go += s.go_pixel) {
       Vec out = lanes == kLanes ? load(go) : load_some(go, lanes);
       pin(out);
@@ -49,7 +50,7 @@ GW_INLINE void depthwise_tile(const PixelPositions& s, int64_t tap_row, int64_t 
   }
   unroll<KH>([&](auto i) GW_LAMBDA {
     unroll<KW>([&](auto j) GW_LAMBDA {
-      float* to = sums + i * w_row + j * kChannelBlock;
+      Real* to = sums + i * w_row + j * kChannelBlock;
       store(to, load(to) + sum[i][j]);
     });
   });
@@ -57,14 +58,14 @@ GW_INLINE void depthwise_tile(const PixelPositions& s, int64_t tap_row, int64_t 
 
 template <int KH>
 GW_INLINE void depthwise_columns(const Problem& p, bool clip, const PixelPositions& s, int64_t kh, int64_t tap_row,
-                                 int64_t tap_column, int64_t lanes, float* sums) {
+                                 int64_t tap_column, int64_t lanes, Real* sums) {
   const int64_t taps = p.w.kernel, w_row = taps * kChannelBlock;
   for (int64_t kw = 0, take; kw < taps; kw += take) {
     take = ceil_div(taps - kw, ceil_div(taps - kw, 4));
     PixelPositions at = clip ? within(p, s, kh, KH, kw, take) : s;
     if (at.rows * at.pixels == 0) continue;
     at.x += kh * tap_row + kw * tap_column;
-    float* to = sums + kw * kChannelBlock;
+    Real* to = sums + kw * kChannelBlock;
     switch (take) {
       case 4: depthwise_tile<KH, 4>(at, tap_row, tap_column, lanes, to, w_row); break;
       case 3: depthwise_tile<KH, 3>(at, tap_row, tap_column, lanes, to, w_row); break;
@@ -75,11 +76,11 @@ GW_INLINE void depthwise_columns(const Problem& p, bool clip, const PixelPositio
 }
 
 inline void depthwise_taps(const Problem& p, bool clip, const PixelPositions& s, int64_t tap_row, int64_t tap_column,
-                           int64_t lanes, float* sums) {
+                           int64_t lanes, Real* sums) {
   const int64_t rows = p.h.kernel;
   for (int64_t kh = 0, take; kh < rows; kh += take) {
     take = ceil_div(rows - kh, ceil_div(rows - kh, 3));
-    float* to = sums + kh * p.w.kernel * kChannelBlock;
+    Real* to = sums + kh * p.w.kernel * kChannelBlock;
     switch (take) {
       case 3: depthwise_columns<3>(p, clip, s, kh, tap_row, tap_column, lanes, to); break;
       case 2: depthwise_columns<2>(p, clip, s, kh, tap_row, tap_column, lanes, to); break;
@@ -90,12 +91,12 @@ inline void depthwise_taps(const Problem& p, bool clip, const PixelPositions& s,
 
 // Sums OC output channels by N slots; a slot is one tap of one vector of input channels.
 template <int OC, int N>
-GW_NOINLINE void outer_tile(const PixelPositions& s, const int32_t* slot, float* sums, int64_t per_output) {
+GW_NOINLINE void outer_tile(const PixelPositions& s, const int32_t* slot, Real* sums, int64_t per_output) {
   Vec sum[OC][N];
   unroll<OC>([&](auto o) GW_LAMBDA { unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] = Vec{}; }); });
   for (int64_t r = 0; r < s.rows; r++) {
-    const float* x = s.x + r * s.x_row;
-    const float* go = s.go + r * s.go_row;
+    const Real* x = s.x + r * s.x_row;
+    const Real* go = s.go + r * s.go_row;
     for (int64_t p = 0; p < s.pixels; p++, x += s.x_pixel, go += s.go_pixel) {
       Vec in[N];
       unroll<N>([&](auto n) GW_LAMBDA {
@@ -110,14 +111,14 @@ GW_NOINLINE void outer_tile(const PixelPositions& s, const int32_t* slot, float*
   }
   unroll<OC>([&](auto o) GW_LAMBDA {
     unroll<N>([&](auto n) GW_LAMBDA {
-      float* to = sums + o * per_output + n * kLanes;
+      Real* to = sums + o * per_output + n * kLanes;
       store(to, load(to) + sum[o][n]);
     });
   });
 }
 
 template <int OC>
-GW_INLINE void outer_slots(const Problem& p, const GradWeightChannelsLayout& l, const PixelPositions& all, float* sums,
+GW_INLINE void outer_slots(const Problem& p, const GradWeightChannelsLayout& l, const PixelPositions& all, Real* sums,
                            int64_t per_output) {
   const int64_t slots = static_cast<int64_t>(l.slots.size()), vectors = l.input.width / kLanes;
   for (int64_t n = 0, count; n < slots; n += count) {
@@ -140,8 +141,8 @@ GW_INLINE void outer_slots(const Problem& p, const GradWeightChannelsLayout& l, 
 
 // Runs tasks [begin, end), each of which sums 16 channels of a depthwise convolution, or a block of output channels of one
 // group, over one part of the samples and positions.
-void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t begin, int64_t end, float* scratch,
-                          float* parts) {
+void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout& l, int64_t begin, int64_t end, Real* scratch,
+                          Real* parts) {
   const Problem& p = work.problem;
   const Strides& gs = work.grad_output_strides;
   const WeightStrides& ws = work.weight_strides;
@@ -150,8 +151,8 @@ void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout
   const int64_t by_g = l.depthwise ? ceil_div(p.groups, kChannelBlock) : p.groups;
   const int64_t by_w = ceil_div(p.w.out, l.block.columns), by_h = ceil_div(p.h.out, l.block.rows);
   const int64_t image_blocks = p.batch * by_h * by_w;
-  float* stage = scratch + l.input_floats;
-  float* sums = stage + l.output_floats;
+  Real* stage = scratch + l.input_floats;
+  Real* sums = stage + l.output_floats;
   for (int64_t task = begin; task < end; task++) {
     const int64_t part = task % l.parts, o = task / l.parts % by_o * l.outputs;
     const int64_t group = task / (l.parts * by_o) % by_g * (l.depthwise ? kChannelBlock : 1);
@@ -163,7 +164,7 @@ void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout
       const int64_t column = image_block % by_w * l.block.columns, row = image_block / by_w % by_h * l.block.rows;
       const int64_t n = image_block / (by_w * by_h);
       const Strides& xs = work.input_strides;
-      const float* input = work.input + n * xs.n + group * p.in_channels * xs.c;
+      const Real* input = work.input + n * xs.n + group * p.in_channels * xs.c;
       if (!l.in_place)
         pack_pixels(l.input, xs, p.h.in, p.w.in, input, channels, row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad,
                     scratch);
@@ -217,11 +218,11 @@ void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout
     for (int64_t i = 0; i < outputs; i++) {
       const int64_t at = group * p.out_channels + o + i;
       const bool last = l.parts == 1;
-      float* to = last ? work.grad_weight + group * ws.group + (o + i) * ws.o
-                       : parts + (part * p.groups * p.out_channels + at) * p.in_channels * taps;
+      Real* to = last ? work.grad_weight + group * ws.group + (o + i) * ws.o
+                      : parts + (part * p.groups * p.out_channels + at) * p.in_channels * taps;
       // Sums are [tap][channel] and become [channel][tap]. The channels of a depthwise weight are its groups.
       const int64_t channel = !last ? taps : l.depthwise ? ws.group : ws.c;
-      const float* from = sums + i * per_output;
+      const Real* from = sums + i * per_output;
       // Returns the channel of the first lane of vector v.
       const auto first = [&](int64_t v) { return l.in_place ? std::min(v * kLanes, channels - kLanes) : v * kLanes; };
       if (!last || (ws.w == 1 && ws.h == p.w.kernel)) {

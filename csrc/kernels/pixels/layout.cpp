@@ -2,8 +2,8 @@
 
 namespace groupwise {
 
-bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightChannelsLayout* l) {
-  constexpr int64_t kTarget = 12 * 1024;
+bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightChannelsLayout* l) {
+  const int64_t kTarget = floats_worth(12 * 1024, work);
   const Problem& p = work.problem;
   const int64_t taps = p.h.kernel * p.w.kernel, span = (p.h.kernel - 1) * p.h.dilation;
   l->depthwise = depthwise(p);
@@ -26,10 +26,10 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightC
   while (floats() > 2 * kTarget && b.rows * p.h.stride > 2 * span + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > 2 * kTarget && p.h.out == 1 && b.columns > 256 + 2 * (p.w.kernel - 1) * p.w.dilation)
     b.columns = round_up(ceil_div(b.columns, 2), 16);
-  while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  while (floats() > kScratchFloats && l->outputs > 4) l->outputs = round_up(ceil_div(l->outputs, 2), 4);
-  while (floats() > kScratchFloats && b.columns > 1) b.columns = ceil_div(b.columns, 2);
-  if (floats() > kScratchFloats) return false;
+  while (floats() > work.scratch && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > work.scratch && l->outputs > 4) l->outputs = round_up(ceil_div(l->outputs, 2), 4);
+  while (floats() > work.scratch && b.columns > 1) b.columns = ceil_div(b.columns, 2);
+  if (floats() > work.scratch) return false;
   b.rows = ceil_div(p.h.out, ceil_div(p.h.out, b.rows));
   divide_positions(p, threads, l);
   floats();

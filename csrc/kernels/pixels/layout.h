@@ -21,6 +21,6 @@ struct GradWeightChannelsLayout {
   }
 };
 
-bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightChannelsLayout* layout);
+bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightChannelsLayout* layout);
 
 }  // namespace groupwise

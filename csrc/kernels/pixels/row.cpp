@@ -19,13 +19,19 @@ GradWeight along_lanes(const GradWeight& work, int64_t lanes) {
   return executed(p.out_channels, p.in_channels) < executed(p.in_channels, p.out_channels) ? exchanged(work) : work;
 }
 
-std::unique_ptr<Work> pixels(const Request& r) {
-  const std::string lanes = std::to_string(r.target->lanes);
-  return lay_out_grad_weight<GradWeightChannelsLayout>(
-      r, along_lanes(grad_weight_of(r), r.target->lanes), r.target->grad_weight_channels,
+template <class Real>
+std::unique_ptr<Work> pixels_of(const Request& r) {
+  const Bodies<Real>& bodies = r.target->of<Real>();
+  const std::string lanes = std::to_string(bodies.lanes);
+  return lay_out_grad_weight<GradWeightChannelsLayout, Real>(
+      r, along_lanes(grad_weight_of(r), bodies.lanes), bodies.grad_weight_channels,
       depthwise(r.problem)
           ? "3 x 4 taps x " + lanes + " channels"
           : (r.target->lanes >= 16 ? "8" : "4") + std::string(" output channels x 3 vectors of ") + lanes + " input channels");
+}
+
+std::unique_ptr<Work> pixels(const Request& r) {
+  return r.dtype == Dtype::float64 ? pixels_of<double>(r) : pixels_of<float>(r);
 }
 
 }  // namespace
@@ -37,6 +43,7 @@ const KernelRow kPixels{
     "layers and of groups of 8 channels and more",
     {false, false, true},
     refuses,
-    pixels};
+    pixels,
+    true};
 
 }  // namespace groupwise

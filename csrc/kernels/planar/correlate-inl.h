@@ -8,14 +8,14 @@
 #include "kernels/planar/single-inl.h"
 #include "kernels/planar/whole-inl.h"
 #include "kernels/planar/woven-inl.h"
+#include "kernels/typed.h"
 
 namespace groupwise::GW_TARGET {
 
 // Computes OC output channels by NV vectors, which are `vector` floats apart: neighbours in a row, or rows of one column. KW is
 // the number of taps in a row if it is known when this compiles, else 0.
 template <int OC, int NV, int KW>
-GW_NOINLINE void channel_tile(const Taps& t, const float* x, int64_t vector, const float* w, const float* bias,
-                              const Target& to) {
+GW_NOINLINE void channel_tile(const Taps& t, const Real* x, int64_t vector, const Real* w, const Real* bias, const Target& to) {
   Vec sum[OC][NV];
   unroll<OC>([&](auto o) GW_LAMBDA {
     const Vec start = bias ? broadcast(bias[o]) : Vec{};
@@ -25,15 +25,15 @@ GW_NOINLINE void channel_tile(const Taps& t, const float* x, int64_t vector, con
   int64_t column[KW > 0 ? KW : 1];
   if constexpr (KW > 0) unroll<KW>([&](auto kw) GW_LAMBDA { column[kw] = t.column[kw]; });
   const int64_t x_row = t.x_row, w_row = t.w_row, w_column = t.w_column, w_output = t.w_output;
-  const float* x_channel = x;
-  const float* w_channel = w;
+  const Real* x_channel = x;
+  const Real* w_channel = w;
   for (int64_t c = t.channels; c > 0; c--, x_channel += t.x_channel, w_channel += t.w_channel) {
-    const float* row = x_channel;
-    const float* w_first = w_channel;
+    const Real* row = x_channel;
+    const Real* w_first = w_channel;
     for (int64_t kh = t.rows; kh > 0; kh--, row += x_row, w_first += w_row) {
-      const float* weight = w_first;
+      const Real* weight = w_first;
       each<KW>(t.columns, [&](auto kw) GW_LAMBDA {
-        const float* at;
+        const Real* at;
         if constexpr (KW > 0) {
           at = row + column[kw];
         } else {
@@ -60,21 +60,21 @@ GW_NOINLINE void channel_tile(const Taps& t, const float* x, int64_t vector, con
 
 // Computes R output rows by NV vectors, `vector` floats apart, of one channel; stores only the first `stored` rows.
 template <int R, int NV, int KW>
-GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int64_t row_floats, const float* x, int64_t vector,
-                        const float* w, const float* bias, const Target& to, int64_t stored) {
+GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int64_t row_floats, const Real* x, int64_t vector,
+                        const Real* w, const Real* bias, const Target& to, int64_t stored) {
   Vec sum[R][NV];
   const Vec start = bias ? broadcast(*bias) : Vec{};
   unroll<R>([&](auto r) GW_LAMBDA { unroll<NV>([&](auto v) GW_LAMBDA { sum[r][v] = start; }); });
   for (int64_t c = 0; c < t.channels; c++) {
     for (int64_t residue = 0; residue < s.residues; residue++) {
-      const float* first = x + c * t.x_channel + residue * spacing * row_floats;
-      const float* weights = w + c * t.w_channel + residue * t.w_row;
+      const Real* first = x + c * t.x_channel + residue * spacing * row_floats;
+      const Real* weights = w + c * t.w_channel + residue * t.w_row;
       const int64_t rows = residue < t.rows ? (t.rows - residue - 1) / s.residues + 1 : 0;
       const int64_t w_row = s.residues * t.w_row;
       // Adds one tap of input row i to the outputs r of [LO, HI), for which i - r is a row of the kernel.
       const auto tap = [&]<int LO, int HI>(int64_t i, int64_t kw) GW_LAMBDA {
-        const float* at = first + i * s.pitch * row_floats + t.column[kw];
-        const float* weight = weights + i * w_row + kw * t.w_column;
+        const Real* at = first + i * s.pitch * row_floats + t.column[kw];
+        const Real* weight = weights + i * w_row + kw * t.w_column;
         Vec in[NV];
         unroll<NV>([&](auto v) GW_LAMBDA {
           in[v] = load(at + v * vector);
@@ -114,9 +114,9 @@ GW_INLINE void row_tile(const Taps& t, const RowSharing& s, int64_t spacing, int
 
 template <int NV>
 GW_INLINE void channel_rows(const PlanarTask& p, int64_t o, int64_t first_row, int64_t x, int64_t vector, const Target& shape) {
-  const float* in = p.x + first_row * p.stride * p.row_floats + x;
-  const float* w = p.w + o * p.taps.w_output;
-  const float* bias = p.bias ? p.bias + o : nullptr;
+  const Real* in = p.x + first_row * p.stride * p.row_floats + x;
+  const Real* w = p.w + o * p.taps.w_output;
+  const Real* bias = p.bias ? p.bias + o : nullptr;
   Target to = shape;
   to.y = p.y + o * p.y_channel + first_row * p.y_row + x;
   if (p.taps.columns == 3) return channel_tile<4, NV, 3>(p.taps, in, vector, w, bias, to);
@@ -165,9 +165,9 @@ inline void run_channels(const PlanarTask& p, int64_t outputs) {
 
 template <int R, int NV>
 GW_INLINE void row_vectors(const PlanarTask& p, int64_t o, int64_t row, const Bundle& b, int64_t stored) {
-  const float* in = p.x + row * p.stride * p.row_floats + b.x;
-  const float* w = p.w + o * p.taps.w_output;
-  const float* bias = p.bias ? p.bias + o : nullptr;
+  const Real* in = p.x + row * p.stride * p.row_floats + b.x;
+  const Real* w = p.w + o * p.taps.w_output;
+  const Real* bias = p.bias ? p.bias + o : nullptr;
   const Target to{p.y + o * p.y_channel + row * p.y_row + b.x, p.sharing.apart * p.y_row, b.vector, b.columns, kLanes, p.add};
   if (p.taps.columns == 3)
     return row_tile<R, NV, 3>(p.taps, p.sharing, p.spacing, p.row_floats, in, b.vector, w, bias, to, stored);
@@ -210,12 +210,12 @@ inline void run_rows(const PlanarTask& p, int64_t from) {
 }
 
 // Runs tasks [begin, end) of a correlation: packs the input, computes every group and phase of the block, and unpacks.
-void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t begin, int64_t end, float* scratch) {
+void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t begin, int64_t end, Real* scratch) {
   if (l.whole != Whole::no) return run_whole(c, l, begin, end);
   const Block& b = l.block;
   const Plane& plane = l.plane;
   const WeightStrides& ws = c.weight_strides;
-  float* stage = scratch + l.input_floats;
+  Real* stage = scratch + l.input_floats;
   if (plane.wide) zero(scratch, l.input_floats);
   const int64_t by_w = ceil_div(c.w.front().out, b.columns), by_h = ceil_div(c.h.out, b.rows);
   const int64_t by_g = ceil_div(c.groups, b.groups), fours = c.out_channels / 4 * 4, step = c.w.front().step;
@@ -236,11 +236,11 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
     const int64_t groups = std::min(b.groups, c.groups - group), rows = std::min(b.rows, c.h.out - row);
     const int64_t margin = (std::min(l.strip.rows, b.rows) - 1) * c.h.stride;
     const int64_t low = std::max(row * c.h.stride + c.h.low, -margin);
-    const float* input = c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c;
+    const Real* input = c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c;
     if (!l.in_place)
       pack(plane, c.input_strides, c.h.in, c.w.front().in, input, groups * c.in_channels, low,
            column * plane.stride + plane.low_w, scratch);
-    float* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c;
+    Real* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c;
     const auto finish_task = [&] {
       finish_block(c, {n, group * c.out_channels, groups * c.out_channels, row, rows, column * step,
                        std::min(b.columns * step, out_w - column * step)});
@@ -256,7 +256,7 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
       // A longer row of taps is summed in even parts, which round less.
       const int64_t part = w.taps > kLongestRow ? ceil_div(w.taps, ceil_div(w.taps, kLongestRow)) : w.taps;
       const size_t i = static_cast<size_t>(w.first - c.w.front().first);
-      const float* from = l.in_place ? input + plane.low_w + column : scratch;
+      const Real* from = l.in_place ? input + plane.low_w + column : scratch;
       p.rows = height;
       // Staged rows have room for whole vectors.
       p.columns = l.staged ? round_up(columns, kLanes) : columns;

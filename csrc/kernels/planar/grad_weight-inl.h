@@ -7,6 +7,7 @@
 #include "kernels/block_sum-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/tiles.h"
+#include "kernels/typed.h"
 #include "simd/simd.h"
 
 #include <type_traits>
@@ -15,15 +16,15 @@ namespace groupwise::GW_TARGET {
 
 // One block of scratch as a tile sees it.
 struct PositionBlock {
-  const float* x;
-  const float* go;
+  const Real* x;
+  const Real* go;
   int64_t rows, vectors, rest;        // of grad_output; vectors are whole ones of a row, rest the floats after them
   int64_t x_row, go_row, go_channel;  // x_row: between the inputs of neighbouring output rows
 };
 
 // Adds the sum of the lanes of sum[i][j] to sums[i * row + j], four at a time.
 template <int I, int J>
-GW_INLINE void add_sums(const Vec (&sum)[I][J], float* sums, int64_t row) {
+GW_INLINE void add_sums(const Vec (&sum)[I][J], Real* sums, int64_t row) {
   unroll<ceil_div(I * J, 4)>([&](auto four) GW_LAMBDA {
     Vec v[4];
     unroll<4>([&](auto k) GW_LAMBDA {
@@ -45,12 +46,12 @@ GW_INLINE void add_sums(const Vec (&sum)[I][J], float* sums, int64_t row) {
 // Adds the sum over all positions of go[o] * x[slot] to sums[o][slot], for OC channels by N slots. `InPlace`: what follows
 // a row may be outside the tensor. Scratch is not loaded by masks, which takes a third more time.
 template <int OC, int N, bool InPlace>
-GW_NOINLINE void slot_tile(const PositionBlock& s, const int32_t* slot, float* sums, int64_t per_output) {
+GW_NOINLINE void slot_tile(const PositionBlock& s, const int32_t* slot, Real* sums, int64_t per_output) {
   Vec sum[OC][N];
   unroll<OC>([&](auto o) GW_LAMBDA { unroll<N>([&](auto n) GW_LAMBDA { sum[o][n] = Vec{}; }); });
   for (int64_t r = 0; r < s.rows; r++) {
-    const float* x = s.x + r * s.x_row;
-    const float* go = s.go + r * s.go_row;
+    const Real* x = s.x + r * s.x_row;
+    const Real* go = s.go + r * s.go_row;
     const auto vector = [&](auto whole) GW_LAMBDA {
       Vec in[N];
       unroll<N>([&](auto n) GW_LAMBDA {
@@ -77,10 +78,10 @@ GW_NOINLINE void slot_tile(const PositionBlock& s, const int32_t* slot, float* s
 // Sums KH x KW taps of one output channel, with grad_output's last KH rows in registers. `pitch` is the distance of input rows
 // that follow each other, `go_row` that of the rows of grad_output that meet them.
 template <int KH, int KW>
-GW_NOINLINE void tap_tile(const PositionBlock& s, int64_t pitch, const int32_t* column, float* sums, int64_t w_row) {
+GW_NOINLINE void tap_tile(const PositionBlock& s, int64_t pitch, const int32_t* column, Real* sums, int64_t w_row) {
   Vec sum[KH][KW];
   unroll<KH>([&](auto i) GW_LAMBDA { unroll<KW>([&](auto j) GW_LAMBDA { sum[i][j] = Vec{}; }); });
-  const auto accumulate = [&](const float* x, const float* go, auto whole) GW_LAMBDA {
+  const auto accumulate = [&](const Real* x, const Real* go, auto whole) GW_LAMBDA {
     Vec out[KH] = {};
     // Input row r meets grad_output's rows r - i, for the taps i of [LO, HI); the newest is loaded while there is one.
     const auto row = [&]<int LO, int HI>(int64_t r) GW_LAMBDA {
@@ -126,7 +127,7 @@ GW_INLINE PositionBlock within_columns(const Problem& p, const PositionBlock& bl
 
 template <int KH>
 void tap_columns(const Problem& p, const GradWeightLayout& l, const PositionBlock& block, const Place& at, int64_t pitch,
-                 float* sums) {
+                 Real* sums) {
   const int64_t taps = p.w.kernel;
   for (int64_t kw = 0, take; kw < taps; kw += take) {
     take = ceil_div(taps - kw, ceil_div(taps - kw, tap_columns_of(KH)));
@@ -170,7 +171,7 @@ GW_INLINE void each_slots(const Problem& p, const GradWeightLayout& l, const Pos
 // Sums all taps of one pair of channels. Rows of grad_output that are a dilation apart meet the same input rows in neighbouring
 // taps. A strided convolution has no such rows, and sums its taps one row at a time.
 inline void run_taps(const Problem& p, const GradWeightLayout& l, const PositionBlock& block, const Place& at, int64_t rows,
-                     float* sums) {
+                     Real* sums) {
   const int64_t apart = p.h.stride == 1 ? p.h.dilation : 1;
   for (int64_t start = 0; start < std::min(apart, rows); start++) {
     const int64_t count = (rows - start - 1) / apart + 1;
@@ -194,7 +195,7 @@ inline void run_taps(const Problem& p, const GradWeightLayout& l, const Position
         s.go += first * s.go_row;
         s.rows = last - first;
       }
-      float* to = sums + kh * p.w.kernel;
+      Real* to = sums + kh * p.w.kernel;
       unroll<kTapRows>([&](auto n) GW_LAMBDA {
         if (take == n + 1) tap_columns<n + 1>(p, l, s, at, pitch, to);
       });
@@ -204,15 +205,15 @@ inline void run_taps(const Problem& p, const GradWeightLayout& l, const Position
 
 // Runs tasks [begin, end), each of which sums a block of groups and output channels over one part of the samples and positions.
 // The sums go to grad_weight, or to their place in `parts` if there are several parts.
-void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64_t begin, int64_t end, float* scratch,
-                        float* parts) {
+void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64_t begin, int64_t end, Real* scratch,
+                        Real* parts) {
   const Problem& p = work.problem;
   const int64_t taps = p.h.kernel * p.w.kernel, slots = p.in_channels * taps;
   const int64_t by_o = ceil_div(p.out_channels, l.outputs), by_g = ceil_div(p.groups, l.block.groups);
   const int64_t by_w = ceil_div(p.w.out, l.block.columns), by_h = ceil_div(p.h.out, l.block.rows);
   const int64_t image_blocks = p.batch * by_h * by_w;
-  float* go = scratch + l.input_floats;
-  float* sums = go + l.output_floats;
+  Real* go = scratch + l.input_floats;
+  Real* sums = go + l.output_floats;
   if (l.input.wide && !l.in_place) zero(scratch, l.input_floats + l.output_floats);
   for (int64_t task = begin; task < end; task++) {
     const int64_t part = task % l.parts, o = task / l.parts % by_o * l.outputs;
@@ -226,9 +227,9 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
       const int64_t n = image_block / (by_w * by_h);
       const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
       const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
-      const float* input = work.input + n * xs.n + group * p.in_channels * xs.c;
+      const Real* input = work.input + n * xs.n + group * p.in_channels * xs.c;
       // A block of several groups has all their outputs, which are then neighbours.
-      const float* output = work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c;
+      const Real* output = work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c;
       if (work.sums)
         add_block(output + row * gs.h + column * gs.w, gs, rows, columns, groups * outputs,
                   work.sums + (part * p.groups + group) * p.out_channels + o);
@@ -246,7 +247,7 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
                         p.h.stride * l.input.row,
                         l.output.row,
                         l.output.channel};
-        float* to = sums + g * outputs * slots;
+        Real* to = sums + g * outputs * slots;
         const Place at{row * p.h.stride - p.h.pad, column * p.w.stride - p.w.pad};
         int64_t i = 0;
         const auto sum_slots = [&](auto count, auto in_place) GW_LAMBDA {
@@ -286,13 +287,13 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
     const WeightStrides& ws = work.weight_strides;
     for (int64_t g = 0; g < groups; g++) {
       for (int64_t i = 0; i < outputs; i++) {
-        const float* from = sums + (g * outputs + i) * slots;
+        const Real* from = sums + (g * outputs + i) * slots;
         const int64_t at = (group + g) * p.out_channels + o + i;
         if (!last) {
           copy(parts + (part * p.groups * p.out_channels + at) * slots, from, slots);
           continue;
         }
-        float* to = work.grad_weight + (group + g) * ws.group + (o + i) * ws.o;
+        Real* to = work.grad_weight + (group + g) * ws.group + (o + i) * ws.o;
         for (int64_t c = 0; c < p.in_channels; c++)
           for (int64_t kh = 0; kh < p.h.kernel; kh++)
             for (int64_t kw = 0; kw < p.w.kernel; kw++) to[c * ws.c + kh * ws.h + kw * ws.w] = *from++;

@@ -15,7 +15,7 @@ constexpr int64_t kSmall = 4096;
 
 // Tells whether tiles can read the tensor: it is one row, of which one tap reads all, and no vector reads beyond its end. The
 // last vectors of a row start early rather than end late where there are three of them and no earlier sums to add to.
-bool reads_in_place(const Correlation& c, int64_t lanes) {
+bool reads_in_place(const CorrelationShape& c, int64_t lanes) {
   const Phase& w = c.w.front();
   const bool one_row = c.h.in == 1 && c.h.out == 1 && c.h.taps == 1 && c.h.low == 0;
   const bool one_tap = c.w.size() == 1 && w.taps == 1 && w.low == 0 && w.stride == 1 && w.out == w.in;
@@ -25,7 +25,7 @@ bool reads_in_place(const Correlation& c, int64_t lanes) {
 
 // Tells whether tiles can read rows of taps where they are, from blocks of at least `rows` rows: no tap meets padding, and no tile
 // reads beyond its outputs.
-bool reads_rows_in_place(const Correlation& c, int64_t lanes, int64_t rows) {
+bool reads_rows_in_place(const CorrelationShape& c, int64_t lanes, int64_t rows) {
   const Phase &h = c.h, &w = c.w.front();
   const auto inside = [](const Phase& s) {
     return s.taps > 0 && s.low >= 0 && (s.out - 1) * s.stride + s.low + s.span() < s.in;
@@ -39,13 +39,13 @@ bool reads_rows_in_place(const Correlation& c, int64_t lanes, int64_t rows) {
 }
 
 // A part of a vector at the end of a row is one masked load with AVX-512; without, it is copied.
-bool reads_in_place(const GradWeight& work, int64_t lanes) {
+bool reads_in_place(const GradWeightShape& work, int64_t lanes) {
   const Problem& p = work.problem;
   return one_tap(p.h) && one_tap(p.w) && p.h.out == 1 && p.w.stride == 1 && (p.w.out % lanes == 0 || lanes >= 16) &&
          work.input_strides.w == 1 && work.grad_output_strides.w == 1;
 }
 
-void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
+void measure(const CorrelationShape& c, int64_t lanes, CorrelationLayout* l) {
   // A single column of outputs reads neighbours, whatever its stride.
   const int64_t stride = widest(c.w) == 1 ? 1 : c.w.front().stride, columns = round_up(l->block.columns, lanes);
   Plane& p = l->plane;
@@ -77,7 +77,7 @@ void measure(const Correlation& c, int64_t lanes, CorrelationLayout* l) {
 // A tile adds a vector to a sum in four cycles, and to two sums a cycle.
 constexpr int64_t cycles(int64_t sums) { return std::max<int64_t>(4, sums / 2); }
 
-Strip strip_of(const Correlation& c, int64_t lanes, int64_t apart) {
+Strip strip_of(const CorrelationShape& c, int64_t lanes, int64_t apart) {
   const bool single = takes_single(c, c.h, c.w.front(), c.h.out),
              fours = c.out_channels >= 4 && !(single && prefers_single(c, c.h));
   // Returns the cycles of `n` rows or vectors in tiles of at most `most`, each of which has `sums` sums a row or vector.
@@ -96,14 +96,14 @@ Strip strip_of(const Correlation& c, int64_t lanes, int64_t apart) {
 
 // Tells whether tiles can weave the phases of the width: those of one input channel, of few rows of taps, none of which is left
 // out for small parts of a row.
-bool takes_woven(const Correlation& c, const Strip& strip) {
+bool takes_woven(const CorrelationShape& c, const Strip& strip) {
   const int64_t phases = static_cast<int64_t>(c.w.size());
   return phases > 1 && phases <= kWovenPhases && phases == c.w.front().step && c.output_strides.w == 1 && c.in_channels == 1 &&
          c.out_channels < 4 && c.h.stride == 1 && c.h.spacing == 1 && c.h.taps <= kWovenTaps && strip.columns >= widest(c.w);
 }
 
 // Tells whether rows of the image, and of the kernel, follow each other in memory and meet one another whole.
-Whole takes_whole(const Correlation& c) {
+Whole takes_whole(const CorrelationShape& c) {
   const Phase &h = c.h, &w = c.w.front();
   const auto rows = [](const Strides& s, int64_t height, int64_t width) { return s.w == 1 && (height == 1 || s.h == width); };
   if (c.w.size() > 1 || c.weight_strides.w != 1 || c.weight_strides.h != w.taps || h.step != 1) return Whole::no;
@@ -118,9 +118,9 @@ Whole takes_whole(const Correlation& c) {
 
 }  // namespace
 
-bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLayout* l) {
+bool lay_out(const CorrelationShape& c, int64_t lanes, int64_t threads, CorrelationLayout* l) {
   // A block may fill most of the L2 cache, so an image that fits a quarter of the scratch stays whole.
-  const int64_t kTarget = kScratchFloats / 4;
+  const int64_t kTarget = c.scratch / 4;
   l->in_place = reads_in_place(c, lanes);
   const int64_t common = std::gcd(c.h.stride, c.h.spacing);
   l->sharing = {c.h.spacing / common, c.h.stride / common, c.h.spacing * c.h.stride / common};
@@ -152,13 +152,14 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
     b.groups = std::min(c.groups, ceil_div(16, std::min(c.in_channels, c.out_channels)));
     while (b.groups > least && floats() > kTarget) b.groups = std::max(least, b.groups / 2);
   }
-  while (!channels_last && 2 * b.groups <= c.groups && floats() <= kSmall / 2 && l->tasks(c) >= 16 * threads) b.groups *= 2;
+  while (!channels_last && 2 * b.groups <= c.groups && floats() <= floats_worth(kSmall, c) / 2 && l->tasks(c) >= 16 * threads)
+    b.groups *= 2;
   // A block of fewer rows than the kernel copies most of its input again.
   while (floats() > kTarget && b.rows * c.h.stride > 2 * shared + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  while (floats() > kScratchFloats && b.columns > 4 * lanes) b.columns = round_up(ceil_div(b.columns, 2), lanes);
-  while (floats() > kScratchFloats && b.groups > 1) b.groups = ceil_div(b.groups, 2);
-  if (floats() > kScratchFloats) return false;
+  while (floats() > c.scratch && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > c.scratch && b.columns > 4 * lanes) b.columns = round_up(ceil_div(b.columns, 2), lanes);
+  while (floats() > c.scratch && b.groups > 1) b.groups = ceil_div(b.groups, 2);
+  if (floats() > c.scratch) return false;
   // Each thread gets at least four tasks.
   while (l->tasks(c) < 4 * threads && threads > 1 && b.rows * c.h.stride > 2 * shared + 1 && b.rows > 1)
     b.rows = ceil_div(b.rows, 2);
@@ -183,8 +184,8 @@ bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLa
   return true;
 }
 
-bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightLayout* l) {
-  const int64_t kTarget = kScratchFloats / 8;
+bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightLayout* l) {
+  const int64_t kTarget = work.scratch / 8;
   const Problem& p = work.problem;
   const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel;
   const bool channels_last = work.input_strides.w != 1 || work.grad_output_strides.w != 1;
@@ -224,17 +225,19 @@ bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightL
     }
     return l->floats = l->input_floats + l->output_floats + b.groups * l->outputs * slots;
   };
-  while (!channels_last && 2 * b.groups <= p.groups && floats() <= kSmall / 2 && l->tasks(p) >= 16 * threads) b.groups *= 2;
+  while (!channels_last && 2 * b.groups <= p.groups && floats() <= floats_worth(kSmall, work) / 2 &&
+         l->tasks(p) >= 16 * threads)
+    b.groups *= 2;
   while (floats() > kTarget && b.rows * p.h.stride > 2 * span + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   // A lane's sums end with the block, or with a few of its columns where tiles have one output channel, and must not exceed a run.
   // A row narrower than a vector still adds to each lane once.
   while (b.rows * (p.out_channels < 4 ? 1 : ceil_div(b.columns, lanes)) > kRun && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   if (b.columns > kRun * lanes) b.columns = kRun * lanes;
-  while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  while (floats() > kScratchFloats && b.groups > 1) b.groups = ceil_div(b.groups, 2);
-  while (floats() > kScratchFloats && l->outputs > 4) l->outputs = round_up(ceil_div(l->outputs, 2), 4);
-  while (floats() > kScratchFloats && b.columns > 4 * lanes) b.columns = round_up(ceil_div(b.columns, 2), lanes);
-  if (floats() > kScratchFloats) return false;
+  while (floats() > work.scratch && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > work.scratch && b.groups > 1) b.groups = ceil_div(b.groups, 2);
+  while (floats() > work.scratch && l->outputs > 4) l->outputs = round_up(ceil_div(l->outputs, 2), 4);
+  while (floats() > work.scratch && b.columns > 4 * lanes) b.columns = round_up(ceil_div(b.columns, 2), lanes);
+  if (floats() > work.scratch) return false;
   b.rows = ceil_div(p.h.out, ceil_div(p.h.out, b.rows));
   divide_positions(p, threads, l);
   floats();

@@ -33,14 +33,14 @@ constexpr int kRowTile = 4, kSingleRows = 10;
 // Tells whether the tiles of a single output channel (single-inl.h) can compute `rows` rows of outputs. They support 1 to
 // 5 and 7 rows of taps, with stride 2 not a single one, and 3 rows only with 3 columns; they need four rows or more that share
 // their inputs, and all input channels in one run.
-inline bool takes_single(const Correlation& c, const Phase& h, const Phase& w, int64_t rows) {
+inline bool takes_single(const CorrelationShape& c, const Phase& h, const Phase& w, int64_t rows) {
   if (rows < 4 * h.spacing || (h.taps == 3 && w.taps != 3) || run_of_channels(c, h.taps * w.taps) < c.in_channels) return false;
   if (h.taps > 7 || h.taps == 6) return false;
   return h.stride == 1 ? h.taps >= 1 : h.stride == 2 && h.spacing == 1 && h.taps >= 2;
 }
 // Tells whether they take less time than tiles of four output channels, of which there are too few, or each meets few products (one
 // channel to 4, 3x3, one core, GFLOP/s in the L1 cache: 168 instead of 134 with AVX-512, 125 instead of 73 with AVX2).
-inline bool prefers_single(const Correlation& c, const Phase& h) {
+inline bool prefers_single(const CorrelationShape& c, const Phase& h) {
   return c.out_channels < 4 || (c.in_channels <= (h.taps <= 3 ? 4 : 1) && h.taps <= 5);
 }
 
@@ -63,14 +63,14 @@ struct CorrelationLayout {
   Stage stage;
   int64_t input_floats, output_floats;
   std::vector<std::vector<int32_t>> columns;  // for each phase of the width: where tap t reads, from the row's start
-  int64_t tasks(const Correlation& c) const {
+  int64_t tasks(const CorrelationShape& c) const {
     return c.batch * ceil_div(c.groups, block.groups) * ceil_div(c.h.out, block.rows) *
            ceil_div(c.w.front().out, block.columns);
   }
 };
 
 // Returns false if even the smallest block exceeds the scratch, as all `lay_out` functions do.
-bool lay_out(const Correlation& c, int64_t lanes, int64_t threads, CorrelationLayout* layout);
+bool lay_out(const CorrelationShape& c, int64_t lanes, int64_t threads, CorrelationLayout* layout);
 
 // A task sums `outputs` output channels of `block.groups` groups over one of `parts` parts of the samples and positions.
 // csrc/kernels/work.cpp adds the parts.
@@ -87,6 +87,6 @@ struct GradWeightLayout {
   int64_t tasks(const Problem& p) const { return parts * ceil_div(p.out_channels, outputs) * ceil_div(p.groups, block.groups); }
 };
 
-bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, GradWeightLayout* layout);
+bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightLayout* layout);
 
 }  // namespace groupwise

@@ -9,18 +9,18 @@ constexpr int kLineVectors = 8;
 
 // Computes NV neighbouring vectors of a row. The last one begins `last` floats after the first.
 template <int NV>
-GW_NOINLINE void line_tile(const Taps& t, const float* x, int64_t last, const float* w, const float* bias, float* y,
-                           int64_t stored, bool add) {
+GW_NOINLINE void line_tile(const Taps& t, const Real* x, int64_t last, const Real* w, const Real* bias, Real* y, int64_t stored,
+                           bool add) {
   const auto place = [&](auto v) GW_LAMBDA { return v < NV - 1 ? v * kLanes : last; };
   Vec sum[NV];
   unroll<NV>([&](auto v) GW_LAMBDA { sum[v] = bias ? broadcast(*bias) : Vec{}; });
   for (int64_t c = 0; c < t.channels; c++, x += t.x_channel, w += t.w_channel) {
-    const float* row = x;
-    const float* weights = w;
+    const Real* row = x;
+    const Real* weights = w;
     for (int64_t kh = 0; kh < t.rows; kh++, row += t.x_row, weights += t.w_row) {
-      const float* weight = weights;
+      const Real* weight = weights;
       for (int64_t kw = 0; kw < t.columns; kw++, weight += t.w_column) {
-        const float* at = row + t.column[kw];
+        const Real* at = row + t.column[kw];
         const Vec factor = broadcast(*weight);
         unroll<NV>([&](auto v) GW_LAMBDA { add_product(sum[v], load(at + place(v)), factor); });
       }
@@ -31,10 +31,10 @@ GW_NOINLINE void line_tile(const Taps& t, const float* x, int64_t last, const fl
 
 // Computes one row of output channel o.
 inline void run_line(const PlanarTask& p, int64_t o, int64_t row) {
-  const float* in = p.x + row * p.stride * p.row_floats;
-  const float* w = p.w + o * p.taps.w_output;
-  const float* bias = p.bias ? p.bias + o : nullptr;
-  float* y = p.y + o * p.y_channel + row * p.y_row;
+  const Real* in = p.x + row * p.stride * p.row_floats;
+  const Real* w = p.w + o * p.taps.w_output;
+  const Real* bias = p.bias ? p.bias + o : nullptr;
+  Real* y = p.y + o * p.y_channel + row * p.y_row;
   const int64_t vectors = ceil_div(p.columns, kLanes);
   // The last vector starts early rather than end late, as in `bundle`.
   const bool early = !p.add && p.columns >= kLanes;

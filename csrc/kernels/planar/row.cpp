@@ -5,7 +5,7 @@ namespace groupwise {
 namespace {
 
 std::string tile(const Request& r) {
-  const std::string lanes = std::to_string(r.target->lanes);
+  const std::string lanes = std::to_string(lanes_of(r));
   const Problem& p = r.problem;
   const bool weight = r.direction == Direction::grad_weight;
   if ((r.direction == Direction::grad_input ? p.in_channels : p.out_channels) >= 4)
@@ -14,8 +14,8 @@ std::string tile(const Request& r) {
   return "4 rows x 3 vectors of " + lanes + " columns";
 }
 
-std::string tile(const Request& r, const Correlation& c, const CorrelationLayout& l) {
-  const std::string lanes = std::to_string(r.target->lanes);
+std::string tile(const Request& r, const CorrelationShape& c, const CorrelationLayout& l) {
+  const std::string lanes = std::to_string(lanes_of(r));
   if (l.whole == Whole::sum) return "4 dot products x " + lanes + " taps";
   if (l.whole == Whole::spread) return lanes + " taps of a kernel";
   if (l.woven) return "all phases of the width x " + lanes + " columns";
@@ -26,18 +26,24 @@ std::string tile(const Request& r, const Correlation& c, const CorrelationLayout
 
 const char* refuses(const Request&) { return nullptr; }
 
-std::unique_ptr<Work> planar(const Request& r) {
+template <class Real>
+std::unique_ptr<Work> planar_of(const Request& r) {
+  const Bodies<Real>& bodies = r.target->of<Real>();
   if (r.direction == Direction::grad_weight)
-    return lay_out_grad_weight<GradWeightLayout>(r, grad_weight_of(r), r.target->grad_weight_planar, tile(r));
-  auto work = lay_out_correlations<CorrelationLayout>(
-      r, r.target->correlate_planar,
-      [&](const Correlation& c, int64_t threads, CorrelationLayout* l) { return lay_out(c, r.target->lanes, threads, l); },
+    return lay_out_grad_weight<GradWeightLayout, Real>(r, grad_weight_of(r), bodies.grad_weight_planar, tile(r));
+  auto work = lay_out_correlations<CorrelationLayout, Real>(
+      r, bodies.correlate_planar,
+      [&](const Correlation& c, int64_t threads, CorrelationLayout* l) { return lay_out(c, bodies.lanes, threads, l); },
       [](const CorrelationLayout& l) { return l.input_floats + l.output_floats; },
-      [&](const Correlation& c, const CorrelationLayout& l) { return executed_products(c, l, r.target->lanes); });
+      [&](const Correlation& c, const CorrelationLayout& l) { return executed_products(c, l, bodies.lanes); });
   if (!work) return nullptr;
   const auto& [c, l] = work->parts().front();
   work->facts.tile = tile(r, c, l);
   return work;
+}
+
+std::unique_ptr<Work> planar(const Request& r) {
+  return r.dtype == Dtype::float64 ? planar_of<double>(r) : planar_of<float>(r);
 }
 
 }  // namespace
@@ -48,6 +54,7 @@ const KernelRow kPlanar{"planar",
                         "format, stride and dilation is read alike",
                         {true, true, true},
                         refuses,
-                        planar};
+                        planar,
+                        true};
 
 }  // namespace groupwise

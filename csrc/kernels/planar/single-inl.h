@@ -8,7 +8,7 @@ namespace groupwise::GW_TARGET {
 // Computes R output rows, STRIDE input rows apart, of a kernel of K rows, in R + K + 1 registers, of which AVX2 has 16. For each
 // column of taps K broadcasts and (R - 1) * STRIDE + K unaligned loads serve R * K FMAs: 17 for 50 where R is 10 and K is 5.
 template <int K, int R, int STRIDE>
-GW_NOINLINE void single_tile(const PlanarTask& p, const float* x, const float* w, const float* bias, float* y, int64_t y_row) {
+GW_NOINLINE void single_tile(const PlanarTask& p, const Real* x, const Real* w, const Real* bias, Real* y, int64_t y_row) {
   constexpr int kRows = (R - 1) * STRIDE + K;
   const Taps& t = p.taps;
   const int64_t x_row = p.sharing.pitch / STRIDE * p.row_floats, w_row = t.w_row, w_column = t.w_column;
@@ -17,17 +17,17 @@ GW_NOINLINE void single_tile(const PlanarTask& p, const float* x, const float* w
   for (int64_t at = 0;; at = std::min(at + kLanes, last)) {
     Vec sum[R];
     unroll<R>([&](auto r) GW_LAMBDA { sum[r] = start; });
-    const float* x_channel = x + at;
-    const float* w_channel = w;
+    const Real* x_channel = x + at;
+    const Real* w_channel = w;
     for (int64_t c = t.channels; c > 0; c--, x_channel += t.x_channel, w_channel += t.w_channel) {
-      const float* weights = w_channel;
+      const Real* weights = w_channel;
       each<K == 3 ? 3 : 0>(t.columns, [&](int64_t kw) GW_LAMBDA {
         Vec weight[K];
         unroll<K>([&](auto i) GW_LAMBDA {
           weight[i] = broadcast(weights[i * w_row]);
           pin(weight[i]);
         });
-        const float* from = x_channel + t.column[kw];
+        const Real* from = x_channel + t.column[kw];
         // Rows in their order took 10 to 20 % less time than from both ends to the middle.
         unroll<kRows>([&](auto i) GW_LAMBDA {
           Vec in = load(from + i * x_row);
@@ -69,17 +69,17 @@ inline void single_rows(const PlanarTask& p, int64_t from_output) {
       const auto tile = take == kSingleRows ? single_tile<K, kSingleRows, STRIDE>
                         : take == 7         ? single_tile<K, 7, STRIDE>
                                             : single_tile<K, 4, STRIDE>;
-      const float* x = p.x + (first + row * apart) * p.stride * p.row_floats;
+      const Real* x = p.x + (first + row * apart) * p.stride * p.row_floats;
       for (int64_t o = from_output; o < p.outputs; o++) {
-        const float* w = p.w + o * p.taps.w_output;
-        const float* bias = p.bias ? p.bias + o : nullptr;
-        float* y = p.y + o * p.y_channel + (first + row * apart) * p.y_row;
+        const Real* w = p.w + o * p.taps.w_output;
+        const Real* bias = p.bias ? p.bias + o : nullptr;
+        Real* y = p.y + o * p.y_channel + (first + row * apart) * p.y_row;
         if (kMasks || p.columns >= kLanes) {
           tile(p, x, w, bias, y, y_row);
           continue;
         }
         // Without masks, rows that do not fill a vector are shortened afterwards: a check at every store cost up to 45 %.
-        alignas(kLanes * 4) float full[kSingleRows * kLanes];
+        alignas(Vec) Real full[kSingleRows * kLanes];
         tile(p, x, w, bias, full, kLanes);
         for (int64_t r = 0; r < take; r++) copy(y + r * y_row, full + r * kLanes, p.columns);
       }

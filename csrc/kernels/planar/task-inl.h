@@ -15,7 +15,7 @@ struct Taps {
 
 // Where a tile writes, or adds: vector v at v * vector, its first `columns - v * narrower` floats.
 struct Target {
-  float* y;
+  Real* y;
   int64_t output, vector, columns, narrower;
   bool add;
 };
@@ -23,10 +23,10 @@ struct Target {
 // The outputs of one group and one phase in the block of a task.
 struct PlanarTask {
   Taps taps;
-  const float* x;
-  const float* w;
-  const float* bias;
-  float* y;
+  const Real* x;
+  const Real* w;
+  const Real* bias;
+  Real* y;
   int64_t y_channel, y_row;
   int64_t outputs, rows, columns;
   int64_t row_floats, stride, spacing;  // of the input plane; of the height

@@ -3,14 +3,15 @@
 #pragma once
 #include "kernels/finish.h"
 #include "kernels/planar/layout.h"
+#include "kernels/typed.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
 
 // Where the floats of four dot products begin. Each product needs two loads, which leave time for one sum of each.
 struct Dots {
-  const float* x[4];
-  const float* w[4];
+  const Real* x[4];
+  const Real* w[4];
 };
 
 // Adds the products of n floats; `rest` takes those that fill no vector, where loads have no masks.
@@ -44,8 +45,8 @@ GW_NOINLINE Four dots_of(const Dots& d, int64_t channels, int64_t x_channel, int
 }
 
 // Computes a row of outputs of `groups` groups, four output channels at a time, of which the last repeat.
-inline void sum_rows(const Correlation& c, const Phase& h, int64_t groups, const float* x, const float* w, const float* bias,
-                     float* y) {
+inline void sum_rows(const Correlation& c, const Phase& h, int64_t groups, const Real* x, const Real* w, const Real* bias,
+                     Real* y) {
   const int64_t channels = groups * c.out_channels, n = h.taps * c.w.front().taps;
   for (int64_t first = 0; first < channels; first += 4) {
     Dots d;
@@ -56,12 +57,12 @@ inline void sum_rows(const Correlation& c, const Phase& h, int64_t groups, const
     });
     const Four sums = dots_of(d, c.in_channels, c.input_strides.c, c.weight_strides.c, n);
     for (int64_t j = 0; j < std::min<int64_t>(4, channels - first); j++)
-      y[(first + j) * c.output_strides.c] = sums[j] + (bias ? bias[first + j] : 0.0f);
+      y[(first + j) * c.output_strides.c] = sums[j] + (bias ? bias[first + j] : Real{});
   }
 }
 
 // Computes n outputs of one channel: the sum of one kernel of each input channel, times its input.
-inline void spread_kernels(const Correlation& c, int64_t n, const float* x, const float* w, float start, float* y) {
+inline void spread_kernels(const Correlation& c, int64_t n, const Real* x, const Real* w, Real start, Real* y) {
   const auto sum_of = [&](auto zeros, auto&& at) GW_LAMBDA {
     auto total = start - zeros;
     for (int64_t i = 0; i < c.in_channels;) {
@@ -73,10 +74,10 @@ inline void spread_kernels(const Correlation& c, int64_t n, const float* x, cons
     return total;
   };
   in_vectors(
-      n, [&](int64_t i) GW_LAMBDA { store(y + i, sum_of(Vec{}, [&](const float* p) GW_LAMBDA { return load(p + i); })); },
+      n, [&](int64_t i) GW_LAMBDA { store(y + i, sum_of(Vec{}, [&](const Real* p) GW_LAMBDA { return load(p + i); })); },
       [&](int64_t i)
-          GW_LAMBDA { store_four(y + i, sum_of(Four{}, [&](const float* p) GW_LAMBDA { return load_four(p + i); })); },
-      [&](int64_t i) GW_LAMBDA { y[i] = sum_of(0.0f, [&](const float* p) GW_LAMBDA { return p[i]; }); });
+          GW_LAMBDA { store_four(y + i, sum_of(Four{}, [&](const Real* p) GW_LAMBDA { return load_four(p + i); })); },
+      [&](int64_t i) GW_LAMBDA { y[i] = sum_of(Real{}, [&](const Real* p) GW_LAMBDA { return p[i]; }); });
 }
 
 // Runs tasks [begin, end), each of which computes some groups of one sample.
@@ -85,10 +86,10 @@ inline void run_whole(const Correlation& c, const CorrelationLayout& l, int64_t 
   const int64_t by_g = ceil_div(c.groups, l.block.groups), row = c.w.front().taps;
   for (int64_t task = begin; task < end; task++) {
     const int64_t first = task % by_g * l.block.groups, n = task / by_g, groups = std::min(l.block.groups, c.groups - first);
-    const float* x = c.input + n * xs.n + first * c.in_channels * xs.c;
-    const float* w = c.weight + first * c.weight_strides.group;
-    const float* bias = c.bias ? c.bias + first * c.out_channels : nullptr;
-    float* y = c.output + n * ys.n + first * c.out_channels * ys.c;
+    const Real* x = c.input + n * xs.n + first * c.in_channels * xs.c;
+    const Real* w = c.weight + first * c.weight_strides.group;
+    const Real* bias = c.bias ? c.bias + first * c.out_channels : nullptr;
+    Real* y = c.output + n * ys.n + first * c.out_channels * ys.c;
     if (l.whole == Whole::sum) {
       for (int64_t r = 0; r < c.h.out; r++) {
         const Phase h = clipped(c.h, r, 1);
@@ -98,7 +99,8 @@ inline void run_whole(const Correlation& c, const CorrelationLayout& l, int64_t 
     }
     for (int64_t channel = 0; l.whole == Whole::spread && channel < groups * c.out_channels; channel++)
       spread_kernels(c, c.h.out * row, x + channel / c.out_channels * c.in_channels * xs.c,
-                     w + begin_of(c.weight_strides, c.out_channels, channel), bias ? bias[channel] : 0.0f, y + channel * ys.c);
+                     w + begin_of(c.weight_strides, c.out_channels, channel), bias ? bias[channel] : Real{},
+                     y + channel * ys.c);
     finish_block(c, {n, first * c.out_channels, groups * c.out_channels, 0, c.h.out, 0, c.w.front().out});
   }
 }

@@ -2,6 +2,7 @@
 // same columns of all phases and weaves them in registers, so that rows are written whole and in place.
 #pragma once
 #include "kernels/planar/layout.h"
+#include "kernels/typed.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
@@ -26,7 +27,7 @@ struct WovenTask {
 
 // Computes R rows, or C vectors of one row, of all P phases, whose kernel has K rows of taps.
 template <int P, int K, int R, int C>
-GW_NOINLINE void woven_tile(const WovenTask& t, const float* x, const float* w, const float* bias, float* y) {
+GW_NOINLINE void woven_tile(const WovenTask& t, const Real* x, const Real* w, const Real* bias, Real* y) {
   const Vec start = bias ? broadcast(*bias) : Vec{};
   const int64_t last = std::max<int64_t>(0, t.columns - C * kLanes), x_row = t.x_row, w_row = t.w_row;
   for (int64_t at = 0;; at = std::min(at + C * kLanes, last)) {
@@ -34,9 +35,9 @@ GW_NOINLINE void woven_tile(const WovenTask& t, const float* x, const float* w, 
     unroll<P>([&](auto p) GW_LAMBDA {
       const WovenPhase& s = t.phase[p];
       unroll<R * C>([&](auto i) GW_LAMBDA { sum[i][p] = start; });
-      const float* weights = w + s.w;
+      const Real* weights = w + s.w;
       for (int64_t kw = 0; K > 0 && kw < s.taps; kw++, weights += s.w_column) {
-        const float* from = x + at + s.column[kw];
+        const Real* from = x + at + s.column[kw];
         Vec weight[K + 1];
         unroll<K>([&](auto i) GW_LAMBDA {
           weight[i] = broadcast(weights[i * w_row]);
@@ -54,9 +55,9 @@ GW_NOINLINE void woven_tile(const WovenTask& t, const float* x, const float* w, 
     });
     const int64_t left = t.width - at * P;
     // Without masks, a row that ends within a vector is copied from whole vectors: a call at every store would spill the sums.
-    alignas(kLanes * 4) float full[kMasks ? 1 : R * C * P * kLanes];
+    alignas(Vec) Real full[kMasks ? 1 : R * C * P * kLanes];
     const bool aside = !kMasks && left < C * P * kLanes;
-    float* to = aside ? full : y + at * P;
+    Real* to = aside ? full : y + at * P;
     const int64_t to_row = aside ? C * P * kLanes : t.y_row;
     unroll<R * C>([&](auto i) GW_LAMBDA {
       weave(sum[i]);
@@ -77,7 +78,7 @@ GW_NOINLINE void woven_tile(const WovenTask& t, const float* x, const float* w, 
 
 // Computes `rows` rows; the last tile starts early, as the last vector does.
 template <int P, int K>
-inline void woven_rows(const WovenTask& t, int64_t rows, const float* x, const float* w, const float* bias, float* y) {
+inline void woven_rows(const WovenTask& t, int64_t rows, const Real* x, const Real* w, const Real* bias, Real* y) {
   // A tile has about eight sums, which keep the FMA units busy.
   constexpr int kSums = P == 2 ? 4 : 2;
   const bool few = rows < kSums;
@@ -93,7 +94,7 @@ inline void woven_rows(const WovenTask& t, int64_t rows, const float* x, const f
 }
 
 template <int P>
-inline void run_phases(const WovenTask& t, int64_t rows, const float* x, const float* w, const float* bias, float* y) {
+inline void run_phases(const WovenTask& t, int64_t rows, const Real* x, const Real* w, const Real* bias, Real* y) {
   switch (t.tap_rows) {
     case 1: return woven_rows<P, 1>(t, rows, x, w, bias, y);
     case 2: return woven_rows<P, 2>(t, rows, x, w, bias, y);
@@ -104,8 +105,8 @@ inline void run_phases(const WovenTask& t, int64_t rows, const float* x, const f
 }
 
 // Computes the block of a task, whose inputs lie in scratch; `output` is that of its first group.
-inline void run_woven(const Correlation& c, const CorrelationLayout& l, const WovenBlock& b, const float* scratch,
-                      float* output) {
+inline void run_woven(const Correlation& c, const CorrelationLayout& l, const WovenBlock& b, const Real* scratch,
+                      Real* output) {
   const Plane& plane = l.plane;
   const Strides& ys = c.output_strides;
   const WeightStrides& ws = c.weight_strides;
@@ -130,12 +131,12 @@ inline void run_woven(const Correlation& c, const CorrelationLayout& l, const Wo
       t.phase[i] = {h.index * ws.h + w.index * ws.w, l.columns[i].data() + skipped, w.taps, w.index_step * ws.w};
     }
     const auto run = phases == 2 ? run_phases<2> : phases == 3 ? run_phases<3> : run_phases<4>;
-    const float* x = h.taps > 0 ? scratch + (b.row + row + h.low - b.low) * plane.row : scratch;
-    float* y = output + (c.h.first + (b.row + row) * c.h.step) * ys.h + b.column * phases;
+    const Real* x = h.taps > 0 ? scratch + (b.row + row + h.low - b.low) * plane.row : scratch;
+    Real* y = output + (c.h.first + (b.row + row) * c.h.step) * ys.h + b.column * phases;
     for (int64_t g = 0; g < b.groups; g++)
       for (int64_t o = 0; o < c.out_channels; o++) {
         const int64_t channel = g * c.out_channels + o;
-        const float* bias = c.bias ? c.bias + b.group * c.out_channels + channel : nullptr;
+        const Real* bias = c.bias ? c.bias + b.group * c.out_channels + channel : nullptr;
         run(t, rows, x + g * plane.channel, c.weight + (b.group + g) * ws.group + o * ws.o, bias, y + channel * ys.c);
       }
   }

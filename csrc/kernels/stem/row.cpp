@@ -31,7 +31,7 @@ class StemWork : public Correlations<StemLayout> {
               [&](int64_t begin, int64_t end) { target_->correlate_stem(c, l, begin, end, scratch(), weight); });
   }
 
-  int64_t packed_floats_of(const Correlation& c, const StemLayout& l) const override { return c.groups * l.weight_floats; }
+  int64_t packed_floats_of(const CorrelationShape& c, const StemLayout& l) const override { return c.groups * l.weight_floats; }
 
   void pack_part(const Correlation& c, const StemLayout& l, float* packed, ParallelFor parallel_for) const override {
     run_tasks(c.groups, facts.threads > 1, parallel_for,

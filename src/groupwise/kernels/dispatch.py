@@ -143,8 +143,8 @@ def enable(
 ) -> None:
     """Dispatches the convolutions of this process, in all threads, to the fastest kernel that the planner finds.
 
-    No model changes: the kernels are registered behind PyTorch's operators. Unsupported cases (other dtypes and
-    devices, 3-D, wide groups) fall back to PyTorch. A later call replaces the arguments of the one before.
+    No model changes: the kernels are registered behind PyTorch's operators. Unsupported cases (complex dtypes,
+    other devices, wide groups) fall back to PyTorch. A later call replaces the arguments of the one before.
 
     - `tune`: True measures the kernels of each convolution when it is first met, and keeps the result in a file for
       later processes. False neither measures nor reads that file, so that every run chooses the same kernels. None does

@@ -21,8 +21,8 @@ MODEL = FOLDER / "model.json"
 FORMAT = 1
 # What the core calls the tables of an instruction set's 3-D convolutions, after its name.
 VOLUMES = " 3-D"
-# The dtypes of 16 bits. The core calls their tables by the instruction set and the dtype.
-LOW_DTYPES = ("bfloat16", "float16")
+# The dtypes beside float32. The core calls their tables by the instruction set and the dtype.
+OTHER_DTYPES = ("bfloat16", "float16", "float64")
 # How many families of layers have a margin of their own (csrc/plan/features.h).
 FAMILIES = 5
 
@@ -40,7 +40,7 @@ def table_path(isa: str) -> pathlib.Path:
 def _kinds(isa: str) -> dict[str, pathlib.Path]:
     """Returns by what the core calls the tables of each kind of convolutions where they are, if there are any."""
     plain = table_path(isa)
-    suffixes = {VOLUMES: "-3d"} | {f" {dtype}": f"-{dtype}" for dtype in LOW_DTYPES}
+    suffixes = {VOLUMES: "-3d"} | {f" {dtype}": f"-{dtype}" for dtype in OTHER_DTYPES}
     others = {isa + kind: plain.with_stem(plain.stem + suffix) for kind, suffix in suffixes.items()}
     return {isa: plain} | others
 

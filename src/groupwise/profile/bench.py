@@ -146,8 +146,8 @@ def bench(
     (2-D) channels_last, forward and training step, all in turn. Each time is the median of `repeats` samples; a sample
     is one call, or the mean of as many calls as take a millisecond.
 
-    - `dtype`: float32, float64, bfloat16 or float16; groupwise's kernels take all but float64. If left out: the
-      layer's own, or float32 for a spec
+    - `dtype`: float32, float64, bfloat16 or float16, all of which groupwise's kernels take. If left out: the layer's
+      own, or float32 for a spec
     - `threads`: how many threads PyTorch's pool may use; `torch.get_num_threads()` if left out
 
     Raises `GroupwiseError` for a shape that does not fit the layer, and for one that does not fit the memory. Where
