@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -11,98 +9,21 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import groupwise
 from accuracy import poisoned, threads
 from cases import specs
 from groupwise import ConvSpec, GroupwiseError, enabled, plan, record_plans
+from groupwise.kernels import native, tuning
 from groupwise.kernels.dispatch import forced
-from kernels import ISAS, needs_kernels
+from kernels import ISAS, needs_kernels, planar_is_fast
+from longdoubles import exact
+from tuned import Clock, lines
 
 pytestmark = needs_kernels
 
 KERNELS = ["planar", "narrow", "groups", "pixels"]
 UNIT = np.finfo(np.float64).eps / 2
 LAST = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
-
-
-class Sums:
-    """A plain convolution of long doubles: x and y are its input and output, whichever of them a pass computes."""
-
-    def __init__(self, spec, x_size, y_size):
-        self.spec, self.x_size, self.y_size = spec, x_size, y_size
-
-    def _padded(self, x):
-        """Returns x with zeros round it, as far as the outputs read, and the place of x therein."""
-        spec = self.spec
-        numbers = zip(self.x_size, self.y_size, spec.kernel_size, spec.stride, spec.padding, spec.dilation, strict=True)
-        size = [max(n + p, (out - 1) * s + (k - 1) * d + 1) for n, out, k, s, p, d in numbers]
-        padded = np.zeros((*x.shape[:3], *size), np.longdouble)
-        inner = (..., *(slice(p, p + n) for n, p in zip(self.x_size, spec.padding, strict=True)))
-        padded[inner] = x
-        return padded, inner
-
-    def _taps(self, padded):
-        """Yields the index of each tap and a view of the positions that the outputs read by it."""
-        spec = self.spec
-        for tap in itertools.product(*map(range, spec.kernel_size)):
-            numbers = zip(tap, self.y_size, spec.stride, spec.dilation, strict=True)
-            yield (..., *tap), padded[(..., *(slice(k * d, k * d + (out - 1) * s + 1, s) for k, out, s, d in numbers))]
-
-    def y(self, x, w):
-        padded, _ = self._padded(x)
-        return sum(np.einsum("ngc...,goc->ngo...", read, w[tap]) for tap, read in self._taps(padded))
-
-    def x(self, y, w):
-        padded, inner = self._padded(np.zeros((*y.shape[:2], w.shape[2], *self.x_size)))
-        for tap, read in self._taps(padded):
-            np.add(read, np.einsum("ngo...,goc->ngc...", y, w[tap]), out=read)
-        return padded[inner]
-
-    def w(self, x, y):
-        padded, _ = self._padded(x)
-        grad = y.reshape(*y.shape[:3], -1)
-        made = [np.einsum("ngop,ngcp->goc", grad, read.reshape(*read.shape[:3], -1)) for _, read in self._taps(padded)]
-        return np.stack(made, -1).reshape(*made[0].shape, *self.spec.kernel_size)
-
-
-def longs(t, groups, first=False):
-    """The tensor as long doubles with a dimension of groups: (n, g, c, ...), or (g, o, c, ...) of a weight."""
-    values = t.detach().contiguous().numpy().astype(np.longdouble)
-    if first:
-        return values.reshape(groups, -1, *values.shape[1:])
-    return values.reshape(values.shape[0], groups, -1, *values.shape[2:])
-
-
-def flat(values, first=False):
-    if first:
-        return values.reshape(-1, *values.shape[2:])
-    return values.reshape(values.shape[0], -1, *values.shape[3:])
-
-
-def exact(spec, source, weight, bias, grad):
-    """Output and gradients, and of each the sum of |x||w| and the most products that a value sums."""
-    size, out = tuple(source.shape[2:]), tuple(grad.shape[2:])
-    sums = Sums(spec, out, size) if spec.transposed else Sums(spec, size, out)
-    a, g, w = longs(source, spec.groups), longs(grad, spec.groups), longs(weight, spec.groups, True)
-
-    def results(a, g, w, b):
-        if spec.transposed:
-            found = [sums.x(a, w), sums.y(g, w), sums.w(g, a)]
-        else:
-            found = [sums.y(a, w), sums.x(g, w), sums.w(a, g)]
-        values = [flat(found[0]), flat(found[1]), flat(found[2], True)]
-        if b is None:
-            return values
-        values[0] = values[0] + b.reshape(1, -1, *[1] * spec.dims)
-        return [*values, flat(g).sum((0, *range(2, 2 + spec.dims)))]
-
-    b = None if bias is None else bias.detach().numpy().astype(np.longdouble)
-    taps = int(np.prod(spec.kernel_size))
-    positions = grad[:, 0].numel() + source[:, 0].numel()
-    terms = [w.shape[2] * taps, w.shape[1] * taps, positions, positions]
-    terms = [w.shape[1] * taps, w.shape[2] * taps, positions, positions] if spec.transposed else terms
-    values = results(a, g, w, b)
-    sizes = results(abs(a), abs(g), abs(w), None if b is None else abs(b))
-    return list(zip(values, sizes, terms, strict=False))
 
 
 def convolve(spec, source, weight, bias):
@@ -203,14 +124,112 @@ def test_layers_of_every_kind(name, spec, size, batch, last, isa):
     assert "planar" in ran
 
 
+GRADIENTS = [
+    ConvSpec(8, 8, 3, padding=1, groups=8),
+    ConvSpec(8, 16, 3, 2, groups=1),
+    ConvSpec(8, 8, 3, 2, padding=2, dilation=2, groups=2, bias=False),
+    ConvSpec(8, 8, 3, 2, 1, groups=4, transposed=True, output_padding=1),
+    ConvSpec(8, 8, 4, padding=3, groups=8, dims=1),
+    ConvSpec(4, 4, 2, groups=2, dims=3),
+]
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("spec", [ConvSpec(8, 8, 3, padding=1, groups=8), ConvSpec(8, 16, 3, 2, groups=1)], ids=str)
-def test_gradcheck(kernel, last, spec):
-    source, weight, bias, _ = tensors(spec, (5, 6), 1, last)
-    leaves = [t.requires_grad_() for t in (source, weight, bias)]
+@pytest.mark.parametrize("spec", GRADIENTS, ids=str)
+def test_first_and_second_gradients_are_those_of_finite_differences(kernel, last, spec):
+    source, weight, bias, _ = tensors(spec, {1: (9,), 2: (5, 6), 3: (2, 3, 3)}[spec.dims], 1, last)
+    leaves = [t.requires_grad_() for t in (source, weight, bias) if t is not None]
+
+    def convolved(x, w, b=None):
+        return convolve(spec, x, w, b)
+
     with enabled(tune=False), forced(True, kernel):
-        assert torch.autograd.gradcheck(lambda x, w, b: convolve(spec, x, w, b), leaves)
+        assert torch.autograd.gradcheck(convolved, leaves)
+        assert torch.autograd.gradgradcheck(convolved, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_strided_and_expanded_tensors_of_any_order(kernel, isa, workers):
+    spec = ConvSpec(16, 32, 3, padding=1, groups=2)
+    _, _, bias, grad = tensors(spec, (9, 17), 2)
+    wide = torch.randn(2, 11, 18, 40, dtype=torch.float64)
+    turned = torch.randn(3, 3, 8, 32, dtype=torch.float64).permute(3, 2, 0, 1)
+    inputs = [
+        torch.randn(2, 17, 9, 16, dtype=torch.float64).permute(0, 3, 2, 1)[:, :16],
+        wide[:, :1, ::2, 3:20].expand(2, 16, 9, 17),
+        torch.randn(2, 17, 10, 33, dtype=torch.float64)[:, 1:, 1:, ::2],
+    ]
+    with threads(workers):
+        for source in inputs:
+            for weight in (turned, turned[:, :, :1].expand(32, 8, 3, 3)):
+                check(spec, (source, weight, bias, grad), kernel, isa)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_numbers_beyond_float32_keep_their_size_and_digits(kernel, last):
+    """Products of 1e120, and of 1e-120, are neither infinite nor zero, and padding makes no NaN."""
+    spec = ConvSpec(16, 16, 3, padding=1, groups=2)
+    for size in (1e60, 1e-60):
+        source, weight, bias, grad = tensors(spec, (9, 10), 2, last)
+        check(spec, (source * size, weight * size, bias * size * size, grad * size), kernel, "")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_autocast_leaves_float64_as_it_is(kernel):
+    spec = ConvSpec(16, 16, 3, padding=1, groups=2)
+    given = tensors(spec, (9, 10), 2, last=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert kernel in check(spec, given, kernel, "")
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_tuning_finds_the_kernels_of_a_float64_model():
+    model = torch.nn.Conv2d(16, 16, 3, padding=1, groups=4, dtype=torch.float64)
+    source = torch.randn(2, 16, 12, 12, dtype=torch.float64)
+    Clock(lambda call: 1e-3)
+    groupwise.tune(model, source, train=True)
+    for line in lines():
+        assert set(line["seconds"]) <= {"pytorch", *KERNELS}
+        tuning.remember(native.library(), line["isa"], line["request"], {**line["seconds"], "planar": 5e-4})
+    native.library().groupwise_policy_changed()
+    with enabled(), record_plans() as plans:
+        model(source).sum().backward()
+    assert [(one.kernel, one.source) for one in plans] == [("planar", "measured")] * 2
+    with enabled(), record_plans() as plans:
+        model.float()(source.float())
+    assert [one.source for one in plans if one.source == "measured"] == []
+
+
+def test_tables_of_float64_are_its_own():
+    spec = ConvSpec(64, 64, 3, padding=1, groups=16)
+    with planar_is_fast(" float64"):
+        made = plan(spec, (2, 64, 28, 28), dtype="float64")
+        assert (made.kernel, made.source, made.speedup) == ("planar", "table", 4)
+        assert plan(spec, (2, 64, 28, 28), dtype="bfloat16").kernel == "pytorch"
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_a_gradient_of_the_weight_that_is_wrong_in_pytorch_is_computed_here(groups):
+    """Of an unbatched channels_last input, in float64 also with oneDNN on; the oracle sums one sample of a batch."""
+    spec = ConvSpec(8, 8, 3, groups=groups, bias=False)
+    source, weight, bias, grad = tensors(spec, (6, 6), 1, last=True)
+    leaf = weight.requires_grad_()
+    with enabled(tune=False), record_plans() as plans:
+        (found,) = torch.autograd.grad(F.conv2d(source[0], leaf, groups=groups), leaf, grad[0])
+    right, total, terms = exact(spec, source, weight, bias, grad)[2]
+    assert (abs(found.numpy().astype(np.longdouble) - right) <= (terms + 24) * UNIT * total).all()
+    assert [one.direction for one in plans if one.kernel != "pytorch"] == ["grad_weight"]
+    assert plans[-1].evidence == "PyTorch's kernel is wrong here"
+
+
+def test_mixed_dtypes_are_pytorchs():
+    source, weight = torch.randn(1, 4, 6, 6, dtype=torch.float64), torch.randn(4, 1, 3, 3)
+    with forced(True, "planar"), pytest.raises(RuntimeError):
+        F.conv2d(source, weight, groups=4)
 
 
 def test_not_chosen_where_nothing_was_measured():
