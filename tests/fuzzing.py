@@ -1,12 +1,13 @@
-"""Compares random convolutions by groupwise's kernels with float64, until the time is over or one is wrong.
+"""Compares random convolutions by groupwise's kernels with sums of long doubles until one is wrong or the time over.
 
     python tests/fuzzing.py [--seconds 60] [--seed 0] [--kernel planar]
 
 A case is a layer, its dtype, the strides of its three tensors, an instruction set, a number of threads and a kernel.
-It is right if output and gradients are within the error that their sums allow, if every value is written (memory
-starts as NaN), and if the memory of the inputs, also between and beside their elements, is as it was. A case that fails
-is made smaller while it still fails, and printed as the one command that repeats it. Cases run in another process, so
-that one which ends it is found too. tests/native has guard bands around what the kernels write.
+It is right if output and gradients, where a kernel of groupwise computed them, are within the error that their sums
+allow, if every value is written (memory starts as NaN), and if the memory of the inputs, also between and beside their
+elements, is as it was. A case that fails is made smaller while it still fails, and printed as the one command that
+repeats it. Cases run in another process, so that one which ends it is found too. tests/native has guard bands around
+what the kernels write.
 """
 
 from __future__ import annotations
@@ -23,19 +24,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from accuracy import BESIDE, poisoned, threads
+from accuracy import BESIDE, poisoned, runs_of, threads
 from groupwise import ConvSpec, GroupwiseError, plan, record_plans
 from groupwise.kernels import native
 from groupwise.kernels.dispatch import forced
 from groupwise.kernels.plan import KERNELS
+from longdoubles import exact
 from scripts import load
 
 sound = load("sweeping").sound
 
 # Kernels whose error the sum of |x| |w| bounds; that of the FFT is relative to the norm of a row (tests/test_fft.py).
 DIRECT = tuple(name for name in KERNELS if name not in ("pytorch", "fft"))
+# What a case of each dtype forces. Only float32 has a choice, "": others fall back to PyTorch unless measured.
+DTYPES = {
+    "float32": ("", *DIRECT),
+    "float64": ("planar", "narrow", "groups", "pixels"),
+    "bfloat16": DIRECT,
+    "float16": DIRECT,
+}
 LAYOUTS = ("plain", "plain", "channels_last", "permuted", "sliced", "offset", "expanded", "overlapping")
 # The most multiply-accumulates of a case, and numbers of one of its tensors.
 MOST_MACS, MOST_NUMBERS = 4_000_000, 400_000
@@ -99,13 +109,13 @@ class Case:
 
 
 def supported() -> list[tuple[str, int]]:
-    """Returns the pairs of a dtype and a number of dimensions that `enable()` computes: it is asked for each."""
+    """Returns the pairs of a dtype and a number of dimensions that a kernel computes: it is asked for each."""
     found = []
-    for dtype in ("float32", "float64", "bfloat16", "float16"):
+    for dtype in DTYPES:
         for dims in (1, 2, 3):
             x, weight = (torch.ones(1, 8, *[9] * dims), torch.ones(8, 1, *[3] * dims))
             given = [tensor.to(getattr(torch, dtype)) for tensor in (x, weight)]
-            with forced(True), record_plans() as plans:
+            with forced(True, "planar"), record_plans() as plans:
                 torch.ops.aten.convolution(*given, None, [1] * dims, [0] * dims, [1] * dims, False, [0] * dims, 8)
             if plans and plans[0].kernel != "pytorch":
                 found.append((dtype, dims))
@@ -144,7 +154,7 @@ def draw(seed: int, number: int, pairs: list[tuple[str, int]], kernel: str = "")
             each(*range(len(LAYOUTS)), count=3),
             chance.choice((1, 2, 2, 3)),
             chance.choice(native.runnable()),
-            kernel or chance.choice(("", *DIRECT)),
+            kernel or chance.choice(DTYPES[dtype]),
             chance.randrange(2**31),
         )
         case = replace(case, layouts=tuple(LAYOUTS[at] for at in case.layouts))
@@ -164,13 +174,18 @@ def makes_sense(case: Case) -> bool:
 
 
 def safe_by_pytorch(case: Case) -> bool:
-    """Tells whether PyTorch's float32 kernels stay inside their tensors, should a kernel refuse the case.
+    """Tells whether PyTorch's kernels stay inside their tensors, should a kernel refuse the case.
 
-    They may not where an output sees only padding, and for strided 1x1 layers ("Where PyTorch is wrong").
+    oneDNN's, which have no float64, may not where an output sees only padding, for strided 1x1 layers and for depths
+    that a kernel exceeds ("Where PyTorch is wrong").
     """
-    if len(case.size) == 3 or (math.prod(case.kernel_size) == 1 and max(case.stride) > 1):
+    if case.dtype == "float64":
+        return True
+    if math.prod(case.kernel_size[-2:]) == 1 and max(case.stride) > 1:
         return False
-    return sound(case.spec, case.size)
+    spec, size = case.spec, case.size
+    deep = case.dilation[0] * (case.kernel_size[0] - 1) >= min(size[0], spec.output_size(size)[0])
+    return sound(spec, size) and not (len(size) == 3 and case.padding[0] > 0 and deep)
 
 
 def laid_out(shape: tuple[int, ...], layout: str, dtype: torch.dtype, chance: random.Random) -> torch.Tensor:
@@ -192,7 +207,7 @@ def laid_out(shape: tuple[int, ...], layout: str, dtype: torch.dtype, chance: ra
     span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     offset = chance.choice((1, 3, 17)) if layout in ("offset", "sliced", "overlapping") else 0
     generator = torch.Generator().manual_seed(chance.randrange(2**31))
-    whole = (torch.rand(offset + span + 19, generator=generator) * 2 - 1).to(dtype)
+    whole = (torch.rand(offset + span + 19, generator=generator, dtype=torch.float64) * 2 - 1).to(dtype)
     return whole.as_strided(shape, strides, offset)
 
 
@@ -220,7 +235,7 @@ def failure(case: Case, compute: Callable[..., Values] = step) -> str | None:
     kernel = case.kernel if safe_by_pytorch(case) else ""
     for direction in ("forward", "grad_input", "grad_weight"):
         with forced(True, kernel, case.isa):
-            told = plan(case.spec, case.shapes()[0], direction=direction)
+            told = plan(case.spec, case.shapes()[0], case.dtype, direction=direction)
         if told.kernel == "pytorch" and not safe_by_pytorch(case):
             return None
     chance = random.Random(case.values)
@@ -231,42 +246,46 @@ def failure(case: Case, compute: Callable[..., Values] = step) -> str | None:
     )
     given = (x, weight, bias if case.bias else None, grad)
     before = [whole_of(tensor).clone() for tensor in (x, weight, bias, grad)]
-    with torch.inference_mode(), threads(case.threads), forced(True, kernel, case.isa), poisoned():
-        ours = compute(case, *given)
+    ran = forced(True, kernel, case.isa)
+    with torch.inference_mode(), threads(case.threads), ran, poisoned(), record_plans() as plans:
+        found = compute(case, *given)
     after = [whole_of(tensor) for tensor in (x, weight, bias, grad)]
     names = ("input", "weight", "bias", "gradient of the output")
     for name, old, new in zip(names, before, after, strict=True):
         if not torch.equal(old, new):
             return f"memory of the {name} changed"
+    runs = runs_of(plans, case.transposed)
+    # A bias's gradient is summed with the weight's.
+    ours = {name: value for name, value in found.items() if name.replace("bias", "weight") in runs}
     return out_of_bounds(case, given, ours)
 
 
 def out_of_bounds(case: Case, given: tuple[torch.Tensor | None, ...], ours: Values) -> str | None:
-    """Returns which value is further from float64 than its roundings allow, or None."""
-
-    def plain(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return None if tensor is None else tensor.double().clone(memory_format=torch.contiguous_format)
-
-    with torch.inference_mode(), forced(False):
-        exact = step(case, *map(plain, given))
-        size = step(case, *(None if tensor is None else plain(tensor).abs() for tensor in given))
+    """Returns which value is further from sums of long doubles than its roundings allow, or None."""
+    wide = [None if tensor is None else tensor.double() for tensor in given]
+    names = ("output", "grad_input", "grad_weight", "grad_bias")
+    rights = dict(zip(names, exact(case.spec, *wide), strict=False))
     _, _, output = case.shapes()
     taps, images = math.prod(case.kernel_size), case.batch * math.prod(case.size if case.transposed else output[2:])
     counts = {"output": case.inputs * taps, "grad_input": case.outputs * taps, "grad_weight": images}
     counts["grad_bias"] = case.batch * math.prod(output[2:])
-    of = torch.finfo(getattr(torch, case.dtype)).eps / 2
+    own = torch.finfo(getattr(torch, case.dtype))
+    # Sums of narrower dtypes are of float32, and their results are rounded once more.
+    summed = torch.finfo(torch.float64 if case.dtype == "float64" else torch.float32)
+    least = 8 * summed.smallest_normal + own.smallest_normal * own.eps / 2
     for name, value in ours.items():
         if value is None:
             continue
-        if value.shape != exact[name].shape or str(value.dtype) != f"torch.{case.dtype}":
+        right, size, _ = rights[name]
+        if value.shape != right.shape or str(value.dtype) != f"torch.{case.dtype}":
             return f"{name} is {value.dtype} of {tuple(value.shape)}"
-        # Sums of narrower dtypes are of float32; the results are rounded to their dtype. float64 itself rounds too.
-        sums = (counts[name] + BESIDE) * (min(of, torch.finfo(torch.float32).eps / 2) + torch.finfo(torch.float64).eps)
-        bound = (sums / (1 - sums) + 2 * of) * size[name] + 1e-37
-        wrong = ~((value.double() - exact[name]).abs() <= bound)
+        roundings = (counts[name] + BESIDE) * summed.eps / 2
+        sure = roundings / (1 - roundings) * size
+        bound = sure + least if own.eps <= summed.eps else sure + own.eps / 2 * (abs(right) + sure) + least
+        wrong = ~(abs(value.double().contiguous().numpy().astype(np.longdouble) - right) <= bound)
         if wrong.any():
-            at = tuple(wrong.nonzero()[0].tolist())
-            return f"{name}{list(at)} is {value[at].item()}, not {exact[name][at].item()} +- {bound[at].item():.2g}"
+            at = tuple(int(where) for where in np.argwhere(wrong)[0])
+            return f"{name}{list(at)} is {value[at].item()}, not {float(right[at])} +- {float(bound[at]):.2g}"
     return None
 
 

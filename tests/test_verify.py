@@ -83,7 +83,9 @@ def test_right_kernels_are_not_accused(monkeypatch):
     """The gradient of a bias before a batch norm is nothing but rounding."""
     asked = stand_in(monkeypatch)
     checked, agreement = check(Workload(net().train(), (SOURCE,), backward=True))
-    assert asked == [False, True]
+    # The model runs without and with the kernels; the references in float64 are PyTorch's.
+    assert asked[:2] == [False, True]
+    assert not any(asked[2:])
     assert agreement == checking.Agreement(0.0, 1.0, True)
     assert all(0 < one.max_error < 1e-5 for one in checked)
     assert all(set(one.kernels.values()) == {"pytorch"} for one in checked)
