@@ -6,7 +6,7 @@ A message is one line. It says what was wrong, the value, the rule and the fix, 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # The limit exceeds every published layer (the widest found joins 200 models of 512 channels by groups=200), and keeps
 # the lists of paths and divisors small enough to print.
@@ -71,6 +71,11 @@ def list_some(values: list[int], near: int | None = None, most: int = 12) -> str
                 shown.append("...")
             shown.append(str(value))
     return f"{', '.join(shown)} ({len(values)} in all)"
+
+
+def name_some(names: Sequence[str], most: int) -> str:
+    """Returns the first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class RefusedExample(GroupwiseError):

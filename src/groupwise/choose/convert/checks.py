@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from groupwise.errors import GroupwiseError, list_some
+from groupwise.errors import GroupwiseError, list_some, name_some
 from groupwise.parallel.styles.base import is_plain
 from groupwise.spec.arguments import valid_groups
 from groupwise.spec.legible import legible
@@ -57,11 +57,7 @@ def check_numbers(model: nn.Module) -> None:
         if reason := _numbers(module):
             found.setdefault(reason, []).append(legible(name))
     if found:
-        raise GroupwiseError("; ".join(f"{_some(names)}: {reason}" for reason, names in found.items()))
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+        raise GroupwiseError("; ".join(f"{name_some(names, 3)}: {reason}" for reason, names in found.items()))
 
 
 def check_groups_of(model: nn.Module, groups: Mapping[str, int]) -> None:

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from groupwise.errors import GroupwiseError
+from groupwise.errors import GroupwiseError, name_some
 from groupwise.spec.legible import legible
 
+# How many shapes a message lists.
+_SHAPES = 6
 _FORMS = (
     "give a tensor, the only input of the model; a dict of keyword arguments; or a pair (inputs, targets), whose "
     "inputs are a tensor, a tuple of positional arguments or a dict; targets may be None"
@@ -37,7 +39,7 @@ class Batch:
         named = [*enumerate(self.arguments), *self.keywords.items()]
         if len(named) == len(self.arguments) == 1 and isinstance(named[0][1], torch.Tensor):
             return f"of shape {tuple(named[0][1].shape)}"
-        return "of shapes " + _some([f"{legible(str(name))}: {_shape(value)}" for name, value in named])
+        return "of shapes " + name_some([f"{legible(str(name))}: {_shape(value)}" for name, value in named], _SHAPES)
 
     def kind(self) -> tuple[Any, ...]:
         """Returns what is equal for batches that a model takes alike: names, shapes and types."""
@@ -114,12 +116,9 @@ def _shape(value: Any) -> str:
     """Returns the shape of an argument, or its type and the shapes of the tensors inside it."""
     if isinstance(value, torch.Tensor):
         return str(tuple(value.shape))
-    shapes = _some([str(tuple(leaf.shape)) for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)])
+    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    shapes = name_some([str(tuple(leaf.shape)) for leaf in tensors], _SHAPES)
     return f"{type(value).__name__} of {shapes}" if shapes else type(value).__name__
-
-
-def _some(shown: list[str], most: int = 6) -> str:
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
 def _batch(number: int, given: Any) -> Batch:

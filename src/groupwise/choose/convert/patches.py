@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-# Stands for all of them, which have the same attributes.
-Convolution = nn.Conv2d | nn.ConvTranspose2d
+from groupwise.spec.convspec import ConvSpec
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
@@ -64,10 +63,7 @@ def output(layer: Convolution, given: Tensor, weight: Tensor, bias: Tensor | Non
 
 def extents(layer: Convolution, given: Sequence[int]) -> tuple[int, ...]:
     """Returns at how many positions a layer has outputs, along each dimension, for inputs at `given`."""
-    if layer.transposed:
-        return tuple(own + more for own, more in zip(_least(layer, given), layer.output_padding, strict=True))
-    one = torch.empty(1, layer.in_channels, *given, device="meta")
-    return tuple(layer._conv_forward(one, layer.weight.to("meta", one.dtype), None).shape[2:])
+    return ConvSpec.from_module(layer).output_size(given)
 
 
 def can_have(layer: Convolution, given: Sequence[int], size: Sequence[int]) -> bool:
@@ -81,18 +77,10 @@ def can_have(layer: Convolution, given: Sequence[int], size: Sequence[int]) -> b
     return all(0 <= more < limit for more, limit in zip(_beyond(layer, given, size), limits, strict=True))
 
 
-def _least(layer: Convolution, given: Sequence[int]) -> list[int]:
-    """Returns the extents of a transposed layer's output without output padding."""
-    found = []
-    for axis, (extent, pad) in enumerate(zip(given, _padding(layer), strict=True)):
-        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-        found.append((extent - 1) * layer.stride[axis] - 2 * pad + reach)
-    return found
-
-
 def _beyond(layer: Convolution, given: Sequence[int], size: Sequence[int]) -> list[int]:
     """Returns the output padding with which a transposed layer has outputs at so many positions."""
-    return [wanted - own for wanted, own in zip(size, _least(layer, given), strict=True)]
+    numbers = zip(size, extents(layer, given), layer.output_padding, strict=True)
+    return [wanted - own + padding for wanted, own, padding in numbers]
 
 
 def _stretched(layer: Convolution, given: Tensor, size: Sequence[int]) -> Tensor:

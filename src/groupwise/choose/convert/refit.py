@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from groupwise.choose.convert.patches import (
-    KINDS,
     Convolution,
     can_have,
     columns,
@@ -118,7 +117,7 @@ def relative_error(layer: nn.Module, inputs: Batches, targets: Batches) -> float
 
 def _checked_layer(layer: nn.Module) -> Convolution:
     """Returns the layer, which must be one that can be fitted."""
-    if not isinstance(layer, KINDS):
+    if not isinstance(layer, Convolution):
         raise GroupwiseError(
             f"refit takes a convolution layer of torch.nn, plain or transposed, not {type(layer).__name__}"
         )
@@ -127,7 +126,7 @@ def _checked_layer(layer: nn.Module) -> Convolution:
     if not layer.weight.is_floating_point() or layer.weight.is_meta:
         form = f"{layer.weight.dtype} on {layer.weight.device}"
         raise GroupwiseError(f"the layer's weight is {form}; refit takes real floating-point values")
-    return layer  # type: ignore[return-value]  # The type stands for all of them.
+    return layer
 
 
 def _pairs(layer: Convolution, inputs: Batches, targets: Batches) -> list[tuple[Tensor, Tensor]]:

@@ -170,7 +170,7 @@ def _exact(model: nn.Module, name: str, groups: int) -> bool:
         return True
     # Groups that are no parts of the old ones may still be blocks of the dense weight.
     own = layer.groups if groups % layer.groups == 0 else 1
-    kept, lost = blocks(weight if own > 1 else coarser(weight, layer.groups, 1), own, groups)
+    kept, lost = blocks(coarser(weight, layer.groups, own), own, groups)
     if not lost:
         set_groups(layer, groups, kept)
     return not lost

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from groupwise.errors import GroupwiseError, check_integer
+from groupwise.errors import GroupwiseError, check_integer, list_some
 from groupwise.nn.layer import arguments_of
+from groupwise.spec.arguments import valid_groups
 from groupwise.spec.convspec import ConvSpec
 
 
@@ -56,7 +57,7 @@ def split(layer: nn.Module, count: int | None = None) -> list[nn.Module]:
     spec = ConvSpec.from_module(whole)
     number = spec.groups if count is None else check_integer("count", count, 1)
     if spec.groups % number:
-        valid = ", ".join(str(value) for value in range(1, spec.groups + 1) if spec.groups % value == 0)
+        valid = list_some(list(valid_groups(spec.groups, spec.groups)), number)
         raise GroupwiseError(f"count={number} must divide groups={spec.groups} of the layer; valid: {valid}")
     branch = dataclasses.replace(
         spec,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from groupwise.errors import GroupwiseError, check_integer
+from groupwise.errors import GroupwiseError, check_integer, list_some
+from groupwise.spec.arguments import valid_groups
 
 
 def coarser(weight: torch.Tensor, groups: int, new_groups: int) -> torch.Tensor:
@@ -28,7 +29,7 @@ def coarser(weight: torch.Tensor, groups: int, new_groups: int) -> torch.Tensor:
     rows, columns = _block(weight, groups)
     new_groups = check_integer("new_groups", new_groups, 1)
     if groups % new_groups:
-        valid = ", ".join(str(value) for value in range(1, groups + 1) if groups % value == 0)
+        valid = list_some(list(valid_groups(groups, groups)), new_groups)
         raise GroupwiseError(
             f"new_groups={new_groups} must divide groups={groups}, so that the layer stays the same; valid: {valid}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 from groupwise.draw.base import phrases
 from groupwise.draw.text import lines as text
 from groupwise.draw.text.report import milliseconds
+from groupwise.errors import name_some
 from groupwise.spec.legible import legible
 
 _HEAD = ("layer", "groups", "how", "kept", "at most", "error", "fitted", "folded into", "gather ms")
@@ -50,5 +51,4 @@ def _how(row: dict[str, Any]) -> str:
 def _folded(names: Sequence[str]) -> str:
     """Returns the layers of the tensors, the first few by name."""
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
-    shown = ", ".join(map(legible, layers[:_NAMES]))
-    return shown if len(layers) <= _NAMES else f"{shown} and {len(layers) - _NAMES} more"
+    return name_some(list(map(legible, layers)), _NAMES)
