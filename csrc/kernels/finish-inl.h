@@ -1,7 +1,7 @@
 // Activations and the sum with a residual, in place over outputs that were just computed.
 #pragma once
 #include "kernels/activation-inl.h"
-#include "kernels/finish.h"
+#include "kernels/finish_block-inl.h"
 #include "kernels/kernels.h"
 
 namespace groupwise::GW_TARGET {
@@ -53,18 +53,6 @@ void finish_runs(const Correlation& c, float* y, int64_t runs, int64_t apart, in
     pass<false, true>(e.after, added, y, runs, apart, count);
   } else if (e.after.kind != Activation::none) {
     pass<false, false>(e.after, added, y, runs, apart, count);
-  }
-}
-
-void finish_block(const Correlation& c, const Finished& b) {
-  if (!c.epilogue) return;
-  const Strides& s = c.output_strides;
-  const int64_t row = c.h.step * s.h;
-  float* y = c.output + b.n * s.n + b.channel * s.c + (c.h.first + b.row * c.h.step) * s.h + b.column * s.w;
-  if (s.w == 1) {
-    for (int64_t channel = 0; channel < b.channels; channel++) finish_runs(c, y + channel * s.c, b.rows, row, b.columns);
-  } else {
-    for (int64_t r = 0; r < b.rows; r++) finish_runs(c, y + r * row, b.columns, s.w, b.channels);
   }
 }
 

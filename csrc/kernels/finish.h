@@ -11,7 +11,7 @@ struct Late {
   bool residual;
 };
 
-// Finishes `runs` runs of `count` neighbouring outputs, `apart` floats from one to the next.
+// Finishes `runs` runs of `count` neighbouring outputs, `apart` numbers from one to the next.
 void finish_runs(const Correlation& c, Real* y, int64_t runs, int64_t apart, int64_t count, const Late& late = {nullptr, true});
 
 // The outputs of a task: `rows` rows of one phase of the height from `row` on, and `columns` columns of all phases of the width

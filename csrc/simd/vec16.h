@@ -2,34 +2,10 @@
 #pragma once
 
 #define GW_LANES 16
-// The letter of a vector register in asm.
-#define GW_REGISTER "v"
 #include "simd/base.h"
-
-#include <immintrin.h>
+#include "simd/masked.h"
 
 namespace groupwise::GW_TARGET {
-
-// The vector registers, by which tiles have their sizes.
-constexpr int kRegisters = 32;
-// Tells whether a partial load or store is one instruction.
-constexpr bool kMasks = true;
-
-// Returns a mask of the first `count` lanes: none if count is negative, all if it is 16 or more.
-GW_INLINE __mmask16 first_lanes(int64_t count) {
-  return static_cast<__mmask16>(count >= 16 ? 0xffff : count > 0 ? (1u << count) - 1 : 0);
-}
-
-// Stores, or loads, the first `count` lanes and touches no byte beyond them. A whole store is faster than a masked one of all
-// lanes (the rows of depthwise 3x3 of stride 2 56x56, one thread: 0.051 ms instead of 0.071).
-GW_INLINE void store_some(float* p, Vec v, int64_t count) {
-  if (count >= 16) return store(p, v);
-  _mm512_mask_storeu_ps(p, first_lanes(count), v);
-}
-GW_INLINE Vec load_some(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(first_lanes(count), p); }
-
-// Keeps the first `count` lanes and zeros the others, also where they are NaN, which a product with 0 would not.
-GW_INLINE Vec keep(Vec v, int64_t count) { return _mm512_maskz_mov_ps(first_lanes(count), v); }
 
 // Transposes in place: 4 x 4 floats within the quarters of the vectors, then 4 x 4 quarters.
 GW_INLINE void transpose(Vec (&r)[16]) {

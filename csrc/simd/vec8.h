@@ -1,78 +1,18 @@
-// Vectors of 8 numbers: of floats by AVX2, and of doubles by the intrinsics of AVX-512.
+// Vectors of 8 numbers: of floats by AVX2, and of doubles by AVX-512.
 #pragma once
 
 #define GW_LANES 8
-// The letter of a vector register in asm.
-#ifdef GW_FLOAT64
-#define GW_REGISTER "v"
-#include <immintrin.h>
-#else
-#define GW_REGISTER "x"
-#endif
 #include "simd/base.h"
+#ifdef GW_FLOAT64
+#include "simd/masked.h"
+#else
+// The letter of a vector register in asm, and how many there are.
+#define GW_REGISTER "x"
+#define GW_REGISTERS 16
+#include "simd/partial.h"
+#endif
 
 namespace groupwise::GW_TARGET {
-
-#ifdef GW_FLOAT64
-
-constexpr int kRegisters = 32;
-constexpr bool kMasks = true;
-
-// Returns a mask of the first `count` lanes: none if count is negative, all if it is 8 or more.
-GW_INLINE __mmask8 first_lanes(int64_t count) {
-  return static_cast<__mmask8>(count >= 8 ? 0xff : count > 0 ? (1u << count) - 1 : 0);
-}
-GW_INLINE void store_some(double* p, Vec v, int64_t count) {
-  if (count >= 8) return store(p, v);
-  _mm512_mask_storeu_pd(p, first_lanes(count), v);
-}
-GW_INLINE Vec load_some(const double* p, int64_t count) { return _mm512_maskz_loadu_pd(first_lanes(count), p); }
-GW_INLINE Vec keep(Vec v, int64_t count) { return _mm512_maskz_mov_pd(first_lanes(count), v); }
-
-#else
-
-// The vector registers, by which tiles have their sizes.
-constexpr int kRegisters = 16;
-// Tells whether a partial load or store is one instruction.
-constexpr bool kMasks = false;
-
-GW_NOINLINE void store_part(Real* p, Vec v, int64_t count) {
-  alignas(Vec) Real lanes[kLanes];
-  store(lanes, v);
-  const Real* from = lanes;
-  if (count & 4) std::memcpy(p, from, 4 * sizeof(Real)), p += 4, from += 4;
-  if (count & 2) std::memcpy(p, from, 2 * sizeof(Real)), p += 2, from += 2;
-  if (count & 1) *p = *from;
-}
-GW_NOINLINE Vec load_part(const Real* p, int64_t count) {
-  alignas(Vec) Real lanes[kLanes] = {};
-  Real* to = lanes;
-  if (count & 4) std::memcpy(to, p, 4 * sizeof(Real)), p += 4, to += 4;
-  if (count & 2) std::memcpy(to, p, 2 * sizeof(Real)), p += 2, to += 2;
-  if (count & 1) *to = *p;
-  return load(lanes);
-}
-
-// Stores, or loads, the first `count` lanes and touches no byte beyond them.
-GW_INLINE void store_some(Real* p, Vec v, int64_t count) {
-  if (count >= kLanes) return store(p, v);
-  store_part(p, v, count);
-}
-GW_INLINE Vec load_some(const Real* p, int64_t count) { return count >= kLanes ? load(p) : load_part(p, count); }
-
-// Keeps the first `count` lanes and zeros the others, also where they are NaN, which a product with 0 would not.
-GW_INLINE Vec keep(Vec v, int64_t count) {
-  typedef Bit Bits __attribute__((vector_size(kLanes * sizeof(Real))));
-  alignas(64) static constexpr Bit kOnes[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
-  Bits bits, ones;
-  std::memcpy(&bits, &v, sizeof v);
-  std::memcpy(&ones, kOnes + kLanes - count, sizeof ones);
-  bits &= ones;
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
-}
-
-#endif
 
 // Transposes in place.
 GW_INLINE void transpose(Vec (&r)[8]) {
