@@ -3,7 +3,7 @@
 #   make test    style, tests                               make style   lint, types, format
 #   make fuzz    new random examples and convolutions
 #   make bench   time the package's own work                 make docs    pictures and site (Python 3.11)
-#   make core    the native core's own tests, sanitized (SANITIZE=address or thread)
+#   make core    the native core's own tests, sanitized (SANITIZE=address or thread, ISAS=avx2 for some instruction sets)
 #   make core-aarch64   the same by an emulator           make fuzz-core   the core under libFuzzer
 #   make dist     the source distribution, checked and built from
 #   make wheel   the wheels that are published           make wheel-test   the wheel with TORCH=2.10.0, say, and no compiler
@@ -26,6 +26,9 @@ REPORT := groupwise-report.html
 ROUNDS := 10
 BUDGET := 60
 SANITIZE := address
+ISAS :=
+# What `make` builds the installed library in.
+LIBRARY := build/editable
 # ThreadSanitizer takes so much longer.
 CASES := $(if $(filter thread,$(SANITIZE)),400,1500)
 CORE_BUILD = $(BIN)/cmake --log-level=WARNING -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
@@ -33,7 +36,7 @@ WHEEL_PIP := build/wheel/env/bin/python -m pip install --quiet --disable-pip-ver
 # What a wheel takes from the torch beside it.
 OF_TORCH := --exclude libtorch_cpu.so --exclude libc10.so
 
-.PHONY: demo test style fuzz core core-aarch64 fuzz-core bench docs dist wheel wheel-test clean
+.PHONY: demo test style fuzz core core-library core-in-use core-aarch64 fuzz-core bench docs dist wheel wheel-test clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -45,8 +48,7 @@ demo: $(VENV)/demo.stamp
 	@echo "Open $(REPORT) in a browser for the pictures."
 
 # Tests run side by side, in a process for each core. Threads of one that wait must not keep the cores from the others.
-test: style
-	$(if $(and $(COMPILER),$(CORE_TESTS)),$(MAKE) core)
+test: style $(if $(and $(COMPILER),$(CORE_TESTS)),core-library core-in-use)
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 # .pre-commit-config.yaml runs the same tools before a commit.
@@ -63,12 +65,21 @@ fuzz: $(VENV)/test.stamp
 	for round in $$(seq $(ROUNDS)); do $(BIN)/pytest -q -m hypothesis --hypothesis-profile=fuzz || exit 1; done
 
 core: $(VENV)/base.stamp
-	$(CORE_BUILD) -B build/core-$(SANITIZE) -DGROUPWISE_NATIVE_TESTS=ON -DGROUPWISE_SANITIZE=$(SANITIZE)
-	$(BIN)/cmake --build build/core-$(SANITIZE)
+	$(CORE_BUILD) -B build/core-$(SANITIZE) -DGROUPWISE_SANITIZE=$(SANITIZE) -DGROUPWISE_ISAS="$(ISAS)"
+	$(BIN)/cmake --build build/core-$(SANITIZE) --target groupwise_core_test
 	build/core-$(SANITIZE)/groupwise_core_test $(CASES)
 
+# The same tests of the library that is installed, without sanitizers, which compiles no kernel again.
+core-library: $(VENV)/base.stamp
+	$(BIN)/cmake --build $(LIBRARY) --target groupwise_core_test
+	$(LIBRARY)/groupwise_core_test $(CASES)
+
+# And with sanitizers for the instruction set that this machine uses.
+core-in-use: $(VENV)/base.stamp
+	$(MAKE) core ISAS=$$($(BIN)/python -c "from groupwise.kernels import native; print(native.status().isa)")
+
 core-aarch64: $(VENV)/base.stamp
-	$(CORE_BUILD) -B build/core-aarch64 -DGROUPWISE_NATIVE_TESTS=ON --toolchain cmake/aarch64.cmake
+	$(CORE_BUILD) -B build/core-aarch64 --toolchain cmake/aarch64.cmake
 	$(BIN)/cmake --build build/core-aarch64 --target groupwise_core_test
 	qemu-aarch64 -L /usr/aarch64-linux-gnu build/core-aarch64/groupwise_core_test 400
 

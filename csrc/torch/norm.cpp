@@ -310,6 +310,10 @@ Tensor passed_by(Activation activation, const Tensor& grad, const Tensor& z, con
     case Activation::hardsigmoid: return at::hardtanh_backward(grad / 6, z, -3, 3);
     case Activation::sigmoid: return at::sigmoid_backward(grad, result.defined() ? result : at::sigmoid(z));
     case Activation::tanh: return at::tanh_backward(grad, result.defined() ? result : at::tanh(z));
+    // These are of inference alone, and `activation_of` knows no name of theirs.
+    case Activation::hardtanh:
+    case Activation::gelu:
+    case Activation::gelu_tanh: break;
   }
   return {};
 }
