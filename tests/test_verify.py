@@ -91,6 +91,25 @@ def test_right_kernels_are_not_accused(monkeypatch):
     assert all(set(one.kernels.values()) == {"pytorch"} for one in checked)
 
 
+def test_the_reference_is_right_where_pytorch_is_not(monkeypatch):
+    """Of one sample in channels_last, PyTorch computes the gradient of a grouped weight wrongly in float64."""
+
+    def right(name, result):
+        # That of the same sample in a contiguous batch is right.
+        return made[name].to(result) if name in made else result
+
+    layer = nn.Conv2d(8, 8, 3, padding=1, groups=4).to(memory_format=torch.channels_last)
+    source = torch.randn(6, 7, 8).permute(2, 0, 1).requires_grad_()
+    wide = nn.Conv2d(8, 8, 3, padding=1, groups=4).double()
+    wide.load_state_dict(layer.state_dict())
+    batch = source.detach().double()[None].contiguous().requires_grad_()
+    wide(batch).sum().backward()
+    made = {"w": wide.weight.grad}
+    stand_in(monkeypatch, right)
+    (checked,), _ = check(Workload(layer.train(), (source,), backward=True))
+    assert checked.max_error < 1e-5
+
+
 def test_the_largest_class_that_changes(monkeypatch):
     def change(name, result):
         return -result if result.shape[1] == 8 and result.shape[2] == 20 else result

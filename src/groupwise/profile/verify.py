@@ -150,7 +150,8 @@ def _backward(*arguments: Any) -> Sequence[torch.Tensor | None]:
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+    # Some gradients of tensors in other formats PyTorch computes wrongly ("Where PyTorch is wrong" in docs/kernels.md).
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64).contiguous()
 
 
 def _compared(
