@@ -12,6 +12,7 @@ import groupwise
 from groupwise.rewrite import train_network, train_origin
 from groupwise.rewrite.train_network import Trainable
 from groupwise.rewrite.train_region import Settings
+from pairs import pairwise
 from training import ACTS, Squeeze, assert_as_exact, kept_bytes, randomize, step
 
 
@@ -66,16 +67,15 @@ def residual():
     return randomize(nn.Sequential(stem, nn.MaxPool2d(3, 2, 1), Bottleneck(), Bottleneck(), nn.Conv2d(16, 3, 1)))
 
 
-@pytest.fixture(params=[1, 1 << 30], ids=["samples", "whole"])
-def _blocks(request, monkeypatch):
-    """Computes activations again sample by sample, and all samples at once."""
-    monkeypatch.setattr(train_origin, "BLOCK", request.param)
+# The most bytes whose activations are computed again at once: sample by sample, and all samples.
+BLOCKS = [1, 1 << 30]
+MODELS = [residual, *(lambda act=act: mobile(act) for act in ACTS)]
 
 
-@pytest.mark.usefixtures("_blocks")
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("make", [residual, *(lambda act=act: mobile(act) for act in ACTS)])
-def test_gradients_are_as_exact_as_the_models(make, channels_last):
+# What an activation computes does not know of blocks.
+@pytest.mark.parametrize(("make", "channels_last", "block"), pairwise(MODELS, [False, True], BLOCKS))
+def test_gradients_are_as_exact_as_the_models(make, channels_last, block, monkeypatch):
+    monkeypatch.setattr(train_origin, "BLOCK", block)
     model = make()
     net = Trainable(copy.deepcopy(model), Settings(channels_last=channels_last), {})
     assert_as_exact(net, model, image(3, 3, 10, 12), slack=2e-5)
@@ -257,11 +257,11 @@ def test_memory_is_freed_as_the_backward_goes():
             _ = node.saved_tensors
 
 
-@pytest.mark.usefixtures("_blocks")
-@pytest.mark.parametrize("channels", [6, 16, 20])
-@pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_a_norm_and_its_convolution_are_one_step(channels, act, channels_last):
+@pytest.mark.parametrize(
+    ("act", "channels", "channels_last", "block"), pairwise(ACTS, [6, 16, 20], [False, True], BLOCKS)
+)
+def test_a_norm_and_its_convolution_are_one_step(channels, act, channels_last, block, monkeypatch):
+    monkeypatch.setattr(train_origin, "BLOCK", block)
     first = normed(nn.Conv2d(3, channels, 3), act=act)
     model = randomize(nn.Sequential(first, nn.Conv2d(channels, 4, 3, stride=2, dilation=1, padding=1)))
     net = Trainable(copy.deepcopy(model), Settings(channels_last=channels_last), {})
