@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -31,6 +32,11 @@ TORCHRUN = "torchrun"
 # The environment variable by which the processes that a process starts find its server.
 ADDRESS = "WARM_SERVER"
 ENOUGH = 300
+# What groupwise.parallel and torchrun import of others.
+IMPORTED = """
+torch torch._dynamo torch.distributed.checkpoint.state_dict torch.distributed.device_mesh torch.distributed.fsdp
+torch.distributed.run torch.distributed.tensor.parallel
+""".split()
 
 
 class Process:
@@ -66,6 +72,8 @@ class Process:
         self._told = socket.socket(socket.AF_UNIX)
         self._told.connect(_server())
         socket.send_fds(self._told, [b" "], [self._input, *(file.fileno() for file in self._files)])
+        # A process that it starts finds the server, too.
+        environment = environment | {ADDRESS: os.environ[ADDRESS]}
         request = {"words": self.words, "folder": folder, "environment": environment}
         self._told.sendall(json.dumps(request).encode() + b"\n")
         self._lines = self._told.makefile()
@@ -306,6 +314,8 @@ class _Rank:
 
 
 if __name__ == "__main__":
+    for name in IMPORTED:
+        importlib.import_module(name)
     # What is there now is neither looked at nor copied by the collections of those that are forked.
     gc.freeze()
     _execute(_serve(socket.socket(fileno=int(sys.argv[1]))))
