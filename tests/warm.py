@@ -149,9 +149,9 @@ class Process:
         self.close()
 
 
-def run(*words, **where):
+def run(*words, timeout=ENOUGH, **where):
     """What a process prints to stdout, which must end well."""
-    status, out, err = Process(*words, **where).finish()
+    status, out, err = Process(*words, **where).finish(timeout)
     assert status == 0, err
     return out
 
