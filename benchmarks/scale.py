@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from groupwise import models
-from groupwise.parallel import Link, Machine, Prediction, plan_split, predict
+from groupwise.parallel import Link, Machine, Prediction, SplitPlan, plan_split, predict
 
 # This is an NVIDIA A100 of 80 GB in nodes of 8, by its data sheet (312 TFLOPS in bfloat16, 2.0 TB/s, NVLink of 300 GB/s
 # each way), with one 200 Gbit/s adapter a GPU between nodes. Sustained are assumed 40 % of its arithmetic, 70 % of its
@@ -72,8 +72,11 @@ def table(only: str = "", batches: Sequence[int] = BATCHES, counts: Sequence[int
         with torch.device("meta"):
             model = make().bfloat16()
         for batch in batches:
+            # One plan serves any number of copies of the model.
+            shape = (batch, 3, 224, 224)
+            plans = {groups: plan_split(model, groups, input_shape=shape) for groups in _splits(max(counts), most)}
             for gpus in counts:
-                steps = {groups: _step(model, batch, groups, gpus // groups) for groups in _splits(gpus, most)}
+                steps = {groups: _step(plans[groups], batch, gpus // groups) for groups in _splits(gpus, most)}
                 alone, data = steps.get(gpus) if gpus > 1 else None, steps[1]
                 both = {groups: step for groups, step in steps.items() if step and 1 < groups < gpus}
                 best = min(both, key=lambda groups: both[groups].seconds, default=0)
@@ -85,10 +88,8 @@ def _splits(gpus: int, most: int) -> list[int]:
     return [groups for groups in (1, 2, 4, 8, 16, 32) if groups <= min(gpus, most)]
 
 
-def _step(model: torch.nn.Module, batch: int, groups: int, data: int) -> Prediction | None:
-    if data > batch:
-        return None
-    return predict(plan_split(model, groups, input_shape=(batch, 3, 224, 224)), GPU, data=data)
+def _step(plan: SplitPlan, batch: int, data: int) -> Prediction | None:
+    return None if data > batch else predict(plan, GPU, data=data)
 
 
 def _ms(way: Prediction | None) -> str:

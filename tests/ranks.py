@@ -9,16 +9,27 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any
+
+import warm
 
 WORLD = 4
 # How long ranks wait for one another, and the test for them.
 PATIENCE = 60
+BEGIN = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from ranks import serve
+rank, port, address, key = sys.argv[1:]
+serve(int(rank), int(port), address, bytes.fromhex(key))
+"""
 
 
 class Ranks:
     def __init__(self) -> None:
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._processes: list[warm.Process] = []
+        self._pipes: list[connection.Connection] = []
 
     def run(self, ranks: int | tuple[int, ...], function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """`function(mesh, *arguments)` on each of so many ranks; what each gave. Raises what one raised."""
@@ -45,26 +56,28 @@ class Ranks:
 
     def stop(self) -> None:
         for process in self._processes:
-            process.kill()
-            process.join()
-        self._processes = []
+            process.close()
+        for pipe in self._pipes:
+            pipe.close()
+        self._processes, self._pipes = [], []
 
     def _start(self) -> None:
         import torch.distributed as distributed
 
         # Rank 0 of the ranks is in a process of its own: the store lives here, and so outlives each of them.
         self._store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        context = multiprocessing.get_context("spawn")
-        self._pipes = []
-        for rank in range(WORLD):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self._store.port, there), daemon=True)
-            process.start()
-            self._processes.append(process)
-            self._pipes.append(here)
+        key = bytes(multiprocessing.current_process().authkey)
+        with connection.Listener(authkey=key) as listener:
+            for rank in range(WORLD):
+                self._processes.append(warm.Process("-c", BEGIN, rank, self._store.port, listener.address, key.hex()))
+                self._pipes.append(listener.accept())
 
 
-def _serve(rank: int, port: int, pipe: connection.Connection) -> None:
+def serve(rank: int, port: int, address: str, key: bytes) -> None:
+    """Runs what the tests' process asks for, until that process ends."""
+    # Tensors that come from there are fetched with its key.
+    multiprocessing.current_process().authkey = key
+    pipe = connection.Client(address, authkey=key)
     import torch
     import torch.distributed as distributed
     from torch.distributed.device_mesh import DeviceMesh
@@ -78,7 +91,10 @@ def _serve(rank: int, port: int, pipe: connection.Connection) -> None:
     meshes: dict[Any, DeviceMesh] = {n: DeviceMesh("cpu", list(range(n))) for n in range(1, WORLD + 1)}
     meshes[2, 2] = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("data", "groups"))
     while True:
-        ranks, function, arguments = pipe.recv()
+        try:
+            ranks, function, arguments = pipe.recv()
+        except EOFError:
+            return
         torch.manual_seed(0)
         try:
             # Tensors come in memory that all ranks share.

@@ -9,11 +9,11 @@ import pathlib
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 
 import pytest
 
+import warm
 from groupwise.parallel import checkpoint, list_checkpoints
 from groupwise.parallel.checkpoint import lock
 from ranks import ranks
@@ -40,15 +40,9 @@ sys.stdin.read()
 @contextlib.contextmanager
 def another(code, *arguments):
     """A process that has begun to write."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        assert process.stdout.readline() == "held\n"
+    with warm.Process("-c", code, *arguments) as process:
+        assert process.first_line() == "held"
         yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def claimed(mesh, folder):
@@ -115,9 +109,9 @@ def test_no_character_of_a_lock_file_reaches_the_terminal(tmp_path):
 def refuses(folder):
     """Whether a process that comes now is refused."""
     code = WRITER.replace("sys.stdin.read()", "")
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False, capture_output=True, text=True)
-    assert done.returncode == 0 or "are being written by process" in done.stderr, done.stderr
-    return done.returncode != 0
+    status, _, err = warm.Process("-c", code, folder).finish()
+    assert status == 0 or "are being written by process" in err, err
+    return status != 0
 
 
 def through_links(mesh, folder, link):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 
+import warm
 from groupwise.parallel import checkpoint, list_checkpoints, load, save, split
 from groupwise.parallel.checkpoint import files, recovery, saving
 from groupwise.parallel.checkpoint.reading import Reader
@@ -136,17 +136,15 @@ def test_what_was_being_removed_is_not_given_back(tmp_path):
 
 
 def test_training_resumes_after_a_kill_between_the_renames(tmp_path):
-    command = [sys.executable, "-m", "groupwise.examples.train", "--checkpoints", str(tmp_path), "--batch", "700"]
+    command = ["-m", "groupwise.examples.train", "--checkpoints", tmp_path, "--batch", 700]
     environment = {name: value for name, value in os.environ.items() if name != "RANK"}
-    pytest.importorskip("sklearn")
-    subprocess.run([*command, "--epochs", "1"], check=True, capture_output=True, env=environment)
+    if importlib.util.find_spec("sklearn") is None:
+        pytest.skip("scikit-learn is not installed")
+    warm.run(*command, "--epochs", 1, environment=environment)
     (path,) = list_checkpoints(tmp_path)
     path.rename(path.with_name(f"{path.name}.0123abcd.part"))
-    done = subprocess.run(
-        [*command, "--epochs", "2", "--resume"], check=False, capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"resuming from {path}, step " in done.stdout
+    out = warm.run(*command, "--epochs", 2, "--resume", environment=environment)
+    assert f"resuming from {path}, step " in out
 
 
 def saved_apart(mesh, folder, what):

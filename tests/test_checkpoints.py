@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
+import warm
 from groupwise import GroupwiseError
 from groupwise.parallel import checkpoint, list_checkpoints, load, save, split
 from ranks import ranks
@@ -361,9 +360,9 @@ def test_an_optimizer_of_other_parameters_is_refused(tmp_path):
 
 def test_the_example_alone_says_how_it_is_started():
     script = pathlib.Path(__file__).parent.parent / "examples" / "split_and_move.py"
-    done = subprocess.run([sys.executable, script], check=False, capture_output=True, text=True, timeout=60)
+    status, _, err = warm.Process(script).finish()
     words = "torchrun starts the ranks: torchrun --nproc-per-node 2 examples/split_and_move.py\n"
-    assert (done.returncode, done.stderr) == (1, words)
+    assert (status, err) == (1, words)
 
 
 def odd_fact(mesh, folder):

@@ -51,6 +51,8 @@ class Few(choose.Digits):
 
 def test_the_example_runs_through_and_writes_its_picture(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(choose, "Digits", Few)
+    # Two batches.
+    monkeypatch.setattr(choose, "CALIBRATION", 128)
     assert choose.main(["--epochs", "3", "-o", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     for line in ("dense, 3 epochs", "best order, fitted", "random order, tuned 1 epochs", "from scratch, 4 epochs"):

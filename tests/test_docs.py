@@ -9,13 +9,12 @@ import os
 import pathlib
 import re
 import shlex
-import sys
 
 import pytest
 import torch
 
 import groupwise
-import scripts
+import warm
 from groupwise.cli import main
 from groupwise.cli.parser import parser
 from groupwise.kernels import native
@@ -72,7 +71,7 @@ SCRIPTS = [
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_examples_run(script, tmp_path):
     skip_without_kernels(script.read_text(encoding="utf-8"))
-    scripts.run([sys.executable, script], tmp_path)
+    warm.run(script, folder=tmp_path)
 
 
 COMMANDS = re.findall(

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import warm
 from kernels import needs_kernels
 
 pytestmark = [needs_kernels, pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")]
@@ -27,7 +28,7 @@ if child == 0:
     os._exit(0 if same and len(plans) == 1 else 3)
 assert os.waitpid(child, 0)[1] == 0
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    warm.run("-c", code, timeout=60)
 
 
 def test_a_child_forked_while_another_thread_switches():
@@ -63,7 +64,7 @@ stop.set()
 thread.join()
 assert not any(codes), codes
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+    warm.run("-c", code, timeout=120)
 
 
 def test_a_forked_child_drops_the_recordings_of_threads_it_does_not_have():
@@ -87,7 +88,7 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 assert counts == [2, 2], counts
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    warm.run("-c", code, timeout=60)
 
 
 def test_a_fork_while_another_thread_loads_the_kernels():
@@ -131,4 +132,4 @@ if child == 0:
     os._exit(0 if inside and not runs() else 3)
 assert os.waitpid(child, 0)[1] == 0
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+    warm.run("-c", code, timeout=60)

@@ -6,13 +6,13 @@ import copy
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from PIL import Image
 
+import warm
 from commands import run
 from groupwise import rewrite
 from groupwise.cli import main
@@ -132,8 +132,7 @@ def test_a_saved_network_runs_in_another_process(module, capsys, tmp_path):
         "with torch.inference_mode():\n    torch.testing.assert_close(fast(x), fast.model(x), rtol=1e-4, atol=1e-4)\n"
         "print(type(fast).__name__, len(fast.plan.steps))"
     )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
-    assert done.stdout == "Optimized 1\n"
+    assert warm.run("-c", code, path) == "Optimized 1\n"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
@@ -144,11 +143,10 @@ def test_a_saved_network_of_torchvision_is_read_where_torchvision_fails_to_impor
     status, _, err = run(capsys, "optimize", "torchvision:squeezenet1_1", *words, "--save", str(path))
     assert status == 0, err
     code = "import sys, torch\nprint(type(torch.load(sys.argv[1], weights_only=False).model).__name__)"
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
-    assert done.stdout == "SqueezeNet\n", done.stderr
+    assert warm.run("-c", code, path) == "SqueezeNet\n"
     code = f"import sys\nsys.modules['torchvision'] = None\n{code}"
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
-    assert "GroupwiseError: the network has modules of torchvision, which is not installed" in done.stderr
+    _, _, err = warm.Process("-c", code, path).finish()
+    assert "GroupwiseError: the network has modules of torchvision, which is not installed" in err
 
 
 def test_a_network_that_cannot_be_pickled(module, capsys, tmp_path):

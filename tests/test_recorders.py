@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -17,6 +15,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import groupwise
+import warm
 from kernels import needs_kernels
 
 pytestmark = [needs_kernels, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
@@ -304,9 +303,7 @@ def test_what_is_saved_while_enabled_is_the_model_in_another_process(formats, tm
             # From another input than the one that was recorded.
             exact[files[-1]] = copy.deepcopy(model).double()(-x.double())
     torch.save({name: -x for name, (_, x) in models.items()}, tmp_path / "inputs.pt")
-    command = [sys.executable, "-W", "ignore", "-c", LOADER, str(tmp_path), *files]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    warm.run("-c", LOADER, tmp_path, *files)
     answers = torch.load(tmp_path / "answers.pt")
     for file in files:
         close(answers[file], exact[file])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pathlib
 import re
-import socket
 import sys
 
 import pytest
 
 import scripts
+import warm
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 COMMANDS = {
@@ -28,11 +28,9 @@ WORDS = {
 
 def torchrun(ranks, script, folder):
     """What a script prints on so many ranks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", port]
-    return scripts.run([*torchrun, script], folder)
+    status, out, err = warm.torchrun(ranks, script, folder=folder).finish()
+    assert status == 0, err
+    return out
 
 
 def test_each_says_how_it_is_started():
@@ -54,7 +52,9 @@ def test_the_script_on_the_page_runs(tmp_path):
         r"```\n(# split\.py\n.*?)```.*?\$ torchrun --nproc-per-node (\d) split\.py\n(.*?)\n", page, re.S
     ).groups()
     (tmp_path / "split.py").write_text(script, "utf-8")
-    printed = torchrun(ranks, tmp_path / "split.py", tmp_path)
+    # As on the page, with interpreters of their own.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", ranks]
+    printed = scripts.run([*launcher, "--master-port", warm.free_port(), "split.py"], tmp_path)
     assert re.sub(r"loss [\d.]+", "loss", printed.strip()) == re.sub(r"loss [\d.]+", "loss", said)
 
 

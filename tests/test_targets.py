@@ -3,12 +3,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
 
+import warm
 from groupwise import GroupwiseError
 from groupwise.cli.targets import import_torchvision, input_shape, load_model
 from groupwise.models import others
@@ -146,9 +146,9 @@ def fake_torchvision(folder, source):
 def in_a_new_process(code, folder):
     """What the code prints, with the folder's packages first."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout, ran.stderr
+    status, out, err = warm.Process("-c", code, environment=environment).finish()
+    assert status == 0, err
+    return out, err
 
 
 def test_a_torchvision_that_does_not_fit_leaves_no_operators_behind(tmp_path):

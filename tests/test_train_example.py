@@ -3,64 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
+import warm
 from groupwise.examples import train
+from groupwise.examples.digits import digits
 from test_checkpoint_lock import WRITER, another, refuses
 
-pytest.importorskip("sklearn")
+if importlib.util.find_spec("sklearn") is None:
+    pytest.skip("scikit-learn is not installed", allow_module_level=True)
 
 PROGRAM = "groupwise.examples.train"
 ENOUGH = 180
-ALONE = {"OMP_NUM_THREADS": "1"}
-
-
-def start(command, environment=None):
-    return subprocess.Popen(
-        command, env=os.environ | ALONE | (environment or {}), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def torchrun(*options, program=()):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    return start([*launcher, *options, "-m", PROGRAM, *program])
-
-
-def finish(process):
-    try:
-        out, err = process.communicate(timeout=ENOUGH)
-    finally:
-        process.kill()
-    return process.returncode, out, err
+    return warm.torchrun(2, *options, "-m", PROGRAM, *program)
 
 
 def wait_for(condition, process):
     for _ in range(10 * ENOUGH):
         if found := condition():
             return found
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.finish()
         time.sleep(0.1)
     raise AssertionError("nothing happened")
 
 
 def options(folder, steps=2, timeout=20):
-    return ("--epochs", str(steps), "--every", "4", "--checkpoints", str(folder), "--timeout", str(timeout))
+    return ("--epochs", str(steps), "--every", "11", "--checkpoints", str(folder), "--timeout", str(timeout))
 
 
 def checkpoints(folder):
@@ -68,17 +47,18 @@ def checkpoints(folder):
 
 
 def test_a_killed_rank_is_replaced_and_nothing_but_the_steps_since_is_lost(tmp_path):
-    whole = torchrun(program=options(tmp_path / "whole"))
-    status, out, err = finish(whole)
+    status, out, err = torchrun(program=options(tmp_path / "whole")).finish()
     assert status == 0, err
-    assert checkpoints(tmp_path / "whole") == ["step-00000040", "step-00000044"]
+    assert checkpoints(tmp_path / "whole") == ["step-00000033", "step-00000044"]
     last = [line for line in out.splitlines() if line.startswith("epoch  2")]
 
-    process = torchrun("--max-restarts", "1", program=options(tmp_path / "killed"))
+    process = torchrun("--max-restarts", 1, program=options(tmp_path / "killed"))
     wait_for(lambda: checkpoints(tmp_path / "killed"), process)
-    environments = {pid: pathlib.Path(f"/proc/{pid}/environ").read_bytes() for pid in children(process.pid)}
-    os.kill(next(pid for pid, text in environments.items() if b"LOCAL_RANK=1" in text), signal.SIGKILL)
-    status, out, err = finish(process)
+    # The first rank holds the lock.
+    first = json.loads((tmp_path / "killed" / "groupwise.lock").read_text())["pid"]
+    (other,) = {*children(process.pid)} - {first}
+    os.kill(other, signal.SIGKILL)
+    status, out, err = process.finish()
     assert status == 0, err
     assert "resuming from " in out
     assert [line for line in out.splitlines() if line.startswith("epoch  2")] == last
@@ -95,13 +75,13 @@ def test_workers_that_outlive_their_torchrun_are_named(tmp_path):
         wait_for(lambda: checkpoints(tmp_path), process)
         workers = children(process.pid)
         process.kill()
-        status, out, err = finish(torchrun(program=(*options(tmp_path, steps=500), "--resume")))
+        status, out, err = torchrun(program=(*options(tmp_path, steps=500), "--resume")).finish()
         holder = json.loads((tmp_path / "groupwise.lock").read_text())
     finally:
         for pid in workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        finish(process)
+        process.close()
     assert status != 0
     assert "resuming from" not in out
     assert holder["pid"] in workers
@@ -111,7 +91,7 @@ def test_workers_that_outlive_their_torchrun_are_named(tmp_path):
     (tmp_path / "step-00000999.part").mkdir()
     newest = int(checkpoints(tmp_path)[-1].removeprefix("step-"))
     again = torchrun(program=(*options(tmp_path, steps=-(-newest // 22) + 1), "--resume"))
-    status, out, err = finish(again)
+    status, out, err = again.finish()
     assert status == 0, err
     assert f"resuming from {tmp_path}" in out
     assert not list(tmp_path.glob("*.part"))
@@ -124,21 +104,20 @@ def test_workers_that_outlive_their_torchrun_are_named(tmp_path):
     ids=["killed", "hanging", "first-hanging"],
 )
 def test_the_others_stop_with_an_error_that_says_how_to_go_on(how, victim, tmp_path):
-    timeout = 10
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", PROGRAM, *options(tmp_path, steps=50, timeout=timeout)]
-    processes = [start(command, {**group, "RANK": str(rank)}) for rank in range(2)]
+    timeout = 6
+    group = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": warm.free_port(), "WORLD_SIZE": "2"}
+    command = ["-m", PROGRAM, *options(tmp_path, steps=50, timeout=timeout)]
+    processes = [warm.Process(*command, environment={**group, "RANK": rank}) for rank in range(2)]
     other, stopped = processes[1 - victim], processes[victim]
     try:
         wait_for(lambda: checkpoints(tmp_path), other)
         stopped.send_signal(how)
         begun = time.monotonic()
-        status, _, err = finish(other)
+        status, _, err = other.finish()
         took = time.monotonic() - begun
     finally:
         for process in processes:
-            process.kill()
-        finish(stopped)
+            process.close()
     assert status == 1, err
     line = next(line for line in err.splitlines() if line.startswith("groupwise: "))
     stops = f"rank {1 - victim} stops, because another rank has stopped or not answered in {timeout} s; "
@@ -155,7 +134,7 @@ def test_a_run_that_is_refused_is_not_begun_by_a_restart(alone, tmp_path):
     alone(tmp_path, "--every", "1")
     before = checkpoints(tmp_path)
     assert before == ["step-00000001", "step-00000002"]
-    status, out, err = finish(torchrun("--max-restarts", "1", program=options(tmp_path)))
+    status, out, err = torchrun("--max-restarts", 1, program=options(tmp_path)).finish()
     assert status != 0, out
     lines = [line for line in err.splitlines() if line.startswith("groupwise: ")]
     words = f"groupwise: --checkpoints {tmp_path} {REFUSED.format(tmp_path / before[-1])} "
@@ -170,10 +149,14 @@ def alone(capsys):
     """Trains 2 steps an epoch in this process; gives the exit status and the lines of both outputs."""
 
     def run(folder, *more, epochs=1):
+        # The steps are so small that threads wait for one another.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         command = ["--epochs", str(epochs), "--batch", "700", "--checkpoints", str(folder), *more]
         try:
             status = train.main(command)
         finally:
+            torch.set_num_threads(threads)
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
         said = capsys.readouterr()
@@ -308,3 +291,14 @@ def test_only_what_a_lost_rank_leaves_is_taken_for_one():
         "[enforce fail at gloo/x.cc:1] 8 vs 4",
     ):
         assert not train._is_of_the_group(RuntimeError(text))
+
+
+def test_the_digits_are_those_of_the_repository():
+    pictures, labels, more, others = digits()
+    assert (pictures.shape, more.shape) == ((1437, 1, 8, 8), (360, 1, 8, 8))
+    # As UCI's description of the file counts them.
+    counts = torch.cat([labels, others]).bincount()
+    assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert (pictures.min(), pictures.max()) == (0, 1)
+    # Ink is in the middle: pixels were not taken in another order.
+    assert pictures[..., 2:6].mean() > 2 * pictures[..., [0, 1, 6, 7]].mean()

