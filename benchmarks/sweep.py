@@ -42,6 +42,8 @@ SLOW, FAR_SLOWER, SETTLED = 0.06, 3.0, 3
 QUICK = 2e-3
 # A row is timed this often at most, until its series agree within this factor.
 TRIES, AGREE = 3, 1.1
+# A layer that has no row after so many seconds never gets one: oneDNN 3.12 does not end compiling some float16 layers.
+PATIENCE = 30.0
 # The summary counts the rows below these. Two thirds is slower beyond the spread of any machine that was measured.
 BOUNDS = (2 / 3, 0.95)
 
@@ -88,10 +90,10 @@ def record_of(volumes: bool, dtype: str) -> str:
 
 
 def drawn(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
-    """Yields the rows of the layers that are drawn until `end`, of processes that may die.
+    """Yields the rows of the layers that are drawn until `end`, of processes that may die or never answer.
 
-    PyTorch 2.13's own kernel ends the process for some layers (on AVX-512 a 1x1 layer of stride 4, say). The next
-    process goes on after such a layer, which has no row.
+    PyTorch 2.13's own kernel ends the process for some layers (on AVX-512 a 1x1 layer of stride 4, say), and does not
+    end for others. The next process goes on after such a layer, which has no row.
     """
     context = multiprocessing.get_context("spawn")
     number = 0
@@ -100,8 +102,12 @@ def drawn(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
         worker = context.Process(target=work, args=(options, number, there), daemon=True)
         worker.start()
         there.close()
+        ended = "ended the process"
         with contextlib.suppress(EOFError):
             while time.perf_counter() < end:
+                if not here.poll(PATIENCE):
+                    ended = f"took more than {PATIENCE:g} s"
+                    break
                 number, row = here.recv()
                 if row:
                     yield row
@@ -112,10 +118,7 @@ def drawn(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
         # The layer after the last that answered.
         number += 2
         if number < options.count and time.perf_counter() < end:
-            print(
-                f"layer {number - 1} of seed {options.seed} ended the process in PyTorch's kernel or ours",
-                file=sys.stderr,
-            )
+            print(f"layer {number - 1} of seed {options.seed} {ended} in PyTorch's kernel or ours", file=sys.stderr)
 
 
 def work(options: argparse.Namespace, first: int, pipe: connection.Connection) -> None:

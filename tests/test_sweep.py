@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import multiprocessing
+import os
 import sys
+import time
 
 import pytest
 import torch
@@ -50,6 +54,27 @@ def test_a_draw_is_a_layer_whose_outputs_see_the_image(one):
     images = one.batch * max(spec.in_channels * math.prod(one.size), spec.out_channels * math.prod(out))
     most = sweeping.LIMITS_OF_BIG if one.family == "big" else sweeping.LIMITS
     assert max(images, math.prod(spec.weight_shape)) <= most[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_layers_that_end_their_process_or_never_answer_are_passed_over(monkeypatch, capsys):
+    def work(options, first, pipe):
+        for number in range(first, options.count):
+            if number == 1:
+                os._exit(1)
+            if number == 3:
+                time.sleep(60)
+            pipe.send((number, {"draw": number}))
+
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda method: fork)
+    monkeypatch.setattr(sweep, "work", work)
+    monkeypatch.setattr(sweep, "PATIENCE", 3)
+    options = argparse.Namespace(count=6, seed=0)
+    assert [row["draw"] for row in sweep.drawn(options, math.inf)] == [0, 2, 4, 5]
+    said = capsys.readouterr().err
+    assert "layer 1 of seed 0 ended the process" in said
+    assert "layer 3 of seed 0 took more than 3 s" in said
 
 
 def test_some_draws_are_big_enough_for_the_layers_that_cost_most():

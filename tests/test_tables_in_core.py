@@ -10,6 +10,7 @@ import random
 import sys
 
 import pytest
+import torch
 
 from groupwise import ConvSpec, plan
 from groupwise.kernels import native, tables
@@ -156,6 +157,17 @@ def test_a_layer_whose_outputs_see_padding_alone_never_goes_to_pytorch(given):
     told = plan(ConvSpec(16, 16, 1, padding=1, groups=16), (1, 16, 9, 9))
     assert told.kernel == "planar"
     assert told.evidence == "PyTorch's kernel may read outside its tensors here"
+
+
+@pytest.mark.skipif("avx512" not in ISAS, reason="oneDNN hangs only with AVX512-FP16")
+def test_a_float16_layer_that_never_compiles_in_pytorch_stays_here():
+    spec = ConvSpec(8, 8, 31, dims=1, groups=8)
+    told = plan(spec, (1, 8, 100), dtype=torch.float16)
+    assert told.kernel != "pytorch"
+    assert told.evidence == "PyTorch's kernel may never end compiling here"
+    assert plan(spec, (1, 8, 100), dtype=torch.bfloat16).evidence != told.evidence
+    assert plan(ConvSpec(8, 8, 11, dims=1, groups=8), (1, 8, 100), dtype=torch.float16).evidence != told.evidence
+    assert plan(ConvSpec(64, 64, 31, dims=1, groups=64), (1, 64, 100), dtype=torch.float16).evidence != told.evidence
 
 
 @pytest.mark.parametrize("channels", [8, 16])

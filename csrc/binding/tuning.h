@@ -28,8 +28,8 @@ struct Contender {
 };
 
 // Times the contenders in turn, the first of which is PyTorch's, and remembers the least time of each with those of `before`.
-// Leaves out those that fail; where PyTorch's fails, that is remembered as a try. Returns false, and does nothing, while another
-// thread measures.
+// Leaves out those that fail; where PyTorch's fails, that is remembered as a try. Measures nothing where another thread did since
+// `before`. Returns false, and does nothing, while another thread measures.
 bool measure(const Request& request, const std::vector<Contender>& contenders, const Measured& before);
 
 // Returns {"requests": 3, "seconds": 0.01, "lost": 0}: what was measured since the library was loaded, how long that took, and

@@ -46,24 +46,35 @@ bool sees_padding_alone(const Axis& a) {
   return a.pad > reach || (a.out - 1) * a.stride - a.pad >= a.in || (a.kernel > 1 && a.pad > 0 && a.dilation > a.in);
 }
 
-// Tells whether PyTorch 2.13's kernel can be trusted with its memory. Beside outputs that see only padding there is one kind more:
-// with AVX-512, oneDNN's gradient of a dense 1x1 weight with a stride, in channels_last, ends the process on larger images if the
-// input channels do not fill its vectors of 16.
-bool pytorch_is_safe(const Request& r) {
+// Where the processor has AVX512-FP16, oneDNN in PyTorch 2.13 never ends compiling the kernels of some depthwise layers whose rows
+// of taps are long and whose channels leave a vector of 32 unfilled or fill one.
+bool never_compiles(const Request& r) {
+  constexpr int64_t kLongRow = 12, kChannels = 32;
+  const Problem& p = r.problem;
+  return r.dtype == Dtype::float16 && r.direction == Direction::forward && depthwise(p) && p.groups <= kChannels &&
+         p.w.kernel >= kLongRow && p.w.stride == 1 && p.w.dilation == 1 && runnable_isas().back() == "avx512";
+}
+
+// Tells what PyTorch 2.13's kernel may do to the process, or returns null. Beside outputs that see only padding its memory is not
+// safe in one kind more: with AVX-512, oneDNN's gradient of a dense 1x1 weight with a stride, in channels_last, ends the process on
+// larger images if the input channels do not fill its vectors of 16.
+const char* hazard_of(const Request& r) {
+  constexpr const char* kOutside = "PyTorch's kernel may read outside its tensors here";
   // oneDNN has no float64.
-  if (r.dtype == Dtype::float64) return true;
+  if (r.dtype == Dtype::float64) return nullptr;
+  if (never_compiles(r)) return "PyTorch's kernel may never end compiling here";
   const Problem& p = r.problem;
   for (const Axis& a : {r.depth.axis, p.h, p.w})
-    if (sees_padding_alone(a)) return false;
+    if (sees_padding_alone(a)) return kOutside;
   // oneDNN's gradient of a weight in channels_last_3d is wrong, or ends the process, where the kernel is deeper than the input.
   const Axis& depth = r.depth.axis;
   if (r.direction == Direction::grad_weight && r.channels_last && depth.pad > 0 &&
       depth.dilation * (depth.kernel - 1) >= depth.in)
-    return false;
+    return kOutside;
   const bool strided = p.h.kernel * p.w.kernel == 1 && std::max(p.h.stride, p.w.stride) > 1;
   if (r.direction != Direction::grad_weight || !strided || !r.channels_last || p.groups > 1 || p.in_channels % 16 == 0)
-    return true;
-  return runnable_isas().back() != "avx512";
+    return nullptr;
+  return runnable_isas().back() == "avx512" ? kOutside : nullptr;
 }
 
 void choose(const Candidate& candidate, Plan* plan) {
@@ -119,16 +130,13 @@ std::shared_ptr<const Plan> make(const Request& r, const std::string& forced) {
     return plan;
   }
   if (candidates.empty()) return plan;
-  plan->safe = r.pytorch_right && pytorch_is_safe(r);
+  const char* const hazard = r.pytorch_right ? hazard_of(r) : "PyTorch's kernel is wrong here";
+  plan->safe = !hazard;
   const std::optional<Measured> measured = remembered(r);
   if (measured) plan->tries = measured->tries;
   plan->open = plan->tries < kMostTries && !left_out(candidates, measured).empty();
   decide(candidates, plan.get());
-  if (!r.pytorch_right) {
-    plan->evidence = "PyTorch's kernel is wrong here";
-  } else if (!plan->safe) {
-    plan->evidence = "PyTorch's kernel may read outside its tensors here";
-  }
+  if (hazard) plan->evidence = hazard;
   return plan;
 }
 

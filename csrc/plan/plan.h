@@ -18,7 +18,7 @@ struct Plan {
   const KernelRow* kernel = nullptr;  // null for PyTorch's own
   std::shared_ptr<const Work> work;   // of the kernel
   Source source = Source::sole;
-  bool safe = true;      // PyTorch's kernel is right, and reads its tensors alone
+  bool safe = true;      // PyTorch's kernel is right, reads its tensors alone, and ends
   std::string evidence;  // what the source says of the choice
   bool open = false;     // measuring may add to what is known
   int64_t tries = 0;     // how often it was measured before
