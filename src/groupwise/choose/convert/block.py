@@ -141,17 +141,22 @@ def _kept(axes: Parts) -> str:
 
 
 def freedoms(
-    model: nn.Module, names: Collection[str], gather: Collection[str] = (), dense: Collection[str] = ()
+    model: nn.Module,
+    names: Collection[str],
+    gather: Collection[str] = (),
+    dense: Collection[str] = (),
+    grouped: Collection[str] = (),
 ) -> tuple[dict[str, Freedom], Orders | None]:
     """Says for each layer whether it can become grouped if all others do too, and returns the orders around them.
 
     Where two exclude each other the first one can, and those that may gather come last. The layers of `dense` are seen
-    as if they had one group; a layer beside one that has groups now is refused all the same.
+    as if they had one group; a layer beside one that has groups now is refused all the same, and so is one beside a
+    layer of `grouped`, which may have some.
 
     Raises `GroupwiseError` if `torch.fx` cannot follow the model, unless all layers may gather.
     """
     try:
-        orders = Orders(Channels(model, dense))
+        orders = Orders(Channels(model, dense, grouped))
     except GroupwiseError as error:
         if not set(gather).issuperset(names):
             raise

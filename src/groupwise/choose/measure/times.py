@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from groupwise.choose.convert.gather import GatheredConv, gather_seconds
+from groupwise.choose.exact.like import lossless, set_groups
 from groupwise.profile import record
 from groupwise.profile.measuring import Interference, Meter
 from groupwise.profile.timing import dispatching
@@ -64,7 +65,7 @@ def layer_times(
     For each value one copy of the model has it in every layer that can have it, and every layer is timed where it runs:
     with the caches and the memory format that it has there. Copies run in turn, so that a slow moment of the machine
     affects all alike. Weights of other shapes are random, which changes no time. The layers of `gathering` have gathers
-    around them at values that their channels need another order for; those are timed alone, on what they move.
+    around them at values at which they would lose a part of their weight; those are timed alone, on what they move.
     """
     assert workload.module is not None
     values = sorted({value for options in candidates.values() for value in options})
@@ -109,7 +110,7 @@ def layer_times(
 def with_groups(model: nn.Module, groups: Mapping[str, int], gathering: Collection[str] = ()) -> nn.Module:
     """Returns a copy of a model whose layers have other groups, and random weights where these have other shapes.
 
-    The layers of `gathering` move their channels in a random order, unless the groups are coarser ones.
+    The layers of `gathering` move their channels in a random order, unless their own weight has these groups.
     """
     twin = copy.deepcopy(model)
     for name, value in groups.items():
@@ -121,11 +122,9 @@ def with_groups(model: nn.Module, groups: Mapping[str, int], gathering: Collecti
         weight = torch.randn(spec.with_groups(value).weight_shape, dtype=old.dtype, device=old.device)
         # The scale of the products stays.
         weight *= old.detach().float().std().nan_to_num(1.0).item() * (value / spec.groups) ** 0.5
-        if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
-            weight = weight.to(memory_format=torch.channels_last)
-        layer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
-        layer.groups = value
-        if name in gathering and spec.groups % value:
+        gathers = name in gathering and lossless(layer, value) is None
+        set_groups(layer, value, weight)
+        if gathers:
             inputs = torch.randperm(spec.in_channels, device=old.device)
             outputs = torch.randperm(spec.out_channels, device=old.device)
             parent, _, child = name.rpartition(".")
