@@ -1,4 +1,4 @@
-"""`set_groups` gives a layer other groups in place, and `lossless` finds the weight that computes the same with them."""
+"""`set_groups` gives a layer other groups in place; `lossless` finds the weight that computes the same with them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def set_groups(layer: _ConvNd, groups: int, weight: torch.Tensor) -> None:
     layer.groups = groups
 
 
-def lossless(layer: _ConvNd, groups: int) -> torch.Tensor | None:
+def lossless(layer: Any, groups: int) -> torch.Tensor | None:
     """Returns the weight with which a layer with other groups computes the same; None if it would lose a part."""
     weight = layer.weight.detach()
     if layer.groups % groups == 0:
