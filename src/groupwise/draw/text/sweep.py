@@ -93,8 +93,7 @@ def against_uniform(sweep: dict[str, Any]) -> list[str]:
         if not uniform["layers"]:
             continue
         value = max(uniform["layers"].values())
-        within = [one for one in sweep["front"] if one["ms"] <= uniform["ms"] * (1 + 1e-9)]
-        least = min((one["risk"] for one in within), default=None)
+        least = uniform["front_risk"]
         if least is None:
             continue
         better = least < uniform["risk"]
