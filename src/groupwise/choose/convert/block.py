@@ -17,6 +17,7 @@ from groupwise.choose.convert.gather import GatheredConv
 from groupwise.choose.exact.coarsen import blocks
 from groupwise.choose.exact.like import set_groups
 from groupwise.errors import GroupwiseError
+from groupwise.profile.progress import Progress
 from groupwise.spec.legible import legible
 
 BEST, STORED, RANDOM = ORDERS = ("best", "stored", "random")
@@ -170,12 +171,12 @@ def freedoms(
 
 
 def as_blocks(
-    model: nn.Module, wanted: Mapping[str, int], order: str, gather: Collection[str], seed: int
+    model: nn.Module, wanted: Mapping[str, int], order: str, gather: Collection[str], seed: int, progress: Progress
 ) -> dict[str, Converted]:
     """Makes dense layers of a model grouped in place: each keeps the blocks of the best order of its channels.
 
     The orders are folded into the layers around it. Where that cannot be, the layers of `gather` gather their channels;
-    for others `GroupwiseError` is raised before any work.
+    for others `GroupwiseError` is raised before any work. `progress` is told of each layer that is done.
     """
     free, orders = freedoms(model, wanted, gather)
     if refused := {name: one.refused for name, one in free.items() if one.refused and name not in gather}:
@@ -199,6 +200,7 @@ def as_blocks(
             facts["folded"] = orders.fold(model, name, made, fixed)
             facts["kept"] = _cut(layer, groups)
         found[name] = Converted(facts, outputs, "conv" if gathers else "")
+        progress(len(found), len(wanted))
     return found
 
 

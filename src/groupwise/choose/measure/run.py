@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from groupwise.choose.assign import assign
+from groupwise.choose.convert.batch_norm import check_estimable
 from groupwise.choose.convert.block import Freedom, freedoms
 from groupwise.choose.convert.checks import check_layers, check_model, check_numbers, convertible
 from groupwise.choose.convert.data import Batch
@@ -105,6 +106,10 @@ def sweep(
     candidates, refused, free = _candidates(model, names, work, groups, gather)
     if wanted is not None:
         check_reachable(*wanted, calls, candidates)
+    if given and any(
+        lossless(model.get_submodule(name), value) is None for name in candidates for value in candidates[name]
+    ):
+        check_estimable(model, given)
     gathering = {name for name, one in free.items() if one.refused}
     with shown_parts(progress) as tell:
         times = layer_times(workload, candidates, repeats, gathering, partial(tell, "timing"))
