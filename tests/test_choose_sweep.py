@@ -129,6 +129,7 @@ def test_a_sweep_is_every_format(tmp_path):
     assert made.to_svg().count("<circle") == 4
     page = made.to_html(tmp_path / "sweep.html").read_text()
     assert "layer0: 4, layer1: 2" in page
+    assert "training, ms" not in page + str(made)
     assert "ms expected" in page
     assert "ms measured" not in page, "nothing was measured, and an empty column says nothing"
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -163,6 +164,10 @@ def test_a_sweep_measures_each_value_and_leaves_the_model(monkeypatch):
 def test_a_sweep_of_training_and_of_choices_as_whole_networks():
     made = run.sweep(net(), X, groups=[2], layers=["0.conv2"], repeats=1, train=True)
     assert made.train
+    assert all(0 < row.forward_ms < row.ms for row in made.rows)
+    assert "forward, ms  training, ms" in str(made)
+    page = made.to_html()
+    assert page.count("forward, ms") == page.count("training, ms") == 1
     assert {row.layer for row in made.rows} == {"0.conv2"}
     chosen = made.choose(params=made.parameters - 1)
     assert chosen.groups == {"0.conv2": 2}

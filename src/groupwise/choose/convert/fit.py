@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +41,7 @@ def fit(
         facts: dict[str, Any] = {}
         if isinstance(layer, GatheredConv):
             calls = _calls(twin, name, batches[:1])[0]
-            facts["gather_ms"] = sum(statistics.median(gather_seconds(layer, x)) for x, _ in calls) * 1e3
+            facts["gather_ms"] = sum(gather_seconds(layer, x).forward for x, _ in calls) * 1e3
         # A layer of several convolutions is fitted in the last of them, which makes its outputs.
         place = f"{name}.{inner}" if inner else name
         given, wanted = _calls(twin, place, batches), _calls(model, name, batches)

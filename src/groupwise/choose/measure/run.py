@@ -55,7 +55,8 @@ def sweep(
     - `gather`: lets layers whose order of channels cannot be folded into others move their channels at each call. Their
       times include it, and a choice of them gathers. Otherwise they can only have groups that lose nothing, or stay as
       they are
-    - `train`: times the forward and all gradients
+    - `train`: times a training step, the forward and all gradients, and the forward alone beside it; choices are then
+      for milliseconds of a step
     - `data`: batches as for `regroup`, all with targets or none. Then each layer is converted alone, refitted, and the
       loss of the model is taken. Without data a layer's risk is the weight that it loses
     - `loss`: a function of outputs and targets, which data must then have; by default the cross-entropy for integer
@@ -247,6 +248,7 @@ def _row(
         parameters=costs[0].spec.parameters,
         macs=sum(at.macs.forward for at in costs),
         bytes=sum(at.bytes for at in costs),
+        forward_ms=time.forward_ms,
         ms=time.ms,
         kept=kept,
         bound=bound,

@@ -29,7 +29,8 @@ class SweepRow:
     """One layer at one groups value.
 
     - `parameters`, `macs`, `bytes`: of the layer's forward
-    - `ms`: the median time of the layer in the model; with its gradients if the sweep timed training
+    - `ms`: the median time of the layer in the model; with its gradients if the sweep timed training.
+      `forward_ms`: that of its forward alone
     - `kept`: the fraction of the squared weight that the best partition keeps; `bound`: no partition keeps more
     - `error`: the relative squared error of the model's outputs with this layer converted; None without data
     - `risk`: what the layer is expected to cost: the rise of the loss, or without data the weight lost
@@ -44,6 +45,7 @@ class SweepRow:
     parameters: int | None = None
     macs: int | None = None
     bytes: int | None = None
+    forward_ms: float | None = None
     ms: float | None = None
     kept: float | None = None
     bound: float | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from groupwise.choose.convert.gather import GatheredConv, gather_seconds
+from groupwise.choose.convert.gather import GatheredConv, GatherTime, gather_seconds
 from groupwise.choose.exact.like import lossless, set_groups
 from groupwise.profile import record
 from groupwise.profile.measuring import Interference, Meter
@@ -28,11 +28,13 @@ _WARM = 2
 class LayerTime:
     """One layer at one groups value: the cost of its forward, and its time in milliseconds, summed over its calls.
 
-    `gather_ms` is what gathers of its channels take of it; None for a layer without.
+    `forward_ms` is the forward's part of `ms`. `gather_ms` is what gathers of its channels take of `ms`; None for a layer
+    without.
     """
 
     costs: tuple[Cost, ...]
     ms: float
+    forward_ms: float
     gather_ms: float | None = None
 
 
@@ -132,8 +134,8 @@ def with_groups(model: nn.Module, groups: Mapping[str, int], gathering: Collecti
     return twin
 
 
-def _gathers(workload: Workload, repeats: int) -> dict[str, float]:
-    """Returns the median time of the gathers of each layer that has some, in milliseconds, summed over its calls."""
+def _gathers(workload: Workload, repeats: int) -> dict[str, GatherTime]:
+    """Returns the median time of the gathers of each layer that has some, summed over its calls."""
     assert workload.module is not None
     layers = {name: one for name, one in workload.module.named_modules() if isinstance(one, GatheredConv)}
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
@@ -148,9 +150,13 @@ def _gathers(workload: Workload, repeats: int) -> dict[str, float]:
         for hook in hooks:
             hook.remove()
     return {
-        name: sum(statistics.median(gather_seconds(layers[name], x, repeats, workload.backward)) for x in inputs) * 1e3
+        name: _sum([gather_seconds(layers[name], x, repeats, workload.backward) for x in inputs])
         for name, inputs in seen.items()
     }
+
+
+def _sum(times: Sequence[GatherTime]) -> GatherTime:
+    return GatherTime(sum(one.forward for one in times), sum(one.whole for one in times))
 
 
 def _groups(model: nn.Module, name: str) -> int:
@@ -158,14 +164,21 @@ def _groups(model: nn.Module, name: str) -> int:
 
 
 def _layer(
-    runs: Mapping[int, Sequence[record.Run]], gathers: Mapping[int, Mapping[str, float]], twin: int, name: str
+    runs: Mapping[int, Sequence[record.Run]], gathers: Mapping[int, Mapping[str, GatherTime]], twin: int, name: str
 ) -> LayerTime:
-    """Returns the median over the runs of a twin of the time of one layer, with that of its gathers."""
+    """Returns the medians over the runs of a twin of the times of one layer, with those of its gathers."""
     gather = gathers[twin].get(name)
     inner = name if gather is None else f"{name}.conv"
     calls = [list(_calls(run, inner)) for run in runs[twin]]
-    seconds = statistics.median(sum(sum(call.seconds.values()) for call in of_run) for of_run in calls)
-    return LayerTime(tuple(call.cost for call in calls[0]), seconds * 1e3 + (gather or 0.0), gather)
+    forward = statistics.median(sum(call.seconds["forward"] for call in of_run) for of_run in calls)
+    whole = statistics.median(sum(sum(call.seconds.values()) for call in of_run) for of_run in calls)
+    moved = gather or GatherTime(0.0, 0.0)
+    return LayerTime(
+        costs=tuple(call.cost for call in calls[0]),
+        ms=(whole + moved.whole) * 1e3,
+        forward_ms=(forward + moved.forward) * 1e3,
+        gather_ms=None if gather is None else gather.whole * 1e3,
+    )
 
 
 def _calls(run: record.Run, name: str) -> Iterator[record.ConvCall]:
