@@ -126,13 +126,28 @@ def _table(key: tuple[Any, ...], rows: Sequence[dict[str, Any]]) -> Table:
     note = (
         f"ResNet-50 with random weights, one image of {dense['size']}, float32, channels_last, {threads} threads, "
         f"torch {version}, commit {dense['commit']}. The times that the sweep expected of the front are off by "
-        f"{statistics.median(errors(rows)):.1%} (median). The chosen network and the dense one ran in turn. Other "
-        f"programs used {used:.0%} of the processors just before."
+        f"{statistics.median(errors(rows)):.1%} (median). {_unsummed(rows)}The chosen network and the "
+        f"dense one ran in turn. Other programs used {used:.0%} of the processors just before."
     )
     if used > BUSY:
         note += " They disturbed the times, which are no evidence."
     head = ["network", "3x3 layers that changed", "expected, ms", "measured, ms", "times as fast"]
     return Table(f"{processor} ({isa}), {threads} threads", head, cells, note)
+
+
+def _unsummed(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns a sentence about the choice that changes nothing: of its time nothing is summed."""
+    front = [row for row in rows if row["point"] == FRONT]
+    same = next((row for row in front if not row["layers"]), None)
+    others = [row for row in front if row["layers"]]
+    if same is None or not others:
+        return ""
+    # Relative to the network as it is: what slows down all networks alike is no error of a sum.
+    off = [abs(row["expected_ms"] / same["expected_ms"] / (row["ms"] / same["ms"]) - 1) for row in others]
+    return (
+        f"The network as it is, whose time is no sum, is off by {errors([same])[0]:.1%} itself; relative to it the "
+        f"others are off by {min(off):.1%} to {max(off):.1%}. "
+    )
 
 
 def _listed(groups: Sequence[int]) -> str:

@@ -36,9 +36,22 @@ def test_expected_times_are_compared_with_measured_ones_and_the_chosen_network_w
     said = choices.docs_text(rows)
     assert "off by 20.0% (median)" in said
     assert "no evidence" in said
+    assert "whose time is no sum" not in said
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in said.splitlines()[-5:]]
     assert [line[-1] for line in cells] == ["", "", "", "1.5", "1"]
     assert cells[1][1] == "2 layers, groups 2 to 8"
+
+
+def test_how_far_sums_are_off_is_relative_to_the_network_of_which_nothing_is_summed():
+    facts = {**ABOUT, "benchmark": "choices", "network": "ResNet-50", "size": 224, "isa": "avx2", "busy": 0.0}
+    points = [
+        *(("front", 8.0, 10.0, {"a": 4}), ("front", 9.0, 10.0, {"a": 2}), ("front", 16.0, 20.0, {})),
+        *(("chosen", 8.0, 10.0, {"a": 4}), ("dense", 16.0, 20.0, {})),
+    ]
+    said = choices.docs_text(
+        [dict(zip(("point", "expected_ms", "ms", "layers"), one, strict=True)) | facts for one in points]
+    )
+    assert "is off by 20.0% itself; relative to it the others are off by 0.0% to 12.5%." in said
 
 
 def test_the_interval_of_paired_differences_is_students():

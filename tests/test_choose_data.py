@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import groupwise
 from groupwise import GroupwiseError
+from groupwise.choose.convert import regroup as regrouped
 from groupwise.choose.convert.batch_norm import recalibrate
 from groupwise.choose.convert.data import read
 from groupwise.choose.measure import run
@@ -83,6 +84,7 @@ def test_what_data_loaders_yield_is_read(data, arguments, keywords, targets):
         ([("x", Y)], "batch 0 of data has inputs of type str"),
         ([{1: X}], "batch 0 of data is of type dict"),
         ([{"image": 1}], "batch 0 of data has inputs without a tensor"),
+        ([X, X[:0]], "batch 1 of data has no sample; leave it out"),
         ([((), Y)], "batch 0 of data has inputs of type tuple"),
         ([{"image": X * torch.nan}], "batch 0 of data has values that are not finite"),
         ([X, ((X, MASK * torch.inf), None)], "batch 1 of data has values that are not finite"),
@@ -219,3 +221,42 @@ def test_targets_that_the_loss_takes_are_taken():
     sums.register_forward_hook(lambda _, given, made: made.sum())
     with pytest.raises(GroupwiseError, match="the model returns one number"):
         Losses(sums, batches([(X, Y)]))
+
+
+class Ends(nn.Module):
+    """Ends in a batch normalisation of one value for each sample and channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two, self.three = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1, groups=2)
+        self.norm, self.last = nn.BatchNorm1d(6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.last(self.norm(self.three(self.two(x)).mean((2, 3))))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_last_batch_of_one_sample_is_refused_before_any_work(training, monkeypatch):
+    net = Ends().train(training)
+    before = copy.deepcopy(net.state_dict())
+    data = DataLoader(torch.randn(9, 3, 6, 6), batch_size=4)
+    monkeypatch.setattr(run, "layer_times", lambda *_: pytest.fail("it measured"))
+    monkeypatch.setattr(regrouped, "fit", lambda *_: pytest.fail("it fitted"))
+    said = r"data of shape \(1, 3, 6, 6\): norm gets one value a channel, .* drop_last=True$"
+    with pytest.raises(GroupwiseError, match=said):
+        groupwise.regroup(net, {"two": 3}, data=data)
+    with pytest.raises(GroupwiseError, match=said):
+        run.sweep(net, X, data=data, groups=[1, 3], layers=["two"], gather=True)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not net.norm._forward_pre_hooks
+    assert net.training == training
+    # An exact conversion takes no statistics.
+    assert groupwise.regroup(net, {"three": 1}, data=data).rows[0].how == "exact"
+
+
+def test_a_batch_that_gives_no_position_to_fit_on_is_no_error():
+    """Of 8,192 positions that are fitted on, a batch of one gets none."""
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1))
+    data = [torch.randn(1, 3, 1, 1), torch.randn(9001, 3, 1, 1)]
+    (row,) = groupwise.regroup(net, {"1": 2}, data=data).rows
+    assert 0 < row.fitted <= row.error

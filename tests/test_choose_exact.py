@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from groupwise import GroupwiseError
+from groupwise.choose.convert.regroup import regroup
 from groupwise.choose.exact.branches import merge, split
+from groupwise.choose.exact.coarsen import blocks, finer
 from groupwise.choose.exact.keras import from_keras, to_keras
 
 KINDS = [getattr(nn, f"Conv{kind}{dims}d") for kind in ("", "Transpose") for dims in (1, 2, 3)]
@@ -106,6 +108,7 @@ def test_merged_layers_keep_what_they_are(trained):
     ("call", "said"),
     [
         (lambda: merge([]), "no layers"),
+        (lambda: merge(nn.Conv2d(2, 2, 1)), r"a list of layers, and this is one Conv2d; give \[one, other\]"),
         (lambda: merge([nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1, bias=False)]), "layer 1 is"),
         (lambda: merge([nn.Conv2d(2, 2, 1, groups=2)] * 2, shared_input=True), "groups=2 cannot read a shared input"),
         (lambda: merge([nn.Linear(2, 2)]), "not a convolution layer"),
@@ -118,3 +121,54 @@ def test_merged_layers_keep_what_they_are(trained):
 def test_what_cannot_be_merged_or_laid_out_is_refused(call, said):
     with pytest.raises(GroupwiseError, match=said):
         call()
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1.0, 1e200, 5e-324])
+def test_the_part_that_is_lost_does_not_depend_on_the_scale(scale):
+    weight = torch.tensor([[1.0, 2.0], [1.0, 1.0]], dtype=torch.float64) * scale
+    _, lost = blocks(weight, 1, 2)
+    # Of the squares 1, 4, 1 and 1 the second and the third are lost.
+    assert lost == pytest.approx(5 / 7, rel=1e-12)
+    with pytest.raises(GroupwiseError, match=r"would lose 71\.4 % of its square"):
+        finer(weight, 1, 2)
+
+
+def test_a_network_of_tiny_weights_is_converted():
+    net = nn.Sequential(*(nn.Conv2d(4, 4, 1, dtype=torch.float64) for _ in range(3)))
+    wanted = regroup(net, {"1": 2}).rows[0].kept
+    with torch.no_grad():
+        net[1].weight *= 2.0**-560
+    assert regroup(net, {"1": 2}).rows[0].kept == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_weight_that_is_not_finite_is_told(value):
+    weight = torch.full((2, 2), value)
+    with pytest.raises(GroupwiseError, match="NaN or infinite values, so that nothing tells how much it would lose"):
+        finer(weight, 1, 2)
+    # Between the groups there is nothing, so that nothing is lost.
+    assert torch.equal(finer(torch.diag(torch.full((2,), torch.inf)), 1, 2), torch.full((2, 1), torch.inf))
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda layer: layer.register_forward_hook(lambda *_: None),
+        lambda layer: layer.register_forward_pre_hook(lambda *_: None),
+        lambda layer: layer.register_full_backward_hook(lambda *_: None),
+        lambda layer: layer.register_full_backward_pre_hook(lambda *_: None),
+    ],
+)
+def test_a_hook_is_not_dropped(hook):
+    layers = [nn.Conv2d(4, 4, 1, groups=2) for _ in range(2)]
+    hook(layers[1])
+    for call in (lambda: merge(layers), lambda: split(layers[1])):
+        with pytest.raises(GroupwiseError, match="has hooks"):
+            call()
+
+
+def test_merge_takes_any_iterable_of_layers():
+    layers = [nn.Conv2d(2, 4, 1) for _ in range(2)]
+    x = torch.randn(1, 4, 3, 3)
+    for given in (iter(layers), (layer for layer in layers), nn.ModuleList(layers), tuple(layers)):
+        assert torch.equal(merge(given)(x), merge(layers)(x))

@@ -89,3 +89,7 @@ def test_a_file_that_is_no_choice_is_refused(tmp_path, text, said):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(GroupwiseError, match="cannot be read"):
         read_choice(tmp_path / "none.json")
+
+
+def test_one_layer_changes():
+    assert str(Grouping({"a.b": 4}, 3.5, 1000, 200, 0.25)).startswith("1 layer changes: ")

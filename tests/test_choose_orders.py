@@ -282,8 +282,12 @@ def test_gathers_are_in_the_rows_of_a_sweep_in_its_choice_and_in_the_network(tra
     assert all(rows[value].ms > rows[value].gather_ms > 0 for value in (2, 4))
     assert 0 < rows[4].kept <= rows[4].bound < 1
     assert "gathers, ms" in str(made)
-    assert "move the channels of a layer at each call" in " ".join(str(made).split())
+    assert "move its channels at each call" in " ".join(str(made).split())
     assert "gathers, ms" in made.to_html()
+    if train:
+        assert all(0 < row.forward_ms < row.ms for row in rows.values())
+    else:
+        assert all(row.forward_ms == row.ms for row in rows.values())
     choice = made.choose(params=made.parameters - 1)
     assert (set(choice.groups), choice.gather) == ({"two"}, ("two",))
     assert choice.measured_ms > 0
@@ -329,3 +333,37 @@ def test_what_a_grouped_layer_keeps_is_a_part_of_its_dense_weight():
     assert row.kept == pytest.approx(converted.rows[0].kept)
     weights = [one[0].conv2.weight.double().square().sum() for one in (converted.model, net)]
     assert row.kept == pytest.approx((weights[0] / weights[1]).item())
+
+
+@pytest.mark.parametrize("before", [1, 6])
+def test_a_sweep_knows_which_finer_groups_lose_nothing(before):
+    """Both ends are pinned, and the weight is that of blocks already."""
+    torch.manual_seed(0)
+    fine = nn.Sequential(nn.Conv2d(12, 12, 1, groups=12))
+    net = groupwise.regroup(fine, {"0": before}).model.eval()
+    assert groupwise.regroup(net, {"0": 4}).rows[0].how == "exact"
+    x = torch.randn(1, 12, 5, 5)
+    for gather in (False, True):
+        made = groupwise.sweep(net, x, groups=[4], repeats=1, gather=gather)
+        (row,) = [row for row in made.rows if row.groups == 4]
+        assert (row.kept, row.bound, row.risk, row.gather_ms, row.refused) == (1, 1, 0, None, "")
+    # Fewer parameters than now; what it chooses is what regroup makes.
+    made = groupwise.sweep(net, x, groups=[12], repeats=1, gather=True)
+    choice = made.choose(params=30)
+    assert (choice.groups, choice.gather) == ({"0": 12}, ())
+    assert type(groupwise.regroup(net, choice).model[0]) is nn.Conv2d
+
+
+def test_beside_a_layer_that_may_have_groups_without_a_loss_all_choices_convert():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)).eval()
+    with torch.no_grad():
+        net[0].weight *= torch.block_diag(*[torch.ones(2, 2)] * 4)[:, :, None, None]
+    made = groupwise.sweep(net, torch.randn(1, 8, 5, 5), groups=[1, 2, 4], repeats=1)
+    reasons = {row.layer: row.refused for row in made.rows if row.refused}
+    assert {row.groups for row in made.rows if row.layer == "0"} == {1, 2, 4}
+    assert "0 can have groups in the stored order without a loss" in reasons["1"]
+    for row in made.rows:
+        for other in made.rows:
+            if not row.refused and not other.refused and row.layer != other.layer:
+                groupwise.regroup(net, {row.layer: row.groups, other.layer: other.groups})

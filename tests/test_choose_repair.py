@@ -306,3 +306,21 @@ def test_a_norm_that_no_batch_reaches_keeps_its_statistics():
     model.forward = lambda batch: model[1](model[0](batch))
     assert recalibrate(model, [torch.ones(3, 2, 5, 5)]) == ("1",)
     assert model.unused.running_mean.tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("positions", [1, 2])
+def test_batches_may_have_no_share_of_the_positions(positions):
+    layer, xs = made(kernel_size=1), [random(1, 4, 1, 1, seed=seed) for seed in range(3)]
+    fitted = refit(layer, [*xs, random(0, 4, 1, 1)], [*map(layer, xs), random(0, 6, 1, 1)], positions=positions)
+    assert (fitted.positions, fitted.of) == (positions, 3)
+    assert torch.allclose(fitted.weight, layer.weight)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_layer_that_is_not_finite_is_not_fitted(name, value):
+    layer, x = made(), random(2, 4, 5, 5)
+    with torch.no_grad():
+        getattr(layer, name).view(-1)[1] = value
+    with pytest.raises(GroupwiseError, match=f"the layer's {name} has NaN or infinite values"):
+        refit(layer, x, random(2, 6, 3, 3))

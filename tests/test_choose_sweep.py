@@ -103,6 +103,23 @@ def test_uniform_groups_are_compared_with_the_front():
     assert "choosing layer by layer gains nothing here" in " ".join(str(one).split())
 
 
+def test_uniform_groups_are_compared_with_the_whole_front():
+    """A page shows 40 choices of it, and the best within the time of uniform groups may be none of these."""
+    layers = [[(1, 10.0, 0.0), (2, 7.0 - n / 7, 1.0 + n / 11), (4, 5.0 - n / 7, 2.0 + n / 7)] for n in range(8)]
+    made = made_up(*layers)
+    facts = made.to_dict()
+    assert len(made.predicted()) > len(facts["front"]) == 40
+    hidden = 0
+    for choice, uniform in zip(made.uniform(), facts["uniform"], strict=True):
+        within = [one for one in made.predicted() if one.ms <= choice.ms * (1 + 1e-9)]
+        assert uniform["front_risk"] == min(one.risk for one in within)
+        hidden += uniform["front_risk"] not in {one["risk"] for one in facts["front"]}
+        if choice.groups:
+            said = f"has a loss rise of {uniform['front_risk']:.3g}, and uniform groups {choice.risk:.3g}"
+            assert said in " ".join(str(made).split())
+    assert hidden
+
+
 def test_a_sweep_is_every_format(tmp_path):
     made = made_up(*LAYERS)
     assert "last: it has hooks" in str(made)
@@ -112,6 +129,7 @@ def test_a_sweep_is_every_format(tmp_path):
     assert made.to_svg().count("<circle") == 4
     page = made.to_html(tmp_path / "sweep.html").read_text()
     assert "layer0: 4, layer1: 2" in page
+    assert "training, ms" not in page + str(made)
     assert "ms expected" in page
     assert "ms measured" not in page, "nothing was measured, and an empty column says nothing"
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -146,6 +164,10 @@ def test_a_sweep_measures_each_value_and_leaves_the_model(monkeypatch):
 def test_a_sweep_of_training_and_of_choices_as_whole_networks():
     made = run.sweep(net(), X, groups=[2], layers=["0.conv2"], repeats=1, train=True)
     assert made.train
+    assert all(0 < row.forward_ms < row.ms for row in made.rows)
+    assert "forward, ms  training, ms" in str(made)
+    page = made.to_html()
+    assert page.count("forward, ms") == page.count("training, ms") == 1
     assert {row.layer for row in made.rows} == {"0.conv2"}
     chosen = made.choose(params=made.parameters - 1)
     assert chosen.groups == {"0.conv2": 2}
@@ -202,6 +224,14 @@ def test_the_loss_is_the_mean_over_all_samples():
     assert Losses(model, batches([(x, torch.zeros(5, 2))])).of(model)[0] == pytest.approx(
         model(x).square().mean().item()
     )
+
+
+def test_twins_of_volumes_have_the_memory_format_that_a_conversion_has():
+    model = nn.Sequential(nn.Conv3d(8, 8, 2), nn.Conv3d(8, 8, 2)).to(memory_format=torch.channels_last_3d)
+    twin = with_groups(model, {"0": 4})
+    assert twin[0].weight.shape == (8, 2, 2, 2, 2)
+    assert not twin[0].weight.is_contiguous()
+    assert twin[0].weight.stride() == groupwise.regroup(model, {"0": 4}, order="stored").model[0].weight.stride()
 
 
 def test_twins_for_timing_have_the_groups_and_the_memory_format():

@@ -199,3 +199,22 @@ def test_a_transposed_layer_that_gathers_takes_an_output_size():
     x = torch.randn(1, 8, 4, 4)
     wanted = layer(x[:, gathered.inputs], output_size=(10, 9))
     torch.testing.assert_close(gathered(input=x, output_size=(10, 9)), wanted)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize(("padding", "output_padding", "length"), [(2, 4, 1), (1, 3, 1), (3, 4, 2), (2, 4, 3)])
+def test_what_is_cropped_before_and_padded_behind_is_fitted(dims, padding, output_padding, length):
+    """The crop at the one end is larger than the stretched input, and PyTorch runs the layer."""
+    torch.manual_seed(0)
+    options = {"stride": 5, "padding": padding, "output_padding": output_padding, "dtype": torch.float64}
+    layer = KINDS[dims](4, 4, 1, groups=2, **options)
+    runs = [random(40, 4, *[length] * dims, seed=seed) for seed in range(2)]
+    targets = [random(*layer(x).shape, seed=9) for x in runs]
+    calls = [lambda own, x=x: own(x).detach() for x in runs]
+    weight, bias, error = least_squares(layer, calls, targets)
+    fitted = refit(layer, runs, targets, ridge=0.0, positions=10**6)
+    # Where all of the input is cropped, any weight is right.
+    if layer(runs[0]).std(0).max() > 0:
+        torch.testing.assert_close(fitted.weight, weight, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(fitted.bias, bias, rtol=1e-8, atol=1e-10)
+    assert fitted.after == pytest.approx(error, rel=1e-8)

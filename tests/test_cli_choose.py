@@ -26,6 +26,9 @@ def test_from_a_sweep_to_a_saved_model(capsys, tmp_path):
     assert [line.split(",")[:2] for line in out.splitlines()[1:]] == [[LAYER, "1"], [LAYER, "4"]]
     assert run(capsys, "choose", *TARGET, *sweep, "--parameters", "137000", "-o", str(choice))[0] == 0
     assert json.loads(choice.read_text())["layers"] == {LAYER: 4}
+    for kind, said in (("csv", f"layer,groups,gather\n{LAYER},4,False\n"), ("markdown", f"| {LAYER} | 4 | False |\n")):
+        status, out, _ = run(capsys, "choose", *TARGET, *sweep, "--parameters", "137000", "--format", kind)
+        assert (status, out.endswith(said)) == (0, True)
     # Inputs to fit the weights to.
     torch.save([torch.rand(8, 1, 28, 28), torch.rand(8, 1, 28, 28)], tmp_path / "data.pt")
     data = ["--data", str(tmp_path / "data.pt"), "--save", str(saved)]
@@ -33,6 +36,7 @@ def test_from_a_sweep_to_a_saved_model(capsys, tmp_path):
     assert status == 0
     assert LAYER in out
     assert "wrote" in said
+    assert "a list of two tensors, which are two batches of inputs; one pair is a tuple: (inputs, targets)" in said
     network = torch.load(saved, weights_only=False)
     assert network.get_submodule(LAYER).groups == 4
     assert network(torch.rand(1, 1, 28, 28)).shape == (1, 10)
@@ -103,12 +107,12 @@ def test_dicts_are_keyword_inputs_as_data_loaders_yield_them(capsys, tmp_path):
     choice.write_text(json.dumps({"layers": {LAYER: 4}}))
     words, tables = ["regroup", TARGET[0], str(choice), *TARGET[1:], "--format", "json", "--data", str(file)], []
     labels = torch.arange(4)
-    for data in (X, (X,), {"x": X}, ({"x": X}, labels), [{"x": X}], [({"x": X}, labels)]):
+    for data in (X, (X,), (X, labels), [[X, labels]], {"x": X}, ({"x": X}, labels), [{"x": X}], [({"x": X}, labels)]):
         torch.save(data, file)
         # Random weights: one seed, one model.
         torch.manual_seed(0)
-        status, out, _ = run(capsys, *words)
-        assert status == 0
+        status, out, said = run(capsys, *words)
+        assert (status, "a list of two" in said) == (0, False)
         tables.append(json.loads(out))
     assert all(table == tables[0] for table in tables)
     sweep = ["sweep", *TARGET, "--groups", "1,4", "--layer", LAYER, "--repeats", "1", "--format", "json"]

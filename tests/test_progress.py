@@ -40,3 +40,18 @@ def test_a_sweep_tells_its_parts(capsys, lines):
     groupwise.sweep(NET, X, groups=[1, 2], layers=["1"], repeats=1, progress=True)
     shown = capsys.readouterr().err.splitlines()
     assert shown == [f"groupwise: {part}: {done} of {total} steps" for part, done, total in seen]
+
+
+@pytest.mark.parametrize("form", ["block", "factored"])
+def test_a_conversion_tells_how_many_layers_are_done(capsys, lines, form):
+    net = nn.Sequential(*(nn.Conv2d(*ends, 1) for ends in ((3, 8), (8, 8), (8, 8), (8, 8), (8, 2)))).eval()
+    groups, seen = {"1": 2, "3": 4, "4": 1}, []
+    options = {"form": form, "data": torch.randn(2, 3, 4, 4)}
+    groupwise.regroup(net, groups, **options, progress=lambda *counts: seen.append(counts))
+    # What is exact takes no time.
+    assert seen == [(part, done, 2) for part in ("converting", "fitting") for done in (1, 2)]
+    groupwise.regroup(net, groups, **options, progress=True)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown == [f"groupwise: {part}: {done} of {total} steps" for part, done, total in seen]
+    groupwise.regroup(net, groups, **options)
+    assert capsys.readouterr().err == ""

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from groupwise.choose.measure.sweep import Sweep
 
 SWEEPS = ("text", "json", "csv", "markdown", "svg", "html")
-CHOICES = ("text", "json")
 
 
 def run_sweep(options: argparse.Namespace) -> None:
@@ -31,7 +30,7 @@ def run_sweep(options: argparse.Namespace) -> None:
 
 def run_choose(options: argparse.Namespace) -> None:
     """Chooses groups within a budget, and prints or writes the choice."""
-    kind = format_of(options, CHOICES)
+    kind = format_of(options, TABLES)
     budgets = {"budget_ms": options.budget_ms, "macs": options.macs, "params": options.parameters}
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
@@ -54,7 +53,15 @@ def run_regroup(options: argparse.Namespace) -> None:
     _tell_of_random(options)
     data = read_data(options.data)
     with explaining_failure(options, options.target, model, shape, make):
-        made = regroup(model.eval(), groups, form=options.form, data=data, gather=options.gather, seed=options.seed)
+        made = regroup(
+            model.eval(),
+            groups,
+            form=options.form,
+            data=data,
+            gather=options.gather,
+            seed=options.seed,
+            progress=True,
+        )
         if options.save:
             save(made.model, options.save)
     deliver(made, kind, options.output)
@@ -113,8 +120,8 @@ def _tell_of_random(options: argparse.Namespace) -> None:
 def read_data(file: str | None) -> list[Any] | None:
     """Reads batches that `torch.save` wrote: one of those that `regroup` takes, or a list of them.
 
-    A tuple is one batch, as a tensor or a dict is. Raises `GroupwiseError` for a file that cannot be read, or holds
-    anything else.
+    A tuple is one batch, as a tensor or a dict is, and a list is always one of batches. Raises `GroupwiseError` for a
+    file that cannot be read, or holds anything else.
     """
     if file is None:
         return None
@@ -124,11 +131,16 @@ def read_data(file: str | None) -> list[Any] | None:
 
     fix = (
         "save by torch.save: a tensor of inputs, a dict of keyword inputs, a pair (inputs, targets) whose inputs are "
-        "either, or a list of such batches"
+        "either, or a list of such batches; a list is always one of batches, so save one pair as a tuple"
     )
     found = read_tensors("--data", file, fix)
     if isinstance(found, (torch.Tensor, dict)) or (isinstance(found, tuple) and len(found) in (1, 2)):
         found = [found]
     if not isinstance(found, list) or not found:
         raise GroupwiseError(f"--data {legible(file)} holds a {type(found).__name__}; {fix}")
+    if len(found) == 2 and all(isinstance(one, torch.Tensor) for one in found):
+        say(
+            f"--data {legible(file)} holds a list of two tensors, which are two batches of inputs; one pair is a "
+            "tuple: (inputs, targets)"
+        )
     return found

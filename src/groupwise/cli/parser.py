@@ -235,7 +235,7 @@ def _add_choose(kinds: Any) -> None:
     chosen = _command(kinds, "choose", "choose groups for the layers of a model within a budget")
     for command, run, formats in (
         (swept, choose.run_sweep, choose.SWEEPS),
-        (chosen, choose.run_choose, choose.CHOICES),
+        (chosen, choose.run_choose, TABLES),
     ):
         command.add_argument("target", metavar="TARGET", help=TARGET)
         command.add_argument(
@@ -302,7 +302,8 @@ def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         metavar="FILE",
-        help="batches written by torch.save: inputs (a tensor, or a dict of keywords), or (inputs, targets)",
+        help="batches written by torch.save: inputs (a tensor, or a dict of keywords), or a tuple (inputs, targets); a "
+        "list is one of batches",
     )
     command.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the search for the best order; default: 0"

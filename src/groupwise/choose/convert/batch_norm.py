@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from groupwise.choose.convert.data import read
+from groupwise.choose.convert.data import Batch, check_taken, read
+from groupwise.errors import GroupwiseError
+from groupwise.spec.legible import legible
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -29,11 +33,7 @@ def recalibrate(model: nn.Module, batches: Any) -> tuple[str, ...]:
     Raises:
         GroupwiseError: there are no batches, or one that is no inputs of a model.
     """
-    norms = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _NormBase) and not isinstance(module, _InstanceNorm) and module.running_mean is not None
-    }
+    norms = _norms(model)
     modes = [(module, module.training) for module in model.modules()]
     momenta = {name: module.momentum for name, module in norms.items()}
     kept = {name: _statistics(module) for name, module in norms.items()}
@@ -56,6 +56,37 @@ def recalibrate(model: nn.Module, batches: Any) -> tuple[str, ...]:
                 if key == "num_batches_tracked" or name not in reached:
                     getattr(module, key).copy_(value)
     return tuple(name for name in norms if name in reached)
+
+
+def check_estimable(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """Raises `GroupwiseError` for batches that a model does not take, or that `recalibrate` cannot use."""
+
+    def see(module: nn.Module, given: tuple[Tensor, ...], keywords: dict[str, Tensor], name: str) -> None:
+        x = given[0] if given else keywords["input"]
+        if x.dim() > 1 and x.numel() <= x.shape[1]:
+            raise GroupwiseError(
+                f"{legible(name)} gets one value a channel, and statistics need several; leave this batch out, as a "
+                "DataLoader does with drop_last=True"
+            )
+
+    hooks = [
+        module.register_forward_pre_hook(partial(see, name=name), with_kwargs=True)
+        for name, module in _norms(model).items()
+    ]
+    try:
+        check_taken(model, batches)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _norms(model: nn.Module) -> dict[str, _NormBase]:
+    """Returns the layers that `recalibrate` changes, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase) and not isinstance(module, _InstanceNorm) and module.running_mean is not None
+    }
 
 
 def _statistics(module: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from groupwise.choose.convert.gather import GatheredConv
 from groupwise.choose.exact.coarsen import blocks
 from groupwise.choose.exact.like import set_groups
 from groupwise.errors import GroupwiseError
+from groupwise.profile.progress import Progress
 from groupwise.spec.legible import legible
 
 BEST, STORED, RANDOM = ORDERS = ("best", "stored", "random")
@@ -141,17 +142,22 @@ def _kept(axes: Parts) -> str:
 
 
 def freedoms(
-    model: nn.Module, names: Collection[str], gather: Collection[str] = (), dense: Collection[str] = ()
+    model: nn.Module,
+    names: Collection[str],
+    gather: Collection[str] = (),
+    dense: Collection[str] = (),
+    grouped: Collection[str] = (),
 ) -> tuple[dict[str, Freedom], Orders | None]:
     """Says for each layer whether it can become grouped if all others do too, and returns the orders around them.
 
     Where two exclude each other the first one can, and those that may gather come last. The layers of `dense` are seen
-    as if they had one group; a layer beside one that has groups now is refused all the same.
+    as if they had one group; a layer beside one that has groups now is refused all the same, and so is one beside a
+    layer of `grouped`, which may have some.
 
     Raises `GroupwiseError` if `torch.fx` cannot follow the model, unless all layers may gather.
     """
     try:
-        orders = Orders(Channels(model, dense))
+        orders = Orders(Channels(model, dense, grouped))
     except GroupwiseError as error:
         if not set(gather).issuperset(names):
             raise
@@ -165,12 +171,12 @@ def freedoms(
 
 
 def as_blocks(
-    model: nn.Module, wanted: Mapping[str, int], order: str, gather: Collection[str], seed: int
+    model: nn.Module, wanted: Mapping[str, int], order: str, gather: Collection[str], seed: int, progress: Progress
 ) -> dict[str, Converted]:
     """Makes dense layers of a model grouped in place: each keeps the blocks of the best order of its channels.
 
     The orders are folded into the layers around it. Where that cannot be, the layers of `gather` gather their channels;
-    for others `GroupwiseError` is raised before any work.
+    for others `GroupwiseError` is raised before any work. `progress` is told of each layer that is done.
     """
     free, orders = freedoms(model, wanted, gather)
     if refused := {name: one.refused for name, one in free.items() if one.refused and name not in gather}:
@@ -194,6 +200,7 @@ def as_blocks(
             facts["folded"] = orders.fold(model, name, made, fixed)
             facts["kept"] = _cut(layer, groups)
         found[name] = Converted(facts, outputs, "conv" if gathers else "")
+        progress(len(found), len(wanted))
     return found
 
 

@@ -30,15 +30,16 @@ class Channels:
     `inputs` and `outputs` have the axes of each convolution and linear layer by the layer's name: one, or one for each
     part of a concatenation. What lies between layers joins their axes: activations, normalisations, poolings, sums,
     depthwise convolutions and tensors with a number for each channel keep channels apart and in order. What depends on
-    the order, such as a shuffle, pins it. The layers of `dense` are seen as if they had one group.
+    the order, such as a shuffle, pins it. The layers of `dense` are seen as if they had one group. Those of `grouped`
+    may have groups without a loss, in the stored order, which the layers beside them must not change.
 
     Raises `GroupwiseError` if `torch.fx` cannot follow the model.
     """
 
-    def __init__(self, model: nn.Module, dense: Collection[str] = ()) -> None:
+    def __init__(self, model: nn.Module, dense: Collection[str] = (), grouped: Collection[str] = ()) -> None:
         self.inputs: dict[str, Parts] = {}
         self.outputs: dict[str, Parts] = {}
-        self._dense = dense
+        self._dense, self._grouped = dense, grouped
         self._flow = _followed(model)
         self._of: dict[fx.Node, Parts] = {}
         for node in self._flow.graph.nodes:
@@ -120,8 +121,10 @@ class Channels:
         after = ChannelAxis(layer.out_channels, [Use(name, "weight", out)])
         if layer.groups == 1 or name in self._dense:
             add(before, name, "weight", into, layer.in_channels)
-        if layer.groups > 1:
+        if layer.groups > 1 or name in self._grouped:
             reason = f"{name} has groups={layer.groups} already"
+            if layer.groups == 1:
+                reason = f"{name} can have groups in the stored order without a loss"
             for axis in (*roots(before), after):
                 axis.grouped[name] = reason
                 if name not in self._dense:

@@ -12,6 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from groupwise.choose.convert.readers import readers
+from groupwise.choose.exact.like import lossless
 from groupwise.errors import GroupwiseError, list_some, name_some
 from groupwise.parallel.styles.base import is_plain
 from groupwise.spec.arguments import valid_groups
@@ -63,7 +65,7 @@ def check_numbers(model: nn.Module) -> None:
 def check_groups_of(model: nn.Module, groups: Mapping[str, int]) -> None:
     """Raises `GroupwiseError` if any of the groups cannot be: all of them are told at once."""
     check_model(model)
-    found = []
+    found, read = [], readers(model)
     for name, reason in convertible(model, groups).items():
         if reason:
             found.append(f"{legible(str(name))}: {reason}")
@@ -76,6 +78,8 @@ def check_groups_of(model: nn.Module, groups: Mapping[str, int]) -> None:
                 f"{legible(name)}: groups={value!r} must divide in_channels={layer.in_channels} and "
                 f"out_channels={layer.out_channels}; valid groups: {list_some(list(valid))}"
             )
+        elif layer.groups != value and (why := read.refusal(name, exact=lossless(layer, value) is not None)):
+            found.append(f"{legible(name)}: {why}")
     if found:
         raise GroupwiseError("; ".join(found))
 

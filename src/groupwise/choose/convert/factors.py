@@ -11,17 +11,19 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from groupwise.choose.convert.block import BEST, Converted
 from groupwise.choose.convert.factored import factored
 from groupwise.errors import GroupwiseError
+from groupwise.profile.progress import Progress
 from groupwise.spec.legible import legible
 
 
 def as_factored(
-    model: nn.Module, wanted: Mapping[str, int], order: str, gather: Collection[str], seed: int
+    model: nn.Module, wanted: Mapping[str, int], order: str, gather: Collection[str], seed: int, progress: Progress
 ) -> dict[str, Converted]:
     """Replaces dense layers of a model in place by two layers each. Channels keep their order, so nothing is folded.
 
     The rank is at least 1, and the largest at which both take no more multiply-accumulates than a layer with these
-    groups. Raises
-    `GroupwiseError` before any work for transposed layers, and for what is said of orders.
+    groups. `progress` is told of each layer that is done.
+
+    Raises `GroupwiseError` before any work for transposed layers, and for what is said of orders.
     """
     if order != BEST or gather:
         raise GroupwiseError('order and gather are for form="block"; the form "factored" keeps the order of channels')
@@ -59,4 +61,5 @@ def as_factored(
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, nn.Sequential(first, second).train(layer.training))
         found[name] = Converted({"how": "factored", "kept": kept, "bound": kept}, fitted="1")
+        progress(len(found), len(wanted))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from groupwise.choose.convert.data import Batch, evaluated
 from groupwise.choose.convert.gather import GatheredConv, gather_seconds
 from groupwise.choose.convert.refit import refit, relative_error
 from groupwise.errors import GroupwiseError
+from groupwise.profile.progress import Progress
 from groupwise.spec.legible import legible
 
 # The input and the output of each call of a layer, batch by batch.
@@ -21,26 +21,27 @@ Calls = list[list[tuple[torch.Tensor, torch.Tensor]]]
 
 
 def fit(
-    model: nn.Module, twin: nn.Module, made: Mapping[str, Converted], batches: Sequence[Batch]
+    model: nn.Module, twin: nn.Module, made: Mapping[str, Converted], batches: Sequence[Batch], progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """Fits the converted layers of `twin` in place, in the order in which they run, and returns facts for their rows.
 
     Each is fitted by least squares to what the layer of `model` computes, on the inputs that it has in `twin` by then.
     A layer that runs several times in one call of the model is fitted to all of its runs. Where a run reads what an
     earlier one computed, the fit changes its own inputs: then the error is taken anew, and a fit that raised it is
-    dropped.
+    dropped. `progress` is told of each layer that is done.
 
     Raises `GroupwiseError` for a layer that runs more or less often than in `model`.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name in _running_order(twin, made, batches):
+    running = _running_order(twin, made, batches)
+    for name in running:
         layer: Any = twin.get_submodule(name)
         inner = made[name].fitted
         conv = layer.get_submodule(inner)
         facts: dict[str, Any] = {}
         if isinstance(layer, GatheredConv):
             calls = _calls(twin, name, batches[:1])[0]
-            facts["gather_ms"] = sum(statistics.median(gather_seconds(layer, x)) for x, _ in calls) * 1e3
+            facts["gather_ms"] = sum(gather_seconds(layer, x).forward for x, _ in calls) * 1e3
         # A layer of several convolutions is fitted in the last of them, which makes its outputs.
         place = f"{name}.{inner}" if inner else name
         given, wanted = _calls(twin, place, batches), _calls(model, name, batches)
@@ -61,6 +62,7 @@ def fit(
                 _set(conv, before)
                 after = fitted.before
         found[name] = {**facts, "error": fitted.before, "fitted": after}
+        progress(len(found), len(running))
     return found
 
 

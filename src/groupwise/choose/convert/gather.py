@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -45,19 +47,27 @@ class GatheredConv(nn.Module):
         return gathered.index_select(self.dim, self.places)
 
 
-def gather_seconds(layer: GatheredConv, x: torch.Tensor, repeats: int = 7, train: bool = False) -> list[float]:
-    """Returns what the two gathers of a layer take for an input, run by run; with `train` their gradients too."""
+class GatherTime(NamedTuple):
+    """The median seconds of the two gathers of a layer: forward, and with their gradients if those ran."""
+
+    forward: float
+    whole: float
+
+
+def gather_seconds(layer: GatheredConv, x: torch.Tensor, repeats: int = 7, train: bool = False) -> GatherTime:
+    """Returns what the two gathers of a layer take for an input; with `train` their gradients too."""
     with torch.no_grad():
         y = layer.conv(x.index_select(layer.dim, layer.inputs))
     ends = [(one.detach().requires_grad_(train), places) for one, places in ((x, layer.inputs), (y, layer.places))]
-    taken = []
+    forward, whole = [], []
     with torch.set_grad_enabled(train):
         # The first run does not count.
         for _ in range(1 + repeats):
             start = time.perf_counter()
-            for one, places in ends:
-                gathered = one.index_select(layer.dim, places)
-                if train:
-                    torch.autograd.grad(gathered, one, gathered.detach())
-            taken.append(time.perf_counter() - start)
-    return taken[1:]
+            gathered = [one.index_select(layer.dim, places) for one, places in ends]
+            forward.append(time.perf_counter() - start)
+            if train:
+                for (one, _), moved in zip(ends, gathered, strict=True):
+                    torch.autograd.grad(moved, one, moved.detach())
+            whole.append(time.perf_counter() - start)
+    return GatherTime(statistics.median(forward[1:]), statistics.median(whole[1:]))

@@ -86,15 +86,22 @@ def _beyond(layer: Convolution, given: Sequence[int], size: Sequence[int]) -> li
 def _stretched(layer: Convolution, given: Tensor, size: Sequence[int]) -> Tensor:
     """Returns the input with zeros between neighbours and around them, of which each output reads a dense patch."""
     long = [(extent - 1) * step + 1 for extent, step in zip(given.shape[2:], layer.stride, strict=True)]
-    made = given.new_zeros(*given.shape[:2], *long)
-    places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in layer.stride))
-    made[places] = given
-    pads: list[int] = []
+    pads = []
     for axis, more in enumerate(_beyond(layer, given.shape[2:], size)):
         # Below zero it crops.
         around = layer.dilation[axis] * (layer.kernel_size[axis] - 1) - _padding(layer)[axis]
-        pads = [around, around + more, *pads]
-    return functional.pad(made, pads)
+        pads.append((around, around + more))
+    # What is cropped at one end may be padded at the other, so that the zeros are there before anything is cropped.
+    extents = [extent + max(before, 0) + max(after, 0) for extent, (before, after) in zip(long, pads, strict=True)]
+    made = given.new_zeros(*given.shape[:2], *extents)
+    axes = zip(long, layer.stride, pads, strict=True)
+    inside = [slice(max(before, 0), max(before, 0) + extent, step) for extent, step, (before, _) in axes]
+    places: tuple[Any, ...] = (..., *inside)
+    made[places] = given
+    ends = zip(extents, pads, strict=True)
+    kept = [slice(max(-before, 0), extent - max(-after, 0)) for extent, (before, after) in ends]
+    places = (..., *kept)
+    return made[places]
 
 
 def _padding(layer: Convolution) -> list[int]:

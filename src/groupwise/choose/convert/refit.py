@@ -126,6 +126,9 @@ def _checked_layer(layer: nn.Module) -> Convolution:
     if not layer.weight.is_floating_point() or layer.weight.is_meta:
         form = f"{layer.weight.dtype} on {layer.weight.device}"
         raise GroupwiseError(f"the layer's weight is {form}; refit takes real floating-point values")
+    for name, tensor in (("weight", layer.weight), ("bias", layer.bias)):
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise GroupwiseError(f"the layer's {name} has NaN or infinite values; all must be finite")
     return layer
 
 
@@ -187,11 +190,12 @@ def _fitted(
         outputs = wanted.to(present.device).movedim(1, -1)
         for positions in torch.split(sample, chunk):
             place = torch.unravel_index(positions.to(present.device), outputs.shape[:-1])
-            rows = seen[place].double().reshape(len(positions), groups, -1).transpose(0, 1)
+            rows = seen[place].double().reshape(len(positions), groups, unknowns - has_bias).transpose(0, 1)
             if has_bias:
                 rows = torch.cat([rows, rows.new_ones(groups, len(positions), 1)], dim=2)
             gram += rows.mT @ rows
-            moment += rows.mT @ outputs[place].double().reshape(len(positions), groups, -1).transpose(0, 1)
+            own = outputs[place].double().reshape(len(positions), groups, present.shape[2])
+            moment += rows.mT @ own.transpose(0, 1)
     fitted = present + _solved(gram, moment - gram @ present, ridge, has_bias)
     weight = from_columns(layer, fitted[:, : unknowns - has_bias]).to(layer.weight.dtype)
     return weight, fitted[:, -1].reshape(-1).to(layer.weight.dtype) if has_bias else None

@@ -5,21 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from groupwise.choose.convert.batch_norm import recalibrate
+from groupwise.choose.convert.batch_norm import check_estimable, recalibrate
 from groupwise.choose.convert.block import BEST, ORDERS, Converted, as_blocks
 from groupwise.choose.convert.checks import check_groups_of
 from groupwise.choose.convert.data import check_taken, read
 from groupwise.choose.convert.factors import as_factored
 from groupwise.choose.convert.fit import fit
-from groupwise.choose.exact.coarsen import blocks, coarser
-from groupwise.choose.exact.like import set_groups
+from groupwise.choose.exact.coarsen import coarser
+from groupwise.choose.exact.like import lossless, set_groups
 from groupwise.draw.text import regroup as text
 from groupwise.draw.text.table import Tabular
 from groupwise.errors import GroupwiseError, check_choice
+from groupwise.profile.progress import PartProgress, Progress, shown_parts
 from groupwise.spec.legible import pre
 
 EXACT, BLOCK = "exact", "block"
@@ -90,6 +92,7 @@ def regroup(
     order: str = BEST,
     gather: bool = False,
     seed: int = 0,
+    progress: bool | PartProgress | None = None,
 ) -> Regrouped:
     """Returns a copy of a model whose layers have other groups. The model stays as it is.
 
@@ -111,9 +114,13 @@ def regroup(
     - `gather`: lets layers gather their channels at each call where the order cannot be folded into other layers, which
       is refused otherwise
     - `seed`: of the search for the best order
+    - `progress`: True shows how far it is, as the command line does; a function is called with what is done,
+      `converting` or `fitting`, how many layers of it are done, and how many there are
 
     Raises `GroupwiseError` before any work for layers that do not exist or cannot have other groups, for groups that do
-    not divide the channels, for orders that cannot be folded, and for data that the model does not take.
+    not divide the channels, for layers of which code reads a tensor that would change, for orders that cannot be
+    folded, and for data that the model does not take. Where `torch.fx` cannot follow the model nothing tells what its
+    code reads.
 
     Examples:
         >>> import torch
@@ -130,47 +137,35 @@ def regroup(
     check_choice("form", form, FORMS)
     check_choice("order", order, ORDERS)
     check_groups_of(model, wanted)
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in wanted}
+    exact = {name: lossless(layers[name], value) for name, value in wanted.items()}
+    lossy = [name for name, weight in exact.items() if weight is None]
     # A choice that was measured with gathers has them in its blocks.
     gathering = tuple(wanted) if gather else getattr(groups, "gather", ()) if form == BLOCK else ()
     batches = None if data is None else list(read(data))
     if batches is not None:
-        check_taken(model, batches)
+        check = check_estimable if lossy else check_taken
+        check(model, batches)
     twin = copy.deepcopy(model)
-    rows, lossy = {}, []
-    for name, value in wanted.items():
-        before = int(twin.get_submodule(name).groups)  # type: ignore[arg-type]
-        rows[name] = RegroupRow(name, before, value, EXACT)
-        if not _exact(twin, name, value):
-            lossy.append(name)
-    if lossy:
+    rows = {name: RegroupRow(name, int(layers[name].groups), value, EXACT) for name, value in wanted.items()}
+    for name, weight in exact.items():
+        layer: Any = twin.get_submodule(name)
         # Groups that are no part of the new ones are one dense layer first.
-        for name in lossy:
-            _exact(twin, name, 1)
-        made = FORMS[form](twin, {name: wanted[name] for name in lossy}, order, gathering, seed)
-        for name, one in made.items():
-            rows[name] = replace(rows[name], **one.facts)
-        if batches is not None:
-            for name, facts in fit(model, twin, made, batches).items():
-                rows[name] = replace(rows[name], **facts)
-            recalibrate(twin, batches)
+        value = 1 if weight is None else wanted[name]
+        set_groups(layer, value, coarser(layer.weight, layer.groups, 1) if weight is None else weight)
+    if lossy:
+        asked = {name: wanted[name] for name in lossy}
+        with shown_parts(progress) as tell:
+            made = FORMS[form](twin, asked, order, gathering, seed, partial(tell, "converting"))
+            for name, one in made.items():
+                rows[name] = replace(rows[name], **one.facts)
+            if batches is not None:
+                for name, facts in fit(model, twin, made, batches, partial(tell, "fitting")).items():
+                    rows[name] = replace(rows[name], **facts)
+                recalibrate(twin, batches)
     return Regrouped(twin, tuple(rows.values()))
 
 
-Form = Callable[[nn.Module, Mapping[str, int], str, Collection[str], int], dict[str, Converted]]
+Form = Callable[[nn.Module, Mapping[str, int], str, Collection[str], int, Progress], dict[str, Converted]]
 # How a layer gets groups that lose a part of its weight.
 FORMS: dict[str, Form] = {BLOCK: as_blocks, "factored": as_factored}
-
-
-def _exact(model: nn.Module, name: str, groups: int) -> bool:
-    """Gives a layer other groups in place if that loses nothing, and says whether it did."""
-    layer: Any = model.get_submodule(name)
-    weight = layer.weight.detach()
-    if layer.groups % groups == 0:
-        set_groups(layer, groups, coarser(weight, layer.groups, groups))
-        return True
-    # Groups that are no parts of the old ones may still be blocks of the dense weight.
-    own = layer.groups if groups % layer.groups == 0 else 1
-    kept, lost = blocks(coarser(weight, layer.groups, own), own, groups)
-    if not lost:
-        set_groups(layer, groups, kept)
-    return not lost

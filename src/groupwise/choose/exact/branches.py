@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -16,12 +16,17 @@ from groupwise.spec.arguments import valid_groups
 from groupwise.spec.convspec import ConvSpec
 
 
-def merge(layers: Sequence[nn.Module], *, shared_input: bool = False) -> nn.Module:
+def merge(layers: Iterable[nn.Module], *, shared_input: bool = False) -> nn.Module:
     """Returns one layer that computes what parallel layers compute, their outputs side by side.
 
     The inputs are side by side too, and the groups add up. With `shared_input` the dense layers read one input, may
     differ in out_channels, and become one dense layer. Raises `GroupwiseError` for layers that differ otherwise.
     """
+    if not isinstance(layers, Iterable):
+        raise GroupwiseError(
+            f"merge takes a list of layers, and this is one {type(layers).__name__}; give [one, other]"
+        )
+    layers = list(layers)
     if not layers:
         raise GroupwiseError("merge has no layers; give at least one")
     convolutions = [_checked(layer) for layer in layers]
@@ -77,7 +82,8 @@ def _checked(layer: nn.Module) -> _ConvNd:
         raise GroupwiseError(f"{type(layer).__name__} is not a convolution layer of torch.nn or groupwise.nn")
     if any(p is not None and is_lazy(p) for p in layer._parameters.values()):
         raise GroupwiseError(f"{type(layer).__name__} does not know its size yet; run it on an input first")
-    if layer._parameters.get("weight") is None or layer._forward_hooks or layer._forward_pre_hooks:
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    if layer._parameters.get("weight") is None or hooks:
         raise GroupwiseError(f"{type(layer).__name__} has hooks or computes its weight; remove them first")
     return layer
 

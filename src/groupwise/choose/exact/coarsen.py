@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from groupwise.errors import GroupwiseError, check_integer, list_some
@@ -52,6 +54,11 @@ def finer(weight: torch.Tensor, groups: int, new_groups: int) -> torch.Tensor:
     with the fraction of its square that they would lose.
     """
     kept, lost = blocks(weight, groups, new_groups)
+    if not math.isfinite(lost):
+        raise GroupwiseError(
+            f"with groups={new_groups} the weight would lose a part, and it has NaN or infinite values, so that "
+            "nothing tells how much it would lose; all must be finite"
+        )
     if lost:
         raise GroupwiseError(
             f"with groups={new_groups} the weight would lose {100 * lost:.3g} % of its square, which connects channels "
@@ -76,10 +83,11 @@ def blocks(weight: torch.Tensor, groups: int, new_groups: int) -> tuple[torch.Te
     split = weight.reshape(groups, parts, rows // parts, parts, columns // parts, *weight.shape[2:])
     kept = torch.stack([split[:, place, :, place] for place in range(parts)], 1)
     kept = kept.reshape(weight.shape[0], columns // parts, *weight.shape[2:])
-    whole = weight.detach().double().square().sum().item()
-    inside = kept.detach().double().square().sum().item()
     if torch.count_nonzero(weight) == torch.count_nonzero(kept):
         return kept, 0.0
+    # Relative to the largest number: the square of one alone may be none that float64 has.
+    largest = weight.detach().abs().max().double()
+    whole, inside = ((one.detach().double() / largest).square().sum().item() for one in (weight, kept))
     return kept, max(1 - inside / whole, torch.finfo(torch.double).tiny)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from groupwise.draw.base import numbers, phrases
 from groupwise.draw.text import busy
 from groupwise.draw.text import lines as text
+from groupwise.draw.text.table import Tabular
 from groupwise.errors import GroupwiseError
 from groupwise.spec.legible import Printed, legible
 
@@ -18,7 +19,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Grouping(Printed):
+class Grouping(Printed, Tabular):
     """Groups for the layers of a model. `groupwise.regroup(model, choice)` makes the network; `print()` it for a table.
 
     - `groups`: the groups of each layer that changes
@@ -42,8 +43,9 @@ class Grouping(Printed):
 
     def __str__(self) -> str:
         measured = "" if self.measured_ms is None else f", measured {self.measured_ms:.3g} ms"
+        layers = f"{phrases.plural(len(self.groups), 'layer')} change{'s' if len(self.groups) == 1 else ''}"
         head = (
-            f"{phrases.plural(len(self.groups), 'layer')} change: {self.ms:.3g} ms expected{measured}, "
+            f"{layers}: {self.ms:.3g} ms expected{measured}, "
             f"{numbers.count(self.macs)} MACs, {numbers.count(self.parameters)} parameters of convolutions, "
             f"{self.facts.get('risk', 'risk')} {self.risk:.3g}"
         )
@@ -52,6 +54,11 @@ class Grouping(Printed):
             rows.append((legible(name), f"{value}, gathered" if name in self.gather else str(value)))
         first = busy.paragraph(self.facts.get("interference"))
         return "\n".join([*first, *text.wrap(head), *(["", *text.rows(rows)] if self.groups else [])])
+
+    def columns(self) -> tuple[list[str], list[list[Any]]]:
+        """Returns the column names, and a row for each layer that changes: its groups, and whether it gathers."""
+        rows = [[name, value, name in self.gather] for name, value in self.groups.items()]
+        return ["layer", "groups", "gather"], rows
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types; `layers` has the groups."""

@@ -10,11 +10,14 @@ from typing import Any
 from torch import nn
 
 from groupwise.choose.assign import assign
+from groupwise.choose.convert.batch_norm import check_estimable
 from groupwise.choose.convert.block import Freedom, freedoms
 from groupwise.choose.convert.checks import check_layers, check_model, check_numbers, convertible
 from groupwise.choose.convert.data import Batch
+from groupwise.choose.convert.readers import readers
 from groupwise.choose.convert.regroup import regroup
 from groupwise.choose.exact.coarsen import coarser
+from groupwise.choose.exact.like import lossless
 from groupwise.choose.measure.budget import check_reachable, read_budget
 from groupwise.choose.measure.choice import Grouping
 from groupwise.choose.measure.risk import Loss, Losses, batches
@@ -50,8 +53,10 @@ def sweep(
 
     - `groups`: the values to try; by default 1, 2, 4, 8, 16 and 32. `layers`: the names of layers; by default all
     - `gather`: lets layers whose order of channels cannot be folded into others move their channels at each call. Their
-      times include it, and a choice of them gathers. Otherwise they can have coarser groups only, or stay as they are
-    - `train`: times the forward and all gradients
+      times include it, and a choice of them gathers. Otherwise they can only have groups that lose nothing, or stay as
+      they are
+    - `train`: times a training step, the forward and all gradients, and the forward alone beside it; choices are then
+      for milliseconds of a step
     - `data`: batches as for `regroup`, all with targets or none. Then each layer is converted alone, refitted, and the
       loss of the model is taken. Without data a layer's risk is the weight that it loses
     - `loss`: a function of outputs and targets, which data must then have; by default the cross-entropy for integer
@@ -102,6 +107,10 @@ def sweep(
     candidates, refused, free = _candidates(model, names, work, groups, gather)
     if wanted is not None:
         check_reachable(*wanted, calls, candidates)
+    if given and any(
+        lossless(model.get_submodule(name), value) is None for name in candidates for value in candidates[name]
+    ):
+        check_estimable(model, given)
     gathering = {name for name, one in free.items() if one.refused}
     with shown_parts(progress) as tell:
         times = layer_times(workload, candidates, repeats, gathering, partial(tell, "timing"))
@@ -166,30 +175,38 @@ def _candidates(
 
     Whatever is chosen of them, `regroup` can convert it.
     """
+    read = readers(model)
     refused = {name: reason for name, reason in convertible(model, names).items() if reason}
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in names if name not in refused}
     # The layers of most work come first: where two exclude each other, the first one becomes grouped.
     by_work = sorted(layers, key=lambda name: -work[name])
     lossy = [name for name in by_work if layers[name].groups < min(layers[name].in_channels, layers[name].out_channels)]
-    free, _ = freedoms(model, lossy, lossy if gather else (), dense=lossy)
-    found = {}
+    values, exact = {}, {}
     for name, layer in layers.items():
         valid = valid_groups(layer.in_channels, layer.out_channels)
-        others = {value for value in groups or _VALUES if value in valid} - {layer.groups}
+        values[name] = {value for value in groups or _VALUES if value in valid} - {layer.groups}
+        exact[name] = {value for value in values[name] if lossless(layer, value) is not None}
+    # What can have groups without a loss has them before any order is looked for, and the layers beside it keep theirs.
+    finer = [name for name, options in exact.items() if any(layers[name].groups % value for value in options)]
+    free, _ = freedoms(model, lossy, lossy if gather else (), dense=lossy, grouped=finer)
+    found = {}
+    for name, layer in layers.items():
+        others = values[name]
         if not others:
             refused[name] = (
                 f"it has groups={layer.groups}, and no other value to try divides its channels; valid groups: "
-                f"{list_some(list(valid))}"
+                f"{list_some(list(valid_groups(layer.in_channels, layer.out_channels)))}"
             )
             continue
-        reason = free[name].refused if name in free else ""
-        if reason and not gather:
-            # Coarser groups compute the same, whatever is around the layer.
-            others = {value for value in others if layer.groups % value == 0}
+        order = free[name].refused if name in free and not gather else ""
+        # Exact conversions compute the same, whatever is around the layer, unless code reads its weight.
+        reasons = {value: read.refusal(name, exact=value in exact[name]) for value in others}
+        reasons |= {value: reason or order for value, reason in reasons.items() if value not in exact[name]}
+        others = {value for value, reason in reasons.items() if not reason}
         if others:
             found[name] = sorted(others | {layer.groups})
         else:
-            refused[name] = reason
+            refused[name] = next(iter(reasons.values()))
     return found, refused, free
 
 
@@ -215,9 +232,8 @@ def _row(
 ) -> SweepRow:
     current = groups == layer.groups
     costs = time.costs
-    # To coarser groups a layer is converted exactly.
     kept, bound, fixed = 1.0, 1.0, ""
-    if layer.groups % groups:
+    if lossless(layer, groups) is None:
         fixed = free.fixed
         dense = coarser(layer.weight.detach(), layer.groups, 1)
         assignment = assign(dense, groups, transposed=layer.transposed, fixed=fixed or None, seed=seed)
@@ -232,6 +248,7 @@ def _row(
         parameters=costs[0].spec.parameters,
         macs=sum(at.macs.forward for at in costs),
         bytes=sum(at.bytes for at in costs),
+        forward_ms=time.forward_ms,
         ms=time.ms,
         kept=kept,
         bound=bound,

@@ -29,7 +29,8 @@ class SweepRow:
     """One layer at one groups value.
 
     - `parameters`, `macs`, `bytes`: of the layer's forward
-    - `ms`: the median time of the layer in the model; with its gradients if the sweep timed training
+    - `ms`: the median time of the layer in the model; with its gradients if the sweep timed training.
+      `forward_ms`: that of its forward alone
     - `kept`: the fraction of the squared weight that the best partition keeps; `bound`: no partition keeps more
     - `error`: the relative squared error of the model's outputs with this layer converted; None without data
     - `risk`: what the layer is expected to cost: the rise of the loss, or without data the weight lost
@@ -44,6 +45,7 @@ class SweepRow:
     parameters: int | None = None
     macs: int | None = None
     bytes: int | None = None
+    forward_ms: float | None = None
     ms: float | None = None
     kept: float | None = None
     bound: float | None = None
@@ -176,7 +178,10 @@ class Sweep(Tabular):
         return list(rows[0]) if rows else [], [list(row.values()) for row in rows]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns `rows`, the expected `front` and the `uniform` choices, and how it was measured."""
+        """Returns `rows`, the expected `front` and the `uniform` choices, and how it was measured.
+
+        `front` has at most 40 choices. `front_risk` of a uniform one is the lowest risk of all at no more time.
+        """
         measured = next((made for key, made in self._fronts.items() if isinstance(key, tuple) and key[0] == "ms"), ())
         return {
             "title": self.title,
@@ -192,8 +197,13 @@ class Sweep(Tabular):
             "interference": self.interference.to_dict(),
             "front": [choice.to_dict() for choice in spread(self.predicted(), 40)],
             "measured": [choice.to_dict() for choice in measured],
-            "uniform": [choice.to_dict() for choice in self.uniform()],
+            "uniform": [{**choice.to_dict(), "front_risk": self._least(choice.ms)} for choice in self.uniform()],
         }
+
+    def _least(self, ms: float) -> float | None:
+        """Returns the lowest risk of the front at no more time, up to rounding; None if all of it takes longer."""
+        within = [one.risk for one in self.predicted() if one.ms <= ms * (1 + 1e-9)]
+        return min(within, default=None)
 
     def _layers(self) -> list[list[SweepRow]]:
         """Returns the rows of each layer that can have several values."""

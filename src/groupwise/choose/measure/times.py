@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from groupwise.choose.convert.gather import GatheredConv, gather_seconds
+from groupwise.choose.convert.gather import GatheredConv, GatherTime, gather_seconds
+from groupwise.choose.exact.like import lossless, set_groups
 from groupwise.profile import record
 from groupwise.profile.measuring import Interference, Meter
 from groupwise.profile.timing import dispatching
@@ -27,11 +28,13 @@ _WARM = 2
 class LayerTime:
     """One layer at one groups value: the cost of its forward, and its time in milliseconds, summed over its calls.
 
-    `gather_ms` is what gathers of its channels take of it; None for a layer without.
+    `forward_ms` is the forward's part of `ms`. `gather_ms` is what gathers of its channels take of `ms`; None for a layer
+    without.
     """
 
     costs: tuple[Cost, ...]
     ms: float
+    forward_ms: float
     gather_ms: float | None = None
 
 
@@ -64,7 +67,7 @@ def layer_times(
     For each value one copy of the model has it in every layer that can have it, and every layer is timed where it runs:
     with the caches and the memory format that it has there. Copies run in turn, so that a slow moment of the machine
     affects all alike. Weights of other shapes are random, which changes no time. The layers of `gathering` have gathers
-    around them at values that their channels need another order for; those are timed alone, on what they move.
+    around them at values at which they would lose a part of their weight; those are timed alone, on what they move.
     """
     assert workload.module is not None
     values = sorted({value for options in candidates.values() for value in options})
@@ -109,7 +112,7 @@ def layer_times(
 def with_groups(model: nn.Module, groups: Mapping[str, int], gathering: Collection[str] = ()) -> nn.Module:
     """Returns a copy of a model whose layers have other groups, and random weights where these have other shapes.
 
-    The layers of `gathering` move their channels in a random order, unless the groups are coarser ones.
+    The layers of `gathering` move their channels in a random order, unless their own weight has these groups.
     """
     twin = copy.deepcopy(model)
     for name, value in groups.items():
@@ -121,11 +124,9 @@ def with_groups(model: nn.Module, groups: Mapping[str, int], gathering: Collecti
         weight = torch.randn(spec.with_groups(value).weight_shape, dtype=old.dtype, device=old.device)
         # The scale of the products stays.
         weight *= old.detach().float().std().nan_to_num(1.0).item() * (value / spec.groups) ** 0.5
-        if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
-            weight = weight.to(memory_format=torch.channels_last)
-        layer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
-        layer.groups = value
-        if name in gathering and spec.groups % value:
+        gathers = name in gathering and lossless(layer, value) is None
+        set_groups(layer, value, weight)
+        if gathers:
             inputs = torch.randperm(spec.in_channels, device=old.device)
             outputs = torch.randperm(spec.out_channels, device=old.device)
             parent, _, child = name.rpartition(".")
@@ -133,8 +134,8 @@ def with_groups(model: nn.Module, groups: Mapping[str, int], gathering: Collecti
     return twin
 
 
-def _gathers(workload: Workload, repeats: int) -> dict[str, float]:
-    """Returns the median time of the gathers of each layer that has some, in milliseconds, summed over its calls."""
+def _gathers(workload: Workload, repeats: int) -> dict[str, GatherTime]:
+    """Returns the median time of the gathers of each layer that has some, summed over its calls."""
     assert workload.module is not None
     layers = {name: one for name, one in workload.module.named_modules() if isinstance(one, GatheredConv)}
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
@@ -149,9 +150,13 @@ def _gathers(workload: Workload, repeats: int) -> dict[str, float]:
         for hook in hooks:
             hook.remove()
     return {
-        name: sum(statistics.median(gather_seconds(layers[name], x, repeats, workload.backward)) for x in inputs) * 1e3
+        name: _sum([gather_seconds(layers[name], x, repeats, workload.backward) for x in inputs])
         for name, inputs in seen.items()
     }
+
+
+def _sum(times: Sequence[GatherTime]) -> GatherTime:
+    return GatherTime(sum(one.forward for one in times), sum(one.whole for one in times))
 
 
 def _groups(model: nn.Module, name: str) -> int:
@@ -159,14 +164,21 @@ def _groups(model: nn.Module, name: str) -> int:
 
 
 def _layer(
-    runs: Mapping[int, Sequence[record.Run]], gathers: Mapping[int, Mapping[str, float]], twin: int, name: str
+    runs: Mapping[int, Sequence[record.Run]], gathers: Mapping[int, Mapping[str, GatherTime]], twin: int, name: str
 ) -> LayerTime:
-    """Returns the median over the runs of a twin of the time of one layer, with that of its gathers."""
+    """Returns the medians over the runs of a twin of the times of one layer, with those of its gathers."""
     gather = gathers[twin].get(name)
     inner = name if gather is None else f"{name}.conv"
     calls = [list(_calls(run, inner)) for run in runs[twin]]
-    seconds = statistics.median(sum(sum(call.seconds.values()) for call in of_run) for of_run in calls)
-    return LayerTime(tuple(call.cost for call in calls[0]), seconds * 1e3 + (gather or 0.0), gather)
+    forward = statistics.median(sum(call.seconds["forward"] for call in of_run) for of_run in calls)
+    whole = statistics.median(sum(sum(call.seconds.values()) for call in of_run) for of_run in calls)
+    moved = gather or GatherTime(0.0, 0.0)
+    return LayerTime(
+        costs=tuple(call.cost for call in calls[0]),
+        ms=(whole + moved.whole) * 1e3,
+        forward_ms=(forward + moved.forward) * 1e3,
+        gather_ms=None if gather is None else gather.whole * 1e3,
+    )
 
 
 def _calls(run: record.Run, name: str) -> Iterator[record.ConvCall]:

@@ -14,7 +14,6 @@ from groupwise.draw.views.front import front_svg
 
 # How a row looks, and what its cells say and sort by.
 Row = tuple[str, list[tuple[str, float | None]]]
-_HEAD = ("layer", "groups", "parameters", "MACs", "bytes", "ms", "kept", "at most", "error")
 
 
 def page(sweep: dict[str, Any]) -> str:
@@ -83,11 +82,12 @@ def _layers(sweep: dict[str, Any]) -> str:
             (numbers.count(row["parameters"]), row["parameters"]),
             (numbers.count(row["macs"]), row["macs"]),
             (numbers.data(row["bytes"]), row["bytes"]),
+            *[_ms(row["forward_ms"])] * sweep["train"],
             _ms(row["ms"]),
         ]
         ends = [*(_value(row[key]) for key in ("kept", "bound", "error", "risk")), _ms(row["gather_ms"])]
         rows.append(("grouped" if row["current"] else "", [(row["layer"], None), *amounts, *ends]))
-    return _table((*_HEAD, sweep["risk"], "gathers, ms"), rows)
+    return _table((*text.head(sweep), "gathers, ms"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Row]) -> str:

@@ -11,8 +11,13 @@ from groupwise.draw.text import lines as text
 from groupwise.draw.text.report import measured_on, milliseconds
 from groupwise.spec.legible import legible
 
-_HEAD = ("layer", "groups", "parameters", "MACs", "bytes", "ms", "kept", "at most", "error")
 _GATHERS = "gathers, ms"
+
+
+def head(sweep: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the columns. A sweep of training has the time of the forward beside that of the step."""
+    times = ("forward, ms", "training, ms") if sweep["train"] else ("ms",)
+    return "layer", "groups", "parameters", "MACs", "bytes", *times, "kept", "at most", "error", sweep["risk"]
 
 
 def table(sweep: dict[str, Any]) -> str:
@@ -20,14 +25,13 @@ def table(sweep: dict[str, Any]) -> str:
     shown = [row for row in sweep["rows"] if not row["refused"]]
     refused = [row for row in sweep["rows"] if row["refused"]]
     gathers = any(row["gather_ms"] is not None for row in shown)
-    lines: list[Sequence[str]] = [(*_HEAD, sweep["risk"], *[_GATHERS] * gathers)]
+    lines: list[Sequence[str]] = [(*head(sweep), *[_GATHERS] * gathers)]
     for row in shown:
         ends = [_number(row[key]) for key in ("kept", "bound", "error", "risk")]
         amounts = (numbers.count(row["parameters"]), numbers.count(row["macs"]), numbers.data(row["bytes"]))
         groups = f"{row['groups']}{' (now)' if row['current'] else ''}"
-        lines.append(
-            (legible(row["layer"]), groups, *amounts, milliseconds(row["ms"]), *ends, *_gathers(row) * gathers)
-        )
+        times = [milliseconds(row["forward_ms"])] * sweep["train"] + [milliseconds(row["ms"])]
+        lines.append((legible(row["layer"]), groups, *amounts, *times, *ends, *_gathers(row) * gathers))
     found = [*busy.paragraph(sweep["interference"]), title(sweep), ""]
     if shown:
         rows = text.rows(lines)
@@ -55,9 +59,11 @@ def title(sweep: dict[str, Any]) -> str:
 
 def notes(sweep: dict[str, Any]) -> list[str]:
     """Sentences that say what the figures are, and whether choosing layer by layer pays."""
-    step = "A time is the forward and all gradients. " if sweep["train"] else ""
+    time, step = "ms", ""
+    if sweep["train"]:
+        time, step = "forward and training, ms", "Training is the forward and all gradients. "
     return [
-        f"ms: median of {sweep['repeats']} runs of the layer inside the model, with groupwise's kernels. {step}"
+        f"{time}: median of {sweep['repeats']} runs of the layer inside the model, with groupwise's kernels. {step}"
         "kept: the part of the squared weight that the best partition of its channels keeps; at most: no partition "
         "keeps more.",
         *[_GATHERED] * any(row["gather_ms"] is not None for row in sweep["rows"]),
@@ -70,8 +76,8 @@ def notes(sweep: dict[str, Any]) -> list[str]:
 
 
 _GATHERED = (
-    "gathers: what it takes of ms to move the channels of a layer at each call, because their order cannot be that of "
-    "the layers around it."
+    "gathers: what it takes, within the layer's time, to move its channels at each call, because their order cannot be that "
+    "of the layers around it."
 )
 _FIXED = (
     "Where the channels of a layer's input or output must stay in their order, kept is that of the other end's best."
@@ -93,8 +99,7 @@ def against_uniform(sweep: dict[str, Any]) -> list[str]:
         if not uniform["layers"]:
             continue
         value = max(uniform["layers"].values())
-        within = [one for one in sweep["front"] if one["ms"] <= uniform["ms"] * (1 + 1e-9)]
-        least = min((one["risk"] for one in within), default=None)
+        least = uniform["front_risk"]
         if least is None:
             continue
         better = least < uniform["risk"]
