@@ -13,7 +13,7 @@ def made_up(*layers: list[tuple[int, float, float]], measured=None, refused=True
         for value, ms, risk in options:
             current = value == options[0][0]
             rows.append(
-                SweepRow(f"layer{number}", value, current, 100 // value, 1000 // value, 10, ms, 1.0, 1.0, None, risk)
+                SweepRow(f"layer{number}", value, current, 100 // value, 1000 // value, 10, ms, ms, 1.0, 1.0, None, risk)
             )
     if refused:
         rows.append(SweepRow("last", None, refused="it has hooks"))

@@ -167,7 +167,7 @@ def test_a_sweep_of_training_and_of_choices_as_whole_networks():
     assert all(0 < row.forward_ms < row.ms for row in made.rows)
     assert "forward, ms  training, ms" in str(made)
     page = made.to_html()
-    assert page.count("forward, ms") == page.count("training, ms") == 1
+    assert page.count(">forward, ms") == page.count(">training, ms") == 1
     assert {row.layer for row in made.rows} == {"0.conv2"}
     chosen = made.choose(params=made.parameters - 1)
     assert chosen.groups == {"0.conv2": 2}

@@ -65,9 +65,11 @@ def gather_seconds(layer: GatheredConv, x: torch.Tensor, repeats: int = 7, train
         for _ in range(1 + repeats):
             start = time.perf_counter()
             gathered = [one.index_select(layer.dim, places) for one, places in ends]
-            forward.append(time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            forward.append(seconds)
             if train:
                 for (one, _), moved in zip(ends, gathered, strict=True):
                     torch.autograd.grad(moved, one, moved.detach())
-            whole.append(time.perf_counter() - start)
+                seconds = time.perf_counter() - start
+            whole.append(seconds)
     return GatherTime(statistics.median(forward[1:]), statistics.median(whole[1:]))
