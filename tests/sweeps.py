@@ -12,9 +12,8 @@ def made_up(*layers: list[tuple[int, float, float]], measured=None, refused=True
     for number, options in enumerate(layers):
         for value, ms, risk in options:
             current = value == options[0][0]
-            rows.append(
-                SweepRow(f"layer{number}", value, current, 100 // value, 1000 // value, 10, ms, ms, 1.0, 1.0, None, risk)
-            )
+            costs = (100 // value, 1000 // value, 10)
+            rows.append(SweepRow(f"layer{number}", value, current, *costs, ms, ms, 1.0, 1.0, None, risk))
     if refused:
         rows.append(SweepRow("last", None, refused="it has hooks"))
     now = sum(options[0][1] for options in layers)

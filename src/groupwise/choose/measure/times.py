@@ -28,8 +28,8 @@ _WARM = 2
 class LayerTime:
     """One layer at one groups value: the cost of its forward, and its time in milliseconds, summed over its calls.
 
-    `forward_ms` is the forward's part of `ms`. `gather_ms` is what gathers of its channels take of `ms`; None for a layer
-    without.
+    `forward_ms` is the forward's part of `ms`. `gather_ms` is what gathers of its channels take of `ms`; None for a
+    layer without.
     """
 
     costs: tuple[Cost, ...]

@@ -76,8 +76,8 @@ def notes(sweep: dict[str, Any]) -> list[str]:
 
 
 _GATHERED = (
-    "gathers: what it takes, within the layer's time, to move its channels at each call, because their order cannot be that "
-    "of the layers around it."
+    "gathers: what it takes, within the layer's time, to move its channels at each call, because their order cannot be "
+    "that of the layers around it."
 )
 _FIXED = (
     "Where the channels of a layer's input or output must stay in their order, kept is that of the other end's best."
