@@ -96,29 +96,29 @@ def drawn(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
     end for others. The next process goes on after such a layer, which has no row.
     """
     context = multiprocessing.get_context("spawn")
-    number = 0
-    while number < options.count and time.perf_counter() < end:
+    first = 0
+    while first < options.count and time.perf_counter() < end:
         here, there = context.Pipe(duplex=False)
-        worker = context.Process(target=work, args=(options, number, there), daemon=True)
+        worker = context.Process(target=work, args=(options, first, there), daemon=True)
         worker.start()
         there.close()
         ended = "ended the process"
         with contextlib.suppress(EOFError):
             while time.perf_counter() < end:
-                if not here.poll(PATIENCE):
+                if not here.poll(min(PATIENCE, max(0.0, end - time.perf_counter()))):
                     ended = f"took more than {PATIENCE:g} s"
                     break
                 number, row = here.recv()
+                first = number + 1
                 if row:
                     yield row
                 if number % 250 == 249:
                     print(f"{number + 1} layers, {end - time.perf_counter():.0f} s left", file=sys.stderr)
         worker.kill()
         worker.join()
-        # The layer after the last that answered.
-        number += 2
-        if number < options.count and time.perf_counter() < end:
-            print(f"layer {number - 1} of seed {options.seed} {ended} in PyTorch's kernel or ours", file=sys.stderr)
+        if first < options.count and time.perf_counter() < end:
+            print(f"layer {first} of seed {options.seed} {ended} in PyTorch's kernel or ours", file=sys.stderr)
+        first += 1
 
 
 def work(options: argparse.Namespace, first: int, pipe: connection.Connection) -> None:

@@ -1,4 +1,4 @@
-"""Layers whose tensors code reads: other groups are refused where they would change what the code computes."""
+"""Layers that code reads: other groups are refused where they would change what the code computes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 import groupwise
 from groupwise import GroupwiseError
-from groupwise.choose.convert.readers import readers
+from groupwise.choose.convert.readers import Readers, readers
 
 
 class Reads(nn.Module):
@@ -36,6 +36,13 @@ COMMON = {
     "like": lambda b, x: b(x.type_as(b.weight)),
     "bias": lambda b, x: b(x) + b.bias.mean(),
 }
+GROUPS = {
+    "shuffle": lambda b, x: nn.functional.channel_shuffle(b(x), b.groups),
+    "norm": lambda b, x: nn.functional.group_norm(b(x), b.groups),
+    "scale": lambda b, x: b(x) / b.groups,
+    "getattr": lambda b, x: b(x) * getattr(b, "groups"),  # noqa: B009
+    "by hand": lambda b, x: nn.functional.conv2d(x, b.weight, b.bias, groups=b.groups),
+}
 UNUSED = {"none": lambda b, x: b(x) if b.bias is not None and b.weight is not None else x}
 X = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -54,6 +61,27 @@ def refused(net, groups, **options):
 def test_an_exact_conversion_that_would_change_what_code_reads_is_refused(read, groups):
     said = refused(Reads(read), {"b": groups})
     assert said == "b: code reads its weight, which would have another shape; leave it out"
+
+
+@pytest.mark.parametrize("read", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize("options", [{}, {"gather": True}, {"form": "factored"}], ids=["fold", "gather", "factored"])
+def test_a_layer_whose_groups_code_reads_keeps_them(read, options):
+    for groups in (1, 2, 12):
+        said = refused(Reads(read), {"b": groups}, **options)
+        assert said == "b: code reads its groups, and would compute something else; leave it out"
+    assert groupwise.regroup(Reads(read), {"c": 3}, gather=True).rows[0].groups == 3
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_code_reads_in_one_mode_alone_is_known_too(training):
+    class Dropped(Reads):
+        def forward(self, x):
+            y = super().forward(x)
+            return nn.functional.dropout(y) + self.b.weight.mean() * self.b.groups if self.training is training else y
+
+    net = Dropped(lambda b, x: b(x))
+    assert readers(net) == Readers(frozenset({"b"}), frozenset({"b"}), frozenset({"b"}))
+    assert readers(Reads(lambda b, x: b(x))) == Readers()
 
 
 def test_finer_groups_are_refused_too_and_all_is_told_at_once():
@@ -94,6 +122,8 @@ def test_a_sweep_tries_no_groups_that_cannot_be():
         made = groupwise.sweep(Reads(COMMON["dtype"]).eval(), X, groups=[2, 12], layers=["b"], repeats=1, gather=gather)
         assert [row.groups for row in made.rows] == [2, 4]
         groupwise.regroup(Reads(COMMON["dtype"]), {row.layer: row.groups for row in made.rows})
+        made = groupwise.sweep(Reads(GROUPS["shuffle"]).eval(), X, layers=["b"], repeats=1, gather=gather)
+        assert made.rows[0].refused.startswith("code reads its groups")
 
 
 def test_where_torch_fx_cannot_follow_nothing_is_known():

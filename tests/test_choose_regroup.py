@@ -181,7 +181,7 @@ def one_storage() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "groups", "said"),
     [
-        (shared, {"0": 2}, "0: it shares itself with 2"),
+        (shared, {"0": 2}, "0: it shares its module with 2; give each a copy of its own, or leave it out"),
         (hooked, {"0": 2}, "it has hooks"),
         (parametrized, {"0": 2}, "computed from other parameters"),
         (one_storage, {"2": 2}, "2: it shares a parameter with 0"),

@@ -56,7 +56,7 @@ def test_a_choice_that_takes_longer_than_expected_gives_way_to_a_cheaper_one():
     [
         (
             {"budget_ms": 5},
-            "5 ms is below the cheapest choice, which needs 9 ms; the model as it is needs 19 ms",
+            "5 ms is below the cheapest choice, which is expected to need 9 ms; the model as it is needs 19 ms",
         ),
         ({"macs": 10}, "a budget of 10 MACs is below the cheapest choice"),
         ({"budget_ms": -1}, "must be a number above 0"),
@@ -97,8 +97,8 @@ def test_uniform_groups_are_compared_with_the_front():
         ({"layer0": 4, "layer1": 4}, 9.5),
     ]
     said = " ".join(str(made).split())
-    time = "At the time of groups=2 in every layer (12 ms expected)"
-    assert f"{time} the front has a loss rise of 0.3, and uniform groups 0.6." in said
+    time = "At the time of groups=2 in every layer that can have it (12 ms expected)"
+    assert f"{time} the front's loss rise is 0.3, and that of uniform groups 0.6." in said
     one = made_up([(1, 4.0, 0.0), (2, 2.0, 0.1)])
     assert "choosing layer by layer gains nothing here" in " ".join(str(one).split())
 
@@ -115,7 +115,7 @@ def test_uniform_groups_are_compared_with_the_whole_front():
         assert uniform["front_risk"] == min(one.risk for one in within)
         hidden += uniform["front_risk"] not in {one["risk"] for one in facts["front"]}
         if choice.groups:
-            said = f"has a loss rise of {uniform['front_risk']:.3g}, and uniform groups {choice.risk:.3g}"
+            said = f"loss rise is {uniform['front_risk']:.3g}, and that of uniform groups {choice.risk:.3g}"
             assert said in " ".join(str(made).split())
     assert hidden
 

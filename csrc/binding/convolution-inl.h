@@ -143,7 +143,7 @@ struct Convolution {
   template <class Ours, class Theirs>
   static std::shared_ptr<const Plan> tuned(std::shared_ptr<const Plan> plan, Ours&& ours, Theirs&& theirs) {
     if (!plan->open || !tuning()) return plan;
-    // PyTorch's kernel may end the process.
+    // PyTorch's kernel may end the process, or never end itself.
     if (!plan->safe) return plan;
     // Other threads would be measured too, and a choice by time is no deterministic one.
     if (Api::in_parallel_region() || Api::deterministic()) return plan;

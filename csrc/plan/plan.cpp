@@ -47,12 +47,12 @@ bool sees_padding_alone(const Axis& a) {
 }
 
 // Where the processor has AVX512-FP16, oneDNN in PyTorch 2.13 never ends compiling the kernels of some depthwise layers whose rows
-// of taps are long and whose channels leave a vector of 32 unfilled or fill one.
+// of taps are long and whose channels leave a vector of 32 unfilled or fill one. Which ones depends on the threads too.
 bool never_compiles(const Request& r) {
   constexpr int64_t kLongRow = 12, kChannels = 32;
   const Problem& p = r.problem;
-  return r.dtype == Dtype::float16 && r.direction == Direction::forward && depthwise(p) && p.groups <= kChannels &&
-         p.w.kernel >= kLongRow && p.w.stride == 1 && p.w.dilation == 1 && runnable_isas().back() == "avx512";
+  return r.dtype == Dtype::float16 && r.direction == Direction::forward && depthwise(p) && p.groups > 1 &&
+         p.groups <= kChannels && p.w.kernel >= kLongRow && p.w.stride == 1 && p.w.dilation == 1 && has_avx512_fp16();
 }
 
 // Tells what PyTorch 2.13's kernel may do to the process, or returns null. Beside outputs that see only padding its memory is not

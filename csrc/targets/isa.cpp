@@ -1,6 +1,9 @@
 #include "targets/isa.h"
 
 #include <cstdlib>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 namespace groupwise {
 
@@ -86,6 +89,15 @@ std::vector<std::string> runnable_isas() {
 }
 
 const Kernels& kernels() { return thread_forced ? *thread_forced : *selection().kernels; }
+
+bool has_avx512_fp16() {
+#ifdef __x86_64__
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1) && runnable_isas().back() == "avx512";
+#else
+  return false;
+#endif
+}
 
 const Kernels* kernels_of(const std::string& isa) {
   for (const Row& row : table())

@@ -19,6 +19,9 @@ std::string isa_problem();
 // Returns the names of the sets that this machine runs, the plainest first.
 std::vector<std::string> runnable_isas();
 
+// Tells whether the processor computes float16 by AVX512-FP16, as oneDNN then does; our kernels compute float32.
+bool has_avx512_fp16();
+
 // Returns the kernels of a set that this machine runs, or null.
 const Kernels* kernels_of(const std::string& isa);
 

@@ -144,5 +144,7 @@ def _refusal(name: str, modules: Mapping[str, nn.Module], holders: Mapping[Hasha
     for thing in things:
         if len(holders[_identity(thing)]) > 1:
             others = sorted(holders[_identity(thing)] - {name})
-            return f"it shares {'itself' if thing is module else 'a parameter'} with {', '.join(map(legible, others))}"
+            shared = "its module" if thing is module else "a parameter"
+            names = ", ".join(map(legible, others))
+            return f"it shares {shared} with {names}; give each a copy of its own, or leave it out"
     return ""

@@ -142,7 +142,7 @@ def _batch(number: int, given: Any) -> Batch:
     tensors = [leaf for leaf in tree_leaves((found.arguments, dict(found.keywords))) if isinstance(leaf, torch.Tensor)]
     if not tensors:
         raise GroupwiseError(f"batch {number} of data has inputs without a tensor; {_FORMS}")
-    if not any(one.numel() for one in tensors):
+    if not any(one.numel() for one in tensors) or any(one.dim() and not one.shape[0] for one in tensors):
         raise GroupwiseError(f"batch {number} of data has no sample; leave it out")
     if any(not bool(torch.isfinite(one).all()) for one in tensors if one.is_floating_point()):
         raise GroupwiseError(f"batch {number} of data has values that are not finite; weights cannot be fitted to them")

@@ -118,9 +118,9 @@ def regroup(
       `converting` or `fitting`, how many layers of it are done, and how many there are
 
     Raises `GroupwiseError` before any work for layers that do not exist or cannot have other groups, for groups that do
-    not divide the channels, for layers of which code reads a tensor that would change, for orders that cannot be
-    folded, and for data that the model does not take. Where `torch.fx` cannot follow the model nothing tells what its
-    code reads.
+    not divide the channels, for layers of which code reads the groups or a tensor that would change, for orders that
+    cannot be folded, and for data that the model does not take. Where `torch.fx` cannot follow the model nothing tells
+    what its code reads; nor where code takes tensors from `parameters()` or `state_dict()`.
 
     Examples:
         >>> import torch

@@ -80,8 +80,9 @@ def check_reachable(of: str, budget: float, calls: Sequence[ConvCall], candidate
 def unreachable(of: str, budget: float, least: float, now: float) -> GroupwiseError:
     """Returns the error of a budget below the cheapest choice, which says what is reachable."""
     wanted, cheapest, model = (_shown(of, value) for value in (budget, least, now))
+    needs = "is expected to need" if of == "ms" else "needs"
     return GroupwiseError(
-        f"a budget of {wanted} is below the cheapest choice, which needs {cheapest}; the model as it is needs {model}"
+        f"a budget of {wanted} is below the cheapest choice, which {needs} {cheapest}; the model as it is needs {model}"
     )
 
 

@@ -104,8 +104,8 @@ def against_uniform(sweep: dict[str, Any]) -> list[str]:
             continue
         better = least < uniform["risk"]
         found.append(
-            f"At the time of groups={value} in every layer ({uniform['ms']:.3g} ms expected) the front has a "
-            f"{sweep['risk']} of {least:.3g}, and uniform groups {uniform['risk']:.3g}"
+            f"At the time of groups={value} in every layer that can have it ({uniform['ms']:.3g} ms expected) "
+            f"the front's {sweep['risk']} is {least:.3g}, and that of uniform groups {uniform['risk']:.3g}"
             + ("." if better else ": choosing layer by layer gains nothing here.")
         )
     return found

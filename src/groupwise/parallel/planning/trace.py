@@ -15,10 +15,11 @@ from groupwise.errors import GroupwiseError
 from groupwise.parallel.styles.channelwise import units_of
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Traces into containers and blocks, and takes layers as single calls."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Says whether a module is one call of the graph."""
         layer = isinstance(m, _ConvNd | nn.Linear | _DropoutNd) or units_of(m) is not None
         return layer or super().is_leaf_module(m, module_qualified_name)
 
@@ -31,8 +32,8 @@ def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph, bool]:
     with torch.random.fork_rng():
         state = torch.get_rng_state()
         try:
-            twin, other = _twin(model), _twin(model).train(not model.training)
-            graph, again = _Tracer().trace(twin), _Tracer().trace(other)
+            twin, other = twin_of(model), twin_of(model).train(not model.training)
+            graph, again = Tracer().trace(twin), Tracer().trace(other)
         except Exception as error:  # The model's own code raises anything when it is given proxies.
             raise GroupwiseError(
                 f"torch.fx cannot follow {type(model).__name__}, so that its layers cannot be planned together "
@@ -58,7 +59,7 @@ def shapes_of(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shapes)
 
 
-def _twin(model: nn.Module) -> nn.Module:
+def twin_of(model: nn.Module) -> nn.Module:
     """Returns a copy with the same parameters: whatever else the code changes while it is traced stays unchanged."""
     return copy.deepcopy(model, {id(one): one for one in (*model.parameters(), *_held(model))})
 
