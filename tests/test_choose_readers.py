@@ -40,7 +40,7 @@ GROUPS = {
     "shuffle": lambda b, x: nn.functional.channel_shuffle(b(x), b.groups),
     "norm": lambda b, x: nn.functional.group_norm(b(x), b.groups),
     "scale": lambda b, x: b(x) / b.groups,
-    "getattr": lambda b, x: b(x) * getattr(b, "groups"),  # noqa: B009
+    "by name": lambda b, x, name="groups": b(x) * getattr(b, name),
     "by hand": lambda b, x: nn.functional.conv2d(x, b.weight, b.bias, groups=b.groups),
 }
 UNUSED = {"none": lambda b, x: b(x) if b.bias is not None and b.weight is not None else x}

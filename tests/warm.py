@@ -48,7 +48,7 @@ class Process:
     def __init__(self, *words, folder=None, environment=None):
         self.words = [str(word) for word in words]
         self.returncode = None
-        self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
+        self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115  # closed at its end
         self._input, self._hold = os.pipe()
         given = os.environ if environment is None else environment
         environment = {name: str(value) for name, value in given.items()}
