@@ -1,6 +1,7 @@
 """Time random layers with PyTorch and with every kernel of groupwise that can run: the data of the planner's tables.
 
     python benchmarks/sweep.py [--count 4000] [--seconds 720] [--seed 0] [--threads 1 2] [--dtype bfloat16]
+    python benchmarks/sweep.py --family few whole --seed 1 --seconds 300
 
 Each row is one pass of one layer in one memory format and at one number of threads. PyTorch is timed twice a round, so
 that the record says how far its times differ from themselves. --isa chooses the instruction set.
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 from measuring import RECORDS, Case, Forced, about, keep_memory, takes, write_record
-from sweeping import MOST_NUMBERS, Draw, draw
+from sweeping import FAMILIES, MOST_NUMBERS, Draw, draw
 
 import groupwise
 from groupwise import GroupwiseError
@@ -66,11 +67,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="each row draws one of them")
     parser.add_argument("--isa", default="", help="the instruction set, by default the one in use")
     parser.add_argument("--volumes", action="store_true", help="draw 3-D layers, which have tables of their own")
+    parser.add_argument("--family", nargs="+", default=[], choices=list(FAMILIES), help="draw these kinds alone")
     parser.add_argument("--dtype", choices=["float32", *OTHER_DTYPES], default="float32")
     parser.add_argument("--output", type=pathlib.Path, help="default: as `record_of` names it, in the records")
     options = parser.parse_args()
     if options.volumes and options.dtype != "float32":
         parser.error("--volumes are drawn in float32: 3-D layers of other dtypes have no tables")
+    if options.volumes and options.family:
+        parser.error("--family draws 1-D and 2-D layers; 3-D ones (--volumes) have kinds of their own")
     options.output = options.output or RECORDS / record_of(options.volumes, options.dtype)
     rows: list[dict[str, Any]] = []
     try:
@@ -129,7 +133,8 @@ def work(options: argparse.Namespace, first: int, pipe: connection.Connection) -
         # The peak of the instruction set, and the bandwidth.
         facts = {"benchmark": "sweep", "seed": options.seed, **native.machine(), **about(), "dtype": options.dtype}
         for number in range(first, options.count):
-            row = measure(draw(options.seed, number, tuple(options.threads), options.volumes), pool, Effort())
+            one = draw(options.seed, number, tuple(options.threads), options.volumes, tuple(options.family))
+            row = measure(one, pool, Effort())
             pipe.send((number, {**facts, "draw": number, **row} if row else None))
 
 

@@ -71,12 +71,18 @@ class Draw:
 Numbers = tuple[ConvSpec, tuple[int, ...]]
 
 
-def draw(seed: int, number: int, threads: tuple[int, ...], volumes: bool = False) -> Draw:
-    """Draws a layer that PyTorch computes soundly, within the work that a row is worth: 1-D or 2-D, or 3-D."""
+def draw(
+    seed: int, number: int, threads: tuple[int, ...], volumes: bool = False, only: tuple[str, ...] = ()
+) -> Draw:
+    """Draws a layer that PyTorch computes soundly, within the work that a row is worth: 1-D or 2-D, or 3-D.
+
+    `only`: the families to draw from, each as often as the others. By default they are drawn by their weights.
+    """
     chance = random.Random(f"{seed} {number}")
+    families = VOLUMES if volumes else FAMILIES
+    weights = {name: 1.0 for name in only} or {name: weight for name, (weight, _) in families.items()}
     while True:
-        families = VOLUMES if volumes else FAMILIES
-        (family,) = chance.choices(list(families), [weight for weight, _ in families.values()])
+        (family,) = chance.choices(list(weights), list(weights.values()))
         try:
             spec, size = families[family][1](chance)
             batch = chance.choice(BATCHES)
@@ -225,6 +231,22 @@ def whole(chance: random.Random) -> Numbers:
     return ConvSpec(width * groups, width * groups, side, groups=groups), (side, side)
 
 
+def few(chance: random.Random) -> Numbers:
+    """Outputs of few columns or of one row, as at the end of a network."""
+    columns = chance.randint(1, 7)
+    rows = columns if chance.random() < 0.7 else chance.choice((1, one_of(chance, SIZES)))
+    out = (rows, columns) if rows > 1 or chance.random() < 0.5 else (rows, one_of(chance, SIZES))
+    kernel, stride = chance.choice((1, 3, 3, 3, 5, 7)), chance.choice((1, 1, 1, 2))
+    padding = kernel // 2 if chance.random() < 0.6 else 0
+    size = tuple((n - 1) * stride + kernel - 2 * padding for n in out)
+    if min(size) < 1:
+        raise GroupwiseError(f"an output of {out} has no input")
+    groups = one_of(chance, CHANNELS)
+    width = chance.choice((1, 1, 1, 1, 2, 4, 8, 16, 32, 64))
+    spread = width if chance.random() < 0.8 else chance.choice((1, 2, 4, 8, 16))
+    return ConvSpec(width * groups, spread * groups, kernel, stride, padding, groups=groups), size
+
+
 def big(chance: random.Random) -> Numbers:
     """Layers of which one takes milliseconds: without them the tables say nothing of what costs users most."""
     which = chance.choice(("rows", "rows", "depthwise", "grouped", "dense", "transposed"))
@@ -294,6 +316,8 @@ FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
     "whole": (0.02, whole),
     "big": (0.05, big),
     "odd": (0.06, odd),
+    # Drawn only where it is asked for: the seeds of earlier records draw the same layers still.
+    "few": (0.0, few),
 }
 """The fraction of draws of each kind of layer."""
 

@@ -27,7 +27,7 @@ FIRST = next(name for name in KERNELS if name != "pytorch")
 def test_the_draws_are_the_same_everywhere_and_of_every_kind():
     assert DRAWS[100:110] == [sweeping.draw(7, number, (1, 2)) for number in range(100, 110)]
     assert sweeping.draw(8, 0, (1, 2)) != DRAWS[0]
-    assert {one.family for one in DRAWS} == set(sweeping.FAMILIES)
+    assert {one.family for one in DRAWS} == {name for name, (weight, _) in sweeping.FAMILIES.items() if weight > 0}
     assert {one.direction for one in DRAWS} == set(DIRECTIONS)
     assert {(one.spec.dims, one.memory_format) for one in DRAWS} == {
         (1, "contiguous"),
@@ -36,6 +36,14 @@ def test_the_draws_are_the_same_everywhere_and_of_every_kind():
     }
     assert {one.threads for one in DRAWS} == {1, 2}
     assert sum(weight for weight, _ in sweeping.FAMILIES.values()) == pytest.approx(1)
+
+
+def test_some_families_alone_are_drawn_where_they_are_named():
+    draws = [sweeping.draw(7, number, (1, 2), only=("few", "whole")) for number in range(200)]
+    assert {one.family for one in draws} == {"few", "whole"}
+    for one in draws:
+        rows, columns = one.spec.output_size(one.size)
+        assert columns <= 7 or rows == 1
 
 
 @pytest.mark.parametrize("one", DRAWS[:80], ids=lambda one: one.family)
