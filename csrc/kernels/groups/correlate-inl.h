@@ -5,6 +5,7 @@
 #include "kernels/pack-inl.h"
 #include "kernels/pixels-inl.h"
 #include "kernels/tiles.h"
+#include "kernels/turn-inl.h"
 #include "kernels/typed.h"
 
 namespace groupwise::GW_TARGET {
@@ -59,14 +60,11 @@ GW_NOINLINE void run_group(const GroupWalk& k, const PixelBlock& block, const Re
 inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const Real* from, int64_t outputs, Real* to) {
   const WeightStrides& s = c.weight_strides;
   const int64_t taps = l.kernel_h * l.kernel_w, tap = c.in_channels * kGroupBlock;
-  if (s.o != 1 && s.c != 1 && s.w == 1 && s.h == l.kernel_w && taps >= kLanes) {
-    for (int64_t i = 0; i < c.in_channels; i++) {
-      // The last vector of taps starts early rather than end late.
-      for (int64_t t = 0; t < taps; t += kLanes) {
-        const int64_t first = std::min<int64_t>(t, taps - kLanes);
-        split_pixels(to + first * tap + i * kGroupBlock, tap, from + i * s.c + first, s.o, kLanes, outputs);
-      }
-    }
+  if (s.o != 1 && s.c != 1 && s.w == 1 && s.h == l.kernel_w && taps >= kLeastTurned) {
+    for (int64_t i = 0; i < c.in_channels; i++)
+      for (int64_t o = 0; o < outputs; o += kLanes)
+        turn_rows(to + i * kGroupBlock + o, tap, std::min<int64_t>(kLanes, outputs - o), taps,
+                  [&](int64_t j) GW_LAMBDA { return from + i * s.c + (o + j) * s.o; });
     return;
   }
   for (int64_t t = 0; t < taps; t++, to += tap) {

@@ -2,6 +2,7 @@
 #pragma once
 #include "kernels/narrow/lanes-inl.h"
 #include "kernels/pack-inl.h"
+#include "kernels/turn-inl.h"
 #include "kernels/typed.h"
 
 namespace groupwise::GW_TARGET {
@@ -12,23 +13,22 @@ inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w
                         int64_t lanes, Real* to) {
   const WeightStrides& s = c.weight_strides;
   const int64_t taps = kernel_h * kernel_w, floats = c.in_channels * taps;
-  const auto at = [&](int64_t lane) { return begin_of(s, c.out_channels, channel + lane); };
-  const Real* from = c.weight + at(0);
+  Real const* row[kLanes];
   // The step from lane to lane, or 0 if it is not the same for all.
-  int64_t step = lanes > 1 ? at(1) - at(0) : 1;
-  for (int64_t lane = 1; lane < lanes; lane++)
-    if (at(lane) - at(lane - 1) != step) step = 0;
+  int64_t step = 1;
+  for (int64_t lane = 0, group = channel / c.out_channels, o = channel % c.out_channels; lane < lanes; lane++) {
+    row[lane] = c.weight + group * s.group + o * s.o;
+    if (lane == 1) step = row[1] - row[0];
+    if (lane > 1 && row[lane] - row[lane - 1] != step) step = 0;
+    if (++o == c.out_channels) group++, o = 0;
+  }
   const bool by_row = s.w == packed.column / kLanes && s.h == packed.row / kLanes;
   if (step != 0 && by_row && s.c == packed.channel / kLanes) {
     for (int64_t t = 0; t < floats; t += kLanes)
-      split_pixels(to + t * kLanes, kLanes, from + t, step, std::min<int64_t>(kLanes, floats - t), lanes);
-  } else if (step != 0 && by_row && s.w == 1 && taps >= kLanes) {
-    // The last vector of taps starts early rather than end late.
+      split_pixels(to + t * kLanes, kLanes, row[0] + t, step, std::min<int64_t>(kLanes, floats - t), lanes);
+  } else if (by_row && s.w == 1 && taps >= kLeastTurned) {
     for (int64_t i = 0; i < c.in_channels; i++)
-      for (int64_t t = 0; t < taps; t += kLanes) {
-        const int64_t first = std::min<int64_t>(t, taps - kLanes);
-        split_pixels(to + (i * taps + first) * kLanes, kLanes, from + i * s.c + first, step, kLanes, lanes);
-      }
+      turn_rows(to + i * packed.channel, kLanes, lanes, taps, [&](int64_t lane) GW_LAMBDA { return row[lane] + i * s.c; });
   } else {
     for (int64_t i = 0; i < c.in_channels; i++)
       for (int64_t h = 0; h < kernel_h; h++)
@@ -38,11 +38,11 @@ inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w
           if (s.o == 1) {
             for (int64_t lane = 0, count; lane < lanes; lane += count) {
               count = std::min(lanes - lane, c.out_channels - (channel + lane) % c.out_channels);
-              copy(tap + lane, c.weight + at(lane) + place, count);
+              copy(tap + lane, row[lane] + place, count);
             }
             continue;
           }
-          for (int64_t lane = 0; lane < lanes; lane++) tap[lane] = c.weight[at(lane) + place];
+          for (int64_t lane = 0; lane < lanes; lane++) tap[lane] = row[lane][place];
         }
   }
 }
