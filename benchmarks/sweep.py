@@ -34,7 +34,7 @@ from groupwise.kernels.plan import KERNELS
 from groupwise.kernels.processor import processor_class
 from groupwise.kernels.tables import OTHER_DTYPES
 
-UNIT = ("benchmark", "class", "isa", "seed")
+UNIT = ("benchmark", "class", "isa", "seed", "only")
 PYTORCH, AGAIN = "pytorch", "pytorch again"
 # A pass that takes PyTorch longer (in seconds) is not timed. A kernel that takes so many times as long as PyTorch is
 # settled by the first rounds.
@@ -132,6 +132,8 @@ def work(options: argparse.Namespace, first: int, pipe: connection.Connection) -
     with forced(isa=options.isa):
         # The peak of the instruction set, and the bandwidth.
         facts = {"benchmark": "sweep", "seed": options.seed, **native.machine(), **about(), "dtype": options.dtype}
+        if options.family:
+            facts["only"] = " ".join(options.family)
         for number in range(first, options.count):
             one = draw(options.seed, number, tuple(options.threads), options.volumes, tuple(options.family))
             row = measure(one, pool, Effort())
@@ -255,7 +257,11 @@ def report(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def totals(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Returns the cells of the summary's table of random layers: a row for each instruction set."""
+    """Returns the cells of the summary's table of random layers: a row for each instruction set.
+
+    Layers of kinds that were asked for by name are left out: they are not drawn as the others are.
+    """
+    rows = [row for row in rows if "only" not in row]
     cells = []
     for isa in sorted({row["isa"] for row in rows}):
         kept = [row for row in rows if row["isa"] == isa and row["steady"]]

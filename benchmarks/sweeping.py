@@ -71,16 +71,14 @@ class Draw:
 Numbers = tuple[ConvSpec, tuple[int, ...]]
 
 
-def draw(
-    seed: int, number: int, threads: tuple[int, ...], volumes: bool = False, only: tuple[str, ...] = ()
-) -> Draw:
+def draw(seed: int, number: int, threads: tuple[int, ...], volumes: bool = False, only: tuple[str, ...] = ()) -> Draw:
     """Draws a layer that PyTorch computes soundly, within the work that a row is worth: 1-D or 2-D, or 3-D.
 
     `only`: the families to draw from, each as often as the others. By default they are drawn by their weights.
     """
     chance = random.Random(f"{seed} {number}")
     families = VOLUMES if volumes else FAMILIES
-    weights = {name: 1.0 for name in only} or {name: weight for name, (weight, _) in families.items()}
+    weights = dict.fromkeys(only, 1.0) or {name: weight for name, (weight, _) in families.items()}
     while True:
         (family,) = chance.choices(list(weights), list(weights.values()))
         try:
