@@ -1,6 +1,6 @@
 """The engines that `whole.py` compares, each in a process of its own, which answers what the parent asks.
 
-    ("prepare", Point, folder, envs)  ->  {"error": ..., "peak_mib": ..., "runs_mib": ..., "prepare_s": ..., ...}
+    ("prepare", Point, folder, envs)  ->  {"error": ..., "peak_mib": ..., "runs_mib": ..., "tensors_mib": ..., ...}
     ("run", 5)                        ->  {"seconds": [...]}
 
 or `{"problem": "..."}`. One process computes at a time. Its idle threads must not: PyTorch's sleep some milliseconds
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import itertools
 import logging
 import os
 import pathlib
@@ -28,6 +29,7 @@ import whole_networks
 from measuring import keep_memory
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 import groupwise
 
@@ -192,12 +194,23 @@ def prepare(point: Point, folder: pathlib.Path, envs: pathlib.Path | None) -> tu
     runs = reset_peak()
     seconds(call, WARM_UP)
     said = {"error": float(f"{found:.3g}"), "peak_mib": peak, "runs_mib": peak_since(before) if runs else None}
+    if point.training:
+        said["tensors_mib"] = tensors_mib(call)
     return call, {**said, "prepare_s": round(prepared, 2), "memory_format": memory_format}
 
 
 def peak_since(before: int | None) -> float | None:
     """Returns the peak of the memory above what there was before, in MiB; None where the system hides it."""
     return None if before is None else round((memory("VmHWM") - before) / 1024, 1)
+
+
+def tensors_mib(call: Callable[[], Any]) -> float:
+    """Returns the most that the tensors which a call makes hold at once, in MiB, as PyTorch's allocator tells it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        call()
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return round(max(held, default=0) / 2**20, 1)
 
 
 def error(output: list[Tensor], exact: list[Tensor]) -> float:

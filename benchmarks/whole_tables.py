@@ -135,12 +135,14 @@ def times_table(which: str, dtype: str, some: Sequence[Point]) -> Table:
 
 
 def memory_tables(some: Sequence[Point]) -> list[Table]:
-    """The memory of each engine beyond what its process began with: at its peak, and while it only runs."""
+    """The memory of each engine: of its process beyond what that began with, and of the tensors of a training step."""
     note = "The peak of the process from before it builds the model until it has run, less what it began with."
     calls = "The peak of the process in calls alone, when the network is ready, less what it began with."
+    tensors = "The most that the tensors of a training step hold at once. Parameters are not counted, gradients are."
     return [
         memory_table("Peak memory, MiB", "peak_mib", some, note),
         memory_table("Peak memory of calls, MiB", "runs_mib", some, calls),
+        memory_table("Peak memory of tensors, MiB", "tensors_mib", some, tensors),
     ]
 
 

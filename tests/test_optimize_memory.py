@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
 import gc
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
 import time
 import weakref
+from contextlib import contextmanager
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 import groupwise
-from groupwise.rewrite import choose, heap, network
+from groupwise.rewrite import choose, heap, network, train_network
 from optimized import network as model
 from optimized import source
 
@@ -40,7 +49,7 @@ def test_pages_go_back_while_much_is_tried(monkeypatch):
 
 def test_trim_is_for_any_c_library(monkeypatch):
     heap.trim()
-    monkeypatch.setattr(heap, "_malloc_trim", lambda: None)
+    monkeypatch.setattr(heap, "_function", lambda name: None)
     heap.trim()
 
 
@@ -95,3 +104,111 @@ def test_values_are_compared_everywhere(monkeypatch):
         assert choose.problem_of(lambda _, made=made: made, [exact], exact) == "its values are wrong"
     assert choose.problem_of(lambda _: exact + 1e-5, [exact], exact) is None
     assert choose.problem_of(lambda _: exact[:4], [exact], exact) == "its values are wrong"
+
+
+# Nothing writes to these, so that they take no memory. No hole of a heap holds them all.
+BLOCKS, SIZE = 16, 16 << 20
+
+
+def mapped_blocks():
+    """Returns how many large blocks the C library maps apart, of some that it is asked for."""
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.free.argtypes = [ctypes.c_void_p]
+    before = heap._maps()
+    blocks = [library.malloc(SIZE) for _ in range(BLOCKS)]
+    found = heap._maps() - before
+    for block in blocks:
+        library.free(block)
+    return found
+
+
+@pytest.mark.skipif(heap._maps() is None, reason="the C library is not glibc 2.33 or later")
+def test_large_blocks_are_mapped_within_the_block_alone():
+    said = python("""
+        from test_optimize_memory import heap, mapped_blocks
+        with heap.mapped():
+            inside = mapped_blocks()
+            # The inner block ends, and the outer goes on.
+            with heap.mapped():
+                pass
+            again = mapped_blocks()
+        print(inside > 0, again > 0, mapped_blocks())
+        try:
+            with heap.mapped():
+                raise ValueError
+        except ValueError:
+            print(mapped_blocks())
+    """)
+    assert said.split() == ["True", "True", "0", "0"]
+
+
+@pytest.mark.skipif(heap._maps() is None, reason="the C library is not glibc 2.33 or later")
+@pytest.mark.parametrize("variable", ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"])
+def test_a_threshold_of_the_user_stays(variable):
+    code = """
+        from test_optimize_memory import heap, mapped_blocks
+        before = mapped_blocks()
+        with heap.mapped():
+            inside = mapped_blocks()
+        print(before > 0, inside > 0, mapped_blocks() > 0)
+    """
+    assert python(code, {variable: "262144"}).split() == ["True"] * 3
+
+
+def test_nothing_is_mapped_by_another_c_library(monkeypatch):
+    monkeypatch.setattr(heap, "_function", lambda name: None)
+    with heap.mapped():
+        pass
+
+
+def python(code, environment=None):
+    """Runs code in a process of its own, and returns what it prints."""
+    folder = str(pathlib.Path(__file__).parent)
+    paths = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+    given = {**os.environ, "PYTHONPATH": paths, **(environment or {})}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=given, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_copies_for_trials_are_freed(monkeypatch):
+    # Copies that are part of cycles stay until the collector runs, which may be long.
+    copies, given = [], model().train()
+    copied = copy.deepcopy
+
+    def remember(value, *others):
+        made = copied(value, *others)
+        if isinstance(value, torch.nn.Module):
+            copies.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(train_network.copy, "deepcopy", remember)
+    gc.disable()
+    try:
+        network = groupwise.optimize(given, source(), train=True, tune=False)
+        left = [made for made in copies if made() is not None]
+    finally:
+        gc.enable()
+    assert network.model is given
+    assert copies
+    assert not left
+
+
+def test_steps_that_are_timed_use_the_heap(monkeypatch):
+    within, steps = [], []
+
+    @contextmanager
+    def mapped():
+        within.append(1)
+        yield
+        within.pop()
+
+    step = train_network._step
+    monkeypatch.setattr(train_network, "mapped", mapped)
+    monkeypatch.setattr(train_network, "_measured", lambda *_: {})
+    monkeypatch.setattr(train_network, "_step", lambda *args: steps.append(bool(within)) or step(*args))
+    groupwise.optimize(model().train(), source(), train=True, tune=True, recompute=True)
+    # The first of each memory format is not timed.
+    assert steps == [True] * 2 + [False] * 2 * train_network.ROUNDS

@@ -155,7 +155,17 @@ class Net(nn.Sequential):
             "peak_mib",
             "runs_mib",
         } <= set(one)
+        assert one.get("tensors_mib", 0) > 0 if one["pass"] == "training" else "tensors_mib" not in one
     assert tables.points(rows)
+
+
+def test_memory_of_tensors_is_the_most_that_live_at_once():
+    def call():
+        first = torch.empty(3 << 18)
+        del first
+        return [torch.empty(1 << 18), torch.empty(1 << 18)]
+
+    assert engines.tensors_mib(call) == pytest.approx(3, abs=0.1)
 
 
 class Worker:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 # So many bytes may be freed before their pages are returned, which the next tensors then fault in again.
 MOST_FREED = 256 << 20
+# Within `mapped`, blocks of so many bytes are mapped apart: glibc's own default.
+LEAST_MAPPED = 128 << 10
+# The largest threshold that glibc takes, and the parameter of `mallopt` that sets it.
+MOST_THRESHOLD = 32 << 20
+MMAP_THRESHOLD = -3
+
+_one = threading.Lock()
 
 
 class Freed:
@@ -29,15 +40,82 @@ def trim() -> None:
 
     Engines that were tried leave holes in the heap, which are larger than all that an optimized network needs.
     """
-    if (found := _malloc_trim()) is not None:
+    if (found := _function("malloc_trim")) is not None:
         found(0)
 
 
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """Returns glibc's function; None for another C library."""
+def release() -> None:
+    """Frees what only cycles of references hold, such as copies of a model, and returns free pages to the system."""
+    gc.collect()
+    trim()
+
+
+@contextmanager
+def mapped() -> Iterator[None]:
+    """Within the block, each large block of memory is mapped apart, and returns to the system as soon as it is freed.
+
+    In a heap, small objects that live on would come to lie between the large tensors of a step that is tried. When the
+    tensors are freed, their memory stays divided by these objects, and later steps need more of it.
+
+    The threshold of the C library is raised to its largest value afterwards, where glibc itself raises it as large
+    tensors are freed. Where the user fixed another threshold, by MALLOC_MMAP_THRESHOLD_ say, nothing changes.
+    """
+    mallopt = _function("mallopt")
+    # Blocks nest, and other threads may have one: the threshold is the process's.
+    if mallopt is None or not _one.acquire(blocking=False):
+        yield
+        return
     try:
-        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-        return found
+        movable = _is_movable()
+        if movable:
+            mallopt(MMAP_THRESHOLD, LEAST_MAPPED)
+        try:
+            yield
+        finally:
+            if movable:
+                mallopt(MMAP_THRESHOLD, MOST_THRESHOLD)
+    finally:
+        _one.release()
+
+
+def _is_movable() -> bool:
+    """Tells whether the threshold is the largest, or was raised to that by what glibc does when a block is freed."""
+    allocate, free = _function("malloc"), _function("free")
+    if allocate is None or free is None or _maps() is None:
+        return False
+    allocate.restype, allocate.argtypes, free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    # Nothing writes to these blocks, so that they take no memory.
+    free(allocate(MOST_THRESHOLD - (64 << 10)))
+    before = _maps()
+    block = allocate(MOST_THRESHOLD - (256 << 10))
+    after = _maps()
+    free(block)
+    # The heap would keep the room of the block, and hold the first tensors in it.
+    trim()
+    return before == after
+
+
+class _Info(ctypes.Structure):
+    """The first fields of what `mallinfo2` returns; the last are of no interest."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", *"abcdef")]
+
+
+def _maps() -> int | None:
+    """Returns the number of blocks that are mapped apart; None for another C library, or glibc before 2.33."""
+    found = _function("mallinfo2")
+    if found is None:
+        return None
+    found.restype = _Info
+    return int(found().hblks)
+
+
+@cache
+def _function(name: str) -> Any:
+    """Returns a function of glibc; None for another C library."""
+    try:
+        loaded = ctypes.CDLL(None)
+        # Another C library may have a function of one of the names.
+        return getattr(loaded, name) if hasattr(loaded, "gnu_get_libc_version") else None
     except (OSError, AttributeError, TypeError):
         return None
