@@ -37,7 +37,7 @@ static int64_t fill(const char* from, char* text, int64_t size) {
   return needed;
 }
 #ifndef API
-#define API 11
+#define API 12
 #endif
 int32_t groupwise_api_version(void) { return API; }
 int64_t groupwise_build(char* text, int64_t size) { return fill("{\"torch\": \"2.13.0\"}", text, size); }

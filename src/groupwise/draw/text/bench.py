@@ -45,6 +45,8 @@ def table(bench: dict[str, Any], at: Cost) -> str:
     ]
     if any((row["roofline"] or 0) > 1 for row in bench["timings"]):
         notes.append(beyond("A time"))
+    for what, why in bench["hazards"].items():
+        notes.append(f"PyTorch's kernels were not run: {what}. {why}.")
     if bench["not_measured"]:
         notes.append(f"groupwise's kernels were not measured: {bench['not_measured']}.")
     return _page(at, rows, notes, busy.paragraph(bench["interference"]))
