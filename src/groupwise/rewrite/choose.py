@@ -104,7 +104,7 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
     if len(calls) <= 1:
         # Where not even PyTorch's runs a second time, for want of memory, the network says so itself.
         name = next(iter(calls), "pytorch")
-        return Choice(able[name], hazard, {}, refused, kernels[name])
+        return Choice(able[name], hazard if name == "pytorch" else "", {}, refused, kernels[name])
     seconds = time_calls(calls, given)
     best = fastest(seconds)
     ms = {name: round(min(found) * 1e3, 4) for name, found in seconds.items()}

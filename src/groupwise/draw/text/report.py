@@ -166,10 +166,11 @@ def _what_they_take(report: dict[str, Any]) -> str:
     total = report["total"]
     ours = [row for row in report["layers"] if set(row["kernels"].values()) - {"pytorch"} and not row["hazard"]]
     if not ours:
-        what = "no other convolution" if any(row["hazard"] for row in report["layers"]) else "no convolution"
+        hazards = any(row["hazard"] for row in report["layers"])
+        what, whose = ("no other convolution", "the same") if hazards else ("no convolution", "PyTorch's")
         return (
-            f"groupwise's kernels computed {what}: both sides ran PyTorch's code, so this is neither a gain nor "
-            "a loss. What their times differ by shows noise and caches."
+            f"groupwise's kernels computed {what}: both sides ran {whose} code, so this is neither a gain nor a loss. "
+            "What their times differ by shows noise and caches."
         )
 
     def against(after: float | None, before: float | None) -> str:
