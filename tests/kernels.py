@@ -79,6 +79,7 @@ def stand_in(monkeypatch, change=lambda name, result: result):
 
     monkeypatch.setattr(native, "status", native.Status)
     monkeypatch.setattr(dispatch, "forced", forced)
+    monkeypatch.setattr(dispatch, "by_pytorch", lambda: forced(False))
     monkeypatch.setattr(checking, "record_plans", lambda: contextlib.nullcontext([]))
     monkeypatch.setattr(reporting, "measure_roofline", lambda threads: reporting.Roofline(1e9, 1e9))
     return asked

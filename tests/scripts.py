@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import pathlib
 import subprocess
 import sys
 from types import ModuleType
+
+import pytest
 
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 ABOUT = {
@@ -31,6 +34,12 @@ def load(name: str) -> ModuleType:
     if str(BENCHMARKS) not in sys.path:
         sys.path.insert(0, str(BENCHMARKS))
     return importlib.import_module(name)
+
+
+def needs_digits(module: bool = False) -> None:
+    """Skips the test, or the whole module, where scikit-learn, which has the digits of the examples, is missing."""
+    if importlib.util.find_spec("sklearn") is None:
+        pytest.skip("scikit-learn is not installed", allow_module_level=module)
 
 
 def run(command, folder, again=True) -> str:

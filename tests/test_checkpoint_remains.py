@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -16,6 +15,7 @@ from groupwise.parallel import checkpoint, list_checkpoints, load, save, split
 from groupwise.parallel.checkpoint import files, recovery, saving
 from groupwise.parallel.checkpoint.reading import Reader
 from ranks import ranks
+from scripts import needs_digits
 from test_checkpoint_files import flip, made
 from test_checkpoint_writers import names, saved
 from test_checkpoints import OTHERS, refused, small, step, told, written
@@ -138,8 +138,7 @@ def test_what_was_being_removed_is_not_given_back(tmp_path):
 def test_training_resumes_after_a_kill_between_the_renames(tmp_path):
     command = ["-m", "groupwise.examples.train", "--checkpoints", tmp_path, "--batch", 700]
     environment = {name: value for name, value in os.environ.items() if name != "RANK"}
-    if importlib.util.find_spec("sklearn") is None:
-        pytest.skip("scikit-learn is not installed")
+    needs_digits()
     warm.run(*command, "--epochs", 1, environment=environment)
     (path,) = list_checkpoints(tmp_path)
     path.rename(path.with_name(f"{path.name}.0123abcd.part"))

@@ -325,3 +325,16 @@ def test_a_layer_that_is_called_by_keyword_is_fitted_too():
 def test_groups_that_are_no_mapping_are_refused_by_value(groups):
     with pytest.raises(GroupwiseError, match=r"^groups is a \w+; give \{layer's name: groups\}, or what choose"):
         regroup(nn.Sequential(nn.Conv2d(4, 4, 1)), groups)
+
+
+def test_no_layers_give_a_copy():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.BatchNorm2d(4)).train()
+    x = torch.randn(2, 4, 5, 5)
+    made = regroup(net, {}, data=x)
+    assert str(made) == "no layer has other groups: the model is a copy"
+    assert made.rows == ()
+    assert made.model is not net
+    assert made.model[0].weight.data_ptr() != net[0].weight.data_ptr()
+    torch.testing.assert_close(made.model.state_dict(), net.state_dict(), rtol=0, atol=0)
+    same = regroup(net, {"0": 2}).model[0]
+    assert same.weight.data_ptr() != net[0].weight.data_ptr()

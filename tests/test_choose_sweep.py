@@ -242,3 +242,79 @@ def test_twins_for_timing_have_the_groups_and_the_memory_format():
     assert twin[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
     assert model[0].conv2.groups == 1
     assert torch.isfinite(twin(X)).all()
+
+
+class Named(nn.Module):
+    """A model of two named inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3)
+
+    def forward(self, image, scale=1.0):
+        return self.conv(image) * scale
+
+
+def test_named_inputs_belong_in_kwargs():
+    images = torch.randn(1, 8, 9, 9)
+    with pytest.raises(GroupwiseError) as error:
+        groupwise.sweep(Named(), {"image": images, "scale": 2.0}, groups=(2,), repeats=1)
+    said = str(error.value)
+    assert said.startswith("Named does not take a dict ('image', 'scale') as its input: ")
+    assert said.endswith("; named inputs belong in kwargs, as in sweep(model, kwargs={...})")
+    kwargs = {"image": images, "scale": 2.0}
+    assert groupwise.sweep(Named(), kwargs=kwargs, groups=(1,), repeats=1).rows[0].layer == "conv"
+    # What a model says of other inputs comes through.
+    with pytest.raises(RuntimeError, match="channels"):
+        groupwise.sweep(Named(), images[:, :3], groups=(1,), repeats=1)
+
+
+def test_a_model_that_takes_a_dict_gets_it():
+    class Takes(Named):
+        def forward(self, given):
+            return super().forward(given["image"])
+
+    assert groupwise.sweep(Takes(), {"image": torch.randn(1, 8, 9, 9)}, groups=(1,), repeats=1).rows
+
+
+def test_losses_are_shown_without_a_promise():
+    said = " ".join(str(made_up([(1, 4.0, 0.0), (2, 2.0, -0.1)])).split())
+    assert "loss rise: by how much its loss on the data rises; where it is negative, the loss falls." in said
+
+
+def test_choices_are_printed_as_a_table():
+    made = made_up(
+        *LAYERS, measured=lambda choice: replace(choice, measured_ms=choice.ms + 1, measured_risk=choice.risk)
+    )
+    front = made.front(best=2)
+    head, _, first, *_, last = str(front).split("\n\n")[0].split("\n")
+    assert head.split("  ")[0] == "choice"
+    assert "ms measured" in head
+    assert "loss rise measured" in head
+    assert first.split() == ["0", "2", "2", "to", "4", "9.00", "10.0", "750", "75", "0.8", "0.8"]
+    assert "as it is" in last
+    assert isinstance(front, tuple)
+    assert repr(front) == str(front)
+    assert front._repr_html_().startswith("<pre>")
+    assert front.to_csv().startswith("layers,ms,macs,parameters,risk,measured_ms,measured_risk\nlayer0=4 layer1=2,9.0,")
+    assert [one["layers"] for one in front.to_dict()["choices"]] == [{"layer0": 4, "layer1": 2}, {}]
+    assert "measured" not in str(made.predicted()).split("\n")[0]
+    assert "as it is" in str(made.uniform())
+    assert str(type(front)()) == "no choice: no layer can have other groups"
+
+
+def test_a_layer_whose_conversion_changes_the_model_is_refused_in_its_rows():
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.other = nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=4)
+
+        def forward(self, x):
+            return self.other(self.conv(x)) + next(self.parameters()).mean()
+
+    x = torch.randn(2, 8, 9, 9)
+    made = groupwise.sweep(Reads(), x, groups=(1, 4), data=x, repeats=1)
+    rows = {(row.layer, row.groups): row for row in made.rows}
+    assert rows["conv", 1].refused.startswith("conv: the conversion is exact, and yet")
+    assert not rows["other", 1].refused
+    assert all("conv" not in choice.groups for choice in made.predicted())

@@ -137,7 +137,7 @@ def test_folding_joins_names_and_sums():
         "padding": [0, 0], "dilation": [1, 1], "output_padding": [0, 0], "groups": 2, "input_size": [5, 5], "batch": 1,
         "dtype": "float32", "passes": ["forward"], "parameters": 72, "bytes": 10, "pytorch_ms": 0.5,
         "macs": {"forward": 7, "grad_input": 7, "grad_weight": 7}, "groupwise_ms": None, "speedup": None,
-        "kernel": None, "kernels": {}, "max_error": None, "roofline": None,
+        "kernel": None, "kernels": {}, "max_error": None, "roofline": None, "hazard": "",
     }  # fmt: skip
     names = ["layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2", "layer1.5.conv2", "layer1.0.conv3"]
     folded = fold([row | {"name": name} for name in names[:4]] + [row | {"name": "layer1.6.conv2", "groups": 1}])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -16,10 +15,10 @@ import torch
 import warm
 from groupwise.examples import train
 from groupwise.examples.digits import digits
+from scripts import needs_digits
 from test_checkpoint_lock import WRITER, another, refuses
 
-if importlib.util.find_spec("sklearn") is None:
-    pytest.skip("scikit-learn is not installed", allow_module_level=True)
+needs_digits(module=True)
 
 PROGRAM = "groupwise.examples.train"
 ENOUGH = 180

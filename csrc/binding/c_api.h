@@ -9,7 +9,7 @@
 
 // Rises with every change of a signature below, of a text's keys, and of the operators and classes that Python calls by torch.ops and
 // torch.classes.
-#define GROUPWISE_API_VERSION 11
+#define GROUPWISE_API_VERSION 12
 
 GROUPWISE_API int32_t groupwise_api_version();
 
@@ -26,8 +26,8 @@ GROUPWISE_API int64_t groupwise_isa(char* text, int64_t size);
 // Registers the kernels of aten::convolution and aten::convolution_backward. Calls after the first change nothing.
 GROUPWISE_API int32_t groupwise_register();
 
-// Turns dispatch on or off: for the process, and for this thread (1 on, -1 off, 0 as the process). The second returns what
-// the thread had before.
+// Turns dispatch on or off: for the process, and for this thread (1 on, -1 off, 0 as the process, -2 off except for what PyTorch's
+// kernel may harm the process by). The second returns what the thread had before.
 GROUPWISE_API void groupwise_dispatch(int32_t on);
 GROUPWISE_API int32_t groupwise_dispatch_thread(int32_t state);
 

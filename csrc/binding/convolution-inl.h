@@ -51,7 +51,7 @@ struct Convolution {
 
   // Tells whether kernels may compute this at all, and reads the arguments.
   bool ours() {
-    if (!dispatched() || Api::traced()) return false;
+    if (!(dispatched() || dispatched_if_harmful()) || Api::traced()) return false;
     dtype = Api::dtype_of(input);
     if (dtype == Dtype::other || Api::dtype_of(weight) != dtype) return false;
     const bool understood = understand(Api::strided_of(input), Api::strided_of(weight), stride, padding, dilation, transposed,
@@ -148,25 +148,32 @@ struct Convolution {
     // Other threads would be measured too, and a choice by time is no deterministic one.
     if (Api::in_parallel_region() || Api::deterministic()) return plan;
     const Request& request = plan->request;
-    const std::optional<Measured> before = remembered(request);
-    // Another thread may have measured it since.
-    if ((before ? before->tries : 0) == plan->tries) {
-      std::vector<Contender> contenders{{kPyTorch, theirs}};
-      std::vector<std::pair<const char*, std::string>> refused;
-      const std::vector<Candidate> candidates = candidates_of(request, &refused);
-      // The budget may end before the last: those that are expected to be the fastest come first.
-      const std::vector<Speedup> expected = judge(request, candidates).speedups;
-      std::vector<size_t> order = left_out(candidates, before);
-      std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return expected[a].middle > expected[b].middle; });
-      for (const size_t i : order) {
-        Plan one = *plan;
-        one.kernel = candidates[i].kernel;
-        one.work = candidates[i].work;
-        contenders.push_back({candidates[i].kernel->name, [&ours, one] { ours(one); }});
-      }
-      if (!measure(request, contenders, before.value_or(Measured{}))) return plan;
+    std::vector<Contender> contenders{{kPyTorch, theirs}};
+    std::vector<std::pair<const char*, std::string>> refused;
+    const std::vector<Candidate> candidates = candidates_of(request, &refused);
+    // The budget may end before the last: those that are expected to be the fastest come first.
+    const std::vector<Speedup> expected = judge(request, candidates).speedups;
+    std::vector<size_t> order = left_out(candidates, remembered(request));
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return expected[a].middle > expected[b].middle; });
+    for (const size_t i : order) {
+      Plan one = *plan;
+      one.kernel = candidates[i].kernel;
+      one.work = candidates[i].work;
+      contenders.push_back({candidates[i].kernel->name, [&ours, one] { ours(one); }});
     }
-    return plan_again(request);
+    return measure(request, contenders, plan->tries) ? plan_again(request) : plan;
+  }
+
+  // Returns the plan of the kernel that computes what was planned, and records that it was planned; null for PyTorch's own.
+  template <class Ours, class Theirs>
+  static std::shared_ptr<const Plan> chosen(std::shared_ptr<const Plan> plan, Ours&& ours, Theirs&& theirs) {
+    if (!dispatched_if_harmful()) {
+      plan = tuned(std::move(plan), ours, theirs);
+    } else if (!plan->hazard || !plan->work) {
+      return nullptr;
+    }
+    record(plan);
+    return plan->work ? plan : nullptr;
   }
 
   // Returns the output. `bias` may be null, and `theirs()` is PyTorch's own.
@@ -174,11 +181,10 @@ struct Convolution {
   Tensor forward(const Tensor* bias, Theirs&& theirs) {
     if (ours() && bias_fits(bias)) {
       const auto run = [&](const Plan& plan) { return correlate(plan, input, bias); };
-      const auto plan = tuned(decide(transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
-                                     transposed ? &input : nullptr),
-                              run, theirs);
-      record(plan);
-      if (plan->work) return run(*plan);
+      const auto plan = chosen(decide(transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
+                                      transposed ? &input : nullptr),
+                               run, theirs);
+      if (plan) return run(*plan);
     }
     return theirs();
   }
@@ -191,11 +197,10 @@ struct Convolution {
     if (ours() && Api::dtype_of(grad_output) == dtype && matches(Api::strided_of(grad_output), Api::strided_of(input), call)) {
       if (mask[0]) {
         const auto run = [&](const Plan& plan) { return correlate(plan, grad_output, nullptr); };
-        const auto plan = tuned(decide(transposed ? Direction::forward : Direction::grad_input,
-                                       transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output),
-                                run, [&] { theirs({true, false, false}); });
-        record(plan);
-        if (plan->work) {
+        const auto plan = chosen(decide(transposed ? Direction::forward : Direction::grad_input,
+                                        transposed ? &grad_output : nullptr, transposed ? nullptr : &grad_output),
+                                 run, [&] { theirs({true, false, false}); });
+        if (plan) {
           grads[0] = run(*plan);
           left[0] = false;
         }
@@ -206,9 +211,8 @@ struct Convolution {
         float* sums = nullptr;
         const Tensor &x = transposed ? grad_output : input, &y = transposed ? input : grad_output;
         const auto run = [&](const Plan& plan) { return grad_weight(plan, x, y, sums); };
-        const auto plan = tuned(decide(Direction::grad_weight, &x, &y), run, [&] { theirs({false, true, false}); });
-        record(plan);
-        if (plan->work) {
+        const auto plan = chosen(decide(Direction::grad_weight, &x, &y), run, [&] { theirs({false, true, false}); });
+        if (plan) {
           shared = plan->work->facts.threads > 1;
           if (mask[2] && !transposed && plan->work->sums_grad_output()) {
             grads[2] = Api::empty(weight, Numbers(&call.y_channels, 1), false);

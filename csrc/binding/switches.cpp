@@ -20,6 +20,7 @@ bool dispatched() {
   return marked && marked();
 }
 void dispatch(bool on) { process_dispatched = on; }
+bool dispatched_if_harmful() { return thread_dispatched == -2; }
 int dispatch_thread(int state) { return std::exchange(thread_dispatched, state); }
 void dispatch_where(bool (*marked)()) { asks_node = marked; }
 

@@ -97,14 +97,14 @@ void when_spent(void (*told)()) { spent_told = told; }
 
 void set_clock(double (*clock)()) { clock_in_use = clock ? clock : processor_clock; }
 
-bool measure(const Request& request, const std::vector<Contender>& contenders, const Measured& before) {
+bool measure(const Request& request, const std::vector<Contender>& contenders, int64_t tries) {
   if (busy.exchange(true)) return false;
   struct Done {
     ~Done() { busy = false; }
   } done;
-  // The thread that was measuring a moment ago may have measured this.
-  const std::optional<Measured> since = remembered(request);
-  if ((since ? since->tries : 0) != before.tries) return true;
+  // A thread that was measuring a moment ago may have measured this.
+  const Measured before = remembered(request).value_or(Measured{});
+  if (before.tries != tries) return true;
   double (*const now)() = clock_in_use;
   const size_t count = contenders.size();
   std::vector<double> first(count, kNever), least(count, kNever);

@@ -27,10 +27,10 @@ struct Contender {
   std::function<void()> run;
 };
 
-// Times the contenders in turn, the first of which is PyTorch's, and remembers the least time of each with those of `before`.
-// Leaves out those that fail; where PyTorch's fails, that is remembered as a try. Measures nothing where another thread did since
-// `before`. Returns false, and does nothing, while another thread measures.
-bool measure(const Request& request, const std::vector<Contender>& contenders, const Measured& before);
+// Times the contenders in turn, the first of which is PyTorch's, and remembers the least time of each with those from before.
+// Leaves out those that fail; where PyTorch's fails, that is remembered as a try. Measures nothing unless the request was measured
+// `tries` times, as another thread may have measured it since. Returns false, and does nothing, while another thread measures.
+bool measure(const Request& request, const std::vector<Contender>& contenders, int64_t tries);
 
 // Returns {"requests": 3, "seconds": 0.01, "lost": 0}: what was measured since the library was loaded, how long that took, and
 // how many results could not be written.

@@ -36,6 +36,7 @@ std::string describe(const Plan& plan) {
       each("kernel_size", r, &Axis::kernel) + ", " + each("stride", r, &Axis::stride) + ", " + each("padding", r, &Axis::pad) +
       ", " + each("dilation", r, &Axis::dilation) + ", " + quoted("source", kSourceNames[static_cast<int>(plan.source)]) +
       ", " + quoted("evidence", plan.evidence);
+  if (plan.hazard) json += ", " + quoted("hazard", plan.hazard);
   if (plan.speedup > 0) json += ", \"speedup\": " + json_number(plan.speedup, 6);
   if (plan.work) {
     const Facts& f = plan.work->facts;

@@ -130,13 +130,13 @@ std::shared_ptr<const Plan> make(const Request& r, const std::string& forced) {
     return plan;
   }
   if (candidates.empty()) return plan;
-  const char* const hazard = r.pytorch_right ? hazard_of(r) : "PyTorch's kernel is wrong here";
-  plan->safe = !hazard;
+  plan->hazard = hazard_of(r);
+  plan->safe = r.pytorch_right && !plan->hazard;
   const std::optional<Measured> measured = remembered(r);
   if (measured) plan->tries = measured->tries;
   plan->open = plan->tries < kMostTries && !left_out(candidates, measured).empty();
   decide(candidates, plan.get());
-  if (hazard) plan->evidence = hazard;
+  if (!plan->safe) plan->evidence = plan->hazard ? plan->hazard : "PyTorch's kernel is wrong here";
   return plan;
 }
 

@@ -18,12 +18,13 @@ struct Plan {
   const KernelRow* kernel = nullptr;  // null for PyTorch's own
   std::shared_ptr<const Work> work;   // of the kernel
   Source source = Source::sole;
-  bool safe = true;      // PyTorch's kernel is right, reads its tensors alone, and ends
-  std::string evidence;  // what the source says of the choice
-  bool open = false;     // measuring may add to what is known
-  int64_t tries = 0;     // how often it was measured before
-  std::string sharing;   // why fewer threads compute than may
-  double speedup = 0;    // over PyTorch's kernel, as the source expects it; 0 if it does not say
+  bool safe = true;              // PyTorch's kernel is right, reads its tensors alone, and ends
+  const char* hazard = nullptr;  // what PyTorch's kernel may do to the process, or null
+  std::string evidence;          // what the source says of the choice
+  bool open = false;             // measuring may add to what is known
+  int64_t tries = 0;             // how often it was measured before
+  std::string sharing;           // why fewer threads compute than may
+  double speedup = 0;            // over PyTorch's kernel, as the source expects it; 0 if it does not say
   // By name: why each kernel cannot run, and what the source says of each other one that can.
   std::vector<std::pair<const char*, std::string>> refused, others;
 

@@ -1,9 +1,8 @@
 #include "targets/isa.h"
 
 #include <cstdlib>
-#ifdef __x86_64__
-#include <cpuid.h>
-#endif
+
+#include "targets/cpuid.h"
 
 namespace groupwise {
 
@@ -92,8 +91,7 @@ const Kernels& kernels() { return thread_forced ? *thread_forced : *selection().
 
 bool has_avx512_fp16() {
 #ifdef __x86_64__
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1) && runnable_isas().back() == "avx512";
+  return has(ExtendedFeature::avx512_fp16) && runnable_isas().back() == "avx512";
 #else
   return false;
 #endif

@@ -1,9 +1,10 @@
 #include "kernels/low/amx.h"
 
 #if defined(__x86_64__) && defined(__linux__)
-#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "targets/cpuid.h"
 #endif
 
 namespace groupwise {
@@ -16,10 +17,8 @@ namespace {
 constexpr long kRequest = 0x1023, kTileData = 18;
 
 bool found() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool bfloat16 = (d >> 22 & 1) && __builtin_cpu_supports("avx512bf16"), tiles = d >> 24 & 1;
-  return bfloat16 && tiles && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  const bool bfloat16 = has(ExtendedFeature::amx_bfloat16) && __builtin_cpu_supports("avx512bf16");
+  return bfloat16 && has(ExtendedFeature::amx_tiles) && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
 
 }  // namespace

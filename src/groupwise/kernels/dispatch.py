@@ -22,6 +22,8 @@ from groupwise.kernels import freezing, native, tuning
 from groupwise.kernels.plan import KERNELS
 
 VARIABLE = "GROUPWISE_ENABLE"
+# The state of a thread that dispatches what PyTorch's kernel may harm the process by, and nothing else.
+_BY_PYTORCH = -2
 
 
 class _ForkedLock:
@@ -230,6 +232,25 @@ def forced(on: bool | None = None, kernel: str = "", isa: str = "") -> Iterator[
         library.groupwise_force_isa(isa_before)
         library.groupwise_force(kernel_before)
         library.groupwise_dispatch_thread(on_before)
+
+
+@contextlib.contextmanager
+def by_pytorch() -> Iterator[None]:
+    """Runs this thread's convolutions by PyTorch's kernels while the block runs, where these cannot harm the process.
+
+    PyTorch's kernel may end the process, or never end itself, in what has a `Plan.hazard`. One of groupwise's computes
+    that, whatever is enabled, and `record_plans` records its plan and no other. All that compares groupwise with
+    PyTorch runs PyTorch's side in such a block. Where groupwise's kernels cannot run, the block changes nothing.
+    """
+    if native.status().problem:
+        yield
+        return
+    switch = thread_switch()
+    before = switch(_BY_PYTORCH)
+    try:
+        yield
+    finally:
+        switch(before)
 
 
 def forget() -> None:

@@ -59,6 +59,8 @@ class Plan(Printed):
     """How many times as fast as PyTorch's kernel the source expects the kernel to be, if it says so."""
     sharing: str = ""
     """Why fewer threads compute than were asked for."""
+    hazard: str = ""
+    """What PyTorch's kernel may do to the process here; groupwise then computes this whatever its speed."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Why a kernel cannot run, by its name."""
     others: Mapping[str, str] = field(default_factory=dict)
@@ -102,7 +104,7 @@ class Plan(Printed):
         facts |= {"isa": self.isa, "threads": self.threads, **self.shape, "refused": dict(self.refused)}
         facts |= {"others": dict(self.others)}
         facts |= {"source": self.source, "evidence": self.evidence, "speedup": self.speedup}
-        facts |= {"sharing": self.sharing}
+        facts |= {"sharing": self.sharing, "hazard": self.hazard}
         if self.block is not None:
             facts |= {"tile": self.tile, "block": dict(self.block)}
             facts |= {"tasks": self.tasks, "products": self.products, "scratch_bytes": self.scratch_bytes}

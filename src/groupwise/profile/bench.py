@@ -11,7 +11,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Timing:
     - `work`: `forward`, or `training step`: the forward and the gradients of input, weight and bias
     - `library`: whose kernels, `pytorch` or `groupwise`; `kernels`: the kernel of each pass
     - `ms`, `q1_ms`, `q3_ms`: the median of the samples, and the quartiles, between which half of them lie
-    - `speedup`: PyTorch's time in the same memory format over this one
+    - `speedup`: PyTorch's time in the same memory format over this one; None where PyTorch's kernels were not run
     - `roofline`: the fraction of peak that it reaches: its roofline floor over its time; None for other dtypes than
       float32
     """
@@ -62,7 +62,7 @@ class Timing:
     ms: float
     q1_ms: float
     q3_ms: float
-    speedup: float
+    speedup: float | None
     roofline: float | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,6 +79,7 @@ class Bench(Tabular):
     - `repeats`: how many samples each median is taken over; `machine`: where it was measured
     - `not_measured`: why groupwise's kernels were not measured; None if they were
     - `interference`: what other processes took meanwhile
+    - `hazards`: why PyTorch's kernels were not run, by the work and the memory format, as in `"forward, contiguous"`
     """
 
     cost: Cost
@@ -87,6 +88,7 @@ class Bench(Tabular):
     machine: dict[str, Any]
     not_measured: str | None
     interference: Interference = UNKNOWN
+    hazards: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return bench_text.table(self.to_dict(), self.cost)
@@ -111,6 +113,7 @@ class Bench(Tabular):
             "machine": self.machine,
             "not_measured": self.not_measured,
             "interference": self.interference.to_dict(),
+            "hazards": dict(self.hazards),
         }
 
     def save(self, path: str | pathlib.Path) -> None:
@@ -151,7 +154,8 @@ def bench(
     - `threads`: how many threads PyTorch's pool may use; `torch.get_num_threads()` if left out
 
     Raises `GroupwiseError` for a shape that does not fit the layer, and for one that does not fit the memory. Where
-    groupwise's kernels cannot run, only PyTorch's are timed.
+    groupwise's kernels cannot run, only PyTorch's are timed; where PyTorch's may end the process, or never end
+    themselves, only groupwise's are.
 
     Examples:
         >>> made = bench(ConvSpec(8, 8, 3, groups=8), (1, 8, 16, 16), repeats=1)
@@ -169,11 +173,15 @@ def bench(
         formats = MEMORY_FORMATS if spec.dims == 2 else MEMORY_FORMATS[:1]
         pairs = list(itertools.product((False,) if reason else (False, True), formats))
         calls: dict[_Key, Callable[[], object]] = {}
-        kernels = {}
+        kernels, hazards = {}, {}
         with _refusing_what_does_not_fit(tuple(input_shape)):
             for ours, name in pairs:
                 made = _calls(at, _FORMATS[name])
-                calls |= {(work, ours, name): call for work, call in zip(WORKS, made, strict=True)}
+                for work, call in zip(WORKS, made, strict=True):
+                    if hazard := "" if ours else _hazard(call):
+                        hazards[f"{work}, {name}"] = hazard
+                    else:
+                        calls[work, ours, name] = call
                 kernels[ours, name] = _kernels(made[-1], spec, ours)
             meter = Meter()
             spread = {key: _quartiles(times) for key, times in _interleave(calls, repeats).items()}
@@ -181,6 +189,9 @@ def bench(
         about = {**machine(), "roofline": roofline.to_dict()}
     timings = []
     for work, (ours, name) in itertools.product(WORKS, pairs):
+        if (work, ours, name) not in spread:
+            continue
+        pytorch = spread.get((work, False, name))
         (q1, ms, q3), floor = spread[work, ours, name], roofline.floor_ms(at, len(WORKS[work]))
         timings.append(
             Timing(
@@ -191,11 +202,11 @@ def bench(
                 ms,
                 q1,
                 q3,
-                spread[work, False, name][1] / ms,
+                None if pytorch is None else pytorch[1] / ms,
                 None if floor is None else floor / ms,
             )
         )
-    return Bench(at, tuple(timings), repeats, about, reason, interference)
+    return Bench(at, tuple(timings), repeats, about, reason, interference, hazards)
 
 
 @contextlib.contextmanager
@@ -231,7 +242,8 @@ def _calls(at: Cost, memory_format: torch.memory_format) -> tuple[Callable[[], o
     source = source.contiguous(memory_format=memory_format).requires_grad_()
     if memory_format is torch.channels_last:
         layer = layer.to(memory_format=memory_format)  # type: ignore[call-overload]  # not in its stub
-    gradient = torch.randn_like(layer(source))
+    with dispatching(False):
+        gradient = torch.randn_like(layer(source))
     wanted = [source, *layer.parameters()]
 
     def forward() -> object:
@@ -242,6 +254,13 @@ def _calls(at: Cost, memory_format: torch.memory_format) -> tuple[Callable[[], o
         return torch.autograd.grad(layer(source), wanted, gradient)
 
     return forward, step
+
+
+def _hazard(call: Callable[[], object]) -> str:
+    """What PyTorch's kernels of a call may do to the process, in which groupwise's then compute; empty for nothing."""
+    with dispatching(False), record_plans() as plans:
+        call()
+    return plans[0].hazard if plans else ""
 
 
 def _kernels(step: Callable[[], object], spec: ConvSpec, ours: bool) -> dict[str, str]:

@@ -185,7 +185,9 @@ def report(
     between them, the whole model is timed without it as well. Meta tensors have no times. groupwise does not see
     convolutions that a model runs in threads of its own.
 
-    Each time is measured by PyTorch's kernels and, in turn, by groupwise's, whether these are enabled or not. The
+    Each time is measured by PyTorch's kernels and, in turn, by groupwise's, whether these are enabled or not. Where
+    PyTorch's kernel may end the process, or never end itself, groupwise's computes on both sides, and the row says so
+    (`hazard`). The
     results are then compared, for which every convolution is computed in float64 once. Where groupwise's kernels
     cannot run, and for a model with tensors beyond the CPU, their fields are None, and the report says why.
 
@@ -299,5 +301,6 @@ def _both(row: Row, calls: Sequence[ConvCall], checked: Checked, roofline: Roofl
         groupwise_ms=_row(calls, backward).pytorch_ms,
         kernels=checked.kernels,
         max_error=checked.max_error,
+        hazard=checked.hazard,
         floor_ms=roofline.floor_ms(row.call.cost, len(row.call.passes)),
     )

@@ -18,6 +18,8 @@ class Row:
     """One convolution executed: what it is, what it costs, the median times it took in ms.
 
     - `forward_ms`, `backward_ms`: by PyTorch's kernels; None where nothing was measured
+    - `hazard`: what PyTorch's kernel may do to the process. A kernel of groupwise then computed a pass on PyTorch's
+      side too: the two times are of that side, and there is no `pytorch_ms` and no speedup
     - `groupwise_ms`: by groupwise's, forward and, if it ran, backward; None, like all below, where groupwise's kernels
       were not measured
     - `kernels`: the kernel of each pass
@@ -33,18 +35,24 @@ class Row:
     kernels: Mapping[str, str] = field(default_factory=dict)
     max_error: float | None = None
     floor_ms: float | None = None
+    hazard: str = ""
 
     @property
-    def pytorch_ms(self) -> float | None:
-        """PyTorch's time of the forward and, if it ran, the backward."""
+    def before_ms(self) -> float | None:
+        """The time of PyTorch's side: of the forward and, if it ran, the backward."""
         if self.forward_ms is None:
             return None
         return self.forward_ms + (self.backward_ms or 0.0)
 
     @property
+    def pytorch_ms(self) -> float | None:
+        """That time, if PyTorch's kernels computed it."""
+        return None if self.hazard else self.before_ms
+
+    @property
     def ours(self) -> bool:
-        """Whether a kernel of groupwise computed a pass of it."""
-        return bool(set(self.kernels.values()) - {"pytorch"})
+        """Whether a kernel of groupwise computed a pass of it where PyTorch's side ran PyTorch's."""
+        return bool(set(self.kernels.values()) - {"pytorch"}) and not self.hazard
 
     @property
     def speedup(self) -> float | None:
@@ -71,14 +79,15 @@ class Row:
         return {
             **self.call.to_dict(),
             "pytorch_ms": self.pytorch_ms,
-            "forward_ms": self.forward_ms,
-            "backward_ms": self.backward_ms,
+            "forward_ms": None if self.hazard else self.forward_ms,
+            "backward_ms": None if self.hazard else self.backward_ms,
             "groupwise_ms": self.groupwise_ms,
             "speedup": self.speedup,
             "kernel": self.kernel,
             "kernels": dict(self.kernels),
             "max_error": self.max_error,
             "roofline": self.roofline,
+            "hazard": self.hazard,
         }
 
 
@@ -87,7 +96,8 @@ def sums(rows: Iterable[Row]) -> dict[str, Any]:
     chosen = list(rows)
     weights = {row.call.parameter: row.call.spec.parameters for row in chosen if row.call.parameter is not None}
     ran = {name: sum(r.call.cost.macs.forward for r in chosen if name in r.call.passes) for name in DIRECTIONS}
-    pytorch = known_sum(row.pytorch_ms for row in chosen)
+    # Both sides count what groupwise computed on both.
+    pytorch = known_sum(row.before_ms for row in chosen)
     ours = known_sum(row.groupwise_ms for row in chosen)
     with_floor = [row for row in chosen if row.floor_ms is not None]
     return {

@@ -75,9 +75,14 @@ def measure(
 
 
 def dispatching(ours: bool) -> contextlib.AbstractContextManager[None]:
-    """Within the block this thread's convolutions use groupwise's kernels, or PyTorch's, whatever is enabled."""
+    """Within the block this thread's convolutions use groupwise's kernels, or PyTorch's, whatever is enabled.
+
+    What PyTorch's kernels may harm the process by uses groupwise's all the same.
+    """
+    if not ours:
+        return dispatch.by_pytorch()
     # Where groupwise's kernels cannot run, nothing dispatches to them.
-    return contextlib.nullcontext() if native.status().problem else dispatch.forced(ours)
+    return contextlib.nullcontext() if native.status().problem else dispatch.forced(True)
 
 
 def check_same(runs: Sequence[Sequence[ConvCall]]) -> None:

@@ -13,6 +13,7 @@ import torch
 from groupwise.kernels import dispatch
 from groupwise.kernels.plan import Plan, record_plans
 from groupwise.profile.record import ConvCall, Recorder
+from groupwise.profile.timing import check_same
 from groupwise.profile.workload import Workload, tensors_of
 
 # The results of two kernels may differ by this many roundings of float32, relative to the largest value: a sum of
@@ -27,11 +28,13 @@ class Checked:
     - `kernels`: the kernel of each pass that ran, by the pass's name
     - `max_error`: the largest `relative_error` of the results of its passes, against float64; None where PyTorch
       computes no such convolution in float64
+    - `hazard`: why PyTorch's kernel did not compute it on PyTorch's side; empty where it did
     """
 
     call: ConvCall
     kernels: Mapping[str, str]
     max_error: float | None
+    hazard: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,20 @@ class Agreement:
 
 
 def check(workload: Workload) -> tuple[list[Checked], Agreement]:
-    """Run a workload once by PyTorch's kernels and once by groupwise's, and compare."""
-    with dispatch.forced(False):
-        expected = _outputs(workload, Recorder(workload))
-    checker = _Checker(workload)
+    """Run a workload once by PyTorch's kernels and once by groupwise's, and compare.
+
+    Raises `GroupwiseError` if the two runs execute other convolutions.
+    """
+    watch, checker = _Watch(workload), _Checker(workload)
+    with dispatch.by_pytorch():
+        expected = _outputs(workload, watch)
     with dispatch.forced(True):
         outputs = _outputs(workload, checker)
-    checked = [Checked(call, checker.kernels_of(call), checker.error_of(call)) for call in checker.calls]
+    check_same([watch.calls, checker.calls])
+    checked = [
+        Checked(call, checker.kernels_of(call), checker.error_of(call), watch.hazard_of(other))
+        for call, other in zip(checker.calls, watch.calls, strict=True)
+    ]
     return checked, _compared(outputs, expected, checked)
 
 
@@ -89,14 +99,46 @@ def relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
     return error if math.isfinite(error) else sys.float_info.max
 
 
-class _Checker(Recorder):  # type: ignore[no-untyped-call]  # torch's, without types
+class _Planned(Recorder):  # type: ignore[no-untyped-call]  # torch's, without types
+    """Records each convolution, and knows the plans that were made for the one that ran last."""
+
+    plans: Sequence[Plan] = ()
+
+    def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
+        """Runs a convolution and keeps its plans."""
+        with record_plans() as plans:
+            computed = super().compute(func, args, kwargs)
+        self.plans = plans
+        return computed
+
+
+class _Watch(_Planned):  # type: ignore[no-untyped-call]  # torch's, without types
+    """Records which convolutions PyTorch's kernels do not compute on PyTorch's side, by the identity of the call."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(workload)
+        self._hazards: dict[int, str] = {}
+
+    def hazard_of(self, call: ConvCall) -> str:
+        """Why PyTorch's kernel did not compute a pass of it; empty where it computed all."""
+        return self._hazards.get(id(call), "")
+
+    def examine(
+        self, call: ConvCall, passes: Sequence[str], args: tuple[Any, ...], results: Sequence[torch.Tensor | None]
+    ) -> None:
+        """Keeps the first hazard."""
+        # PyTorch's side plans nothing else.
+        for plan in self.plans:
+            self._hazards.setdefault(id(call), plan.hazard)
+
+
+class _Checker(_Planned):  # type: ignore[no-untyped-call]  # torch's, without types
     """Records the kernels and the errors of each convolution, by the identity of its call."""
 
     def __init__(self, workload: Workload) -> None:
         super().__init__(workload)
         self._kernels: dict[int, dict[str, str]] = {}
         self._errors: dict[int, list[float]] = {}
-        self._plans: list[Plan] = []
 
     def kernels_of(self, call: ConvCall) -> dict[str, str]:
         """The kernel of each pass that ran; only `aten::convolution` dispatches to groupwise's."""
@@ -106,18 +148,11 @@ class _Checker(Recorder):  # type: ignore[no-untyped-call]  # torch's, without t
         """The largest error of the passes that ran; None where none could be compared."""
         return max(self._errors.get(id(call), ()), default=None)
 
-    def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
-        """Runs a convolution and keeps its plans."""
-        with record_plans() as plans:
-            computed = super().compute(func, args, kwargs)
-        self._plans = plans
-        return computed
-
     def examine(
         self, call: ConvCall, passes: Sequence[str], args: tuple[Any, ...], results: Sequence[torch.Tensor | None]
     ) -> None:
         """Compares the results with those of the same operator in float64."""
-        self._kernels.setdefault(id(call), {}).update(kernels_of(self._plans, passes, call.spec.transposed))
+        self._kernels.setdefault(id(call), {}).update(kernels_of(self.plans, passes, call.spec.transposed))
         errors = self._errors.setdefault(id(call), [])
         try:
             wide = [_wide(argument) if isinstance(argument, torch.Tensor) else argument for argument in args]

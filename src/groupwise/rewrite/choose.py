@@ -13,7 +13,7 @@ import torch
 
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import tuning
-from groupwise.rewrite.engines import UNMEASURED, UNMEASURED_LOW, Engine, Maybe, Work, entering, kernel_of
+from groupwise.rewrite.engines import UNMEASURED, UNMEASURED_LOW, Engine, Maybe, Work, entering, hazard_of, kernel_of
 from groupwise.rewrite.low_engines import engines_of
 from groupwise.rewrite.recipe import Call
 
@@ -74,18 +74,23 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
                 kernels[engine.label] = kernel
         elif engine.name != "matmul" and not engine.kernel:
             refused[engine.label] = reason
+    hazard = hazard_of(work)
     if any(kernels.values()):
         # Some kernel runs the layer, whatever the planner expects of it.
         refused.pop("groupwise", None)
     if not measure:
         known = UNMEASURED_LOW if work.dtype == torch.bfloat16 else UNMEASURED
         name = next(name for name in known if name in able)
-        reason = "the planner takes it" if name == "groupwise" else ""
+        reason = "the planner takes it" if name == "groupwise" else hazard
         return Choice(able[name], reason, {}, refused, kernels[name])
     exact = able["pytorch"].make(work, weight, bias)(*_copies(given))
     calls: dict[str, Call] = {}
     outputs: dict[tuple[int, ...], torch.Tensor] = {}
     for name, engine in able.items():
+        if hazard and name == "pytorch" and len(able) > 1:
+            # A kernel of groupwise would compute it. Those that are an engine also compute what follows the layer.
+            refused[name] = hazard
+            continue
         # A weight that is packed for an engine that is wrong is dropped before the next engine packs its own.
         recipe = engine.make(work, weight, bias)
         made = _tried(recipe.call, given, exact)
@@ -99,7 +104,7 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
     if len(calls) <= 1:
         # Where not even PyTorch's runs a second time, for want of memory, the network says so itself.
         name = next(iter(calls), "pytorch")
-        return Choice(able[name], "", {}, refused, kernels[name])
+        return Choice(able[name], hazard if name == "pytorch" else "", {}, refused, kernels[name])
     seconds = time_calls(calls, given)
     best = fastest(seconds)
     ms = {name: round(min(found) * 1e3, 4) for name, found in seconds.items()}

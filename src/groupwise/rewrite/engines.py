@@ -15,9 +15,11 @@ import torch
 from torch.nn import functional
 
 from groupwise.kernels import native
+from groupwise.kernels.plan import plan
 from groupwise.rewrite.precision import bfloat16_problem
 from groupwise.rewrite.recipe import Method, Operation, Recipe, Slot
 from groupwise.rewrite.steps import Activation, Epilogue, Geometry
+from groupwise.spec.convspec import ConvSpec
 
 aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
 Maybe = torch.Tensor | None
@@ -105,6 +107,19 @@ def _in_place(activation: Activation, slot: Slot) -> Operation:
     return Operation(operator, (slot, *scalars), words)
 
 
+def hazard_of(work: Work) -> str:
+    """Returns what PyTorch's kernel of a convolution may do to the process; empty for nothing."""
+    at = work.geometry
+    if at is None or native.status().problem or 0 in (*work.source, *work.result, *work.weight):
+        return ""
+    spec = ConvSpec(
+        *(work.source[1], work.result[1], work.weight[2:], at.stride, at.padding, at.dilation, at.groups),
+        transposed=at.transposed,
+        output_padding=at.output_padding or 0,
+    )
+    return plan(spec, work.source, work.dtype).hazard
+
+
 # oneDNN
 
 
@@ -117,6 +132,8 @@ def _refuse_onednn(work: Work) -> str | None:
         return f"it takes float32 here, not {str(work.dtype).removeprefix('torch.')}"
     if 0 in (*work.source, *work.result):
         return "the input is empty"
+    if hazard := hazard_of(work):
+        return hazard
     at = work.geometry
     if at is not None and at.transposed and (at.dims != 2 or at.groups != 1):
         return "it takes transposed convolutions in 2-D without groups"
@@ -313,7 +330,9 @@ def _make_pytorch(work: Work, weight: torch.Tensor, bias: Maybe) -> Recipe:
         weight = weight.contiguous(memory_format=torch.channels_last)
     numbers = (*map(list, (at.stride, at.padding, at.dilation)), at.transposed)
     arguments = (SOURCE, weight, bias, *numbers, list(at.output_padding or (0,) * at.dims), at.groups)
-    return _finished(work.epilogue, Operation(aten.convolution.default, arguments, state=-1))
+    # What PyTorch's kernel may harm the process by is dispatched, and so computed by one of groupwise's.
+    state = 1 if hazard_of(work) else -1
+    return _finished(work.epilogue, Operation(aten.convolution.default, arguments, state=state))
 
 
 # A pointwise convolution as a matrix product

@@ -244,7 +244,7 @@ def _disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
     state = torch.get_rng_state()
     args, kwargs = tree_map(_leaf, (args, kwargs))
     try:
-        with quietly():
+        with quietly(), dispatch.by_pytorch():
             expected = tree_leaves(model(*args, **kwargs))
     except Exception as error:
         raise refused(error, args, kwargs, "groupwise.optimize(model, x, train=True)") from error
@@ -254,7 +254,7 @@ def _disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
         gradients = None
     torch.set_rng_state(state)
     try:
-        with quietly():
+        with quietly(), dispatch.by_pytorch():
             found = tree_leaves(Region(twin, "", Settings())(*args, **kwargs))
             same = len(expected) == len(found) and all(map(_close, expected, found))
             if not same:
@@ -265,7 +265,7 @@ def _disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
     if gradients is None or ours is None or _alike(gradients, ours):
         return ""
     # A network may turn the last digit of its input into other gradients.
-    with quietly():
+    with quietly(), dispatch.by_pytorch():
         torch.set_rng_state(state)
         nearby = _gradients(model, tree_leaves(model(*tree_map(_neighbour, args), **tree_map(_neighbour, kwargs))))
     return "" if _alike(gradients, ours, nearby) else "its traced form gives other gradients"

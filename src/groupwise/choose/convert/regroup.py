@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from groupwise.choose.convert.batch_norm import check_estimable, recalibrate
@@ -16,6 +17,7 @@ from groupwise.choose.convert.checks import check_groups_of
 from groupwise.choose.convert.data import check_taken, read
 from groupwise.choose.convert.factors import as_factored
 from groupwise.choose.convert.fit import fit
+from groupwise.choose.convert.unchanged import check_unchanged
 from groupwise.choose.exact.coarsen import coarser
 from groupwise.choose.exact.like import lossless, set_groups
 from groupwise.draw.text import regroup as text
@@ -104,12 +106,14 @@ def regroup(
       must stay as they are, such as the model's inputs or outputs, those of the other end alone change
     - `form="factored"`: a grouped layer of the same kernel, and a 1x1 convolution that mixes its groups
 
-    - `groups`: {layer's name: groups}, or a `Grouping`, whose layers gather where it was measured so
+    - `groups`: {layer's name: groups}, or a `Grouping`, whose layers gather where it was measured so. Where it names no
+      layer, as the choice of a front that leaves all as they are, the result is a copy of the model
     - `data`: batches, as a list or a `DataLoader`. A batch is a tensor, the only input of the model; a dict of keyword
       arguments; or a pair (inputs, targets), whose inputs are a tensor, a tuple of positional arguments or a dict. So
       `[((a, b), None)]` is a batch of two inputs; targets are not used. The weights of converted layers are then
       fitted to what the layers computed before, by least squares, in forward order, over all runs of a layer; and
-      batch normalisations take their statistics anew
+      batch normalisations take their statistics anew. Where every conversion is exact, the first batch shows whether
+      the model computes the same, up to rounding
     - `order`: of the channels in blocks: `best`, or for comparisons `stored` or `random`
     - `gather`: lets layers gather their channels at each call where the order cannot be folded into other layers, which
       is refused otherwise
@@ -120,7 +124,8 @@ def regroup(
     Raises `GroupwiseError` before any work for layers that do not exist or cannot have other groups, for groups that do
     not divide the channels, for layers of which code reads the groups or a tensor that would change, for orders that
     cannot be folded, and for data that the model does not take. Where `torch.fx` cannot follow the model nothing tells
-    what its code reads; nor where code takes tensors from `parameters()` or `state_dict()`.
+    what its code reads; nor where code takes tensors from `parameters()` or `state_dict()`. With data, exact
+    conversions that change the model's outputs by more than rounding are refused.
 
     Examples:
         >>> import torch
@@ -146,13 +151,13 @@ def regroup(
     if batches is not None:
         check = check_estimable if lossy else check_taken
         check(model, batches)
+    convert = partial(_convert_exactly, exact=exact, groups=wanted)
+    changed = [name for name, value in wanted.items() if layers[name].groups != value]
+    if batches is not None and changed and not lossy:
+        check_unchanged(model, convert, changed, batches[0])
     twin = copy.deepcopy(model)
+    convert(twin, wanted)
     rows = {name: RegroupRow(name, int(layers[name].groups), value, EXACT) for name, value in wanted.items()}
-    for name, weight in exact.items():
-        layer: Any = twin.get_submodule(name)
-        # Groups that are no part of the new ones are one dense layer first.
-        value = 1 if weight is None else wanted[name]
-        set_groups(layer, value, coarser(layer.weight, layer.groups, 1) if weight is None else weight)
     if lossy:
         asked = {name: wanted[name] for name in lossy}
         with shown_parts(progress) as tell:
@@ -164,6 +169,18 @@ def regroup(
                     rows[name] = replace(rows[name], **facts)
                 recalibrate(twin, batches)
     return Regrouped(twin, tuple(rows.values()))
+
+
+def _convert_exactly(
+    model: nn.Module, names: Iterable[str], exact: Mapping[str, torch.Tensor | None], groups: Mapping[str, int]
+) -> None:
+    """Gives layers of a model their groups and exact weights in place; one that has none is dense afterwards."""
+    for name in names:
+        layer: Any = model.get_submodule(name)
+        weight = exact[name]
+        # Groups that are no part of the new ones are one dense layer first.
+        value = 1 if weight is None else groups[name]
+        set_groups(layer, value, coarser(layer.weight, layer.groups, 1) if weight is None else weight)
 
 
 Form = Callable[[nn.Module, Mapping[str, int], str, Collection[str], int, Progress], dict[str, Converted]]

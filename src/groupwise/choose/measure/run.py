@@ -23,11 +23,11 @@ from groupwise.choose.measure.choice import Grouping
 from groupwise.choose.measure.risk import Loss, Losses, batches
 from groupwise.choose.measure.sweep import WEIGHT_LOST, Sweep, SweepRow
 from groupwise.choose.measure.times import LayerTime, Times, layer_times, whole_times
-from groupwise.errors import GroupwiseError, check_integer, list_some
+from groupwise.errors import GroupwiseError, check_integer, list_some, name_some
 from groupwise.profile import record
 from groupwise.profile.machine import machine
 from groupwise.profile.progress import PartProgress, shown_parts
-from groupwise.profile.timing import not_measured
+from groupwise.profile.timing import dispatching, not_measured
 from groupwise.profile.workload import Workload
 from groupwise.spec.arguments import valid_groups
 
@@ -51,6 +51,7 @@ def sweep(
 
     `model(*inputs, **kwargs)` is timed with groupwise's kernels, as under `groupwise.enable`. The model stays as it is.
 
+    - `inputs`, `kwargs`: the model's arguments; named ones belong in `kwargs`
     - `groups`: the values to try; by default 1, 2, 4, 8, 16 and 32. `layers`: the names of layers; by default all
     - `gather`: lets layers whose order of channels cannot be folded into others move their channels at each call. Their
       times include it, and a choice of them gathers. Otherwise they can only have groups that lose nothing, or stay as
@@ -95,7 +96,7 @@ def sweep(
         has = "there is no data" if given is None else "data has no targets"
         raise GroupwiseError(f"loss takes outputs and targets, and {has}; give data as pairs (inputs, targets)")
     judge = _Judge(model, given, loss, seed) if given else None
-    calls = record.run(workload).calls
+    calls = _recorded(workload)
     if not calls:
         raise GroupwiseError(f"{workload.title} runs no convolution, so it has no groups to choose")
     work: dict[str, int] = {}
@@ -132,6 +133,24 @@ def sweep(
     )
 
 
+def _recorded(workload: Workload) -> list[record.ConvCall]:
+    """Returns the convolutions of one run. Raises `GroupwiseError` where named inputs were given as one dict."""
+    try:
+        with dispatching(True):
+            return record.run(workload).calls
+    except Exception as error:  # The model's own code raises anything.
+        if len(workload.inputs) != 1 or not isinstance(workload.inputs[0], Mapping):
+            raise
+        names = name_some([repr(name) for name in workload.inputs[0]], _NAMES)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise GroupwiseError(
+            f"{workload.title} does not take a dict ({names}) as its input: {reason}; named inputs belong in kwargs, "
+            "as in sweep(model, kwargs={...})"
+        ) from error
+
+
+# A message lists so many names of inputs.
+_NAMES = 6
 # Values that kernels like, and that are tried by default.
 _VALUES = (1, 2, 4, 8, 16, 32)
 
@@ -233,14 +252,21 @@ def _row(
     current = groups == layer.groups
     costs = time.costs
     kept, bound, fixed = 1.0, 1.0, ""
-    if lossless(layer, groups) is None:
+    exact = lossless(layer, groups) is not None
+    if not exact:
         fixed = free.fixed
         dense = coarser(layer.weight.detach(), layer.groups, 1)
         assignment = assign(dense, groups, transposed=layer.transposed, fixed=fixed or None, seed=seed)
         kept, bound = assignment.kept, assignment.bound
     risk, error = 1 - kept, None
     if judge is not None:
-        risk, error = (0.0, 0.0) if current else judge.of({name: groups}, time.gather_ms is not None)
+        try:
+            risk, error = (0.0, 0.0) if current else judge.of({name: groups}, time.gather_ms is not None)
+        except GroupwiseError as refusal:
+            # Only the model's own outputs tell that code computes with a tensor of the layer.
+            if not exact:
+                raise
+            return SweepRow(name, groups, refused=str(refusal))
     return SweepRow(
         layer=name,
         groups=groups,

@@ -10,6 +10,7 @@ from typing import Any
 
 from groupwise.choose.measure.budget import COSTS, check_budget, unreachable
 from groupwise.choose.measure.choice import Grouping
+from groupwise.choose.measure.choices import Choices
 from groupwise.choose.measure.knapsack import Option, pareto_front
 from groupwise.draw.html import page as html
 from groupwise.draw.html import sweep as sweep_html
@@ -96,7 +97,7 @@ class Sweep(Tabular):
     def _repr_html_(self) -> str:
         return sweep_html.fragment(self.to_dict())
 
-    def predicted(self, of: str = "ms") -> tuple[Grouping, ...]:
+    def predicted(self, of: str = "ms") -> Choices:
         """Returns the Pareto front of the expected cost and risk, from the cheapest choice on.
 
         `of` is the cost: `ms`, `macs` or `params`. Costs and risks of layers are summed, which
@@ -108,13 +109,13 @@ class Sweep(Tabular):
             layers = self._layers()
             items = [[Option(getattr(row, _FIELDS[of]), row.risk or 0.0) for row in rows] for rows in layers]
             chosen = pareto_front(items)
-            self._fronts[of] = tuple(
+            self._fronts[of] = Choices(
                 self._choice([rows[place] for rows, place in zip(layers, places, strict=True)]) for places in chosen
             )
-        found: tuple[Grouping, ...] = self._fronts[of]
+        found: Choices = self._fronts[of]
         return found
 
-    def front(self, of: str = "ms", best: int = 10) -> tuple[Grouping, ...]:
+    def front(self, of: str = "ms", best: int = 10) -> Choices:
         """Returns at most `best` choices along the front, measured as whole networks, without those that another beats.
 
         The network of each is made and timed; with data its loss is taken too. `of` is as for `predicted`.
@@ -123,11 +124,11 @@ class Sweep(Tabular):
         key = (of, best)
         if key not in self._fronts:
             measured = self._measure(spread(self.predicted(of), best))
-            self._fronts[key] = tuple(_undominated(measured, of))
-        found: tuple[Grouping, ...] = self._fronts[key]
+            self._fronts[key] = Choices(_undominated(measured, of))
+        found: Choices = self._fronts[key]
         return found
 
-    def uniform(self) -> tuple[Grouping, ...]:
+    def uniform(self) -> Choices:
         """Returns the same groups value for every layer that can have it, one choice for each value, as expected."""
         found = []
         for value in sorted({row.groups for row in self.rows if row.groups is not None and not row.refused}):
@@ -136,7 +137,7 @@ class Sweep(Tabular):
                 for rows in self._layers()
             ]
             found.append(self._choice(layers))
-        return tuple(found)
+        return Choices(found)
 
     def choose(
         self, *, budget_ms: float | None = None, macs: float | None = None, params: float | None = None

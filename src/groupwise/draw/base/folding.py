@@ -19,7 +19,7 @@ _SAME = (
     "output_padding",
     "groups",
 )
-_SHAPES = ("input_size", "batch", "dtype", "passes", "kernels")
+_SHAPES = ("input_size", "batch", "dtype", "passes", "kernels", "hazard")
 
 
 def fold(layers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

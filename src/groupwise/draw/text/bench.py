@@ -45,6 +45,9 @@ def table(bench: dict[str, Any], at: Cost) -> str:
     ]
     if any((row["roofline"] or 0) > 1 for row in bench["timings"]):
         notes.append(beyond("A time"))
+    for why in dict.fromkeys(bench["hazards"].values()):
+        what = "; ".join(one for one, hazard in bench["hazards"].items() if hazard == why)
+        notes.append(f"{why}, and was not run: {what}.")
     if bench["not_measured"]:
         notes.append(f"groupwise's kernels were not measured: {bench['not_measured']}.")
     return _page(at, rows, notes, busy.paragraph(bench["interference"]))

@@ -22,10 +22,10 @@ _LOST = (
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """A line for each layer, and sentences that say what the figures are."""
+    if not rows:
+        return "no layer has other groups: the model is a copy"
     exact = sum(row["how"] == "exact" for row in rows)
     found = [f"{phrases.plural(len(rows), 'layer')}, {exact} converted exactly"]
-    if not rows:
-        return found[0]
     lines: list[Sequence[str]] = [_HEAD]
     for row in rows:
         numbers = ["" if row[key] is None else f"{row[key]:.3g}" for key in ("kept", "bound", "error", "fitted")]

@@ -130,6 +130,7 @@ def _notes_on_times(report: dict[str, Any]) -> list[str]:
 def _notes_on_speed(report: dict[str, Any]) -> list[str]:
     total, outputs = report["total"], report["outputs"]
     lines = [
+        *_hazards(report),
         _what_they_take(report),
         f"{roofline_of(report['machine']['roofline'])} max error: the largest difference from the same convolution in "
         "float64, relative to its largest value.",
@@ -147,14 +148,29 @@ def _notes_on_speed(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _hazards(report: dict[str, Any]) -> list[str]:
+    """Which convolutions have no time by PyTorch's kernels, and why."""
+    found: dict[str, list[str]] = {}
+    for row in fold(report["layers"]):
+        if row["hazard"]:
+            found.setdefault(row["hazard"], []).append(legible(row["name"]))
+    return [
+        f"{why}: {', '.join(names)}. It was not run: groupwise's kernels computed this on both sides, and the sums "
+        "count it on both."
+        for why, names in found.items()
+    ]
+
+
 def _what_they_take(report: dict[str, Any]) -> str:
     """What groupwise's kernels gain or lose, and in which convolutions: the rest ran the same code on both sides."""
     total = report["total"]
-    ours = [row for row in report["layers"] if set(row["kernels"].values()) - {"pytorch"}]
+    ours = [row for row in report["layers"] if set(row["kernels"].values()) - {"pytorch"} and not row["hazard"]]
     if not ours:
+        hazards = any(row["hazard"] for row in report["layers"])
+        what, whose = ("no other convolution", "the same") if hazards else ("no convolution", "PyTorch's")
         return (
-            "groupwise's kernels computed no convolution: both sides ran PyTorch's code, so this is neither a gain nor "
-            "a loss. What their times differ by shows noise and caches."
+            f"groupwise's kernels computed {what}: both sides ran {whose} code, so this is neither a gain nor a loss. "
+            "What their times differ by shows noise and caches."
         )
 
     def against(after: float | None, before: float | None) -> str:

@@ -84,7 +84,8 @@ _FIXED = (
 )
 _RISKS = {
     "loss rise": "error: the relative squared error of the model's outputs with this one layer converted and refitted; "
-    "loss rise: how much its loss rises. Tuning brings most of it back.",
+    "loss rise: by how much its loss on the data rises; where it is negative, the loss falls. Risks are those of "
+    "converted layers that were not trained again.",
     "output error": "output error: the relative squared error of the model's outputs with this one layer converted and "
     "refitted.",
     "weight lost": "weight lost: the part that is not kept. Give data to have the error of the outputs: the weight "
