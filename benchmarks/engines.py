@@ -149,7 +149,7 @@ def measure(layer: Layer, workers: dict[str, Worker], repeats: int) -> list[dict
     """Returns the rows of one layer: PyTorch, this package, and every engine or the reason it has no time."""
     given = layer.tensors(1)
     exact = given.to(torch.Tensor.double).forward()
-    layers.check(layer, given, {"output": exact})
+    layers.check(layer, given, {"output": exact}, "forward")
     rows, turns = [], {}
     for key, case in layers.cases_of(layer, given, "forward").items():
         rows.append({"implementation": key[0], "memory_format": key[1]})

@@ -1,6 +1,6 @@
 """Measure, each benchmark in a process of its own, then draw the charts and print the summary.
 
-    python benchmarks/run.py [groups layers held-out peak errors networks engines whole] [--envs DIR] [--threads 1 2]
+    python benchmarks/run.py [layers dtypes networks engines ...] [--envs DIR] [--threads 1 2]
 
 Without names it runs every benchmark that needs only this package's environment. `engines` needs the folder that
 `python benchmarks/engines.py --make-envs DIR` made, and `whole` finds OpenVINO there.
@@ -15,11 +15,14 @@ import sys
 
 import torch
 
+from groupwise.kernels.tables import OTHER_DTYPES
+
 HERE = pathlib.Path(__file__).parent
 STEPS = {
     "groups": ["groups.py"],
     "layers": ["layers.py"],
     "held-out": ["layers.py", "--held-out"],
+    "dtypes": ["layers.py", "--dtype", *OTHER_DTYPES, "--repeats", "5", "--budget", "0.5"],
     "peak": ["peak.py"],
     "errors": ["errors.py"],
     "networks": ["networks.py"],
@@ -27,14 +30,20 @@ STEPS = {
     "whole": ["whole.py"],
 }
 # These run only if they are named: they need packages of others, or take long.
-BY_NAME = ("engines", "whole")
-AFTER = (["chart.py"], ["whole_chart.py"], ["whole_tables.py", "--docs"], ["summary.py"])
+BY_NAME = ("dtypes", "engines", "whole")
+AFTER = (
+    ["chart.py"],
+    ["whole_chart.py"],
+    ["whole_tables.py", "--docs"],
+    ["layer_tables.py", "--docs"],
+    ["summary.py"],
+)
 
 
 def main() -> None:
     """Runs the benchmarks that were named, and says at the end which failed."""
     parser = argparse.ArgumentParser(description="Run the benchmarks.")
-    but = " and ".join(BY_NAME)
+    but = ", ".join(BY_NAME)
     known = f"one of {', '.join(STEPS)}; all except {but} if left out"
     parser.add_argument("names", nargs="*", metavar="NAME", help=known)
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
@@ -56,7 +65,7 @@ def arguments(name: str, options: argparse.Namespace) -> list[str]:
         return []
     threads = options.threads if name != "groups" else [max(options.threads)]
     more = ["--threads", *map(str, threads)]
-    if name in BY_NAME and options.envs:
+    if name in ("engines", "whole") and options.envs:
         more += ["--envs", options.envs]
     return more
 
