@@ -69,7 +69,7 @@ def tables(folder: pathlib.Path) -> list[Table]:
     for dtype, some in times.items():
         if some and dtype != "float32":
             made.append(replace(slower_table(some), title=f"Slower than PyTorch in {dtype} and the same memory format"))
-    for dtype in OTHER_DTYPES:
+    for dtype in DTYPES:
         engines = newest(read_record(folder / file_of(dtype, "engines")))
         timed = collect(engines, "engine", ("set", "layer", "threads"))
         made.append(replace(engine_table(timed), title=f"Inference engines in {dtype}"))

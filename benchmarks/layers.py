@@ -218,35 +218,44 @@ class Values(NamedTuple):
 def values(layer: Layer, batch: int, dtype: str) -> Values:
     """Returns a layer's tensors in a dtype, and what they result in."""
     given = layer.tensors(batch).to(lambda t: t.to(getattr(torch, dtype)))
+    return Values(given, *oracle(layer, given, "training"))
+
+
+def oracle(layer: Layer, given: Tensors, which: str) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Returns what a pass results in, in float64, and how far that may be from the exact values."""
     wide = given.to(torch.Tensor.double)
-    exact = dict(zip(RESULTS, wide.step(), strict=True))
-    if dtype != "float64":
-        return Values(given, exact, {})
-    sizes = dict(zip(RESULTS, wide.to(torch.abs).step(), strict=True))
-    spec, positions = layer.spec, layer.samples(batch) * max(math.prod(layer.size), exact["output"][0, 0].numel())
-    taps = math.prod(spec.kernel_size)
+    exact = computed(wide.forward() if which == "forward" else wide.step())
+    if given.input.dtype != torch.float64:
+        return exact, {}
+    wide = wide.to(torch.abs)
+    sizes = computed(wide.forward() if which == "forward" else wide.step())
+    spec, taps = layer.spec, math.prod(layer.spec.kernel_size)
+    positions = len(given.input) * max(math.prod(layer.size), exact["output"][0, 0].numel())
     products = {
         "output": taps * spec.inputs_per_filter + 1,
         "grad_input": taps * spec.out_channels // spec.groups,
         "grad_weight": positions,
         "grad_bias": positions,
     }
-    return Values(
-        given, exact, {name: checking.bound_of_sum(products[name], sizes[name], exact[name]) for name in RESULTS}
-    )
+    return exact, {name: checking.bound_of_sum(products[name], sizes[name], exact[name]) for name in exact}
 
 
-def check(layer: Layer, given: Tensors, exact: Mapping[str, torch.Tensor], which: str) -> tuple[float, float]:
+def computed(made: torch.Tensor | tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    """Returns what a pass computed, by name."""
+    return dict(zip(RESULTS, made if isinstance(made, tuple) else (made,), strict=False))
+
+
+def check(layer: Layer, given: Tensors, which: str) -> tuple[float, float]:
     """Returns the errors of groupwise and of PyTorch in a pass. Raises `WrongResult` if groupwise's is too large."""
+    exact, of_oracle = oracle(layer, given, which)
     found = {key: results(case, which) for key, case in cases_of(layer, given, which).items()}
-    return compare(layer.name, found, exact)
+    return compare(layer.name, found, exact, given.input.dtype, of_oracle)
 
 
 def results(case: Case, which: str) -> dict[str, torch.Tensor]:
     """Returns what a case computes, by name."""
     with torch.inference_mode(which == "forward"), case.dispatching():
-        made = case.call()
-    return dict(zip(RESULTS, made if isinstance(made, tuple) else (made,), strict=False))
+        return computed(case.call())
 
 
 def compare(

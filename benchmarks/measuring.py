@@ -31,7 +31,7 @@ LONG = 0.1
 class Case:
     """A call to time, and by whose kernels: True groupwise's, False PyTorch's, None whatever is enabled."""
 
-    call: Callable[[], object]
+    call: Callable[[], Any]
     ours: bool | None = None
     prepare: Callable[[], object] = lambda: None
     """Runs before each call, by the same kernels, and is not timed."""

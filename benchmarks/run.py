@@ -1,9 +1,10 @@
 """Measure, each benchmark in a process of its own, then draw the charts and print the summary.
 
-    python benchmarks/run.py [layers dtypes networks engines ...] [--envs DIR] [--threads 1 2]
+    python benchmarks/run.py [layers dtypes networks engines ...] [--envs DIR [--peers]] [--threads 1 2]
 
 Without names it runs every benchmark that needs only this package's environment. `engines` needs the folder that
-`python benchmarks/engines.py --make-envs DIR` made, and `whole` finds OpenVINO there.
+`python benchmarks/engines.py --make-envs DIR` made, and `whole` finds OpenVINO there. `--peers` times the engines in
+every dtype.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ STEPS = {
     "errors": ["errors.py"],
     "networks": ["networks.py"],
     "engines": ["engines.py"],
+    "peers": ["engines.py", "--dtype", "float32", *OTHER_DTYPES],
     "whole": ["whole.py"],
 }
 # These run only if they are named: they need packages of others, or take long.
-BY_NAME = ("dtypes", "engines", "whole")
+BY_NAME = ("dtypes", "engines", "peers", "whole")
 AFTER = (
     ["chart.py"],
     ["whole_chart.py"],
@@ -48,10 +50,15 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=known)
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--envs", help="the folder of the engines' environments")
+    parser.add_argument("--peers", action="store_true", help="also the engines, in every dtype that they can compute")
     options = parser.parse_args()
+    if options.peers and not options.envs:
+        parser.error("--peers needs --envs DIR, which `python benchmarks/engines.py --make-envs DIR` makes")
     if unknown := set(options.names) - set(STEPS):
         parser.error(f"{', '.join(sorted(unknown))} is no benchmark; valid: {', '.join(STEPS)}")
-    names = options.names or [name for name in STEPS if name not in BY_NAME or (options.envs and name == "engines")]
+    alone = options.envs and not options.peers
+    names = options.names or [name for name in STEPS if name not in BY_NAME or (alone and name == "engines")]
+    names += ["peers"] * options.peers
     failed = [name for name in names if run([*STEPS[name], *arguments(name, options)])]
     for words in AFTER:
         run(words)
@@ -65,7 +72,7 @@ def arguments(name: str, options: argparse.Namespace) -> list[str]:
         return []
     threads = options.threads if name != "groups" else [max(options.threads)]
     more = ["--threads", *map(str, threads)]
-    if name in ("engines", "whole") and options.envs:
+    if name in ("engines", "peers", "whole") and options.envs:
         more += ["--envs", options.envs]
     return more
 

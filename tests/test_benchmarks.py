@@ -344,10 +344,18 @@ def test_what_run_takes(monkeypatch, capsys):
         "groups.py layers.py layers.py peak.py errors.py networks.py chart.py whole_chart.py whole_tables.py "
         "layer_tables.py summary.py"
     ).split()
+    done.clear()
+    monkeypatch.setattr(sys, "argv", ["run.py", "held-out", "--threads", "1", "--peers", "--envs", "made"])
+    run.main()
+    assert done[1] == "engines.py --dtype float32 bfloat16 float16 float64 --threads 1 --envs made".split()
+    monkeypatch.setattr(sys, "argv", ["run.py", "--peers"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "--peers needs --envs DIR" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
     with pytest.raises(SystemExit):
         run.main()
     assert (
-        "speed is no benchmark; valid: groups, layers, held-out, dtypes, peak, errors, networks, engines, whole"
+        "speed is no benchmark; valid: groups, layers, held-out, dtypes, peak, errors, networks, engines, peers, whole"
         in capsys.readouterr().err
     )
