@@ -32,7 +32,7 @@ import shapes
 import torch
 from measuring import RECORDS, Case, Effort, about, busy, figures, forget, interleaved, write_record
 from shapes import RESULTS, Layer, Tensors
-from watched import Stuck, Trying, Watched
+from watched import Returned, Stuck, Trying, Watched
 
 import groupwise
 from groupwise import GroupwiseError
@@ -158,7 +158,7 @@ def whole(
     """Yields the rows of a unit, and asks again without each case that got stuck, which it adds to `left_out`."""
     while True:
         try:
-            yield from [rows for rows in ask(unit, effort, left_out) if not isinstance(rows, Trying)]
+            yield from [rows for rows in ask(unit, effort, left_out) if isinstance(rows, list)]
             return
         except Stuck as error:
             print(f"{unit.layer.name}, {unit.which}, {', '.join(error.key)}: {error}", file=sys.stderr)
@@ -167,7 +167,7 @@ def whole(
             left_out[error.key] = str(error)
 
 
-def measure(unit: Unit, effort: Effort, left_out: Mapping[Key, str]) -> Iterator[Trying | list[Row]]:
+def measure(unit: Unit, effort: Effort, left_out: Mapping[Key, str]) -> Iterator[Trying | Returned | list[Row]]:
     """Yields the rows of a unit, in a list for each interleaved run, and before each first call that it is tried.
 
     Raises `WrongResult` if a result of groupwise is wrong.
@@ -184,6 +184,7 @@ def measure(unit: Unit, effort: Effort, left_out: Mapping[Key, str]) -> Iterator
         for key, case in cases.items():
             yield Trying(key)
             found[key] = results(case, which)
+        yield Returned()
         errors = compare(layer.name, found, exact, getattr(torch, unit.dtype), of_oracle)
         if unit.dtype != "float32":
             beside = cases_of(layer, layer.tensors(unit.batch), which)

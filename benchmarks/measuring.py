@@ -115,9 +115,9 @@ def interleaved(cases: Mapping[Hashable, Case], effort: Effort) -> dict[Hashable
     for number in range(max(effort.repeats, effort.most)):
         if number >= effort.repeats and time.perf_counter() - start > effort.budget:
             break
-        allowed = effort.slow * (number + 1) / effort.repeats
+        allowed = effort.slow * min(1, (number + 1) / effort.repeats)
         for key, case in cases.items():
-            if not times[key] or (sum(times[key]) < allowed and first[key] <= effort.slow):
+            if not times[key] or sum(times[key]) < allowed:
                 times[key].append(case.seconds(prepared[key]))
     return times
 

@@ -23,7 +23,7 @@ STEPS = {
     "groups": ["groups.py"],
     "layers": ["layers.py"],
     "held-out": ["layers.py", "--held-out"],
-    "dtypes": ["layers.py", "--dtype", *OTHER_DTYPES, "--repeats", "5", "--budget", "0.5"],
+    "dtypes": ["layers.py", "--dtype", *OTHER_DTYPES, "--repeats", "5", "--budget", "0.3"],
     "peak": ["peak.py"],
     "errors": ["errors.py"],
     "networks": ["networks.py"],

@@ -20,6 +20,11 @@ class Trying:
     key: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Returned:
+    """What the work yields after such a call, where more work follows that takes its time."""
+
+
 class Stuck(Exception):
     """Raised where nothing followed a `Trying` in time, or where the process ended. `key` names the call."""
 

@@ -51,6 +51,31 @@ def test_a_call_that_never_returns_ends_the_process_alone():
         assert list(process.ask("returns"))[-1] == ["returns"]
 
 
+class Pipe:
+    """Gives messages, and keeps how long each was waited for."""
+
+    def __init__(self, *messages):
+        self.messages, self.waited = list(messages), []
+
+    def send(self, question):
+        pass
+
+    def poll(self, seconds):
+        self.waited.append(seconds)
+        return True
+
+    def recv(self):
+        return self.messages.pop(0)
+
+
+def test_only_first_calls_have_a_limit():
+    process = watched.Watched(work, 7)
+    messages = [watched.Trying(("a", "b")), watched.Trying(("c", "d")), watched.Returned(), ["rows"]]
+    process.pipe = Pipe(*(("message", one) for one in messages), ("end", None))
+    assert list(process.ask("it")) == messages
+    assert process.pipe.waited == [None, 7, 7, None, None]
+
+
 class Takes:
     """A case that takes so many seconds, of no time at all."""
 
@@ -64,9 +89,9 @@ class Takes:
 
 def test_slow_cases_are_timed_less_often():
     cases = {name: Takes(seconds) for name, seconds in (("quick", 0.001), ("slow", 0.9), ("slowest", 5.0))}
-    times = measuring.interleaved(cases, measuring.Effort(10, 0, 10, slow=3.0))
+    times = measuring.interleaved(cases, measuring.Effort(10, 60, 12, slow=3.0))
     # By the tenth round a case may take 3 seconds, so one of 0.9 is timed in the rounds after 0, 0.9, 1.8 and 2.7.
-    assert {name: len(found) for name, found in times.items()} == {"quick": 10, "slow": 4, "slowest": 1}
+    assert {name: len(found) for name, found in times.items()} == {"quick": 12, "slow": 4, "slowest": 1}
     assert times["slowest"] == [5.0]
     assert len(cases["slowest"].prepared) == 1, "its first call is its time"
     assert not any(cases["slow"].prepared), "a long call fills the caches itself"
@@ -88,7 +113,7 @@ def measured(dtype, left_out=()):
 @pytest.mark.parametrize("dtype", layers.OTHER_DTYPES)
 def test_the_rows_of_a_dtype(dtype):
     *tried, rows = measured(dtype)
-    assert tried == [watched.Trying(pair) for pair in PAIRS]
+    assert tried == [*(watched.Trying(pair) for pair in PAIRS), watched.Returned()], "what follows has no limit"
     assert [(row["implementation"], row["memory_format"]) for row in rows] == [
         *PAIRS,
         *((layers.FLOAT32, name) for name in shapes.FORMATS),
@@ -124,7 +149,7 @@ def test_the_bound_of_a_sum():
 def test_a_case_that_got_stuck_is_left_out():
     why = {("pytorch", "contiguous"): "the first call takes more than 10 s"}
     *tried, rows = measured("bfloat16", why)
-    assert tried == [watched.Trying(pair) for pair in PAIRS[1:]]
+    assert tried == [*(watched.Trying(pair) for pair in PAIRS[1:]), watched.Returned()]
     assert rows[0]["problem"] == why["pytorch", "contiguous"]
     assert sum("ms" in row for row in rows) == 5
     both = why | {("pytorch", "channels_last"): "a call ended the process"}
