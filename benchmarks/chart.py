@@ -1,4 +1,4 @@
-"""Draw the records as the README's charts: what groups save in PyTorch, and how much faster this package is.
+"""Draw the records as charts: what groups save in PyTorch, and how much faster this package is, also in each dtype.
 
 python benchmarks/chart.py [--records DIR] [--pictures DIR]
 """
@@ -10,9 +10,10 @@ import math
 import pathlib
 from typing import Any
 
+from layer_tables import DTYPES, read_dtype
 from measuring import RECORDS, ROOT, machine_of, newest_machine, payoffs, read_record
-from shapes import read
-from summary import Times, collect
+from shapes import KINDS, read
+from summary import Times, collect, geometric_mean
 
 from groupwise.draw.base.svg import LABEL_SIZE, MARGIN, Picture, colour, path
 
@@ -34,6 +35,10 @@ def main() -> None:
         (options.pictures / "payoff.svg").write_text(chart(rows), encoding="utf-8")
     if layers := chosen(of_one_machine(options.records / "layers.jsonl")):
         (options.pictures / "speedup.svg").write_text(speedup_chart(layers), encoding="utf-8")
+    for dtype in DTYPES:
+        if layers := chosen(read_dtype(options.records, dtype)):
+            drawn = speedup_chart(layers, f", in {dtype}", by_kind=True)
+            (options.pictures / f"layers-{dtype}.svg").write_text(drawn, encoding="utf-8")
 
 
 def of_one_machine(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -69,16 +74,25 @@ def chosen(rows: list[dict[str, Any]]) -> list[Times]:
     return collect([row for row in rows if row["threads"] == most], "layer", ("layer", "pass"))
 
 
-def speedup_chart(layers: list[Times]) -> str:
-    """Draws one row a layer: how many times as long PyTorch takes, forward and training step, on a logarithmic axis."""
+def speedup_chart(layers: list[Times], where: str = "", by_kind: bool = False) -> str:
+    """Draws one row a layer: how many times as long PyTorch takes, forward and training step, on a logarithmic axis.
+
+    `by_kind` puts the layers of each dimension, and the transposed ones, below a line that says their means.
+    """
+    means = " Beside a dimension are its geometric means." if by_kind else ""
     picture = Picture(
-        "How many times as fast as PyTorch",
-        "PyTorch's time over groupwise's, each in its better memory format, layer by layer.",
+        f"How many times as fast as PyTorch{where}",
+        f"PyTorch's time over groupwise's, each in its better memory format, layer by layer.{means}",
     )
     speedups: dict[str, dict[str, float]] = {}
     for times in layers:
         speedups.setdefault(times.facts["layer"], {})[times.facts["pass"]] = times.speedup()
     names = [layer.name for layer in read("listed") if layer.name in speedups]
+    sections = {"": names}
+    if by_kind:
+        kinds = {layer.name: layer.kind for layer in read("listed")}
+        every_kind = {kind: [name for name in names if kinds[name] == kind] for kind in KINDS}
+        sections = {_means(kind, speedups, some): some for kind, some in every_kind.items() if some}
     every = [value for found in speedups.values() for value in found.values()]
     low, high = (edge(math.log2(limit(1.0, *every))) for edge, limit in ((math.floor, min), (math.ceil, max)))
     high = max(high, low + 1)
@@ -88,15 +102,19 @@ def speedup_chart(layers: list[Times]) -> str:
 
     _passes_legend(picture)
     top = picture.y + 36
-    bottom = top + ROW * len(names)
+    lines = [(name, heading) for heading, some in sections.items() for name in ([""] * bool(heading) + some)]
+    bottom = top + ROW * len(lines)
     every_so_many = -(-(high - low) // MOST_LINES)
     for power in (power for power in range(low, high + 1) if power % every_so_many == 0):
         width = 1.5 if power == 0 else 0.4
         picture.curve(path("M", at(2.0**power), top, "V", bottom), f'class="gw-line" stroke-width="{width}"')
         for height in (top - 8, bottom + 16):
             picture.text(at(2.0**power), height, f"{2.0**power:g}×", "middle", "soft")
-    for number, name in enumerate(names):
+    for number, (name, heading) in enumerate(lines):
         height = top + ROW * (number + 0.5)
+        if not name:
+            picture.label(AXIS - 10, height, heading, "end", "soft")
+            continue
         picture.label(AXIS - 10, height, name, "end")
         ends = [at(1.0), *(at(value) for value in speedups[name].values())]
         picture.curve(path("M", min(ends), height, "H", max(ends)), 'class="gw-line" stroke-width="1"')
@@ -106,6 +124,13 @@ def speedup_chart(layers: list[Times]) -> str:
     picture.right = max(picture.right, AXIS + LENGTH + 24)
     _caption(picture, [times.facts for times in layers], min(min(times.repeats) for times in layers))
     return picture.render([_told_speedup(which, speedups) for which in PASSES])
+
+
+def _means(kind: str, speedups: dict[str, dict[str, float]], names: list[str]) -> str:
+    """Returns the heading of a kind of layers, which must stay left of the axis."""
+    found = [[speedups[name][which] for name in names if which in speedups[name]] for which in PASSES]
+    means = ", ".join(f"{geometric_mean(some):.1f}×" if some else "none" for some in found)
+    return f"{kind}: {means}"
 
 
 def _caption(picture: Picture, rows: list[dict[str, Any]], repeats: int) -> None:

@@ -21,7 +21,9 @@ def tflite_model(layer: Layer) -> bytes:
     graph.tensors, graph.operators = [], []
     model.subgraphs, model.operatorCodes = [graph], []
 
-    def tensor(shape: Any, data: np.ndarray | None = None, kind: int = schema.TensorType.FLOAT32) -> int:
+    of_layer = getattr(schema.TensorType, layer.dtype.upper())
+
+    def tensor(shape: Any, data: np.ndarray | None = None, kind: int = of_layer) -> int:
         made = schema.TensorT()
         made.shape, made.type, made.buffer = [int(n) for n in shape], kind, 0
         if data is not None:

@@ -5,7 +5,7 @@
 
 or `{"problem": "..."}`. The worker runs without torch and without groupwise. A layer has constant weights, which an
 engine may rearrange when it loads them. If an engine has several variants, the fastest one is timed. A 1-D layer is a
-2-D one of height 1.
+2-D one of height 1. The arrays of a layer of 16 bits come and go as float32; its engine has them in the layer's dtype.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from typing import Any
 
 import numpy as np
 
+# What ONNX and OpenVINO call the dtypes. OpenVINO computes float64 in float32, and its result tells.
+ONNX_TYPES = {"float32": "FLOAT", "bfloat16": "BFLOAT16", "float16": "FLOAT16", "float64": "DOUBLE"}
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f32"}
 # A variant is a name, a call that infers once, and a call that returns the output as (N, C, H, W).
 Variant = tuple[str, Callable[[], object], Callable[[], np.ndarray]]
 
@@ -34,30 +37,56 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Layer:
-    """A 2-D convolution and its arrays, in PyTorch's order."""
+    """A 2-D or 3-D convolution and its arrays, in PyTorch's order."""
 
     input: np.ndarray
     weight: np.ndarray
     bias: np.ndarray
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
     transposed: bool
     output_shape: tuple[int, ...]
+    dtype: str
 
     @classmethod
     def read(cls, path: str) -> Layer:
         """Reads a layer from a file of `numpy.savez`."""
         with np.load(path) as arrays:
             pair = {name: tuple(map(int, arrays[name])) for name in ("stride", "padding", "dilation", "output_shape")}
-            tensors = {name: np.ascontiguousarray(arrays[name]) for name in ("input", "weight", "bias")}
-            return cls(**tensors, **pair, groups=int(arrays["groups"]), transposed=bool(arrays["transposed"]))
+            dtype = str(arrays["dtype"])
+            tensors = {name: typed(np.ascontiguousarray(arrays[name]), dtype) for name in ("input", "weight", "bias")}
+            groups, transposed = int(arrays["groups"]), bool(arrays["transposed"])
+            return cls(**tensors, **pair, groups=groups, transposed=transposed, dtype=dtype)
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """The kernel's height and width."""
+        """The kernel's extents."""
         return self.weight.shape[2:]
+
+    def check_plain(self, engine: str) -> None:
+        """Raises `Unsupported` for a layer that is not 2-D and of float32."""
+        if self.dtype != "float32" or len(self.kernel) != 2:
+            raise Unsupported(f"{engine} is given 2-D convolutions of float32")
+
+
+def typed(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Returns an array in a dtype."""
+    if dtype != "bfloat16":
+        return array.astype(dtype)
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError:
+        raise Unsupported("its environment has no bfloat16 for NumPy") from None
+    return array.astype(bfloat16)
+
+
+def widened(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Returns an array in float32, or in float64 if it is that. Engines give bfloat16 as some type of 16 bits."""
+    if dtype == "bfloat16":
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.promote_types(array.dtype, np.float32))
 
 
 def onnx_model(layer: Layer) -> bytes:
@@ -74,12 +103,14 @@ def onnx_model(layer: Layer) -> bytes:
         dilations=layer.dilation,
         group=layer.groups,
     )
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, layer.input.shape)
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, layer.output_shape)
+    kind = getattr(TensorProto, ONNX_TYPES[layer.dtype])
+    x = helper.make_tensor_value_info("x", kind, layer.input.shape)
+    y = helper.make_tensor_value_info("y", kind, layer.output_shape)
     constants = [numpy_helper.from_array(layer.weight, "w"), numpy_helper.from_array(layer.bias, "b")]
     graph = helper.make_graph([node], "layer", [x], [y], constants)
-    # The engines lag behind the package, so the model has an older version of the format.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    # The engines lag behind the package, so the model has an older version of the format: the first with its dtype.
+    opset, version = (22, 10) if layer.dtype == "bfloat16" else (17, 9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=version)
     return model.SerializeToString()
 
 
@@ -92,7 +123,7 @@ def onnxruntime(layer: Layer, threads: int) -> Iterator[Variant]:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
         session = ort.InferenceSession(onnx_model(layer), options, providers=["CPUExecutionProvider"])
-        output = ort.OrtValue.ortvalue_from_numpy(np.zeros(layer.output_shape, np.float32))
+        output = ort.OrtValue.ortvalue_from_numpy(np.zeros(layer.output_shape, layer.input.dtype))
         binding = session.io_binding()
         binding.bind_ortvalue_input("x", ort.OrtValue.ortvalue_from_numpy(layer.input))
         binding.bind_ortvalue_output("y", output)
@@ -100,35 +131,40 @@ def onnxruntime(layer: Layer, threads: int) -> Iterator[Variant]:
 
 
 def openvino(layer: Layer, threads: int) -> Iterator[Variant]:
-    """Yields OpenVINO with tensors in NCHW and in NHWC."""
+    """Yields OpenVINO with tensors whose channels are the second dimension, and the last."""
     import io
 
     import openvino as ov
     from openvino.preprocess import PrePostProcessor
 
     core = ov.Core()
-    for layout in ("NCHW", "NHWC"):
-        model, given = core.read_model(io.BytesIO(onnx_model(layer))), layer.input
-        if layout == "NHWC":
+    for layout in ("NCHW", "NHWC") if len(layer.kernel) == 2 else ("NCDHW", "NDHWC"):
+        model, given, last = core.read_model(io.BytesIO(onnx_model(layer))), layer.input, layout.endswith("C")
+        if last:
             change = PrePostProcessor(model)
             for side in (change.input(), change.output()):
-                side.tensor().set_layout(ov.Layout("NHWC"))
-                side.model().set_layout(ov.Layout("NCHW"))
-            model, given = change.build(), np.ascontiguousarray(given.transpose(0, 2, 3, 1))
-        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+                side.tensor().set_layout(ov.Layout(layout))
+                side.model().set_layout(ov.Layout(layout.replace("C", "").replace("N", "NC")))
+            model, given = change.build(), np.ascontiguousarray(np.moveaxis(given, 1, -1))
+        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+        settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[layer.dtype]
         request = core.compile_model(model, "CPU", settings).create_infer_request()
-        request.set_input_tensor(ov.Tensor(given, shared_memory=True))
+        if layer.dtype == "bfloat16":
+            request.set_input_tensor(ov.Tensor(given.view(np.uint16), given.shape, ov.Type.bf16))
+        else:
+            request.set_input_tensor(ov.Tensor(given, shared_memory=True))
 
         # The function holds the array, because the engine only points at it.
-        def result(request: Any = request, layout: str = layout, given: np.ndarray = given) -> np.ndarray:
+        def result(request: Any = request, last: bool = last, given: np.ndarray = given) -> np.ndarray:
             data = request.get_output_tensor().data
-            return data.transpose(0, 3, 1, 2) if layout == "NHWC" else data
+            return np.moveaxis(data, -1, 1) if last else data
 
         yield layout, request.infer, result
 
 
 def ncnn(layer: Layer, threads: int) -> Iterator[Variant]:
     """Yields ncnn, whose text and binary formats this function writes itself."""
+    layer.check_plain("ncnn")
     import ncnn as engine
 
     if layer.transposed or len(layer.input) > 1:
@@ -163,6 +199,7 @@ def ncnn(layer: Layer, threads: int) -> Iterator[Variant]:
 
 def mnn(layer: Layer, threads: int) -> Iterator[Variant]:
     """Yields MNN, whose format is converted from ONNX."""
+    layer.check_plain("MNN")
     # This calls the converter itself, because MNN.tools reports conversions to a log service, for which it calls pip.
     import _tools
     import MNN.expr as expr
@@ -195,6 +232,8 @@ def litert(layer: Layer, threads: int) -> Iterator[Variant]:
 
     if layer.transposed:
         raise Unsupported("LiteRT's transposed convolution has no groups")
+    if len(layer.kernel) != 2:
+        raise Unsupported("LiteRT's 3-D convolution has no groups")
     interpreter = Interpreter(model_content=tflite_model(layer), num_threads=threads)
     interpreter.allocate_tensors()
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], layer.input.transpose(0, 2, 3, 1))
@@ -223,11 +262,12 @@ def serve(engine: str, answers: Any) -> None:
         asked = json.loads(line)
         try:
             if "load" in asked:
-                variants = list(ENGINES[engine](Layer.read(asked["load"]), asked["threads"]))
+                layer = Layer.read(asked["load"])
+                variants = list(ENGINES[engine](layer, asked["threads"]))
                 times = [statistics.median(seconds(variant[1], 7)[2:]) for variant in variants]
                 name, run, result = variants[times.index(min(times))]
                 path = pathlib.Path(asked["load"]).with_name(f"{engine}.npy")
-                np.save(path, result())
+                np.save(path, widened(result(), layer.dtype))
                 said = {"output": str(path), "variant": name, "version": metadata.version(PACKAGES.get(engine, engine))}
             else:
                 said = {"seconds": seconds(run, asked["run"])}

@@ -4,13 +4,16 @@ Each engine has an environment and a process of its own. A turn is a few calls o
 An engine's output is compared with float64 before its time counts.
 
     python benchmarks/engines.py --make-envs DIR
-    python benchmarks/engines.py --envs DIR [--threads 1 2] [--only resnext] [--repeats 15]
+    python benchmarks/engines.py --envs DIR [--dtype float32 bfloat16] [--threads 1 2] [--only resnext] [--repeats 15]
+
+An engine that cannot compute a dtype says so, or its result does, and the record has its reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import pathlib
 import statistics
@@ -27,13 +30,13 @@ import layers
 import numpy as np
 import shapes
 import torch
-from measuring import RECORDS, Case, about, busy, figures, forget, keep_memory, write_record
+from measuring import Case, about, busy, figures, forget, keep_memory, write_record
 from shapes import Layer
 
 from groupwise import GroupwiseError
 
 WORKER = pathlib.Path(__file__).with_name("engine_worker.py")
-UNIT = ("benchmark", "set", "layer", "threads")
+UNIT = ("benchmark", "set", "layer", "threads", "dtype")
 # Each environment holds these packages, in the versions last tried.
 PACKAGES = {
     "onnxruntime": ["onnxruntime==1.32.0", "onnx==1.23.2"],
@@ -51,10 +54,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time inference engines against groupwise.")
     parser.add_argument("--make-envs", type=pathlib.Path, metavar="DIR", help="make the environments there and stop")
     parser.add_argument("--envs", type=pathlib.Path, metavar="DIR", help="where they are")
+    parser.add_argument("--dtype", nargs="+", choices=layers.DTYPES, default=["float32"], metavar="DTYPE")
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--repeats", type=int, default=15, help="turns of each")
     parser.add_argument("--only", default="", help="layers whose name or network contains this")
-    parser.add_argument("--output", type=pathlib.Path, default=RECORDS / "engines.jsonl")
+    parser.add_argument("--output", type=pathlib.Path, help="default: beside the layers' record of the dtype")
     options = parser.parse_args()
     if options.make_envs:
         make_envs(options.make_envs)
@@ -65,29 +69,36 @@ def main() -> None:
     refused = []
     # The first layer is measured before a record asks for this.
     keep_memory()
-    for threads in options.threads:
+    for dtype, threads in itertools.product(options.dtype, options.threads):
         torch.set_num_threads(threads)
-        with contextlib.ExitStack() as stack:
-            workers = {name: stack.enter_context(Worker(options.envs, name)) for name in names}
-            for layer in shapes.chosen("listed", options.only):
-                facts = {"benchmark": "engine", "set": "listed", "layer": layer.name}
-                load = busy()
-                try:
-                    rows = [
-                        {**facts, "busy": load, **row, **about()} for row in measure(layer, workers, options.repeats)
-                    ]
-                except checking.WrongResult as error:
-                    forget(options.output, {**facts, "threads": threads})
-                    refused.append(str(error))
-                    continue
-                except GroupwiseError as error:
-                    raise SystemExit(str(error)) from None
-                write_record(options.output, rows, UNIT)
-                problems = ", ".join(f"not {row['implementation']}" for row in rows if "problem" in row)
-                print(f"{layer.name}, threads {threads}: {problems or 'done'}", file=sys.stderr)
-    print(f"wrote {options.output}; read it with: python benchmarks/summary.py")
+        output = options.output or layers.record_of(dtype, "engines")
+        try:
+            refused += run(dtype, names, output, options)
+        except GroupwiseError as error:
+            raise SystemExit(str(error)) from None
+        print(f"wrote {output}; read it with: python benchmarks/summary.py")
     if refused:
         raise SystemExit("not timed, as their results are wrong:\n" + "\n".join(refused))
+
+
+def run(dtype: str, names: list[str], output: pathlib.Path, options: argparse.Namespace) -> list[str]:
+    """Measures layer by layer, and writes the rows of each as soon as they are there; returns what was refused."""
+    threads, refused = torch.get_num_threads(), []
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(options.envs, name)) for name in names}
+        for layer in shapes.chosen("listed", options.only):
+            facts = {"benchmark": "engine", "set": "listed", "layer": layer.name}
+            load = busy()
+            try:
+                found = measure(layer, workers, options.repeats, dtype)
+            except checking.WrongResult as error:
+                forget(output, {**facts, "threads": threads, "dtype": dtype})
+                refused.append(f"{error} ({dtype})")
+                continue
+            write_record(output, [{**facts, "busy": load, **row, **about(dtype)} for row in found], UNIT)
+            problems = ", ".join(f"not {row['implementation']}" for row in found if "problem" in row)
+            print(f"{layer.name}, {dtype}, threads {threads}: {problems or 'done'}", file=sys.stderr)
+    return refused
 
 
 def make_envs(folder: pathlib.Path) -> None:
@@ -145,11 +156,11 @@ class Worker:
         return {"problem": f"its process ended with status {status}"}
 
 
-def measure(layer: Layer, workers: dict[str, Worker], repeats: int) -> list[dict[str, Any]]:
+def measure(layer: Layer, workers: dict[str, Worker], repeats: int, dtype: str = "float32") -> list[dict[str, Any]]:
     """Returns the rows of one layer: PyTorch, this package, and every engine or the reason it has no time."""
-    given = layer.tensors(1)
+    given = layer.tensors(1).to(lambda t: t.to(getattr(torch, dtype)))
     exact = given.to(torch.Tensor.double).forward()
-    layers.check(layer, given, {"output": exact})
+    layers.check(layer, given, "forward")
     rows, turns = [], {}
     for key, case in layers.cases_of(layer, given, "forward").items():
         rows.append({"implementation": key[0], "memory_format": key[1]})
@@ -163,7 +174,8 @@ def measure(layer: Layer, workers: dict[str, Worker], repeats: int) -> list[dict
                 if "problem" in answer:
                     raise checking.WrongResult(answer["problem"])
                 output = torch.from_numpy(np.load(answer["output"])).reshape(exact.shape)
-                row["error"] = float(f"{checking.check_engine(f'{layer.name} by {name}', output, exact):.3g}")
+                error = checking.check_engine(f"{layer.name} by {name}", output, exact, dtype)
+                row["error"] = float(f"{error:.3g}")
             except checking.WrongResult as error:
                 row["problem"] = str(error)
                 continue
@@ -203,26 +215,30 @@ def turn_of_worker(worker: Worker) -> Callable[[int], list[float]]:
 
 
 def save(layer: Layer, given: shapes.Tensors, output: torch.Tensor, folder: pathlib.Path) -> pathlib.Path:
-    """Saves the layer as a worker reads it: in 2-D, a 1-D layer with height 1."""
+    """Saves the layer as a worker reads it: a 1-D layer in 2-D with height 1, and 16 bits as float32."""
     spec, path = layer.spec, folder / "layer.npz"
 
+    def array(tensor: torch.Tensor) -> np.ndarray:
+        return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)).numpy()
+
     def flat(tensor: torch.Tensor) -> np.ndarray:
-        return (tensor if spec.dims == 2 else tensor.unsqueeze(2)).detach().numpy()
+        return array(tensor if spec.dims > 1 else tensor.unsqueeze(2))
 
     def pair(values: tuple[int, ...], first: int) -> list[int]:
-        return list(values) if spec.dims == 2 else [first, *values]
+        return list(values) if spec.dims > 1 else [first, *values]
 
     np.savez(
         path,
         input=flat(given.input),
         weight=flat(given.weight),
-        bias=given.bias.detach().numpy(),
+        bias=array(given.bias),
         stride=pair(layer.stride, 1),
         padding=pair(layer.padding, 0),
         dilation=pair(layer.dilation, 1),
         groups=layer.groups,
         transposed=spec.transposed,
         output_shape=flat(output).shape,
+        dtype=str(given.input.dtype).removeprefix("torch."),
     )
     return path
 

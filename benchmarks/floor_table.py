@@ -28,6 +28,7 @@ KINDS = (
     "groups of 9 to 80 channels on 28x28 and less",
     "wider groups, larger images, dense layers",
     "1-D",
+    "3-D",
 )
 # A group's channels in, and an image's side, up to which a layer is of the kinds that name them.
 NARROW, WIDE, SMALL = 8, 80, 28
@@ -77,8 +78,8 @@ def kind_of(name: str) -> str:
 def _number(layer: Layer) -> int:
     spec = layer.spec
     width = spec.in_channels // spec.groups
-    if spec.dims == 1:
-        return 5
+    if spec.dims != 2:
+        return KINDS.index(f"{spec.dims}-D")
     if width == 1 and spec.out_channels == spec.groups and spec.groups > 1 and not spec.transposed:
         return 0 if max(spec.kernel_size) <= 3 else 1
     if spec.groups == 1 or max(width, spec.out_channels // spec.groups) > WIDE:

@@ -23,13 +23,15 @@ from groupwise.profile.measuring import Meter
 ROOT = pathlib.Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
 WARM_UP = 3
+# A call of so many seconds needs none before it.
+LONG = 0.1
 
 
 @dataclass(frozen=True)
 class Case:
     """A call to time, and by whose kernels: True groupwise's, False PyTorch's, None whatever is enabled."""
 
-    call: Callable[[], object]
+    call: Callable[[], Any]
     ours: bool | None = None
     prepare: Callable[[], object] = lambda: None
     """Runs before each call, by the same kernels, and is not timed."""
@@ -40,10 +42,11 @@ class Case:
             return contextlib.nullcontext()
         return groupwise.enabled() if self.ours else dispatch.forced(False)
 
-    def seconds(self) -> float:
+    def seconds(self, prepared: bool = True) -> float:
         """Times one call."""
         with self.dispatching():
-            self.prepare()
+            if prepared:
+                self.prepare()
             start = time.perf_counter()
             self.call()
             return time.perf_counter() - start
@@ -69,11 +72,16 @@ def takes(call: Callable[[], object], kernel: str) -> groupwise.Plan | None:
 
 @dataclass(frozen=True)
 class Effort:
-    """How often cases are timed: `repeats` times, then on for `budget` seconds, up to `most` times."""
+    """How often cases are timed: `repeats` times, then on for `budget` seconds, up to `most` times.
+
+    A case that takes more than `slow` seconds in all is timed less often: then it is left out of most rounds, and one
+    whose first call alone takes as long has that time only.
+    """
 
     repeats: int = 15
     budget: float = 1.5
     most: int = 100
+    slow: float = float("inf")
 
 
 @functools.cache
@@ -95,16 +103,22 @@ def keep_memory() -> bool:
 def interleaved(cases: Mapping[Hashable, Case], effort: Effort) -> dict[Hashable, list[float]]:
     """Times every case in turn, so that a slow moment of the machine affects all alike; returns seconds."""
     keep_memory()
-    times: dict[Hashable, list[float]] = {key: [] for key in cases}
-    for _ in range(WARM_UP):
-        for case in cases.values():
-            case.seconds()
+    first = {key: case.seconds(prepared=False) for key, case in cases.items()}
+    times: dict[Hashable, list[float]] = {key: [once] if once > effort.slow else [] for key, once in first.items()}
+    # A call that takes long fills the caches itself, and a call before it would cost as much again.
+    prepared = {key: once < LONG for key, once in first.items()}
+    for _ in range(WARM_UP - 1):
+        for key, case in cases.items():
+            if WARM_UP * first[key] < effort.slow:
+                case.seconds(prepared[key])
     start = time.perf_counter()
     for number in range(max(effort.repeats, effort.most)):
         if number >= effort.repeats and time.perf_counter() - start > effort.budget:
             break
+        allowed = effort.slow * min(1, (number + 1) / effort.repeats)
         for key, case in cases.items():
-            times[key].append(case.seconds())
+            if not times[key] or sum(times[key]) < allowed:
+                times[key].append(case.seconds(prepared[key]))
     return times
 
 
@@ -120,11 +134,11 @@ def figures(seconds: list[float]) -> dict[str, Any]:
     }
 
 
-def about() -> dict[str, Any]:
+def about(dtype: str = "float32") -> dict[str, Any]:
     """Returns the facts of a measurement: machine, versions, time (UTC), dtype and commit."""
     now = time.gmtime()
     when = {"date": time.strftime("%Y-%m-%d", now), "time": time.strftime("%H:%M:%S", now)}
-    return {**machine(), **when, "dtype": "float32", "commit": commit(), "freed_memory_kept": keep_memory()}
+    return {**machine(), **when, "dtype": dtype, "commit": commit(), "freed_memory_kept": keep_memory()}
 
 
 def busy(seconds: float = 0.2) -> float | None:

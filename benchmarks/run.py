@@ -1,9 +1,10 @@
 """Measure, each benchmark in a process of its own, then draw the charts and print the summary.
 
-    python benchmarks/run.py [groups layers held-out peak errors networks engines whole] [--envs DIR] [--threads 1 2]
+    python benchmarks/run.py [layers dtypes networks engines ...] [--envs DIR [--peers]] [--threads 1 2]
 
 Without names it runs every benchmark that needs only this package's environment. `engines` needs the folder that
-`python benchmarks/engines.py --make-envs DIR` made, and `whole` finds OpenVINO there.
+`python benchmarks/engines.py --make-envs DIR` made, and `whole` finds OpenVINO there. `--peers` times the engines in
+every dtype.
 """
 
 from __future__ import annotations
@@ -15,34 +16,49 @@ import sys
 
 import torch
 
+from groupwise.kernels.tables import OTHER_DTYPES
+
 HERE = pathlib.Path(__file__).parent
 STEPS = {
     "groups": ["groups.py"],
     "layers": ["layers.py"],
     "held-out": ["layers.py", "--held-out"],
+    "dtypes": ["layers.py", "--dtype", *OTHER_DTYPES, "--repeats", "5", "--budget", "0.3"],
     "peak": ["peak.py"],
     "errors": ["errors.py"],
     "networks": ["networks.py"],
     "engines": ["engines.py"],
+    "peers": ["engines.py", "--dtype", "float32", *OTHER_DTYPES],
     "whole": ["whole.py"],
 }
 # These run only if they are named: they need packages of others, or take long.
-BY_NAME = ("engines", "whole")
-AFTER = (["chart.py"], ["whole_chart.py"], ["whole_tables.py", "--docs"], ["summary.py"])
+BY_NAME = ("dtypes", "engines", "peers", "whole")
+AFTER = (
+    ["chart.py"],
+    ["whole_chart.py"],
+    ["whole_tables.py", "--docs"],
+    ["layer_tables.py", "--docs"],
+    ["summary.py"],
+)
 
 
 def main() -> None:
     """Runs the benchmarks that were named, and says at the end which failed."""
     parser = argparse.ArgumentParser(description="Run the benchmarks.")
-    but = " and ".join(BY_NAME)
+    but = ", ".join(BY_NAME)
     known = f"one of {', '.join(STEPS)}; all except {but} if left out"
     parser.add_argument("names", nargs="*", metavar="NAME", help=known)
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--envs", help="the folder of the engines' environments")
+    parser.add_argument("--peers", action="store_true", help="also the engines, in every dtype that they can compute")
     options = parser.parse_args()
+    if options.peers and not options.envs:
+        parser.error("--peers needs --envs DIR, which `python benchmarks/engines.py --make-envs DIR` makes")
     if unknown := set(options.names) - set(STEPS):
         parser.error(f"{', '.join(sorted(unknown))} is no benchmark; valid: {', '.join(STEPS)}")
-    names = options.names or [name for name in STEPS if name not in BY_NAME or (options.envs and name == "engines")]
+    alone = options.envs and not options.peers
+    names = options.names or [name for name in STEPS if name not in BY_NAME or (alone and name == "engines")]
+    names += ["peers"] * options.peers
     failed = [name for name in names if run([*STEPS[name], *arguments(name, options)])]
     for words in AFTER:
         run(words)
@@ -56,7 +72,7 @@ def arguments(name: str, options: argparse.Namespace) -> list[str]:
         return []
     threads = options.threads if name != "groups" else [max(options.threads)]
     more = ["--threads", *map(str, threads)]
-    if name in BY_NAME and options.envs:
+    if name in ("engines", "peers", "whole") and options.envs:
         more += ["--envs", options.envs]
     return more
 

@@ -19,10 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from groupwise import ConvSpec, Cost, cost
+from groupwise.kernels.plan import formats_of
 
 DATA = pathlib.Path(__file__).parent / "data"
 FILES = {"listed": "layers.json", "held_out": "held_out.json"}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+EVERY_FORMAT = {**FORMATS, "channels_last_3d": torch.channels_last_3d}
+KINDS = ("1-D", "2-D", "3-D", "transposed")
 # The payoff of groups is measured on these: the 3x3 layers of ResNeXt-50's four stages, and a depthwise one.
 PAYOFF = ("resnext50-s1", "resnext50-s2", "resnext50-s3", "resnext50-s4", "mobilenetv2-dw144")
 
@@ -61,8 +64,13 @@ class Layer:
 
     @property
     def memory_formats(self) -> tuple[str, ...]:
-        """The memory formats that PyTorch has: two for a 2-D convolution, one for a 1-D one."""
-        return tuple(FORMATS) if self.spec.dims == 2 else ("contiguous",)
+        """The memory formats that PyTorch has: two for a 2-D or 3-D convolution, one for a 1-D one."""
+        return formats_of(self.spec.dims)
+
+    @property
+    def kind(self) -> str:
+        """`1-D`, `2-D` or `3-D`, or `transposed`: one of `KINDS`."""
+        return "transposed" if self.spec.transposed else f"{self.spec.dims}-D"
 
     def samples(self, batch: int) -> int:
         """How many samples a run at `batch` has: a layer listed with more keeps its own number."""
@@ -109,8 +117,8 @@ class Tensors:
             return Tensors(self.spec, *map(change, (self.input, self.weight, self.bias, self.grad_output)))
 
     def in_format(self, name: str) -> Tensors:
-        """Returns them in a memory format, the weight too, as `model.to(memory_format=...)` does with 4-D tensors."""
-        return self.to(lambda t: t.to(memory_format=FORMATS[name]) if t.dim() == 4 else t)
+        """Returns them in a memory format, the weight too, as `model.to(memory_format=...)` does."""
+        return self.to(lambda t: t.to(memory_format=EVERY_FORMAT[name]) if t.dim() >= 4 else t)
 
     def forward(self) -> Tensor:
         """Computes the output by the function that PyTorch's layer calls."""

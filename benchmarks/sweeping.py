@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from shapes import FORMATS
+from shapes import EVERY_FORMAT
 from torch import Tensor
 
 from groupwise import ConvSpec, GroupwiseError, cost
@@ -64,8 +64,7 @@ class Draw:
 
     def _values(self, pool: Tensor, shape: tuple[int, ...]) -> Tensor:
         values = pool[: math.prod(shape)].reshape(shape).clone()
-        formats = {**FORMATS, "channels_last_3d": torch.channels_last_3d}
-        return values.contiguous(memory_format=formats[self.memory_format]) if values.dim() >= 4 else values
+        return values.contiguous(memory_format=EVERY_FORMAT[self.memory_format]) if values.dim() >= 4 else values
 
 
 Numbers = tuple[ConvSpec, tuple[int, ...]]

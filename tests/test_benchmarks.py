@@ -32,7 +32,7 @@ SMALL = next(layer for _, layer in LAYERS if layer.name == "odd-width6")
 def test_a_layer_is_what_pytorch_makes_of_it(which, layer):
     spec, samples = layer.spec, layer.samples(1)
     assert spec.op == layer.op
-    assert spec.dims in (1, 2)
+    assert layer.kind in shapes.KINDS
     assert layer.source
     with torch.device("meta"):
         tensors = shapes.Tensors(
@@ -49,7 +49,7 @@ def test_a_layer_is_what_pytorch_makes_of_it(which, layer):
 
 
 def test_no_layer_is_there_twice():
-    assert {which: sum(w == which for w, _ in LAYERS) for which in shapes.FILES} == {"listed": 46, "held_out": 33}
+    assert {which: sum(w == which for w, _ in LAYERS) for which in shapes.FILES} == {"listed": 49, "held_out": 33}
     names = [layer.name for _, layer in LAYERS]
     assert len(set(names)) == len(names)
     assert set(shapes.PAYOFF) <= {layer.name for layer in shapes.read("listed")}
@@ -341,12 +341,21 @@ def test_what_run_takes(monkeypatch, capsys):
     assert done[0] == ["groups.py", "--threads", "2"]
     assert done[2] == ["layers.py", "--held-out", "--threads", "1", "2"]
     assert [words[0] for words in done] == (
-        "groups.py layers.py layers.py peak.py errors.py networks.py chart.py whole_chart.py whole_tables.py summary.py"
+        "groups.py layers.py layers.py peak.py errors.py networks.py chart.py whole_chart.py whole_tables.py "
+        "layer_tables.py summary.py"
     ).split()
+    done.clear()
+    monkeypatch.setattr(sys, "argv", ["run.py", "held-out", "--threads", "1", "--peers", "--envs", "made"])
+    run.main()
+    assert done[1] == "engines.py --dtype float32 bfloat16 float16 float64 --threads 1 --envs made".split()
+    monkeypatch.setattr(sys, "argv", ["run.py", "--peers"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "--peers needs --envs DIR" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
     with pytest.raises(SystemExit):
         run.main()
     assert (
-        "speed is no benchmark; valid: groups, layers, held-out, peak, errors, networks, engines, whole"
+        "speed is no benchmark; valid: groups, layers, held-out, dtypes, peak, errors, networks, engines, peers, whole"
         in capsys.readouterr().err
     )

@@ -127,8 +127,8 @@ def test_layers_that_are_missing_are_named():
     assert [tuple(facts.values()) for facts in found] == [
         ("layers", "listed", "2", "1", "forward", "1", names[0]),
         ("layers", "listed", "2", "1", "training", "1", names[2]),
-        ("layers", "listed", "2", "8", "forward", "45", f"all but {names[1]}"),
-        ("layers", "listed", "2", "8", "training", "46", "all"),
+        ("layers", "listed", "2", "8", "forward", "48", f"all but {names[1]}"),
+        ("layers", "listed", "2", "8", "training", "49", "all"),
         ("engines", "listed", "2", "1", "forward", "1", names[0]),
     ]
 
