@@ -25,7 +25,7 @@ Row = dict[str, Any]
 DTYPES = ("float32", *OTHER_DTYPES)
 PASSES = ("forward", "training")
 FLOAT32 = "groupwise in float32"
-PAGE, BLOCK = ROOT / "docs" / "layers.md", "layers-DTYPE.jsonl"
+BLOCK = "layers-DTYPE.jsonl"
 NONE_YET = "No record is there yet: `python benchmarks/layers.py --dtype bfloat16` makes one."
 
 
@@ -139,15 +139,19 @@ def missing(records: dict[str, list[Row]]) -> Table:
     return Table("Not timed", ["dtype", "pass", "by", "format", "why", "layers"], cells)
 
 
-def docs_text(folder: pathlib.Path) -> str:
-    """Returns the charts and the tables of every folder, as Markdown."""
-    parts = [
+def charts_text(folder: pathlib.Path) -> str:
+    """Returns the chart of each dtype that was measured, as Markdown."""
+    return "\n\n".join(
         f"![How many times as fast as PyTorch groupwise is in {dtype}, by dimension](pictures/layers-{dtype}.svg)"
         for dtype in DTYPES
         if times_of(read_dtype(folder, dtype))
-    ]
-    parts += [table.markdown() for table in every(folder)]
-    return "\n\n".join(parts) if parts else NONE_YET
+    )
+
+
+def docs_text(folder: pathlib.Path) -> str:
+    """Returns the charts and the tables of every folder, as Markdown."""
+    parts = [charts_text(folder), *(table.markdown() for table in every(folder))]
+    return "\n\n".join(filter(None, parts)) or NONE_YET
 
 
 def every(folder: pathlib.Path) -> Iterator[Table]:
@@ -156,14 +160,20 @@ def every(folder: pathlib.Path) -> Iterator[Table]:
         yield from tables(one)
 
 
+PAGES = {ROOT / "docs" / "layers.md": docs_text, ROOT / "docs" / "gallery.md": charts_text}
+
+
 def main() -> None:
     """Prints the tables, or writes them into the page."""
     parser = argparse.ArgumentParser(description="Say what the layers' records say of each dtype.")
-    parser.add_argument("--docs", action="store_true", help="write the tables into docs/layers.md")
+    parser.add_argument(
+        "--docs", action="store_true", help="write the charts and tables into docs/layers.md and gallery.md"
+    )
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     options = parser.parse_args()
     if options.docs:
-        show_record(PAGE, BLOCK, docs_text(options.records))
+        for page, text in PAGES.items():
+            show_record(page, BLOCK, text(options.records))
     else:
         print("\n\n".join(table.text() for table in every(options.records)) or NONE_YET)
 

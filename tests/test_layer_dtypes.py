@@ -233,14 +233,18 @@ def test_the_tables_of_a_dtype(folder):
     assert slower.rows[0][0] == "none", "2 x 0.5 is as fast in the same memory format"
 
 
-def test_the_page_shows_the_charts_and_tables_that_there_are(folder, tmp_path):
+def test_what_was_not_measured_is_left_out(folder, tmp_path):
     said = tables.docs_text(folder)
     assert "pictures/layers-bfloat16.svg" in said
     assert "layers-float16" not in said
     assert tables.docs_text(tmp_path / "none") == tables.NONE_YET
-    page = tables.PAGE.read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", tables.PAGES, ids=lambda path: path.name)
+def test_the_pages_show_the_records(path):
+    page = path.read_text("utf-8")
     assert len(measuring.block_of(tables.BLOCK).findall(page)) == 1
-    shown = measuring.with_block(page, tables.BLOCK, tables.docs_text(measuring.RECORDS))
+    shown = measuring.with_block(page, tables.BLOCK, tables.PAGES[path](measuring.RECORDS))
     assert shown == page, "out of date; run: python benchmarks/layer_tables.py --docs"
 
 
