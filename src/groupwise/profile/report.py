@@ -187,9 +187,9 @@ def report(
 
     Each time is measured by PyTorch's kernels and, in turn, by groupwise's, whether these are enabled or not. Where
     PyTorch's kernel may end the process, or never end itself, groupwise's computes on both sides, and the row says so
-    (`hazard`). The
-    results are then compared, for which every convolution is computed in float64 once. Where groupwise's kernels
-    cannot run, and for a model with tensors beyond the CPU, their fields are None, and the report says why.
+    (`hazard`). The results are then compared, for which every convolution is computed in float64 once. Where
+    groupwise's kernels cannot run, and for a model with tensors beyond the CPU, their fields are None, and the report
+    says why.
 
     - `model`: a `torch.nn.Module` or any callable; `inputs`, `kwargs`: its arguments
     - `repeats`: 1 or more
