@@ -10,9 +10,9 @@ import math
 import pathlib
 from typing import Any
 
-from layer_tables import DTYPES, read_dtype
-from measuring import RECORDS, ROOT, machine_of, newest_machine, payoffs, read_record
-from shapes import KINDS, read
+from layer_tables import read_dtype
+from measuring import RECORDS, ROOT, newest, payoffs, read_record
+from shapes import DTYPES, KINDS, read
 from summary import Times, collect, geometric_mean
 
 from groupwise.draw.base.svg import LABEL_SIZE, MARGIN, Picture, colour, path
@@ -31,21 +31,14 @@ def main() -> None:
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     parser.add_argument("--pictures", type=pathlib.Path, default=ROOT / "docs/pictures")
     options = parser.parse_args()
-    if rows := payoffs(of_one_machine(options.records / "groups.jsonl")):
+    if rows := payoffs(newest(read_record(options.records / "groups.jsonl"))):
         (options.pictures / "payoff.svg").write_text(chart(rows), encoding="utf-8")
-    if layers := chosen(of_one_machine(options.records / "layers.jsonl")):
+    if layers := chosen(newest(read_record(options.records / "layers.jsonl"))):
         (options.pictures / "speedup.svg").write_text(speedup_chart(layers), encoding="utf-8")
     for dtype in DTYPES:
         if layers := chosen(read_dtype(options.records, dtype)):
             drawn = speedup_chart(layers, f", in {dtype}", by_kind=True)
             (options.pictures / f"layers-{dtype}.svg").write_text(drawn, encoding="utf-8")
-
-
-def of_one_machine(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of a record that share the machine and the torch of its newest row."""
-    rows = read_record(path)
-    newest = newest_machine(rows)
-    return [row for row in rows if machine_of(row) == newest]
 
 
 def chart(rows: list[dict[str, Any]]) -> str:

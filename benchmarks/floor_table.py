@@ -6,7 +6,7 @@ python benchmarks/floor_table.py [--records DIR]
 from __future__ import annotations
 
 import argparse
-import math
+import itertools
 import pathlib
 import statistics
 from collections.abc import Iterable
@@ -14,11 +14,12 @@ from typing import Any
 
 import shapes
 from measuring import RECORDS, ROOT, read_record, show_record
-from shapes import Layer
+from shapes import PASSES, Layer
+from summary import collect
 
 Row = dict[str, Any]
 PAGE, RECORD = ROOT / "docs" / "floor.md", "layers.jsonl"
-PASSES, SIDES = ("forward", "training"), ("pytorch", "groupwise")
+SIDES = ("pytorch", "groupwise")
 COLUMNS = ("processor", "kind", "layers", *(f"{name}: {side}" for name in PASSES for side in ("PyTorch", "groupwise")))
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 KINDS = (
@@ -49,7 +50,9 @@ def told(records: pathlib.Path) -> str:
         for kind in KINDS:
             some = [times for name, times in over.items() if kind_of(name) == kind]
             if some:
-                means = (statistics.geometric_mean(times[key] for times in some) for key in some[0])
+                means = (
+                    statistics.geometric_mean(times[key] for times in some) for key in itertools.product(PASSES, SIDES)
+                )
                 lines.append(
                     f"| {path.parent.name} | {kind} | {len(some)} | {' | '.join(f'{mean:.1f}' for mean in means)} |"
                 )
@@ -58,14 +61,11 @@ def told(records: pathlib.Path) -> str:
 
 def times_over(rows: Iterable[Row]) -> dict[str, dict[tuple[str, str], float]]:
     """Returns of each listed layer how many times its floor each side took, in its better memory format."""
+    some = [row for row in rows if (row.get("set"), row.get("batch"), row.get("threads")) == ("listed", 1, 1)]
     found: dict[str, dict[tuple[str, str], float]] = {}
-    for row in rows:
-        if row["benchmark"] != "layer" or (row["set"], row["batch"], row["threads"]) != ("listed", 1, 1):
-            continue
-        key = row["pass"], row["implementation"]
-        if key[1] in SIDES:
-            best = found.setdefault(row["layer"], {(name, side): math.inf for name in PASSES for side in SIDES})
-            best[key] = min(best[key], row["ms"] / row["floor_ms"])
+    for times in collect(some, "layer", ("layer", "pass")):
+        over = {(times.facts["pass"], side): times.of_floor(side) for side in SIDES}
+        found.setdefault(times.facts["layer"], {}).update(over)
     return found
 
 

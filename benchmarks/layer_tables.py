@@ -15,34 +15,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record, show_record
-from shapes import KINDS, read
+from measuring import RECORDS, ROOT, newest, read_record, record_name, show_record
+from shapes import DTYPES, FLOAT32, KINDS, PASSES, read
 from summary import BUSY, Table, Times, collect, engine_table, geometric_mean, problem_table, ratio, slower_table
 
-from groupwise.kernels.tables import OTHER_DTYPES
-
 Row = dict[str, Any]
-DTYPES = ("float32", *OTHER_DTYPES)
-PASSES = ("forward", "training")
-FLOAT32 = "groupwise in float32"
 BLOCK = "layers-DTYPE.jsonl"
 NONE_YET = "No record is there yet: `python benchmarks/layers.py --dtype bfloat16` makes one."
 
 
-def file_of(dtype: str, record: str = "layers") -> str:
-    """Returns the name of a dtype's record in the folder of a processor class and instruction set."""
-    return f"{record}.jsonl" if dtype == "float32" else f"{record}-{dtype}.jsonl"
-
-
-def newest(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows that share the machine and the torch of the newest."""
-    machine = newest_machine(rows)
-    return [row for row in rows if machine_of(row) == machine]
-
-
 def read_dtype(folder: pathlib.Path, dtype: str) -> list[Row]:
     """Returns the rows of the machine that was measured last in a dtype, in any of the folders of processors."""
-    found = [newest(read_record(path)) for path in sorted(folder.glob(f"*/{file_of(dtype)}"))]
+    found = [newest(read_record(path)) for path in sorted(folder.glob(f"*/{record_name('layers', dtype)}"))]
     return max(
         filter(None, found), key=lambda rows: max((row["date"], row.get("time", "")) for row in rows), default=[]
     )
@@ -58,7 +42,7 @@ KEY = ("layer", "pass", "threads")
 
 def tables(folder: pathlib.Path) -> list[Table]:
     """Returns the tables of one folder that have rows."""
-    records = {dtype: newest(read_record(folder / file_of(dtype))) for dtype in DTYPES}
+    records = {dtype: newest(read_record(folder / record_name("layers", dtype))) for dtype in DTYPES}
     rows = [row for record in records.values() for row in record if "dtype" in row]
     if not rows:
         return []
@@ -70,7 +54,7 @@ def tables(folder: pathlib.Path) -> list[Table]:
         if some and dtype != "float32":
             made.append(replace(slower_table(some), title=f"Slower than PyTorch in {dtype} and the same memory format"))
     for dtype in DTYPES:
-        engines = newest(read_record(folder / file_of(dtype, "engines")))
+        engines = newest(read_record(folder / record_name("engines", dtype)))
         timed = collect(engines, "engine", ("set", "layer", "threads"))
         made.append(replace(engine_table(timed), title=f"Inference engines in {dtype}"))
         made.append(replace(problem_table(engines), title=f"Engines in {dtype} that were not timed"))
@@ -103,7 +87,7 @@ def means(times: dict[str, list[Times]], note: str) -> Table:
                     cells = [cell for found in by_pass.values() for cell in (*faster(found), *beside_float32(found))]
                     rows.append([dtype, str(threads), kind, *cells])
     head = ["dtype", "threads", "dimension"]
-    for which in ("forward", "training"):
+    for which in PASSES:
         head += [f"layers, {which}", "PyTorch / ours", "worst", "ours / our float32", "worst"]
     said = "Geometric means, each side in its better memory format; `worst` is a single layer."
     return Table("Layers by dtype and dimension", head, rows, f"{said} {note}")

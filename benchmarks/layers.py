@@ -30,20 +30,16 @@ import checking
 import floor
 import shapes
 import torch
-from measuring import RECORDS, Case, Effort, about, busy, figures, forget, interleaved, write_record
-from shapes import RESULTS, Layer, Tensors
+from measuring import RECORDS, Case, Effort, about, busy, figures, forget, interleaved, record_name, write_record
+from shapes import DTYPES, FLOAT32, PASSES, RESULTS, Layer, Tensors
 from watched import Returned, Stuck, Trying, Watched
 
 import groupwise
 from groupwise import GroupwiseError
 from groupwise.kernels import native
 from groupwise.kernels.processor import processor_class
-from groupwise.kernels.tables import OTHER_DTYPES
 
 UNIT = ("benchmark", "set", "layer", "pass", "batch", "threads", "dtype")
-PASSES = ("forward", "training")
-DTYPES = ("float32", *OTHER_DTYPES)
-FLOAT32 = "groupwise in float32"
 # No case takes more seconds than this for its repeats, if it has one. So PyTorch's slow kernels do not take hours.
 SLOW = 3.0
 # The script prints the microseconds of a convolution of one pixel that PyTorch computes: without this package, or with
@@ -119,9 +115,8 @@ def parse() -> argparse.Namespace:
 
 def record_of(dtype: str, record: str = "layers") -> pathlib.Path:
     """Returns the record of a dtype: those beside float32 have one for each processor class and instruction set."""
-    if dtype == "float32":
-        return RECORDS / f"{record}.jsonl"
-    return RECORDS / f"{processor_class()}-{native.status().isa}" / f"{record}-{dtype}.jsonl"
+    folder = RECORDS if dtype == "float32" else RECORDS / f"{processor_class()}-{native.status().isa}"
+    return folder / record_name(record, dtype)
 
 
 def run(dtype: str, output: pathlib.Path, options: argparse.Namespace) -> list[str]:

@@ -175,6 +175,17 @@ def read_record(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def record_name(record: str, dtype: str) -> str:
+    """Returns the name of a dtype's record."""
+    return f"{record}.jsonl" if dtype == "float32" else f"{record}-{dtype}.jsonl"
+
+
+def newest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows that share the machine and the torch of the newest."""
+    machine = newest_machine(rows)
+    return [row for row in rows if machine_of(row) == machine]
+
+
 def newest_machine(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
     """Returns the processor and the torch of the row that was measured last, or None without rows."""
     if not rows:

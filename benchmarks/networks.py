@@ -20,7 +20,7 @@ from typing import Any
 import checking
 import torch
 from measuring import RECORDS, Case, Effort, about, busy, figures, forget, interleaved, write_record
-from shapes import FORMATS
+from shapes import FORMATS, PASSES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,7 +30,6 @@ from groupwise.cli.targets import import_torchvision
 
 UNIT = ("benchmark", "network", "pass", "batch", "threads")
 NETWORKS = ("resnext50_32x4d", "mobilenet_v2", "convnext_tiny", "regnet_x_400mf")
-PASSES = ("forward", "training")
 SIZE = 224
 # A check uses at most this many images: float64 is slow, and larger batches are checked layer by layer.
 MOST_CHECKED = 2

@@ -20,9 +20,14 @@ from torch.nn import functional as F
 
 from groupwise import ConvSpec, Cost, cost
 from groupwise.kernels.plan import formats_of
+from groupwise.kernels.tables import OTHER_DTYPES
 
 DATA = pathlib.Path(__file__).parent / "data"
 FILES = {"listed": "layers.json", "held_out": "held_out.json"}
+PASSES = ("forward", "training")
+DTYPES = ("float32", *OTHER_DTYPES)
+# groupwise in float32, timed beside another dtype.
+FLOAT32 = "groupwise in float32"
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 EVERY_FORMAT = {**FORMATS, "channels_last_3d": torch.channels_last_3d}
 KINDS = ("1-D", "2-D", "3-D", "transposed")

@@ -20,7 +20,7 @@ from typing import Any
 
 from groups import COLD_START
 from measuring import RECORDS, machine_of, newest_machine, payoffs, read_record
-from shapes import FILES, read
+from shapes import FILES, PASSES, read
 from sweep import told, totals, worst
 
 from groupwise.profile.measuring import MOST
@@ -30,7 +30,6 @@ Row = dict[str, Any]
 # much they did where both sides ran PyTorch's.
 SLOWER = 0.97
 NAMES = ("layers", "networks", "engines", "peak", "groups", "split", "sweep")
-PASSES = ("forward", "training")
 # The summary names a layer if others used more than this fraction of the processors.
 BUSY = MOST
 

@@ -23,7 +23,7 @@ from multiprocessing import connection
 from typing import Any
 
 import torch
-from measuring import RECORDS, Case, Forced, about, keep_memory, takes, write_record
+from measuring import RECORDS, Case, Forced, about, keep_memory, record_name, takes, write_record
 from sweeping import FAMILIES, MOST_NUMBERS, Draw, draw
 
 import groupwise
@@ -90,7 +90,7 @@ def main() -> None:
 
 def record_of(volumes: bool, dtype: str) -> str:
     """Returns the name of the record of which tables of 3-D layers, or of a dtype, are made."""
-    return "volumes.jsonl" if volumes else "sweep.jsonl" if dtype == "float32" else f"sweep-{dtype}.jsonl"
+    return record_name("volumes" if volumes else "sweep", dtype)
 
 
 def drawn(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:

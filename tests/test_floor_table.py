@@ -12,7 +12,15 @@ measuring, shapes, tables = map(load, ("measuring", "shapes", "floor_table"))
 
 
 def row(side, memory_format, ms, layer="mobilenetv2-dw144", **facts):
-    known = {"benchmark": "layer", "set": "listed", "batch": 1, "threads": 1, "pass": "forward", "floor_ms": 2.0}
+    known = {
+        "benchmark": "layer",
+        "set": "listed",
+        "batch": 1,
+        "threads": 1,
+        "pass": "forward",
+        "floor_ms": 2.0,
+        "repeats": 15,
+    }
     return {**known, "layer": layer, "implementation": side, "memory_format": memory_format, "ms": ms, **facts}
 
 

@@ -110,7 +110,7 @@ def measured(dtype, left_out=()):
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", layers.OTHER_DTYPES)
+@pytest.mark.parametrize("dtype", shapes.OTHER_DTYPES)
 def test_the_rows_of_a_dtype(dtype):
     *tried, rows = measured(dtype)
     assert tried == [*(watched.Trying(pair) for pair in PAIRS), watched.Returned()], "what follows has no limit"
