@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 
 import groupwise
-from groupwise.kernels import native, tables, tuning
+from groupwise.kernels import native, tables
 from groupwise.profile import measuring
 
 # `make test` tries the same examples on every run and machine; `make fuzz` draws new ones and tells how to repeat them.
@@ -53,10 +53,9 @@ def _policy() -> None:
 
 @pytest.fixture
 def own_cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give an empty cache, nothing enabled, no variable that tunes, and a processor that a table covers."""
+    """Give an empty cache, nothing enabled, and no variable that tunes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GROUPWISE_TUNE")
-    monkeypatch.setattr(tuning, "covered", lambda isa: True)
     groupwise.disable()
     groupwise.forget()
     yield

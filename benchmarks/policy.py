@@ -3,7 +3,8 @@
     python benchmarks/policy.py [--records DIR] [--output DIR]
 
 It writes `<class>-<isa>.json` for each processor class and instruction set in the record of float32 layers,
-`<class>-<isa>-3d.json` for 3-D ones, and `<class>-<isa>-bfloat16.json` for those of another dtype. A table
+`<class>-<isa>-3d.json` for 3-D ones, and `<class>-<isa>-bfloat16.json` and `<class>-<isa>-3d-bfloat16.json` for those
+of another dtype. A table
 estimates by how much a kernel is faster than PyTorch's; the planner takes the kernel only if even a low quantile
 exceeds a margin.
 
@@ -48,7 +49,7 @@ from sweep import AGAIN, BOUNDS, PYTORCH, record_of, speedup
 from trees import Estimate, Numbers, Tree, estimate, grow
 
 from groupwise.kernels.plan import DIRECTIONS, KERNELS
-from groupwise.kernels.tables import OTHER_DTYPES
+from groupwise.kernels.tables import KINDS
 
 Row = dict[str, Any]
 Margins = list[float]
@@ -140,23 +141,20 @@ def main() -> None:
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     parser.add_argument("--output", type=pathlib.Path, default=POLICY)
     options = parser.parse_args()
-    # 3-D layers have tables of their own, and so has every dtype.
-    records = {"": record_of(False, "float32"), "-3d": record_of(True, "float32")}
-    records |= {f"-{dtype}": record_of(False, dtype) for dtype in OTHER_DTYPES}
     found = {
-        (*key, suffix): rows
-        for suffix, record in records.items()
-        for key, rows in groups_of(read_record(options.records / record)).items()
+        (*key, kind): rows
+        for kind in KINDS
+        for key, rows in groups_of(read_record(options.records / record_of(kind))).items()
     }
     if not found:
         raise SystemExit(f"no sweep.jsonl in {options.records}; measure first with: python benchmarks/sweep.py")
     shared = read_record(options.records / "sharing.jsonl")
     options.output.mkdir(parents=True, exist_ok=True)
-    for (name, isa, suffix), rows in found.items():
-        path = options.output / f"{name}-{isa}{suffix}.json"
+    for (name, isa, kind), rows in found.items():
+        path = options.output / f"{name}-{isa}{kind.suffix}.json"
         told = made(rows)
         number = sharing.fitted([row for row in shared if (row["class"], row["isa"]) == (name, isa)])
-        if number is not None and not suffix:
+        if number is not None and kind == KINDS[0]:
             told["shared_from"] = number
         path.write_text(dumped(told), encoding="utf-8")
         print(f"{path.name}: {path.stat().st_size // 1000} kB, margins {told['margins']}, held out: {told['held_out']}")

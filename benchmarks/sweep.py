@@ -32,7 +32,7 @@ from groupwise.kernels import native
 from groupwise.kernels.dispatch import forced
 from groupwise.kernels.plan import KERNELS
 from groupwise.kernels.processor import processor_class
-from groupwise.kernels.tables import OTHER_DTYPES
+from groupwise.kernels.tables import OTHER_DTYPES, Kind
 
 UNIT = ("benchmark", "class", "isa", "seed", "only")
 PYTORCH, AGAIN = "pytorch", "pytorch again"
@@ -71,11 +71,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", *OTHER_DTYPES], default="float32")
     parser.add_argument("--output", type=pathlib.Path, help="default: as `record_of` names it, in the records")
     options = parser.parse_args()
-    if options.volumes and options.dtype != "float32":
-        parser.error("--volumes are drawn in float32: 3-D layers of other dtypes have no tables")
     if options.volumes and options.family:
         parser.error("--family draws 1-D and 2-D layers; 3-D ones (--volumes) have kinds of their own")
-    options.output = options.output or RECORDS / record_of(options.volumes, options.dtype)
+    options.output = options.output or RECORDS / record_of(Kind(options.volumes, options.dtype))
     rows: list[dict[str, Any]] = []
     try:
         native.library()
@@ -88,9 +86,9 @@ def main() -> None:
     print(f"wrote {len(rows)} rows to {options.output}; make the tables with: python benchmarks/policy.py")
 
 
-def record_of(volumes: bool, dtype: str) -> str:
-    """Returns the name of the record of which tables of 3-D layers, or of a dtype, are made."""
-    return record_name("volumes" if volumes else "sweep", dtype)
+def record_of(kind: Kind) -> str:
+    """Returns the name of the record of which the tables of a kind of layers are made."""
+    return record_name("volumes" if kind.volumes else "sweep", kind.dtype)
 
 
 def drawn(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:

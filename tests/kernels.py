@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -29,14 +30,17 @@ def here():
 
 
 @contextlib.contextmanager
-def planar_is_fast(kind):
-    """Within the block tables of one kind of convolutions, " 3-D" say, tell that `planar` is fast, and no others do."""
+def planar_is_fast(kind, most_threads=2.0**40):
+    """Within the block tables of one kind of convolutions, " 3-D" say, tell that `planar` is fast, and no others do.
+
+    They know nothing of more threads than `most_threads`.
+    """
     library, isa = native.library(), native.status().isa
     leaf = {"nodes": [], "leaves": [9, 100, 200]}
-    table = {"kernel": "planar", "least": [0], "most": [40], "trees": [leaf]}
-    about = {"format": 1, "class": "some-1-2", "isa": isa, "torch": "2.13", "margin": 0.1, "bounded": []}
+    table = {"kernel": "planar", "least": [0], "most": [math.log2(most_threads)], "trees": [leaf]}
+    about = {"format": 1, "class": "some-1-2", "isa": isa, "torch": "2.13", "margin": 0.1, "bounded": [0]}
     tables.clear(library, isa)
-    tables.give(library, isa + kind, {**about, "features": ["macs"], "tables": [table]})
+    tables.give(library, isa + kind, {**about, "features": ["threads"], "tables": [table]})
     try:
         yield
     finally:

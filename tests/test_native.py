@@ -37,7 +37,7 @@ static int64_t fill(const char* from, char* text, int64_t size) {
   return needed;
 }
 #ifndef API
-#define API 12
+#define API 13
 #endif
 int32_t groupwise_api_version(void) { return API; }
 int64_t groupwise_build(char* text, int64_t size) { return fill("{\"torch\": \"2.13.0\"}", text, size); }
@@ -51,11 +51,14 @@ const char* groupwise_failure(void) { return ""; }
 int32_t groupwise_share(const char* isa, double products) { return isa && products; }
 void groupwise_start_takes(double seconds) { (void)seconds; }
 void groupwise_when_spent(void (*told)(void)) { (void)told; }
+void groupwise_when_unknown(void (*told)(void)) { (void)told; }
 void groupwise_dispatch(int32_t on) { (void)on; }
 void groupwise_fft(int32_t allowed) { (void)allowed; }
 int32_t groupwise_dispatch_thread(int32_t state) { return -state; }
 const char* groupwise_force(const char* kernel) { return kernel; }
-int32_t groupwise_tune(double calls, double seconds, const char* path) { return calls && seconds && path; }
+int32_t groupwise_tune(double calls, double seconds, int32_t unknown, const char* path) {
+  return calls && seconds && unknown && path;
+}
 int32_t groupwise_remember(const char* i, const char* r, const char* k, const double* s, int64_t n, int64_t t) {
   return i && r && k && s && n && t;
 }
@@ -367,7 +370,7 @@ def test_an_instruction_set_that_cannot_run(folder, stub, monkeypatch):
 
 @pytest.mark.parametrize(
     ("definition", "message"),
-    [("API=7", "interface 7, and this one has 12"), ("NO_RECORDING", "cannot be loaded: .*groupwise_record_start")],
+    [("API=7", "interface 7, and this one has 13"), ("NO_RECORDING", "cannot be loaded: .*groupwise_record_start")],
 )
 def test_a_library_that_is_not_what_its_record_says(folder, stub, definition, message):
     stub(folder, definition)

@@ -9,7 +9,6 @@ import torch
 
 import groupwise
 from groupwise import ConvSpec, plan, record_plans
-from groupwise.kernels import native, tuning
 from groupwise.kernels.dispatch import forced
 from kernels import needs_kernels
 from tuned import requests
@@ -75,10 +74,3 @@ def test_sizes_whose_products_cannot_be_counted_are_refused():
     assert told.kernel == "pytorch"
     assert told.refused["planar"] == "supports up to 2**52 products"
     assert plan(ConvSpec(8, 8, 3, padding=1), (1, 8, 2**20, 2**20), memory_format="channels_last").products > 0
-
-
-def test_default_tuning_asks_for_the_threads_of_the_tables(own_cache, monkeypatch):
-    monkeypatch.setattr(tuning, "most_threads", lambda isa: 2.0)
-    monkeypatch.setattr(tuning, "_tuner", None, raising=False)
-    assert tuning._unknown(native.status().isa, 0.5).startswith("no table for ")
-    assert tuning._unknown(native.status().isa, 1e9) == ""

@@ -257,12 +257,14 @@ def test_a_file_for_each_processor_class_and_instruction_set(tmp_path, monkeypat
     others = [{**one, "isa": "avx512"} for one in drawn(50, 1)] + [{**one, "class": "intel-6-143"} for one in drawn(45)]
     (tmp_path / "sweep.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in [*rows, *others]))
     (tmp_path / "sweep-bfloat16.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in drawn(55, 2)))
+    (tmp_path / "volumes-float64.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in drawn(48, 3)))
     monkeypatch.setattr(sys, "argv", ["policy.py", "--records", str(tmp_path), "--output", str(tmp_path / "made")])
     policy.main()
     told = {path.name: json.loads(path.read_text()) for path in (tmp_path / "made").iterdir()}
     assert {name: (one["rows"], one["left_out"]) for name, one in told.items()} == {
         "amd-26-2-avx2.json": (60, 1),
         "amd-26-2-avx2-bfloat16.json": (55, 0),
+        "amd-26-2-avx2-3d-float64.json": (48, 0),
         "amd-26-2-avx512.json": (50, 0),
         "intel-6-143-avx2.json": (45, 0),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pathlib
 import subprocess
@@ -198,26 +197,6 @@ def test_false_neither_measures_nor_uses_what_was_measured():
         assert plan(layer(), SHAPE).source != "measured"
     assert plan(layer(), SHAPE).source == "measured"
     assert requests() == before
-
-
-@pytest.mark.parametrize(
-    ("value", "covers", "measures"), [("1", True, True), ("0", False, False), (None, True, False), (None, False, True)]
-)
-def test_what_none_does(monkeypatch, caplog, value, covers, measures):
-    if value is not None:
-        monkeypatch.setenv("GROUPWISE_TUNE", value)
-    monkeypatch.setattr(tuning, "covered", lambda isa: covers)
-    monkeypatch.setattr(tuning, "table_path", lambda isa: pathlib.Path(f"some-{value}-{covers}.json"))
-    before = requests()
-    with caplog.at_level(logging.INFO, "groupwise"), groupwise.enabled(), groupwise.enabled():
-        run()
-    assert requests() == before + measures
-    # A user sees a warning, and only where nothing was measured before.
-    assert {record.levelname for record in caplog.records} <= {"WARNING"}
-    logged = [record.getMessage() for record in caplog.records]
-    assert [f"(some-{value}-{covers}): it measures" in message for message in logged] == [True] * (
-        not covers and not value
-    )
 
 
 def test_an_unknown_value_of_the_environment(monkeypatch):

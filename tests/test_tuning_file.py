@@ -17,7 +17,7 @@ import groupwise
 from groupwise import GroupwiseError, record_plans
 from groupwise.kernels import cache, native, tuning
 from groupwise.kernels.plan import KERNELS
-from kernels import needs_kernels
+from kernels import needs_kernels, planar_is_fast
 from tuned import lines, requests
 
 GOOD = {"isa": "avx2", "request": "0 1 -2", "seconds": {"pytorch": 1e-3, "planar": 2e-3}}
@@ -29,7 +29,6 @@ def home(tmp_path, monkeypatch):
     """A cache of its own, in which nothing is measured unless a test asks for it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GROUPWISE_TUNE")
-    monkeypatch.setattr(tuning, "covered", lambda isa: True)
     groupwise.disable()
     yield tmp_path
     groupwise.disable()
@@ -191,6 +190,19 @@ def test_no_home(monkeypatch):
         assert convolve() == "measured"
     with groupwise.enabled(tune=False):
         assert convolve() != "measured"
+
+
+@needs_kernels
+def test_who_did_not_ask_to_measure_hears_of_no_home_where_that_is_done(monkeypatch, caplog):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    with planar_is_fast(""), groupwise.enabled():
+        assert convolve() == "table"
+    assert not caplog.records
+    with groupwise.enabled():
+        assert convolve() == "measured"
+    (record,) = caplog.records
+    assert "it cannot keep its measurements, as neither XDG_CACHE_HOME nor HOME" in record.getMessage()
 
 
 @needs_kernels

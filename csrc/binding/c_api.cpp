@@ -198,9 +198,9 @@ int32_t groupwise_forget() {
 
 void groupwise_policy_changed() { groupwise::policy_changed(); }
 
-int32_t groupwise_tune(double calls, double seconds, const char* path) {
+int32_t groupwise_tune(double calls, double seconds, int32_t unknown, const char* path) {
   return guarded(-1, [&]() -> int32_t {
-    groupwise::tune(calls, seconds, path ? path : "");
+    groupwise::tune(calls, seconds, unknown != 0, path ? path : "");
     return 1;
   });
 }
@@ -210,6 +210,7 @@ int64_t groupwise_measured(char* text, int64_t size) {
 }
 
 void groupwise_when_spent(void (*told)()) { groupwise::when_spent(told); }
+void groupwise_when_unknown(void (*told)()) { groupwise::when_unknown(told); }
 void groupwise_fft(int32_t allowed) { groupwise::allow_by_norm(allowed != 0); }
 void groupwise_clock(double (*clock)()) { groupwise::set_clock(clock); }
 

@@ -9,7 +9,7 @@
 
 // Rises with every change of a signature below, of a text's keys, and of the operators and classes that Python calls by torch.ops and
 // torch.classes.
-#define GROUPWISE_API_VERSION 12
+#define GROUPWISE_API_VERSION 13
 
 GROUPWISE_API int32_t groupwise_api_version();
 
@@ -47,8 +47,9 @@ GROUPWISE_API const char* groupwise_forced_isa();
 GROUPWISE_API int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size);
 
 // Turns on that requests are measured when they are first met, each for as long as so many calls of PyTorch's kernel take, and
-// off by 0, until that took so many seconds in all. Results are added as lines to the file at `path`; "" keeps none.
-GROUPWISE_API int32_t groupwise_tune(double calls, double seconds, const char* path);
+// off by 0, until that took so many seconds in all. With `unknown` only those are measured of which no table knows. Results are
+// added as lines to the file at `path`; "" keeps none.
+GROUPWISE_API int32_t groupwise_tune(double calls, double seconds, int32_t unknown, const char* path);
 
 // Allows the planner to choose `fft`, whose error is relative to the norm of what it reads, or (0, as at first) does not.
 GROUPWISE_API void groupwise_fft(int32_t allowed);
@@ -94,6 +95,10 @@ GROUPWISE_API int64_t groupwise_measured(char* text, int64_t size);
 
 // Sets what is called when these seconds are spent.
 GROUPWISE_API void groupwise_when_spent(void (*told)());
+
+// Sets what is called before the first request is measured of which no table knows, after each call of `groupwise_tune` that lets
+// only those be measured.
+GROUPWISE_API void groupwise_when_unknown(void (*told)());
 
 // Replaces the clock of measurements, which returns seconds; null sets the processor's own. For tests.
 GROUPWISE_API void groupwise_clock(double (*clock)());

@@ -142,7 +142,7 @@ struct Convolution {
   // `ours(plan)` and `theirs()` compute it.
   template <class Ours, class Theirs>
   static std::shared_ptr<const Plan> tuned(std::shared_ptr<const Plan> plan, Ours&& ours, Theirs&& theirs) {
-    if (!plan->open || !tuning()) return plan;
+    if (!plan->open || !tuning(plan->source == Source::table)) return plan;
     // PyTorch's kernel may end the process, or never end itself.
     if (!plan->safe) return plan;
     // Other threads would be measured too, and a choice by time is no deterministic one.

@@ -31,7 +31,9 @@ std::atomic<int64_t> requests{0}, lost{0};
 std::atomic<double> spent{0};
 // The seconds that measuring may take, and those that it took since they were full.
 std::atomic<double> allowed{0}, drawn{0};
-std::atomic<void (*)()> spent_told{nullptr};
+std::atomic<void (*)()> spent_told{nullptr}, unknown_told{nullptr};
+// Whether only those requests are measured of which no table knows, and that is still to be told.
+std::atomic<bool> only_unknown{false}, untold{false};
 
 struct Path {
   std::mutex mutex;
@@ -85,15 +87,20 @@ void draw(double seconds) {
 
 }  // namespace
 
-void tune(double calls, double seconds, const std::string& path) {
+void tune(double calls, double seconds, bool unknown, const std::string& path) {
   const std::lock_guard<std::mutex> lock(file().mutex);
   file().path = path;
   allowed = seconds;
+  only_unknown = unknown;
+  untold = unknown;
   budget = calls;
 }
-bool tuning() { return budget.load(std::memory_order_relaxed) > 0 && drawn < allowed; }
+bool tuning(bool known) {
+  return budget.load(std::memory_order_relaxed) > 0 && drawn < allowed && !(known && only_unknown);
+}
 void refill() { drawn = 0; }
 void when_spent(void (*told)()) { spent_told = told; }
+void when_unknown(void (*told)()) { unknown_told = told; }
 
 void set_clock(double (*clock)()) { clock_in_use = clock ? clock : processor_clock; }
 
@@ -105,6 +112,7 @@ bool measure(const Request& request, const std::vector<Contender>& contenders, i
   // A thread that was measuring a moment ago may have measured this.
   const Measured before = remembered(request).value_or(Measured{});
   if (before.tries != tries) return true;
+  if (void (*const told)() = unknown_told; untold.exchange(false) && told) told();
   double (*const now)() = clock_in_use;
   const size_t count = contenders.size();
   std::vector<double> first(count, kNever), least(count, kNever);

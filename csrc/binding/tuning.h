@@ -10,14 +10,20 @@
 namespace groupwise {
 
 // Turns measuring on, or off (0). Beside two calls of PyTorch's kernel, a request is measured for as long as `calls` of them take;
-// only the first call of a slow kernel may take longer. Measuring ends when it took so many seconds in all, of which `when_spent` is told. Each result is added to the file at `path` as one line, {"isa": "avx2", "request": "0 1 ...", "seconds": {"pytorch": 1e-3, ...}}; "" keeps none.
-void tune(double calls, double seconds, const std::string& path);
-bool tuning();
+// only the first call of a slow kernel may take longer. Measuring ends when it took so many seconds in all, of which `when_spent`
+// is told. With `unknown` only those requests are measured of which no table knows. Each result is added to the file at `path` as
+// one line, {"isa": "avx2", "request": "0 1 ...", "seconds": {"pytorch": 1e-3, ...}}; "" keeps none.
+void tune(double calls, double seconds, bool unknown, const std::string& path);
+// Tells whether a request is measured now that a table knows, or one that none knows.
+bool tuning(bool known);
 
 // Lets measuring begin anew with all of its seconds.
 void refill();
 // Sets what is called when they are spent; null for nothing.
 void when_spent(void (*told)());
+// Sets what is called once before the first of the requests is measured of which no table knows, if only those are; null for
+// nothing.
+void when_unknown(void (*told)());
 
 // Replaces the clock, which returns seconds; null sets the processor's own.
 void set_clock(double (*clock)());

@@ -138,6 +138,8 @@ Judgement judge_volume(const Request& request, const std::vector<Candidate>& can
   planes.problem.batch = request.problem.batch * request.depth.axis.out;
   planes.threads = request.threads;
   Judgement judgement = judge(planes, candidates);
+  judgement.source = Source::order;
+  judgement.least = 1;
   for (Speedup& one : judgement.speedups) {
     one.low = 0;
     one.why = "as a 2-D convolution " + one.why + "; nothing was measured of it in 3-D";

@@ -1,6 +1,10 @@
-// Loads and stores of IEEE half-precision numbers as vectors of floats. Without AVX-512 they are made of integer operations, which
-// every instruction set has, and read no subnormal float, so that a processor that flushes those computes the same.
+// Loads and stores of IEEE half-precision numbers as vectors of floats. Without AVX-512 and F16C they are made of integer
+// operations, which every instruction set has, and read no subnormal float, so that a processor that flushes those computes the same.
 #pragma once
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 #include "simd/low.h"
 
@@ -30,6 +34,24 @@ GW_INLINE void store(Float16* p, Vec v) {
   __m512 floats;
   std::memcpy(&floats, &v, sizeof v);
   const __m256i halves = _mm512_cvtps_ph(floats, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  std::memcpy(p, &halves, sizeof halves);
+}
+
+#elif defined(__F16C__)
+
+GW_INLINE Vec load(const Float16* p) {
+  __m128i halves;
+  std::memcpy(&halves, p, sizeof halves);
+  const __m256 floats = _mm256_cvtph_ps(halves);
+  Vec v;
+  std::memcpy(&v, &floats, sizeof v);
+  return v;
+}
+
+GW_INLINE void store(Float16* p, Vec v) {
+  __m256 floats;
+  std::memcpy(&floats, &v, sizeof v);
+  const __m128i halves = _mm256_cvtps_ph(floats, _MM_FROUND_TO_NEAREST_INT);
   std::memcpy(p, &halves, sizeof halves);
 }
 

@@ -14,5 +14,11 @@ inline bool has(ExtendedFeature feature) {
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> static_cast<int>(feature) & 1);
 }
 
+// Bit 29 of the register ECX of leaf 1: conversions between half-precision numbers and floats.
+inline bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+
 }  // namespace groupwise
 #endif

@@ -150,8 +150,8 @@ def enable(
 
     - `tune`: True measures the kernels of each convolution when it is first met, and keeps the result in a file for
       later processes. False neither measures nor reads that file, so that every run chooses the same kernels. None does
-      as GROUPWISE_TUNE says, if it is set; else it reads the file, and measures only on a processor that groupwise has
-      no table for. Nothing is measured while `torch.use_deterministic_algorithms` is on.
+      as GROUPWISE_TUNE says, if it is set; else it reads the file, and measures only convolutions that no table of this
+      processor knows. Nothing is measured while `torch.use_deterministic_algorithms` is on.
     - `calls`: measuring a convolution takes about as long as so many calls of PyTorch's kernel
     - `seconds`: the process measures for about so long in all, and then logs one line; `math.inf` sets no limit
     - `fft`: True lets the planner choose the FFT for long kernels, where it is the fastest. Its error is relative to

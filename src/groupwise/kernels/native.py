@@ -32,7 +32,7 @@ from groupwise.errors import GroupwiseError
 from groupwise.kernels import tables
 
 # GROUPWISE_API_VERSION of csrc/binding/c_api.h, as are the signatures below. It counts operators and classes too.
-API_VERSION = 12
+API_VERSION = 13
 
 # The environment variable that names the library to use, for tests and comparisons.
 BINDING, BINDINGS = "GROUPWISE_BINDING", ("exact", "stable")
@@ -64,7 +64,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "groupwise_share": (ctypes.c_int32, [ctypes.c_char_p, ctypes.c_double]),
     "groupwise_start_takes": (None, [ctypes.c_double]),
     "groupwise_machine": (ctypes.c_int64, _TEXT),
-    "groupwise_tune": (ctypes.c_int32, [ctypes.c_double, ctypes.c_double, ctypes.c_char_p]),
+    "groupwise_tune": (ctypes.c_int32, [ctypes.c_double, ctypes.c_double, ctypes.c_int32, ctypes.c_char_p]),
     "groupwise_fft": (None, [ctypes.c_int32]),
     "groupwise_remember": (
         ctypes.c_int32,
@@ -75,6 +75,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "groupwise_measured": (ctypes.c_int64, _TEXT),
     "groupwise_clock": (None, [CLOCK]),
     "groupwise_when_spent": (None, [NOTICE]),
+    "groupwise_when_unknown": (None, [NOTICE]),
     "groupwise_record_start": (ctypes.c_int64, []),
     "groupwise_record_stop": (ctypes.c_int64, [ctypes.c_int64, *_TEXT]),
 }

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import json
-import math
 import pathlib
 import warnings
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -19,12 +19,32 @@ from groupwise.kernels.processor import processor_class
 FOLDER = pathlib.Path(__file__).with_name("policy")
 MODEL = FOLDER / "model.json"
 FORMAT = 1
-# What the core calls the tables of an instruction set's 3-D convolutions, after its name.
-VOLUMES = " 3-D"
-# The dtypes beside float32. The core calls their tables by the instruction set and the dtype.
+# The dtypes beside float32.
 OTHER_DTYPES = ("bfloat16", "float16", "float64")
 # How many families of layers have a margin of their own (csrc/plan/features.h).
 FAMILIES = 5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Convolutions that have tables of their own: 3-D ones (`volumes`) or not, of one dtype."""
+
+    volumes: bool
+    dtype: str
+
+    @property
+    def core(self) -> str:
+        """What the core calls their tables, after the instruction set."""
+        return " 3-D" * self.volumes + f" {self.dtype}" * (self.dtype != "float32")
+
+    @property
+    def suffix(self) -> str:
+        """What the name of their file has after the instruction set."""
+        return "-3d" * self.volumes + f"-{self.dtype}" * (self.dtype != "float32")
+
+
+# The first is that of most convolutions, whose tables also tell from which work on threads share it.
+KINDS = tuple(Kind(volumes, dtype) for dtype in ("float32", *OTHER_DTYPES) for volumes in (False, True))
 
 
 @cache
@@ -40,25 +60,12 @@ def table_path(isa: str) -> pathlib.Path:
 def _kinds(isa: str) -> dict[str, pathlib.Path]:
     """Returns by what the core calls the tables of each kind of convolutions where they are, if there are any."""
     plain = table_path(isa)
-    suffixes = {VOLUMES: "-3d"} | {f" {dtype}": f"-{dtype}" for dtype in OTHER_DTYPES}
-    others = {isa + kind: plain.with_stem(plain.stem + suffix) for kind, suffix in suffixes.items()}
-    return {isa: plain} | others
+    return {f"{isa}{kind.core}": plain.with_stem(f"{plain.stem}{kind.suffix}") for kind in KINDS}
 
 
 def covered(isa: str) -> bool:
     """Tells whether tables of this processor's class and an instruction set are shipped."""
     return table_path(isa).is_file()
-
-
-@cache
-def most_threads(isa: str) -> float:
-    """Returns up to how many threads the tables of an instruction set know layers; infinity where that is unknown."""
-    try:
-        told = json.loads(table_path(isa).read_text(encoding="utf-8"))
-        at = told["features"].index("threads")
-        return float(2 ** max(table["most"][at] for table in told["tables"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def use(library: ctypes.CDLL, isa: str) -> None:

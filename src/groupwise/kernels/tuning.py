@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import pathlib
-import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +18,16 @@ from typing import Any
 from groupwise.errors import GroupwiseError, check_integer
 from groupwise.kernels import cache, native
 from groupwise.kernels.plan import KERNELS
-from groupwise.kernels.tables import covered, most_threads, table_path
+from groupwise.kernels.tables import table_path
 
 VARIABLE = "GROUPWISE_TUNE"
 # Measuring a request takes about as long as so many calls of PyTorch's kernel.
 CALLS, MOST_CALLS = 20, 100_000
 # A process measures for so many seconds in all: a program whose shapes change all the time would measure all the time.
 SECONDS = 120.0
+
+# What the core was told of measuring: calls, seconds, only what no table knows, and the file.
+_NOTHING: tuple[int, float, bool, str] = (0, 0.0, False, "")
 
 _log = logging.getLogger("groupwise")
 
@@ -67,12 +69,16 @@ class Tuner:
         self._library: ctypes.CDLL | None = None
         self._facts: dict[str, str] = {}
         self._isa = ""
-        self._most_threads = 0.0
         self._loaded: pathlib.Path | bool | None = False  # False: the core knows of no file's measurements
-        self._written: tuple[int, float, str] = (0, 0.0, "")
+        self._written = _NOTHING
         self._found = False
+        # The last file, and why lines cannot be added to it.
+        self._file: tuple[pathlib.Path | None, str | None] | None = None
+        self._requests = 0
+        self._unkept: str | None = None
+        self._met = native.NOTICE(self._meets)
         self.kept_in: pathlib.Path | None = None
-        self._to_tell: list[tuple[int | None, str]] = []
+        self._to_tell: list[str] = []
         self._told: set[str] = set()
 
     def prepare(self, library: ctypes.CDLL) -> None:
@@ -83,9 +89,9 @@ class Tuner:
         self._facts, self._isa = cache.key(str(state.torch_here), native.digest()), str(state.isa)
         # Reads the processor's class.
         table_path(self._isa)
-        self._most_threads = most_threads(self._isa)
-        self._loaded, self._written = False, (0, 0.0, "")
+        self._loaded, self._written, self._file = False, _NOTHING, None
         library.groupwise_when_spent(_NOTICE)
+        library.groupwise_when_unknown(self._met)
         self._library = library
 
     def apply(self, library: ctypes.CDLL, wish: Wish | None) -> None:
@@ -94,17 +100,11 @@ class Tuner:
         path = None if where is None else where / cache.file_name(self._facts)
         tune = _environment() if wish is None or wish.tune is None else wish.tune
         unread = self._load(library, path, uses=tune is not False)
-        unknown = tune is None and _unknown(self._isa, self._most_threads)
-        measures = wish is not None and (tune or unknown)
-        if measures and unknown:
-            # A user sees a warning. Where something was measured before, one was seen.
-            level = logging.INFO if self._found else logging.WARNING
-            self._tell(level, f"groupwise has {unknown}: {_MEASURES}")
-        calls, seconds = (wish.calls, wish.seconds) if wish is not None and measures else (0, 0.0)
-        unkept = self._measure(library, path, calls, seconds)
-        # One warning is enough where both have one cause.
-        if problem := unkept or unread:
-            self._tell(None, f"groupwise {problem}")
+        calls, seconds = (0, 0.0) if wish is None or tune is False else (wish.calls, wish.seconds)
+        self._unkept = self._measure(library, path, calls, seconds, unknown=tune is None)
+        # One warning is enough where both have one cause. Who did not ask to measure hears of it where that is done.
+        if problem := (self._unkept if tune else None) or unread:
+            self._tell(f"groupwise {problem}")
 
     def forget(self, library: ctypes.CDLL) -> None:
         """Lets the core forget all measurements, and deletes the files. Raises an `OSError` where that fails."""
@@ -114,22 +114,20 @@ class Tuner:
         library.groupwise_forget()
         library.groupwise_policy_changed()
         # A process that measures needs its file again.
-        (calls, seconds, _), self._written = self._written, (0, 0.0, "")
+        (calls, seconds, unknown, _), self._written, self._file = self._written, _NOTHING, None
         path = None if where is None else where / cache.file_name(self._facts)
-        if problem := self._measure(library, path, calls, seconds):
-            self._tell(None, f"groupwise {problem}")
+        self._unkept = self._measure(library, path, calls, seconds, unknown)
+        if self._unkept and not unknown:
+            self._tell(f"groupwise {self._unkept}")
 
     def tell(self) -> None:
-        """Warns and logs what came up in `apply`: each once, and under no lock."""
+        """Warns of what came up in `apply`: of each once, and under no lock."""
         value = os.environ.get(VARIABLE, "")
         if value not in ("", "0", "1"):
-            self._tell(None, f"{VARIABLE}={value} is not known; use 1 or 0")
+            self._tell(f"{VARIABLE}={value} is not known; use 1 or 0")
         waiting, self._to_tell = self._to_tell, []
-        for level, message in waiting:
-            if level is not None:
-                _log.log(level, message)
-            else:
-                warnings.warn(message, RuntimeWarning, stacklevel=4)  # tell, tell of dispatch, enable
+        for message in waiting:
+            warnings.warn(message, RuntimeWarning, stacklevel=4)  # tell, tell of dispatch, enable
 
     def _load(self, library: ctypes.CDLL, path: pathlib.Path | None, uses: bool) -> str | None:
         wanted, problem = path if uses else False, None
@@ -147,27 +145,41 @@ class Tuner:
         library.groupwise_policy_changed()
         return problem
 
-    def _measure(self, library: ctypes.CDLL, path: pathlib.Path | None, calls: int, seconds: float) -> str | None:
-        if self._written == (calls, seconds, str(path)):
-            return None
-        problem = None
-        if calls:
-            if path is None:
-                problem = "cannot keep its measurements, as neither XDG_CACHE_HOME nor HOME names a folder: "
-                problem += "every process measures anew"
-            else:
-                problem = cache.prepare(path, self._facts)
-        self._written = (calls, seconds, str(path))
+    def _measure(
+        self, library: ctypes.CDLL, path: pathlib.Path | None, calls: int, seconds: float, unknown: bool
+    ) -> str | None:
+        """Lets the core measure, only what no table knows if `unknown`. Returns why it cannot keep the results."""
+        if self._written == (calls, seconds, unknown, str(path)):
+            return self._unkept
+        problem = self._prepared(path) if calls else None
+        self._written = (calls, seconds, unknown, str(path))
         self.kept_in = path if calls and problem is None else None
         # Threads that planned while others measured plan anew by what is known now.
-        library.groupwise_policy_changed()
-        library.groupwise_tune(calls, seconds, b"" if self.kept_in is None else os.fsencode(self.kept_in))
+        if (requests := measured()["requests"]) != self._requests:
+            self._requests = requests
+            library.groupwise_policy_changed()
+        library.groupwise_tune(calls, seconds, unknown, b"" if self.kept_in is None else os.fsencode(self.kept_in))
         return problem
 
-    def _tell(self, level: int | None, message: str) -> None:
+    def _prepared(self, path: pathlib.Path | None) -> str | None:
+        """Makes the file, once. Returns why lines cannot be added to it, or None."""
+        if self._file is None or self._file[0] != path:
+            self._file = (path, _NOWHERE if path is None else cache.prepare(path, self._facts))
+        return self._file[1]
+
+    def _tell(self, message: str) -> None:
         if message not in self._told:
             self._told.add(message)
-            self._to_tell.append((level, message))
+            self._to_tell.append(message)
+
+    def _meets(self) -> None:
+        # The core calls this in the thread that measures, before the first convolution that no table knows.
+        message = f"groupwise met a convolution that its tables do not know ({table_path(self._isa).stem}): {_MEASURES}"
+        message += f"; it {self._unkept}" if self._unkept else ", and keeps the result"
+        if message not in self._told:
+            self._told.add(message)
+            # A user sees a warning. Where something was measured before, one was seen.
+            _log.log(logging.INFO if self._found else logging.WARNING, f"{message}; {VARIABLE}=0 turns that off")
 
 
 def remember(library: ctypes.CDLL, isa: str, request: str, seconds: dict[str, float], tries: int = 1) -> None:
@@ -195,21 +207,10 @@ def _environment() -> bool | None:
     return {"1": True, "0": False}.get(os.environ.get(VARIABLE, ""))
 
 
-def _unknown(isa: str, most: float) -> str:
-    """Says which table groupwise lacks for this processor and PyTorch's number of threads; "" if it has one."""
-    if not covered(isa):
-        return f"no table for this processor ({table_path(isa).stem})"
-    # torch was imported when the library was loaded.
-    threads = sys.modules["torch"].get_num_threads()
-    return "" if threads <= most else f"no table for {threads} threads of this processor ({table_path(isa).stem})"
-
-
-_MEASURES = (
-    "it measures the kernels of each convolution when it first meets it, and keeps the result; "
-    f"{VARIABLE}=0 turns that off"
+_NOWHERE = (
+    "cannot keep its measurements, as neither XDG_CACHE_HOME nor HOME names a folder: every process measures anew"
 )
-
-
+_MEASURES = "it measures the kernels of each such convolution when it first meets it"
 def _spent() -> None:
     # The core calls this in the thread that measured, after which no request is measured.
     _log.warning(

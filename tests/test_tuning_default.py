@@ -1,0 +1,97 @@
+"""What `enable()` measures unasked: convolutions that no table knows."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pathlib
+
+import pytest
+import torch
+
+import groupwise
+from groupwise import record_plans
+from groupwise.kernels import native, tuning
+from kernels import needs_kernels, planar_is_fast
+from tuned import requests
+
+pytestmark = [needs_kernels, pytest.mark.usefixtures("own_cache")]
+SHAPE = (2, 32, 12, 12)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def layer(**options):
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(32, 32, 3, padding=1, groups=2, **options)
+
+
+def run(model=None, source=None):
+    """The plans of one forward."""
+    with torch.no_grad(), record_plans() as plans:
+        (model or layer())(torch.ones(SHAPE) if source is None else source)
+    return plans
+
+
+@pytest.mark.parametrize(
+    ("value", "knows", "measures"), [("1", True, True), ("0", False, False), (None, True, False), (None, False, True)]
+)
+def test_what_none_does(monkeypatch, caplog, value, knows, measures):
+    if value is not None:
+        monkeypatch.setenv("GROUPWISE_TUNE", value)
+    monkeypatch.setattr(tuning, "table_path", lambda isa: pathlib.Path(f"some-{value}-{knows}.json"))
+    before = requests()
+    tables_of_all = planar_is_fast("") if knows else contextlib.nullcontext()
+    with tables_of_all, caplog.at_level(logging.INFO, "groupwise"), groupwise.enabled(), groupwise.enabled():
+        run()
+        run(torch.nn.Conv2d(32, 8, 3, groups=4))
+    assert requests() == before + 2 * measures
+    # A user sees a warning, and only where nothing was measured before.
+    assert {record.levelname for record in caplog.records} <= {"WARNING"}
+    logged = [record.getMessage() for record in caplog.records]
+    assert [f"(some-{value}-{knows}): it measures" in message for message in logged] == [True] * (
+        not knows and not value
+    )
+
+
+def test_only_what_no_table_knows_is_measured_by_default(caplog):
+    before = requests()
+    low, source = layer(dtype=torch.bfloat16), torch.ones(SHAPE, dtype=torch.bfloat16)
+    with planar_is_fast(""), caplog.at_level(logging.INFO, "groupwise"), groupwise.enabled():
+        assert run()[0].source == "table"
+        assert not caplog.records
+        assert run(low, source)[0].source == "measured"
+        assert run()[0].source == "table"
+        assert run(torch.nn.Conv3d(8, 8, 3, groups=2), torch.ones(1, 8, 5, 5, 5))[0].source == "measured"
+        (record,) = caplog.records
+        assert "met a convolution that its tables do not know" in record.getMessage()
+        with groupwise.enabled(tune=True):
+            assert run()[0].source == "measured"
+    assert requests() == before + 3
+
+
+def test_tables_of_fewer_threads_know_nothing_of_more(threads):
+    before = requests()
+    with planar_is_fast("", most_threads=2), groupwise.enabled():
+        threads(2)
+        assert run()[0].source == "table"
+        threads(3)
+        assert run()[0].source == "measured"
+    assert requests() == before + 1
+
+
+def test_blocks_that_measure_nothing_keep_all_plans(monkeypatch):
+    told, changed = [], native.library().groupwise_policy_changed
+    with planar_is_fast(""):
+        with groupwise.enabled():
+            run()
+        monkeypatch.setattr(native.library(), "groupwise_policy_changed", lambda: (told.append(1), changed()))
+        for _ in range(3):
+            with groupwise.enabled():
+                run()
+        assert not told
