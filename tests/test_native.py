@@ -278,7 +278,7 @@ def test_a_library_for_another_torch_is_never_opened(folder):
 def test_a_library_of_another_interface_is_never_opened(folder):
     record(folder, api=4)
     (folder / "_native.so").write_text("whoever opens this fails otherwise")
-    refused("of another version of groupwise .interface 4, and this one has 12.; rebuild it: REBUILD")
+    refused("of another version of groupwise .interface 4, and this one has 13.; rebuild it: REBUILD")
 
 
 def test_a_library_that_does_not_load(folder):

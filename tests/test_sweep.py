@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import groupwise
+from groupwise.kernels import tables
 from groupwise.kernels.plan import DIRECTIONS, KERNELS
 from groupwise.kernels.processor import processor_class
 from kernels import needs_kernels

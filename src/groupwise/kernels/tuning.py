@@ -211,6 +211,8 @@ _NOWHERE = (
     "cannot keep its measurements, as neither XDG_CACHE_HOME nor HOME names a folder: every process measures anew"
 )
 _MEASURES = "it measures the kernels of each such convolution when it first meets it"
+
+
 def _spent() -> None:
     # The core calls this in the thread that measured, after which no request is measured.
     _log.warning(
