@@ -118,6 +118,14 @@ def test_a_kernel_that_was_twice_slower_does_not_run_again():
     assert line["seconds"] == {"pytorch": 1e-3, **dict.fromkeys(candidates(layer(), SHAPE), 3e-3)}
 
 
+def test_slow_kernels_run_twice():
+    able = len(candidates(layer(), SHAPE))
+    clock = Clock(lambda call: 0.06)
+    with groupwise.enabled(tune=True, calls=100):
+        run()
+    assert len(clock.taken) == 2 + able + 2 * (1 + able), "first calls, and two rounds of each"
+
+
 def test_a_first_call_of_a_tiny_convolution_tells_little():
     """PyTorch's compiles its kernel and others fill caches: what counts is the calls after it."""
     able = candidates(layer(), SHAPE)

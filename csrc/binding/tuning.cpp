@@ -21,8 +21,10 @@ double processor_clock() { return std::chrono::duration<double>(std::chrono::ste
 constexpr double kNever = std::numeric_limits<double>::infinity();
 // A contender whose second call took so many times the best one's time is not run again.
 constexpr double kHopeless = 2;
-// The least time of so many calls varies little. A larger budget gets more.
+// The least time of so many calls varies little, or that of two or more which took so many seconds together. A larger budget gets
+// more of both.
 constexpr int kRounds = 10, kCallsOfRounds = 100;
+constexpr double kEnough = 0.1;
 
 std::atomic<double> budget{0};
 std::atomic<double (*)()> clock_in_use{processor_clock};
@@ -115,7 +117,7 @@ bool measure(const Request& request, const std::vector<Contender>& contenders, i
   if (void (*const told)() = unknown_told; untold.exchange(false) && told) told();
   double (*const now)() = clock_in_use;
   const size_t count = contenders.size();
-  std::vector<double> first(count, kNever), least(count, kNever);
+  std::vector<double> first(count, kNever), least(count, kNever), taken(count, 0);
   double used = 0, total = 0, best = kNever;
   const auto call = [&](size_t i) {
     double took = 0;
@@ -137,12 +139,13 @@ bool measure(const Request& request, const std::vector<Contender>& contenders, i
   used = 0;
   for (size_t i = 1; i < count && used < half; i++) first[i] = call(i);
   used = 0;
-  const double rounds = kRounds * std::max(1.0, budget / kCallsOfRounds);
+  const double larger = std::max(1.0, budget / kCallsOfRounds), rounds = kRounds * larger, enough = kEnough * larger;
   for (int round = 0; round < rounds; round++) {
     for (size_t i = 0; i < count; i++) {
       const double known = std::min(least[i], first[i]);
-      if (used + known > half || (round > 0 && known > kHopeless * best)) continue;
+      if (used + known > half || (round > 0 && known > kHopeless * best) || (round > 1 && taken[i] > enough)) continue;
       const double time = call(i);
+      taken[i] += time;
       if (!(time < kNever)) first[i] = least[i] = kNever;
       least[i] = std::min(least[i], time);
       best = std::min(best, least[i]);
