@@ -215,7 +215,10 @@ def test_the_margin_of_a_family_is_the_smallest_that_holds():
     least = min(policy.MARGINS)
     assert policy.margins_of(rows, [sure] * 96 + [unsure] * 4) == [least, least, least, 0.2, least]
     assert policy.margins_of(rows, [sure] * 96 + [{}] * 4) == [least] * 5
-    assert policy.margins_of(rows, [sure] * 100) == [max(policy.MARGINS)] * 5
+    # No margin helps against a sure estimate: those that leave the fewest rows far below count, and they gain most.
+    assert policy.margins_of(rows, [sure] * 100) == [least] * 5
+    assert policy.margins_of(rows, [sure] * 95 + [unsure] + [sure] * 4) == [least] * 5
+    assert policy.margins_of(rows, [sure] * 96 + [unsure] * 2 + [sure] * 2) == [least, least, least, 0.2, least]
 
 
 def test_families_that_are_easy_to_foresee_have_smaller_margins():
