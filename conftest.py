@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 
 import groupwise
-from groupwise.kernels import native, tables
+from groupwise.kernels import dispatch, native, tables
 from groupwise.profile import measuring
 
 # `make test` tries the same examples on every run and machine; `make fuzz` draws new ones and tells how to repeat them.
@@ -21,7 +21,7 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("fuzz", derandomize=False, print_blob=True, deadline=None)
 settings.load_profile("fixed")
 
-# No test measures kernels unless it says so, nor does a process that it starts, and none touches the user's own cache.
+# No test measures kernels unless it says so (`own_cache`), nor does a process that it starts, and none touches the user's own cache.
 _cache = tempfile.TemporaryDirectory(prefix="groupwise-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
 os.environ["GROUPWISE_TUNE"] = "0"
@@ -53,9 +53,10 @@ def _policy() -> None:
 
 @pytest.fixture
 def own_cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give an empty cache, nothing enabled, and no variable that tunes."""
+    """Give an empty cache, nothing enabled or said before, and no variable that tunes: `enable()` measures."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GROUPWISE_TUNE")
+    monkeypatch.setattr(dispatch._switches._tuner, "_told", set())
     groupwise.disable()
     groupwise.forget()
     yield

@@ -4,8 +4,7 @@
 
 It writes `<class>-<isa>.json` for each processor class and instruction set in the record of float32 layers,
 `<class>-<isa>-3d.json` for 3-D ones, and `<class>-<isa>-bfloat16.json` and `<class>-<isa>-3d-bfloat16.json` for those
-of another dtype. A table
-estimates by how much a kernel is faster than PyTorch's; the planner takes the kernel only if even a low quantile
+of another dtype. A table estimates by how much a kernel is faster than PyTorch's; the planner takes the kernel only if even a low quantile
 exceeds a margin.
 
 ## The file
@@ -150,7 +149,7 @@ def main() -> None:
     shared = read_record(options.records / "sharing.jsonl")
     options.output.mkdir(parents=True, exist_ok=True)
     for (name, isa, kind), rows in found.items():
-        path = options.output / f"{name}-{isa}{kind.suffix}.json"
+        path = options.output / f"{name}-{isa}{kind.file_suffix}.json"
         told = made(rows)
         number = sharing.fitted([row for row in shared if (row["class"], row["isa"]) == (name, isa)])
         if number is not None and kind == KINDS[0]:

@@ -1,6 +1,6 @@
 """Time random layers with PyTorch and with every kernel of groupwise that can run: the data of the planner's tables.
 
-    python benchmarks/sweep.py [--count 4000] [--seconds 720] [--seed 0] [--threads 1 2] [--dtype bfloat16]
+    python benchmarks/sweep.py [--count 4000] [--seconds 720] [--seed 0] [--threads 1 2] [--volumes] [--dtype bfloat16]
     python benchmarks/sweep.py --family few whole --seed 1 --seconds 300
 
 Each row is one pass of one layer in one memory format and at one number of threads. PyTorch is timed twice a round, so

@@ -133,9 +133,11 @@ def test_tables_and_measurements(machine, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "_class", lambda: "some-1-2")
     monkeypatch.setattr(tables, "table_path", lambda isa: tmp_path / f"some-1-2-{isa}.json")
     monkeypatch.setattr(tuning, "cache_path", lambda: None)
-    (tmp_path / "some-1-2-avx2.json").touch()
+    for suffix in ("", "-3d-float64", "-bfloat16"):
+        (tmp_path / f"some-1-2-avx2{suffix}.json").touch()
     main(["doctor"])
-    assert "\ntuning     a table for some-1-2-avx2; no folder for measurements\n" in capsys.readouterr().out
+    told = "tables for some-1-2-avx2 of float32, bfloat16, float64 3-D"
+    assert f"\ntuning     {told}; no folder for measurements\n" in capsys.readouterr().out
     (tmp_path / "a.jsonl").write_text("{")
     monkeypatch.setattr(tuning, "cache_path", lambda: tmp_path / "a.jsonl")
     assert main(["doctor"]) == 0

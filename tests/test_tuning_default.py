@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import pathlib
+import threading
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import groupwise
 from groupwise import record_plans
 from groupwise.kernels import native, tuning
 from kernels import needs_kernels, planar_is_fast
-from tuned import requests
+from tuned import Clock, candidates, lines, requests
 
 pytestmark = [needs_kernels, pytest.mark.usefixtures("own_cache")]
 SHAPE = (2, 32, 12, 12)
@@ -59,9 +60,7 @@ def test_what_none_does(monkeypatch, caplog, value, knows, measures):
     )
 
 
-def test_only_what_no_table_knows_is_measured_by_default(monkeypatch, caplog):
-    # The line is logged once in a process.
-    monkeypatch.setattr(tuning, "table_path", lambda isa: pathlib.Path("by-default.json"))
+def test_only_what_no_table_knows_is_measured_by_default(caplog):
     before = requests()
     low, source = layer(dtype=torch.bfloat16), torch.ones(SHAPE, dtype=torch.bfloat16)
     with planar_is_fast(""), caplog.at_level(logging.INFO, "groupwise"), groupwise.enabled():
@@ -75,6 +74,56 @@ def test_only_what_no_table_knows_is_measured_by_default(monkeypatch, caplog):
         with groupwise.enabled(tune=True):
             assert run()[0].source == "measured"
     assert requests() == before + 3
+
+
+def test_what_a_table_knows_is_left_as_it_was_measured():
+    """Also if the budget of the measurement ended before all kernels had run."""
+    if len(candidates(layer(), SHAPE)) < 2:
+        pytest.skip("one kernel is never left out")
+    Clock(lambda call: 1e-3 if call < 2 else 10.0)
+    with planar_is_fast(""):
+        with groupwise.enabled(tune=True, calls=1):
+            assert run()[0].source == "measured"
+        before = requests()
+        with groupwise.enabled():
+            assert run()[0].source == "measured"
+        assert requests() == before
+        with groupwise.enabled(tune=True):
+            run()
+        assert requests() == before + 1
+
+
+def test_nothing_is_measured_while_algorithms_are_deterministic(caplog):
+    before = requests()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with groupwise.enabled():
+            assert run()[0].source == "order"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert requests() == before
+    assert not caplog.records
+
+
+def test_a_thread_of_its_own_says_what_it_measures(caplog):
+    def work():
+        with groupwise.enabled():
+            run()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join(60)
+    (record,) = caplog.records
+    assert "it measures" in record.getMessage()
+
+
+def test_tune_measures_with_its_own_budget_after_enable():
+    clock = Clock(lambda call: 1e-3)
+    groupwise.enable()
+    groupwise.tune(layer(), torch.ones(SHAPE), calls=200)
+    assert len(clock.taken) > 2 + 20
+    (line,) = lines()
+    assert set(line["seconds"]) == {"pytorch", *candidates(layer(), SHAPE)}
 
 
 def test_tables_of_fewer_threads_know_nothing_of_more(threads):

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import warnings
@@ -15,7 +16,7 @@ import torch
 
 import groupwise
 from groupwise import GroupwiseError, record_plans
-from groupwise.kernels import cache, native, tuning
+from groupwise.kernels import cache, dispatch, native, tuning
 from groupwise.kernels.plan import KERNELS
 from kernels import needs_kernels, planar_is_fast
 from tuned import lines, requests
@@ -26,9 +27,10 @@ KEY = {"processor": "A (R) CPU/7 ∞", "torch": "2.13.0+cpu", "groupwise": "0.1.
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """A cache of its own, in which nothing is measured unless a test asks for it."""
+    """A cache of its own, and nothing said before. `enable()` measures, as the tests clear all tables."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GROUPWISE_TUNE")
+    monkeypatch.setattr(dispatch._switches._tuner, "_told", set())
     groupwise.disable()
     yield tmp_path
     groupwise.disable()
@@ -190,6 +192,29 @@ def test_no_home(monkeypatch):
         assert convolve() == "measured"
     with groupwise.enabled(tune=False):
         assert convolve() != "measured"
+
+
+@needs_kernels
+def test_what_tables_know_leaves_no_file():
+    path = tuning.cache_path()
+    with planar_is_fast(""), groupwise.enabled():
+        assert convolve() == "table"
+    assert not path.parent.exists()
+    with groupwise.enabled():
+        assert convolve() == "measured"
+    assert "processor" in json.loads(path.read_text().splitlines()[0])
+    assert len(lines()) == 1
+
+
+@needs_kernels
+@pytest.mark.parametrize("tune", [True, None])
+def test_a_folder_that_was_deleted_is_made_again(tune):
+    path = tuning.cache_path()
+    for channels in (16, 32):
+        with groupwise.enabled(tune=tune), torch.no_grad():
+            torch.nn.Conv2d(16, channels, 3, groups=4)(torch.ones(2, 16, 12, 12))
+        assert len(lines()) == 1
+        shutil.rmtree(path.parent)
 
 
 @needs_kernels

@@ -96,8 +96,7 @@ GROUPWISE_API int64_t groupwise_measured(char* text, int64_t size);
 // Sets what is called when these seconds are spent.
 GROUPWISE_API void groupwise_when_spent(void (*told)());
 
-// Sets what is called before the first request is measured of which no table knows, after each call of `groupwise_tune` that lets
-// only those be measured.
+// Sets what is called before a request is measured that no table knows: once after each call of `groupwise_tune` with `unknown`.
 GROUPWISE_API void groupwise_when_unknown(void (*told)());
 
 // Replaces the clock of measurements, which returns seconds; null sets the processor's own. For tests.

@@ -142,7 +142,7 @@ struct Convolution {
   // `ours(plan)` and `theirs()` compute it.
   template <class Ours, class Theirs>
   static std::shared_ptr<const Plan> tuned(std::shared_ptr<const Plan> plan, Ours&& ours, Theirs&& theirs) {
-    if (!plan->open || !tuning(plan->source == Source::table)) return plan;
+    if (!plan->open || !measures(plan->in_table)) return plan;
     // PyTorch's kernel may end the process, or never end itself.
     if (!plan->safe) return plan;
     // Other threads would be measured too, and a choice by time is no deterministic one.
@@ -161,7 +161,7 @@ struct Convolution {
       one.work = candidates[i].work;
       contenders.push_back({candidates[i].kernel->name, [&ours, one] { ours(one); }});
     }
-    return measure(request, contenders, plan->tries) ? plan_again(request) : plan;
+    return measure(request, contenders, plan->tries, plan->in_table) ? plan_again(request) : plan;
   }
 
   // Returns the plan of the kernel that computes what was planned, and records that it was planned; null for PyTorch's own.

@@ -21,8 +21,8 @@ double processor_clock() { return std::chrono::duration<double>(std::chrono::ste
 constexpr double kNever = std::numeric_limits<double>::infinity();
 // A contender whose second call took so many times the best one's time is not run again.
 constexpr double kHopeless = 2;
-// The least time of so many calls varies little, or that of two or more which took so many seconds together. A larger budget gets
-// more of both.
+// The least time of so many calls varies little. Two calls are enough where they took so many seconds together. A larger budget
+// gets more of both.
 constexpr int kRounds = 10, kCallsOfRounds = 100;
 constexpr double kEnough = 0.1;
 
@@ -97,8 +97,8 @@ void tune(double calls, double seconds, bool unknown, const std::string& path) {
   untold = unknown;
   budget = calls;
 }
-bool tuning(bool known) {
-  return budget.load(std::memory_order_relaxed) > 0 && drawn < allowed && !(known && only_unknown);
+bool measures(bool in_table) {
+  return budget.load(std::memory_order_relaxed) > 0 && drawn < allowed && !(in_table && only_unknown);
 }
 void refill() { drawn = 0; }
 void when_spent(void (*told)()) { spent_told = told; }
@@ -106,7 +106,7 @@ void when_unknown(void (*told)()) { unknown_told = told; }
 
 void set_clock(double (*clock)()) { clock_in_use = clock ? clock : processor_clock; }
 
-bool measure(const Request& request, const std::vector<Contender>& contenders, int64_t tries) {
+bool measure(const Request& request, const std::vector<Contender>& contenders, int64_t tries, bool in_table) {
   if (busy.exchange(true)) return false;
   struct Done {
     ~Done() { busy = false; }
@@ -114,7 +114,7 @@ bool measure(const Request& request, const std::vector<Contender>& contenders, i
   // A thread that was measuring a moment ago may have measured this.
   const Measured before = remembered(request).value_or(Measured{});
   if (before.tries != tries) return true;
-  if (void (*const told)() = unknown_told; untold.exchange(false) && told) told();
+  if (void (*const told)() = unknown_told; !in_table && untold.exchange(false) && told) told();
   double (*const now)() = clock_in_use;
   const size_t count = contenders.size();
   std::vector<double> first(count, kNever), least(count, kNever), taken(count, 0);

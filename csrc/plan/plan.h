@@ -22,6 +22,7 @@ struct Plan {
   const char* hazard = nullptr;  // what PyTorch's kernel may do to the process, or null
   std::string evidence;          // what the source says of the choice
   bool open = false;             // measuring may add to what is known
+  bool in_table = false;         // of an open one: a table knows the request, whatever was measured
   int64_t tries = 0;             // how often it was measured before
   std::string sharing;           // why fewer threads compute than may
   double speedup = 0;            // over PyTorch's kernel, as the source expects it; 0 if it does not say

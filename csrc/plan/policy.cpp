@@ -178,6 +178,11 @@ Judgement judge(const Request& request, const std::vector<Candidate>& candidates
   return judgement;
 }
 
+bool known_to_tables(const Request& request, const std::vector<Candidate>& candidates) {
+  Judgement unused{};
+  return judge_by_tables(request, candidates, &unused);
+}
+
 void use_tables(const std::string& isa, std::shared_ptr<const Tables> tables) {
   {
     const std::lock_guard<std::mutex> lock(shelf().mutex);

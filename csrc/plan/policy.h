@@ -13,7 +13,7 @@ namespace groupwise {
 
 // `sole`: there is one kernel that can run, PyTorch's or one of ours. `forced`: it was asked for. The others are in the order
 // in which they are asked: timings of this machine, tables of its processor class, a cost model, and, where there is not even a
-// model, the order of the table of kernels.
+// model, the order of the table of kernels. That is also the source where PyTorch's time is not known, in 3-D and other dtypes.
 enum class Source { sole, forced, measured, table, model, order };
 constexpr const char* kSourceNames[] = {"sole", "forced", "measured", "table", "model", "order"};
 
@@ -38,6 +38,9 @@ struct Judgement {
 
 // Judges the candidates by the first source that knows of the request.
 Judgement judge(const Request& request, const std::vector<Candidate>& candidates);
+
+// Tells whether a table knows of the request, whatever was measured.
+bool known_to_tables(const Request& request, const std::vector<Candidate>& candidates);
 
 // Sets the tables of an instruction set; null for none.
 void use_tables(const std::string& isa, std::shared_ptr<const Tables> tables);

@@ -1,4 +1,4 @@
-// Loads and stores of IEEE half-precision numbers as vectors of floats. Without AVX-512 and F16C they are made of integer
+// Loads and stores of IEEE half-precision numbers as vectors of floats. Without AVX-512 or F16C they are made of integer
 // operations, which every instruction set has, and read no subnormal float, so that a processor that flushes those computes the same.
 #pragma once
 
@@ -18,9 +18,9 @@ struct Float16 {
 
 namespace groupwise::GW_TARGET {
 
+// The instructions of AVX-512 and F16C read and write subnormal halves as they are, also where the processor flushes subnormal floats.
 #if GW_LANES == 16
 
-// These instructions read and write subnormal halves as they are, also where the processor flushes subnormal floats.
 GW_INLINE Vec load(const Float16* p) {
   __m256i halves;
   std::memcpy(&halves, p, sizeof halves);
@@ -37,7 +37,7 @@ GW_INLINE void store(Float16* p, Vec v) {
   std::memcpy(p, &halves, sizeof halves);
 }
 
-#elif defined(__F16C__)
+#elif GW_LANES == 8 && defined(__F16C__)
 
 GW_INLINE Vec load(const Float16* p) {
   __m128i halves;

@@ -37,8 +37,9 @@ std::vector<Row> table() {
   rows.push_back({&kNeon, true});
 #endif
 #ifdef GROUPWISE_HAVE_AVX2
-  // F16C came before AVX2, and every processor with AVX2 has it; a virtual machine may hide it.
-  rows.push_back({&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()});
+  // Every processor with AVX2 has F16C, but a virtual machine may hide it, where CPUID also takes long.
+  static const bool f16c = has_f16c();
+  rows.push_back({&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c});
 #endif
 #ifdef GROUPWISE_HAVE_AVX512
   // These also ask whether the system saves the registers.

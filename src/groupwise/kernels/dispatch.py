@@ -112,9 +112,10 @@ class _Switches:
         return wishes if self._process is None else [*wishes, self._process]
 
     def _wish(self) -> tuning.Wish | None:
-        """Returns the wish in force: the last block's that asks for tuning or against it, else the process's."""
+        """Returns the wish in force: the last block's that decides on measuring, else the process's."""
         wishes = self._wishes()
-        return next((wish for wish in wishes if wish.tune is not None), wishes[0] if wishes else None)
+        decides = (wish for wish in wishes if wish.tune is not None or wish is tuning.ONLY_READS)
+        return next(decides, wishes[0] if wishes else None)
 
     def _fft(self) -> bool:
         """Tells whether the last block that says so, else the process, allows the FFT."""
@@ -198,6 +199,17 @@ def enabled(
     block = _switches.open(wish)
     try:
         _switches.tell()
+        yield
+    finally:
+        _switches.close(block)
+
+
+@contextlib.contextmanager
+def measuring_nothing() -> Iterator[None]:
+    """Dispatches and measures nothing while the block runs, whatever was asked for; what was measured before counts."""
+    _register()
+    block = _switches.open(tuning.ONLY_READS)
+    try:
         yield
     finally:
         _switches.close(block)

@@ -62,7 +62,9 @@ class Diagnosis(Printed):
     compiler: str | None
     library: native.Status
     table: str | None
-    """The table that chooses kernels on this processor; None if none covers it."""
+    """The processor class and instruction set whose tables choose kernels here; None if there are none."""
+    tables: tuple[str, ...]
+    """The dtypes that have tables, and those with tables of 3-D layers: "float32", "float32 3-D", ..."""
     cache: str | None
     """The file of what was measured here; None if there can be none."""
     measured: int
@@ -130,7 +132,7 @@ def _tuning_text(found: Diagnosis) -> str:
         # Which table would be read depends on the instruction set that the kernels would use.
         covered = "not known while the kernels cannot run"
     else:
-        covered = f"a table for {found.table}" if found.table else "no table for this processor"
+        covered = f"tables for {found.table} of {', '.join(found.tables)}" if found.table else "no table for this processor"
     if found.cache is None:
         return f"{covered}; no folder for measurements"
     requests = "1 request" if found.measured == 1 else f"{found.measured:,} requests"
@@ -151,7 +153,7 @@ def diagnose() -> Diagnosis:
     path, saved = tuning.cache_path(), tuning.saved()
     if saved.problem:
         notes.append(f"groupwise {saved.problem}.")
-    table = tables.table_path(library.isa).stem if library.isa else None
+    covered = tables.covered(library.isa) if library.isa else ()
     return Diagnosis(
         groupwise=groupwise.__version__,
         python=platform.python_version(),
@@ -163,7 +165,8 @@ def diagnose() -> Diagnosis:
         threads=_threads() if problem is None else os.cpu_count() or 1,
         compiler=compiler,
         library=library,
-        table=table if library.isa and tables.covered(library.isa) else None,
+        table=tables.table_path(str(library.isa)).stem if covered else None,
+        tables=tuple(map(str, covered)),
         cache=None if path is None else str(path),
         measured=len(saved.seconds),
         settings=settings,

@@ -51,8 +51,8 @@ class Plan(Printed):
     plan computes."""
     source: str = "sole"
     """Who chose the kernel: `measured` (timings of this machine), `table` (records of processors like this one),
-    `model` (a cost model), `order` (nothing is known: the first kernel of the table), `forced` (the caller), or `sole`,
-    where only one kernel can run."""
+    `model` (a cost model), `order` (PyTorch's time is not known: the kernel that is fastest in float32 or 2-D, else the
+    first of the table of kernels), `forced` (the caller), or `sole`, where only one kernel can run."""
     evidence: str = ""
     """What the source says for the kernel."""
     speedup: float | None = None

@@ -32,13 +32,16 @@ class Kind:
     volumes: bool
     dtype: str
 
+    def __str__(self) -> str:
+        return f"{self.dtype} 3-D" if self.volumes else self.dtype
+
     @property
-    def core(self) -> str:
+    def name_in_core(self) -> str:
         """What the core calls their tables, after the instruction set."""
         return " 3-D" * self.volumes + f" {self.dtype}" * (self.dtype != "float32")
 
     @property
-    def suffix(self) -> str:
+    def file_suffix(self) -> str:
         """What the name of their file has after the instruction set."""
         return "-3d" * self.volumes + f"-{self.dtype}" * (self.dtype != "float32")
 
@@ -59,13 +62,17 @@ def table_path(isa: str) -> pathlib.Path:
 
 def _kinds(isa: str) -> dict[str, pathlib.Path]:
     """Returns by what the core calls the tables of each kind of convolutions where they are, if there are any."""
+    return {f"{isa}{kind.name_in_core}": _path(isa, kind) for kind in KINDS}
+
+
+def _path(isa: str, kind: Kind) -> pathlib.Path:
     plain = table_path(isa)
-    return {f"{isa}{kind.core}": plain.with_stem(f"{plain.stem}{kind.suffix}") for kind in KINDS}
+    return plain.with_stem(f"{plain.stem}{kind.file_suffix}")
 
 
-def covered(isa: str) -> bool:
-    """Tells whether tables of this processor's class and an instruction set are shipped."""
-    return table_path(isa).is_file()
+def covered(isa: str) -> tuple[Kind, ...]:
+    """Returns of which kinds of convolutions tables are shipped for this processor's class and an instruction set."""
+    return tuple(kind for kind in KINDS if _path(isa, kind).is_file())
 
 
 def use(library: ctypes.CDLL, isa: str) -> None:

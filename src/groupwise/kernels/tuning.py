@@ -42,6 +42,10 @@ class Wish:
     fft: bool | None = None
 
 
+# Measures nothing, whatever was asked for elsewhere. What was measured before counts.
+ONLY_READS = Wish(calls=0)
+
+
 def cache_path() -> pathlib.Path | None:
     """Returns the file of this processor, torch and groupwise; None where there is no home or no torch."""
     where, version = cache.folder(), native.status().torch_here
@@ -56,9 +60,9 @@ def saved() -> cache.Measurements:
     return cache.Measurements() if path is None else cache.read(path, KERNELS)
 
 
-def measured() -> dict[str, Any]:
+def measured(library: ctypes.CDLL | None = None) -> dict[str, Any]:
     """Returns how many requests this process measured, in how many seconds, and how many results it could not keep."""
-    facts: dict[str, Any] = json.loads(native.read_text(native.library().groupwise_measured))
+    facts: dict[str, Any] = json.loads(native.read_text((library or native.library()).groupwise_measured))
     return facts
 
 
@@ -72,8 +76,7 @@ class Tuner:
         self._loaded: pathlib.Path | bool | None = False  # False: the core knows of no file's measurements
         self._written = _NOTHING
         self._found = False
-        # The last file, and why lines cannot be added to it.
-        self._file: tuple[pathlib.Path | None, str | None] | None = None
+        self._path: pathlib.Path | None = None
         self._requests = 0
         self._unkept: str | None = None
         self._met = native.NOTICE(self._meets)
@@ -89,7 +92,7 @@ class Tuner:
         self._facts, self._isa = cache.key(str(state.torch_here), native.digest()), str(state.isa)
         # Reads the processor's class.
         table_path(self._isa)
-        self._loaded, self._written, self._file = False, _NOTHING, None
+        self._loaded, self._written = False, _NOTHING
         library.groupwise_when_spent(_NOTICE)
         library.groupwise_when_unknown(self._met)
         self._library = library
@@ -101,9 +104,9 @@ class Tuner:
         tune = _environment() if wish is None or wish.tune is None else wish.tune
         unread = self._load(library, path, uses=tune is not False)
         calls, seconds = (0, 0.0) if wish is None or tune is False else (wish.calls, wish.seconds)
-        self._unkept = self._measure(library, path, calls, seconds, unknown=tune is None)
-        # One warning is enough where both have one cause. Who did not ask to measure hears of it where that is done.
-        if problem := (self._unkept if tune else None) or unread:
+        self._measure(library, path, calls, seconds, unknown=tune is None)
+        # One warning is enough where both have one cause.
+        if problem := self._unkept or unread:
             self._tell(f"groupwise {problem}")
 
     def forget(self, library: ctypes.CDLL) -> None:
@@ -113,11 +116,12 @@ class Tuner:
             cache.remove(where)
         library.groupwise_forget()
         library.groupwise_policy_changed()
+        self._found = False
         # A process that measures needs its file again.
-        (calls, seconds, unknown, _), self._written, self._file = self._written, _NOTHING, None
+        (calls, seconds, unknown, _), self._written = self._written, _NOTHING
         path = None if where is None else where / cache.file_name(self._facts)
-        self._unkept = self._measure(library, path, calls, seconds, unknown)
-        if self._unkept and not unknown:
+        self._measure(library, path, calls, seconds, unknown)
+        if self._unkept:
             self._tell(f"groupwise {self._unkept}")
 
     def tell(self) -> None:
@@ -147,25 +151,23 @@ class Tuner:
 
     def _measure(
         self, library: ctypes.CDLL, path: pathlib.Path | None, calls: int, seconds: float, unknown: bool
-    ) -> str | None:
-        """Lets the core measure, only what no table knows if `unknown`. Returns why it cannot keep the results."""
+    ) -> None:
+        """Lets the core measure, and only what no table knows if `unknown`."""
         if self._written == (calls, seconds, unknown, str(path)):
-            return self._unkept
-        problem = self._prepared(path) if calls else None
+            return
         self._written = (calls, seconds, unknown, str(path))
-        self.kept_in = path if calls and problem is None else None
+        # Other threads measure as soon as the core may. What nobody asked for has its file when that begins (`_meets`).
+        self._path, self._unkept = path, self._prepared(path) if calls and not unknown else None
+        self.kept_in = path if calls and self._unkept is None else None
         # Threads that planned while others measured plan anew by what is known now.
-        if (requests := measured()["requests"]) != self._requests:
+        if (requests := measured(library)["requests"]) != self._requests:
             self._requests = requests
             library.groupwise_policy_changed()
         library.groupwise_tune(calls, seconds, unknown, b"" if self.kept_in is None else os.fsencode(self.kept_in))
-        return problem
 
     def _prepared(self, path: pathlib.Path | None) -> str | None:
-        """Makes the file, once. Returns why lines cannot be added to it, or None."""
-        if self._file is None or self._file[0] != path:
-            self._file = (path, _NOWHERE if path is None else cache.prepare(path, self._facts))
-        return self._file[1]
+        """Makes the file. Returns why lines cannot be added to it, or None."""
+        return _NOWHERE if path is None else cache.prepare(path, self._facts)
 
     def _tell(self, message: str) -> None:
         if message not in self._told:
@@ -173,9 +175,10 @@ class Tuner:
             self._to_tell.append(message)
 
     def _meets(self) -> None:
-        # The core calls this in the thread that measures, before the first convolution that no table knows.
+        # The core calls this in the thread that measures, before a convolution that no table knows.
+        problem = self._prepared(self._path)
         message = f"groupwise met a convolution that its tables do not know ({table_path(self._isa).stem}): {_MEASURES}"
-        message += f"; it {self._unkept}" if self._unkept else ", and keeps the result"
+        message += f"; it {problem}" if problem else ", and keeps the result"
         if message not in self._told:
             self._told.add(message)
             # A user sees a warning. Where something was measured before, one was seen.

@@ -113,7 +113,7 @@ def tune(
         )
     before, meter = tuning.measured(), Meter()
     with workload.unchanged() as twin:
-        with dispatch.forced(True):
+        with dispatch.measuring_nothing(), dispatch.forced(True):
             known = _run(twin)
         unknown = [plan for plan in known if plan.source not in ("sole", "measured")]
         with (
