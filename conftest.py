@@ -21,7 +21,8 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("fuzz", derandomize=False, print_blob=True, deadline=None)
 settings.load_profile("fixed")
 
-# No test measures kernels unless it says so (`own_cache`), nor does a process that it starts, and none touches the user's own cache.
+# No test measures kernels unless it says so (`own_cache`), nor does a process that it starts, and none touches the
+# user's own cache.
 _cache = tempfile.TemporaryDirectory(prefix="groupwise-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
 os.environ["GROUPWISE_TUNE"] = "0"

@@ -41,8 +41,8 @@ def told(folder: pathlib.Path) -> str:
         for kind in KINDS:
             if one := found.get(f"{processor}-{isa}{kind.file_suffix}"):
                 counts = (one["held_out"][key] for key in ("rows", "taken", "below_095", "below_067"))
-                cells = (f"{processor}, {isa}", kind, *(f"{count:,}" for count in counts), one["held_out"]["mean"])
-                lines.append(f"| {' | '.join(map(str, cells))} |")
+                cells = (f"{processor}, {isa}", kind, *(f"{count:,}" for count in counts))
+                lines.append(f"| {' | '.join(map(str, cells))} | {one['held_out']['mean']:.2f} |")
     return "\n".join([HEAD, *lines])
 
 

@@ -56,15 +56,12 @@ void groupwise_dispatch(int32_t on) { (void)on; }
 void groupwise_fft(int32_t allowed) { (void)allowed; }
 int32_t groupwise_dispatch_thread(int32_t state) { return -state; }
 const char* groupwise_force(const char* kernel) { return kernel; }
-int32_t groupwise_tune(double calls, double seconds, int32_t unknown, const char* path) {
-  return calls && seconds && unknown && path;
-}
+int32_t groupwise_tune(double c, double s, int32_t unknown, const char* path) { return c && s && unknown && path; }
 int32_t groupwise_remember(const char* i, const char* r, const char* k, const double* s, int64_t n, int64_t t) {
   return i && r && k && s && n && t;
 }
 int64_t groupwise_features(const int64_t* n, const char* d, char* text, int64_t size) {
-  (void)n, (void)d;
-  return fill("{}", text, size);
+  return (void)n, (void)d, fill("{}", text, size);
 }
 int32_t groupwise_tables(const char* i, const char* r, const char* f, const char* k, const double* n, int64_t c) {
   return i && r && f && k && n && c;

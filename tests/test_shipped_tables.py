@@ -18,7 +18,7 @@ def test_a_row_for_each_file_in_the_order_of_the_kinds(tmp_path):
         processor, isa = name[:3], name.split("-")[2]
         (tmp_path / f"{name}.json").write_text(json.dumps({"class": processor, "isa": isa, "held_out": held_out}))
     (tmp_path / "model.json").write_text("{}")
-    rest = "1,200 | 900 | 3 | 1 | 2.5 |"
+    rest = "1,200 | 900 | 3 | 1 | 2.50 |"
     assert shipped.told(tmp_path).splitlines()[2:] == [
         f"| a-1, avx2 | float32 | {rest}",
         f"| a-1, avx2 | float32 3-D | {rest}",

@@ -132,7 +132,9 @@ def _tuning_text(found: Diagnosis) -> str:
         # Which table would be read depends on the instruction set that the kernels would use.
         covered = "not known while the kernels cannot run"
     else:
-        covered = f"tables for {found.table} of {', '.join(found.tables)}" if found.table else "no table for this processor"
+        covered = (
+            f"tables for {found.table} of {', '.join(found.tables)}" if found.table else "no table for this processor"
+        )
     if found.cache is None:
         return f"{covered}; no folder for measurements"
     requests = "1 request" if found.measured == 1 else f"{found.measured:,} requests"

@@ -74,8 +74,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "groupwise_policy_changed": (None, []),
     "groupwise_measured": (ctypes.c_int64, _TEXT),
     "groupwise_clock": (None, [CLOCK]),
-    "groupwise_when_spent": (None, [NOTICE]),
-    "groupwise_when_unknown": (None, [NOTICE]),
+    **dict.fromkeys(("groupwise_when_spent", "groupwise_when_unknown"), (None, [NOTICE])),
     "groupwise_record_start": (ctypes.c_int64, []),
     "groupwise_record_stop": (ctypes.c_int64, [ctypes.c_int64, *_TEXT]),
 }
