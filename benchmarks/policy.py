@@ -4,8 +4,8 @@
 
 It writes `<class>-<isa>.json` for each processor class and instruction set in the record of float32 layers,
 `<class>-<isa>-3d.json` for 3-D ones, and `<class>-<isa>-bfloat16.json` and `<class>-<isa>-3d-bfloat16.json` for those
-of another dtype. A table estimates by how much a kernel is faster than PyTorch's; the planner takes the kernel only if even a low quantile
-exceeds a margin.
+of another dtype. A table estimates by how much a kernel is faster than PyTorch's; the planner takes the kernel only if
+even a low quantile exceeds a margin.
 
 ## The file
 
