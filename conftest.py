@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -64,6 +64,14 @@ def own_cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     groupwise.disable()
     native.library().groupwise_clock(native.CLOCK())
     groupwise.forget()
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Give the function that sets the number of threads, which is what it was after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,32 +11,11 @@ import pytest
 import torch
 
 import groupwise
-from groupwise import record_plans
 from groupwise.kernels import native, tuning
 from kernels import needs_kernels, planar_is_fast
-from tuned import Clock, candidates, lines, requests
+from tuned import SHAPE, Clock, candidates, layer, lines, requests, run
 
 pytestmark = [needs_kernels, pytest.mark.usefixtures("own_cache")]
-SHAPE = (2, 32, 12, 12)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def layer(**options):
-    torch.manual_seed(0)
-    return torch.nn.Conv2d(32, 32, 3, padding=1, groups=2, **options)
-
-
-def run(model=None, source=None):
-    """The plans of one forward."""
-    with torch.no_grad(), record_plans() as plans:
-        (model or layer())(torch.ones(SHAPE) if source is None else source)
-    return plans
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import json
 
-from groupwise import plan
+import torch
+
+from groupwise import plan, record_plans
 from groupwise.kernels import dispatch, native, tuning
 from kernels import OURS
+
+SHAPE = (2, 32, 12, 12)
+
+
+def layer(**options):
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(32, 32, 3, padding=1, groups=2, **options)
+
+
+def run(model=None, source=None):
+    """The plans of one forward."""
+    with torch.no_grad(), record_plans() as plans:
+        (model or layer())(torch.ones(SHAPE) if source is None else source)
+    return plans
 
 
 class Clock:

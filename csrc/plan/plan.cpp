@@ -136,7 +136,7 @@ std::shared_ptr<const Plan> make(const Request& r, const std::string& forced) {
   if (measured) plan->tries = measured->tries;
   plan->open = plan->tries < kMostTries && !left_out(candidates, measured).empty();
   decide(candidates, plan.get());
-  plan->in_table = plan->open && (plan->source == Source::table || known_to_tables(r, candidates));
+  plan->in_table = plan->open && (plan->source == Source::table || (measured && known_to_tables(r, candidates)));
   if (!plan->safe) plan->evidence = plan->hazard ? plan->hazard : "PyTorch's kernel is wrong here";
   return plan;
 }
