@@ -244,6 +244,20 @@ def few(chance: random.Random) -> Numbers:
     return ConvSpec(width * groups, spread * groups, kernel, stride, padding, groups=groups), size
 
 
+def dilated(chance: random.Random) -> Numbers:
+    """As in DeepLab's pyramids, dilated stages of residual networks and WaveNet's stacks."""
+    channels = one_of(chance, CHANNELS)
+    width = chance.choice([d for d in (1, 1, 1, 1, 1, 4, 8, 16, 32, channels) if channels % d == 0])
+    if chance.random() < 0.2:
+        kernel, dilation = chance.choice((2, 3, 3, 5)), 2 ** chance.randint(1, 9)
+        padding = chance.choice((0, dilation * (kernel // 2), dilation * (kernel - 1)))
+        spec = ConvSpec(channels, channels, kernel, 1, padding, dilation, channels // width, dims=1)
+        return spec, (one_of(chance, LENGTHS),)
+    kernel, dilation = chance.choice((3, 3, 3, 3, 5, 7)), one_of(chance, (2, 2, 2, 3, 4, 4, 6, 8, 12, 18, 24, 36))
+    padding = dilation * (kernel // 2) if chance.random() < 0.9 else 0
+    return ConvSpec(channels, channels, kernel, 1, padding, dilation, channels // width), image(chance)
+
+
 def big(chance: random.Random) -> Numbers:
     """Layers of which one takes milliseconds: without them the tables say nothing of what costs users most."""
     which = chance.choice(("rows", "rows", "depthwise", "grouped", "dense", "transposed"))
@@ -315,6 +329,7 @@ FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
     "odd": (0.06, odd),
     # Drawn only where it is asked for: the seeds of earlier records draw the same layers still.
     "few": (0.0, few),
+    "dilated": (0.0, dilated),
 }
 """The fraction of draws of each kind of layer."""
 

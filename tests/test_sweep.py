@@ -47,6 +47,15 @@ def test_some_families_alone_are_drawn_where_they_are_named():
         assert columns <= 7 or rows == 1
 
 
+def test_dilated_layers_reach_as_far_apart_as_those_of_pyramids_and_stacks():
+    draws = [sweeping.draw(7, number, (1, 2), only=("dilated",)) for number in range(200)]
+    for dims, far in ((1, 256), (2, 24)):
+        dilations = {one.spec.dilation[-1] for one in draws if one.spec.dims == dims}
+        assert min(dilations) == 2
+        assert max(dilations) >= far
+    assert {one.spec.groups == one.spec.in_channels for one in draws} == {True, False}
+
+
 @pytest.mark.parametrize("one", DRAWS[:80], ids=lambda one: one.family)
 def test_a_draw_is_a_layer_whose_outputs_see_the_image(one):
     spec = one.spec

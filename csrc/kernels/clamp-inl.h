@@ -12,6 +12,9 @@ GW_INLINE Vec at_most(Vec v, Real most) { return v > broadcast(most) ? broadcast
 // Bounds that a kernel keeps its outputs within as it stores them. Those of no activation let all pass, NaN too.
 struct Clamp {
   Real least = -__builtin_inf(), most = __builtin_inf();
+
+  // Tells whether an output can be beyond them. A kernel asks once: bounds take the ports of its products.
+  bool bounds() const { return least > -Real(__builtin_inf()) || most < Real(__builtin_inf()); }
 };
 GW_INLINE Vec clamped(Vec z, const Clamp& c) { return at_most(at_least(z, c.least), c.most); }
 

@@ -33,6 +33,7 @@ template <class Lanes, int KW, int S, Edge E>
 GW_NOINLINE void pixel_tile(const Walk& k, const Real* x, int64_t column, const Real* w, const Real* bias, Real* y,
                             int64_t stored, int64_t vectors) {
   const uint32_t there = E == Edge::any && KW > 0 ? inputs_there(k, column, kInputs<KW, S>) : 0;
+  const bool clamps = k.clamp.bounds();
   int64_t left = k.vectors_a_group;
   for (; vectors > 0; vectors--, w += k.w_vector, bias += k.bias_vector, y += kLanes) {
     // Every other vector begins a cache line.
@@ -53,7 +54,7 @@ GW_NOINLINE void pixel_tile(const Walk& k, const Real* x, int64_t column, const 
       unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = Lanes::fold(sum[p], sums[1][p]) + (k.add ? Vec{} : load(bias)); });
     // Earlier runs are added here, and not where the sum begins, so that the sum of a run stays short.
     if (k.add) unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] += p < stored ? load(y + p * k.y_pixel) : Vec{}; });
-    unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = clamped(sum[p], k.clamp); });
+    if (clamps) unroll<kPixelTile>([&](auto p) GW_LAMBDA { sum[p] = clamped(sum[p], k.clamp); });
     if (stored >= kPixelTile) {
       unroll<kPixelTile>([&](auto p) GW_LAMBDA { store(y + p * k.y_pixel, sum[p]); });
     } else {

@@ -118,15 +118,14 @@ bool lay_out_channels(const CorrelationShape& c, int64_t kernel_h, int64_t kerne
 
 namespace {
 
-// Tells whether the runs of sums that slide are few or long enough. One ends with each band of rows, and with each turn of a
-// dilation, and all of them are added up one after the other: runs of three outputs had four times PyTorch's error.
-bool slides_in_long_runs(const Problem& p, int64_t lanes) {
-  // At least so many rows slide together (kSlideGradRows), and runs have so many outputs at least, unless there are few.
+// Tells whether the runs of sums that slide, over blocks of `rows` rows, are few or long enough. One ends with each block, and
+// with each turn of a dilation, and all of them are added up one after the other: runs of three outputs had four times
+// PyTorch's error.
+bool slides_in_long_runs(const Problem& p, int64_t rows) {
   constexpr int64_t kFewest = 16;
-  const int64_t rows = lanes >= 16 ? 4 : 1;
-  const int64_t by_h = std::min(p.h.stride == 1 ? p.h.dilation : 1, p.h.out);
+  const int64_t by_h = std::min(p.h.stride == 1 ? p.h.dilation : 1, std::min(rows, p.h.out));
   const int64_t by_w = std::min(p.w.stride == 1 ? p.w.dilation : 1, p.w.out);
-  const int64_t runs = p.batch * by_h * ceil_div(ceil_div(p.h.out, by_h), rows) * by_w;
+  const int64_t runs = p.batch * ceil_div(p.h.out, rows) * by_h * by_w;
   return runs <= kRun || runs * kFewest <= p.batch * p.h.out * p.w.out;
 }
 
@@ -137,15 +136,16 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWe
   const int64_t kTarget = floats_worth(4 * 1024, work);
   const Problem& p = work.problem;
   const int64_t least = std::max<int64_t>(1, lanes / p.out_channels);
+  const int64_t rows = std::max<int64_t>(1, (kSummedOutputs + p.w.out / 2) / p.w.out);
+  const int64_t sliding_rows = round_up(rows, slide_rows(lanes) * p.h.dilation);
   l->slides = may_slide({p.h.kernel, p.h.stride, p.h.dilation}, {p.w.kernel, p.w.stride, p.w.dilation}, p.in_channels,
                         p.out_channels, lanes) &&
-              slides_in_long_runs(p, lanes);
+              slides_in_long_runs(p, sliding_rows);
   const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel + l->slides;
   const auto floats = [&](int64_t groups) { return vectors_of(groups, p.out_channels, lanes) * lanes * slots; };
   Block& b = l->block;
   b.columns = l->slides ? p.w.out : ceil_div(p.w.out, ceil_div(p.w.out, kSummedOutputs));
-  b.rows = std::min(p.h.out, std::max<int64_t>(1, (kSummedOutputs + p.w.out / 2) / p.w.out));
-  if (l->slides) b.rows = std::min(p.h.out, round_up(b.rows, slide_rows(lanes) * p.h.dilation));
+  b.rows = std::min(p.h.out, l->slides ? sliding_rows : rows);
   b.groups = groups_within(kTarget, p.groups, least, floats);
   l->blocks = even_blocks(p.groups, least, &b.groups);
   while (l->blocks < 2 * threads && threads > 1 && b.groups >= 2 * least) {

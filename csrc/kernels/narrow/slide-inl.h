@@ -58,10 +58,15 @@ GW_INLINE void add_column(const Real* x, int64_t x_row, uint32_t there, Vec (&fa
   add_rows<Lanes, R, S, Odd>(x, x_row, there, factor, sum, std::make_integer_sequence<int, (R - 1) * S + F / 3>{});
 }
 
-// Stores the oldest sums.
-template <int R, int N, int... O>
-GW_INLINE void end_outputs(Real* y, int64_t y_row, const Clamp& clamp, Vec (&sum)[N], std::integer_sequence<int, O...>) {
-  (store(y + O * y_row, clamped(sum[N - R + O], clamp)), ...);
+// Stores the R sums from First on, as the rows of one column.
+template <int First, int N, int... O>
+GW_INLINE void store_column(Real* y, int64_t y_row, bool clamps, const Clamp& clamp, Vec (&sum)[N],
+                            std::integer_sequence<int, O...>) {
+  if (clamps) {
+    (store(y + O * y_row, clamped(sum[First + O], clamp)), ...);
+  } else {
+    (store(y + O * y_row, sum[First + O]), ...);
+  }
 }
 
 // Moves each sum one column further, and begins those of a column.
@@ -81,10 +86,10 @@ GW_INLINE void load_factors(const Real* w, int64_t w_row, int64_t w_column, Vec 
   ((factor[T] = load(w + T / 3 * w_row + T % 3 * w_column), pin(factor[T])), ...);
 }
 
-// Computes R rows of outputs that are S inputs apart, of one vector after the other. `there` has a bit for each row of inputs
-// in the image.
-template <class Lanes, int R, int S>
-GW_NOINLINE void slide(const Slide& s, const Real* x, Real* y, uint32_t there, const Real* w, const Real* bias,
+// Computes R rows of outputs that are S inputs apart, of one vector after the other. `some` has a bit for each row of inputs
+// in the image, unless All of them are.
+template <class Lanes, int R, int S, bool All>
+GW_NOINLINE void slide(const Slide& s, const Real* x, Real* y, uint32_t some, const Real* w, const Real* bias,
                        int64_t vectors) {
   // Output m meets column S * m + t of the inputs by tap t, so step m begins output m and ends output m - kOlder.
   constexpr int kOlder = 3 - S, kSums = (kOlder + 1) * R;
@@ -94,6 +99,8 @@ GW_NOINLINE void slide(const Slide& s, const Real* x, Real* y, uint32_t there, c
   const int64_t low = s.first, high = s.last, steps = count + kOlder;
   const int64_t from = std::min(steps, std::max<int64_t>(kOlder, ceil_div(low, S)));
   const int64_t to = std::max(from, std::min(S == 1 ? steps : count, high / S));
+  const uint32_t there = All ? ~0u : some;
+  const bool clamps = s.clamp.bounds();
   Vec factor[9], sum[kSums];
   for (; vectors > 0; vectors--, x += Lanes::kStep, y += kLanes, w += s.w_vector, bias += s.bias_vector) {
     load_factors(w, s.w_row, s.w_column, factor, std::make_integer_sequence<int, 9>{});
@@ -104,7 +111,7 @@ GW_NOINLINE void slide(const Slide& s, const Real* x, Real* y, uint32_t there, c
         Real* out = y + (m - kOlder) * y_column;
         for (; m < to; m++, in += S * x_column, out += y_column) {
           add_column<Lanes, R, S, false>(in, x_row, there, factor, sum);
-          end_outputs<R>(out, y_row, s.clamp, sum, rows);
+          store_column<kSums - R>(out, y_row, clamps, s.clamp, sum, rows);
           begin_outputs<R>(load(bias), sum, sums);
           if constexpr (S == 2) add_column<Lanes, R, S, true>(in + x_column, x_row, there, factor, sum);
         }
@@ -112,13 +119,22 @@ GW_NOINLINE void slide(const Slide& s, const Real* x, Real* y, uint32_t there, c
       }
       const int64_t j = S * m;
       if (j >= low && j < high) add_column<Lanes, R, S, false>(x + j * x_column, x_row, there, factor, sum);
-      if (m >= kOlder) end_outputs<R>(y + (m - kOlder) * y_column, y_row, s.clamp, sum, rows);
+      if (m >= kOlder) store_column<kSums - R>(y + (m - kOlder) * y_column, y_row, clamps, s.clamp, sum, rows);
       begin_outputs<R>(load(bias), sum, sums);
       if constexpr (S == 2)
         if (m < count && j + 1 >= low && j + 1 < high)
           add_column<Lanes, R, S, true>(x + (j + 1) * x_column, x_row, there, factor, sum);
     }
   }
+}
+
+// Returns a bit for each of `rows` rows of inputs in an image of `height` rows; they are `spacing` apart, `at` being the first.
+GW_INLINE uint32_t rows_there(int64_t rows, int64_t at, int64_t spacing, int64_t height) {
+  if (at >= 0 && at + (rows - 1) * spacing < height) return (1u << rows) - 1;
+  uint32_t there = 0;
+  for (int64_t i = 0; i < rows; i++, at += spacing)
+    if (at >= 0 && at < height) there |= 1u << i;
+  return there;
 }
 
 // Calls f with a number of rows, at most Most, as a constant.
@@ -138,9 +154,8 @@ inline void slide_band(const Correlation& c, const Image& image, const Packed& p
   const Phase& s = c.w[0];
   const int64_t stride = s.stride, by_h = stride == 1 ? c.h.spacing : 1, by_w = stride == 1 ? s.spacing : 1;
   const int64_t columns = std::min(out.columns, s.out - out.column), at = out.at_row + row * stride;
-  uint32_t there = 0;
-  for (int64_t i = 0; i < (rows - 1) * stride + 3; i++)
-    if (at + i * by_h >= 0 && at + i * by_h < image.height) there |= 1u << i;
+  const int64_t inputs = (rows - 1) * stride + 3;
+  const uint32_t there = rows_there(inputs, at, by_h, image.height);
   const Real* w = v.w + c.h.index * packed.row + s.index * packed.column;
   for (int64_t start = 0; start < std::min(by_w, columns); start++) {
     const int64_t column = out.at_column + start * stride + s.low;
@@ -160,8 +175,11 @@ inline void slide_band(const Correlation& c, const Image& image, const Packed& p
     const Real* x = image.x + at * image.row + column * image.pixel;
     Real* y = v.y + row * out.y_row + start * out.y_pixel;
     const auto run = [&](auto together) {
-      if (stride == 2) return slide<Lanes, together, 2>(k, x, y, there, w, v.bias, v.count);
-      slide<Lanes, together, 1>(k, x, y, there, w, v.bias, v.count);
+      const bool all = there == (1u << inputs) - 1;
+      const auto tile = stride == 2 ? all ? slide<Lanes, together, 2, true> : slide<Lanes, together, 2, false>
+                        : all       ? slide<Lanes, together, 1, true>
+                                    : slide<Lanes, together, 1, false>;
+      tile(k, x, y, there, w, v.bias, v.count);
     };
     with_rows<kSlideRows>(rows, run);
   }

@@ -12,11 +12,6 @@ struct SlidePhase {
   int64_t low, count;
 };
 
-template <int R, int N, int... O>
-GW_INLINE void end_singles(Real* y, int64_t y_row, const Clamp& clamp, Vec (&sum)[N], std::integer_sequence<int, O...>) {
-  (store(y + O * y_row, clamped(sum[R + O], clamp)), ...);
-}
-
 // Moves the sums of two taps one column further, and begins those of a column.
 template <int R, int N, int... O>
 GW_INLINE void begin_pairs(Vec first, Vec (&sum)[N], std::integer_sequence<int, O...>) {
@@ -44,6 +39,7 @@ GW_NOINLINE void slide_phases(const Slide& s, const Real* x, const SlidePhase& s
   // Between these every column exists and ends an output of both phases.
   const int64_t from = std::max(begin, std::min(end, std::max({s.first, single.low, pair.low + 1})));
   const int64_t to = std::max(from, std::min({end, s.last, single.low + single.count, pair.low + pair.count + 1}));
+  const bool clamps = s.clamp.bounds();
   Vec factor[3 * K], sum[3 * R];
   for (int64_t v = 0; v < vectors; v++, x += kLanes, bias += s.bias_vector) {
     load_factors_of(w, v * s.w_vector, s.w_row, factor, std::make_integer_sequence<int, 3 * K>{});
@@ -57,16 +53,16 @@ GW_NOINLINE void slide_phases(const Slide& s, const Real* x, const SlidePhase& s
         Real* two = y_pair + (j - pair.low - 1) * y_column;
         for (; j < to; j++, in += x_column, one += y_column, two += y_column) {
           add_column<Lanes, R, 1, false>(in, x_row, there, factor, sum);
-          end_outputs<R>(two, y_row, s.clamp, sum, rows);
-          end_singles<R>(one, y_row, s.clamp, sum, rows);
+          store_column<2 * R>(two, y_row, clamps, s.clamp, sum, rows);
+          store_column<R>(one, y_row, clamps, s.clamp, sum, rows);
           begin_pairs<R>(load(bias), sum, rows);
         }
         if (j == end) break;
       }
       if (j >= s.first && j < s.last) add_column<Lanes, R, 1, false>(x + j * x_column, x_row, there, factor, sum);
       const int64_t one = j - single.low, two = j - pair.low - 1;
-      if (two >= 0 && two < pair.count) end_outputs<R>(y_pair + two * y_column, y_row, s.clamp, sum, rows);
-      if (one >= 0 && one < single.count) end_singles<R>(y_single + one * y_column, y_row, s.clamp, sum, rows);
+      if (two >= 0 && two < pair.count) store_column<2 * R>(y_pair + two * y_column, y_row, clamps, s.clamp, sum, rows);
+      if (one >= 0 && one < single.count) store_column<R>(y_single + one * y_column, y_row, clamps, s.clamp, sum, rows);
       begin_pairs<R>(load(bias), sum, rows);
     }
   }
@@ -93,9 +89,7 @@ inline void run_phases(const Correlation& c, const Image& image, const Packed& p
                 clamp};
   for (int64_t row = 0, rows; row < out.rows; row += rows) {
     rows = ceil_div(out.rows - row, ceil_div(out.rows - row, kSlideRows));
-    uint32_t there = 0;
-    for (int64_t i = 0; i < rows - 1 + c.h.taps; i++)
-      if (out.at_row + row + i >= 0 && out.at_row + row + i < image.height) there |= 1u << i;
+    const uint32_t there = rows_there(rows - 1 + c.h.taps, out.at_row + row, 1, image.height);
     const auto phase = [&](const Phase& p) {
       return SlidePhase{v.y + row * out.y_row + p.first * out.y_pixel, out.at_column + p.low,
                         std::min(out.columns, p.out - out.column)};

@@ -60,13 +60,19 @@ GW_INLINE void end_sums(Real* to, int64_t w_row, int64_t w_column, Vec (&sum)[9]
 // The most rows that slide together: the nine sums, and the gradients of three columns, fit the registers.
 constexpr int kSlideGradRows = kManyRegisters ? 4 : 1;
 
-// Adds R rows of outputs, which `s` calls y, to the sums and the totals of one vector after the other. `there` has a bit for
-// each row of inputs in the image.
+// Bands of rows of outputs, one below the other. Steps are in floats.
+struct Bands {
+  int64_t x, go, count;
+  int64_t at, at_band, at_row, height;  // the row of the first input in the image; steps to the next band and row; all rows
+};
+
+// Adds bands of R rows of outputs, which `s` calls y, to the sums and the totals of one vector after the other. The sums stay in
+// registers from band to band.
 template <class Lanes, int R, int S>
-GW_NOINLINE void slide_sums(const Slide& s, const Real* x, const Real* go, uint32_t there, Real* sums, Real* totals,
+GW_NOINLINE void slide_sums(const Slide& s, const Bands& bands, const Real* x, const Real* go, Real* sums, Real* totals,
                             int64_t vectors) {
   // A sum ends after about so many products (lay_out).
-  constexpr int kOlder = 3 - S, kSteps = kSummedOutputs / R;
+  constexpr int kOlder = 3 - S, kSteps = kSummedOutputs / R, kInputRows = (R - 1) * S + 3;
   constexpr std::make_integer_sequence<int, R> rows;
   constexpr std::make_integer_sequence<int, kOlder * R> older;
   constexpr std::make_integer_sequence<int, 9> taps;
@@ -83,39 +89,53 @@ GW_NOINLINE void slide_sums(const Slide& s, const Real* x, const Real* go, uint3
       all = Vec{};
     };
     fill(Vec{}, sum, taps);
-    fill(Vec{}, out, std::make_integer_sequence<int, (kOlder + 1) * R>{});
-    for (int64_t m = 0; m < steps; m++) {
-      if (m == from) {
-        const Real* in = x + S * m * x_column;
-        const Real* grad = go + m * go_column;
-        while (m < to) {
-          for (const int64_t end = std::min(to, m + kSteps); m < end; m++, in += S * x_column, grad += go_column) {
-            move_outputs<R>(out, older);
-            load_outputs<R>(grad, go_row, out, all, rows);
-            add_column_of_taps<Lanes, R, S, S == 1 ? 7 : 5>(in, x_row, there, out, sum);
-            if constexpr (S == 2) add_column_of_taps<Lanes, R, S, 2>(in + x_column, x_row, there, out, sum);
+    const Real *x_band = x, *go_band = go;
+    int64_t left = kSteps, at = bands.at;
+    for (int64_t band = 0; band < bands.count; band++, x_band += bands.x, go_band += bands.go, at += bands.at_band) {
+      const uint32_t there = rows_there(kInputRows, at, bands.at_row, bands.height);
+      fill(Vec{}, out, std::make_integer_sequence<int, (kOlder + 1) * R>{});
+      for (int64_t m = 0; m < steps; m++) {
+        if (m == from) {
+          const Real* in = x_band + S * m * x_column;
+          const Real* grad = go_band + m * go_column;
+          while (m < to) {
+            const int64_t end = std::min(to, m + left);
+            left -= end - m;
+            for (; m < end; m++, in += S * x_column, grad += go_column) {
+              move_outputs<R>(out, older);
+              load_outputs<R>(grad, go_row, out, all, rows);
+              add_column_of_taps<Lanes, R, S, S == 1 ? 7 : 5>(in, x_row, there, out, sum);
+              if constexpr (S == 2) add_column_of_taps<Lanes, R, S, 2>(in + x_column, x_row, there, out, sum);
+            }
+            if (left == 0) {
+              end_sums(sums, s.w_row, s.w_column, sum, taps);
+              end_run();
+              left = kSteps;
+            }
           }
-          if (m < to) {
-            end_sums(sums, s.w_row, s.w_column, sum, taps);
-            end_run();
+          if (m == steps) break;
+        }
+        // Products with outputs that do not exist are left out, since an input may be infinite.
+        move_outputs<R>(out, older);
+        if (m < count) load_outputs<R>(go_band + m * go_column, go_row, out, all, rows);
+        const int64_t j = S * m;
+        const Real* in = x_band + j * x_column;
+        if (j >= low && j < high) {
+          const bool first = m < count, second = S == 1 && m >= 1 && m <= count, third = m >= kOlder;
+          if (S == 1 && first && second && !third) {
+            add_column_of_taps<Lanes, R, S, 3>(in, x_row, there, out, sum);
+          } else if (S == 1 && !first && second && third) {
+            add_column_of_taps<Lanes, R, S, 6>(in, x_row, there, out, sum);
+          } else {
+            if (first) add_column_of_taps<Lanes, R, S, 1>(in, x_row, there, out, sum);
+            if (second) add_column_of_taps<Lanes, R, S, S == 1 ? 2 : 0>(in, x_row, there, out, sum);
+            if (third) add_column_of_taps<Lanes, R, S, 4>(in, x_row, there, out, sum);
           }
         }
-        if (m == steps) break;
+        if constexpr (S == 2)
+          if (m < count && j + 1 >= low && j + 1 < high)
+            add_column_of_taps<Lanes, R, S, 2>(in + x_column, x_row, there, out, sum);
       }
-      // Products with outputs that do not exist are left out, since an input may be infinite.
-      move_outputs<R>(out, older);
-      if (m < count) load_outputs<R>(go + m * go_column, go_row, out, all, rows);
-      const int64_t j = S * m;
-      const Real* in = x + j * x_column;
-      if (j >= low && j < high) {
-        if (m < count) add_column_of_taps<Lanes, R, S, 1>(in, x_row, there, out, sum);
-        if constexpr (S == 1)
-          if (m >= 1 && m <= count) add_column_of_taps<Lanes, R, S, 2>(in, x_row, there, out, sum);
-        if (m >= kOlder) add_column_of_taps<Lanes, R, S, 4>(in, x_row, there, out, sum);
-      }
-      if constexpr (S == 2)
-        if (m < count && j + 1 >= low && j + 1 < high)
-          add_column_of_taps<Lanes, R, S, 2>(in + x_column, x_row, there, out, sum);
     }
     end_sums(sums, s.w_row, s.w_column, sum, taps);
     end_run();
@@ -128,10 +148,10 @@ inline void slide_block(const Reading& h, const Reading& w, const Real* x, const
                         Real* totals, int64_t vectors) {
   // Outputs that are one tap apart share inputs, so a dilation is computed in as many turns.
   const int64_t stride = h.stride, by_h = stride == 1 ? h.dilation : 1, by_w = stride == 1 ? w.dilation : 1;
-  const auto band = [&](int64_t row, int64_t rows) {
-    uint32_t there = 0;
-    for (int64_t i = 0, at = h.first + row * stride; i < (rows - 1) * stride + 3; i++, at += by_h)
-      if (at >= 0 && at < h.size) there |= 1u << i;
+  // Adds `count` bands of `rows` rows each, `row` being the first.
+  const auto add = [&](int64_t row, int64_t rows, int64_t count) {
+    const int64_t next = rows * by_h;
+    const Bands bands{next * h.x, next * h.go, count, h.first + row * stride, next * stride, by_h, h.size};
     for (int64_t start = 0; start < std::min(by_w, w.count); start++) {
       const int64_t column = w.first + start * stride;
       const auto before = [&](int64_t end) { return column >= end ? 0 : ceil_div(end - column, by_w); };
@@ -150,17 +170,17 @@ inline void slide_block(const Reading& h, const Reading& w, const Real* x, const
       const Real* from = x + row * h.x + start * w.x;
       const Real* grad = go + row * h.go + start * w.go;
       with_rows<kSlideGradRows>(rows, [&](auto together) {
-        if (stride == 2) return slide_sums<Lanes, together, 2>(s, from, grad, there, sums, totals, vectors);
-        slide_sums<Lanes, together, 1>(s, from, grad, there, sums, totals, vectors);
+        if (stride == 2) return slide_sums<Lanes, together, 2>(s, bands, from, grad, sums, totals, vectors);
+        slide_sums<Lanes, together, 1>(s, bands, from, grad, sums, totals, vectors);
       });
     }
   };
   for (int64_t turn = 0; turn < std::min(by_h, h.count); turn++) {
-    const int64_t all = (h.count - turn - 1) / by_h + 1;
-    for (int64_t row = 0, rows; row < all; row += rows) {
-      rows = ceil_div(all - row, ceil_div(all - row, kSlideGradRows));
-      band(turn + row * by_h, rows);
-    }
+    // All rows in as few bands as fit, which differ by one row at most: the larger ones come first.
+    const int64_t all = (h.count - turn - 1) / by_h + 1, bands = ceil_div(all, kSlideGradRows), rows = ceil_div(all, bands);
+    const int64_t larger = bands - (rows * bands - all);
+    add(turn, rows, larger);
+    if (larger < bands) add(turn + larger * rows * by_h, rows - 1, bands - larger);
   }
 }
 

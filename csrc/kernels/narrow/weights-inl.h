@@ -24,8 +24,11 @@ inline void pack_vector(const Correlation& c, int64_t kernel_h, int64_t kernel_w
   }
   const bool by_row = s.w == packed.column / kLanes && s.h == packed.row / kLanes;
   if (step != 0 && by_row && s.c == packed.channel / kLanes) {
-    for (int64_t t = 0; t < floats; t += kLanes)
+    // The last taps start early rather than end late.
+    for (int64_t next = 0; next < floats; next += kLanes) {
+      const int64_t t = std::max<int64_t>(0, std::min(next, floats - kLanes));
       split_pixels(to + t * kLanes, kLanes, row[0] + t, step, std::min<int64_t>(kLanes, floats - t), lanes);
+    }
   } else if (by_row && s.w == 1 && taps >= kLeastTurned) {
     for (int64_t i = 0; i < c.in_channels; i++)
       turn_rows(to + i * packed.channel, kLanes, lanes, taps, [&](int64_t lane) GW_LAMBDA { return row[lane] + i * s.c; });
