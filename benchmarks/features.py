@@ -94,6 +94,8 @@ def features(row: Mapping[str, Any]) -> dict[str, float]:
         "fill_read": fill(read_channels, BLOCK),
         "fill_written": fill(written_channels, BLOCK),
         "fill_all": fill(groups * max(inputs, outputs), BLOCK),
+        # A bias was not always drawn.
+        "biased": float(row.get("biased", False)),
     }
     for given, out, taps, stride, pad, dilation in zip(in_d, out_d, taps_d, stride_d, pad_d, dilation_d, strict=True):
         found |= {"depth_in": math.log2(given), "depth_out": math.log2(out), "taps_d": math.log2(taps)}

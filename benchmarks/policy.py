@@ -30,9 +30,12 @@ Every target is log2(PyTorch's time / the kernel's time).
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import itertools
 import json
+import math
+import multiprocessing
 import pathlib
 import zlib
 from collections.abc import Iterable, Sequence
@@ -55,9 +58,10 @@ POLICY = ROOT / "src" / "groupwise" / "kernels" / "policy"
 FORMAT = 1
 FOLDS = 5
 TREES = 12
-# Leaves have as few rows as the size of the file allows: small ones tell more layers apart, many trees smooth them.
-LEAST = (4, 5, 6, 8, 10, 13, 16, 20, 26, 32)
-MOST_BYTES = 480_000
+# The fewest rows of a leaf: the number that gains most on held-out rows, of those whose file is not too large. Small leaves
+# tell more layers apart, large ones foresee the slowest tenth.
+LEAST = (4, 6, 8, 12, 18, 27)
+MOST_BYTES = 800_000
 # Kernels that run only where a user allows them: tables tell their speed, and no choice counts on it.
 UNASKED = ("fft",)
 # A table is made from this many rows or more.
@@ -148,9 +152,10 @@ def main() -> None:
         raise SystemExit(f"no sweep.jsonl in {options.records}; measure first with: python benchmarks/sweep.py")
     shared = read_record(options.records / "sharing.jsonl")
     options.output.mkdir(parents=True, exist_ok=True)
-    for (name, isa, kind), rows in found.items():
+    with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as workers:
+        files = list(zip(found.items(), workers.map(made, found.values()), strict=True))
+    for ((name, isa, kind), rows), told in files:
         path = options.output / f"{name}-{isa}{kind.file_suffix}.json"
-        told = made(rows)
         number = sharing.fitted([row for row in shared if (row["class"], row["isa"]) == (name, isa)])
         if number is not None and kind == KINDS[0]:
             told["shared_from"] = number
@@ -178,13 +183,8 @@ def made(rows: Sequence[Row]) -> dict[str, Any]:
     steady = [row for row in rows if row["steady"]]
     names = list(features(steady[0]))
     values = np.array([list(features(row).values()) for row in steady])
-    for least in LEAST:
-        tables = [table.to_dict() for table in tables_of(steady, values, least)]
-        if len(dumped({"tables": tables})) <= MOST_BYTES:
-            break
     bounded = [i for i, name in enumerate(names) if name not in GROWING]
-    estimates = held_out(steady, values, least, bounded)
-    margins = margins_of(steady, estimates)
+    tables, margins, quality = best(sized(steady, values, least, bounded) for least in LEAST)
     newest = max(steady, key=lambda row: (row["date"], row["time"]))
     return {
         "format": FORMAT,
@@ -199,9 +199,34 @@ def made(rows: Sequence[Row]) -> dict[str, Any]:
         "families": list(FAMILIES),
         "margins": margins,
         "bounded": bounded,
-        "held_out": dataclasses.asdict(Quality.of(steady, chosen(steady, estimates, margins))),
+        "held_out": dataclasses.asdict(quality),
         "tables": tables,
     }
+
+
+Made = tuple[list[dict[str, Any]], Margins, Quality]
+
+
+def sized(rows: Sequence[Row], values: Numbers, least: int, bounded: Sequence[int]) -> Made | None:
+    """Returns the tables whose leaves have `least` rows or more, their margins and quality; None if they are too large."""
+    tables = [table.to_dict() for table in tables_of(rows, values, least)]
+    if len(dumped({"tables": tables})) > MOST_BYTES and least < LEAST[-1]:
+        return None
+    estimates = held_out(rows, values, least, bounded)
+    margins = margins_of(rows, estimates)
+    return tables, margins, Quality.of(rows, chosen(rows, estimates, margins))
+
+
+def best(tried: Iterable[Made | None]) -> Made:
+    """Returns the tables that gain most, of those with the fewest rows far below PyTorch's speed, or few enough."""
+    made = [one for one in tried if one is not None]
+    allowed = max(few(made[0][2].rows), min(quality.below_067 for *_, quality in made))
+    return max((one for one in made if one[2].below_067 <= allowed), key=lambda one: one[2].mean)
+
+
+def few(rows: int) -> int:
+    """Returns how many of so many rows may be far below PyTorch's speed: `FAR_BELOW` of them, or one."""
+    return math.ceil(FAR_BELOW * rows)
 
 
 def dumped(told: dict[str, Any]) -> str:
@@ -283,7 +308,7 @@ def margins_of(rows: Sequence[Row], estimates: Sequence[Estimates]) -> Margins:
             choices = [(i, choice(estimates[i], margin)) for i in numbers]
             gains = [target(rows[i], kernel) for i, kernel in choices if kernel != PYTORCH]
             some.append((margin, sum(gains), sum(2**gain < BOUNDS[0] for gain in gains)))
-    allowed = max(FAR_BELOW * len(rows), sum(min(below for *_, below in some) for some in tried))
+    allowed = max(few(len(rows)), sum(min(below for *_, below in some) for some in tried))
     kept = (those for those in itertools.product(*tried) if sum(below for *_, below in those) <= allowed)
     return [margin for margin, *_ in max(kept, key=lambda those: sum(gained for _, gained, _ in those))]
 

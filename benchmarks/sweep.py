@@ -166,6 +166,7 @@ def measure(one: Draw, pool: torch.Tensor, effort: Effort) -> dict[str, Any] | N
         "isa": plan.isa,
         "direction": plan.direction,
         "transposed": one.spec.transposed,
+        "biased": one.biased,
         "dims": one.spec.dims,
         "memory_format": plan.memory_format,
         "threads": one.threads,

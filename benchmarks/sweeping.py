@@ -5,6 +5,7 @@ Draw `number` of a seed is the same layer in every run and on every machine, wha
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import random
@@ -41,6 +42,8 @@ class Draw:
     direction: str
     memory_format: str
     threads: int
+    biased: bool = False
+    """Whether it has a bias: a transposed convolution's forward, which is where a bias changes what PyTorch runs."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -58,7 +61,8 @@ class Draw:
         padding = [before for before, _ in spec.pads]
         settings = (spec.stride, padding, spec.dilation, spec.transposed, spec.output_padding, spec.groups)
         if self.direction == "forward":
-            return lambda: torch.ops.aten.convolution(x, weight, None, *settings)
+            bias = self._values(pool, (spec.out_channels,)) if self.biased else None
+            return lambda: torch.ops.aten.convolution(x, weight, bias, *settings)
         mask = [self.direction == "grad_input", self.direction == "grad_weight", False]
         return lambda: torch.ops.aten.convolution_backward(grad, x, weight, None, *settings, mask)
 
@@ -92,9 +96,9 @@ def draw(seed: int, number: int, threads: tuple[int, ...], volumes: bool = False
             # The numbers make no layer: a kernel larger than its padded image, say.
             continue
         formats = formats_of(spec.dims)
-        return Draw(
-            family, spec, size, batch, chance.choice(DIRECTIONS), chance.choice(formats), chance.choice(threads)
-        )
+        one = Draw(family, spec, size, batch, chance.choice(DIRECTIONS), chance.choice(formats), chance.choice(threads))
+        biased = spec.transposed and one.direction == "forward" and chance.random() < 0.6
+        return dataclasses.replace(one, biased=biased)
 
 
 def affordable(spec: ConvSpec, size: tuple[int, ...], batch: int, limits: tuple[int, int]) -> bool:

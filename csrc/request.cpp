@@ -16,7 +16,7 @@ void each_number(const Request& r, F&& f) {
     for (const int64_t n : {a.in, a.out, a.kernel, a.stride, a.pad, a.dilation}) f(n);
   f(r.channels_last);
   f(static_cast<int64_t>(r.dtype));
-  f(r.transposed);
+  f(r.transposed + r.biased);
   f(r.threads);
   f(r.dimensions);
   for (const Strides& s : {r.x_strides, r.y_strides})

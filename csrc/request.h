@@ -30,6 +30,7 @@ struct Request {
   Strides x_strides, y_strides;  // as the kernels read and write them (`meaningful`)
   WeightStrides w_strides;
   bool transposed = false;    // a grad_input that is a transposed convolution's forward
+  bool biased = false;        // with a bias, which takes PyTorch many times as long as the transposed convolution itself
   bool pytorch_right = true;  // as far as its settings tell, which are not in the key
   const Kernels* target = &kernels();
   Depth depth{};

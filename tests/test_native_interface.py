@@ -11,7 +11,7 @@ from groupwise.kernels import native
 from kernels import needs_kernels
 
 # The version, and what stands for the signatures. A change of them needs a new version.
-INTERFACE = {13: "091c6f388485f533"}
+INTERFACE = {14: "091c6f388485f533"}
 
 
 @needs_kernels

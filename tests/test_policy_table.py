@@ -84,6 +84,7 @@ def test_features_by_hand():
     logs |= {"written_h": 5, "written_w": 17, "pixels_in": 180, "pixels_out": 85, "stride": 2, "stride_w": 1}
     logs |= {"dilation": 1, "padding": 2}
     expected |= {name: math.log2(value) for name, value in logs.items()}
+    expected["biased"] = 0
     # Both ends of the height see one row of padding.
     expected |= {"inside": 13 / 15, "fill_w": 17 / 24, "fill_read": 6 / 16, "fill_written": 2 / 16, "fill_all": 24 / 32}
     assert found == pytest.approx(expected)

@@ -38,6 +38,7 @@ def drawn(chance):
             dilation=(chance.choice((1, 2)), chance.choice((1, 3))),
             groups=groups,
             transposed=chance.random() < 0.3,
+            bias=chance.random() < 0.5,
         )
         shape = (chance.choice((1, 3, 8)), spec.in_channels, chance.choice((5, 14, 33)), chance.choice((9, 28)))
         try:
@@ -60,6 +61,8 @@ def row_of(spec, told):
         "memory_format": told.memory_format,
         "dims": spec.dims,
         "transposed": spec.transposed,
+        # The core sees the forward of a transposed layer as a gradient of the input.
+        "biased": spec.transposed and spec.bias and told.direction == "grad_input",
     }
 
 

@@ -63,6 +63,7 @@ groupwise::Request request_of(const int64_t* n, const char* dtype) {
   request.w_strides = groupwise::dense_weight_strides(call, weight_last);
   if (request.dimensions == 3) request.depth = groupwise::dense_depth(call, weight_last);
   request.transposed = n[21] != 0;
+  request.biased = n[21] == 2;
   request.dtype = groupwise::dtype_named(dtype);
   return request;
 }

@@ -9,7 +9,7 @@
 
 // Rises with every change of a signature below, of a text's keys, and of the operators and classes that Python calls by torch.ops and
 // torch.classes.
-#define GROUPWISE_API_VERSION 13
+#define GROUPWISE_API_VERSION 14
 
 GROUPWISE_API int32_t groupwise_api_version();
 
@@ -42,7 +42,8 @@ GROUPWISE_API const char* groupwise_forced_isa();
 
 // numbers: direction (0 forward, 1 grad_input, 2 grad_weight), batch, in_channels, out_channels, groups, channels_last,
 // threads, dimensions, then in, out, kernel, stride, padding (before), dilation of the height and the same of the width,
-// whether the weight is channels_last, whether the convolution is a transposed one, and the same six of the depth, which are
+// whether the weight is channels_last, whether the convolution is a transposed one (2 stands for the forward of one with a
+// bias, which PyTorch runs in another way), and the same six of the depth, which are
 // 1, 1, 1, 1, 0, 1 in 1-D and 2-D.
 GROUPWISE_API int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size);
 

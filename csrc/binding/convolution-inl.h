@@ -76,7 +76,7 @@ struct Convolution {
   }
 
   // Plans one direction of the call. The tensors are those that it reads; the one that it writes is null.
-  std::shared_ptr<const Plan> decide(Direction direction, const Tensor* x, const Tensor* y) const {
+  std::shared_ptr<const Plan> decide(Direction direction, const Tensor* x, const Tensor* y, bool bias = false) const {
     const Strided w = Api::strided_of(weight);
     const bool gradient = direction == Direction::grad_weight;
     const std::optional<Strided> x_form = x ? std::optional(Api::strided_of(*x)) : std::nullopt;
@@ -91,6 +91,7 @@ struct Convolution {
                     y ? read_strides(*y_form, call, false) : new_strides(call, false),
                     gradient ? gradient_strides(w, call) : weight_strides(w, call),
                     call.transposed,
+                    call.transposed && bias,
                     right_in_pytorch(direction)};
     request.depth = depth_of(call, x ? &*x_form : nullptr, y ? &*y_form : nullptr, w, gradient);
     return plan_of(request, forced());
@@ -182,7 +183,7 @@ struct Convolution {
     if (ours() && bias_fits(bias)) {
       const auto run = [&](const Plan& plan) { return correlate(plan, input, bias); };
       const auto plan = chosen(decide(transposed ? Direction::grad_input : Direction::forward, transposed ? nullptr : &input,
-                                      transposed ? &input : nullptr),
+                                      transposed ? &input : nullptr, bias),
                                run, theirs);
       if (plan) return run(*plan);
     }

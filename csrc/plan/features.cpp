@@ -92,7 +92,8 @@ std::vector<std::pair<const char*, double>> features_of(const Request& r) {
       {"fill_w", fill(written_w, 8)},
       {"fill_read", fill(read, kBlock)},
       {"fill_written", fill(written, kBlock)},
-      {"fill_all", fill(p.groups * widest, kBlock)}};
+      {"fill_all", fill(p.groups * widest, kBlock)},
+      {"biased", r.biased}};
   if (r.dimensions < 3) return found;
   const std::pair<const char*, double> others[] = {{"depth_in", log2_of(depth.in)},
                                                    {"depth_out", log2_of(depth.out)},

@@ -124,7 +124,7 @@ Layer::~Layer() = default;
 namespace {
 
 // `out` is null for a new output.
-Request request_of(const Call& call, const Tensor& source, const Tensor* out, const Tensor& weight) {
+Request request_of(const Call& call, const Tensor& source, const Tensor* out, const Tensor& weight, bool bias) {
   const bool transposed = call.transposed;
   const Strides from = read_strides(source, call, !transposed);
   const Strides to = out ? read_strides(*out, call, transposed) : new_strides(call, transposed);
@@ -137,13 +137,14 @@ Request request_of(const Call& call, const Tensor& source, const Tensor* out, co
           transposed ? to : from,
           transposed ? from : to,
           weight_strides(weight, call),
-          transposed};
+          transposed,
+          transposed && bias};
 }
 
 }  // namespace
 
 std::shared_ptr<const Layer::Prepared> Layer::prepared(const Call& call, const Tensor& source, const Tensor& out) const {
-  const Request request = request_of(call, source, &out, weight_);
+  const Request request = request_of(call, source, &out, weight_, bias_.defined());
   if (const auto lock = locked_soon(mutex_))
     for (size_t i = 0; i < kept_.size(); i++)
       if (kept_[i].prepared->request == request) return first(i).prepared;
@@ -209,7 +210,7 @@ bool Layer::run_again(const Tensor& source, const Tensor& residual, const Tensor
 std::shared_ptr<const Plan> Layer::plan(const Tensor& source) const {
   const Tensor image = image_of(source);
   const Call call = call_of(image, weight_, geometry_);
-  return plan_of(request_of(call, image, nullptr, weight_), kernel_);
+  return plan_of(request_of(call, image, nullptr, weight_, bias_.defined()), kernel_);
 }
 
 std::string Layer::kernel(const Tensor& source) const { return plan(source)->name(); }

@@ -187,7 +187,9 @@ def request_numbers(
     last = layout != "contiguous" or weight_last
     numbers = [DIRECTIONS.index(direction), batch, *channels, spec.groups, int(last), threads, spec.dims]
     numbers += [number for axis in axes[-2:] for number in axis]
-    return [*numbers, int(weight_last), int(spec.transposed), *axes[-3]]
+    # PyTorch runs a transposed convolution with a bias in another way.
+    transposed = int(spec.transposed) + int(spec.transposed and spec.bias and direction == "grad_input")
+    return [*numbers, int(weight_last), transposed, *axes[-3]]
 
 
 @contextlib.contextmanager
