@@ -58,8 +58,8 @@ POLICY = ROOT / "src" / "groupwise" / "kernels" / "policy"
 FORMAT = 1
 FOLDS = 5
 TREES = 12
-# The fewest rows of a leaf: the number that gains most on held-out rows, of those whose file is not too large. Small leaves
-# tell more layers apart, large ones foresee the slowest tenth.
+# The fewest rows of a leaf: the number that gains most on held-out rows, of those whose file is not too large. Small
+# leaves tell more layers apart, large ones foresee the slowest tenth.
 LEAST = (4, 6, 8, 12, 18, 27)
 MOST_BYTES = 800_000
 # Kernels that run only where a user allows them: tables tell their speed, and no choice counts on it.
@@ -208,7 +208,7 @@ Made = tuple[list[dict[str, Any]], Margins, Quality]
 
 
 def sized(rows: Sequence[Row], values: Numbers, least: int, bounded: Sequence[int]) -> Made | None:
-    """Returns the tables whose leaves have `least` rows or more, their margins and quality; None if they are too large."""
+    """Returns the tables whose leaves have `least` rows or more, with their margins and quality, or None if too large."""
     tables = [table.to_dict() for table in tables_of(rows, values, least)]
     if len(dumped({"tables": tables})) > MOST_BYTES and least < LEAST[-1]:
         return None
