@@ -208,7 +208,7 @@ Made = tuple[list[dict[str, Any]], Margins, Quality]
 
 
 def sized(rows: Sequence[Row], values: Numbers, least: int, bounded: Sequence[int]) -> Made | None:
-    """Returns the tables whose leaves have `least` rows or more, with their margins and quality, or None if too large."""
+    """Returns the tables whose leaves have `least` rows or more, their margins and quality; None if too large."""
     tables = [table.to_dict() for table in tables_of(rows, values, least)]
     if len(dumped({"tables": tables})) > MOST_BYTES and least < LEAST[-1]:
         return None
