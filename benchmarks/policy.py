@@ -225,7 +225,7 @@ def best(tried: Iterable[Made | None]) -> Made:
 
 
 def few(rows: int) -> int:
-    """Returns how many of so many rows may be far below PyTorch's speed: `FAR_BELOW` of them, or one."""
+    """Returns how many of so many rows may be far below PyTorch's speed: `FAR_BELOW` of them, rounded up."""
     return math.ceil(FAR_BELOW * rows)
 
 

@@ -5,7 +5,6 @@ Draw `number` of a seed is the same layer in every run and on every machine, wha
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import random
@@ -96,9 +95,9 @@ def draw(seed: int, number: int, threads: tuple[int, ...], volumes: bool = False
             # The numbers make no layer: a kernel larger than its padded image, say.
             continue
         formats = formats_of(spec.dims)
-        one = Draw(family, spec, size, batch, chance.choice(DIRECTIONS), chance.choice(formats), chance.choice(threads))
-        biased = spec.transposed and one.direction == "forward" and chance.random() < 0.6
-        return dataclasses.replace(one, biased=biased)
+        direction, memory_format, number_of_threads = map(chance.choice, (DIRECTIONS, formats, threads))
+        biased = spec.transposed and direction == "forward" and chance.random() < 0.6
+        return Draw(family, spec, size, batch, direction, memory_format, number_of_threads, biased)
 
 
 def affordable(spec: ConvSpec, size: tuple[int, ...], batch: int, limits: tuple[int, int]) -> bool:

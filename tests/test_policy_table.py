@@ -72,6 +72,16 @@ def made(few_trees):
     return rows, json.loads(policy.dumped(policy.made(rows)))
 
 
+def test_of_several_sizes_of_leaves_the_one_that_gains_most_is_kept_unless_it_leaves_too_many_far_below():
+    def of(mean, below, rows=1000):
+        return ([], [], policy.Quality(rows, rows, 0, below, mean, 1.0))
+
+    assert policy.best([None, of(2.0, 2), of(2.1, 1), of(2.2, 3)])[2].mean == 2.1
+    assert policy.best([of(2.0, 5), of(2.1, 4)])[2].mean == 2.1, "none keeps to two of 1000"
+    assert policy.best([of(2.0, 1), of(1.9, 0)])[2].mean == 2.0
+    assert [policy.few(rows) for rows in (40, 1000, 1001)] == [1, 2, 3]
+
+
 def test_features_by_hand():
     found = features.features(row())
     expected = {"channels_last": 0, "transposed": 0, "dims": 2, "depthwise": 0, "dense": 0, "threads": 0}

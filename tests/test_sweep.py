@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -45,6 +46,18 @@ def test_some_families_alone_are_drawn_where_they_are_named():
     for one in draws:
         rows, columns = one.spec.output_size(one.size)
         assert columns <= 7 or rows == 1
+
+
+def test_forwards_of_transposed_layers_alone_have_a_bias_now_and_then():
+    draws = [sweeping.draw(7, number, (1, 2), only=("transposed", "grouped")) for number in range(200)]
+    with_bias = {one.biased for one in draws if one.spec.transposed and one.direction == "forward"}
+    assert with_bias == {True, False}
+    assert not any(one.biased for one in draws if not one.spec.transposed or one.direction != "forward")
+    biased = next(one for one in draws if one.biased)
+    pool = torch.randn(sweeping.MOST_NUMBERS)
+    without = dataclasses.replace(biased, biased=False)
+    added = pool[: biased.spec.out_channels].reshape(-1, *[1] * biased.spec.dims)
+    assert torch.allclose(biased.operator(pool)(), without.operator(pool)() + added, atol=1e-3)
 
 
 def test_dilated_layers_reach_as_far_apart_as_those_of_pyramids_and_stacks():

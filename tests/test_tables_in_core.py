@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 
-from groupwise import ConvSpec, plan
+from groupwise import ConvSpec, enabled, plan, record_plans
 from groupwise.kernels import native, tables
 from groupwise.kernels.plan import DIRECTIONS, request_numbers
 from kernels import ISAS, needs_kernels
@@ -101,6 +101,19 @@ def given():
     library, isa = native.library(), native.status().isa
     yield lambda told: tables.give(library, isa, told)
     tables.clear(library, isa)
+
+
+def test_a_table_tells_transposed_layers_with_a_bias_from_those_without(given):
+    tree = {"nodes": [0, 0.5, -1, -2], "leaves": [5, -120, -100, 5, 180, 200]}
+    table = {"kernel": "planar", "least": [0], "most": [1], "trees": [tree]}
+    given(made_up() | {"bounded": [], "features": ["biased"], "tables": [table]})
+    with torch.no_grad(), enabled(tune=False), record_plans() as plans:
+        for bias in (True, False):
+            torch.nn.ConvTranspose2d(16, 16, 4, 2, 1, groups=16, bias=bias)(torch.ones(1, 16, 9, 9))
+    assert [one.kernel for one in plans] == ["planar", "pytorch"]
+    for bias, recorded in zip((True, False), plans, strict=True):
+        spec = ConvSpec(16, 16, 4, 2, 1, groups=16, transposed=True, bias=bias)
+        assert plan(spec, (1, 16, 9, 9)).kernel == recorded.kernel
 
 
 SMALL, LARGE = (ConvSpec(channels, channels, 3, padding=1, groups=channels) for channels in (16, 1024))

@@ -43,8 +43,7 @@ GROUPWISE_API const char* groupwise_forced_isa();
 // numbers: direction (0 forward, 1 grad_input, 2 grad_weight), batch, in_channels, out_channels, groups, channels_last,
 // threads, dimensions, then in, out, kernel, stride, padding (before), dilation of the height and the same of the width,
 // whether the weight is channels_last, whether the convolution is a transposed one (2 stands for the forward of one with a
-// bias, which PyTorch runs in another way), and the same six of the depth, which are
-// 1, 1, 1, 1, 0, 1 in 1-D and 2-D.
+// bias, which PyTorch runs in another way), and the same six of the depth, which are 1, 1, 1, 1, 0, 1 in 1-D and 2-D.
 GROUPWISE_API int64_t groupwise_plan(const int64_t* numbers, const char* dtype, char* text, int64_t size);
 
 // Turns on that requests are measured when they are first met, each for as long as so many calls of PyTorch's kernel take, and
