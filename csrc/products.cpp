@@ -92,6 +92,12 @@ int64_t executed_products(const GradWeightShape& work, const GradWeightChannelsL
          axis_products(p.w, l.block.columns, l.clip, 4, 1);
 }
 
+int64_t executed_products(const GradWeightShape& work, const PanelsLayout& l, int64_t lanes) {
+  const Problem& p = work.problem;
+  const int64_t channels = p.in_channels / l.channels * l.channels + round_up(p.in_channels % l.channels, lanes);
+  return p.batch * p.groups * p.out_channels * channels * p.h.out * p.w.out;
+}
+
 int64_t executed_products(const GradWeightShape& work, const GradWeightNarrowLayout& l, int64_t lanes) {
   const Problem& p = work.problem;
   return p.batch * p.in_channels * vectors_of(p.groups, p.out_channels, lanes) * lanes *

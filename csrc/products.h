@@ -15,6 +15,7 @@ int64_t executed_products_narrow(const CorrelationShape& c, const ChannelsLayout
 int64_t executed_products_groups(const CorrelationShape& c, const ChannelsLayout& l, int64_t lanes, bool dots);
 int64_t executed_products(const GradWeightShape& work, const GradWeightLayout& l, int64_t lanes);
 int64_t executed_products(const GradWeightShape& work, const GradWeightChannelsLayout& l, int64_t lanes);
+int64_t executed_products(const GradWeightShape& work, const PanelsLayout& l, int64_t lanes);
 int64_t executed_products(const GradWeightShape& work, const GradWeightNarrowLayout& l, int64_t lanes);
 int64_t executed_products(const CorrelationShape& c, const BrgemmLayout& l);
 int64_t executed_products(const CorrelationShape& c, const StemLayout& l, int64_t lanes);

@@ -160,6 +160,61 @@ def test_nothing_is_mapped_by_another_c_library(monkeypatch):
     monkeypatch.setattr(heap, "_function", lambda name: None)
     with heap.mapped():
         pass
+    heap.keep(heap.Freed(), largest=True)
+    assert not any(heap._keepers.values())
+
+
+KEPT = """
+    from test_optimize_memory import heap, mapped_blocks, resident_after
+    SMALL, LARGE = 16 << 20, 64 << 20
+    owner = heap.Freed()
+    heap.keep(owner, largest={largest})
+    held = resident_after(SMALL), resident_after(LARGE)
+    with heap.mapped():
+        inside = mapped_blocks()
+    again = resident_after(SMALL)
+    del owner
+    given_back = resident_after(LARGE)
+    print(*held, inside > 0, again, given_back)
+"""
+
+
+def resident_after(size):
+    """Returns whether the process holds the memory of blocks of this size after they are freed."""
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.free.argtypes = [ctypes.c_void_p]
+
+    def resident():
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    heap.trim()
+    before = resident()
+    blocks = [library.malloc(size) for _ in range((256 << 20) // size)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    for block in blocks:
+        library.free(block)
+    return resident() - before > 128 << 20
+
+
+@pytest.mark.skipif(heap._maps() is None, reason="the C library is not glibc 2.33 or later")
+@pytest.mark.parametrize("largest", [False, True])
+def test_freed_memory_is_kept_while_its_owner_lives(largest):
+    said = python(KEPT.format(largest=largest)).split()
+    assert said == ["True", str(largest), "True", "True", "False"]
+
+
+@pytest.mark.skipif(heap._maps() is None, reason="the C library is not glibc 2.33 or later")
+@pytest.mark.parametrize("variable", ["MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_"])
+def test_nothing_is_kept_where_the_user_decides(variable):
+    code = """
+        from test_optimize_memory import heap
+        owner = heap.Freed()
+        heap.keep(owner, largest=True)
+        print(any(heap._keepers.values()))
+    """
+    assert python(code, {variable: "262144"}).split() == ["False"]
 
 
 def python(code, environment=None):

@@ -26,6 +26,19 @@ bool few_pixels(const CorrelationShape& c, int64_t threads) {
   return c.batch * c.h.out * widest(c.w) < kMany * threads;
 }
 
+bool one_image(const Strides& s, int64_t pixels) { return s.c == 1 && s.n == s.w * pixels && pixels > 1; }
+
+GradWeight with_joined_samples(const GradWeight& work) {
+  const Problem& p = work.problem;
+  const int64_t pixels = p.w.out;
+  if (p.batch == 1 || p.h.out != 1 || !one_tap(p.h) || !one_tap(p.w) || p.h.stride != 1 || p.w.stride != 1) return work;
+  if (!one_image(work.input_strides, pixels) || !one_image(work.grad_output_strides, pixels)) return work;
+  GradWeight joined = work;
+  joined.problem.w.in = joined.problem.w.out = pixels * p.batch;
+  joined.problem.batch = 1;
+  return joined;
+}
+
 Cuts cut(const Phase& s, int64_t size) {
   Cuts cuts{size, s.out / size, 0, s.out % size, 0};
   for (int64_t i = 0; i < cuts.count; i++) cuts.taps += clipped(s, i * size, size).taps;

@@ -32,6 +32,9 @@ inline int64_t run_of_channels(const CorrelationShape& c, int64_t taps) {
   return ceil_div(c.in_channels, ceil_div(c.in_channels, most));
 }
 
+// Returns the longest run where `count` follow each other: at most `most`, in even runs.
+inline int64_t even_run(int64_t count, int64_t most) { return ceil_div(count, ceil_div(count, most)); }
+
 // Returns how many numbers of a shape's dtype take the bytes of so many floats.
 template <class Shape>
 int64_t floats_worth(int64_t floats, const Shape& shape) {
@@ -43,6 +46,12 @@ int64_t lowest(const std::vector<Phase>& phases);
 int64_t reach(const std::vector<Phase>& phases);
 // Returns the most outputs of a row in any phase, and one where there are none.
 int64_t widest(const std::vector<Phase>& phases);
+
+// Tells whether samples follow each other as pixels do, channels side by side.
+bool one_image(const Strides& s, int64_t pixels);
+// Returns a weight's gradient of one tap whose pixels are one row, with those of all samples as one row, where the tensors allow it;
+// else what it was given.
+GradWeight with_joined_samples(const GradWeight& work);
 
 // Tells whether the outputs have so few pixels that threads share channels rather than rows: each would read all weights for a few
 // pixels.

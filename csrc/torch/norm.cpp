@@ -2,6 +2,7 @@
 // gradient, which the second computes; its own gradient is composed of PyTorch's operators.
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -14,6 +15,7 @@
 #include <ATen/ops/tanh_backward.h>
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/var.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -123,16 +125,18 @@ Outputs forward(const Tensor& x, const OptionalTensor& weight, const OptionalTen
   return {y, mean, variance};
 }
 
-Grads backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-               const Tensor& mean, const Tensor& variance, const OptionalTensor& kept, bool training, double eps,
-               std::string_view activation, double slope, Wanted wanted) {
+// What `backward` does. The gradient of x takes the memory of the gradient given, if that is `spent` and a sweep may write there.
+Grads backward_from(const Tensor& grad, bool spent, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                    const Tensor& mean, const Tensor& variance, const OptionalTensor& kept, bool training, double eps,
+                    std::string_view activation, double slope, Wanted wanted) {
   Norm n = norm_of(x, activation_of(activation), slope);
   const Tensor from = x.contiguous(x.suggest_memory_format()), g = like(grad, x, "grad");
   const Tensor w = channel_vector(weight, x, "weight"), b = channel_vector(bias, x, "bias");
   const Tensor m = channel_vector(mean, x, "mean"), v = channel_vector(variance, x, "variance");
   const bool keeps = kept && kept->defined();
   const Tensor other = keeps ? like(*kept, x, "kept") : Tensor();
-  const Tensor grad_x = wanted[0] ? new_like(x) : Tensor(), grad_weight = wanted[1] ? new_vector(x) : Tensor();
+  const bool over = (spent || !g.is_same(grad)) && rewritable(n.shape);
+  const Tensor grad_x = wanted[0] ? (over ? g : new_like(x)) : Tensor(), grad_weight = wanted[1] ? new_vector(x) : Tensor();
   const Tensor grad_bias = wanted[2] ? new_vector(x) : Tensor();
   // The second sweep does not read what is kept, and needs the gradient behind the activation if there is something. To compute
   // an exponential twice takes longer than to keep that gradient, as long as it stays in the cache.
@@ -146,6 +150,12 @@ Grads backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weight
   norm_backward(n, {read(w), read(b), written(m), written(v), eps}, training,
                 {written(grad_x), written(grad_weight), written(grad_bias)}, {threads_here(), parallel_for});
   return {grad_x, grad_weight, grad_bias, wanted[3] ? passed : Tensor()};
+}
+
+Grads backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+               const Tensor& mean, const Tensor& variance, const OptionalTensor& kept, bool training, double eps,
+               std::string_view activation, double slope, Wanted wanted) {
+  return backward_from(grad, false, x, weight, bias, mean, variance, kept, training, eps, activation, slope, wanted);
 }
 
 double* sums_of(const Tensor& sums, const Tensor& x) {
@@ -220,6 +230,13 @@ Grads call_backward(const Tensor& grad, const Tensor& x, const OptionalTensor& w
 }
 
 OptionalTensor some(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
+// Tells whether nobody will read a gradient after the node of the graph that was given it, as PyTorch finds out before a gradient of
+// a parameter becomes its `grad`.
+bool is_spent(const Tensor& grad) {
+  return !at::GradMode::is_enabled() && grad.use_count() == 1 && !at::isTensorSubclassLike(grad) &&
+         grad.storage().use_count() == 1;
+}
+
 bool needs_grad(const OptionalTensor& t) { return t && t->defined() && t->requires_grad(); }
 
 class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
@@ -270,9 +287,17 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
       wanted[3] = false;
     }
     if (!wanted[0] && !wanted[1] && !wanted[2] && !wanted[3]) return results;
-    const auto [x, weight, bias, other] =
-        call_backward(grads[0], saved[0], some(saved[1]), some(saved[2]), saved[3], saved[4], some(saved[5]),
-                      data.at("training").toBool(), data.at("eps").toDouble(), activation, data.at("slope").toDouble(), wanted);
+    const auto differentiate = [&](auto&& how) {
+      return how(saved[0], some(saved[1]), some(saved[2]), saved[3], saved[4], some(saved[5]), data.at("training").toBool(),
+                 data.at("eps").toDouble(), activation, data.at("slope").toDouble(), wanted);
+    };
+    // The operator's schema promises that it changes nothing, so that this is not a call of it.
+    const auto [x, weight, bias, other] = differentiate([&](const auto&... rest) {
+      if (plain_sum || !is_spent(grads[0])) return call_backward(grads[0], rest...);
+      RECORD_FUNCTION("groupwise::batch_norm_act_backward", c10::ArrayRef<const c10::IValue>{});
+      const at::AutoDispatchBelowADInplaceOrView below;
+      return backward_from(grads[0], true, rest...);
+    });
     results[0] = x;
     results[1] = weight;
     results[2] = bias;

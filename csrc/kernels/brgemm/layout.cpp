@@ -9,9 +9,6 @@ bool reads_once(const Phase& s) {
   return s.taps == 1 && s.stride == 1 && s.step == 1 && s.first == 0 && s.low == 0 && s.in == s.out;
 }
 
-// Tells whether samples follow each other as pixels do, channels side by side.
-bool one_image(const Strides& s, int64_t pixels) { return s.c == 1 && s.n == s.w * pixels && pixels > 1; }
-
 }  // namespace
 
 Correlation with_joined_samples(const Correlation& c) {
@@ -23,17 +20,6 @@ Correlation with_joined_samples(const Correlation& c) {
   w.in = w.out = pixels * c.batch;
   joined.w = std::vector<Phase>{w};
   joined.batch = 1;
-  return joined;
-}
-
-GradWeight with_joined_samples(const GradWeight& work) {
-  const Problem& p = work.problem;
-  const int64_t pixels = p.w.out;
-  if (p.batch == 1 || p.h.out != 1 || !one_tap(p.h) || !one_tap(p.w) || p.h.stride != 1 || p.w.stride != 1) return work;
-  if (!one_image(work.input_strides, pixels) || !one_image(work.grad_output_strides, pixels)) return work;
-  GradWeight joined = work;
-  joined.problem.w.in = joined.problem.w.out = pixels * p.batch;
-  joined.problem.batch = 1;
   return joined;
 }
 

@@ -51,18 +51,14 @@ struct BrgemmGradLayout {
   }
 };
 
-// Returns a correlation, or a weight's gradient, of one tap whose pixels are one row, with those of all samples as one row, where
-// the tensors allow it; else what it was given.
+// Returns a correlation of one tap whose pixels are one row, with those of all samples as one row, where the tensors allow it; else
+// what it was given.
 Correlation with_joined_samples(const Correlation& c);
-GradWeight with_joined_samples(const GradWeight& work);
 
 // Returns the weight's gradient of a 1x1 layer of pixels with the tensor of fewer channels as grad_output, which is turned.
 GradWeight with_fewer_turned(const GradWeight& work);
 
 bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, BrgemmLayout* layout);
 bool lay_out(const GradWeight& work, int64_t lanes, int64_t threads, BrgemmGradLayout* layout);
-
-// Returns the longest run of products that one call sums, where `count` follow each other: at most `most`, in even runs.
-inline int64_t even_run(int64_t count, int64_t most) { return ceil_div(count, ceil_div(count, most)); }
 
 }  // namespace groupwise

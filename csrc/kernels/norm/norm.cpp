@@ -141,6 +141,11 @@ NormSplit split_of(const NormShape& s) {
   return split;
 }
 
+bool rewritable(const NormShape& shape) {
+  const int64_t lanes = kernels().lanes;
+  return shape.rows && (shape.channels % lanes == 0 || shape.channels < lanes);
+}
+
 void norm_forward(Norm n, const NormChannels& channels, bool training, const NormRun& run) {
   const Kernels& target = kernels();
   Factors factors(&n);

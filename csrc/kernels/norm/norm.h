@@ -107,6 +107,6 @@ void norm_from_sums(Norm norm, const NormChannels& channels, bool training, cons
                     const NormRun& run);
 
 // Tells whether a sweep reads each number once, before it writes there: no vector of channels is moved to overlap another.
-inline bool rewritable(const NormShape& shape) { return shape.rows && shape.channels % 16 == 0; }
+bool rewritable(const NormShape& shape);
 
 }  // namespace groupwise

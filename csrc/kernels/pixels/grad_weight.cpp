@@ -1,1 +1,1 @@
-#include "kernels/pixels/grad_weight-inl.h"
+#include "kernels/pixels/panels-inl.h"

@@ -21,6 +21,19 @@ struct GradWeightChannelsLayout {
   }
 };
 
+// Sums one tap from copies of both tensors: `outputs` output channels x `channels` input channels of a group a task, a block of
+// positions at a time.
+struct PanelsLayout {
+  Block block;
+  int64_t outputs, channels, parts;
+  int64_t input_floats, output_floats, floats;
+  int64_t tasks(const Problem& p) const {
+    return parts * p.groups * ceil_div(p.out_channels, outputs) * ceil_div(p.in_channels, channels);
+  }
+};
+
+// Returns false where reading in place is better, or where more than one tap, or padding, is read.
+bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, PanelsLayout* layout);
 bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightChannelsLayout* layout);
 
 }  // namespace groupwise

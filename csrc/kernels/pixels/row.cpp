@@ -23,11 +23,15 @@ template <class Real>
 std::unique_ptr<Work> pixels_of(const Request& r) {
   const Bodies<Real>& bodies = r.target->of<Real>();
   const std::string lanes = std::to_string(bodies.lanes);
-  return lay_out_grad_weight<GradWeightChannelsLayout, Real>(
-      r, along_lanes(grad_weight_of(r), bodies.lanes), bodies.grad_weight_channels,
+  const std::string tile =
       depthwise(r.problem)
           ? "3 x 4 taps x " + lanes + " channels"
-          : (r.target->lanes >= 16 ? "8" : "4") + std::string(" output channels x 3 vectors of ") + lanes + " input channels");
+          : (r.target->lanes >= 16 ? "8" : "4") + std::string(" output channels x 3 vectors of ") + lanes + " input channels";
+  const GradWeight work = along_lanes(grad_weight_of(r), bodies.lanes);
+  if (auto made = lay_out_grad_weight<PanelsLayout, Real>(r, with_joined_samples(work), bodies.grad_weight_panels,
+                                                          tile + ", of copies of both tensors"))
+    return made;
+  return lay_out_grad_weight<GradWeightChannelsLayout, Real>(r, work, bodies.grad_weight_channels, tile);
 }
 
 std::unique_ptr<Work> pixels(const Request& r) {

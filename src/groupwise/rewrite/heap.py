@@ -1,10 +1,12 @@
-"""Gives memory that was freed back to the system, as far as the C library can."""
+"""Tells the C library which memory that was freed to keep for the next step, and which to give back to the system."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,11 +16,17 @@ from typing import Any
 MOST_FREED = 256 << 20
 # Within `mapped`, blocks of so many bytes are mapped apart: glibc's own default.
 LEAST_MAPPED = 128 << 10
-# The largest threshold that glibc takes, and the parameter of `mallopt` that sets it.
+# The largest threshold that glibc takes: larger blocks are mapped apart, if there may be such.
 MOST_THRESHOLD = 32 << 20
-MMAP_THRESHOLD = -3
+# Parameters of `mallopt`, and glibc's own value of the last.
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+MOST_MAPPED = 65536
 
 _one = threading.Lock()
+# A network may be collected, and its memory given back, wherever Python allocates.
+_keeping = threading.RLock()
+# How many networks keep freed memory, by whether they keep that of the largest blocks too.
+_keepers = {False: 0, True: 0}
 
 
 class Freed:
@@ -50,6 +58,37 @@ def release() -> None:
     trim()
 
 
+def keep(owner: object, largest: bool) -> None:
+    """Lets the heap keep what is freed until `owner` is collected, so that each step finds the pages of the last.
+
+    By default glibc returns freed pages at the end of the heap to the system, and all of a block of more than 32 MiB.
+    The next step waits for new pages, which the system fills with zeros. `largest` keeps those of the largest blocks
+    too, among which small objects may then come to lie. Where the user fixed a threshold, nothing changes.
+    """
+    mallopt = _function("mallopt")
+    if mallopt is None or not _is_movable():
+        return
+    with _keeping:
+        _keepers[largest] += 1
+        _apply(mallopt)
+    weakref.finalize(owner, _give_back, mallopt, largest).atexit = False
+
+
+def _give_back(mallopt: Any, largest: bool) -> None:
+    with _keeping:
+        _keepers[largest] -= 1
+        _apply(mallopt)
+        if not any(_keepers.values()):
+            trim()
+
+
+def _apply(mallopt: Any, mapping: bool = False) -> None:
+    """Tells glibc what to keep; while `mapping`, each large block is mapped apart."""
+    mallopt(MMAP_THRESHOLD, LEAST_MAPPED if mapping else MOST_THRESHOLD)
+    mallopt(MMAP_MAX, 0 if _keepers[True] and not mapping else MOST_MAPPED)
+    mallopt(TRIM_THRESHOLD, -1 if any(_keepers.values()) else 2 * MOST_THRESHOLD)
+
+
 @contextmanager
 def mapped() -> Iterator[None]:
     """Within the block, each large block of memory is mapped apart, and returns to the system as soon as it is freed.
@@ -68,18 +107,20 @@ def mapped() -> Iterator[None]:
     try:
         movable = _is_movable()
         if movable:
-            mallopt(MMAP_THRESHOLD, LEAST_MAPPED)
+            _apply(mallopt, mapping=True)
         try:
             yield
         finally:
             if movable:
-                mallopt(MMAP_THRESHOLD, MOST_THRESHOLD)
+                _apply(mallopt)
     finally:
         _one.release()
 
 
 def _is_movable() -> bool:
     """Tells whether the threshold is the largest, or was raised to that by what glibc does when a block is freed."""
+    if "MALLOC_MMAP_MAX_" in os.environ or "mmap_max" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
     allocate, free = _function("malloc"), _function("free")
     if allocate is None or free is None or _maps() is None:
         return False

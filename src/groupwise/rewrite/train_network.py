@@ -20,7 +20,7 @@ from groupwise.kernels.dispatch import switch_back, switched_on
 from groupwise.kernels.plan import record_plans
 from groupwise.nn.functional import is_transformed
 from groupwise.rewrite.example import refused
-from groupwise.rewrite.heap import mapped, release
+from groupwise.rewrite.heap import keep, mapped, release
 from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
@@ -117,6 +117,7 @@ class Trainable(torch.nn.Module):
         own["_model"], own["_settings"], own["_ms"], own["_kernels"] = model, settings, dict(ms), kernels
         own["_region"] = Region(model, "", settings)
         own["training"] = model.training
+        keep(self, largest=not settings.recompute)
 
     @property
     def model(self) -> torch.nn.Module:

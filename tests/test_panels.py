@@ -1,0 +1,83 @@
+"""The gradient of a weight of one tap that `pixels` sums from copies: every way to copy, to divide and to write."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accuracy import check
+from groupwise import record_plans
+from groupwise.kernels.dispatch import forced
+from kernels import needs_kernels
+from test_kernels import FORMATS
+
+pytestmark = needs_kernels
+
+# (what it is for, in_channels, out_channels, groups, stride, samples, size)
+LAYERS = [
+    ("several blocks of both channels", 600, 300, 1, 1, 1, (3, 5)),
+    ("lanes that are left over", 301, 131, 1, 1, 2, (4, 7)),
+    ("fewer outputs than channels", 64, 17, 1, 1, 3, (9, 9)),
+    ("lanes along the outputs", 17, 64, 1, 1, 3, (9, 9)),
+    ("a panel of two vectors and of one", 56, 40, 1, 1, 2, (6, 11)),
+    ("parts that threads share", 40, 24, 1, 1, 8, (14, 14)),
+    ("parts that stay in the cache", 24, 20, 1, 1, 2, (190, 190)),
+    ("wide groups", 96, 64, 2, 1, 2, (7, 9)),
+    ("a stride", 48, 32, 1, 2, 2, (15, 14)),
+    ("a stride, wide groups", 80, 80, 2, (3, 2), 1, (13, 9)),
+    ("one pixel", 128, 96, 1, 1, 5, (1, 1)),
+    ("a long row", 32, 32, 1, 1, 1, (1, 500)),
+]
+IDS = [row[0] for row in LAYERS]
+
+
+def copied(plans):
+    return [plan for plan in plans if plan.direction == "grad_weight" and "copies of both tensors" in plan.tile]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("memory_format", list(FORMATS))
+@pytest.mark.parametrize("row", LAYERS, ids=IDS)
+def test_a_step_is_that_of_float64(row, memory_format, threads):
+    _, in_channels, out_channels, groups, stride, samples, size = row
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(in_channels, out_channels, 1, stride=stride, groups=groups)
+    layer = layer.to(memory_format=FORMATS[memory_format])
+    source = torch.randn(samples, in_channels, *size).contiguous(memory_format=FORMATS[memory_format])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        grad = torch.randn_like(layer(source))
+        plans = check(layer, source, grad, "pixels")
+    finally:
+        torch.set_num_threads(before)
+    # A stride of contiguous rows is read by other vectors, as is every such stride of one row of pixels.
+    assert copied(plans) or (memory_format == "contiguous" and stride != 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(8, 330),
+    st.integers(8, 150),
+    st.integers(1, 3),
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.sampled_from(list(FORMATS)),
+    st.sampled_from(list(FORMATS)),
+)
+def test_whole_numbers_are_summed_exactly(in_channels, out_channels, samples, size, dtype, of_input, of_gradient):
+    draw = torch.Generator().manual_seed(in_channels * out_channels)
+    x = torch.randint(-4, 5, (samples, in_channels, *size), generator=draw).to(dtype)
+    grad = torch.randint(-4, 5, (samples, out_channels, *size), generator=draw).to(dtype)
+    exact = torch.einsum("nopq,ncpq->oc", grad.double(), x.double())
+    x, grad = x.contiguous(memory_format=FORMATS[of_input]), grad.contiguous(memory_format=FORMATS[of_gradient])
+    weight = torch.zeros(out_channels, in_channels, 1, 1, dtype=dtype)
+    with forced(True, "pixels"), record_plans() as plans:
+        found = torch.ops.aten.convolution_backward(
+            grad, x, weight, [out_channels], (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, True)
+        )
+    assert {plan.kernel for plan in plans} == {"pixels"}
+    assert torch.equal(found[1][:, :, 0, 0].double(), exact)
+    assert torch.equal(found[2].double(), grad.double().sum((0, 2, 3)))
