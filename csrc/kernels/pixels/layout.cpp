@@ -4,7 +4,7 @@ namespace groupwise {
 namespace {
 
 // With fewer output channels a copy is read too seldom to be worth its time.
-constexpr int64_t kLeastOutputs = 16;
+constexpr int64_t kLeastOutputs = 16, kFewOutputs = 32;
 // So many times the scratch, which is half of an L2 cache, stays in the L3 cache.
 constexpr int64_t kStays = 16;
 
@@ -58,29 +58,32 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, Panels
   const auto readable = [](const Strides& s, bool steps) { return s.c == 1 || (s.w == 1 && !steps); };
   if (depthwise(p) || !inside(p.h) || !inside(p.w) || !readable(xs, p.w.stride > 1) || !readable(gs, false)) return false;
   if (p.in_channels < lanes || p.out_channels < kLeastOutputs) return false;
-  const auto even = [](int64_t count, int64_t most, int64_t step) {
-    return round_up(ceil_div(count, ceil_div(count, most)), step);
-  };
-  l->outputs = even(p.out_channels, kOutputs, 8);
-  l->channels = even(p.in_channels, kChannels, lanes);
+  const int64_t by_c = ceil_div(p.in_channels, kChannels), blocks = ceil_div(p.out_channels, kOutputs);
+  // As many blocks of output channels as threads can share evenly.
+  const int64_t even = round_up(blocks, threads);
+  const bool shares = p.groups * by_c * blocks % threads != 0 && p.out_channels >= kLeastOutputs * even;
+  l->outputs = round_up(ceil_div(p.out_channels, shares ? even : blocks), 8);
+  l->channels = round_up(ceil_div(p.in_channels, by_c), lanes);
+  // Pixels a multiple of so many numbers apart lie in few sets of the L1 cache.
+  constexpr int64_t kApart = 128;
+  l->in_place = xs.c == 1 && p.out_channels <= kFewOutputs && p.in_channels % lanes == 0 && xs.w * p.w.stride % kApart != 0;
   Block& b = l->block;
   b = {1, even_run(p.w.out, kGradWeightRun), 1};
   b.rows = even_run(p.h.out, std::max<int64_t>(1, kGradWeightRun / b.columns));
   const auto floats = [&] {
-    l->input_floats = b.rows * b.columns * l->channels;
+    l->input_floats = l->in_place ? 0 : b.rows * b.columns * l->channels;
     // What a vector writes beyond the last output channel.
     l->output_floats = b.rows * b.columns * l->outputs + lanes;
     return l->floats = l->input_floats + l->output_floats + l->outputs * l->channels;
   };
   while (floats() > work.scratch && l->channels > lanes) l->channels = round_up(ceil_div(l->channels, 2), lanes);
   if (floats() > work.scratch) return false;
-  divide_positions(p, threads, l);
   // All blocks of channels read a part of the positions while it is in the cache, and the parts of the weight are fewer numbers than
   // those that are read.
   const int64_t numbers = p.batch * p.groups * p.h.out * p.w.out * (p.in_channels + p.out_channels);
   const int64_t weights = p.groups * p.in_channels * p.out_channels;
   const int64_t image_blocks = p.batch * ceil_div(p.h.out, b.rows) * ceil_div(p.w.out, b.columns);
-  l->parts = std::max(l->parts, std::min({numbers / (kStays * work.scratch), numbers / weights / 2, image_blocks}));
+  l->parts = std::max<int64_t>(1, std::min({numbers / (kStays * work.scratch), numbers / weights / 2, image_blocks}));
   // A few tasks that the threads cannot share evenly are divided once more.
   if (l->tasks(p) % threads != 0 && l->tasks(p) < 8 * threads) l->parts = std::min(round_up(l->parts, threads), image_blocks);
   floats();

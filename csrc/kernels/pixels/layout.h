@@ -21,10 +21,11 @@ struct GradWeightChannelsLayout {
   }
 };
 
-// Sums one tap from copies of both tensors: `outputs` output channels x `channels` input channels of a group a task, a block of
-// positions at a time.
+// Sums one tap from copies of both tensors, or of the gradient alone: `outputs` output channels x `channels` input channels of a group
+// a task, a block of positions at a time.
 struct PanelsLayout {
   Block block;
+  bool in_place;  // the input is read where it is
   int64_t outputs, channels, parts;
   int64_t input_floats, output_floats, floats;
   int64_t tasks(const Problem& p) const {

@@ -97,16 +97,22 @@ void grad_weight_panels(const GradWeight& work, const PanelsLayout& l, int64_t b
       // Every block of input channels reads the same grad_output.
       if (work.sums && c == 0)
         add_block(go, gs, rows, columns, outputs, work.sums + (part * p.groups + group) * p.out_channels + o);
-      copy_panels(x, xs, rows, columns, channels, scratch, [&](auto&& copy_one) GW_LAMBDA {
-        each_panel(vectors, [&](int64_t first, auto count)
-                                GW_LAMBDA { copy_one(first * kLanes, std::integral_constant<int64_t, count() * kLanes>{}); });
-      });
+      if (!l.in_place)
+        copy_panels(x, xs, rows, columns, channels, scratch, [&](auto&& copy_one) GW_LAMBDA {
+          each_panel(vectors, [&](int64_t first, auto count)
+                                  GW_LAMBDA { copy_one(first * kLanes, std::integral_constant<int64_t, count() * kLanes>{}); });
+        });
       copy_panels(go, gs, rows, columns, outputs, gradients, [&](auto&& copy_one) GW_LAMBDA {
         for (int64_t i = 0; i < outputs; i += kOuterOutputs) copy_one(i, std::integral_constant<int64_t, kOuterOutputs>{});
       });
       each_panel(vectors, [&](int64_t first, auto count) GW_LAMBDA {
-        PixelPositions s{
-            scratch + first * kLanes * positions, gradients, 1, positions, 0, count() * kLanes, 0, kOuterOutputs, 1, 0, 0};
+        PixelPositions s{x + first * kLanes,      gradients,     rows, columns, xs.h, xs.w,
+                         columns * kOuterOutputs, kOuterOutputs, 1,    0,       0};
+        if (!l.in_place) {
+          s.x = scratch + first * kLanes * positions;
+          s.x_row = columns * count() * kLanes;
+          s.x_pixel = count() * kLanes;
+        }
         for (int64_t i = 0; i < outputs; i += kOuterOutputs, s.go += kOuterOutputs * positions)
           outer_tile<kOuterOutputs, count()>(s, slots, sums + i * width + first * kLanes, width);
       });

@@ -11,12 +11,14 @@ const char* refuses(const Request& r) {
              : "its vectors along the input channels of a group, or the groups of a depthwise convolution, need 8 of them";
 }
 
-// Returns the sums with the lanes along the output channels instead, where one tap makes both the same and fewer lanes are empty.
+// Returns the sums with the lanes along the output channels instead, where one tap makes both the same and fewer lanes are empty, or as
+// many and they are more: vectors copy pixels of many channels in less time than a few gradients at a time.
 GradWeight along_lanes(const GradWeight& work, int64_t lanes) {
   const Problem& p = work.problem;
   if (depthwise(p) || !one_tap(p.h) || !one_tap(p.w) || p.h.in != p.h.out || p.w.in != p.w.out) return work;
   const auto executed = [&](int64_t along, int64_t others) { return round_up(along, lanes) * others; };
-  return executed(p.out_channels, p.in_channels) < executed(p.in_channels, p.out_channels) ? exchanged(work) : work;
+  const int64_t other = executed(p.out_channels, p.in_channels), own = executed(p.in_channels, p.out_channels);
+  return other < own || (other == own && p.out_channels > p.in_channels) ? exchanged(work) : work;
 }
 
 template <class Real>
