@@ -198,9 +198,10 @@ def readme_text(machines: Sequence[Sequence[Row]]) -> str:
             f"{geometric_mean(speedups):.2f} times as fast ({min(speedups):.2f} to {max(speedups):.2f}) on "
             f"{name_of(shown[0].facts)}"
         )
+    listed = " and ".join(filter(None, [", ".join(each[:-1]), each[-1]]))
     said = (
         f"Over {len(found[0])} networks of torchvision, compared with PyTorch in its better memory format, it is "
-        f"{' and '.join(each)} (geometric means; one image, {threads}, {facts['dtype']})."
+        f"{listed} (geometric means; one image, {threads}, {facts['dtype']})."
     )
     return f"![How many times as fast as eager PyTorch each engine is](docs/pictures/{PICTURE})\n\n{said}"
 
