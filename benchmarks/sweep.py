@@ -2,6 +2,7 @@
 
     python benchmarks/sweep.py [--count 4000] [--seconds 720] [--seed 0] [--threads 1 2] [--volumes] [--dtype bfloat16]
     python benchmarks/sweep.py --family few whole --seed 1 --seconds 300
+    python benchmarks/sweep.py --changed pixels                  after a change of a kernel
 
 Each row is one pass of one layer in one memory format and at one number of threads. PyTorch is timed twice a round, so
 that the record says how far its times differ from themselves. --isa chooses the instruction set.
@@ -23,7 +24,7 @@ from multiprocessing import connection
 from typing import Any
 
 import torch
-from measuring import RECORDS, Case, Forced, about, keep_memory, record_name, takes, write_record
+from measuring import RECORDS, Case, Forced, about, keep_memory, read_record, record_name, takes, write_record
 from sweeping import FAMILIES, MOST_NUMBERS, Draw, draw
 
 import groupwise
@@ -35,6 +36,8 @@ from groupwise.kernels.processor import processor_class
 from groupwise.kernels.tables import OTHER_DTYPES, Kind
 
 UNIT = ("benchmark", "class", "isa", "seed", "only")
+# A kernel whose least time is beyond this factor of that in a row, either way, takes another time now.
+CHANGED = 1.15
 PYTORCH, AGAIN = "pytorch", "pytorch again"
 # A pass that takes PyTorch longer (in seconds) is not timed. A kernel that takes so many times as long as PyTorch is
 # settled by the first rounds.
@@ -69,19 +72,29 @@ def main() -> None:
     parser.add_argument("--volumes", action="store_true", help="draw 3-D layers, which have tables of their own")
     parser.add_argument("--family", nargs="+", default=[], choices=list(FAMILIES), help="draw these kinds alone")
     parser.add_argument("--dtype", choices=["float32", *OTHER_DTYPES], default="float32")
+    parser.add_argument(
+        "--changed",
+        metavar="KERNEL",
+        choices=[name for name in KERNELS if name != PYTORCH],
+        help="draw no new layers: time the record's rows again in which this kernel takes another time now",
+    )
     parser.add_argument("--output", type=pathlib.Path, help="default: as `record_of` names it, in the records")
     options = parser.parse_args()
     if options.volumes and options.family:
         parser.error("--family draws 1-D and 2-D layers; 3-D ones (--volumes) have kinds of their own")
     options.output = options.output or RECORDS / record_of(Kind(options.volumes, options.dtype))
     rows: list[dict[str, Any]] = []
+    unit = UNIT
     try:
         native.library()
+        if options.changed:
+            unit, options.before = (*UNIT, "draw"), rows_of(options)
+            options.count = len(options.before)
         for row in drawn(options, time.perf_counter() + options.seconds):
             rows.append(row)
     except GroupwiseError as error:
         raise SystemExit(str(error)) from None
-    write_record(options.output, rows, UNIT)
+    write_record(options.output, rows, unit)
     print("\n".join(report(rows)))
     print(f"wrote {len(rows)} rows to {options.output}; make the tables with: python benchmarks/policy.py")
 
@@ -89,6 +102,16 @@ def main() -> None:
 def record_of(kind: Kind) -> str:
     """Returns the name of the record of which the tables of a kind of layers are made."""
     return record_name("volumes" if kind.volumes else "sweep", kind.dtype)
+
+
+def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns the record's rows of this machine that the changed kernel can run."""
+    here = (processor_class(), options.isa or native.status().isa)
+    return [
+        row
+        for row in read_record(options.output)
+        if (row["class"], row["isa"]) == here and options.changed in row["least_ms"]
+    ]
 
 
 def drawn(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
@@ -129,13 +152,37 @@ def work(options: argparse.Namespace, first: int, pipe: connection.Connection) -
     pool = torch.randn(MOST_NUMBERS).to(getattr(torch, options.dtype))
     with forced(isa=options.isa):
         # The peak of the instruction set, and the bandwidth.
-        facts = {"benchmark": "sweep", "seed": options.seed, **native.machine(), **about(), "dtype": options.dtype}
-        if options.family:
-            facts["only"] = " ".join(options.family)
-        for number in range(first, options.count):
-            one = draw(options.seed, number, tuple(options.threads), options.volumes, tuple(options.family))
-            row = measure(one, pool, Effort())
-            pipe.send((number, {**facts, "draw": number, **row} if row else None))
+        facts = {"benchmark": "sweep", **native.machine(), **about(), "dtype": options.dtype}
+        for index in range(first, options.count):
+            before = options.before[index] if options.changed else None
+            origin = before or {"seed": options.seed, "only": " ".join(options.family), "draw": index}
+            drawing = {name: origin[name] for name in ("seed", "draw", "only") if origin.get(name, "") != ""}
+            families = tuple(drawing.get("only", "").split())
+            one = draw(drawing["seed"], drawing["draw"], tuple(options.threads), options.volumes, families)
+            wanted = before is None or is_changed(one, pool, options.changed, before)
+            row = measure(one, pool, Effort()) if wanted else None
+            pipe.send((index, {**facts, **drawing, **row} if row else None))
+
+
+def is_changed(one: Draw, pool: torch.Tensor, kernel: str, before: dict[str, Any]) -> bool:
+    """Tells whether a kernel takes another time than in the row of a draw.
+
+    A row whose seed draws another layer now stays as it is.
+    """
+    spec = one.spec
+    again = {name: getattr(one, name) for name in ("family", "direction", "memory_format", "threads", "batch")}
+    again |= {"in_channels": spec.in_channels, "out_channels": spec.out_channels, "groups": spec.groups}
+    again["kernel_size"] = list(spec.kernel_size)
+    if any(before[name] != value for name, value in again.items()):
+        return False
+    torch.set_num_threads(one.threads)
+    call = one.operator(pool)
+    with torch.inference_mode():
+        if not takes(call, kernel):
+            return False
+        case = Forced(call, kernel=kernel)
+        ratio = min(case.seconds() for _ in range(Effort().least)) * 1e3 / before["least_ms"][kernel]
+    return not 1 / CHANGED < ratio < CHANGED
 
 
 def measure(one: Draw, pool: torch.Tensor, effort: Effort) -> dict[str, Any] | None:
