@@ -72,9 +72,9 @@ Strides strides(int64_t batch, int64_t channels, const Axis& h, const Axis& w, b
 const std::initializer_list<int64_t> kSizes = {1, 2, 3, 5, 7, 8, 9, 14, 17, 25, 33};
 
 // Forward has four tiles of planar and grad_input five; both have narrow, groups and dots. grad_weight has two tiles of planar,
-// narrow, and two of pixels. All have brgemm, and forward has stem, whose tiles are of any size. Where two vectors hold a block of
+// narrow, and two of pixels, one of them with panels too. All have brgemm, and forward has stem, whose tiles are of any size. Where two vectors hold a block of
 // channels, groups has a second tile.
-size_t forms() { return 4 + 5 + 2 * 3 + 5 + 3 + 1 + (kernels().lanes >= 8 ? 2 : 0); }
+size_t forms() { return 4 + 5 + 2 * 3 + 6 + 3 + 1 + (kernels().lanes >= 8 ? 2 : 0); }
 
 bool of_any_size(const std::string& kernel) { return kernel == "brgemm" || kernel == "stem"; }
 
@@ -149,8 +149,8 @@ bool test_one(Ran* ran) {
     const auto one_tap = [](int64_t in, int64_t stride) { return Axis{in, (in - 1) / stride + 1, 1, stride, 0, 1}; };
     p.h = one_tap(pick({1, 2, 7, 8, 13}), pick({1, 1, 2}));
     p.w = one_tap(pick({1, 4, 7, 8, 12, 33}), pick({1, 1, 2}));
-    p.in_channels = pick({1, 3, 8, 9, 16, 20, 200});
-    p.out_channels = pick({1, 3, 5, 8, 11, 16, 18, 30});
+    p.in_channels = pick({1, 3, 8, 9, 16, 20, 200, 300});
+    p.out_channels = pick({1, 3, 5, 8, 11, 16, 18, 30, 150});
   }
   if (pick({0, 1})) p.in_channels = p.out_channels = 1;
   if (p.h.out < 1 || p.w.out < 1) return true;
