@@ -95,7 +95,8 @@ int64_t executed_products(const GradWeightShape& work, const GradWeightChannelsL
 int64_t executed_products(const GradWeightShape& work, const PanelsLayout& l, int64_t lanes) {
   const Problem& p = work.problem;
   const int64_t channels = p.in_channels / l.channels * l.channels + round_up(p.in_channels % l.channels, lanes);
-  return p.batch * p.groups * p.out_channels * channels * p.h.out * p.w.out;
+  // Blocks of output channels fill whole tiles of 8 with vectors of 16 lanes, and of 4 with others.
+  return p.batch * p.groups * round_up(p.out_channels, lanes >= 16 ? 8 : 4) * channels * p.h.out * p.w.out;
 }
 
 int64_t executed_products(const GradWeightShape& work, const GradWeightNarrowLayout& l, int64_t lanes) {

@@ -160,8 +160,10 @@ def test_nothing_is_mapped_by_another_c_library(monkeypatch):
     monkeypatch.setattr(heap, "_function", lambda name: None)
     with heap.mapped():
         pass
-    heap.keep(heap.Freed(), largest=True)
-    assert not any(heap._keepers.values())
+    before = dict(heap._keepers)
+    owner = heap.Freed()
+    heap.keep(owner, largest=True)
+    assert heap._keepers == before
 
 
 KEPT = """
@@ -170,6 +172,7 @@ KEPT = """
     owner = heap.Freed()
     heap.keep(owner, largest={largest})
     held = resident_after(SMALL), resident_after(LARGE)
+    heap.trim()
     with heap.mapped():
         inside = mapped_blocks()
     again = resident_after(SMALL)
@@ -206,7 +209,7 @@ def test_freed_memory_is_kept_while_its_owner_lives(largest):
 
 
 @pytest.mark.skipif(heap._maps() is None, reason="the C library is not glibc 2.33 or later")
-@pytest.mark.parametrize("variable", ["MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_"])
+@pytest.mark.parametrize("variable", ["MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"])
 def test_nothing_is_kept_where_the_user_decides(variable):
     code = """
         from test_optimize_memory import heap

@@ -230,11 +230,11 @@ Grads call_backward(const Tensor& grad, const Tensor& x, const OptionalTensor& w
 }
 
 OptionalTensor some(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
-// Tells whether nobody will read a gradient after the node of the graph that was given it, as PyTorch finds out before a gradient of
-// a parameter becomes its `grad`.
+
+// Tells whether nothing else holds a gradient that a node of the graph was given, nor its memory.
 bool is_spent(const Tensor& grad) {
-  return !at::GradMode::is_enabled() && grad.use_count() == 1 && !at::isTensorSubclassLike(grad) &&
-         grad.storage().use_count() == 1;
+  return !at::GradMode::is_enabled() && grad.use_count() == 1 && !at::isTensorSubclassLike(grad) && !grad.is_neg() &&
+         grad.storage().use_count() == 1 && grad.storage().resizable();
 }
 
 bool needs_grad(const OptionalTensor& t) { return t && t->defined() && t->requires_grad(); }
@@ -293,7 +293,7 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     };
     // The operator's schema promises that it changes nothing, so that this is not a call of it.
     const auto [x, weight, bias, other] = differentiate([&](const auto&... rest) {
-      if (plain_sum || !is_spent(grads[0])) return call_backward(grads[0], rest...);
+      if (plain_sum || !is_spent(grads[0]) || at::areAnyTensorSubclassLike(saved)) return call_backward(grads[0], rest...);
       RECORD_FUNCTION("groupwise::batch_norm_act_backward", c10::ArrayRef<const c10::IValue>{});
       const at::AutoDispatchBelowADInplaceOrView below;
       return backward_from(grads[0], true, rest...);

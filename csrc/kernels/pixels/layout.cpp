@@ -1,11 +1,13 @@
 #include "kernels/pixels/layout.h"
 
+#include <numeric>
+
 namespace groupwise {
 namespace {
 
 // With fewer output channels a copy is read too seldom to be worth its time.
 constexpr int64_t kLeastOutputs = 16, kFewOutputs = 32;
-// So many times the scratch, which is half of an L2 cache, stays in the L3 cache.
+// So many times the scratch stays in the L3 cache.
 constexpr int64_t kStays = 16;
 
 }  // namespace
@@ -54,9 +56,8 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, Panels
   constexpr int64_t kOutputs = 128, kChannels = 288;
   const Problem& p = work.problem;
   const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
-  const auto inside = [](const Axis& a) { return one_tap(a) && a.pad == 0 && (a.out - 1) * a.stride < a.in; };
   const auto readable = [](const Strides& s, bool steps) { return s.c == 1 || (s.w == 1 && !steps); };
-  if (depthwise(p) || !inside(p.h) || !inside(p.w) || !readable(xs, p.w.stride > 1) || !readable(gs, false)) return false;
+  if (depthwise(p) || !one_tap(p.h) || !one_tap(p.w) || !readable(xs, p.w.stride > 1) || !readable(gs, false)) return false;
   if (p.in_channels < lanes || p.out_channels < kLeastOutputs) return false;
   const int64_t by_c = ceil_div(p.in_channels, kChannels), blocks = ceil_div(p.out_channels, kOutputs);
   // As many blocks of output channels as threads can share evenly.
@@ -78,15 +79,16 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, Panels
   };
   while (floats() > work.scratch && l->channels > lanes) l->channels = round_up(ceil_div(l->channels, 2), lanes);
   if (floats() > work.scratch) return false;
-  // All blocks of channels read a part of the positions while it is in the cache, and the parts of the weight are fewer numbers than
-  // those that are read.
+  // All blocks of channels read a part of the positions while it is in the cache. The parts of the weight are fewer numbers than those
+  // that are read.
   const int64_t numbers = p.batch * p.groups * p.h.out * p.w.out * (p.in_channels + p.out_channels);
   const int64_t weights = p.groups * p.in_channels * p.out_channels;
   const int64_t image_blocks = p.batch * ceil_div(p.h.out, b.rows) * ceil_div(p.w.out, b.columns);
-  l->parts = std::max<int64_t>(1, std::min({numbers / (kStays * work.scratch), numbers / weights / 2, image_blocks}));
+  const int64_t most = std::max<int64_t>(1, std::min(numbers / weights / 2, image_blocks));
+  l->parts = std::clamp<int64_t>(numbers / (kStays * work.scratch), 1, most);
   // A few tasks that the threads cannot share evenly are divided once more.
-  if (l->tasks(p) % threads != 0 && l->tasks(p) < 8 * threads) l->parts = std::min(round_up(l->parts, threads), image_blocks);
-  floats();
+  const int64_t tasks = l->tasks(p);
+  if (tasks < 8 * threads) l->parts = std::min(l->parts * threads / std::gcd(tasks, threads), most);
   return true;
 }
 

@@ -11,14 +11,23 @@ const char* refuses(const Request& r) {
              : "its vectors along the input channels of a group, or the groups of a depthwise convolution, need 8 of them";
 }
 
-// Returns the sums with the lanes along the output channels instead, where one tap makes both the same and fewer lanes are empty, or as
-// many and they are more: vectors copy pixels of many channels in less time than a few gradients at a time.
+// The products that lanes along one side of a weight execute, for each position.
+int64_t executed(int64_t along, int64_t others, int64_t lanes) { return round_up(along, lanes) * others; }
+
+// Returns the sums with the lanes along the output channels instead, where one tap makes both the same and fewer lanes are empty.
 GradWeight along_lanes(const GradWeight& work, int64_t lanes) {
   const Problem& p = work.problem;
   if (depthwise(p) || !one_tap(p.h) || !one_tap(p.w) || p.h.in != p.h.out || p.w.in != p.w.out) return work;
-  const auto executed = [&](int64_t along, int64_t others) { return round_up(along, lanes) * others; };
-  const int64_t other = executed(p.out_channels, p.in_channels), own = executed(p.in_channels, p.out_channels);
-  return other < own || (other == own && p.out_channels > p.in_channels) ? exchanged(work) : work;
+  const bool fewer = executed(p.out_channels, p.in_channels, lanes) < executed(p.in_channels, p.out_channels, lanes);
+  return fewer ? exchanged(work) : work;
+}
+
+// Returns them with the lanes along the more channels where as many lanes are empty: vectors copy those to panels in less time.
+GradWeight along_more(const GradWeight& work, int64_t lanes) {
+  const Problem& p = work.problem;
+  const bool same = executed(p.out_channels, p.in_channels, lanes) == executed(p.in_channels, p.out_channels, lanes);
+  const bool turns = p.h.in == p.h.out && p.w.in == p.w.out && one_tap(p.h) && one_tap(p.w);
+  return same && turns && p.out_channels > p.in_channels ? exchanged(work) : work;
 }
 
 template <class Real>
@@ -30,8 +39,8 @@ std::unique_ptr<Work> pixels_of(const Request& r) {
           ? "3 x 4 taps x " + lanes + " channels"
           : (r.target->lanes >= 16 ? "8" : "4") + std::string(" output channels x 3 vectors of ") + lanes + " input channels";
   const GradWeight work = along_lanes(grad_weight_of(r), bodies.lanes);
-  if (auto made = lay_out_grad_weight<PanelsLayout, Real>(r, with_joined_samples(work), bodies.grad_weight_panels,
-                                                          tile + ", of copies of both tensors"))
+  const GradWeight panels = with_joined_samples(along_more(work, bodies.lanes));
+  if (auto made = lay_out_grad_weight<PanelsLayout, Real>(r, panels, bodies.grad_weight_panels, tile + ", from panels"))
     return made;
   return lay_out_grad_weight<GradWeightChannelsLayout, Real>(r, work, bodies.grad_weight_channels, tile);
 }

@@ -1,4 +1,4 @@
-"""Tells the C library which memory that was freed to keep for the next step, and which to give back to the system."""
+"""Tells the C library which freed memory to keep for the next step, and which to give back to the system."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from typing import Any
 MOST_FREED = 256 << 20
 # Within `mapped`, blocks of so many bytes are mapped apart: glibc's own default.
 LEAST_MAPPED = 128 << 10
-# The largest threshold that glibc takes: larger blocks are mapped apart, if there may be such.
+# Larger blocks are mapped apart, if there may be such: where glibc's own rule ends.
 MOST_THRESHOLD = 32 << 20
 # Parameters of `mallopt`, and glibc's own value of the last.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 MOST_MAPPED = 65536
+# What a user may set of these, as variables or as tunables.
+SETTINGS = ("MMAP_THRESHOLD", "TRIM_THRESHOLD", "TOP_PAD", "MMAP_MAX")
 
-_one = threading.Lock()
 # A network may be collected, and its memory given back, wherever Python allocates.
-_keeping = threading.RLock()
-# How many networks keep freed memory, by whether they keep that of the largest blocks too.
+_lock = threading.RLock()
+# How many networks keep freed memory; those of True keep that of the largest blocks too.
 _keepers = {False: 0, True: 0}
+_mapping = threading.Event()
 
 
 class Freed:
@@ -61,31 +63,46 @@ def release() -> None:
 def keep(owner: object, largest: bool) -> None:
     """Lets the heap keep what is freed until `owner` is collected, so that each step finds the pages of the last.
 
-    By default glibc returns freed pages at the end of the heap to the system, and all of a block of more than 32 MiB.
-    The next step waits for new pages, which the system fills with zeros. `largest` keeps those of the largest blocks
-    too, among which small objects may then come to lie. Where the user fixed a threshold, nothing changes.
+    By default glibc returns freed pages at the end of the heap to the system, and every block of more than 32 MiB. The
+    next step waits for new pages, which the system fills with zeros. `largest` keeps the blocks of more than 32 MiB
+    too; small objects may then divide their memory. This holds for the whole process, in glibc's main arena. Where the
+    user set a threshold, nothing changes.
     """
+    if _count(largest, 1):
+        weakref.finalize(owner, _give_back, largest).atexit = False
+
+
+@contextmanager
+def kept(largest: bool) -> Iterator[None]:
+    """Does what `keep` does within the block, after which memory stays where it is."""
+    counted = _count(largest, 1)
+    try:
+        yield
+    finally:
+        if counted:
+            _count(largest, -1)
+
+
+def _count(largest: bool, more: int) -> bool:
+    with _lock:
+        if _function("mallopt") is None or not _is_movable():
+            return False
+        _keepers[largest] += more
+        _apply()
+    return True
+
+
+def _give_back(largest: bool) -> None:
+    _count(largest, -1)
+    if not any(_keepers.values()):
+        trim()
+
+
+def _apply() -> None:
+    """Tells glibc what to keep, and what to map apart."""
     mallopt = _function("mallopt")
-    if mallopt is None or not _is_movable():
-        return
-    with _keeping:
-        _keepers[largest] += 1
-        _apply(mallopt)
-    weakref.finalize(owner, _give_back, mallopt, largest).atexit = False
-
-
-def _give_back(mallopt: Any, largest: bool) -> None:
-    with _keeping:
-        _keepers[largest] -= 1
-        _apply(mallopt)
-        if not any(_keepers.values()):
-            trim()
-
-
-def _apply(mallopt: Any, mapping: bool = False) -> None:
-    """Tells glibc what to keep; while `mapping`, each large block is mapped apart."""
-    mallopt(MMAP_THRESHOLD, LEAST_MAPPED if mapping else MOST_THRESHOLD)
-    mallopt(MMAP_MAX, 0 if _keepers[True] and not mapping else MOST_MAPPED)
+    mallopt(MMAP_THRESHOLD, LEAST_MAPPED if _mapping.is_set() else MOST_THRESHOLD)
+    mallopt(MMAP_MAX, 0 if _keepers[True] and not _mapping.is_set() else MOST_MAPPED)
     mallopt(TRIM_THRESHOLD, -1 if any(_keepers.values()) else 2 * MOST_THRESHOLD)
 
 
@@ -97,29 +114,35 @@ def mapped() -> Iterator[None]:
     tensors are freed, their memory stays divided by these objects, and later steps need more of it.
 
     The threshold of the C library is raised to its largest value afterwards, where glibc itself raises it as large
-    tensors are freed. Where the user fixed another threshold, by MALLOC_MMAP_THRESHOLD_ say, nothing changes.
+    tensors are freed. Where the user set a threshold, nothing changes.
     """
-    mallopt = _function("mallopt")
     # Blocks nest, and other threads may have one: the threshold is the process's.
-    if mallopt is None or not _one.acquire(blocking=False):
-        yield
-        return
+    outermost = _map(True)
     try:
-        movable = _is_movable()
-        if movable:
-            _apply(mallopt, mapping=True)
-        try:
-            yield
-        finally:
-            if movable:
-                _apply(mallopt)
+        yield
     finally:
-        _one.release()
+        if outermost:
+            _map(False)
 
 
+def _map(mapping: bool) -> bool:
+    """Begins or ends to map blocks apart; tells whether that changed anything."""
+    with _lock:
+        if _function("mallopt") is None or _mapping.is_set() == mapping or not _is_movable():
+            return False
+        if mapping:
+            _mapping.set()
+        else:
+            _mapping.clear()
+        _apply()
+    return True
+
+
+@cache
 def _is_movable() -> bool:
     """Tells whether the threshold is the largest, or was raised to that by what glibc does when a block is freed."""
-    if "MALLOC_MMAP_MAX_" in os.environ or "mmap_max" in os.environ.get("GLIBC_TUNABLES", ""):
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if any(f"MALLOC_{name}_" in os.environ or name.lower() in tunables for name in SETTINGS):
         return False
     allocate, free = _function("malloc"), _function("free")
     if allocate is None or free is None or _maps() is None:

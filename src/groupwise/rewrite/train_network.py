@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from groupwise.kernels.dispatch import switch_back, switched_on
 from groupwise.kernels.plan import record_plans
 from groupwise.nn.functional import is_transformed
 from groupwise.rewrite.example import refused
-from groupwise.rewrite.heap import keep, mapped, release
+from groupwise.rewrite.heap import keep, kept, mapped, release
 from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_fuse import Fused
@@ -117,7 +116,6 @@ class Trainable(torch.nn.Module):
         own["_model"], own["_settings"], own["_ms"], own["_kernels"] = model, settings, dict(ms), kernels
         own["_region"] = Region(model, "", settings)
         own["training"] = model.training
-        keep(self, largest=not settings.recompute)
 
     @property
     def model(self) -> torch.nn.Module:
@@ -187,6 +185,7 @@ class Trainable(torch.nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._adopt(state["_model"], state["_settings"], state["_ms"], state["_kernels"])
+        keep(self, largest=not state["_settings"].recompute)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainable:
         made = type(self).__new__(type(self))
@@ -217,11 +216,13 @@ def for_training(
                 any_format = Region(twin, "", Settings()).prepare(args, kwargs)
                 ms = _choose(settings, twin.train(), args, kwargs, any_format, recompute)
             if ms:
-                kernels = _measured(Trainable(twin, settings, ms), args, kwargs)
+                with kept(largest=not settings.recompute):
+                    kernels = _measured(Trainable(twin, settings, ms), args, kwargs)
         # The copy, its gradients and its activations are no longer needed.
         del twin
         release()
     network = Trainable(model, settings, ms, kernels)
+    keep(network, largest=not settings.recompute)
     vars(network)["_region"].prepare(args, kwargs)
     return network
 
@@ -356,7 +357,7 @@ def _times(
         for turn in range(ROUNDS + 1):
             for name, network in networks.items():
                 # The first step traces and plans: what it makes lives on. The others are timed, and mapping takes time.
-                with nullcontext() if turn else mapped():
+                with kept(largest=not forms[name].recompute) if turn else mapped():
                     seconds = _step(network, args, kwargs)
                 if turn:
                     ms[name] = min(ms[name], seconds * 1e3)
