@@ -1,20 +1,10 @@
 // The operators groupwise::batch_norm_act and groupwise::batch_norm_act_backward, for float32 on the CPU. The first knows its
-// gradient, which the second computes; its own gradient is composed of PyTorch's operators.
+// gradient, which the second computes; its own gradient is in norm_gradient.cpp.
 #include <ATen/Parallel.h>
-#include <ATen/TensorOperators.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/hardswish_backward.h>
-#include <ATen/ops/hardtanh_backward.h>
-#include <ATen/ops/leaky_relu_backward.h>
-#include <ATen/ops/sigmoid.h>
-#include <ATen/ops/sigmoid_backward.h>
-#include <ATen/ops/tanh.h>
-#include <ATen/ops/tanh_backward.h>
-#include <ATen/ops/threshold_backward.h>
-#include <ATen/ops/var.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -24,17 +14,13 @@
 #include <tuple>
 
 #include "kernels/norm/norm.h"
+#include "torch/norm.h"
 #include "torch/pool.h"
 
 namespace groupwise {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
-using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-// Which gradients are wanted: of x, weight, bias and residual.
-using Wanted = std::array<bool, 4>;
 
 constexpr const char* kForward =
     "batch_norm_act(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? residual, "
@@ -316,65 +302,6 @@ Outputs forward_autograd(const Tensor& x, const OptionalTensor& weight, const Op
   }
   const at::AutoDispatchBelowADInplaceOrView below;
   return call_forward(x, weight, bias, running_mean, running_var, residual, training, eps, activation, slope);
-}
-
-// Returns the gradient behind the activation of z, or of `result` where that is what was kept.
-Tensor passed_by(Activation activation, const Tensor& grad, const Tensor& z, const Tensor& result, double slope) {
-  const Tensor& either = result.defined() ? result : z;
-  switch (activation) {
-    case Activation::none: return grad;
-    case Activation::relu: return at::threshold_backward(grad, either, 0);
-    case Activation::relu6: return at::hardtanh_backward(grad, either, 0, 6);
-    case Activation::leaky_relu: return at::leaky_relu_backward(grad, either, slope, false);
-    case Activation::silu: {
-      const Tensor s = at::sigmoid(z);
-      return grad * s * (1 + z * (1 - s));
-    }
-    case Activation::hardswish: return at::hardswish_backward(grad, z);
-    // PyTorch knows no gradient of its hardsigmoid_backward.
-    case Activation::hardsigmoid: return at::hardtanh_backward(grad / 6, z, -3, 3);
-    case Activation::sigmoid: return at::sigmoid_backward(grad, result.defined() ? result : at::sigmoid(z));
-    case Activation::tanh: return at::tanh_backward(grad, result.defined() ? result : at::tanh(z));
-    // These are of inference alone, and `activation_of` knows no name of theirs.
-    case Activation::hardtanh:
-    case Activation::gelu:
-    case Activation::gelu_tanh: break;
-  }
-  return {};
-}
-
-// What `backward` computes, by operators whose gradients PyTorch knows. Mean and variance depend on x, so that they are computed
-// again from it.
-Grads differentiable_backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                              const Tensor& mean, const Tensor& variance, const OptionalTensor& kept, bool training, double eps,
-                              Activation activation, double slope, Wanted wanted) {
-  std::vector<int64_t> others{0}, one_a_channel(x.dim(), 1);
-  for (int64_t i = 2; i < x.dim(); i++) others.push_back(i);
-  one_a_channel[1] = -1;
-  const auto spread = [&](const Tensor& t) { return t.view(one_a_channel); };
-  const Tensor middle = training ? x.mean(others, true) : spread(mean);
-  const Tensor width = training ? at::var(x, others, std::optional<at::Scalar>(0), true) : spread(variance);
-  const Tensor rstd = (width + eps).rsqrt(), normal = (x - middle) * rstd;
-  Tensor z = weight && weight->defined() ? normal * spread(*weight) : normal;
-  if (bias && bias->defined()) z = z + spread(*bias);
-  Tensor result;
-  if (kept && kept->defined()) {
-    if (kept_with_residual(activation, static_cast<float>(slope)) == Kept::output) {
-      result = *kept;
-    } else {
-      z = z + *kept;
-    }
-  }
-  const Tensor g = passed_by(activation, grad, z, result, slope), product = g * normal;
-  Grads grads;
-  if (wanted[0]) {
-    const Tensor scale = weight && weight->defined() ? rstd * spread(*weight) : rstd;
-    std::get<0>(grads) = (training ? g - g.mean(others, true) - normal * product.mean(others, true) : g) * scale;
-  }
-  if (wanted[1]) std::get<1>(grads) = product.sum(others);
-  if (wanted[2]) std::get<2>(grads) = g.sum(others);
-  if (wanted[3]) std::get<3>(grads) = g;
-  return grads;
 }
 
 Grads backward_autograd(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
