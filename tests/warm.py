@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -250,6 +251,7 @@ def _execute(words):
 
 
 def _run(words):
+    _fork_what_is_spawned()
     del sys.modules["__main__"]
     packages = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:1] = ["", *filter(None, packages)]
@@ -275,6 +277,17 @@ def _run(words):
         sys.path[0] = str(Path(kind).resolve().parent)
         sys.argv = words
         runpy.run_path(kind, run_name="__main__")
+
+
+def _fork_what_is_spawned():
+    """Lets `torch.multiprocessing.spawn` fork: no import of torch, and an end that takes no modules apart.
+
+    An interpreter that ends while a thread of gloo still gives back a tensor ends by a signal: that thread waits for
+    the lock of an interpreter that is no more (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    from torch import multiprocessing
+
+    multiprocessing.spawn = functools.partial(multiprocessing.start_processes, start_method="fork")
 
 
 class _Rank:
