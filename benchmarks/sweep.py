@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py [--count 4000] [--seconds 720] [--seed 0] [--threads 1 2] [--volumes] [--dtype bfloat16]
     python benchmarks/sweep.py --family few whole --seed 1 --seconds 300
-    python benchmarks/sweep.py --changed pixels                  after a change of a kernel
+    python benchmarks/sweep.py --changed pixels                  after a change of a kernel, or for a new one
 
 Each row is one pass of one layer in one memory format and at one number of threads. PyTorch is timed twice a round, so
 that the record says how far its times differ from themselves. --isa chooses the instruction set.
@@ -76,7 +76,7 @@ def main() -> None:
         "--changed",
         metavar="KERNEL",
         choices=[name for name in KERNELS if name != PYTORCH],
-        help="draw no new layers: time the record's rows again in which this kernel takes another time now",
+        help="draw no new layers: time the record's rows again in which this kernel takes another time or has none",
     )
     parser.add_argument("--output", type=pathlib.Path, help="default: as `record_of` names it, in the records")
     options = parser.parse_args()
@@ -105,13 +105,9 @@ def record_of(kind: Kind) -> str:
 
 
 def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the record's rows of this machine that the changed kernel can run."""
+    """Returns the record's rows of this machine."""
     here = (processor_class(), options.isa or native.status().isa)
-    return [
-        row
-        for row in read_record(options.output)
-        if (row["class"], row["isa"]) == here and options.changed in row["least_ms"]
-    ]
+    return [row for row in read_record(options.output) if (row["class"], row["isa"]) == here]
 
 
 def drawn(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
@@ -165,7 +161,7 @@ def work(options: argparse.Namespace, first: int, pipe: connection.Connection) -
 
 
 def is_changed(one: Draw, pool: torch.Tensor, kernel: str, before: dict[str, Any]) -> bool:
-    """Tells whether a kernel takes another time than in the row of a draw.
+    """Tells whether a kernel takes another time than in the row of a draw, or can run and has no time there.
 
     A row whose seed draws another layer now stays as it is.
     """
@@ -180,6 +176,8 @@ def is_changed(one: Draw, pool: torch.Tensor, kernel: str, before: dict[str, Any
     with torch.inference_mode():
         if not takes(call, kernel):
             return False
+        if kernel not in before["least_ms"]:
+            return True
         case = Forced(call, kernel=kernel)
         ratio = min(case.seconds() for _ in range(Effort().least)) * 1e3 / before["least_ms"][kernel]
     return not 1 / CHANGED < ratio < CHANGED

@@ -261,6 +261,15 @@ def dilated(chance: random.Random) -> Numbers:
     return ConvSpec(channels, channels, kernel, 1, padding, dilation, channels // width), image(chance)
 
 
+def pointwise(chance: random.Random) -> Numbers:
+    """1x1 layers, which expand and project in mobile networks and bottlenecks, and start their shortcuts."""
+    narrow = one_of(chance, CHANNELS)
+    wide = narrow * chance.choice((1, 2, 3, 4, 4, 6, 6)) if chance.random() < 0.7 else one_of(chance, CHANNELS)
+    channels = (narrow, wide) if chance.random() < 0.5 else (wide, narrow)
+    groups = 1 if chance.random() < 0.85 else math.gcd(*channels, chance.choice((2, 3, 4, 8)))
+    return ConvSpec(*channels, 1, chance.choice((1, 1, 1, 1, 1, 2)), groups=groups), image(chance)
+
+
 def big(chance: random.Random) -> Numbers:
     """Layers of which one takes milliseconds: without them the tables say nothing of what costs users most."""
     which = chance.choice(("rows", "rows", "depthwise", "grouped", "dense", "transposed"))
@@ -333,6 +342,7 @@ FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
     # Drawn only where it is asked for: the seeds of earlier records draw the same layers still.
     "few": (0.0, few),
     "dilated": (0.0, dilated),
+    "pointwise": (0.0, pointwise),
 }
 """The fraction of draws of each kind of layer."""
 

@@ -119,6 +119,10 @@ int64_t executed_products(const CorrelationShape& c, const BrgemmLayout& l) {
   return c.batch * c.groups * c.in_channels * c.out_channels * products;
 }
 
+int64_t executed_products(const CorrelationShape& c, const GemmLayout& l) {
+  return c.batch * c.groups * c.in_channels * round_up(c.out_channels, l.lanes) * c.h.out * c.w.front().out;
+}
+
 int64_t executed_products(const CorrelationShape& c, const StemLayout& l, int64_t lanes) {
   const Phase& w = c.w.front();
   int64_t row = 0;

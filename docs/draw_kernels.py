@@ -147,6 +147,23 @@ TILES = {
             "The sums of eight output channels and three taps stay in registers while the pixels pass.",
         ],
     ),
+    "gemm": Tile(
+        "A tile of gemm",
+        "Vectors of 8 output channels (AVX2): one input channel, six pixels, two vectors of a panel of weights",
+        8,
+        (
+            Grid("input", (6, 12), "pixels × input channels", cells(*((pixel, 4) for pixel in range(6)))),
+            Grid("panel of weights", (12, 16), "input channels × output channels", [(4, 0, 1, 8), (4, 8, 1, 8)]),
+            Grid(
+                "12 sums", (6, 16), "pixels × output channels", [(r, 8 * v, 1, 8) for r in range(6) for v in range(2)]
+            ),
+        ),
+        [
+            "One input channel of each of six pixels, which stay where they are, is broadcast.",
+            "Two vectors of the panel, of 16 output channels, are loaded for all of them.",
+            "Twelve vectors of sums stay in registers while the input channels pass.",
+        ],
+    ),
     "brgemm": Tile(
         "A product of brgemm",
         "PyTorch's micro-kernel multiplies whole blocks: up to 128 pixels, and 64 output channels",

@@ -34,7 +34,7 @@ ACTIVATIONS = {
     "silu": (functional.silu, 1.1),
     "hardswish": (functional.hardswish, 1.5),
 }
-KERNELS = ["planar", "planar", "narrow", "groups", "brgemm", "dots", ""]
+KERNELS = ["planar", "planar", "narrow", "groups", "gemm", "brgemm", "dots", ""]
 
 
 class Case:

@@ -22,7 +22,7 @@ from tuned import Clock, lines
 
 pytestmark = needs_kernels
 
-KERNELS = ["planar", "narrow", "groups", "pixels"]
+KERNELS = ["planar", "narrow", "groups", "pixels", "gemm"]
 UNIT = np.finfo(np.float64).eps / 2
 LAST = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -181,7 +181,8 @@ def test_numbers_beyond_float32_keep_their_size_and_digits(kernel, last):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_autocast_leaves_float64_as_it_is(kernel):
-    spec = ConvSpec(16, 16, 3, padding=1, groups=2)
+    taps = 1 if kernel == "gemm" else 3
+    spec = ConvSpec(16, 16, taps, padding=taps // 2, groups=2)
     given = tensors(spec, (9, 10), 2, last=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert kernel in check(spec, given, kernel, "")

@@ -130,7 +130,7 @@ def test_long_sums_are_made_in_runs(memory_format):
         source = torch.randn(1, 960, 9, 8).contiguous(memory_format=FORMATS[memory_format])
         for kernel in DIRECT:
             ran |= {p.kernel for p in check(layer, source, torch.randn(1, 2 * out_channels, 9, 9), kernel)}
-    expected = set(DIRECT) - {"stem"}
+    expected = set(DIRECT) - {"stem", "gemm"}
     if memory_format == "contiguous":
         expected = {"planar", "groups", "pixels", "brgemm"}
     assert ran - {"pytorch"} == expected & set(here())

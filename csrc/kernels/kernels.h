@@ -3,6 +3,7 @@
 
 #include "kernels/brgemm/layout.h"
 #include "kernels/channels_layout.h"
+#include "kernels/gemm/layout.h"
 #include "kernels/narrow/layout.h"
 #include "kernels/pixels/layout.h"
 #include "kernels/planar/layout.h"
@@ -27,6 +28,9 @@ struct Bodies {
   void (*correlate_channels)(const CorrelationOf<Real>&, const ChannelsLayout&, int64_t begin, int64_t end, Real* scratch);
   void (*pack_channels)(const CorrelationOf<Real>&, const ChannelsLayout&, int64_t begin, int64_t end, Real* packed);
   void (*correlate_groups)(const CorrelationOf<Real>&, const ChannelsLayout&, int64_t begin, int64_t end, Real* scratch);
+  void (*pack_gemm)(const CorrelationOf<Real>&, const GemmLayout&, int64_t begin, int64_t end, Real* packed);
+  void (*correlate_gemm)(const CorrelationOf<Real>&, const GemmLayout&, int64_t begin, int64_t end, Real* scratch,
+                         const Real* packed);
   void (*grad_weight_planar)(const GradWeightOf<Real>&, const GradWeightLayout&, int64_t begin, int64_t end, Real* scratch,
                              Real* parts);
   void (*grad_weight_channels)(const GradWeightOf<Real>&, const GradWeightChannelsLayout&, int64_t begin, int64_t end,

@@ -28,6 +28,22 @@ bool few_pixels(const CorrelationShape& c, int64_t threads) {
 
 bool one_image(const Strides& s, int64_t pixels) { return s.c == 1 && s.n == s.w * pixels && pixels > 1; }
 
+bool reads_once(const Phase& s) {
+  return s.taps == 1 && s.stride == 1 && s.step == 1 && s.first == 0 && s.low == 0 && s.in == s.out;
+}
+
+Correlation with_joined_samples(const Correlation& c) {
+  const int64_t pixels = c.w.front().out;
+  if (c.batch == 1 || c.h.out != 1 || c.w.size() != 1 || !reads_once(c.h) || !reads_once(c.w.front())) return c;
+  if (!one_image(c.input_strides, pixels) || !one_image(c.output_strides, pixels)) return c;
+  Correlation joined = c;
+  Phase w = c.w.front();
+  w.in = w.out = pixels * c.batch;
+  joined.w = std::vector<Phase>{w};
+  joined.batch = 1;
+  return joined;
+}
+
 GradWeight with_joined_samples(const GradWeight& work) {
   const Problem& p = work.problem;
   const int64_t pixels = p.w.out;

@@ -49,6 +49,11 @@ int64_t widest(const std::vector<Phase>& phases);
 
 // Tells whether samples follow each other as pixels do, channels side by side.
 bool one_image(const Strides& s, int64_t pixels);
+// Tells whether output i reads input i alone.
+bool reads_once(const Phase& s);
+// Returns a correlation of one tap whose pixels are one row, with those of all samples as one row, where the tensors allow it; else
+// what it was given.
+Correlation with_joined_samples(const Correlation& c);
 // Returns a weight's gradient of one tap whose pixels are one row, with those of all samples as one row, where the tensors allow it;
 // else what it was given.
 GradWeight with_joined_samples(const GradWeight& work);

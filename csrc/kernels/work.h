@@ -154,6 +154,42 @@ class CorrelationWork : public Correlations<Layout, Real> {
   Run run_;
 };
 
+// Correlations by a kernel that packs the weights before its products, unless they were packed for all runs.
+template <class Layout, class Real = float>
+class PackedWork : public Correlations<Layout, Real> {
+ public:
+  using Run = void (*)(const CorrelationOf<Real>&, const Layout&, int64_t begin, int64_t end, Real* scratch,
+                       const Real* packed);
+  using Pack = void (*)(const CorrelationOf<Real>&, const Layout&, int64_t begin, int64_t end, Real* packed);
+
+  PackedWork(const Request& r, Run run, Pack pack) : Correlations<Layout, Real>(r), run_(run), pack_(pack) {}
+
+ protected:
+  void run_part(const CorrelationOf<Real>& c, const Layout& l, ParallelFor parallel_for) const override {
+    std::unique_ptr<Real[]> packed;
+    if (!c.packed) {
+      packed.reset(new Real[packed_floats_of(c, l)]);
+      pack_part(c, l, packed.get(), parallel_for);
+    }
+    const Real* weight = c.packed ? c.packed : packed.get();
+    run_tasks(l.tasks(c), this->facts.threads > 1, parallel_for,
+              [&](int64_t begin, int64_t end) { run_(c, l, begin, end, scratch_of<Real>(), weight); });
+  }
+
+  // The packed weights depend on the weights and the layout alone.
+  int64_t packed_floats_of(const CorrelationShape& c, const Layout& l) const override { return c.groups * l.weight_floats; }
+
+  void pack_part(const CorrelationOf<Real>& c, const Layout& l, Real* packed, ParallelFor parallel_for) const override {
+    if (l.weight_floats == 0) return;
+    run_tasks(l.pack_tasks(c), this->facts.threads > 1, parallel_for,
+              [&](int64_t begin, int64_t end) { pack_(c, l, begin, end, packed); });
+  }
+
+ private:
+  Run run_;
+  Pack pack_;
+};
+
 // Sums the parts of a weight's gradient in their order, so that the result has the same bits on every run.
 template <class Real>
 void add_parts(const GradWeightOf<Real>& work, const Real* parts, int64_t count);

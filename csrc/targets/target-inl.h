@@ -11,6 +11,8 @@ void correlate_planar(const Correlation&, const CorrelationLayout&, int64_t begi
 void correlate_channels(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
 void pack_channels(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* packed);
 void correlate_groups(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
+void pack_gemm(const Correlation&, const GemmLayout&, int64_t begin, int64_t end, float* packed);
+void correlate_gemm(const Correlation&, const GemmLayout&, int64_t begin, int64_t end, float* scratch, const float* packed);
 void correlate_dots(const Correlation&, const ChannelsLayout&, int64_t begin, int64_t end, float* scratch);
 void grad_weight_planar(const GradWeight&, const GradWeightLayout&, int64_t begin, int64_t end, float* scratch, float* parts);
 void grad_weight_channels(const GradWeight&, const GradWeightChannelsLayout&, int64_t begin, int64_t end, float* scratch,
@@ -51,6 +53,9 @@ void correlate_planar(const CorrelationOf<double>&, const CorrelationLayout&, in
 void correlate_channels(const CorrelationOf<double>&, const ChannelsLayout&, int64_t begin, int64_t end, double* scratch);
 void pack_channels(const CorrelationOf<double>&, const ChannelsLayout&, int64_t begin, int64_t end, double* packed);
 void correlate_groups(const CorrelationOf<double>&, const ChannelsLayout&, int64_t begin, int64_t end, double* scratch);
+void pack_gemm(const CorrelationOf<double>&, const GemmLayout&, int64_t begin, int64_t end, double* packed);
+void correlate_gemm(const CorrelationOf<double>&, const GemmLayout&, int64_t begin, int64_t end, double* scratch,
+                    const double* packed);
 void grad_weight_planar(const GradWeightOf<double>&, const GradWeightLayout&, int64_t begin, int64_t end, double* scratch,
                         double* parts);
 void grad_weight_channels(const GradWeightOf<double>&, const GradWeightChannelsLayout&, int64_t begin, int64_t end,
@@ -67,11 +72,11 @@ constexpr Kernels table(const char* isa, int number) {
   return {isa,
           number,
           kLanes,
-          {kLanes, correlate_planar, correlate_channels, pack_channels, correlate_groups, grad_weight_planar,
-           grad_weight_channels, grad_weight_panels, grad_weight_narrow, sum_channels},
+          {kLanes, correlate_planar, correlate_channels, pack_channels, correlate_groups, pack_gemm, correlate_gemm,
+           grad_weight_planar, grad_weight_channels, grad_weight_panels, grad_weight_narrow, sum_channels},
           {float64::kLanes, float64::correlate_planar, float64::correlate_channels, float64::pack_channels,
-           float64::correlate_groups, float64::grad_weight_planar, float64::grad_weight_channels, float64::grad_weight_panels,
-           float64::grad_weight_narrow, float64::sum_channels},
+           float64::correlate_groups, float64::pack_gemm, float64::correlate_gemm, float64::grad_weight_planar,
+           float64::grad_weight_channels, float64::grad_weight_panels, float64::grad_weight_narrow, float64::sum_channels},
           correlate_dots,
           pack_brgemm,
           correlate_brgemm,

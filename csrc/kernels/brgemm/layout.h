@@ -31,6 +31,7 @@ struct BrgemmLayout {
   // Returns the blocks of weights of a task, and of a group.
   int64_t task_blocks() const { return ceil_div(task_outputs, outputs); }
   int64_t blocks(const CorrelationShape& c) const { return ceil_div(c.out_channels, task_outputs) * task_blocks(); }
+  int64_t pack_tasks(const CorrelationShape& c) const { return c.groups * blocks(c); }
   int64_t tasks(const CorrelationShape& c) const {
     return c.batch * c.groups * ceil_div(c.h.out, block.rows) * ceil_div(widest(c.w), block.columns) *
            ceil_div(c.out_channels, task_outputs);
@@ -50,10 +51,6 @@ struct BrgemmGradLayout {
     return p.groups * ceil_div(p.out_channels, outputs) * ceil_div(p.in_channels, channels) * parts;
   }
 };
-
-// Returns a correlation of one tap whose pixels are one row, with those of all samples as one row, where the tensors allow it; else
-// what it was given.
-Correlation with_joined_samples(const Correlation& c);
 
 // Returns the weight's gradient of a 1x1 layer of pixels with the tensor of fewer channels as grad_output, which is turned.
 GradWeight with_fewer_turned(const GradWeight& work);

@@ -34,9 +34,10 @@ std::string tile(const BrgemmLayout& l) {
 }
 
 // Correlations, each of which packs its weights before its products.
-class BrgemmWork : public Correlations<BrgemmLayout> {
+class BrgemmWork : public PackedWork<BrgemmLayout> {
  public:
-  explicit BrgemmWork(const Request& r) : Correlations(r), target_(r.target) {}
+  explicit BrgemmWork(const Request& r)
+      : PackedWork(r, r.target->correlate_brgemm, r.target->pack_brgemm), lanes_(r.target->lanes) {}
 
   bool begins_with_residual() const override {
     for (const auto& [shape, layout] : parts())
@@ -46,37 +47,14 @@ class BrgemmWork : public Correlations<BrgemmLayout> {
 
   bool add(const Correlation& c) {
     BrgemmLayout l;
-    if (!lay_out_brgemm(c, target_->lanes, facts.threads, &l)) return false;
+    if (!lay_out_brgemm(c, lanes_, facts.threads, &l)) return false;
     if (parts().empty() || l.floats > facts.floats) facts.tile = tile(l);
     Correlations::add(c, l, l.floats, executed_products(c, l));
     return true;
   }
 
- protected:
-  void run_part(const Correlation& c, const BrgemmLayout& l, ParallelFor parallel_for) const override {
-    std::unique_ptr<float[]> packed;
-    if (!c.packed) {
-      packed.reset(new float[packed_floats_of(c, l)]);
-      pack_part(c, l, packed.get(), parallel_for);
-    }
-    const float* weight = c.packed ? c.packed : packed.get();
-    run_tasks(l.tasks(c), facts.threads > 1, parallel_for,
-              [&](int64_t begin, int64_t end) { target_->correlate_brgemm(c, l, begin, end, scratch(), weight); });
-  }
-
-  // The packed weights depend on the weights and the layout alone.
-  int64_t packed_floats_of(const CorrelationShape& c, const BrgemmLayout& l) const override {
-    return c.groups * l.weight_floats;
-  }
-
-  void pack_part(const Correlation& c, const BrgemmLayout& l, float* packed, ParallelFor parallel_for) const override {
-    if (l.weight_floats == 0) return;
-    run_tasks(c.groups * l.blocks(c), facts.threads > 1, parallel_for,
-              [&](int64_t begin, int64_t end) { target_->pack_brgemm(c, l, begin, end, packed); });
-  }
-
  private:
-  const Kernels* target_;
+  int64_t lanes_;
 };
 
 std::unique_ptr<Work> brgemm(const Request& r) {

@@ -29,6 +29,7 @@ struct StemLayout {
   int64_t tap_numbers;             // of the table of taps
   int64_t stage_pixel, stage_row;  // floats from pixel to pixel of the staged outputs, and from row to row
   int64_t weight_floats;           // of one group's packed weights
+  int64_t pack_tasks(const CorrelationShape& c) const { return c.groups; }
   int64_t tasks(const CorrelationShape& c) const {
     return c.batch * c.groups * ceil_div(c.h.out, block.rows) * ceil_div(c.w.front().out, block.columns);
   }

@@ -14,37 +14,9 @@ const char* refuses(const Request& r) {
   return nullptr;
 }
 
-// A forward correlation, which packs its weights before its products.
-class StemWork : public Correlations<StemLayout> {
- public:
-  explicit StemWork(const Request& r) : Correlations(r), target_(r.target) {}
-
- protected:
-  void run_part(const Correlation& c, const StemLayout& l, ParallelFor parallel_for) const override {
-    std::unique_ptr<float[]> packed;
-    if (!c.packed) {
-      packed.reset(new float[packed_floats_of(c, l)]);
-      pack_part(c, l, packed.get(), parallel_for);
-    }
-    const float* weight = c.packed ? c.packed : packed.get();
-    run_tasks(l.tasks(c), facts.threads > 1, parallel_for,
-              [&](int64_t begin, int64_t end) { target_->correlate_stem(c, l, begin, end, scratch(), weight); });
-  }
-
-  int64_t packed_floats_of(const CorrelationShape& c, const StemLayout& l) const override { return c.groups * l.weight_floats; }
-
-  void pack_part(const Correlation& c, const StemLayout& l, float* packed, ParallelFor parallel_for) const override {
-    run_tasks(c.groups, facts.threads > 1, parallel_for,
-              [&](int64_t begin, int64_t end) { target_->pack_stem(c, l, begin, end, packed); });
-  }
-
- private:
-  const Kernels* target_;
-};
-
 std::unique_ptr<Work> stem(const Request& r) {
   const int64_t lanes = r.target->lanes;
-  auto work = std::make_unique<StemWork>(r);
+  auto work = std::make_unique<PackedWork<StemLayout>>(r, r.target->correlate_stem, r.target->pack_stem);
   const Correlation c = correlations_of(r).front();
   StemLayout l;
   if (!lay_out_stem(c, lanes, work->facts.threads, &l)) return nullptr;

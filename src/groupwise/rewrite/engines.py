@@ -358,7 +358,7 @@ def _never(work: Work) -> None:
     return None
 
 
-_KERNELS = tuple(_with_kernel(kernel) for kernel in ("brgemm", "groups", "narrow", "planar", "dots", "stem"))
+_KERNELS = tuple(_with_kernel(kernel) for kernel in ("gemm", "brgemm", "groups", "narrow", "planar", "dots", "stem"))
 CONVOLUTION = (
     Engine("onednn", _refuse_onednn, _make_onednn),
     Engine("groupwise", _refuse_groupwise, _make_groupwise),
@@ -368,6 +368,7 @@ CONVOLUTION = (
 )
 LINEAR = (
     Engine("onednn", _refuse_onednn, _make_onednn),
+    _with_kernel("gemm"),
     _with_kernel("brgemm"),
     Engine("pytorch", _never, _make_pytorch),
 )

@@ -1,0 +1,205 @@
+// Products of matrices: pixels by input channels, which are read in place, times packed panels of input by output channels. A tile
+// of 2 vectors of output channels by 6 pixels is 12 sums, fed by 2 vectors of weights and 6 broadcast inputs; with 32 registers it
+// has 12 pixels.
+#pragma once
+#include "kernels/clamp-inl.h"
+#include "kernels/finish.h"
+#include "kernels/gemm/layout.h"
+#include "kernels/pack-inl.h"
+#include "kernels/typed.h"
+
+namespace groupwise::GW_TARGET {
+
+// A run of input channels of tiles that follow each other: start + products + added, in whole vectors.
+struct GemmRun {
+  int64_t tiles;
+  const Real* x;
+  int64_t x_pixel;  // numbers from pixel to pixel
+  const Real* weight;
+  int64_t channels;
+  const Real* start;  // of every pixel
+  const Real* added;  // as far apart as the outputs, which it may be; or null
+  Real* y;
+  int64_t y_pixel;
+};
+
+template <int PX, int OV>
+GW_NOINLINE void gemm_run(const GemmRun& r, const Clamp* clamp) {
+  constexpr int kBases = (PX + 2) / 3, kSums = PX * OV;
+  const int64_t step = r.x_pixel;
+  const Real *x = r.x, *added = r.added;
+  Real* y = r.y;
+  for (int64_t tile = 0; tile < r.tiles; tile++) {
+    // The sum of pixel p and vector v is number p * OV + v.
+    Vec sum[kSums];
+    unroll<kSums>([&](auto i) GW_LAMBDA { sum[i] = load(r.start + i % OV * kLanes); });
+    // x86 addresses have a base and one step times 1, 2 or 4, so a base reaches three pixels.
+    const Real* base[kBases];
+    unroll<kBases>([&](auto b) GW_LAMBDA { base[b] = x + 3 * b * step; });
+    const Real* weight = r.weight;
+    for (const Real* end = weight + r.channels * OV * kLanes; weight != end; weight += OV * kLanes) {
+      Vec factor[OV];
+      unroll<OV>([&](auto v) GW_LAMBDA {
+        factor[v] = load(weight + v * kLanes);
+        pin(factor[v]);
+      });
+      unroll<PX>([&](auto p) GW_LAMBDA {
+        const Vec in = broadcast(base[p / 3][p % 3 * step]);
+        unroll<OV>([&](auto v) GW_LAMBDA { add_product(sum[p * OV + v], factor[v], in); });
+      });
+      unroll<kBases>([&](auto b) GW_LAMBDA { base[b]++; });
+    }
+    if (added) {
+      unroll<kSums>([&](auto i) GW_LAMBDA { sum[i] += load(added + i / OV * r.y_pixel + i % OV * kLanes); });
+      added += PX * r.y_pixel;
+    }
+    if (clamp) unroll<kSums>([&](auto i) GW_LAMBDA { sum[i] = clamped(sum[i], *clamp); });
+    unroll<kSums>([&](auto i) GW_LAMBDA { store(y + i / OV * r.y_pixel + i % OV * kLanes, sum[i]); });
+    x += PX * step;
+    y += PX * r.y_pixel;
+  }
+}
+
+// Runs tiles of `pixels` pixels, of at most PX.
+template <int PX, int OV>
+GW_INLINE void gemm_run_of(const GemmRun& r, int64_t pixels, const Clamp* clamp) {
+  if constexpr (PX > 1) {
+    if (pixels < PX) return gemm_run_of<PX - 1, OV>(r, pixels, clamp);
+  }
+  gemm_run<PX, OV>(r, clamp);
+}
+GW_INLINE void gemm_run_of(const GemmRun& r, int64_t vectors, int64_t pixels, const Clamp* clamp) {
+  if (vectors == 2) return gemm_run_of<gemm_pixels(kLanes, 2), 2>(r, pixels, clamp);
+  if (vectors == 1) return gemm_run_of<gemm_pixels(kLanes, 1), 1>(r, pixels, clamp);
+  gemm_run_of<gemm_pixels(kLanes, 3), 3>(r, pixels, clamp);
+}
+
+// Pixels of a row, and outputs of a panel.
+struct GemmRow {
+  const Real* x;
+  Real* y;
+  int64_t x_pixel, y_pixel, vectors;
+  const Real* weight;
+  int64_t channels, run;
+  const Real* bias;
+  const Real* residual;  // what is added beside the bias, as far apart as the outputs, or null
+  const Clamp* clamp;    // or null
+};
+
+// Computes tiles of `pixels` pixels that follow each other, whose outputs fill the vectors. Sums of a run are added to those before,
+// which are in the outputs.
+inline void gemm_tiles(const GemmRow& t, int64_t tiles, int64_t pixels) {
+  static constexpr Real kZeros[(kPanelVectors + 1) * kLanes] = {};
+  GemmRun r{tiles, t.x, t.x_pixel, t.weight, 0, t.bias, t.residual, t.y, t.y_pixel};
+  for (int64_t from = 0; from < t.channels; from += t.run) {
+    r.channels = std::min(t.run, t.channels - from);
+    gemm_run_of(r, t.vectors, pixels, from + t.run < t.channels ? nullptr : t.clamp);
+    r.x += r.channels;
+    r.weight += r.channels * t.vectors * kLanes;
+    r.start = kZeros;
+    r.added = t.y;
+  }
+}
+
+// The same for fewer outputs than the vectors have, by way of a buffer.
+GW_NOINLINE void gemm_part_tiles(GemmRow t, int64_t outputs, int64_t tiles, int64_t pixels) {
+  alignas(Vec) Real buffer[2 * gemm_pixels(kLanes, 2) * kLanes] = {};
+  const int64_t width = t.vectors * kLanes, y_pixel = t.y_pixel;
+  Real* y = t.y;
+  const Real* residual = t.residual;
+  t.y = buffer;
+  t.y_pixel = width;
+  if (residual) t.residual = buffer;
+  for (int64_t tile = 0; tile < tiles; tile++) {
+    for (int64_t p = 0; p < pixels && residual; p++) copy(buffer + p * width, residual + p * y_pixel, outputs);
+    gemm_tiles(t, 1, pixels);
+    for (int64_t p = 0; p < pixels; p++) copy(y + p * y_pixel, buffer + p * width, outputs);
+    t.x += pixels * t.x_pixel;
+    y += pixels * y_pixel;
+    if (residual) residual += pixels * y_pixel;
+  }
+}
+
+// Packs panels [begin, end) of all groups, of which each has as many, as [input channel][output channel].
+void pack_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, int64_t end, Real* packed) {
+  const WeightStrides& s = c.weight_strides;
+  const int64_t panels = l.panels(c), of_part = l.panels(l.channels);
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t group = task / panels, number = task % panels;
+    const Panel panel = l.panel(c, number / of_part, number % of_part);
+    const int64_t width = panel.vectors * kLanes, outputs = std::min(width, c.out_channels - panel.first);
+    const Real* from = c.weight + group * s.group + panel.first * s.o;
+    Real* to = packed + group * l.weight_floats + panel.first * c.in_channels;
+    if (s.o == 1) {
+      for (int64_t i = 0; i < c.in_channels; i++) copy(to + i * width, from + i * s.c, outputs);
+    } else if (s.c == 1) {
+      for (int64_t i = 0; i < c.in_channels; i += kLanes)
+        split_pixels(to + i * width, width, from + i, s.o, std::min<int64_t>(kLanes, c.in_channels - i), outputs);
+    } else {
+      for (int64_t i = 0; i < c.in_channels; i++)
+        for (int64_t o = 0; o < outputs; o++) to[i * width + o] = from[i * s.c + o * s.o];
+    }
+    if (outputs < width)
+      for (int64_t i = 0; i < c.in_channels; i++) zero(to + i * width + outputs, width - outputs);
+  }
+}
+
+// Runs tasks [begin, end) of a correlation, whose weights are packed.
+void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, int64_t end, Real*, const Real* packed) {
+  const Phase& w = c.w.front();
+  const Strides &xs = c.input_strides, &ys = c.output_strides;
+  const int64_t by_w = ceil_div(w.out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows), parts = l.parts(c);
+  const EpilogueOf<Real>* e = c.epilogue;
+  // The sums begin with a residual that no activation precedes.
+  const Real* residual = e && e->before.kind == Activation::none ? e->residual : nullptr;
+  Clamp clamp;
+  const bool in_store = residual ? is_clamp(e->after, &clamp) : is_clamp(e, &clamp);
+  GemmRow t{};
+  t.x_pixel = w.stride * xs.w;
+  t.y_pixel = ys.w;
+  t.channels = c.in_channels;
+  t.run = even_run(c.in_channels, c.longest_run);
+  t.clamp = in_store && clamp.bounds() ? &clamp : nullptr;
+  for (int64_t task = begin; task < end; task++) {
+    const int64_t group = task % c.groups, part = task / c.groups % parts, block = task / (c.groups * parts);
+    const int64_t column = block % by_w * l.block.columns, row = block / by_w % by_h * l.block.rows;
+    const int64_t n = block / (by_w * by_h);
+    const int64_t rows = std::min(l.block.rows, c.h.out - row), columns = std::min(l.block.columns, w.out - column);
+    const Real* input = c.input + n * xs.n + group * c.in_channels * xs.c + (row * c.h.stride + c.h.low) * xs.h +
+                        (column * w.stride + w.low) * xs.w;
+    Real* output = c.output + n * ys.n + group * c.out_channels * ys.c + row * ys.h + column * ys.w;
+    const int64_t panels = l.panels(std::min(l.channels, c.out_channels - part * l.channels));
+    for (int64_t number = 0; number < panels; number++) {
+      const Panel panel = l.panel(c, part, number);
+      const int64_t most = gemm_pixels(kLanes, panel.vectors), tiles = ceil_div(columns, most);
+      t.weight = packed + group * l.weight_floats + panel.first * c.in_channels;
+      t.vectors = panel.vectors;
+      const int64_t width = panel.vectors * kLanes, outputs = std::min(width, c.out_channels - panel.first);
+      alignas(Vec) Real bias[(kPanelVectors + 1) * kLanes] = {};
+      if (c.bias) copy(bias, c.bias + group * c.out_channels + panel.first, outputs);
+      t.bias = bias;
+      for (int64_t r = 0; r < rows; r++) {
+        // Tiles are as even as they can be, as small ones wait for their sums: the first of them have a pixel more.
+        int64_t from = 0;
+        const auto run = [&](int64_t count, int64_t pixels) {
+          if (count == 0) return;
+          t.x = input + r * c.h.stride * xs.h + from * t.x_pixel;
+          t.y = output + panel.first + r * ys.h + from * t.y_pixel;
+          t.residual = residual ? residual + (t.y - c.output) : nullptr;
+          if (outputs == width) {
+            gemm_tiles(t, count, pixels);
+          } else {
+            gemm_part_tiles(t, outputs, count, pixels);
+          }
+          if (!in_store) finish_runs(c, t.y, count * pixels, t.y_pixel, outputs, {nullptr, !residual});
+          from += count * pixels;
+        };
+        const int64_t larger = columns % tiles, pixels = columns / tiles;
+        run(larger, pixels + 1);
+        run(tiles - larger, pixels);
+      }
+    }
+  }
+}
+
+}  // namespace groupwise::GW_TARGET

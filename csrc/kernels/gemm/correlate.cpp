@@ -1,0 +1,1 @@
+#include "kernels/gemm/correlate-inl.h"
