@@ -191,7 +191,6 @@ void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, in
           } else {
             gemm_part_tiles(t, outputs, count, pixels);
           }
-          if (!in_store) finish_runs(c, t.y, count * pixels, t.y_pixel, outputs, {nullptr, !residual});
           from += count * pixels;
         };
         const int64_t larger = columns % tiles, pixels = columns / tiles;
@@ -199,6 +198,9 @@ void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, in
         run(tiles - larger, pixels);
       }
     }
+    const int64_t first = part * l.channels, outputs = std::min(l.channels, c.out_channels - first);
+    for (int64_t r = 0; r < rows && !in_store; r++)
+      finish_runs(c, output + first + r * ys.h, columns, ys.w, outputs, {nullptr, !residual});
   }
 }
 
