@@ -42,7 +42,7 @@ DIRECT = tuple(name for name in KERNELS if name not in ("pytorch", "fft"))
 # What a case of each dtype forces. Only float32 has a choice, "": others fall back to PyTorch unless measured.
 DTYPES = {
     "float32": ("", *DIRECT),
-    "float64": ("planar", "narrow", "groups", "pixels"),
+    "float64": ("planar", "narrow", "groups", "pixels", "gemm"),
     "bfloat16": DIRECT,
     "float16": DIRECT,
 }

@@ -13,7 +13,7 @@ from kernels import needs_kernels
 
 pytestmark = needs_kernels
 
-CASES = 40
+CASES = 60
 
 
 @pytest.fixture(scope="module")

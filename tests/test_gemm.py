@@ -75,6 +75,16 @@ def test_sums_of_whole_numbers_are_exact(case, dtype, bias, turned):
     assert ran >= ({"forward", "grad_input"} if stride == (1, 1) else {"forward"})
 
 
+def test_outputs_that_read_no_input_are_left_to_others():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = last(whole(generator, 1, 24, 5, 6)), whole(generator, 24, 16, 1, 1)
+    exact = functional.conv_transpose2d(x.double(), weight.double(), output_padding=1, dilation=2)
+    with forced(True, "gemm"), poisoned(), record_plans() as plans:
+        found = functional.conv_transpose2d(x, weight, output_padding=1, dilation=2)
+    assert torch.equal(found.double(), exact)
+    assert not any(each.kernel == "gemm" for each in plans)
+
+
 CLAMPS = {
     NONE: lambda x: x,
     ("relu", ()): functional.relu,

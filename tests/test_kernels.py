@@ -355,6 +355,10 @@ def test_every_kernel_runs_in_each_of_its_directions():
         with forced(True, kernel), record_plans() as plans:
             step(layer, torch.randn(1, 4, 90), torch.randn(1, layer.out_channels, 27))
         seen |= {(p.kernel, p.direction) for p in plans if p.kernel != "pytorch"}
+    last = FORMATS["channels_last"]
+    source, grad = (torch.randn(1, channels, 9, 9).contiguous(memory_format=last) for channels in (32, 40))
+    plans = check(torch.nn.Conv2d(32, 40, 1).to(memory_format=last), source, grad, "gemm")
+    seen |= {(p.kernel, p.direction) for p in plans if p.kernel != "pytorch"}
     rows = {(row["name"], direction) for row in native.build()["kernels"] for direction in row["directions"]}
     assert seen == {row for row in rows if row[0] in here()}
 
