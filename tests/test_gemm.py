@@ -75,7 +75,7 @@ def test_sums_of_whole_numbers_are_exact(case, dtype, bias, turned):
     assert ran >= ({"forward", "grad_input"} if stride == (1, 1) else {"forward"})
 
 
-def test_outputs_that_read_no_input_are_left_to_others():
+def test_outputs_that_read_no_input_fall_back():
     generator = torch.Generator().manual_seed(0)
     x, weight = last(whole(generator, 1, 24, 5, 6)), whole(generator, 24, 16, 1, 1)
     exact = functional.conv_transpose2d(x.double(), weight.double(), output_padding=1, dilation=2)
@@ -85,7 +85,7 @@ def test_outputs_that_read_no_input_are_left_to_others():
     assert not any(each.kernel == "gemm" for each in plans)
 
 
-CLAMPS = {
+ACTIVATIONS = {
     NONE: lambda x: x,
     ("relu", ()): functional.relu,
     ("relu6", ()): functional.relu6,
@@ -95,7 +95,9 @@ CLAMPS = {
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cases(), *[st.sampled_from(sorted(CLAMPS))] * 2, st.sampled_from(["none", "apart", "output"]), st.booleans())
+@given(
+    cases(), *[st.sampled_from(sorted(ACTIVATIONS))] * 2, st.sampled_from(["none", "apart", "output"]), st.booleans()
+)
 def test_what_follows_a_layer_is_exact(case, before, after, residual, bias):
     generator = torch.Generator().manual_seed(case["seed"])
     x = last(whole(generator, case["samples"], case["inputs"], *case["size"]))
@@ -106,10 +108,10 @@ def test_what_follows_a_layer_is_exact(case, before, after, residual, bias):
     layer = make(weight, shift, geometry, before, residual != "none", after, "gemm")
     exact = functional.conv2d(x.double(), weight.double(), None if shift is None else shift.double(), case["stride"],
                               0, 1, case["groups"])  # fmt: skip
-    exact = CLAMPS[before](exact)
+    exact = ACTIVATIONS[before](exact)
     added = last(whole(generator, *exact.shape)) if residual != "none" else None
     if added is not None:
-        exact = CLAMPS[after](exact + added.double())
+        exact = ACTIVATIONS[after](exact + added.double())
     with threads(case["threads"]), poisoned():
         for _ in range(2):
             out = layer.empty(x)

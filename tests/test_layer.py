@@ -186,14 +186,16 @@ def test_nan_of_the_source_stays_nan_through_relu(kernel):
     assert not out[:, :, :3].isnan().any()
 
 
-def test_a_linear_layer_takes_any_rows():
-    if "brgemm" not in here():
-        pytest.skip("there is no brgemm")
+@pytest.mark.parametrize("kernel", ["brgemm", "gemm"])
+def test_a_linear_layer_takes_any_rows(kernel):
+    if kernel not in here():
+        pytest.skip(f"there is no {kernel}")
     for shape in [(24,), (5, 24), (2, 7, 24), (2, 3, 4, 24)]:
         source, weight, bias = torch.randn(shape), torch.randn(40, 24), torch.randn(40)
         layer = torch.classes.groupwise.Layer(
-            weight, bias, [], [], [], False, [], 1, "gelu", [], True, "relu", [], "brgemm"
+            weight, bias, [], [], [], False, [], 1, "gelu", [], True, "relu", [], kernel
         )
+        assert (layer.kernel(source), layer.refuses(source)) == (kernel, "")
         residual = torch.randn(*shape[:-1], 40)
         exact = (
             functional.gelu(functional.linear(source.double(), weight.double(), bias.double())) + residual.double()
@@ -232,16 +234,17 @@ def test_outputs_with_gaps_are_written_in_place():
 PLAIN = {"transposed": False, "output_padding": [0, 0], "dilation": [1, 1], "stride": [1, 1]}
 
 
+@pytest.mark.parametrize("kernel", ["brgemm", "gemm"])
 @pytest.mark.parametrize("size", [7, 15])
 @pytest.mark.parametrize("taps", [1, 3])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("outputs", [128, 135, 144, 176, 240])
-def test_threads_share_a_dense_layer(outputs, transposed, taps, size):
+def test_threads_share_a_dense_layer(outputs, transposed, taps, size, kernel):
     # Few pixels are shared by output channels, more by pixels.
     case = {**PLAIN, "padding": [taps // 2] * 2, "groups": 1, "transposed": transposed}
     weight = torch.randn(*((72, outputs) if transposed else (outputs, 72)), taps, taps)
     source, bias = torch.randn(1, 72, size, size).contiguous(memory_format=torch.channels_last), torch.randn(outputs)
-    layer = make(weight, bias, case, ("relu", ()), kernel="brgemm")
+    layer = make(weight, bias, case, ("relu", ()), kernel=kernel)
     if layer.refuses(source):
         pytest.skip(layer.refuses(source))
     exact = convolve(source.double(), weight.double(), bias.double(), case).relu()

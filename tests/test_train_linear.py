@@ -33,7 +33,7 @@ def tensors(*shape, outputs=40, bias=True):
     return [it.requires_grad_() for it in (made if bias else made[:2])]
 
 
-@pytest.mark.parametrize("kernel", ["brgemm", "narrow", ""])
+@pytest.mark.parametrize("kernel", ["brgemm", "gemm", "narrow", ""])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_and_gradients(shape, bias, kernel):

@@ -283,7 +283,8 @@ def _fork_what_is_spawned():
     """Lets `torch.multiprocessing.spawn` fork: no import of torch, and an end that takes no modules apart.
 
     An interpreter that ends while a thread of gloo still gives back a tensor ends by a signal: that thread waits for
-    the lock of an interpreter that is no more (https://github.com/pytorch/pytorch/pull/179291).
+    the lock of an interpreter that is no more (https://github.com/pytorch/pytorch/pull/179291). What forks must have
+    one OpenMP thread.
     """
     from torch import multiprocessing
 

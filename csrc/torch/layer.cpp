@@ -210,7 +210,7 @@ bool Layer::run_again(const Tensor& source, const Tensor& residual, const Tensor
 std::shared_ptr<const Plan> Layer::plan(const Tensor& source) const {
   const Tensor image = image_of(source);
   const Call call = call_of(image, weight_, geometry_);
-  // The output of a linear layer has its features side by side, as no new output of an image of one row has.
+  // The output of a linear layer has its features side by side.
   const Tensor out = linear_ ? as_pixels(empty(source)) : Tensor();
   return plan_of(request_of(call, image, linear_ ? &out : nullptr, weight_, bias_.defined()), kernel_);
 }

@@ -3,6 +3,7 @@
 #include "request.h"
 
 namespace groupwise {
+
 GradWeight with_fewer_turned(const GradWeight& work) {
   const Problem& p = work.problem;
   const bool flat = p.h.out == 1 && p.h.in == 1 && one_tap(p.h) && one_tap(p.w) && p.w.in == p.w.out;

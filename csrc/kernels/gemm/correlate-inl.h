@@ -1,6 +1,6 @@
 // Products of matrices: pixels by input channels, which are read in place, times packed panels of input by output channels. A tile
-// of 2 vectors of output channels by 6 pixels is 12 sums, fed by 2 vectors of weights and 6 broadcast inputs; with 32 registers it
-// has 12 pixels.
+// of 2 vectors of output channels by 6 pixels is 12 sums, fed by 2 vectors of weights and 6 broadcast inputs; with AVX-512 it has
+// 12 pixels of floats.
 #pragma once
 #include "kernels/clamp-inl.h"
 #include "kernels/finish.h"
@@ -148,9 +148,9 @@ void pack_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, int64_t
 void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, int64_t end, Real*, const Real* packed) {
   const Phase& w = c.w.front();
   const Strides &xs = c.input_strides, &ys = c.output_strides;
-  const int64_t by_w = ceil_div(w.out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows), parts = l.parts(c);
+  const int64_t by_w = ceil_div(w.out, l.block.columns), by_h = ceil_div(c.h.out, l.block.rows), blocks = c.batch * by_h * by_w;
   const EpilogueOf<Real>* e = c.epilogue;
-  // The sums begin with a residual that no activation precedes.
+  // A residual that no activation precedes is added before the sums are stored.
   const Real* residual = e && e->before.kind == Activation::none ? e->residual : nullptr;
   Clamp clamp;
   const bool in_store = residual ? is_clamp(e->after, &clamp) : is_clamp(e, &clamp);
@@ -161,7 +161,7 @@ void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, in
   t.run = even_run(c.in_channels, c.longest_run);
   t.clamp = in_store && clamp.bounds() ? &clamp : nullptr;
   for (int64_t task = begin; task < end; task++) {
-    const int64_t group = task % c.groups, part = task / c.groups % parts, block = task / (c.groups * parts);
+    const int64_t group = task % c.groups, block = task / c.groups % blocks, part = task / (c.groups * blocks);
     const int64_t column = block % by_w * l.block.columns, row = block / by_w % by_h * l.block.rows;
     const int64_t n = block / (by_w * by_h);
     const int64_t rows = std::min(l.block.rows, c.h.out - row), columns = std::min(l.block.columns, w.out - column);
