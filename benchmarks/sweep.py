@@ -76,7 +76,7 @@ def main() -> None:
         "--changed",
         metavar="KERNEL",
         choices=[name for name in KERNELS if name != PYTORCH],
-        help="draw no new layers: time the record's rows again in which this kernel takes another time or has none",
+        help="draw no new layers: time the record's rows again where this kernel's time is another one, or missing",
     )
     parser.add_argument("--output", type=pathlib.Path, help="default: as `record_of` names it, in the records")
     options = parser.parse_args()

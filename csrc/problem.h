@@ -21,6 +21,9 @@ struct Axis {
 // Tells whether outputs have one tap, which never meets padding.
 inline bool one_tap(const Axis& a) { return a.kernel == 1 && a.pad == 0 && (a.out - 1) * a.stride < a.in; }
 
+// Tells whether output i reads input i alone, for all inputs.
+inline bool one_to_one(const Axis& a) { return one_tap(a) && a.stride == 1 && a.in == a.out; }
+
 // Channels are counted in one group. A 1-D convolution has a height of 1.
 struct Problem {
   int64_t batch, groups, in_channels, out_channels;

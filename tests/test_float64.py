@@ -53,6 +53,11 @@ def tensors(spec, size, batch, last=False, expanded=False, sliced=False):
     return source, weight, bias, grad
 
 
+def taps_of(kernel):
+    """The taps of a row of a layer that a kernel computes."""
+    return 1 if kernel == "gemm" else 3
+
+
 def check(spec, given, kernel, isa):
     """Compares a step with the exact sums. Returns the kernels that ran."""
     source, weight, bias, grad = given
@@ -154,10 +159,11 @@ def test_first_and_second_gradients_are_those_of_finite_differences(kernel, last
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_strided_and_expanded_tensors_of_any_order(kernel, isa, workers):
-    spec = ConvSpec(16, 32, 3, padding=1, groups=2)
+    taps = taps_of(kernel)
+    spec = ConvSpec(16, 32, taps, padding=taps // 2, groups=2)
     _, _, bias, grad = tensors(spec, (9, 17), 2)
     wide = torch.randn(2, 11, 18, 40, dtype=torch.float64)
-    turned = torch.randn(3, 3, 8, 32, dtype=torch.float64).permute(3, 2, 0, 1)
+    turned = torch.randn(taps, taps, 8, 32, dtype=torch.float64).permute(3, 2, 0, 1)
     inputs = [
         torch.randn(2, 17, 9, 16, dtype=torch.float64).permute(0, 3, 2, 1)[:, :16],
         wide[:, :1, ::2, 3:20].expand(2, 16, 9, 17),
@@ -165,7 +171,7 @@ def test_strided_and_expanded_tensors_of_any_order(kernel, isa, workers):
     ]
     with threads(workers):
         for source in inputs:
-            for weight in (turned, turned[:, :, :1].expand(32, 8, 3, 3)):
+            for weight in (turned, turned[:, :, :1].expand(32, 8, taps, taps)):
                 check(spec, (source, weight, bias, grad), kernel, isa)
 
 
@@ -173,7 +179,8 @@ def test_strided_and_expanded_tensors_of_any_order(kernel, isa, workers):
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_numbers_beyond_float32_keep_their_size_and_digits(kernel, last):
     """Products of 1e120, and of 1e-120, are neither infinite nor zero, and padding makes no NaN."""
-    spec = ConvSpec(16, 16, 3, padding=1, groups=2)
+    taps = taps_of(kernel)
+    spec = ConvSpec(16, 16, taps, padding=taps // 2, groups=2)
     for size in (1e60, 1e-60):
         source, weight, bias, grad = tensors(spec, (9, 10), 2, last)
         check(spec, (source * size, weight * size, bias * size * size, grad * size), kernel, "")
@@ -181,7 +188,7 @@ def test_numbers_beyond_float32_keep_their_size_and_digits(kernel, last):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_autocast_leaves_float64_as_it_is(kernel):
-    taps = 1 if kernel == "gemm" else 3
+    taps = taps_of(kernel)
     spec = ConvSpec(16, 16, taps, padding=taps // 2, groups=2)
     given = tensors(spec, (9, 10), 2, last=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):

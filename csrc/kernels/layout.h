@@ -62,6 +62,12 @@ GradWeight with_joined_samples(const GradWeight& work);
 // pixels.
 bool few_pixels(const CorrelationShape& c, int64_t threads);
 
+// Tells whether tasks leave threads idle: there are fewer than `least` a thread, or few that the threads cannot share evenly. Five on
+// two threads waste a sixth of the time.
+inline bool uneven(int64_t tasks, int64_t threads, int64_t least = 1) {
+  return tasks < least * threads || (tasks < 5 * threads && tasks % threads != 0);
+}
+
 // A task computes `rows` x `columns` outputs (of each phase) of `groups` groups of one sample.
 struct Block {
   int64_t rows, columns, groups;

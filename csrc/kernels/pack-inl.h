@@ -85,6 +85,20 @@ GW_NOINLINE void split_pixels(Real* to, int64_t channel, const Real* from, int64
   }
 }
 
+// Packs one tap of `outputs` output channels as [input channel][width]. It reads along whatever is contiguous in the weight.
+GW_INLINE void pack_tap(Real* to, int64_t width, const Real* from, const WeightStrides& s, int64_t in_channels,
+                        int64_t outputs) {
+  if (s.o == 1) {
+    for (int64_t i = 0; i < in_channels; i++) copy(to + i * width, from + i * s.c, outputs);
+  } else if (s.c == 1) {
+    for (int64_t i = 0; i < in_channels; i += kLanes)
+      split_pixels(to + i * width, width, from + i, s.o, std::min<int64_t>(kLanes, in_channels - i), outputs);
+  } else {
+    for (int64_t i = 0; i < in_channels; i++)
+      for (int64_t o = 0; o < outputs; o++) to[i * width + o] = from[i * s.c + o * s.o];
+  }
+}
+
 // Copies one row of each channel to pixels: the inverse of split_pixels.
 GW_NOINLINE void join_pixels(Real* to, int64_t pixel, const Real* from, int64_t channel, int64_t channels, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {

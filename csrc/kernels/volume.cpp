@@ -276,16 +276,15 @@ std::optional<Request> flat(const Request& r) {
   two.dimensions = 2;
   two.depth = {};
   Problem& p = two.problem;
-  if (one_tap(a) && ((a.stride == 1 && a.in == a.out) || r.direction != Direction::grad_input)) {
+  if (one_to_one(a) || (one_tap(a) && r.direction != Direction::grad_input)) {
     const int64_t x = a.stride * r.depth.x, y = r.depth.y;
     if (p.batch > 1 && (r.x_strides.n != a.out * x || r.y_strides.n != a.out * y)) return std::nullopt;
     p.batch *= a.out;
     if (p.batch > 1 && a.out > 1) two.x_strides.n = x, two.y_strides.n = y;
     return two;
   }
-  const auto whole = [](const Axis& axis) { return one_tap(axis) && axis.stride == 1 && axis.in == axis.out; };
   const auto joined = [&](const Strides& s) { return p.h.in == 1 || s.h == p.w.in * s.w; };
-  if (!whole(p.h) || !whole(p.w) || !joined(r.x_strides) || !joined(r.y_strides)) return std::nullopt;
+  if (!one_to_one(p.h) || !one_to_one(p.w) || !joined(r.x_strides) || !joined(r.y_strides)) return std::nullopt;
   p.w.in = p.w.out = p.h.in * p.w.in;
   p.h = a;
   two.x_strides.h = r.depth.x;

@@ -154,7 +154,8 @@ class CorrelationWork : public Correlations<Layout, Real> {
   Run run_;
 };
 
-// Correlations by a kernel that packs the weights before its products, unless they were packed for all runs.
+// Correlations by a kernel that packs the weights before its products, unless they were packed for all runs. Its layout has tasks that
+// pack, and the numbers of a group's packed weights: none where they are read in place.
 template <class Layout, class Real = float>
 class PackedWork : public Correlations<Layout, Real> {
  public:

@@ -123,11 +123,10 @@ Layer::~Layer() = default;
 
 namespace {
 
-// `out` is null for a new output.
-Request request_of(const Call& call, const Tensor& source, const Tensor* out, const Tensor& weight, bool bias) {
+// The output's strides are `to`.
+Request request_of(const Call& call, const Tensor& source, const Strides& to, const Tensor& weight, bool bias) {
   const bool transposed = call.transposed;
   const Strides from = read_strides(source, call, !transposed);
-  const Strides to = out ? read_strides(*out, call, transposed) : new_strides(call, transposed);
   return {transposed ? Direction::grad_input : Direction::forward,
           call.problem,
           call.channels_last,
@@ -144,7 +143,7 @@ Request request_of(const Call& call, const Tensor& source, const Tensor* out, co
 }  // namespace
 
 std::shared_ptr<const Layer::Prepared> Layer::prepared(const Call& call, const Tensor& source, const Tensor& out) const {
-  const Request request = request_of(call, source, &out, weight_, bias_.defined());
+  const Request request = request_of(call, source, read_strides(out, call, call.transposed), weight_, bias_.defined());
   if (const auto lock = locked_soon(mutex_))
     for (size_t i = 0; i < kept_.size(); i++)
       if (kept_[i].prepared->request == request) return first(i).prepared;
@@ -210,9 +209,11 @@ bool Layer::run_again(const Tensor& source, const Tensor& residual, const Tensor
 std::shared_ptr<const Plan> Layer::plan(const Tensor& source) const {
   const Tensor image = image_of(source);
   const Call call = call_of(image, weight_, geometry_);
+  const Problem& p = call.problem;
   // The output of a linear layer has its features side by side.
-  const Tensor out = linear_ ? as_pixels(empty(source)) : Tensor();
-  return plan_of(request_of(call, image, linear_ ? &out : nullptr, weight_, bias_.defined()), kernel_);
+  const Strides to =
+      linear_ ? dense_strides(p.batch, p.out_channels, p.h.out, p.w.out, true) : new_strides(call, call.transposed);
+  return plan_of(request_of(call, image, to, weight_, bias_.defined()), kernel_);
 }
 
 std::string Layer::kernel(const Tensor& source) const { return plan(source)->name(); }

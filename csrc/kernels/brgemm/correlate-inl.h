@@ -65,16 +65,7 @@ void pack_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin, int
       for (int64_t t = 0; t < taps; t++) {
         const float* tap_at = at + t / w.taps * c.h.index_step * s.h + t % w.taps * one * s.w;
         float* next = first + t * tap;
-        if (s.o == 1) {
-          for (int64_t i = 0; i < c.in_channels; i++) copy(next + i * l.outputs, tap_at + i * s.c, outputs);
-        } else if (s.c == 1) {
-          for (int64_t i = 0; i < c.in_channels; i += kLanes)
-            split_pixels(next + i * l.outputs, l.outputs, tap_at + i, s.o, std::min<int64_t>(kLanes, c.in_channels - i),
-                         outputs);
-        } else {
-          for (int64_t i = 0; i < c.in_channels; i++)
-            for (int64_t j = 0; j < outputs; j++) next[i * l.outputs + j] = tap_at[i * s.c + j * s.o];
-        }
+        pack_tap(next, l.outputs, tap_at, s, c.in_channels, outputs);
       }
     }
   }

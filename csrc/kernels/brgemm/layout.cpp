@@ -73,19 +73,15 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
     take(each, round_up(even_run(each, many ? kManyOutputs : kProductChannels), kLine));
     return true;
   }
-  const auto uneven = [&] {
-    const int64_t tasks = l->tasks(c);
-    return tasks < threads || (tasks < 5 * threads && tasks % threads != 0);
-  };
-  while (threads > 1 && uneven() && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  if (threads > 1 && uneven() && c.h.out == 1 && b.columns == out_w && !l->planes && !l->staged &&
-      out_w >= kLeastPixels * threads) {
+  const auto idle = [&] { return threads > 1 && uneven(l->tasks(c), threads); };
+  while (idle() && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  if (idle() && c.h.out == 1 && b.columns == out_w && !l->planes && !l->staged && out_w >= kLeastPixels * threads) {
     // Threads share the pixels of an image evenly: where those are rows one after the other, each gets as many of them.
     b.columns = ceil_div(out_w, threads);
     floats();
     return true;
   }
-  while (threads > 1 && uneven() && b.rows == 1 && b.columns > 16) b.columns = round_up(ceil_div(b.columns, 2), 8);
+  while (idle() && b.rows == 1 && b.columns > 16) b.columns = round_up(ceil_div(b.columns, 2), 8);
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();
   return true;

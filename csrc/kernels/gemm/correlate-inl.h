@@ -101,7 +101,7 @@ inline void gemm_tiles(const GemmRow& t, int64_t tiles, int64_t pixels) {
   }
 }
 
-// The same for fewer outputs than the vectors have, by way of a buffer.
+// Does the same for fewer outputs than the vectors have, by way of a buffer.
 GW_NOINLINE void gemm_part_tiles(GemmRow t, int64_t outputs, int64_t tiles, int64_t pixels) {
   alignas(Vec) Real buffer[2 * gemm_pixels(kLanes, 2) * kLanes] = {};
   const int64_t width = t.vectors * kLanes, y_pixel = t.y_pixel;
@@ -130,21 +130,14 @@ void pack_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, int64_t
     const int64_t width = panel.vectors * kLanes, outputs = std::min(width, c.out_channels - panel.first);
     const Real* from = c.weight + group * s.group + panel.first * s.o;
     Real* to = packed + group * l.weight_floats + panel.first * c.in_channels;
-    if (s.o == 1) {
-      for (int64_t i = 0; i < c.in_channels; i++) copy(to + i * width, from + i * s.c, outputs);
-    } else if (s.c == 1) {
-      for (int64_t i = 0; i < c.in_channels; i += kLanes)
-        split_pixels(to + i * width, width, from + i, s.o, std::min<int64_t>(kLanes, c.in_channels - i), outputs);
-    } else {
-      for (int64_t i = 0; i < c.in_channels; i++)
-        for (int64_t o = 0; o < outputs; o++) to[i * width + o] = from[i * s.c + o * s.o];
-    }
+    pack_tap(to, width, from, s, c.in_channels, outputs);
     if (outputs < width)
       for (int64_t i = 0; i < c.in_channels; i++) zero(to + i * width + outputs, width - outputs);
   }
 }
 
-// Runs tasks [begin, end) of a correlation, whose weights are packed.
+// Runs tasks [begin, end) of a correlation, whose weights are packed. Its rows have no stride: `correlations_of` makes that one of the
+// input.
 void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, int64_t end, Real*, const Real* packed) {
   const Phase& w = c.w.front();
   const Strides &xs = c.input_strides, &ys = c.output_strides;
@@ -165,8 +158,7 @@ void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, in
     const int64_t column = block % by_w * l.block.columns, row = block / by_w % by_h * l.block.rows;
     const int64_t n = block / (by_w * by_h);
     const int64_t rows = std::min(l.block.rows, c.h.out - row), columns = std::min(l.block.columns, w.out - column);
-    const Real* input = c.input + n * xs.n + group * c.in_channels * xs.c + (row * c.h.stride + c.h.low) * xs.h +
-                        (column * w.stride + w.low) * xs.w;
+    const Real* input = c.input + n * xs.n + group * c.in_channels * xs.c + row * xs.h + column * t.x_pixel;
     Real* output = c.output + n * ys.n + group * c.out_channels * ys.c + row * ys.h + column * ys.w;
     const int64_t panels = l.panels(std::min(l.channels, c.out_channels - part * l.channels));
     for (int64_t number = 0; number < panels; number++) {
@@ -183,7 +175,7 @@ void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, in
         int64_t from = 0;
         const auto run = [&](int64_t count, int64_t pixels) {
           if (count == 0) return;
-          t.x = input + r * c.h.stride * xs.h + from * t.x_pixel;
+          t.x = input + r * xs.h + from * t.x_pixel;
           t.y = output + panel.first + r * ys.h + from * t.y_pixel;
           t.residual = residual ? residual + (t.y - c.output) : nullptr;
           if (outputs == width) {

@@ -3,9 +3,11 @@
 namespace groupwise {
 
 void lay_out_gemm(const CorrelationShape& c, int64_t lanes, int64_t threads, GemmLayout* l) {
-  // The pixels of a block, which meet a panel of weights while that is in L1. Groups share the cache lines of a pixel, which fewer
-  // pixels keep there until the last group has read them. And the least pixels of a thread that shares an image.
-  constexpr int64_t kPixels = 96, kGroupedPixels = 48, kLeastPixels = 48;
+  // The pixels of a block meet a panel of weights while that is in L1. Groups share the cache lines of a pixel, which fewer pixels keep
+  // there until the last group has read them.
+  constexpr int64_t kPixels = 96, kGroupedPixels = 48;
+  // A thread that shares an image computes so many pixels at least.
+  constexpr int64_t kLeastPixels = 48;
   const int64_t panel = kPanelVectors * lanes, columns = c.w.front().out;
   l->lanes = lanes;
   l->channels = round_up(c.out_channels, lanes);
@@ -15,11 +17,7 @@ void lay_out_gemm(const CorrelationShape& c, int64_t lanes, int64_t threads, Gem
   const int64_t most = c.groups == 1 ? kPixels : kGroupedPixels;
   b.columns = even_run(std::max<int64_t>(1, columns), most);
   b.rows = even_run(std::max<int64_t>(1, c.h.out), std::max<int64_t>(1, most / b.columns));
-  const auto uneven = [&] {
-    const int64_t tasks = l->tasks(c);
-    return tasks < threads || (tasks < 5 * threads && tasks % threads != 0);
-  };
-  if (!uneven()) return;
+  if (!uneven(l->tasks(c), threads)) return;
   const int64_t pixels = c.h.out * columns;
   if (pixels >= kLeastPixels * threads) {
     // Threads share the pixels of an image evenly, by rows where there are enough.
@@ -28,7 +26,7 @@ void lay_out_gemm(const CorrelationShape& c, int64_t lanes, int64_t threads, Gem
     } else {
       b.columns = ceil_div(columns, round_up(ceil_div(columns, b.columns), threads));
     }
-    if (!uneven()) return;
+    if (!uneven(l->tasks(c), threads)) return;
   }
   // Each thread reads its own weights, and all pixels.
   if (c.out_channels >= panel * threads) l->channels = round_up(ceil_div(c.out_channels, threads), panel);

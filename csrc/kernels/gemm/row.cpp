@@ -8,8 +8,7 @@ const char* refuses(const Request& r) {
   const Problem& p = r.problem;
   if (!one_tap(p.h) || !one_tap(p.w)) return "it computes layers of one tap without padding";
   // With dilation an output padding, too, makes inputs that no output reads.
-  const auto skips = [](const Axis& a) { return a.stride > 1 || a.in != a.out; };
-  if (r.direction == Direction::grad_input && (skips(p.h) || skips(p.w)))
+  if (r.direction == Direction::grad_input && !(one_to_one(p.h) && one_to_one(p.w)))
     return "it computes gradients of inputs that are all read (stride 1, no output padding)";
   if (std::min(p.in_channels, p.out_channels) < 8) return "its products need 8 input and 8 output channels of a group";
   if (r.x_strides.c != 1 || r.y_strides.c != 1) return "its pixels have their channels side by side (channels_last)";

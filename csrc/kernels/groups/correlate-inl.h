@@ -69,15 +69,7 @@ inline void pack_weights(const Correlation& c, const ChannelsLayout& l, const Re
   }
   for (int64_t t = 0; t < taps; t++, to += tap) {
     const Real* at = from + t / l.kernel_w * s.h + t % l.kernel_w * s.w;
-    if (s.o == 1) {
-      for (int64_t i = 0; i < c.in_channels; i++) copy(to + i * kGroupBlock, at + i * s.c, outputs);
-    } else if (s.c == 1) {
-      for (int64_t i = 0; i < c.in_channels; i += kLanes)
-        split_pixels(to + i * kGroupBlock, kGroupBlock, at + i, s.o, std::min<int64_t>(kLanes, c.in_channels - i), outputs);
-    } else {
-      for (int64_t i = 0; i < c.in_channels; i++)
-        for (int64_t o = 0; o < outputs; o++) to[i * kGroupBlock + o] = at[i * s.c + o * s.o];
-    }
+    pack_tap(to, kGroupBlock, at, s, c.in_channels, outputs);
   }
 }
 

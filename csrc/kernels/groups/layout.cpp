@@ -75,12 +75,8 @@ bool lay_out(const CorrelationShape& c, int64_t kernel_h, int64_t kernel_w, int6
   while (floats() > c.scratch && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > c.scratch && b.columns > 6) b.columns = ceil_div(b.columns, 2);
   if (floats() > c.scratch) return false;
-  // An uneven number of tasks leaves threads idle: five on two threads a sixth of the time.
-  const auto uneven = [&] {
-    const int64_t tasks = l->tasks(c);
-    return tasks < 2 * threads || (tasks < 5 * threads && tasks % threads != 0);
-  };
-  while (threads > 1 && uneven() && (c.h.out == 1 || b.rows * c.h.stride > std::min(c.h.span(), c.h.in) + 1) && divisible(96))
+  while (threads > 1 && uneven(l->tasks(c), threads, 2) &&
+         (c.h.out == 1 || b.rows * c.h.stride > std::min(c.h.span(), c.h.in) + 1) && divisible(96))
     halve();
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();

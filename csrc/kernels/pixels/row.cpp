@@ -14,20 +14,21 @@ const char* refuses(const Request& r) {
 // The products that lanes along one side of a weight execute, for each position.
 int64_t executed(int64_t along, int64_t others, int64_t lanes) { return round_up(along, lanes) * others; }
 
+// Tells whether a weight's gradient is the same with input and grad_output exchanged.
+bool turns(const Problem& p) { return one_tap(p.h) && one_tap(p.w) && p.h.in == p.h.out && p.w.in == p.w.out && !depthwise(p); }
+
 // Returns the sums with the lanes along the output channels instead, where one tap makes both the same and fewer lanes are empty.
 GradWeight along_lanes(const GradWeight& work, int64_t lanes) {
   const Problem& p = work.problem;
-  if (depthwise(p) || !one_tap(p.h) || !one_tap(p.w) || p.h.in != p.h.out || p.w.in != p.w.out) return work;
   const bool fewer = executed(p.out_channels, p.in_channels, lanes) < executed(p.in_channels, p.out_channels, lanes);
-  return fewer ? exchanged(work) : work;
+  return fewer && turns(p) ? exchanged(work) : work;
 }
 
 // Returns them with the lanes along the more channels where as many lanes are empty: vectors copy those to panels in less time.
 GradWeight along_more(const GradWeight& work, int64_t lanes) {
   const Problem& p = work.problem;
   const bool same = executed(p.out_channels, p.in_channels, lanes) == executed(p.in_channels, p.out_channels, lanes);
-  const bool turns = p.h.in == p.h.out && p.w.in == p.w.out && one_tap(p.h) && one_tap(p.w);
-  return same && turns && p.out_channels > p.in_channels ? exchanged(work) : work;
+  return same && turns(p) && p.out_channels > p.in_channels ? exchanged(work) : work;
 }
 
 template <class Real>

@@ -38,12 +38,9 @@ bool lay_out_stem(const Correlation& c, int64_t lanes, int64_t threads, StemLayo
   while (floats() > kScratchFloats && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   while (floats() > kScratchFloats && b.columns > most) b.columns = ceil_div(b.columns, 2);
   if (floats() > kScratchFloats) return false;
-  const auto uneven = [&] {
-    const int64_t tasks = l->tasks(c);
-    return tasks < 2 * threads || (tasks < 5 * threads && tasks % threads != 0);
-  };
-  while (threads > 1 && uneven() && b.rows * c.h.stride > c.h.span() + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  while (threads > 1 && uneven() && c.h.out == 1 && b.columns > 2 * w.span() + 8 * most) b.columns = ceil_div(b.columns, 2);
+  const auto idle = [&] { return threads > 1 && uneven(l->tasks(c), threads, 2); };
+  while (idle() && b.rows * c.h.stride > c.h.span() + 1 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (idle() && c.h.out == 1 && b.columns > 2 * w.span() + 8 * most) b.columns = ceil_div(b.columns, 2);
   b.rows = ceil_div(c.h.out, ceil_div(c.h.out, b.rows));
   floats();
   l->columns.clear();
