@@ -22,6 +22,8 @@ CHANNELS = (8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 112, 120, 128, 144, 160, 192,
 SIZES = (7, 8, 10, 13, 14, 16, 20, 27, 28, 32, 40, 56, 64, 80, 112, 160, 224)
 LENGTHS = (16, 50, 64, 100, 128, 200, 256, 400, 512, 1000, 2048)
 BATCHES = (1, 1, 1, 1, 1, 2, 4, 8, 8, 16, 32, 64)
+# Of the family that has several samples always.
+BATCHES_OF_STEPS = (4, 8, 8, 8, 16, 32)
 # The most multiply-accumulates and numbers of a tensor: more take PyTorch more than 50 ms, or more memory than a row is
 # worth. A big layer takes as much time as ten others, so that only some are drawn.
 LIMITS, LIMITS_OF_BIG = (600_000_000, 5_000_000), (2_500_000_000, 12_000_000)
@@ -85,8 +87,8 @@ def draw(seed: int, number: int, threads: tuple[int, ...], volumes: bool = False
         (family,) = chance.choices(list(weights), list(weights.values()))
         try:
             spec, size = families[family][1](chance)
-            batch = chance.choice(BATCHES)
-            limits = LIMITS_OF_BIG if family == "big" else LIMITS_OF_VOLUMES if volumes else LIMITS
+            batch = chance.choice(BATCHES_OF_STEPS if family == "steps" else BATCHES)
+            limits = LIMITS_OF_BIG if family in ("big", "steps") else LIMITS_OF_VOLUMES if volumes else LIMITS
             while batch > 1 and not affordable(spec, size, batch, limits):
                 batch //= 2
             if not affordable(spec, size, batch, limits) or not sound(spec, size):
@@ -270,6 +272,25 @@ def pointwise(chance: random.Random) -> Numbers:
     return ConvSpec(*channels, 1, chance.choice((1, 1, 1, 1, 1, 2)), groups=groups), image(chance)
 
 
+def steps(chance: random.Random) -> Numbers:
+    """Layers as they are trained, with several samples: bottlenecks and inverted residuals, depthwise, grouped and 1x1."""
+    which = chance.choice(("depthwise", "depthwise", "grouped", "pointwise", "pointwise", "dense"))
+    side, stride = one_of(chance, (7, 7, 14, 14, 14, 28, 28, 56, 56, 112)), chance.choice((1, 1, 1, 2))
+    channels = one_of(chance, (*CHANNELS, 672, 960, 1024, 1152, 1536))
+    if which == "depthwise":
+        kernel = chance.choice((3, 3, 3, 5, 5, 7))
+        return ConvSpec(channels, channels, kernel, stride, kernel // 2, 1, channels), (side, side)
+    if which == "grouped":
+        width = chance.choice((4, 8, 8, 16, 16, 24, 32, 48, 64))
+        groups = max(2, channels // width)
+        return ConvSpec(width * groups, width * groups, 3, stride, 1, 1, groups), (side, side)
+    if which == "dense":
+        inputs = chance.choice((3, 16, 32, 64, channels))
+        kernel = chance.choice((3, 3, 7))
+        return ConvSpec(inputs, chance.choice((16, 32, 64, channels)), kernel, stride, kernel // 2), (side, side)
+    return pointwise(chance)[0], (side, side)
+
+
 def big(chance: random.Random) -> Numbers:
     """Layers of which one takes milliseconds: without them the tables say nothing of what costs users most."""
     which = chance.choice(("rows", "rows", "depthwise", "grouped", "dense", "transposed"))
@@ -343,6 +364,7 @@ FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
     "few": (0.0, few),
     "dilated": (0.0, dilated),
     "pointwise": (0.0, pointwise),
+    "steps": (0.0, steps),
 }
 """The fraction of draws of each kind of layer."""
 
