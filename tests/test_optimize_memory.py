@@ -19,7 +19,8 @@ import pytest
 import torch
 
 import groupwise
-from groupwise.rewrite import choose, heap, network, train_network
+from groupwise.rewrite import choose, heap, network, train_choose
+from groupwise.rewrite.train_network import Kernels
 from optimized import network as model
 from optimized import source
 
@@ -242,7 +243,7 @@ def test_copies_for_trials_are_freed(monkeypatch):
             copies.append(weakref.ref(made))
         return made
 
-    monkeypatch.setattr(train_network.copy, "deepcopy", remember)
+    monkeypatch.setattr(train_choose.copy, "deepcopy", remember)
     gc.disable()
     try:
         network = groupwise.optimize(given, source(), train=True, tune=False)
@@ -263,10 +264,10 @@ def test_steps_that_are_timed_use_the_heap(monkeypatch):
         yield
         within.pop()
 
-    step = train_network._step
-    monkeypatch.setattr(train_network, "mapped", mapped)
-    monkeypatch.setattr(train_network, "_measured", lambda *_: {})
-    monkeypatch.setattr(train_network, "_step", lambda *args: steps.append(bool(within)) or step(*args))
+    step = train_choose.step
+    monkeypatch.setattr(train_choose, "mapped", mapped)
+    monkeypatch.setattr(train_choose._Trial, "measured", lambda *_: Kernels())
+    monkeypatch.setattr(train_choose, "step", lambda *args: steps.append(bool(within)) or step(*args))
     groupwise.optimize(model().train(), source(), train=True, tune=True, recompute=True)
     # The first of each memory format is not timed.
-    assert steps == [True] * 2 + [False] * 2 * train_network.ROUNDS
+    assert steps == [True] * 2 + [False] * 2 * train_choose.ROUNDS

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import groupwise
-from groupwise.rewrite import train_network, train_origin
+from groupwise.rewrite import train_choose, train_origin
 from groupwise.rewrite.train_network import Trainable
 from groupwise.rewrite.train_region import Settings
 from pairs import pairwise
@@ -320,7 +320,7 @@ def test_the_user_or_the_clock_decides_what_is_kept(monkeypatch):
     assert few < many
     for again, taken in ((1.0, True), (1.03, False)):
         times = {"as given": 1.0, "channels_last": 2.0, "kept": 1.0, "computed again": again}
-        monkeypatch.setattr(train_network, "_times", lambda forms, *_, t=times: {name: t[name] for name in forms})
+        monkeypatch.setattr(train_choose._Trial, "_times", lambda _, forms, t=times: {name: t[name] for name in forms})
         net = groupwise.optimize(copy.deepcopy(model), x, train=True, tune=True)
         assert (net.plan.recompute, net.plan.memory_format) == (taken, "as given")
         assert set(net.plan.ms) == set(times)

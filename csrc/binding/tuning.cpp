@@ -172,7 +172,7 @@ bool measure(const Request& request, const std::vector<Contender>& contenders, i
 
 std::string measured_so_far() {
   return "{\"requests\": " + std::to_string(requests) + ", \"seconds\": " + json_number(spent, 6) +
-         ", \"lost\": " + std::to_string(lost) + "}";
+         ", \"drawn\": " + json_number(drawn, 6) + ", \"lost\": " + std::to_string(lost) + "}";
 }
 
 }  // namespace groupwise

@@ -38,8 +38,8 @@ struct Contender {
 // `tries` times, as another thread may have measured it since. Returns false, and does nothing, while another thread measures.
 bool measure(const Request& request, const std::vector<Contender>& contenders, int64_t tries, bool in_table);
 
-// Returns {"requests": 3, "seconds": 0.01, "lost": 0}: what was measured since the library was loaded, how long that took, and
-// how many results could not be written.
+// Returns {"requests": 3, "seconds": 0.01, "drawn": 0.01, "lost": 0}: what was measured since the library was loaded, how long
+// that took, how much of it counts against the seconds that measuring may take, and how many results could not be written.
 std::string measured_so_far();
 
 }  // namespace groupwise

@@ -105,7 +105,7 @@ def run_optimize(options: argparse.Namespace) -> None:
 
     model, shape, make = model_and_input(options, photo)
     model.train(options.train)
-    wishes: dict[str, Any] = {"tune": False} if options.no_tune else {}
+    wishes: dict[str, Any] = {"tune": options.tune} if options.tune or options.no_tune else {}
     if options.train:
         wishes["train"] = True
     if options.dtype:

@@ -218,7 +218,9 @@ def _add_optimize(kinds: Any) -> None:
     source.add_argument("--image", metavar="FILE", help="a photograph as the input, center-cropped and resized")
     faster.add_argument("--train", action="store_true", help="rewrite it for training, and time training steps")
     faster.add_argument("--dtype", choices=("bfloat16",), help="compute layers in it, with float32 sums")
-    faster.add_argument(
+    tune = faster.add_mutually_exclusive_group()
+    tune.add_argument("--tune", action="store_true", help="time every engine and kernel, however long that takes")
+    tune.add_argument(
         "--no-tune", action="store_true", help="choose engines without timing them, the same on every run"
     )
     faster.add_argument("--save", metavar="FILE", help="write the optimized network to FILE, for torch.load")

@@ -196,19 +196,31 @@ def enabled(
     wish = tuning.check_wish(tune, calls, seconds, fft)
     _register()
     _frozen.begin()
-    block = _switches.open(wish)
-    try:
+    with _open(wish):
         _switches.tell()
         yield
-    finally:
-        _switches.close(block)
+
+
+@contextlib.contextmanager
+def measuring(calls: int, seconds: float) -> Iterator[None]:
+    """Dispatches and measures for so many seconds from now while the block runs. Tells nobody when they are over."""
+    drawn = tuning.measured(_register())["drawn"]
+    with _open(tuning.Wish(tune=True, calls=calls, seconds=drawn + seconds, quiet=True)):
+        _switches.tell()
+        yield
 
 
 @contextlib.contextmanager
 def measuring_nothing() -> Iterator[None]:
     """Dispatches and measures nothing while the block runs, whatever was asked for; what was measured before counts."""
     _register()
-    block = _switches.open(tuning.ONLY_READS)
+    with _open(tuning.ONLY_READS):
+        yield
+
+
+@contextlib.contextmanager
+def _open(wish: tuning.Wish) -> Iterator[None]:
+    block = _switches.open(wish)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ their numbers, and chooses by them what was not measured on this machine.
 
 from __future__ import annotations
 
+import array
 import ctypes
 import json
 import pathlib
@@ -115,25 +116,27 @@ def clear(library: ctypes.CDLL, isa: str) -> None:
 def give(library: ctypes.CDLL, isa: str, told: dict[str, Any]) -> None:
     """Gives the core the contents of a file. Raises `ValueError` if its numbers do not fit together."""
     numbers = flat(told)
-    array = (ctypes.c_double * len(numbers))(*numbers)
+    given = (ctypes.c_double * len(numbers)).from_buffer(numbers)
     record = f"{told['class']}, {told['isa']}, torch {told['torch']}"
     names = [",".join(told["features"]), ",".join(table["kernel"] for table in told["tables"])]
     if not library.groupwise_tables(
-        isa.encode(), record.encode(), *(name.encode() for name in names), array, len(numbers)
+        isa.encode(), record.encode(), *(name.encode() for name in names), given, len(numbers)
     ):
         raise ValueError("its numbers do not fit together")
 
 
-def flat(told: dict[str, Any]) -> list[float]:
+def flat(told: dict[str, Any]) -> array.array[float]:
     """Returns a file's numbers in the order in which csrc/plan/forest.h reads them."""
     # A file without margins for the families has one for all.
     margins = told.get("margins") or [told["margin"]] * FAMILIES
-    numbers = [*margins, len(told["bounded"]), *told["bounded"]]
+    numbers = array.array("d", [*margins, len(told["bounded"]), *told["bounded"]])
     for table in told["tables"]:
-        numbers += [*table["least"], *table["most"], len(table["trees"])]
+        numbers.extend([*table["least"], *table["most"], len(table["trees"])])
         for tree in table["trees"]:
-            numbers += [len(tree["nodes"]) // 4, *tree["nodes"], len(tree["leaves"]) // 3, *tree["leaves"]]
-    return [float(number) for number in numbers]
+            for name, size in (("nodes", 4), ("leaves", 3)):
+                numbers.append(len(tree[name]) // size)
+                numbers.extend(tree[name])
+    return numbers
 
 
 def give_model(library: ctypes.CDLL, told: dict[str, Any]) -> None:
@@ -142,10 +145,10 @@ def give_model(library: ctypes.CDLL, told: dict[str, Any]) -> None:
     for cost in told["kernels"].values():
         numbers.append(float(cost["overhead"]))
         numbers += [float(number) for formats in cost["reached"] for kinds in formats for number in kinds]
-    array = (ctypes.c_double * len(numbers))(*numbers)
+    given = (ctypes.c_double * len(numbers))(*numbers)
     count = len(told["classes"])
     record = f"from {told['rows']} layers on {count} " + ("processor" if count == 1 else "processors")
-    if not library.groupwise_model(record.encode(), ",".join(told["kernels"]).encode(), array, len(numbers)):
+    if not library.groupwise_model(record.encode(), ",".join(told["kernels"]).encode(), given, len(numbers)):
         raise ValueError("its numbers do not fit together")
 
 

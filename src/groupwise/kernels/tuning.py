@@ -40,6 +40,8 @@ class Wish:
     calls: int = CALLS
     seconds: float = SECONDS
     fft: bool | None = None
+    quiet: bool = False
+    """Whether the caller tells the user what there was no time for."""
 
 
 # Measures nothing, whatever was asked for elsewhere. What was measured before counts.
@@ -61,7 +63,8 @@ def saved() -> cache.Measurements:
 
 
 def measured(library: ctypes.CDLL | None = None) -> dict[str, Any]:
-    """Returns how many requests this process measured, in how many seconds, and how many results it could not keep."""
+    """Returns how many requests this process measured, in how many seconds, how many of these count against the limit,
+    and how many results it could not keep."""
     facts: dict[str, Any] = json.loads(native.read_text((library or native.library()).groupwise_measured))
     return facts
 
@@ -79,7 +82,8 @@ class Tuner:
         self._path: pathlib.Path | None = None
         self._requests = 0
         self._unkept: str | None = None
-        self._met = native.NOTICE(self._meets)
+        self._met, self._spent = native.NOTICE(self._meets), native.NOTICE(self._ends)
+        self._quiet = False
         self.kept_in: pathlib.Path | None = None
         self._to_tell: list[str] = []
         self._told: set[str] = set()
@@ -93,7 +97,7 @@ class Tuner:
         # Reads the processor's class.
         table_path(self._isa)
         self._loaded, self._written = False, _NOTHING
-        library.groupwise_when_spent(_NOTICE)
+        library.groupwise_when_spent(self._spent)
         library.groupwise_when_unknown(self._met)
         self._library = library
 
@@ -104,6 +108,7 @@ class Tuner:
         tune = _environment() if wish is None or wish.tune is None else wish.tune
         unread = self._load(library, path, uses=tune is not False)
         calls, seconds = (0, 0.0) if wish is None or tune is False else (wish.calls, wish.seconds)
+        self._quiet = wish is not None and wish.quiet
         self._measure(library, path, calls, seconds, unknown=tune is None)
         # One warning is enough where both have one cause.
         if problem := self._unkept or unread:
@@ -184,6 +189,14 @@ class Tuner:
             # A user sees a warning. Where something was measured before, one was seen.
             _log.log(logging.INFO if self._found else logging.WARNING, f"{message}; {VARIABLE}=0 turns that off")
 
+    def _ends(self) -> None:
+        # The core calls this in the thread that measured, after which no request is measured.
+        if not self._quiet:
+            _log.warning(
+                "groupwise has measured kernels for as long as it may: from now on it runs what was measured or is "
+                "expected to be the fastest; enable(seconds=...) lets it measure for longer, and tune=False not at all"
+            )
+
 
 def remember(library: ctypes.CDLL, isa: str, request: str, seconds: dict[str, float], tries: int = 1) -> None:
     """Tells the core the seconds of kernels for a request, which plans made from now on use."""
@@ -214,14 +227,3 @@ _NOWHERE = (
     "cannot keep its measurements, as neither XDG_CACHE_HOME nor HOME names a folder: every process measures anew"
 )
 _MEASURES = "it measures the kernels of each such convolution when it first meets it"
-
-
-def _spent() -> None:
-    # The core calls this in the thread that measured, after which no request is measured.
-    _log.warning(
-        "groupwise has measured kernels for as long as it may: from now on it runs what was measured or is expected "
-        "to be the fastest; enable(seconds=...) lets it measure for longer, and tune=False not at all"
-    )
-
-
-_NOTICE = native.NOTICE(_spent)

@@ -15,13 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 from groupwise.errors import GroupwiseError
 from groupwise.rewrite.capture import reason_to_leave
-from groupwise.rewrite.choose import measures
+from groupwise.rewrite.choose import seconds_of
 from groupwise.rewrite.example import check_kwargs, refused
 from groupwise.rewrite.network import Optimized
 from groupwise.rewrite.plan import Left, Plan, Step
 from groupwise.rewrite.precision import check_dtype
+from groupwise.rewrite.train_choose import for_training
 from groupwise.rewrite.train_fuse import Fused, Notes, fuse_training
-from groupwise.rewrite.train_network import Trainable, TrainingPlan, for_training
+from groupwise.rewrite.train_network import Trainable, TrainingPlan
 from groupwise.rewrite.watch import check_watchable
 
 __all__ = [
@@ -79,13 +80,15 @@ def optimize(
     `print(network.plan)` lists all that. The model stays as it is, and shares its parameters with the network.
 
     - `inputs`, `kwargs`: an example of what the network will be called with; other shapes are planned when they come
-    - `tune`: True times the engines of each layer on the example. False does not, so that every run makes the same
-      choices: groupwise where its planner takes a layer, else oneDNN, else PyTorch. None does as GROUPWISE_TUNE says,
-      and times them if it is not set. Nothing is timed while `torch.use_deterministic_algorithms` is on.
+    - `tune`: None times the engines of each layer on the example, or on as many of its samples as take a few
+      milliseconds, and ends after about 4 seconds: layers that are left run on the engine that False gives. True
+      times all of them on the whole example, however long it takes. False times nothing, so that every run makes the
+      same choices: groupwise where its planner takes a layer, else oneDNN, else PyTorch. GROUPWISE_TUNE=1 and =0 make
+      None mean True and False. Nothing is timed while `torch.use_deterministic_algorithms` is on.
     - `train`: True returns a network for training, a `groupwise.Trainable`: batch normalisations are one operator with
       their activations and residual sums, forward and backward, convolutions are dispatched to groupwise's kernels,
-      and `tune` times a step in both memory formats. It has the model's modules, parameters and state_dict, and
-      accepts a model in either mode.
+      and `tune` times steps in both memory formats and measures the kernels. It has the model's modules, parameters
+      and state_dict, and accepts a model in either mode.
     - `dtype`: `torch.bfloat16` computes layers in bfloat16, with float32 sums, where the processor has such products
       (AVX512-BF16 or AMX), and float32 where `tune` measures the network to be faster in that. What the network takes
       and returns keeps the model's dtypes.
@@ -114,7 +117,7 @@ def optimize(
         raise GroupwiseError(f"train={train!r} is not known; choose one of: True, False")
     _check(model, inputs, kwargs, train)
     check_dtype(dtype)
-    measure = measures(tune)
+    seconds = seconds_of(tune)
     if recompute not in (None, True, False):
         raise GroupwiseError(f"recompute={recompute!r} is not known; choose one of: True, False, None")
     if recompute is not None and not train:
@@ -122,9 +125,10 @@ def optimize(
     if train and dtype is not None:
         raise GroupwiseError("dtype is for inference; leave it out, and train under torch.autocast('cpu')")
     if train:
-        measure = measure and not torch.are_deterministic_algorithms_enabled()
-        return for_training(model, inputs, kwargs or {}, measure, recompute)
-    network = Optimized(model, measure, dtype)
+        if torch.are_deterministic_algorithms_enabled():
+            seconds = 0.0
+        return for_training(model, inputs, kwargs or {}, seconds, recompute)
+    network = Optimized(model, seconds, dtype)
     # A call in inference mode would make constants that other modes refuse.
     with torch.inference_mode(False), torch.no_grad():
         _try(network, inputs, kwargs or {})

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from groupwise.kernels import native
-from groupwise.rewrite.choose import Choice, fastest, problem_of, time_calls
+from groupwise.rewrite.choose import CALL, Choice, fastest, of_samples, problem_of, time_calls
 from groupwise.rewrite.engines import CONVOLUTION, RESIDUAL, SOURCE, Maybe, Work, kernel_of, native_layer
 from groupwise.rewrite.functional import memory_of
 from groupwise.rewrite.plan import Step
@@ -48,6 +49,7 @@ class Chained:
     - `kernels`: that run them
     - `rows`: of the output, in a band
     - `ms`: the shortest time of the chain, and of its layers one by one
+    - `samples`: how many samples these had, if fewer than the example
     """
 
     first: int
@@ -55,12 +57,13 @@ class Chained:
     kernels: tuple[str, ...]
     rows: int
     ms: Mapping[str, float]
+    samples: int | None = None
 
     @property
     def reason(self) -> str:
         """What a plan says."""
         rows = f"{self.rows} row{'s' * (self.rows != 1)} at a time"
-        return f"{rows}, {self.ms['chain']:.3f} ms, one by one {self.ms['one by one']:.3f}"
+        return f"{rows}, {self.ms['chain']:.3f} ms{of_samples(self.samples)}, one by one {self.ms['one by one']:.3f}"
 
 
 def runs_of(graph: Graph, writable: Mapping[Node, Collection[Node]]) -> list[list[Node]]:
@@ -105,8 +108,11 @@ def _fits(node: Node) -> bool:
 def choose_chains(links: Sequence[Link], given: Sequence[torch.Tensor]) -> list[Chained]:
     """Times parts of a run as chains, and layer by layer; returns those that are faster and gain the most.
 
-    `given` has what the first layer reads, and the residual of the last one if that has one.
+    `given` has what the first layer reads, and the residual of the last one if that has one. If layers were timed on
+    some samples of it, so are the chains.
     """
+    samples = _samples(links, given)
+    given = [each[:samples] if samples is not None and each.shape[0] == len(given[0]) else each for each in given]
     sources = [given[0]]
     for link in links[:-1]:
         sources.append(link.recipe(sources[-1]))
@@ -115,7 +121,8 @@ def choose_chains(links: Sequence[Link], given: Sequence[torch.Tensor]) -> list[
         for last in range(min(len(links), first + MOST_LAYERS), first + 1, -1):
             residual = given[1:] if last == len(links) else ()
             if found := _measured(links[first:last], first, (sources[first], *residual)):
-                gains[first, last] = found
+                gain, chained = found
+                gains[first, last] = gain, replace(chained, samples=samples)
     # What the layers before each place gain at most, and by which chains.
     best: list[tuple[float, list[Chained]]] = [(0.0, [])]
     for last in range(1, len(links) + 1):
@@ -125,6 +132,18 @@ def choose_chains(links: Sequence[Link], given: Sequence[torch.Tensor]) -> list[
                 options.append((best[start][0] + gain, [*best[start][1], chained]))
         best.append(max(options, key=lambda option: option[0]))
     return best[-1][1]
+
+
+def _samples(links: Sequence[Link], given: Sequence[torch.Tensor]) -> int | None:
+    """Returns how many samples of the first layer's input to time chains on; None for all."""
+    whole = len(given[0])
+    if all(link.choice.samples is None for link in links):
+        return None
+    # What the layers take of one sample, as far as they were timed.
+    ms = sum(min(link.choice.ms.values(), default=0.0) / (link.choice.samples or whole) for link in links)
+    fewest = min(link.choice.samples or whole for link in links)
+    samples = max(fewest, math.ceil(CALL * 1e3 / ms)) if ms else fewest
+    return samples if samples < whole else None
 
 
 def _measured(links: Sequence[Link], first: int, given: Sequence[torch.Tensor]) -> tuple[float, Chained] | None:

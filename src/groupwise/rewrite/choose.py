@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from groupwise.rewrite.engines import UNMEASURED, UNMEASURED_LOW, Engine, Maybe,
 from groupwise.rewrite.low_engines import engines_of
 from groupwise.rewrite.recipe import Call
 
+# What is made ready by default is timed for so many seconds in all.
+SECONDS = 4.0
+# A call is timed on as many samples as take about so many seconds, if time is limited.
+CALL = 3e-3
 # Engines of one layer are timed in so many rounds as take about BUDGET seconds at their shortest, at least and at most
 # so many. On a machine that does other work too rounds take longer, and end after PATIENCE times as long.
 BUDGET, LEAST, MOST, PATIENCE = 0.02, 3, 40, 10
@@ -30,7 +35,7 @@ WRONG = 1e-3
 # Two roundings to bfloat16, and room.
 WRONG_LOW = 0.03
 # So many numbers are compared at a time.
-COMPARED = 1 << 20
+COMPARED = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Choice:
     """The engine of a layer.
 
     - `ms`: the shortest time of each engine that was measured
+    - `samples`: how many samples these calls had, if fewer than the example
     - `refused`: why an engine cannot run the layer
     - `kernel`: the kernel of groupwise that runs; empty for another engine
     """
@@ -47,25 +53,55 @@ class Choice:
     ms: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     kernel: str = ""
+    samples: int | None = None
 
 
-def measures(tune: Any) -> bool:
-    """Tells whether engines are timed, for a `tune` that a user gave."""
+class Deadline:
+    """Until when engines are timed: for so many seconds, which may be `math.inf`, from now on or since `started`."""
+
+    def __init__(self, seconds: float, started: float | None = None) -> None:
+        self._ends = (time.perf_counter() if started is None else started) + seconds
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is an end."""
+        return not math.isinf(self._ends)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has come."""
+        return time.perf_counter() >= self._ends
+
+
+def seconds_of(tune: Any) -> float:
+    """Returns for how long engines are timed, for a `tune` that a user gave; 0 if they are not."""
     if tune is not None and not isinstance(tune, bool):
         raise GroupwiseError(f"tune={tune!r} is not known; choose one of: True, False, None")
-    return os.environ.get(tuning.VARIABLE) != "0" if tune is None else tune
+    if tune is None:
+        return {"0": 0.0, "1": math.inf}.get(os.environ.get(tuning.VARIABLE, ""), SECONDS)
+    return math.inf if tune else 0.0
 
 
-def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.Tensor], measure: bool) -> Choice:
-    """Chooses for a layer and what it reads: its input, and its residual if it has one."""
+def choose(
+    work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.Tensor], deadline: Deadline | None
+) -> Choice:
+    """Chooses for a layer and what it reads: its input, and its residual if it has one.
+
+    Times nothing after the deadline, nor without one.
+    """
+    if deadline is None or deadline.is_over:
+        return _unmeasured(work, "" if deadline is None else "optimize has no time left; tune=True times all layers")
+    whole, (work, given) = work, _fewer(work, weight, bias, given, deadline)
+    is_cut = work != whole
     able: dict[str, Engine] = {}
     refused: dict[str, str] = {}
     kernels: dict[str, str] = {}
     for row in engines_of(work):
-        if row.kernel and not measure:
+        # The planner may choose another kernel for the whole example: each kernel has a row of its own.
+        if is_cut and row.name == "groupwise" and not row.kernel:
             continue
         engine = entering(row, work) if work.enters else row
-        reason = engine.refuse(work)
+        reason = engine.refuse(whole) or engine.refuse(work)
         if reason is None:
             kernel = kernel_of(engine, work)
             # The planner may have chosen it.
@@ -78,12 +114,8 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
     if any(kernels.values()):
         # Some kernel runs the layer, whatever the planner expects of it.
         refused.pop("groupwise", None)
-    if not measure:
-        known = UNMEASURED_LOW if work.dtype == torch.bfloat16 else UNMEASURED
-        name = next(name for name in known if name in able)
-        reason = "the planner takes it" if name == "groupwise" else hazard
-        return Choice(able[name], reason, {}, refused, kernels[name])
     exact = able["pytorch"].make(work, weight, bias)(*_copies(given))
+    wrong = (WRONG_LOW if exact.dtype == torch.bfloat16 else WRONG) * _largest(exact)
     calls: dict[str, Call] = {}
     outputs: dict[tuple[int, ...], torch.Tensor] = {}
     for name, engine in able.items():
@@ -93,7 +125,7 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
             continue
         # A weight that is packed for an engine that is wrong is dropped before the next engine packs its own.
         recipe = engine.make(work, weight, bias)
-        made = _tried(recipe.call, given, exact)
+        made = _tried(recipe.call, given, exact, wrong)
         if isinstance(made, str):
             refused[name] = made
             continue
@@ -108,7 +140,55 @@ def choose(work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.
     seconds = time_calls(calls, given)
     best = fastest(seconds)
     ms = {name: round(min(found) * 1e3, 4) for name, found in seconds.items()}
-    return Choice(able[best], reason_of(seconds, best), ms, refused, kernels[best])
+    samples = work.source[0] if is_cut else None
+    return Choice(able[best], reason_of(seconds, best, samples), ms, refused, kernels[best], samples)
+
+
+def _unmeasured(work: Work, reason: str) -> Choice:
+    """Returns the engine of a layer of which nothing is timed, for a reason if there is one."""
+    able: dict[str, Engine] = {}
+    refused: dict[str, str] = {}
+    for row in engines_of(work):
+        if not row.kernel:
+            engine = entering(row, work) if work.enters else row
+            if why := engine.refuse(work):
+                refused |= {engine.label: why} if engine.name != "matmul" else {}
+            else:
+                able[engine.label] = engine
+    known = UNMEASURED_LOW if work.dtype == torch.bfloat16 else UNMEASURED
+    name = next(name for name in known if name in able)
+    expected = "the planner takes it" if name == "groupwise" else hazard_of(work)
+    return Choice(able[name], "; ".join(filter(None, (expected, reason))), {}, refused, kernel_of(able[name], work))
+
+
+def _fewer(
+    work: Work, weight: torch.Tensor, bias: Maybe, given: Sequence[torch.Tensor], deadline: Deadline
+) -> tuple[Work, Sequence[torch.Tensor]]:
+    """Returns the work on as many samples as PyTorch's engine computes in about `CALL`, if time is limited."""
+    samples, few = work.source[0], max(1, torch.get_num_threads())
+    if not deadline.is_limited or len(work.source) < 2 or samples <= few:
+        return work, given
+    part, reads = _first(work, given, few)
+    call = next(row for row in engines_of(work) if row.name == "pytorch").make(part, weight, bias)
+    took = math.inf
+    # The first call may compile a kernel.
+    for _ in range(2):
+        operands = _copies(reads)
+        start = time.perf_counter()
+        call(*operands)
+        took = min(took, time.perf_counter() - start)
+        if took * samples <= CALL * few:
+            return work, given
+    return _first(work, given, few * math.ceil(CALL / took))
+
+
+def _first(work: Work, given: Sequence[torch.Tensor], samples: int) -> tuple[Work, Sequence[torch.Tensor]]:
+    """Returns the work on the first samples, and what that reads."""
+    whole = work.source[0]
+    if samples >= whole:
+        return work, given
+    part = replace(work, source=(samples, *work.source[1:]), result=(samples, *work.result[1:]))
+    return part, [each[:samples] if each.shape[:1] == (whole,) else each for each in given]
 
 
 def _copies(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -118,30 +198,42 @@ def _copies(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
 
 def problem_of(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> str | None:
     """Returns why a call does not compute what it should, or None."""
-    made = _tried(call, given, exact)
+    made = _tried(call, given, exact, WRONG * _largest(exact))
     return made if isinstance(made, str) else None
 
 
-def _tried(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> torch.Tensor | str:
-    """Returns what a call computes, or why that is not what it should compute."""
+def _tried(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor, wrong: float) -> torch.Tensor | str:
+    """Returns what a call computes, or why that is not what it should compute, within `wrong`."""
     try:
         made: torch.Tensor = call(*_copies(given))
     except RuntimeError as error:
         return f"it fails: {str(error).splitlines()[0][:80]}"
-    if made.shape != exact.shape or not _close(made, exact):
+    if made.shape != exact.shape or not _is_close(made, exact, wrong):
         return "its values are wrong"
     return made
 
 
-def _close(made: torch.Tensor, exact: torch.Tensor) -> bool:
-    """Compares a few samples at a time: each comparison makes several tensors of the size of what it compares."""
-    if not exact.numel():
-        return True
-    samples = max(1, COMPARED * len(exact) // exact.numel())
-    pairs = list(zip(torch.split(made, samples), torch.split(exact, samples), strict=True))
-    largest = max(one.nan_to_num(0, 0, 0).abs().max().item() for _, one in pairs)
-    wrong = (WRONG_LOW if exact.dtype == torch.bfloat16 else WRONG) * largest
-    return all(torch.allclose(*pair, rtol=0, atol=wrong, equal_nan=True) for pair in pairs)
+def _largest(exact: torch.Tensor) -> float:
+    """Returns the largest finite value, by its size."""
+    return max((part.nan_to_num(0, 0, 0).abs_().max().item() for part in _parts(exact)), default=0.0)
+
+
+def _is_close(made: torch.Tensor, exact: torch.Tensor, wrong: float) -> bool:
+    # Where there are infinities or NaN, the difference has NaN, and only the slow comparison tells.
+    return all(
+        torch.sub(one, other).abs_().max().item() <= wrong
+        or torch.allclose(one, other, rtol=0, atol=wrong, equal_nan=True)
+        for one, other in zip(_parts(made), _parts(exact), strict=True)
+    )
+
+
+def _parts(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Returns a few samples at a time: each comparison makes tensors of the size of what it compares."""
+    if not tensor.numel():
+        return ()
+    if tensor.dim() == 0:
+        return (tensor,)
+    return torch.split(tensor, max(1, COMPARED * len(tensor) // tensor.numel()))
 
 
 def fastest(seconds: Mapping[str, Sequence[float]]) -> str:
@@ -154,7 +246,7 @@ def fastest(seconds: Mapping[str, Sequence[float]]) -> str:
     return best
 
 
-def reason_of(seconds: Mapping[str, Sequence[float]], best: str) -> str:
+def reason_of(seconds: Mapping[str, Sequence[float]], best: str, samples: int | None = None) -> str:
     """Returns the shortest time of each engine, and why one that is shorter than the best's does not count."""
     least = {name: min(found) for name, found in seconds.items()}
     others = []
@@ -164,7 +256,12 @@ def reason_of(seconds: Mapping[str, Sequence[float]], best: str) -> str:
             why = " (slower at its median)" if found < least[best] * MARGIN else " (too close to tell)"
         if name != best:
             others.append(f"{name} {found * 1e3:.3f}{why}")
-    return ", ".join([f"{least[best] * 1e3:.3f} ms", *others])
+    return ", ".join([f"{least[best] * 1e3:.3f} ms{of_samples(samples)}", *others])
+
+
+def of_samples(samples: int | None) -> str:
+    """Returns of how many samples a time is, if not of all of the example."""
+    return "" if samples is None else f" of {samples} sample{'s' * (samples != 1)}"
 
 
 def time_calls(calls: dict[str, Call], given: Sequence[torch.Tensor], budget: float = BUDGET) -> dict[str, list[float]]:

@@ -24,7 +24,7 @@ from groupwise.errors import GroupwiseError
 from groupwise.kernels import native
 from groupwise.kernels.dispatch import switch_back, switched_on
 from groupwise.rewrite.capture import Captured, NotCaptured, capture, first_line, module_of
-from groupwise.rewrite.choose import measures
+from groupwise.rewrite.choose import Deadline, seconds_of
 from groupwise.rewrite.compiled import Compiled
 from groupwise.rewrite.heap import trim
 from groupwise.rewrite.plan import Left, Plan, Plans, Step
@@ -66,10 +66,10 @@ def backend(
                 f"options={{{name!r}: {given!r}}} is not known to backend='groupwise'; the one option is "
                 '"tune": options={"tune": False}'
             )
-    measure = measures((options or {}).get("tune"))
+    seconds = seconds_of((options or {}).get("tune"))
     tensors = [given for given in example_inputs if isinstance(given, torch.Tensor)]
     trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    piece = Piece(graph_module, example_inputs, measure, trained)
+    piece = Piece(graph_module, example_inputs, seconds, trained)
     _pieces[:] = [known for known in _pieces if known() is not None] + [weakref.ref(piece)]
     return piece
 
@@ -86,9 +86,9 @@ def compiled_plans() -> Plans:
 class Piece:
     """A graph of Dynamo's, whose placeholders are the parameters and buffers that it reads, and the inputs."""
 
-    def __init__(self, module: GraphModule, examples: Sequence[Any], measure: bool, trained: bool) -> None:
+    def __init__(self, module: GraphModule, examples: Sequence[Any], seconds: float, trained: bool) -> None:
         self.module, self.title = module, f"graph {next(_numbers)}"
-        self._measure, self._trained = measure, trained
+        self._seconds, self._trained = seconds, trained
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         self._names = [
             str(node.target) if _is_state(node, example) else ""
@@ -196,8 +196,8 @@ class Piece:
         try:
             for name, tensor in self._states(held).items():
                 _check_state(name, tensor)
-            measure = self._measure and not torch.are_deterministic_algorithms_enabled()
-            program = Program(self._captured(args), measure)
+            measures = self._seconds > 0 and not torch.are_deterministic_algorithms_enabled()
+            program = Program(self._captured(args), Deadline(self._seconds, started) if measures else None)
         except NotCaptured as reason:
             self._tell(str(reason))
             left = (Left("", str(reason)),)

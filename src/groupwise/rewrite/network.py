@@ -30,22 +30,22 @@ class Optimized(torch.nn.Module):
     belong to the model, and follow its `train()` and `eval()`.
     """
 
-    def __init__(self, model: torch.nn.Module, measure: bool, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, model: torch.nn.Module, seconds: float, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         vars(self)["_source"] = model
-        self._arrange(twin(model), measure, dtype)
+        self._arrange(twin(model), seconds, dtype)
         self.training = False
 
-    def _arrange(self, model: torch.nn.Module, measure: bool, dtype: torch.dtype | None) -> None:
+    def _arrange(self, model: torch.nn.Module, seconds: float, dtype: torch.dtype | None) -> None:
         # The model is no submodule: names would begin with its name. What it holds belongs to both, so that whatever
         # walks over modules, such as torch.export, finds its parameters.
         vars(self)["_model"] = model
         for held in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             vars(self)[held] = vars(model)[held]
-        vars(self)["_measure"] = measure
+        vars(self)["_seconds"] = seconds
         vars(self)["_dtype"] = dtype
         # Children of the region's model may become regions themselves. It shares whatever holds parameters.
-        vars(self)["_region"] = Region(twin(model), "", Planner(measure, dtype))
+        vars(self)["_region"] = Region(twin(model), "", Planner(seconds, dtype))
         vars(self)["_plan"] = None
         vars(self)["_plans"] = OrderedDict()
         vars(self)["_structures"] = (Structure(vars(self)["_source"]), Structure(model))
@@ -102,7 +102,7 @@ class Optimized(torch.nn.Module):
             self._notice_modules(source)
         region: Region = vars(self)["_region"]
         thread, news, started = region.planner.thread, region.planner.news, time.perf_counter()
-        outer, thread.met = thread.met, []
+        outer, thread.met, thread.started = thread.met, [], started
         try:
             output = region(*args, **kwargs)
             if region.planner.news != news:
@@ -133,7 +133,7 @@ class Optimized(torch.nn.Module):
             model = self.model if source.holds() else twin(vars(self)["_source"])
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 check_watchable(name, tensor)
-            self._arrange(model, vars(self)["_measure"], self.dtype)
+            self._arrange(model, vars(self)["_seconds"], self.dtype)
 
     def repack(self) -> None:
         """Plans anew and packs the weights again at the next call.
@@ -195,7 +195,7 @@ class Optimized(torch.nn.Module):
         plan, model = vars(self)["_plan"], vars(self)["_model"]
         countable(model)
         vars(self)["_source"] = model
-        self._arrange(model, vars(self)["_measure"], vars(self)["_dtype"])
+        self._arrange(model, vars(self)["_seconds"], vars(self)["_dtype"])
         vars(self)["_plan"] = plan
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Optimized:

@@ -12,7 +12,7 @@ from torch.utils._pytree import TreeSpec
 
 from groupwise.rewrite.capture import Captured, module_of
 from groupwise.rewrite.chain import Chained, Link, chain_recipe, choose_chains, link, linked_step, runs_of, weights_of
-from groupwise.rewrite.choose import Choice, choose
+from groupwise.rewrite.choose import Choice, Deadline, choose
 from groupwise.rewrite.compiled import Compiled, NotCompiled
 from groupwise.rewrite.engines import Work
 from groupwise.rewrite.fold import fold, mark_constants
@@ -54,7 +54,7 @@ class Program:
     `pack` makes the tape that runs from the parameters as they are then; the first one chooses the engines too.
     """
 
-    def __init__(self, captured: Captured, measure: bool, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, captured: Captured, deadline: Deadline | None, dtype: torch.dtype | None = None) -> None:
         graph = captured.graph
         make_functional(graph)
         simplify(graph)
@@ -75,7 +75,7 @@ class Program:
         self.out_spec: TreeSpec = captured.out_spec
         self.steps: tuple[Step, ...] = ()
         self._captured_constants = captured.constants
-        self._measure, self._freed = measure, Freed()
+        self._deadline, self._freed = deadline, Freed()
         self._choices: dict[Node, tuple[Work, Choice]] = {}
         self._known: dict[Any, Choice] = {}
         # Chains, with what each of their layers computes; and those of runs alike.
@@ -165,7 +165,7 @@ class Program:
         values: dict[Node, Any] = {**constants, **dict(zip(inputs, example, strict=True))}
         found: dict[Node, tuple[Recipe, list[Node]]] = {}
         steps: dict[Node, Step] = {}
-        runs = runs_of(self.graph, self._writable) if self._measure else []
+        runs = runs_of(self.graph, self._writable) if self._deadline else []
         # What a run reads stays until its last layer is there.
         ends, held = {run[-1]: run for run in runs}, {args_of(run[0])[0] for run in runs}
         chains: list[tuple[list[Node], Chained]] = []
@@ -220,7 +220,7 @@ class Program:
         )
         key = (work, source.stride(), given[-1].stride())
         if key not in self._known:
-            found = self._known[key] = choose(work, weight, bias, given, self._measure)
+            found = self._known[key] = choose(work, weight, bias, given, self._deadline)
             # Each engine had a packed weight, and an output.
             self._freed.add(len(found.ms) * sum(each.nbytes for each in (*given, weight, value(node))))
         self._choices[node] = work, self._known[key]
@@ -232,7 +232,7 @@ class Program:
         constants: Mapping[Node, Any],
         given: list[torch.Tensor],
     ) -> list[Chained]:
-        if not all(node in self._choices for node in run):
+        if not all(node in self._choices for node in run) or self._deadline is None or self._deadline.is_over:
             return []
         links = [Link(*self._choices[node], *_packable(node, constants), found[node][0]) for node in run]
         key = (tuple((each.work, each.choice.engine.label) for each in links), *(each.stride() for each in given))

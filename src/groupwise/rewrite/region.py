@@ -17,7 +17,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from groupwise.rewrite.capture import NotCaptured, capture, first_line, reason_to_leave
-from groupwise.rewrite.choose import fastest, reason_of, time_calls
+from groupwise.rewrite.choose import Deadline, fastest, reason_of, time_calls
 from groupwise.rewrite.compiled import Compiled
 from groupwise.rewrite.kept import OtherOutput, rehearsal
 from groupwise.rewrite.plan import Left, Plan, Step
@@ -62,9 +62,9 @@ Met = tuple["Region", Ready | Refused]
 class Planner:
     """What the regions of one network share: the lock under which they plan, and how they choose."""
 
-    def __init__(self, measure: bool, dtype: torch.dtype | None) -> None:
+    def __init__(self, seconds: float, dtype: torch.dtype | None) -> None:
         self.lock = threading.RLock()
-        self.measure, self.dtype = measure, dtype
+        self.seconds, self.dtype = seconds, dtype
         # How often there was something new to say about a plan.
         self.news = 0
         self.thread = _Thread()
@@ -74,6 +74,7 @@ class _Thread(threading.local):
     """What one call of the network meets, in the thread that makes it."""
 
     met: list[Met] | None = None
+    started: float | None = None
 
 
 class Region:
@@ -162,16 +163,19 @@ class Region:
             return ready
 
     def _planned(self, leaves: Sequence[Any], args: Any, kwargs: Any) -> Ready:
-        measure = self.planner.measure and not torch.are_deterministic_algorithms_enabled()
-        dtype = self.planner.dtype
-        ready = self._made(leaves, args, kwargs, measure, dtype)
-        if dtype is None or not measure:
+        seconds, dtype = self.planner.seconds, self.planner.dtype
+        if not seconds or torch.are_deterministic_algorithms_enabled():
+            return self._made(leaves, args, kwargs, None, dtype)
+        ready = self._made(leaves, args, kwargs, Deadline(seconds, self.planner.thread.started), dtype)
+        if dtype is None:
             return ready
-        return _faster(ready, self._made(leaves, args, kwargs, measure, None), leaves)
+        return _faster(ready, self._made(leaves, args, kwargs, Deadline(seconds), None), leaves)
 
-    def _made(self, leaves: Sequence[Any], args: Any, kwargs: Any, measure: bool, dtype: torch.dtype | None) -> Ready:
+    def _made(
+        self, leaves: Sequence[Any], args: Any, kwargs: Any, deadline: Deadline | None, dtype: torch.dtype | None
+    ) -> Ready:
         captured = capture(self.module, args, kwargs)
-        program = Program(captured, measure, dtype)
+        program = Program(captured, deadline, dtype)
         watch = Watch(self.module, program.states)
         snapshot = watch.snapshot()
         try:

@@ -1,0 +1,221 @@
+"""`for_training`: which form of a network for training is the fastest, and by which kernels, by steps of a copy."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from groupwise.kernels import dispatch, native, tuning
+from groupwise.kernels.plan import record_plans
+from groupwise.rewrite.heap import keep, kept, mapped, release
+from groupwise.rewrite.samples import first_samples, samples_of
+from groupwise.rewrite.train_check import disagreement
+from groupwise.rewrite.train_network import Kernels, Timings, Trainable
+from groupwise.rewrite.train_region import Settings
+
+# The most often that a step is timed in each form. One time is enough where one form is so many times as fast.
+ROUNDS, APART = 3, 1.1
+# A step is timed on as many samples as take about so many seconds, if time is limited.
+STEP = 0.2
+# Each thread has a sample at least, and statistics need two.
+LEAST_SAMPLES = 2
+# Activations are computed again by default if a step takes at most so many times as long.
+MOST_SLOWER = 1.02
+# To measure the kernels of a convolution takes about as long as so many calls of PyTorch's.
+CALLS = 10
+# Sources of plans that no measuring would change, and those that tell PyTorch's time on this processor.
+MEASURED = ("sole", "measured", "forced")
+KNOWN = (*MEASURED, "table")
+# The most steps until no convolution is met that was not measured.
+MOST_STEPS = 3
+
+
+def for_training(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seconds: float, recompute: bool | None
+) -> Trainable:
+    """Returns a `Trainable`, in the form that is fastest on the example, if that may take so many seconds; 0 for none.
+
+    `recompute` None computes activations again if that costs little, or if nothing may be timed.
+
+    Convolutions that no table of this processor knows are measured however long that takes.
+    """
+    ends = time.perf_counter() + seconds
+    settings = Settings(recompute=recompute is not False)
+    timings, kernels = Timings(), Kernels()
+    if (twin := _copied(model)) is not None:
+        samples = samples_of(args, kwargs)
+        few = samples if math.isinf(seconds) else min(samples, max(LEAST_SAMPLES, torch.get_num_threads()))
+        # Steps update statistics and draw random numbers: the model must not see them.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+            tried, named = tree_map(_leaf, (args, dict(kwargs)))
+            with mapped() if few == samples else kept(largest=True):
+                settings.distrusted = disagreement(twin, tried, named, few)
+            if seconds and not settings.distrusted:
+                trial = _Trial(twin.train(), tried, named, few, ends)
+                timings = trial.choose(settings, recompute)
+                if timings.ms:
+                    with kept(largest=not settings.recompute):
+                        kernels = trial.measured(settings, timings)
+                del trial
+        # The copy, its gradients and its activations are no longer needed.
+        del twin
+        release()
+    network = Trainable(model, settings, timings, kernels)
+    keep(network, largest=not settings.recompute)
+    vars(network)["_region"].prepare(args, kwargs)
+    return network
+
+
+def _copied(model: torch.nn.Module) -> torch.nn.Module | None:
+    """Returns a copy to try steps on; None where there can be none."""
+    try:
+        return copy.deepcopy(model)
+    except Exception:
+        return None
+
+
+def _leaf(value: Any) -> Any:
+    """Returns a tensor whose gradient does not reach the user's."""
+    wants = isinstance(value, torch.Tensor) and value.requires_grad
+    return value.detach().requires_grad_() if wants else value
+
+
+@dataclass
+class _Form:
+    """A network of one form of the model."""
+
+    network: Trainable
+    any_format: bool
+    """Whether it computes the same for inputs of any memory format."""
+    began: bool = False
+    """Whether it ran a step, which plans."""
+
+
+class _Trial:
+    """Steps of a model in several forms, on as many samples of the example as the time allows."""
+
+    def __init__(
+        self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], few: int, ends: float
+    ) -> None:
+        self._model, self._args, self._kwargs, self._ends = model, args, kwargs, ends
+        self._samples = samples_of(args, kwargs)
+        self._count = min(few, self._samples)
+        self._forms: dict[tuple[Any, ...], _Form] = {}
+
+    def choose(self, settings: Settings, recompute: bool | None) -> Timings:
+        """Chooses the memory format by time, then whether activations are computed again, unless the user did."""
+        formats = {"as given": replace(settings)}
+        if self._form(formats["as given"]).any_format:
+            formats["channels_last"] = replace(settings, channels_last=True)
+        ms = self._times(formats)
+        if not ms:
+            return Timings()
+        settings.channels_last = "channels_last" in ms and ms["channels_last"] < ms["as given"]
+        if recompute is None:
+            both = {"computed again": replace(settings, recompute=True), "kept": replace(settings, recompute=False)}
+            found = self._times(both)
+            settings.recompute = not found or found["computed again"] <= MOST_SLOWER * found["kept"]
+            ms |= found
+        return Timings(ms, self._count if self._is_cut else None)
+
+    def _times(self, asked: Mapping[str, Settings]) -> dict[str, float]:
+        """Returns the shortest time of a step of each form, in ms, taken in turn; nothing where a step fails."""
+        ms = dict.fromkeys(asked, math.inf)
+        try:
+            forms = {name: self._begun(settings) for name, settings in asked.items()}
+            for _ in range(ROUNDS):
+                started, planned = time.perf_counter(), all(form.began for form in forms.values())
+                for name, form in forms.items():
+                    with kept(largest=not asked[name].recompute):
+                        ms[name] = min(ms[name], self._step(form) * 1e3)
+                now = time.perf_counter()
+                # A step that plans is no measure of its form, unless there is no time for another.
+                apart = planned and max(ms.values()) > APART * min(ms.values())
+                if self._is_limited and (apart or now + (now - started) > self._ends):
+                    break
+        except Exception:
+            return {}
+        return ms
+
+    @property
+    def _is_limited(self) -> bool:
+        return not math.isinf(self._ends)
+
+    @property
+    def _is_cut(self) -> bool:
+        return self._count < self._samples
+
+    def _form(self, settings: Settings) -> _Form:
+        if astuple(settings) not in self._forms:
+            network = Trainable(self._model, settings)
+            # What a trace makes lives on.
+            with mapped():
+                any_format = vars(network)["_region"].prepare(self._args, self._kwargs)
+            self._forms[astuple(settings)] = _Form(network, any_format)
+        return self._forms[astuple(settings)]
+
+    def _begun(self, settings: Settings) -> _Form:
+        """Returns a form, of which a step ran unless that takes long."""
+        form = self._form(settings)
+        if form.began:
+            return form
+        if self._is_cut and not any(other.began for other in self._forms.values()):
+            with kept(largest=not settings.recompute):
+                self._count = min(self._samples, math.ceil(STEP / self._step(form)) * self._count)
+        if not self._is_cut:
+            # What a plan makes lives on too. Mapping takes time, so that steps that are timed use the heap.
+            with mapped():
+                self._step(form)
+        return form
+
+    def _step(self, form: _Form) -> float:
+        form.began = True
+        return step(form.network, *first_samples(self._args, self._kwargs, self._count))
+
+    def measured(self, settings: Settings, timings: Timings) -> Kernels:
+        """Measures the kernels of each convolution and linear layer, in each direction, while there is time.
+
+        The planner knows from now on what was measured. It is kept for later processes as `groupwise.tune` keeps it.
+        """
+        if native.status().operators_problem is not None:
+            return Kernels()
+        form = self._form(settings)
+        # A step of the whole example is no part of what the core counts.
+        whole = min(timings.ms.values()) / 1e3 * max(1, self._samples) / max(1, self._count)
+        left, ends = self._ends - time.perf_counter() - whole, self._ends
+        if left <= 0:
+            with record_plans() as plans:
+                self._step(form)
+            if all(plan.source in KNOWN for plan in plans):
+                return Kernels({}, sum(plan.source not in MEASURED for plan in plans))
+            left = ends = math.inf
+        counts: dict[str, dict[str, int]] = {}
+        with dispatch.measuring(CALLS, left):
+            for _ in range(MOST_STEPS):
+                seen = tuning.measured()["requests"]
+                with record_plans() as plans:
+                    step(form.network, self._args, self._kwargs)
+                if tuning.measured()["requests"] == seen or time.perf_counter() + whole > ends:
+                    break
+        for plan in plans:
+            of_direction = counts.setdefault(plan.direction, {})
+            of_direction[plan.kernel] = of_direction.get(plan.kernel, 0) + 1
+        return Kernels(counts, sum(plan.source not in MEASURED for plan in plans))
+
+
+def step(network: Trainable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    """Returns the seconds of a forward and the backward of its outputs' sum."""
+    network.model.zero_grad()
+    started = time.perf_counter()
+    results = [it for it in tree_leaves(network(*args, **kwargs)) if isinstance(it, torch.Tensor) and it.requires_grad]
+    if not results:
+        raise ValueError("no output has a gradient")
+    torch.autograd.backward(results, [torch.ones_like(it) for it in results])
+    return time.perf_counter() - started
