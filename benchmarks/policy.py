@@ -60,7 +60,7 @@ FOLDS = 5
 TREES = 12
 # The fewest rows of a leaf: the number that gains most on held-out rows, of those whose file is not too large. Small
 # leaves tell more layers apart, large ones foresee the slowest tenth.
-LEAST = (3, 4, 6, 8, 12, 18, 27)
+LEAST = (3, 4, 6, 9, 14, 27)
 MOST_BYTES = 2_500_000
 # Kernels that run only where a user allows them: tables tell their speed, and no choice counts on it.
 UNASKED = ("fft",)
