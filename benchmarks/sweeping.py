@@ -273,7 +273,7 @@ def pointwise(chance: random.Random) -> Numbers:
 
 
 def steps(chance: random.Random) -> Numbers:
-    """Layers as they are trained, with several samples: bottlenecks and inverted residuals, depthwise, grouped and 1x1."""
+    """Layers as they are trained, with several samples: those of bottlenecks and inverted residuals."""
     which = chance.choice(("depthwise", "depthwise", "grouped", "pointwise", "pointwise", "dense"))
     side, stride = one_of(chance, (7, 7, 14, 14, 14, 28, 28, 56, 56, 112)), chance.choice((1, 1, 1, 2))
     channels = one_of(chance, (*CHANNELS, 672, 960, 1024, 1152, 1536))

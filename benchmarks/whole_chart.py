@@ -10,7 +10,7 @@ import math
 import pathlib
 
 from measuring import RECORDS, ROOT
-from whole_engines import ENGINES
+from whole_engines import ENGINES, TUNED
 from whole_tables import EAGER, PICTURE, Point, chosen, least, points, read, short
 
 from groupwise.draw.base.svg import Picture, colour, path, text_width
@@ -25,6 +25,7 @@ SHOWN = {
     "onnxruntime": (5, "o"),
     "openvino": (6, "v"),
     "groupwise": (0, "g"),
+    TUNED: (0, "t"),
 }
 
 

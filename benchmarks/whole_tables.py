@@ -17,7 +17,7 @@ from typing import Any
 
 from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record, show_record
 from summary import BUSY, Table, geometric_mean, ratio, time
-from whole_engines import DTYPES, ENGINES
+from whole_engines import DTYPES, ENGINES, OURS, TUNED
 
 Row = dict[str, Any]
 RECORD, PICTURE = "whole.jsonl", "whole-networks.svg"
@@ -48,8 +48,13 @@ class Point:
     @property
     def best_other(self) -> tuple[str, float]:
         """The fastest of all others, and how many times as long it takes."""
-        name = min((name for name in self.ms if name != "groupwise"), key=self.ms.__getitem__)
+        name = min((name for name in self.ms if name not in OURS), key=self.ms.__getitem__)
         return name, self.ms[name] / self.ms["groupwise"]
+
+    @property
+    def tuned(self) -> float | None:
+        """How many times as long the fastest of all others takes as groupwise with `tune=True`, if that has a time."""
+        return self.ms[self.best_other[0]] / self.ms[TUNED] if TUNED in self.ms else None
 
 
 def read(folder: pathlib.Path = RECORDS) -> list[list[Row]]:
@@ -127,8 +132,10 @@ def times_table(which: str, dtype: str, some: Sequence[Point]) -> Table:
         name, best = point.best_other
         facts = [short(point.facts["network"]), str(point.facts["batch"]), str(point.facts["threads"])]
         shown = (time(point.ms[engine]) if engine in point.ms else "" for engine in engines)
-        cells.append([*facts, *shown, ratio(point.speedup), f"{ratio(best)} {name}"])
+        tuned = [ratio(point.tuned) if point.tuned else ""] if TUNED in engines else []
+        cells.append([*facts, *shown, ratio(point.speedup), f"{ratio(best)} {name}", *tuned])
     head = ["network", "batch", "threads", *engines, "PyTorch / groupwise", "best other / groupwise"]
+    head += ["best other / tune=True"] if TUNED in engines else []
     turns = f" {least(some)} turns or more." if some else ""
     title = PASSES[which] if dtype == "float32" else f"{PASSES[which]} in {dtype}"
     return Table(f"{title}, ms", head, cells, f"Medians of turns that alternate.{turns}")

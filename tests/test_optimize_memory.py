@@ -102,9 +102,9 @@ def test_values_are_compared_everywhere(monkeypatch):
     for number in range(len(exact)):
         made = exact.clone()
         made[number, -1, -1] += 1
-        assert choose.problem_of(lambda _, made=made: made, [exact], exact) == "its values are wrong"
-    assert choose.problem_of(lambda _: exact + 1e-5, [exact], exact) is None
-    assert choose.problem_of(lambda _: exact[:4], [exact], exact) == "its values are wrong"
+        assert choose.problem_of(lambda _, made=made: made, [exact], exact)[0] == "its values are wrong"
+    assert choose.problem_of(lambda _: exact + 1e-5, [exact], exact)[0] is None
+    assert choose.problem_of(lambda _: exact[:4], [exact], exact)[0] == "its values are wrong"
 
 
 # Nothing writes to these, so that they take no memory. No hole of a heap holds them all.

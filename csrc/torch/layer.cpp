@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "forked.h"
+#include "plan/policy.h"
 #include "plan/recording.h"
 #include "torch/call.h"
 #include "torch/packed.h"
@@ -218,6 +219,19 @@ std::shared_ptr<const Plan> Layer::plan(const Tensor& source) const {
 
 std::string Layer::kernel(const Tensor& source) const { return plan(source)->name(); }
 
+c10::Dict<std::string, double> Layer::expected(const Tensor& source) const {
+  c10::Dict<std::string, double> found;
+  const std::shared_ptr<const Plan> planned = plan(source);
+  std::vector<std::pair<const char*, std::string>> refused;
+  const std::vector<Candidate> candidates = candidates_of(planned->request, &refused);
+  const Judgement judgement = judge(planned->request, candidates);
+  if (judgement.source != Source::table && judgement.source != Source::measured) return found;
+  for (size_t i = 0; i < candidates.size(); i++)
+    // Of some kernels nothing is known.
+    if (judgement.speedups[i].middle > 0) found.insert(candidates[i].kernel->name, judgement.speedups[i].middle);
+  return found;
+}
+
 std::string Layer::refuses(const Tensor& source) const {
   try {
     const std::shared_ptr<const Plan> found = plan(source);
@@ -374,6 +388,7 @@ TORCH_LIBRARY_FRAGMENT(groupwise, m) {
   m.class_<Layer>("Layer")
       .def(torch::init(&groupwise::make_layer))
       .def("refuses", [](const groupwise::Self& self, const at::Tensor& source) { return self->refuses(source); })
+      .def("expected", [](const groupwise::Self& self, const at::Tensor& source) { return self->expected(source); })
       .def("kernel", [](const groupwise::Self& self, const at::Tensor& source) { return self->kernel(source); })
       .def("empty", [](const groupwise::Self& self, const at::Tensor& source) { return self->empty(source); })
       .def("run", &groupwise::run)

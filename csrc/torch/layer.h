@@ -44,6 +44,9 @@ class Layer : public torch::CustomClassHolder {
   std::string refuses(const at::Tensor& source) const;
   // Returns the name of the kernel that runs for a source.
   std::string kernel(const at::Tensor& source) const;
+  // Returns by how much each kernel is expected to be faster than PyTorch's for a source, by its name, as far as a table of this
+  // processor or a measurement tells.
+  c10::Dict<std::string, double> expected(const at::Tensor& source) const;
   // Allocates an output for a source, in the format that PyTorch would give it.
   at::Tensor empty(const at::Tensor& source) const;
   // Computes `out`, which has the shape of an `empty(source)` and any strides. `residual` is undefined for a layer without one; it

@@ -137,7 +137,7 @@ def optimize(
 
 def _try(network: Optimized, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     try:
-        network(*inputs, **kwargs)
+        network.prepare(*inputs, **kwargs)
     except GroupwiseError:
         raise
     except Exception as error:

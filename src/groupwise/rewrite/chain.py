@@ -158,7 +158,8 @@ def _measured(links: Sequence[Link], first: int, given: Sequence[torch.Tensor]) 
     steps = _one_by_one(links, given)
     exact = steps(*given[:1], *(residual.clone() for residual in given[1:]))
     # A chain writes channels_last. What reads it may have been planned for another format.
-    if problem_of(recipe.call, given, exact) or made.empty(given[0]).stride() != exact.stride():
+    problem, _ = problem_of(recipe.call, given, exact)
+    if problem or made.empty(given[0]).stride() != exact.stride():
         return None
     calls = {"one by one": steps, "chain": recipe.again(recipe(*given))}
     seconds = time_calls(calls, given)

@@ -14,22 +14,35 @@ import torch
 
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import tuning
-from groupwise.rewrite.engines import UNMEASURED, UNMEASURED_LOW, Engine, Maybe, Work, entering, hazard_of, kernel_of
+from groupwise.rewrite.engines import (
+    UNMEASURED,
+    UNMEASURED_LOW,
+    Engine,
+    Maybe,
+    Work,
+    entering,
+    expected_speeds,
+    hazard_of,
+    kernel_of,
+)
 from groupwise.rewrite.low_engines import engines_of
 from groupwise.rewrite.recipe import Call
 
 # What is made ready by default is timed for so many seconds in all.
-SECONDS = 4.0
+SECONDS = 4.5
 # A call is timed on as many samples as take about so many seconds, if time is limited.
-CALL = 3e-3
+CALL = 1e-3
 # Engines of one layer are timed in so many rounds as take about BUDGET seconds at their shortest, at least and at most
 # so many. On a machine that does other work too rounds take longer, and end after PATIENCE times as long.
 BUDGET, LEAST, MOST, PATIENCE = 0.02, 3, 40, 10
+# A kernel of which records tell that it takes so many times as long as another is not tried, if time is limited.
+SLOWER = 1.25
 # An engine must be so much faster than one that comes before it in the table.
 MARGIN = 0.97
-# An engine that takes so many times as long as the fastest in each of the first SURE rounds is measured no more. One
-# round alone may have been interrupted.
+# An engine that takes so many times as long as the fastest in each of its first SURE calls is measured no more. One
+# call alone may have been interrupted. Of calls of LONG seconds or more the first counts too, which packs and plans.
 HOPELESS, SURE = 3, 2
+LONG, HOPELESS_IF_LONG = 5e-4, 1.2
 # An engine whose values are farther from PyTorch's, as a fraction of the largest value, is wrong and not imprecise.
 WRONG = 1e-3
 # Two roundings to bfloat16, and room.
@@ -93,12 +106,13 @@ def choose(
         return _unmeasured(work, "" if deadline is None else "optimize has no time left; tune=True times all layers")
     whole, (work, given) = work, _fewer(work, weight, bias, given, deadline)
     is_cut = work != whole
+    slow = _slow(whole) if deadline.is_limited else ()
     able: dict[str, Engine] = {}
     refused: dict[str, str] = {}
     kernels: dict[str, str] = {}
     for row in engines_of(work):
         # The planner may choose another kernel for the whole example: each kernel has a row of its own.
-        if is_cut and row.name == "groupwise" and not row.kernel:
+        if (is_cut and row.name == "groupwise" and not row.kernel) or row.kernel in slow:
             continue
         engine = entering(row, work) if work.enters else row
         reason = engine.refuse(whole) or engine.refuse(work)
@@ -117,6 +131,7 @@ def choose(
     exact = able["pytorch"].make(work, weight, bias)(*_copies(given))
     wrong = (WRONG_LOW if exact.dtype == torch.bfloat16 else WRONG) * _largest(exact)
     calls: dict[str, Call] = {}
+    first: dict[str, float] = {}
     outputs: dict[tuple[int, ...], torch.Tensor] = {}
     for name, engine in able.items():
         if hazard and name == "pytorch" and len(able) > 1:
@@ -125,7 +140,7 @@ def choose(
             continue
         # A weight that is packed for an engine that is wrong is dropped before the next engine packs its own.
         recipe = engine.make(work, weight, bias)
-        made = _tried(recipe.call, given, exact, wrong)
+        made, first[name] = _tried(recipe.call, given, exact, wrong)
         if isinstance(made, str):
             refused[name] = made
             continue
@@ -137,11 +152,18 @@ def choose(
         # Where not even PyTorch's runs a second time, for want of memory, the network says so itself.
         name = next(iter(calls), "pytorch")
         return Choice(able[name], hazard if name == "pytorch" else "", {}, refused, kernels[name])
-    seconds = time_calls(calls, given)
+    seconds = time_calls(calls, given, first)
     best = fastest(seconds)
     ms = {name: round(min(found) * 1e3, 4) for name, found in seconds.items()}
     samples = work.source[0] if is_cut else None
     return Choice(able[best], reason_of(seconds, best, samples), ms, refused, kernels[best], samples)
+
+
+def _slow(work: Work) -> list[str]:
+    """Returns the kernels that are expected to take `SLOWER` times as long as PyTorch's, or as another one."""
+    speeds = expected_speeds(work)
+    best = max(1.0, *speeds.values()) if speeds else 1.0
+    return [kernel for kernel, speed in speeds.items() if SLOWER * speed < best]
 
 
 def _unmeasured(work: Work, reason: str) -> Choice:
@@ -196,21 +218,26 @@ def _copies(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     return (given[0], *(tensor.clone() for tensor in given[1:]))
 
 
-def problem_of(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> str | None:
-    """Returns why a call does not compute what it should, or None."""
-    made = _tried(call, given, exact, WRONG * _largest(exact))
-    return made if isinstance(made, str) else None
+def problem_of(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor) -> tuple[str | None, float]:
+    """Returns why a call does not compute what it should, or None; and the seconds that it took."""
+    made, seconds = _tried(call, given, exact, WRONG * _largest(exact))
+    return made if isinstance(made, str) else None, seconds
 
 
-def _tried(call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor, wrong: float) -> torch.Tensor | str:
-    """Returns what a call computes, or why that is not what it should compute, within `wrong`."""
+def _tried(
+    call: Call, given: Sequence[torch.Tensor], exact: torch.Tensor, wrong: float
+) -> tuple[torch.Tensor | str, float]:
+    """Returns what a call computes, or why that is not what it should compute, within `wrong`; and its seconds."""
+    operands = _copies(given)
+    start = time.perf_counter()
     try:
-        made: torch.Tensor = call(*_copies(given))
+        made: torch.Tensor = call(*operands)
     except RuntimeError as error:
-        return f"it fails: {str(error).splitlines()[0][:80]}"
+        return f"it fails: {str(error).splitlines()[0][:80]}", math.inf
+    seconds = time.perf_counter() - start
     if made.shape != exact.shape or not _is_close(made, exact, wrong):
-        return "its values are wrong"
-    return made
+        return "its values are wrong", math.inf
+    return made, seconds
 
 
 def _largest(exact: torch.Tensor) -> float:
@@ -264,8 +291,16 @@ def of_samples(samples: int | None) -> str:
     return "" if samples is None else f" of {samples} sample{'s' * (samples != 1)}"
 
 
-def time_calls(calls: dict[str, Call], given: Sequence[torch.Tensor], budget: float = BUDGET) -> dict[str, list[float]]:
-    """Returns the seconds of each call in each round. Takes out of `calls` those that are hopeless."""
+def time_calls(
+    calls: dict[str, Call],
+    given: Sequence[torch.Tensor],
+    first: Mapping[str, float] | None = None,
+    budget: float = BUDGET,
+) -> dict[str, list[float]]:
+    """Returns the seconds of each call in each round. Takes out of `calls` those that are hopeless.
+
+    `first` has the seconds of the call before these, if it is known.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     tensors, spent = _copies(given), 0.0
     for number in range(1, MOST + 1):
@@ -276,10 +311,18 @@ def time_calls(calls: dict[str, Call], given: Sequence[torch.Tensor], budget: fl
             seconds[name].append(elapsed)
             spent += elapsed
         least = {name: min(seconds[name]) for name in calls}
+        if number == 1 and first and min(least.values()) >= LONG:
+            least = {name: min(took, first[name]) for name, took in least.items()}
+            _drop(calls, least, HOPELESS_IF_LONG)
         if number == SURE:
-            for name in [name for name in calls if least[name] > HOPELESS * min(least.values())]:
-                # With it goes the weight that it packed.
-                del calls[name]
+            _drop(calls, least, HOPELESS)
         if number >= LEAST and (number * sum(least.values()) > budget or spent > PATIENCE * budget):
             break
     return seconds
+
+
+def _drop(calls: dict[str, Call], least: dict[str, float], times: float) -> None:
+    """Takes out the calls that take so many times as long as the fastest. With each goes the weight that it packed."""
+    fastest = min(least.values())
+    for name in [name for name in calls if least[name] > times * fastest]:
+        del calls[name], least[name]

@@ -226,7 +226,7 @@ def words_of(activation: Activation | None) -> tuple[str, list[float]]:
     return ("silu" if activation.attribute == "swish" else activation.attribute), list(activation.scalars)
 
 
-def _refuse_groupwise(work: Work, kernel: str = "") -> str | None:
+def _never_ours(work: Work) -> str | None:
     if problem := native.status().operators_problem:
         return problem
     if work.dtype not in _FLOATS:
@@ -235,7 +235,11 @@ def _refuse_groupwise(work: Work, kernel: str = "") -> str | None:
         return "its kernels compute 1-D and 2-D"
     if 0 in (*work.source, *work.result, *work.weight):
         return "nothing to compute"
-    return _layer_of(work, kernel).refuses(_like_source(work)) or None
+    return None
+
+
+def _refuse_groupwise(work: Work, kernel: str = "") -> str | None:
+    return _never_ours(work) or _layer_of(work, kernel).refuses(_like_source(work)) or None
 
 
 def _layer_of(work: Work, kernel: str) -> Any:
@@ -246,8 +250,7 @@ def _layer_of(work: Work, kernel: str) -> Any:
 
 def _like_source(work: Work) -> torch.Tensor:
     """Returns a tensor of the source's shape and format, whose memory nothing reads or writes."""
-    source = torch.empty(work.source)
-    return source.contiguous(memory_format=torch.channels_last) if work.channels_last else source
+    return torch.empty(work.source, memory_format=torch.channels_last if work.channels_last else None)
 
 
 def _make_groupwise(work: Work, weight: torch.Tensor, bias: Maybe, kernel: str = "") -> Recipe:
@@ -280,6 +283,17 @@ def kernel_of(engine: Engine, work: Work) -> str:
         return engine.kernel
     name: str = _layer_of(work, "").kernel(_like_source(work))
     return name
+
+
+def expected_speeds(work: Work) -> dict[str, float]:
+    """Returns the times of PyTorch's speed that kernels are expected to have, as far as tables or measurements tell."""
+    if _never_ours(work):
+        return {}
+    try:
+        return dict(_layer_of(work, "").expected(_like_source(work)))
+    except RuntimeError:
+        # No kernel computes a layer of such numbers.
+        return {}
 
 
 def _with_kernel(kernel: str) -> Engine:

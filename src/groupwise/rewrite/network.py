@@ -115,6 +115,15 @@ class Optimized(torch.nn.Module):
             thread.met = outer
         return output
 
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Plans for such inputs, as a first call does. Runs only what cannot be planned as a whole."""
+        thread = vars(self)["_region"].planner.thread
+        thread.only_plans = True
+        try:
+            self(*args, **kwargs)
+        finally:
+            thread.only_plans = False
+
     def _describe(self, met: Sequence[Met], args: Any, kwargs: Any, started: float) -> None:
         key, plans = key_of(args, kwargs), vars(self)["_plans"]
         plan = plan_of(met, type(self.model).__name__, tree_leaves((args, kwargs)), started)

@@ -75,6 +75,8 @@ class _Thread(threading.local):
 
     met: list[Met] | None = None
     started: float | None = None
+    # Whether the call only makes a program ready, and does not run it where there is one for the whole network.
+    only_plans: bool = False
 
 
 class Region:
@@ -100,8 +102,11 @@ class Region:
         if ready is None or (isinstance(ready, Ready) and not ready.snapshot.holds()):
             ready = self._prepare(key, leaves, args, kwargs)
         self._note(ready)
+        only_plans, self.planner.thread.only_plans = self.planner.thread.only_plans, False
         if isinstance(ready, Refused):
             return self._in_parts(key, ready, args, kwargs)
+        if only_plans:
+            return None
         try:
             return ready.tape.run(leaves)
         except OtherOutput:
@@ -248,7 +253,7 @@ def _faster(low: Ready, wide: Ready, leaves: Sequence[Any]) -> Ready:
     """Returns the program in bfloat16, or the one in float32 if that is measured to be faster as a whole."""
     calls = {"bfloat16": lambda _: low.tape.run(leaves), "float32": lambda _: wide.tape.run(leaves)}
     with rehearsal(), torch.no_grad():
-        seconds = time_calls(calls, [torch.empty(0)], BUDGET)
+        seconds = time_calls(calls, [torch.empty(0)], budget=BUDGET)
     if fastest(seconds) == "bfloat16":
         return low
     return replace(wide, widened=reason_of(seconds, "float32"))

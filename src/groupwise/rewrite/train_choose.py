@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from groupwise.kernels import dispatch, native, tuning
-from groupwise.kernels.plan import record_plans
+from groupwise.kernels.plan import Plan, record_plans
 from groupwise.rewrite.heap import keep, kept, mapped, release
 from groupwise.rewrite.samples import first_samples, samples_of
 from groupwise.rewrite.train_check import disagreement
@@ -21,7 +22,7 @@ from groupwise.rewrite.train_network import Kernels, Timings, Trainable
 from groupwise.rewrite.train_region import Settings
 
 # The most often that a step is timed in each form. One time is enough where one form is so many times as fast.
-ROUNDS, APART = 3, 1.1
+ROUNDS, APART = 3, 1.05
 # A step is timed on as many samples as take about so many seconds, if time is limited.
 STEP = 0.2
 # Each thread has a sample at least, and statistics need two.
@@ -29,7 +30,7 @@ LEAST_SAMPLES = 2
 # Activations are computed again by default if a step takes at most so many times as long.
 MOST_SLOWER = 1.02
 # To measure the kernels of a convolution takes about as long as so many calls of PyTorch's.
-CALLS = 10
+CALLS = 6
 # Sources of plans that no measuring would change, and those that tell PyTorch's time on this processor.
 MEASURED = ("sole", "measured", "forced")
 KNOWN = (*MEASURED, "table")
@@ -94,8 +95,8 @@ class _Form:
     network: Trainable
     any_format: bool
     """Whether it computes the same for inputs of any memory format."""
-    began: bool = False
-    """Whether it ran a step, which plans."""
+    plans: list[Plan] | None = None
+    """What its last step ran; None before the first one, which plans."""
 
 
 class _Trial:
@@ -129,12 +130,12 @@ class _Trial:
         """Returns the shortest time of a step of each form, in ms, taken in turn; nothing where a step fails."""
         ms = dict.fromkeys(asked, math.inf)
         try:
-            forms = {name: self._begun(settings) for name, settings in asked.items()}
-            for _ in range(ROUNDS):
-                started, planned = time.perf_counter(), all(form.began for form in forms.values())
-                for name, form in forms.items():
-                    with kept(largest=not asked[name].recompute):
-                        ms[name] = min(ms[name], self._step(form) * 1e3)
+            known = {name: self._begin(settings) for name, settings in asked.items()}
+            for turn in range(ROUNDS):
+                started, planned = time.perf_counter(), all(self._form(it).plans is not None for it in asked.values())
+                for name, settings in asked.items():
+                    seconds = known[name] if turn == 0 and known[name] else self._timed(settings)
+                    ms[name] = min(ms[name], seconds * 1e3)
                 now = time.perf_counter()
                 # A step that plans is no measure of its form, unless there is no time for another.
                 apart = planned and max(ms.values()) > APART * min(ms.values())
@@ -161,23 +162,34 @@ class _Trial:
             self._forms[astuple(settings)] = _Form(network, any_format)
         return self._forms[astuple(settings)]
 
-    def _begun(self, settings: Settings) -> _Form:
-        """Returns a form, of which a step ran unless that takes long."""
+    def _begin(self, settings: Settings) -> float:
+        """Runs the first step of a form, unless that takes long; returns its seconds if they count, else 0."""
         form = self._form(settings)
-        if form.began:
-            return form
-        if self._is_cut and not any(other.began for other in self._forms.values()):
-            with kept(largest=not settings.recompute):
-                self._count = min(self._samples, math.ceil(STEP / self._step(form)) * self._count)
+        if form.plans is not None:
+            return 0.0
+        if self._is_cut and all(other.plans is None for other in self._forms.values()):
+            before, seconds = self._count, self._timed(settings)
+            self._count = min(self._samples, math.ceil(STEP / seconds) * self._count)
+            if self._count == before:
+                return seconds
         if not self._is_cut:
             # What a plan makes lives on too. Mapping takes time, so that steps that are timed use the heap.
             with mapped():
                 self._step(form)
-        return form
+        return 0.0
+
+    def _timed(self, settings: Settings) -> float:
+        with kept(largest=not settings.recompute):
+            return self._step(self._form(settings))
 
     def _step(self, form: _Form) -> float:
-        form.began = True
-        return step(form.network, *first_samples(self._args, self._kwargs, self._count))
+        recorded: AbstractContextManager[Iterable[Plan]] = nullcontext(())
+        if native.status().problem is None:
+            recorded = record_plans()
+        with recorded as plans:
+            seconds = step(form.network, *first_samples(self._args, self._kwargs, self._count))
+        form.plans = list(plans)
+        return seconds
 
     def measured(self, settings: Settings, timings: Timings) -> Kernels:
         """Measures the kernels of each convolution and linear layer, in each direction, while there is time.
@@ -191,8 +203,7 @@ class _Trial:
         whole = min(timings.ms.values()) / 1e3 * max(1, self._samples) / max(1, self._count)
         left, ends = self._ends - time.perf_counter() - whole, self._ends
         if left <= 0:
-            with record_plans() as plans:
-                self._step(form)
+            plans = form.plans or []
             if all(plan.source in KNOWN for plan in plans):
                 return Kernels({}, sum(plan.source not in MEASURED for plan in plans))
             left = ends = math.inf
