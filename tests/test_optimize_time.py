@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+import groupwise
+from groupwise import record_plans
 from groupwise.errors import GroupwiseError
+from groupwise.kernels import dispatch
 from groupwise.rewrite import chain, choose, engines
 from groupwise.rewrite.choose import Deadline, seconds_of
+from groupwise.rewrite.compiled import Compiled
 from groupwise.rewrite.steps import Activation, Epilogue, Geometry
-from kernels import needs_kernels
+from kernels import OURS, needs_kernels
 from optimized import check, network, source
 from test_optimize_chains import Net, seeded
 
@@ -121,3 +128,84 @@ def test_infinities_and_nan_are_compared():
     assert not choose._is_close(torch.tensor([[1.0, -math.inf], [math.nan, 2.0]]), exact, 1e-3)
     assert not choose._is_close(torch.tensor([[1.0, math.inf], [0.0, 2.0]]), exact, 1e-3)
     assert not choose._is_close(torch.tensor([[math.nan, math.inf], [math.nan, 2.0]]), exact, 1e-3)
+
+
+def test_kernels_that_records_expect_to_be_slow_are_not_tried(monkeypatch):
+    monkeypatch.setattr(choose, "expected_speeds", lambda work: {"narrow": 2.0, "groups": 1.9, "planar": 0.5})
+    limited = choose.choose(work_of(3), *tensors(3), Deadline(100.0))
+    assert not {"groupwise planar"} & set(limited.ms)
+    assert choose._slow(work_of(3)) == ["planar"]
+    monkeypatch.setattr(choose, "expected_speeds", lambda work: {"narrow": 0.9, "groups": 0.7})
+    assert choose._slow(work_of(3)) == ["groups"]
+    monkeypatch.setattr(choose, "expected_speeds", lambda work: {})
+    assert choose._slow(work_of(3)) == []
+
+
+@needs_kernels
+def test_what_was_measured_is_expected(own_cache):
+    weight, bias, (image,) = tensors(2)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    assert engines.expected_speeds(work_of(2)) == {}
+    with dispatch.enabled(tune=True, calls=1000), torch.no_grad(), record_plans() as plans:
+        torch.conv2d(image, weight, bias, padding=1, groups=2)
+    found = engines.expected_speeds(work_of(2))
+    assert found
+    assert set(found) <= set(OURS)
+    (plan,) = plans
+    if plan.kernel != "pytorch":
+        assert found[plan.kernel] == pytest.approx(plan.speedup)
+    # What no kernel can run has none.
+    assert engines.expected_speeds(replace(work_of(2), dtype=torch.float64)) == {}
+    assert engines.expected_speeds(replace(work_of(2), source=(0, 8, 9, 7))) == {}
+
+
+def test_a_long_call_that_is_clearly_slower_is_dropped_after_its_second(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(choose, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def takes(seconds):
+        def call(x):
+            now[0] += seconds
+            return x
+
+        return call
+
+    def timed(first, **seconds):
+        calls = {name: takes(each) for name, each in seconds.items()}
+        return choose.time_calls(calls, [torch.zeros(1)], first)
+
+    found = timed({"fast": 9e-3, "slow": 9e-3, "close": 9e-3}, fast=1e-3, slow=1.3e-3, close=1.1e-3)
+    assert {name: len(each) > 1 for name, each in found.items()} == {"fast": True, "slow": False, "close": True}
+    # Its first call was fast: one of the two was interrupted, perhaps.
+    assert len(timed({"fast": 9e-3, "slow": 1e-3}, fast=1e-3, slow=1.3e-3)["slow"]) > 1
+    # Short calls vary more, and without a first call nothing is known of it.
+    assert len(timed({"fast": 9e-4, "slow": 9e-4}, fast=1e-4, slow=1.3e-4)["slow"]) > 1
+    assert len(timed(None, fast=1e-3, slow=1.3e-3)["slow"]) > 1
+
+
+def test_optimize_plans_and_does_not_run(monkeypatch):
+    ran, run = [], Compiled.run
+    monkeypatch.setattr(Compiled, "run", lambda self, leaves: ran.append(1) or run(self, leaves))
+    fast = groupwise.optimize(network(), source(), tune=False)
+    assert fast.plan.steps
+    assert ran == []
+    with torch.inference_mode():
+        fast(source())
+    assert ran == [1]
+    fast.prepare(source(4))
+    assert ran == [1]
+
+
+def test_what_cannot_be_planned_as_a_whole_runs():
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = network(), nn.Linear(10, 3)
+
+        def forward(self, x):
+            y = self.first(x).flatten(1)[:, :10]
+            return self.second(y) if float(y.sum()) > 1e9 else self.second(-y)
+
+    fast = groupwise.optimize(Parts().eval(), source(), tune=False)
+    assert any(step.name.startswith("first") for step in fast.plan.steps)
+    assert any(step.name == "second" for step in fast.plan.steps)

@@ -300,3 +300,11 @@ def test_the_report():
     assert lines[3] == "These take 12 ms in PyTorch, 11 as chosen, 7 with the best kernel each."
     told = f"  0.80 (4 | 5 ms) {FIRST} forward contiguous 2 threads: 2 of 8 to 4, groups 2, kernel 3x3, 5x6 to 3x4"
     assert lines[5].startswith(told)
+
+
+def test_the_layers_of_steps_have_several_samples():
+    draws = [sweeping.draw(3, number, (1, 2), only=("steps",)) for number in range(120)]
+    assert {one.family for one in draws} == {"steps"}
+    assert sum(one.batch >= 4 for one in draws) > 80
+    for one in draws:
+        assert sweeping.affordable(one.spec, one.size, one.batch, sweeping.LIMITS_OF_BIG)

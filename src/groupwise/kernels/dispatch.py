@@ -205,6 +205,7 @@ def enabled(
 def measuring(calls: int, seconds: float) -> Iterator[None]:
     """Dispatches and measures for so many seconds from now while the block runs. Tells nobody when they are over."""
     drawn = tuning.measured(_register())["drawn"]
+    _frozen.begin()
     with _open(tuning.Wish(tune=True, calls=calls, seconds=drawn + seconds, quiet=True)):
         _switches.tell()
         yield

@@ -81,7 +81,7 @@ def optimize(
 
     - `inputs`, `kwargs`: an example of what the network will be called with; other shapes are planned when they come
     - `tune`: None times the engines of each layer on the example, or on as many of its samples as take a few
-      milliseconds, and ends after about 4 seconds: layers that are left run on the engine that False gives. True
+      milliseconds, and ends after 4.5 seconds: layers that are left run on the engine that False gives. True
       times all of them on the whole example, however long it takes. False times nothing, so that every run makes the
       same choices: groupwise where its planner takes a layer, else oneDNN, else PyTorch. GROUPWISE_TUNE=1 and =0 make
       None mean True and False. Nothing is timed while `torch.use_deterministic_algorithms` is on.

@@ -201,12 +201,11 @@ class _Trial:
         form = self._form(settings)
         # A step of the whole example is no part of what the core counts.
         whole = min(timings.ms.values()) / 1e3 * max(1, self._samples) / max(1, self._count)
-        left, ends = self._ends - time.perf_counter() - whole, self._ends
+        plans = form.plans or []
+        ends = self._ends if all(plan.source in KNOWN for plan in plans) else math.inf
+        left = ends - time.perf_counter() - whole
         if left <= 0:
-            plans = form.plans or []
-            if all(plan.source in KNOWN for plan in plans):
-                return Kernels({}, sum(plan.source not in MEASURED for plan in plans))
-            left = ends = math.inf
+            return Kernels({}, sum(plan.source not in MEASURED for plan in plans))
         counts: dict[str, dict[str, int]] = {}
         with dispatch.measuring(CALLS, left):
             for _ in range(MOST_STEPS):
