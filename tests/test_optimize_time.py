@@ -144,7 +144,6 @@ def test_kernels_that_records_expect_to_be_slow_are_not_tried(monkeypatch):
 @needs_kernels
 def test_what_was_measured_is_expected(own_cache):
     weight, bias, (image,) = tensors(2)
-    weight = weight.contiguous(memory_format=torch.channels_last)
     assert engines.expected_speeds(work_of(2)) == {}
     with dispatch.enabled(tune=True, calls=1000), torch.no_grad(), record_plans() as plans:
         torch.conv2d(image, weight, bias, padding=1, groups=2)
@@ -191,8 +190,8 @@ def test_optimize_plans_and_does_not_run(monkeypatch):
     assert ran == []
     with torch.inference_mode():
         fast(source())
-    assert ran == [1]
-    fast.prepare(source(4))
+        assert ran == [1]
+        fast.prepare(source(4))
     assert ran == [1]
 
 
@@ -208,4 +207,4 @@ def test_what_cannot_be_planned_as_a_whole_runs():
 
     fast = groupwise.optimize(Parts().eval(), source(), tune=False)
     assert any(step.name.startswith("first") for step in fast.plan.steps)
-    assert any(step.name == "second" for step in fast.plan.steps)
+    assert any(step.name.startswith("second") for step in fast.plan.steps)
