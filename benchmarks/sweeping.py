@@ -22,7 +22,6 @@ CHANNELS = (8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 112, 120, 128, 144, 160, 192,
 SIZES = (7, 8, 10, 13, 14, 16, 20, 27, 28, 32, 40, 56, 64, 80, 112, 160, 224)
 LENGTHS = (16, 50, 64, 100, 128, 200, 256, 400, 512, 1000, 2048)
 BATCHES = (1, 1, 1, 1, 1, 2, 4, 8, 8, 16, 32, 64)
-# Of the family that has several samples always.
 BATCHES_OF_STEPS = (4, 8, 8, 8, 16, 32)
 # The most multiply-accumulates and numbers of a tensor: more take PyTorch more than 50 ms, or more memory than a row is
 # worth. A big layer takes as much time as ten others, so that only some are drawn.
@@ -285,8 +284,7 @@ def steps(chance: random.Random) -> Numbers:
         groups = max(2, channels // width)
         return ConvSpec(width * groups, width * groups, 3, stride, 1, 1, groups), (side, side)
     if which == "dense":
-        inputs = chance.choice((3, 16, 32, 64, channels))
-        kernel = chance.choice((3, 3, 7))
+        inputs, kernel = chance.choice((3, 16, 32, 64, channels)), chance.choice((3, 3, 7))
         return ConvSpec(inputs, chance.choice((16, 32, 64, channels)), kernel, stride, kernel // 2), (side, side)
     return pointwise(chance)[0], (side, side)
 
@@ -400,4 +398,3 @@ VOLUMES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
     kind: (weight, functools.partial(volume, kind=kind))
     for kind, weight in (("depthwise", 0.4), ("grouped", 0.4), ("dense", 0.1), ("transposed", 0.1))
 }
-"""The same of 3-D layers."""
