@@ -21,7 +21,7 @@ from groupwise.rewrite.train_check import disagreement
 from groupwise.rewrite.train_network import Kernels, Timings, Trainable
 from groupwise.rewrite.train_region import Settings
 
-# The most often that a step is timed in each form. One time is enough where one form is so many times as fast.
+# The most often that a step is timed in each form. A long one is timed once if one form is so many times as fast.
 ROUNDS, APART = 3, 1.05
 # A step is timed on as many samples as take about so many seconds, if time is limited.
 STEP = 0.2
@@ -137,9 +137,11 @@ class _Trial:
                     seconds = known[name] if turn == 0 and known[name] else self._timed(settings)
                     ms[name] = min(ms[name], seconds * 1e3)
                 now = time.perf_counter()
-                # A step that plans is no measure of its form, unless there is no time for another.
-                apart = planned and max(ms.values()) > APART * min(ms.values())
-                if self._is_limited and (apart or now + (now - started) > self._ends):
+                took = now - started
+                # A step that plans is no measure of its form, unless there is no time for another. A short one is soon
+                # timed again, and may have been interrupted.
+                apart = planned and took > STEP and max(ms.values()) > APART * min(ms.values())
+                if self._is_limited and (apart or now + took > self._ends):
                     break
         except Exception:
             return {}
