@@ -72,8 +72,8 @@ def test_after_the_deadline_nothing_is_timed(monkeypatch):
     monkeypatch.setattr(choose, "time_calls", lambda *_: pytest.fail("timed"))
     found = choose.choose(work_of(7), *tensors(7), Deadline(0.0))
     assert found.ms == {}
-    assert found.reason.endswith("optimize has no time left; tune=True times all layers")
-    assert "no time left" not in choose.choose(work_of(7), *tensors(7), None).reason
+    assert found.reason.endswith("no time was left to time it; tune=True times all layers")
+    assert "no time was left" not in choose.choose(work_of(7), *tensors(7), None).reason
 
 
 def test_a_network_that_is_timed_on_few_samples_is_exact(monkeypatch):

@@ -115,7 +115,7 @@ def test_a_model_that_fails_is_refused_with_its_error():
 def test_a_difference_on_few_samples_is_looked_at_on_all(monkeypatch):
     looked = []
 
-    def difference(model, args, kwargs):
+    def difference(model, twin, args, kwargs):
         looked.append(samples_of(args, kwargs))
         return "it differs" if len(looked) == 1 else ""
 

@@ -11,7 +11,7 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.kernels import native
-from groupwise.rewrite.choose import CALL, Choice, fastest, of_samples, problem_of, time_calls
+from groupwise.rewrite.choose import CALL, Choice, Deadline, fastest, of_samples, problem_of, time_calls
 from groupwise.rewrite.engines import CONVOLUTION, RESIDUAL, SOURCE, Maybe, Work, kernel_of, native_layer
 from groupwise.rewrite.functional import memory_of
 from groupwise.rewrite.plan import Step
@@ -105,8 +105,8 @@ def _fits(node: Node) -> bool:
     return geometry.dims == 2 and not geometry.transposed and value(node).numel() > 0
 
 
-def choose_chains(links: Sequence[Link], given: Sequence[torch.Tensor]) -> list[Chained]:
-    """Times parts of a run as chains, and layer by layer; returns those that are faster and gain the most.
+def choose_chains(links: Sequence[Link], given: Sequence[torch.Tensor], deadline: Deadline) -> list[Chained]:
+    """Times parts of a run as chains, and layer by layer, until the deadline; returns those that gain the most.
 
     `given` has what the first layer reads, and the residual of the last one if that has one. If layers were timed on
     some samples of it, so are the chains.
@@ -119,6 +119,8 @@ def choose_chains(links: Sequence[Link], given: Sequence[torch.Tensor]) -> list[
     gains: dict[tuple[int, int], tuple[float, Chained]] = {}
     for first in range(len(links)):
         for last in range(min(len(links), first + MOST_LAYERS), first + 1, -1):
+            if deadline.is_over:
+                continue
             residual = given[1:] if last == len(links) else ()
             if found := _measured(links[first:last], first, (sources[first], *residual)):
                 gain, chained = found

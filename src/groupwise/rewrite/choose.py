@@ -70,10 +70,10 @@ class Choice:
 
 
 class Deadline:
-    """Until when engines are timed: for so many seconds, which may be `math.inf`, from now on or since `started`."""
+    """Until when engines are timed: for so many seconds from now on, which may be `math.inf`."""
 
-    def __init__(self, seconds: float, started: float | None = None) -> None:
-        self._ends = (time.perf_counter() if started is None else started) + seconds
+    def __init__(self, seconds: float) -> None:
+        self._ends = time.perf_counter() + seconds
 
     @property
     def is_limited(self) -> bool:
@@ -103,7 +103,7 @@ def choose(
     Times nothing after the deadline, nor without one.
     """
     if deadline is None or deadline.is_over:
-        return _unmeasured(work, "" if deadline is None else "optimize has no time left; tune=True times all layers")
+        return _unmeasured(work, "" if deadline is None else "no time was left to time it; tune=True times all layers")
     whole, (work, given) = work, _fewer(work, weight, bias, given, deadline)
     is_cut = work != whole
     slow = _slow(whole) if deadline.is_limited else ()

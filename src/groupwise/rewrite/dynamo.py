@@ -197,7 +197,8 @@ class Piece:
             for name, tensor in self._states(held).items():
                 _check_state(name, tensor)
             measures = self._seconds > 0 and not torch.are_deterministic_algorithms_enabled()
-            program = Program(self._captured(args), Deadline(self._seconds, started) if measures else None)
+            deadline = Deadline(self._seconds) if measures else None
+            program = Program(self._captured(args), deadline)
         except NotCaptured as reason:
             self._tell(str(reason))
             left = (Left("", str(reason)),)

@@ -102,7 +102,8 @@ class Optimized(torch.nn.Module):
             self._notice_modules(source)
         region: Region = vars(self)["_region"]
         thread, news, started = region.planner.thread, region.planner.news, time.perf_counter()
-        outer, thread.met, thread.started = thread.met, [], started
+        outer, thread.met = (thread.met, thread.deadline), []
+        thread.deadline = None
         try:
             output = region(*args, **kwargs)
             if region.planner.news != news:
@@ -112,7 +113,7 @@ class Optimized(torch.nn.Module):
             elif vars(self)["_plan"] is None and not thread.met:
                 self._describe([(region, Refused(reason_to_run_whole(args, kwargs)))], args, kwargs, started)
         finally:
-            thread.met = outer
+            thread.met, thread.deadline = outer
         return output
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:

@@ -237,7 +237,7 @@ class Program:
         links = [Link(*self._choices[node], *_packable(node, constants), found[node][0]) for node in run]
         key = (tuple((each.work, each.choice.engine.label) for each in links), *(each.stride() for each in given))
         if key not in self._known_chains:
-            self._known_chains[key] = choose_chains(links, given)
+            self._known_chains[key] = choose_chains(links, given, self._deadline)
         return self._known_chains[key]
 
     def _link(

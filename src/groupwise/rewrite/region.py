@@ -74,7 +74,8 @@ class _Thread(threading.local):
     """What one call of the network meets, in the thread that makes it."""
 
     met: list[Met] | None = None
-    started: float | None = None
+    # Until when engines are timed in the call, for all of its regions.
+    deadline: Deadline | None = None
     # Whether the call only makes a program ready, and does not run it where there is one for the whole network.
     only_plans: bool = False
 
@@ -94,6 +95,7 @@ class Region:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Computes what the module computes, by a program where there can be one."""
+        only_plans, self.planner.thread.only_plans = self.planner.thread.only_plans, False
         known = key_of(args, kwargs)
         if known is None:
             return self.as_it_is(*args, **kwargs)
@@ -102,10 +104,10 @@ class Region:
         if ready is None or (isinstance(ready, Ready) and not ready.snapshot.holds()):
             ready = self._prepare(key, leaves, args, kwargs)
         self._note(ready)
-        only_plans, self.planner.thread.only_plans = self.planner.thread.only_plans, False
         if isinstance(ready, Refused):
             return self._in_parts(key, ready, args, kwargs)
-        if only_plans:
+        # What a module that is left as it is returns, only a run tells.
+        if only_plans and not ready.left:
             return None
         try:
             return ready.tape.run(leaves)
@@ -171,7 +173,9 @@ class Region:
         seconds, dtype = self.planner.seconds, self.planner.dtype
         if not seconds or torch.are_deterministic_algorithms_enabled():
             return self._made(leaves, args, kwargs, None, dtype)
-        ready = self._made(leaves, args, kwargs, Deadline(seconds, self.planner.thread.started), dtype)
+        if (deadline := self.planner.thread.deadline) is None:
+            deadline = self.planner.thread.deadline = Deadline(seconds)
+        ready = self._made(leaves, args, kwargs, deadline, dtype)
         if dtype is None:
             return ready
         return _faster(ready, self._made(leaves, args, kwargs, Deadline(seconds), None), leaves)

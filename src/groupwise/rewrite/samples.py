@@ -10,7 +10,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 def samples_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Returns the size of the first dimension that all tensors have in common; 0 if there is none."""
+    """Returns the size of the first dimension that all tensors have in common; 0 if there is none.
+
+    Whether they are samples, or steps of time, is not known: as many of either are an example that takes less time.
+    """
     sizes = {leaf.shape[:1] for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, torch.Tensor)}
     return int(sizes.pop()[0]) if len(sizes) == 1 and all(sizes) else 0
 

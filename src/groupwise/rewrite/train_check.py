@@ -21,26 +21,28 @@ def disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[
     """Says how the traced form differs from the model on the example; empty if it does not.
 
     Compares on the first `samples`, and on the whole example where the two differ on those or the model fails.
-    Raises `RefusedExample` if the model fails on the example.
+    Raises `RefusedExample` if the model fails on both.
 
     A condition on an argument's type, say, is decided by the trace and not by the argument.
     """
     if samples_of(args, kwargs) > samples:
+        # The model may keep something of them, which is of no use to the whole example.
+        twins = copy.deepcopy(model), copy.deepcopy(model)
         try:
-            if not _difference(model, *first_samples(args, kwargs, samples)):
+            if not _difference(*twins, *first_samples(args, kwargs, samples)):
                 return ""
         except Exception:
             # The model may accept no other number of samples than the example's.
             pass
+    twin = copy.deepcopy(model)
     try:
-        return _difference(model, args, kwargs)
+        return _difference(model, twin, args, kwargs)
     except Exception as error:
         raise refused(error, args, kwargs, "groupwise.optimize(model, x, train=True)") from error
 
 
-def _difference(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Says how the traced form differs; empty if it does not. Raises what the model raises."""
-    twin = copy.deepcopy(model)
+def _difference(model: torch.nn.Module, twin: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Says how the traced form of a model's twin differs; empty if it does not. Raises what the model raises."""
     state = torch.get_rng_state()
     with quietly(), dispatch.by_pytorch():
         expected = tree_leaves(model(*args, **kwargs))

@@ -25,8 +25,9 @@ from groupwise.rewrite.train_region import Settings
 ROUNDS, APART = 3, 1.05
 # A step is timed on as many samples as take about so many seconds, if time is limited.
 STEP = 0.2
-# Each thread has a sample at least, and statistics need two.
-LEAST_SAMPLES = 2
+# Each thread has a sample at least, and statistics need two. More are compared: of two values a normalisation makes
+# 1 and -1, whatever they are.
+LEAST_SAMPLES, COMPARED = 2, 3
 # Activations are computed again by default if a step takes at most so many times as long.
 MOST_SLOWER = 1.02
 # To measure the kernels of a convolution takes about as long as so many calls of PyTorch's.
@@ -45,7 +46,7 @@ def for_training(
 
     `recompute` None computes activations again if that costs little, or if nothing may be timed.
 
-    Convolutions that no table of this processor knows are measured however long that takes.
+    If a table of this processor knows nothing of some layer, kernels are measured however long that takes.
     """
     ends = time.perf_counter() + seconds
     settings = Settings(recompute=recompute is not False)
@@ -57,7 +58,7 @@ def for_training(
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             tried, named = tree_map(_leaf, (args, dict(kwargs)))
             with mapped() if few == samples else kept(largest=True):
-                settings.distrusted = disagreement(twin, tried, named, few)
+                settings.distrusted = disagreement(twin, tried, named, max(few, COMPARED))
             if seconds and not settings.distrusted:
                 trial = _Trial(twin.train(), tried, named, few, ends)
                 timings = trial.choose(settings, recompute)
@@ -209,17 +210,24 @@ class _Trial:
         if left <= 0:
             return Kernels({}, sum(plan.source not in MEASURED for plan in plans))
         counts: dict[str, dict[str, int]] = {}
-        with dispatch.measuring(CALLS, left):
-            for _ in range(MOST_STEPS):
-                seen = tuning.measured()["requests"]
-                with record_plans() as plans:
-                    step(form.network, self._args, self._kwargs)
-                if tuning.measured()["requests"] == seen or time.perf_counter() + whole > ends:
-                    break
+        is_late = False
+        try:
+            with dispatch.measuring(CALLS, left):
+                for _ in range(MOST_STEPS):
+                    seen = tuning.measured()["requests"]
+                    with record_plans() as plans:
+                        step(form.network, self._args, self._kwargs)
+                    is_late = time.perf_counter() + whole > ends
+                    if tuning.measured()["requests"] == seen or is_late:
+                        break
+        except Exception:
+            # What the model does with its first samples, it may not do with all.
+            return Kernels()
         for plan in plans:
             of_direction = counts.setdefault(plan.direction, {})
             of_direction[plan.kernel] = of_direction.get(plan.kernel, 0) + 1
-        return Kernels(counts, sum(plan.source not in MEASURED for plan in plans))
+        # What is never measured, as PyTorch's kernel may do harm there, is not for want of time.
+        return Kernels(counts, sum(plan.source not in MEASURED for plan in plans) if is_late else 0)
 
 
 def step(network: Trainable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
