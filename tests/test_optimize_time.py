@@ -152,7 +152,7 @@ def test_what_was_measured_is_expected(own_cache):
     assert set(found) <= set(OURS)
     (plan,) = plans
     if plan.kernel != "pytorch":
-        assert found[plan.kernel] == pytest.approx(plan.speedup)
+        assert found[plan.kernel] == pytest.approx(plan.speedup, rel=1e-4)
     # What no kernel can run has none.
     assert engines.expected_speeds(replace(work_of(2), dtype=torch.float64)) == {}
     assert engines.expected_speeds(replace(work_of(2), source=(0, 8, 9, 7))) == {}
