@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -75,7 +75,7 @@ def measure(threads: int) -> Peaks:
     torch.set_num_threads(threads)
     try:
         flop, by = _flop(threads)
-        return Peaks(threads, flop, _copy_rate(), by)
+        return Peaks(threads, flop, copy_rate(), by)
     finally:
         torch.set_num_threads(before)
 
@@ -126,13 +126,13 @@ def _compiled() -> Callable[[int], float] | None:
     return burn
 
 
-def _copy_rate() -> float:
-    """Measures bytes per second, read and written, at the best of the sizes."""
+def copy_rate(sizes: Sequence[int] = COPIED_MIB, runs: int = 200) -> float:
+    """Measures bytes per second, read and written, at the best of the sizes, which are in MiB."""
     rates = []
-    for mib in COPIED_MIB:
+    for mib in sizes:
         source = torch.ones(mib << 18)
         target = torch.empty_like(source)
-        rates.append(2 * source.nbytes / _best(lambda target=target, source=source: target.copy_(source), 200))
+        rates.append(2 * source.nbytes / _best(lambda target=target, source=source: target.copy_(source), runs))
     return max(rates)
 
 

@@ -42,7 +42,9 @@ KINDS = {
     "activations": re.compile(r"gelu|relu|silu|hardswish|hardsigmoid|sigmoid|tanh", re.IGNORECASE),
 }
 REST = "all else"
-STEPS, PROFILED, COPIED_MIB = 7, 3, 32
+STEPS, PROFILED = 7, 3
+# Caches do not hold such tensors.
+COPIED_MIB, COPIES = (32,), 20
 
 
 def main() -> None:
@@ -59,7 +61,7 @@ def main() -> None:
         raise SystemExit(f"no network has {options.networks} in its name")
     keep_memory()
     torch.set_num_threads(options.threads)
-    peaks = dataclasses.replace(floor.measure(options.threads), copied_bytes=copy_rate())
+    peaks = dataclasses.replace(floor.measure(options.threads), copied_bytes=floor.copy_rate(COPIED_MIB, COPIES))
     isa = native.status().isa
     output = options.output or RECORDS / f"{processor_class()}-{isa}" / "steps.jsonl"
     for name in names:
@@ -68,18 +70,6 @@ def main() -> None:
         facts |= {"gflops": round(peaks.flop / 1e9, 1), "copied_gbs": round(peaks.copied_bytes / 1e9, 1)}
         write_record(output, [{**facts, "tune": not options.no_tune, "kinds": kinds}], UNIT)
         print(row(name, kinds), flush=True)
-
-
-def copy_rate() -> float:
-    """Returns the bytes per second, read and written, of the copy of a tensor that caches do not hold."""
-    source = torch.ones(COPIED_MIB << 18)
-    target = torch.empty_like(source)
-    seconds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - start)
-    return 2 * source.nbytes / min(seconds)
 
 
 def split(name: str, batch: int, tune: bool, peaks: floor.Peaks) -> dict[str, dict[str, float]]:

@@ -52,6 +52,7 @@ def test_the_floor_of_a_pass(direction):
 
 
 @needs_kernels
+@pytest.mark.usefixtures("threads")
 def test_a_step_is_split_and_recorded(monkeypatch, tmp_path, capsys, own_cache):
     def build(name):
         torch.manual_seed(0)
@@ -63,14 +64,11 @@ def test_a_step_is_split_and_recorded(monkeypatch, tmp_path, capsys, own_cache):
         steps.whole_networks, "inputs", lambda batch: (torch.randn(batch, 3, 12, 12), torch.zeros(batch, dtype=int))
     )
     monkeypatch.setattr(steps.floor, "measure", lambda threads: PEAKS)
-    monkeypatch.setattr(steps, "copy_rate", lambda: 1e8)
-    threads, output = torch.get_num_threads(), tmp_path / "steps.jsonl"
+    monkeypatch.setattr(steps.floor, "copy_rate", lambda *_: 1e8)
+    output = tmp_path / "steps.jsonl"
     words = ["--networks", "resnext50", "--batch", "4", "--threads", "1", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["steps.py", *words])
-    try:
-        steps.main()
-    finally:
-        torch.set_num_threads(threads)
+    steps.main()
     (found,) = map(json.loads, output.read_text().splitlines())
     kinds = found["kinds"]
     assert set(kinds) == {*steps.KINDS, steps.REST}

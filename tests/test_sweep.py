@@ -188,6 +188,7 @@ def test_a_row_says_what_was_timed():
 
 
 @needs_kernels
+@pytest.mark.usefixtures("threads")
 def test_the_record_keeps_the_rows_of_others(tmp_path, monkeypatch, capsys):
     path = tmp_path / "sweep.jsonl"
     others = [{**ABOUT, "benchmark": "sweep", "seed": 3, "class": name, "isa": "avx2"} for name in ("vax", "pdp")]
@@ -195,14 +196,10 @@ def test_the_record_keeps_the_rows_of_others(tmp_path, monkeypatch, capsys):
     measuring.write_record(path, others, sweep.UNIT)
     quick = sweep.Effort(2, 0, 2)
     monkeypatch.setattr(sweep, "Effort", lambda: quick)
-    threads = torch.get_num_threads()
     for _ in range(2):
         words = ["--count", "3", "--seed", "3", "--threads", "1", "--output", str(path)]
         monkeypatch.setattr(sys, "argv", ["sweep.py", *words])
-        try:
-            sweep.main()
-        finally:
-            torch.set_num_threads(threads)
+        sweep.main()
     rows = measuring.read_record(path)
     assert rows[:3] == others
     assert [row["draw"] for row in rows[3:]] == [0, 1, 2], "a second run replaces the first"

@@ -155,7 +155,10 @@ def test_kernels_that_no_table_knows_are_measured_all_the_same(own_cache):
 @needs_kernels
 def test_measuring_ends_in_silence_and_begins_anew(own_cache, caplog):
     layer = nn.Conv2d(8, 8, 3, groups=2)
-    known = lambda: len(groupwise.kernels.tuning.saved().seconds)  # noqa: E731
+
+    def known():
+        return len(groupwise.kernels.tuning.saved().seconds)
+
     with caplog.at_level(logging.INFO, "groupwise"), torch.no_grad():
         for count in (1, 2):
             with dispatch.measuring(10, 1e-5):

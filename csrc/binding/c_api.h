@@ -89,8 +89,8 @@ GROUPWISE_API int32_t groupwise_forget();
 // Lets every thread plan anew.
 GROUPWISE_API void groupwise_policy_changed();
 
-// {"requests": 3, "seconds": 0.01, "lost": 0}: what was measured so far, how long that took, and how many results could not be
-// written.
+// {"requests": 3, "seconds": 0.01, "drawn": 0.01, "lost": 0}: what was measured so far, how long that took, how much of it counts
+// against the seconds that measuring may take, and how many results could not be written.
 GROUPWISE_API int64_t groupwise_measured(char* text, int64_t size);
 
 // Sets what is called when these seconds are spent.

@@ -11,11 +11,12 @@ import torch
 from torch.fx import Graph, Node
 
 from groupwise.kernels import native
-from groupwise.rewrite.choose import CALL, Choice, Deadline, fastest, of_samples, problem_of, time_calls
+from groupwise.rewrite.choose import CALL, Choice, Deadline, fastest, problem_of, time_calls
 from groupwise.rewrite.engines import CONVOLUTION, RESIDUAL, SOURCE, Maybe, Work, kernel_of, native_layer
 from groupwise.rewrite.functional import memory_of
 from groupwise.rewrite.plan import Step
 from groupwise.rewrite.recipe import Call, Method, Operation, Recipe
+from groupwise.rewrite.samples import cut, of_samples
 from groupwise.rewrite.steps import args_of, chain, convolution, is_layer, only_reader, put, value
 
 # The most layers of a chain: more would compute more rows twice, and keep more in the cache.
@@ -112,7 +113,7 @@ def choose_chains(links: Sequence[Link], given: Sequence[torch.Tensor], deadline
     some samples of it, so are the chains.
     """
     samples = _samples(links, given)
-    given = [each[:samples] if samples is not None and each.shape[0] == len(given[0]) else each for each in given]
+    given = given if samples is None else cut(given, len(given[0]), samples)
     sources = [given[0]]
     for link in links[:-1]:
         sources.append(link.recipe(sources[-1]))

@@ -27,6 +27,7 @@ from groupwise.rewrite.engines import (
 )
 from groupwise.rewrite.low_engines import engines_of
 from groupwise.rewrite.recipe import Call
+from groupwise.rewrite.samples import cut, of_samples
 
 # What is made ready by default is timed for so many seconds in all.
 SECONDS = 4.5
@@ -115,7 +116,7 @@ def choose(
         if (is_cut and row.name == "groupwise" and not row.kernel) or row.kernel in slow:
             continue
         engine = entering(row, work) if work.enters else row
-        reason = engine.refuse(whole) or engine.refuse(work)
+        reason = engine.refuse(work) or (engine.refuse(whole) if is_cut else None)
         if reason is None:
             kernel = kernel_of(engine, work)
             # The planner may have chosen it.
@@ -173,10 +174,11 @@ def _unmeasured(work: Work, reason: str) -> Choice:
     for row in engines_of(work):
         if not row.kernel:
             engine = entering(row, work) if work.enters else row
-            if why := engine.refuse(work):
-                refused |= {engine.label: why} if engine.name != "matmul" else {}
-            else:
+            reason_not = engine.refuse(work)
+            if reason_not is None:
                 able[engine.label] = engine
+            elif engine.name != "matmul":
+                refused[engine.label] = reason_not
     known = UNMEASURED_LOW if work.dtype == torch.bfloat16 else UNMEASURED
     name = next(name for name in known if name in able)
     expected = "the planner takes it" if name == "groupwise" else hazard_of(work)
@@ -210,7 +212,7 @@ def _first(work: Work, given: Sequence[torch.Tensor], samples: int) -> tuple[Wor
     if samples >= whole:
         return work, given
     part = replace(work, source=(samples, *work.source[1:]), result=(samples, *work.result[1:]))
-    return part, [each[:samples] if each.shape[:1] == (whole,) else each for each in given]
+    return part, cut(given, whole, samples)
 
 
 def _copies(given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -284,11 +286,6 @@ def reason_of(seconds: Mapping[str, Sequence[float]], best: str, samples: int | 
         if name != best:
             others.append(f"{name} {found * 1e3:.3f}{why}")
     return ", ".join([f"{least[best] * 1e3:.3f} ms{of_samples(samples)}", *others])
-
-
-def of_samples(samples: int | None) -> str:
-    """Returns of how many samples a time is, if not of all of the example."""
-    return "" if samples is None else f" of {samples} sample{'s' * (samples != 1)}"
 
 
 def time_calls(

@@ -1,12 +1,14 @@
-"""The first samples of an example, on which a network is tried in less time."""
+"""The first samples of an example, on which a network or a layer is tried in less time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
+
+from groupwise.draw.base import phrases
 
 
 def samples_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
@@ -28,3 +30,13 @@ def first_samples(
         lambda leaf: leaf[:count] if isinstance(leaf, torch.Tensor) else leaf, (args, dict(kwargs))
     )
     return few
+
+
+def cut(tensors: Sequence[torch.Tensor], whole: int, count: int) -> list[torch.Tensor]:
+    """Returns the first samples of those tensors that have `whole` samples, and the others as they are."""
+    return [each[:count] if each.shape[:1] == (whole,) else each for each in tensors]
+
+
+def of_samples(samples: int | None) -> str:
+    """Returns of how many samples a time is, if not of all of the example."""
+    return "" if samples is None else f" of {phrases.plural(samples, 'sample')}"

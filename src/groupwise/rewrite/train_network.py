@@ -17,6 +17,7 @@ from groupwise.nn.functional import is_transformed
 from groupwise.rewrite.heap import keep
 from groupwise.rewrite.pickled import reduced
 from groupwise.rewrite.plan import Left
+from groupwise.rewrite.samples import of_samples
 from groupwise.rewrite.train_fuse import Fused
 from groupwise.rewrite.train_region import Region, Settings
 from groupwise.spec.legible import Printed, legible
@@ -70,7 +71,7 @@ class TrainingPlan(Printed):
         activations = sum(it.activation != "none" for it in self.fused)
         sums = sum(bool(it.residual) for it in self.fused)
         times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in self.ms.items())
-        samples = f" of {phrases.plural(self.samples, 'sample')}" if self.samples else ""
+        samples = of_samples(self.samples)
         found = [
             f"{self.title}: {phrases.plural(len(self.fused), 'batch norm')} fused, {activations} with an activation "
             f"and {sums} with a sum; images {self.memory_format}, activations "
