@@ -161,6 +161,22 @@ def test_one_outlier_does_not_spoil_the_variance(fmt, isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("jumping", [slice(1, 2), slice(3, 4), slice(0, 4, 2), slice(0, 1)], ids=str)
+def test_means_that_jump_do_not_spoil_the_variance(jumping, fmt, isa):
+    # A piece has many blocks of values, and each is summed about the mean of the one before.
+    x = torch.randn(4, 20, 60, 60)
+    x[jumping] += 1e5
+    x[:, :, 20:23] -= 300
+    x = x.contiguous(memory_format=fmt)
+    with forced(isa=isa):
+        _, mean, variance = torch.ops.groupwise.batch_norm_act(x, None, None, None, None, None, True, 1e-5, "none", 0.0)
+    exact = x.double()
+    torch.testing.assert_close(mean.double(), exact.mean([0, 2, 3]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance.double(), exact.var([0, 2, 3], correction=0), rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("shape", [(8, 48, 40, 40), (2, 3, 200, 200), (4, 600, 7, 7), (1, 1, 300, 300)])
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 def test_any_number_of_threads_gives_the_same_bits(fmt, shape, isa):

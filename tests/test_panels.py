@@ -23,7 +23,7 @@ LAYERS = [
     ("lanes along the outputs", 17, 64, 1, 1, 3, (9, 9)),
     ("a panel of two vectors and of one", 56, 40, 1, 1, 2, (6, 11)),
     ("parts that threads share", 40, 24, 1, 1, 8, (14, 14)),
-    ("parts that stay in the cache", 24, 20, 1, 1, 2, (320, 320)),
+    ("a large image", 24, 20, 1, 1, 2, (320, 320)),
     ("wide groups", 96, 64, 2, 1, 2, (7, 9)),
     ("a stride", 48, 32, 1, 2, 2, (15, 14)),
     ("a stride, wide groups", 80, 80, 2, (3, 2), 1, (13, 9)),

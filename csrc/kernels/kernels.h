@@ -36,7 +36,8 @@ struct Bodies {
   void (*grad_weight_channels)(const GradWeightOf<Real>&, const GradWeightChannelsLayout&, int64_t begin, int64_t end,
                                Real* scratch, Real* parts);
   void (*grad_weight_panels)(const GradWeightOf<Real>&, const PanelsLayout&, int64_t begin, int64_t end, Real* scratch,
-                             Real* parts);
+                             Real* sums);
+  void (*write_panels)(const GradWeightOf<Real>&, const PanelsLayout&, int64_t begin, int64_t end, Real* sums);
   void (*grad_weight_narrow)(const GradWeightOf<Real>&, const GradWeightNarrowLayout&, int64_t begin, int64_t end,
                              Real* scratch, Real* parts);
   void (*sum_channels)(int64_t batch, int64_t channels, int64_t h, int64_t w, const Real* tensor, const Strides&, Real* sums,

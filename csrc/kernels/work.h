@@ -219,17 +219,29 @@ class GradWeightWork : public Work {
     work.grad_output = work.exchanged ? t.x : t.y;
     work.grad_weight = t.w;
     const Problem& p = work.problem;
-    const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
-    std::vector<Real> parts(layout_.parts > 1 ? layout_.parts * floats : 0);
     std::vector<double> sums(t.grad_bias ? layout_.parts * p.groups * p.out_channels : 0);
     if (t.grad_bias) work.sums = sums.data();
-    run_tasks(layout_.tasks(p), facts.threads > 1, parallel_for,
-              [&](int64_t begin, int64_t end) { run_(work, layout_, begin, end, scratch_of<Real>(), parts.data()); });
-    if (layout_.parts > 1) add_parts(work, parts.data(), layout_.parts);
+    run_parts(work, parallel_for);
     if (t.grad_bias) add_sums_of_parts(sums, layout_.parts, t.grad_bias);
   }
 
   bool sums_grad_output() const override { return !work_.exchanged; }
+
+ protected:
+  const Layout& layout() const { return layout_; }
+
+  virtual void run_parts(const GradWeightOf<Real>& work, ParallelFor parallel_for) const {
+    const Problem& p = work.problem;
+    const int64_t floats = p.groups * p.out_channels * p.in_channels * p.h.kernel * p.w.kernel;
+    std::vector<Real> parts(layout_.parts > 1 ? layout_.parts * floats : 0);
+    run_each(work, parallel_for, parts.data());
+    if (layout_.parts > 1) add_parts(work, parts.data(), layout_.parts);
+  }
+
+  void run_each(const GradWeightOf<Real>& work, ParallelFor parallel_for, Real* parts) const {
+    run_tasks(layout_.tasks(work.problem), facts.threads > 1, parallel_for,
+              [&](int64_t begin, int64_t end) { run_(work, layout_, begin, end, scratch_of<Real>(), parts); });
+  }
 
  private:
   Run run_;

@@ -17,7 +17,8 @@ void correlate_dots(const Correlation&, const ChannelsLayout&, int64_t begin, in
 void grad_weight_planar(const GradWeight&, const GradWeightLayout&, int64_t begin, int64_t end, float* scratch, float* parts);
 void grad_weight_channels(const GradWeight&, const GradWeightChannelsLayout&, int64_t begin, int64_t end, float* scratch,
                           float* parts);
-void grad_weight_panels(const GradWeight&, const PanelsLayout&, int64_t begin, int64_t end, float* scratch, float* parts);
+void grad_weight_panels(const GradWeight&, const PanelsLayout&, int64_t begin, int64_t end, float* scratch, float* sums);
+void write_panels(const GradWeight&, const PanelsLayout&, int64_t begin, int64_t end, float* sums);
 void grad_weight_narrow(const GradWeight&, const GradWeightNarrowLayout&, int64_t begin, int64_t end, float* scratch,
                         float* parts);
 void pack_brgemm(const Correlation&, const BrgemmLayout&, int64_t begin, int64_t end, float* packed);
@@ -61,7 +62,8 @@ void grad_weight_planar(const GradWeightOf<double>&, const GradWeightLayout&, in
 void grad_weight_channels(const GradWeightOf<double>&, const GradWeightChannelsLayout&, int64_t begin, int64_t end,
                           double* scratch, double* parts);
 void grad_weight_panels(const GradWeightOf<double>&, const PanelsLayout&, int64_t begin, int64_t end, double* scratch,
-                        double* parts);
+                        double* sums);
+void write_panels(const GradWeightOf<double>&, const PanelsLayout&, int64_t begin, int64_t end, double* sums);
 void grad_weight_narrow(const GradWeightOf<double>&, const GradWeightNarrowLayout&, int64_t begin, int64_t end, double* scratch,
                         double* parts);
 void sum_channels(int64_t batch, int64_t channels, int64_t h, int64_t w, const double* tensor, const Strides&, double* sums,
@@ -73,10 +75,11 @@ constexpr Kernels table(const char* isa, int number) {
           number,
           kLanes,
           {kLanes, correlate_planar, correlate_channels, pack_channels, correlate_groups, pack_gemm, correlate_gemm,
-           grad_weight_planar, grad_weight_channels, grad_weight_panels, grad_weight_narrow, sum_channels},
+           grad_weight_planar, grad_weight_channels, grad_weight_panels, write_panels, grad_weight_narrow, sum_channels},
           {float64::kLanes, float64::correlate_planar, float64::correlate_channels, float64::pack_channels,
            float64::correlate_groups, float64::pack_gemm, float64::correlate_gemm, float64::grad_weight_planar,
-           float64::grad_weight_channels, float64::grad_weight_panels, float64::grad_weight_narrow, float64::sum_channels},
+           float64::grad_weight_channels, float64::grad_weight_panels, float64::write_panels, float64::grad_weight_narrow,
+           float64::sum_channels},
           correlate_dots,
           pack_brgemm,
           correlate_brgemm,

@@ -4,8 +4,8 @@
 
 namespace groupwise::GW_TARGET {
 
-// Each block is read from memory for its mean, and again from the cache for its squares about that mean, which do not cancel.
-// Blocks are merged in double, about the mean of the first.
+// Sums of a block are about the mean of the block before, which is near enough: a step between them that makes squares cancel is part
+// of the variance. The first block is read once more, for a mean. Blocks are merged in double, about the mean of the first.
 void norm_moments(const Norm& norm, int64_t index, int64_t piece) {
   const Norm n = norm;
   const Chunk chunk(n, index);
@@ -17,17 +17,17 @@ void norm_moments(const Norm& norm, int64_t index, int64_t piece) {
   const int64_t next = ahead(n, 8);
   in_blocks(n, chunk, piece, [&](Range block) {
     const auto count = static_cast<double>(block.last - block.first);
-    sum_vectors<8>(
-        n, chunk, block, a, b, [](const auto&) GW_LAMBDA { return 0; },
-        [&](int64_t at, auto width, int, Vec& sum, Vec&) GW_LAMBDA {
-          __builtin_prefetch(n.x + at + next);
-          sum += keep(load_some(n.x + at, width), width);
-        });
-    const auto share = static_cast<float>(1 / count);
-    for (int64_t i = 0; i < chunk.sums; i += 4) store_four(mean + i, load_four(a + i) * share);
+    if (!begun) {
+      sum_vectors<8>(
+          n, chunk, block, a, b, [](const auto&) GW_LAMBDA { return 0; },
+          [&](int64_t at, auto width, int, Vec& sum, Vec&) GW_LAMBDA { sum += keep(load_some(n.x + at, width), width); });
+      const auto share = static_cast<float>(1 / count);
+      for (int64_t i = 0; i < chunk.sums; i += 4) store_four(mean + i, load_four(a + i) * share);
+    }
     sum_vectors<8>(
         n, chunk, block, a, b, [&](const auto& place) GW_LAMBDA { return place.of_sums(mean); },
         [&](int64_t at, auto width, Vec middle, Vec& sum, Vec& squares) GW_LAMBDA {
+          __builtin_prefetch(n.x + at + next);
           const Vec from = keep(load_some(n.x + at, width) - middle, width);
           sum += from;
           squares += from * from;
@@ -38,6 +38,7 @@ void norm_moments(const Norm& norm, int64_t index, int64_t piece) {
       const Doubles from = exact - load_doubles(base + i);
       store_doubles(first + i, load_doubles(first + i) + count * from);
       store_doubles(second + i, load_doubles(second + i) + (doubles(b + i) - count * rest * rest) + count * from * from);
+      store_four(mean + i, __builtin_convertvector(exact, Four));
     }
     begun = true;
   });

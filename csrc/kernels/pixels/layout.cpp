@@ -7,8 +7,6 @@ namespace {
 
 // With fewer output channels a copy is read too seldom to be worth its time.
 constexpr int64_t kLeastOutputs = 16, kFewOutputs = 32;
-// So many times the scratch stays in the L3 cache.
-constexpr int64_t kStays = 16;
 
 }  // namespace
 
@@ -52,8 +50,8 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWe
 }
 
 bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, PanelsLayout* l) {
-  // A block's sums stay in the L2 cache with the copies, of which a tile reads one of the input from the L1 cache.
-  constexpr int64_t kOutputs = 128, kChannels = 288;
+  // The copies stay in the L2 cache, and a tile reads one of the input from the L1 cache. Sums pass by.
+  constexpr int64_t kOutputs = 128, kChannels = 288, kPositions = 2 * kGradWeightRun;
   const Problem& p = work.problem;
   const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
   const auto readable = [](const Strides& s, bool steps) { return s.c == 1 || (s.w == 1 && !steps); };
@@ -69,26 +67,29 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, Panels
   constexpr int64_t kApart = 128;
   l->in_place = xs.c == 1 && p.out_channels <= kFewOutputs && p.in_channels % lanes == 0 && xs.w * p.w.stride % kApart != 0;
   Block& b = l->block;
-  b = {1, even_run(p.w.out, kGradWeightRun), 1};
-  b.rows = even_run(p.h.out, std::max<int64_t>(1, kGradWeightRun / b.columns));
+  const auto positions = [&](int64_t most) {
+    b = {1, even_run(p.w.out, most), 1};
+    b.rows = even_run(p.h.out, std::max<int64_t>(1, most / b.columns));
+  };
   const auto floats = [&] {
     l->input_floats = l->in_place ? 0 : b.rows * b.columns * l->channels;
     // What a vector writes beyond the last output channel.
     l->output_floats = b.rows * b.columns * l->outputs + lanes;
-    return l->floats = l->input_floats + l->output_floats + l->outputs * l->channels;
+    return l->floats = l->input_floats + l->output_floats;
   };
+  positions(l->in_place ? kGradWeightRun : kPositions);
+  if (floats() > work.scratch) positions(kGradWeightRun);
   while (floats() > work.scratch && l->channels > lanes) l->channels = round_up(ceil_div(l->channels, 2), lanes);
   if (floats() > work.scratch) return false;
-  // All blocks of channels read a part of the positions while it is in the cache. The parts of the weight are fewer numbers than those
-  // that are read.
+  // The parts of the weight are fewer numbers than those that are read.
   const int64_t numbers = p.batch * p.groups * p.h.out * p.w.out * (p.in_channels + p.out_channels);
   const int64_t weights = p.groups * p.in_channels * p.out_channels;
   const int64_t image_blocks = p.batch * ceil_div(p.h.out, b.rows) * ceil_div(p.w.out, b.columns);
   const int64_t most = std::max<int64_t>(1, std::min(numbers / weights / 2, image_blocks));
-  l->parts = std::clamp<int64_t>(numbers / (kStays * work.scratch), 1, most);
+  l->parts = 1;
   // A few tasks that the threads cannot share evenly are divided once more.
   const int64_t tasks = l->tasks(p);
-  if (tasks < 8 * threads) l->parts = std::min(l->parts * threads / std::gcd(tasks, threads), most);
+  if (tasks < 8 * threads) l->parts = std::min(threads / std::gcd(tasks, threads), most);
   return true;
 }
 

@@ -21,16 +21,18 @@ struct GradWeightChannelsLayout {
   }
 };
 
-// Sums one tap from copies of both tensors, or of the gradient alone: `outputs` output channels x `channels` input channels of a group
-// a task, a block of positions at a time.
+// Sums one tap from copies of both tensors, or of the gradient alone, a block of positions at a time. A task sums `outputs` output
+// channels x `channels` input channels of a group over a part of the positions.
 struct PanelsLayout {
   Block block;
   bool in_place;  // the input is read where it is
   int64_t outputs, channels, parts;
   int64_t input_floats, output_floats, floats;
-  int64_t tasks(const Problem& p) const {
-    return parts * p.groups * ceil_div(p.out_channels, outputs) * ceil_div(p.in_channels, channels);
+  int64_t blocks(const Problem& p) const {
+    return p.groups * ceil_div(p.out_channels, outputs) * ceil_div(p.in_channels, channels);
   }
+  int64_t tasks(const Problem& p) const { return parts * blocks(p); }
+  int64_t sums_floats() const { return outputs * channels; }  // of a task
 };
 
 // Returns false where reading in place is better, or where more than one tap, or padding, is read.

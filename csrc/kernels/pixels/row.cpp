@@ -31,6 +31,28 @@ GradWeight along_more(const GradWeight& work, int64_t lanes) {
   return same && turns(p) && p.out_channels > p.in_channels ? exchanged(work) : work;
 }
 
+// Sums from panels, which all lie in one array before they are written.
+template <class Real>
+class PanelsWork : public GradWeightWork<PanelsLayout, Real> {
+ public:
+  PanelsWork(const Request& r, const GradWeightShape& work, const PanelsLayout& layout)
+      : GradWeightWork<PanelsLayout, Real>(r, work, r.target->of<Real>().grad_weight_panels, layout),
+        write_(r.target->of<Real>().write_panels) {}
+
+ protected:
+  void run_parts(const GradWeightOf<Real>& work, ParallelFor parallel_for) const override {
+    const PanelsLayout& l = this->layout();
+    const std::unique_ptr<Real[]> sums(new Real[l.tasks(work.problem) * l.sums_floats()]);
+    this->run_each(work, parallel_for, sums.get());
+    if (l.parts > 1)
+      run_tasks(l.blocks(work.problem), this->facts.threads > 1, parallel_for,
+                [&](int64_t begin, int64_t end) { write_(work, l, begin, end, sums.get()); });
+  }
+
+ private:
+  decltype(Bodies<Real>::write_panels) write_;
+};
+
 template <class Real>
 std::unique_ptr<Work> pixels_of(const Request& r) {
   const Bodies<Real>& bodies = r.target->of<Real>();
@@ -41,8 +63,13 @@ std::unique_ptr<Work> pixels_of(const Request& r) {
           : (r.target->lanes >= 16 ? "8" : "4") + std::string(" output channels x 3 vectors of ") + lanes + " input channels";
   const GradWeight work = along_lanes(grad_weight_of(r), bodies.lanes);
   const GradWeight panels = with_joined_samples(along_more(work, bodies.lanes));
-  if (auto made = lay_out_grad_weight<PanelsLayout, Real>(r, panels, bodies.grad_weight_panels, tile + ", from panels"))
+  PanelsLayout layout;
+  if (lay_out(panels, bodies.lanes, threads_worth(r), &layout)) {
+    auto made = std::make_unique<PanelsWork<Real>>(r, panels, layout);
+    made->facts.tile = tile + ", from panels";
+    made->facts.products = executed_products(panels, layout, bodies.lanes);
     return made;
+  }
   return lay_out_grad_weight<GradWeightChannelsLayout, Real>(r, work, bodies.grad_weight_channels, tile);
 }
 
