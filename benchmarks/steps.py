@@ -89,15 +89,20 @@ def split(name: str, batch: int, tune: bool, peaks: floor.Peaks) -> dict[str, di
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
+    # A profile with shapes divides the memory that a step keeps, so that large tensors wait for new pages: it gives no times.
+    with profile(activities=[ProfilerActivity.CPU]) as found:
         for _ in range(PROFILED):
             step()
     ms: Counter[str] = Counter()
-    normalised = 0
-    for event in found.key_averages(group_by_input_shape=True):
+    for event in found.key_averages():
         ms[kind_of(event.key)] += event.self_cpu_time_total / 1e3 / PROFILED
-        if event.key == "groupwise::batch_norm_act" and event.input_shapes:
-            normalised += 4 * math.prod(event.input_shapes[0]) * event.count // PROFILED
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
+        step()
+    normalised = sum(
+        4 * math.prod(event.input_shapes[0]) * event.count
+        for event in found.key_averages(group_by_input_shape=True)
+        if event.key == "groupwise::batch_norm_act" and event.input_shapes
+    )
     scale = statistics.median(seconds) * 1e3 / sum(ms.values())
     floors = {
         "convolutions and linear layers": sum(floor_ms(plan, peaks) for plan in plans),
