@@ -74,7 +74,8 @@ def test_a_layer_trains_and_evaluates_as_pytorchs(ours, theirs, shape, options):
         x.retain_grad()
         with Called() as called:
             y = layer(x)
-        assert called.names == ["batch_norm_act"]
+        tracks = training and options.get("track_running_stats", True)
+        assert called.names == ["batch_norm_act", *["track_batch_statistics"] * tracks]
         z = nn.functional.relu6(reference(x))
         close(y, z)
         close(
@@ -144,6 +145,38 @@ def test_the_operators_pass_opcheck(activation, residual, training):
     wanted = [True, True, False, residual]
     args = (torch.randn_like(y), x, weight, bias, mean, variance, kept, training, 1e-5, activation, 0.1, wanted)
     opcheck(torch.ops.groupwise.batch_norm_act_backward.default, args)
+
+
+def test_the_operator_of_running_statistics_passes_opcheck():
+    args = (torch.zeros(5), torch.ones(5), torch.randn(5), torch.rand(5), 0.1, 12)
+    opcheck(torch.ops.groupwise.track_batch_statistics.default, args)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.75, 1.0])
+def test_running_statistics_are_those_of_pytorch(momentum):
+    x = torch.randn(3, 7, 2, 2) * 5 + 1
+    mean, var = torch.randn(14)[::2], torch.rand(14)[::2] + 0.5  # not contiguous
+    exact = mean.double(), var.double()
+    nn.functional.batch_norm(x.double(), *exact, training=True, momentum=momentum)
+    before = mean._version, var._version
+    with Called() as called:
+        batch_norm_act(x, mean, var, training=True, momentum=momentum)
+    assert called.names == ["batch_norm_act", "track_batch_statistics"]
+    torch.testing.assert_close((mean.double(), var.double()), exact, rtol=1e-6, atol=1e-6)
+    assert (mean._version, var._version) == before
+
+
+@pytest.mark.parametrize("wrong", range(4))
+@pytest.mark.parametrize(
+    "how", [lambda t: t[:4], lambda t: t.double(), lambda t: t[None]], ids=["short", "double", "2-D"]
+)
+def test_statistics_of_another_kind_are_refused(wrong, how):
+    statistics = [torch.rand(5) for _ in range(4)]
+    given = [how(t) if i == wrong else t for i, t in enumerate(statistics)]
+    before = [t.clone() for t in statistics]
+    with pytest.raises(RuntimeError, match="statistic"):
+        torch.ops.groupwise.track_batch_statistics(*given, 0.1, 12)
+    assert all(map(torch.equal, statistics, before))
 
 
 def second_order(f, inputs, grad, factors):

@@ -1,5 +1,5 @@
-// The operators groupwise::batch_norm_act and groupwise::batch_norm_act_backward, for float32 on the CPU. The first knows its
-// gradient, which the second computes; its own gradient is in norm_gradient.cpp.
+// The operators groupwise::batch_norm_act and groupwise::batch_norm_act_backward, and parts of them, for float32 on the CPU. The first
+// knows its gradient, which the second computes; its own gradient is in norm_gradient.cpp.
 #include <ATen/Parallel.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/Tensor.h>
@@ -32,6 +32,9 @@ constexpr const char* kBackward =
 constexpr const char* kAgain =
     "batch_norm_act_again(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps, "
     "str activation, float slope, Tensor(a!) sums) -> Tensor";
+constexpr const char* kTrack =
+    "track_batch_statistics(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor variance, float momentum, "
+    "int count) -> ()";
 constexpr const char* kFromSums =
     "batch_norm_act_from_sums(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor sums, "
     "bool training, float eps, str activation, float slope, Tensor(a!)? grad_x, Tensor(b!)? grad_weight, "
@@ -188,10 +191,29 @@ void from_sums(const Tensor& grad, const Tensor& x, const OptionalTensor& weight
                  {written(to), vector(grad_weight), vector(grad_bias)}, {threads_here(), parallel_for});
 }
 
+// Moves running statistics towards those of a batch of `count` values a channel, of which the running variance is not biased.
+void track(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& variance, double momentum,
+           int64_t count) {
+  const int64_t channels = mean.numel();
+  for (const Tensor* t : {&running_mean, &running_var, &mean, &variance}) {
+    check(*t, "a statistic");
+    TORCH_CHECK(t->dim() == 1 && t->size(0) == channels, "groupwise: statistics must have one number a channel");
+  }
+  const auto share = static_cast<float>(momentum), unbiased = static_cast<float>(static_cast<double>(count) / (count - 1));
+  auto means = running_mean.accessor<float, 1>(), variances = running_var.accessor<float, 1>();
+  const auto new_means = mean.accessor<const float, 1>(), new_variances = variance.accessor<const float, 1>();
+  for (int64_t c = 0; c < channels; c++) {
+    means[c] = (1 - share) * means[c] + share * new_means[c];
+    variances[c] = (1 - share) * variances[c] + share * (new_variances[c] * unbiased);
+  }
+}
+
 Outputs forward_meta(const Tensor& x, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                      const OptionalTensor&, const OptionalTensor&, bool, double, std::string_view, double) {
   return {new_like(x), new_vector(x), new_vector(x)};
 }
+
+void track_meta(const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, int64_t) {}
 
 Grads backward_meta(const Tensor&, const Tensor& x, const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&,
                     const OptionalTensor&, bool, double, std::string_view, double, Wanted wanted) {
@@ -325,16 +347,19 @@ TORCH_LIBRARY_FRAGMENT(groupwise, m) {
   m.def(groupwise::kBackward, {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
   m.def(groupwise::kAgain, {at::Tag::flexible_layout});
   m.def(groupwise::kFromSums, {at::Tag::flexible_layout});
+  m.def(groupwise::kTrack, {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(groupwise, CPU, m) {
   m.impl("batch_norm_act", &groupwise::forward);
   m.impl("batch_norm_act_backward", &groupwise::backward);
   m.impl("batch_norm_act_again", &groupwise::again);
   m.impl("batch_norm_act_from_sums", &groupwise::from_sums);
+  m.impl("track_batch_statistics", &groupwise::track);
 }
 TORCH_LIBRARY_IMPL(groupwise, Meta, m) {
   m.impl("batch_norm_act", &groupwise::forward_meta);
   m.impl("batch_norm_act_backward", &groupwise::backward_meta);
+  m.impl("track_batch_statistics", &groupwise::track_meta);
 }
 TORCH_LIBRARY_IMPL(groupwise, Autograd, m) {
   m.impl("batch_norm_act", &groupwise::forward_autograd);

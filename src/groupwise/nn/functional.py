@@ -89,14 +89,33 @@ def normalised(
         z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         z = z if residual is None else z + residual
         return F.leaky_relu(z, negative_slope) if activation == "leaky_relu" else PYTORCH[activation](z), None
+    given = (x, running_mean, running_var, weight, bias, training, momentum, eps, activation, residual, negative_slope)
+    return computed(*given)
+
+
+def computed(
+    x: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+    residual: torch.Tensor | None,
+    negative_slope: float,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Does what `normalised` does, for what the operator takes."""
     y, mean, variance = torch.ops.groupwise.batch_norm_act(
         x, weight, bias, running_mean, running_var, residual, training, eps, activation, negative_slope
     )
     if training and running_mean is not None and running_var is not None:
-        count = x.numel() // x.shape[1]
-        # PyTorch's batch_norm keeps the statistics for its backward, and does not count its own updates as changes.
-        running_mean.data.lerp_(mean, momentum)
-        running_var.data.lerp_(variance * (count / (count - 1)), momentum)
+        # PyTorch's batch_norm keeps the statistics for its backward, and does not count its own updates as changes. Nor
+        # does this operator, whose schema has no kernel that counts them.
+        torch.ops.groupwise.track_batch_statistics(
+            running_mean, running_var, mean, variance, momentum, x.numel() // x.shape[1]
+        )
     return y, (mean, variance)
 
 

@@ -24,6 +24,7 @@ from groupwise.rewrite.train_origin import (
     holds,
     input_gradient,
     options_of,
+    taken,
 )
 from groupwise.rewrite.train_squeeze import apply_squeeze, squeezes_here
 
@@ -175,9 +176,11 @@ def _gradients(ctx: Any, grad: torch.Tensor) -> Any:
         z = ctx.how.again(tensors, samples).requires_grad_(wanted[0])
         with torch.enable_grad():
             y = _squeezed(z, leaves, ctx.activations)
-        of_block, *parts = _of_squeeze(y, (z, *leaves), wanted, grad_y[samples], create_graph=False)
+        of_block, *parts = _of_squeeze(y, (z, *leaves), wanted, taken(grad_y, samples), create_graph=False)
         of_numbers = added(of_numbers, parts)
-        of_filters = add_weight_gradients(of_filters, grad[samples], y.detach(), filters, ctx.options, wanted[5:7])
+        of_filters = add_weight_gradients(
+            of_filters, taken(grad, samples), y.detach(), filters, ctx.options, wanted[5:7]
+        )
         if of_block is None or of_block.shape[0] == like.shape[0]:
             grad_z = of_block
             continue

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from groupwise.kernels.dispatch import switch_back, switched_on
-from groupwise.nn.functional import normalised, takes
+from groupwise.nn.functional import computed, takes
 from groupwise.nn.norm import arguments
 from groupwise.rewrite.train_origin import (
     Origin,
@@ -19,6 +19,7 @@ from groupwise.rewrite.train_origin import (
     input_gradient,
     options_of,
     scale,
+    taken,
     with_origin,
 )
 
@@ -55,8 +56,7 @@ class _NormConvolution(torch.autograd.Function):
         slope: float,
         options: tuple[Any, ...],
     ) -> torch.Tensor:
-        z, statistics = normalised(*(*given, activation, None, slope))
-        assert statistics is not None
+        z, statistics = computed(*(*given, activation, None, slope))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, *statistics, filters)
         # Whether the statistics are the batch's; eps; what the convolution is given last.
@@ -98,12 +98,12 @@ def _gradients(ctx: Any, grad: torch.Tensor) -> Any:
     sums = torch.zeros(2, x.shape[1], dtype=torch.double)
     others: list[torch.Tensor | None] = [None, None]
     for samples in blocks(x):
-        part = x[samples]
+        part = taken(x, samples)
         if grad_z is not None:
-            z = ops.batch_norm_act_again(grad_z[samples], part, *numbers, *ctx.how, sums)
+            z = ops.batch_norm_act_again(taken(grad_z, samples), part, *numbers, *ctx.how, sums)
         else:
             z = ops.batch_norm_act(part, *numbers, None, False, *ctx.how)[0]
-        others = add_weight_gradients(others, grad[samples], z, filters, ctx.options, wanted[3:5])
+        others = add_weight_gradients(others, taken(grad, samples), z, filters, ctx.options, wanted[3:5])
     if grad_z is None:
         return None, None, None, *others
     grad_x = _place(x, grad_z) if wanted[0] else None
@@ -169,9 +169,11 @@ class _ScaleConvolution(torch.autograd.Function):
             for samples in blocks(like):
                 z = ctx.how.again(tensors, samples)
                 if any(wanted[2:4]):
-                    of_block = z * gate[samples]
-                    others = add_weight_gradients(others, grad[samples], of_block, filters, ctx.options, wanted[2:4])
-                factors.append(z.mul_(product[samples]).sum(pixels, keepdim=True))
+                    of_block = z * taken(gate, samples)
+                    others = add_weight_gradients(
+                        others, taken(grad, samples), of_block, filters, ctx.options, wanted[2:4]
+                    )
+                factors.append(z.mul_(taken(product, samples)).sum(pixels, keepdim=True))
         finally:
             switch_back(before)
         return product.mul_(gate), torch.cat(factors), *others, None, None

@@ -63,7 +63,7 @@ class _Normalised:
         x, weight, bias, mean, variance, *others = tensors
         assert x is not None
         residual = self.residual.again(others, samples) if self.residual is not None else None
-        return self._computed(x[samples], weight, bias, mean, variance, residual, batch=False)
+        return self._computed(taken(x, samples), weight, bias, mean, variance, residual, batch=False)
 
     def differentiable(self, tensors: Tensors) -> torch.Tensor:
         x, weight, bias, mean, variance, *others = tensors
@@ -90,7 +90,7 @@ class _Scaled:
         gate, *others = tensors
         assert gate is not None
         # Nothing else reads what was computed for this product.
-        return self.scaled.again(others, samples).mul_(gate[samples])
+        return self.scaled.again(others, samples).mul_(taken(gate, samples))
 
     def differentiable(self, tensors: Tensors) -> torch.Tensor:
         gate, *others = tensors
@@ -204,6 +204,11 @@ def blocks(x: torch.Tensor) -> Iterator[slice]:
         yield slice(i * samples // count, (i + 1) * samples // count)
 
 
+def taken(t: torch.Tensor, samples: slice) -> torch.Tensor:
+    """Returns some samples of a tensor: itself, and no view, where they are all."""
+    return t if samples.start == 0 and samples.stop == t.shape[0] else t[samples]
+
+
 def input_gradient(grad: torch.Tensor, like: torch.Tensor, weight: torch.Tensor, options: Any) -> torch.Tensor:
     """Returns the gradient of a convolution's input, which asks for the shape of that alone: `like` has it."""
     made: torch.Tensor = aten.convolution_backward(grad, like, weight, *options, (True, False, False))[0]
@@ -266,7 +271,7 @@ def _weight_gradients(
         return sums
     for samples in blocks(ctx.how.like(tensors)):
         z = ctx.how.again(tensors, samples)
-        sums = add_weight_gradients(sums, grad[samples], z, weight, ctx.options, wanted)
+        sums = add_weight_gradients(sums, taken(grad, samples), z, weight, ctx.options, wanted)
     return sums
 
 
@@ -290,7 +295,7 @@ class _Scale(torch.autograd.Function):
                 grad_gate = (ctx.how.differentiable(tensors) * grad).sum(pixels, keepdim=True)
             else:
                 found = [
-                    ctx.how.again(tensors, samples).mul_(grad[samples]).sum(pixels, keepdim=True)
+                    ctx.how.again(tensors, samples).mul_(taken(grad, samples)).sum(pixels, keepdim=True)
                     for samples in blocks(grad)
                 ]
                 grad_gate = torch.cat(found)
