@@ -89,7 +89,7 @@ def split(name: str, batch: int, tune: bool, peaks: floor.Peaks) -> dict[str, di
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    # A profile with shapes divides the memory that a step keeps, so that large tensors wait for new pages: it gives no times.
+    # A profile with shapes divides the memory that steps keep, and large tensors wait for new pages: it gives no times.
     with profile(activities=[ProfilerActivity.CPU]) as found:
         for _ in range(PROFILED):
             step()
