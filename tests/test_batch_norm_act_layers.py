@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -75,7 +76,7 @@ def test_a_layer_trains_and_evaluates_as_pytorchs(ours, theirs, shape, options):
         with Called() as called:
             y = layer(x)
         tracks = training and options.get("track_running_stats", True)
-        assert called.names == ["batch_norm_act", *["track_batch_statistics"] * tracks]
+        assert called.names == ["batch_norm_act", *["batch_norm_track"] * tracks]
         z = nn.functional.relu6(reference(x))
         close(y, z)
         close(
@@ -149,7 +150,7 @@ def test_the_operators_pass_opcheck(activation, residual, training):
 
 def test_the_operator_of_running_statistics_passes_opcheck():
     args = (torch.zeros(5), torch.ones(5), torch.randn(5), torch.rand(5), 0.1, 12)
-    opcheck(torch.ops.groupwise.track_batch_statistics.default, args)
+    opcheck(torch.ops.groupwise.batch_norm_track.default, args)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.1, 0.75, 1.0])
@@ -161,9 +162,36 @@ def test_running_statistics_are_those_of_pytorch(momentum):
     before = mean._version, var._version
     with Called() as called:
         batch_norm_act(x, mean, var, training=True, momentum=momentum)
-    assert called.names == ["batch_norm_act", "track_batch_statistics"]
+    assert called.names == ["batch_norm_act", "batch_norm_track"]
     torch.testing.assert_close((mean.double(), var.double()), exact, rtol=1e-6, atol=1e-6)
     assert (mean._version, var._version) == before
+
+
+def test_running_statistics_settle_on_those_of_the_batches():
+    batch, momentum = (torch.full((4,), 1e4), torch.full((4,), 3.0)), 1e-3
+    ours, theirs = ([torch.full((4,), 1.1e4), torch.ones(4)] for _ in range(2))
+    for _ in range(20_000):
+        torch.ops.groupwise.batch_norm_track(*ours, *batch, momentum, 4)
+        for running, value in zip(theirs, (1e4, 4.0), strict=True):
+            running.copy_(running.double() * (1 - momentum) + momentum * value)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours, [batch[0], torch.full((4,), 4.0)], rtol=1e-4, atol=0)
+
+
+def test_batches_of_any_size_compile_once():
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(BatchNormAct2d(5, activation="relu"), backend=counter, dynamic=True, fullgraph=True)
+    for samples in (3, 5, 7, 9):
+        x = torch.randn(samples, 5, 4, 4)
+        torch._dynamo.mark_dynamic(x, 0)
+        compiled(x)
+    assert counter.frame_count == 1
+
+
+def test_one_value_has_no_variance():
+    with pytest.raises(RuntimeError, match="a batch of 1 values a channel has no variance"):
+        torch.ops.groupwise.batch_norm_track(*(torch.ones(5) for _ in range(4)), 0.1, 1)
 
 
 @pytest.mark.parametrize("wrong", range(4))
@@ -175,7 +203,7 @@ def test_statistics_of_another_kind_are_refused(wrong, how):
     given = [how(t) if i == wrong else t for i, t in enumerate(statistics)]
     before = [t.clone() for t in statistics]
     with pytest.raises(RuntimeError, match="statistic"):
-        torch.ops.groupwise.track_batch_statistics(*given, 0.1, 12)
+        torch.ops.groupwise.batch_norm_track(*given, 0.1, 12)
     assert all(map(torch.equal, statistics, before))
 
 

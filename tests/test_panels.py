@@ -25,6 +25,7 @@ LAYERS = [
     ("parts that threads share", 40, 24, 1, 1, 8, (14, 14)),
     ("a large image", 24, 20, 1, 1, 2, (320, 320)),
     ("wide groups", 96, 64, 2, 1, 2, (7, 9)),
+    ("parts that end within a thread's tasks", 256, 128, 4, 1, 2, (10, 10)),
     ("a stride", 48, 32, 1, 2, 2, (15, 14)),
     ("a stride, wide groups", 80, 80, 2, (3, 2), 1, (13, 9)),
     ("one pixel", 128, 96, 1, 1, 5, (1, 1)),

@@ -33,8 +33,8 @@ constexpr const char* kAgain =
     "batch_norm_act_again(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps, "
     "str activation, float slope, Tensor(a!) sums) -> Tensor";
 constexpr const char* kTrack =
-    "track_batch_statistics(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor variance, float momentum, "
-    "int count) -> ()";
+    "batch_norm_track(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor variance, float momentum, "
+    "SymInt count) -> ()";
 constexpr const char* kFromSums =
     "batch_norm_act_from_sums(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor sums, "
     "bool training, float eps, str activation, float slope, Tensor(a!)? grad_x, Tensor(b!)? grad_weight, "
@@ -199,12 +199,15 @@ void track(const Tensor& running_mean, const Tensor& running_var, const Tensor& 
     check(*t, "a statistic");
     TORCH_CHECK(t->dim() == 1 && t->size(0) == channels, "groupwise: statistics must have one number a channel");
   }
-  const auto share = static_cast<float>(momentum), unbiased = static_cast<float>(static_cast<double>(count) / (count - 1));
+  TORCH_CHECK(count > 1, "groupwise: a batch of ", count, " values a channel has no variance; it needs two");
+  const double unbiased = static_cast<double>(count) / static_cast<double>(count - 1);
+  // Shares of float would not sum to 1, and statistics would settle beside those of the batches.
+  const auto moved = [&](float from, double to) { return static_cast<float>((1 - momentum) * from + momentum * to); };
   auto means = running_mean.accessor<float, 1>(), variances = running_var.accessor<float, 1>();
   const auto new_means = mean.accessor<const float, 1>(), new_variances = variance.accessor<const float, 1>();
   for (int64_t c = 0; c < channels; c++) {
-    means[c] = (1 - share) * means[c] + share * new_means[c];
-    variances[c] = (1 - share) * variances[c] + share * (new_variances[c] * unbiased);
+    means[c] = moved(means[c], new_means[c]);
+    variances[c] = moved(variances[c], new_variances[c] * unbiased);
   }
 }
 
@@ -213,7 +216,7 @@ Outputs forward_meta(const Tensor& x, const OptionalTensor&, const OptionalTenso
   return {new_like(x), new_vector(x), new_vector(x)};
 }
 
-void track_meta(const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, int64_t) {}
+void track_meta(const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, c10::SymInt) {}
 
 Grads backward_meta(const Tensor&, const Tensor& x, const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&,
                     const OptionalTensor&, bool, double, std::string_view, double, Wanted wanted) {
@@ -354,12 +357,12 @@ TORCH_LIBRARY_IMPL(groupwise, CPU, m) {
   m.impl("batch_norm_act_backward", &groupwise::backward);
   m.impl("batch_norm_act_again", &groupwise::again);
   m.impl("batch_norm_act_from_sums", &groupwise::from_sums);
-  m.impl("track_batch_statistics", &groupwise::track);
+  m.impl("batch_norm_track", &groupwise::track);
 }
 TORCH_LIBRARY_IMPL(groupwise, Meta, m) {
   m.impl("batch_norm_act", &groupwise::forward_meta);
   m.impl("batch_norm_act_backward", &groupwise::backward_meta);
-  m.impl("track_batch_statistics", &groupwise::track_meta);
+  m.impl("batch_norm_track", &groupwise::track_meta);
 }
 TORCH_LIBRARY_IMPL(groupwise, Autograd, m) {
   m.impl("batch_norm_act", &groupwise::forward_autograd);

@@ -47,7 +47,7 @@ NormSplit split_of(const NormShape& shape);
 
 // The most channels of a chunk.
 constexpr int64_t kMostChunk = 256;
-// Values that a pass reads twice, or sums in float32, before it goes on: they stay in the L1 cache.
+// Values that a pass sums in float32 before it goes on, or reads twice: they stay in the L1 cache.
 constexpr int64_t kNormBlock = 8192;
 
 // The mean of a piece, and the sum of squares about it; in a backward the sum of gradients, and that of gradients times x - mean.

@@ -50,7 +50,8 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWe
 }
 
 bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, PanelsLayout* l) {
-  // The copies stay in the L2 cache, and a tile reads one of the input from the L1 cache. Sums pass by.
+  // The copies stay in the L2 cache, and a tile reads one of the input from the L1 cache. Sums pass by. The copies of kGradWeightRun
+  // positions fit the smallest scratch, 32,768 doubles.
   constexpr int64_t kOutputs = 128, kChannels = 288, kPositions = 2 * kGradWeightRun;
   const Problem& p = work.problem;
   const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
@@ -79,8 +80,7 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, Panels
   };
   positions(l->in_place ? kGradWeightRun : kPositions);
   if (floats() > work.scratch) positions(kGradWeightRun);
-  while (floats() > work.scratch && l->channels > lanes) l->channels = round_up(ceil_div(l->channels, 2), lanes);
-  if (floats() > work.scratch) return false;
+  floats();
   // The parts of the weight are fewer numbers than those that are read.
   const int64_t numbers = p.batch * p.groups * p.h.out * p.w.out * (p.in_channels + p.out_channels);
   const int64_t weights = p.groups * p.in_channels * p.out_channels;

@@ -51,14 +51,16 @@ GW_INLINE void copy_panels(const Real* from, const Strides& s, int64_t rows, int
       const int64_t at = r * columns + x, count = std::min(kFew, columns - x);
       each([&](int64_t first, auto width) GW_LAMBDA {
         Real* panel = to + first * positions + at * width();
-        if (first + width() > channels || count < kFew) {
+        if (first + width() > channels) {
           for (int64_t k = 0; k < count; k++)
             for (int64_t c = 0; c < width(); c++)
               panel[k * width() + c] = first + c < channels ? pixel[k * s.w + first + c] : Real{};
-          return;
+        } else if (count < kFew) {
+          for (int64_t k = 0; k < count; k++) copy_whole<width()>(panel + k * width(), pixel + k * s.w + first);
+        } else {
+          unroll<kFew>([&](auto k) GW_LAMBDA { copy_whole<width()>(panel + k * width(), pixel + k * s.w + first); });
+          unroll<kFew>([&](auto k) GW_LAMBDA { __builtin_prefetch(pixel + (kFew + k) * s.w + first); });
         }
-        unroll<kFew>([&](auto k) GW_LAMBDA { copy_whole<width()>(panel + k * width(), pixel + k * s.w + first); });
-        unroll<kFew>([&](auto k) GW_LAMBDA { __builtin_prefetch(pixel + (kFew + k) * s.w + first); });
       });
     }
 }

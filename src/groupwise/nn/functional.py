@@ -112,8 +112,8 @@ def computed(
     )
     if training and running_mean is not None and running_var is not None:
         # PyTorch's batch_norm keeps the statistics for its backward, and does not count its own updates as changes. Nor
-        # does this operator, whose schema has no kernel that counts them.
-        torch.ops.groupwise.track_batch_statistics(
+        # does this operator: it has no kernel for ADInplaceOrView.
+        torch.ops.groupwise.batch_norm_track(
             running_mean, running_var, mean, variance, momentum, x.numel() // x.shape[1]
         )
     return y, (mean, variance)
