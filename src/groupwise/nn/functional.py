@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -69,28 +70,19 @@ def batch_norm_act(
     return normalised(*given)[0]
 
 
-def normalised(
-    x: torch.Tensor,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    activation: str,
-    residual: torch.Tensor | None,
-    negative_slope: float,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-    """Returns what `batch_norm_act` does, and the mean and the biased variance; None for those where PyTorch ran."""
+def normalised(*given: Any) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """Returns what `batch_norm_act` does, and the mean and the biased variance; None for those where PyTorch ran.
+
+    It is given what `computed` is.
+    """
+    x, running_mean, running_var, weight, bias, training, momentum, eps, activation, residual, slope = given
     if activation not in ACTIVATIONS:
         check_choice("activation", activation, ACTIVATIONS)
-    if not takes(x, running_mean, running_var, weight, bias, training, eps, activation, residual):
-        z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        z = z if residual is None else z + residual
-        return F.leaky_relu(z, negative_slope) if activation == "leaky_relu" else PYTORCH[activation](z), None
-    given = (x, running_mean, running_var, weight, bias, training, momentum, eps, activation, residual, negative_slope)
-    return computed(*given)
+    if takes(x, running_mean, running_var, weight, bias, training, eps, activation, residual):
+        return computed(*given)
+    z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    z = z if residual is None else z + residual
+    return F.leaky_relu(z, slope) if activation == "leaky_relu" else PYTORCH[activation](z), None
 
 
 def computed(
