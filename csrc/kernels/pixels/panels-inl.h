@@ -65,7 +65,7 @@ GW_INLINE void copy_panels(const Real* from, const Strides& s, int64_t rows, int
     }
 }
 
-// Writes the sums [output][width] to the weight, or its part.
+// Writes the sums [output][width] to the weight.
 inline void write_panel_sums(const Real* sums, int64_t width, int64_t outputs, int64_t channels, const WeightStrides& s,
                              Real* to) {
   if (s.c == 1) {
