@@ -40,56 +40,56 @@ class Steps:
 
     def __call__(self, network, args, kwargs):
         settings, samples = vars(network)["_settings"], samples_of(args, kwargs)
-        name = ("channels_last" if settings.channels_last else "as given", settings.recompute, samples)
+        name = ("channels_last" if settings.channels_last else "as given", samples)
         self.ran.append(name)
         took = self._seconds(*name)
         self._now += took
         return took
 
 
-def chosen(monkeypatch, seconds, takes, samples=8, recompute=None):
+def chosen(monkeypatch, seconds, takes, samples=8):
     steps = Steps(monkeypatch, takes)
     monkeypatch.setattr(train_choose._Trial, "measured", lambda *_: train_choose.Kernels())
-    net = train_choose.for_training(small(), (image(samples, 3, 8, 8),), {}, seconds, recompute)
+    net = train_choose.for_training(small(), (image(samples, 3, 8, 8),), {}, seconds, None)
     return net.plan, steps.ran
 
 
 def test_a_long_step_is_timed_on_few_samples(monkeypatch, threads):
     threads(2)
-    plan, ran = chosen(monkeypatch, 4.0, lambda form, again, n: n * (0.3 if form == "as given" else 0.2) + 0.01 * again)
+    plan, ran = chosen(monkeypatch, 4.0, lambda form, n: n * (0.3 if form == "as given" else 0.2))
     assert {n for *_, n in ran} == {2}
-    assert (plan.memory_format, plan.recompute, plan.samples) == ("channels_last", False, 2)
+    assert (plan.memory_format, plan.samples) == ("channels_last", 2)
     assert f"a step of 2 samples: as given {plan.ms['as given']:.1f} ms" in str(plan)
 
 
 def test_a_short_step_is_timed_on_all_samples(monkeypatch, threads):
     threads(1)
-    plan, ran = chosen(monkeypatch, 4.0, lambda form, again, n: n * (1e-3 if form == "as given" else 2e-3), samples=40)
+    plan, ran = chosen(monkeypatch, 4.0, lambda form, n: n * (1e-3 if form == "as given" else 2e-3), samples=40)
     # The first step, of as few samples as there may be, tells that all of them take no long time.
     assert [n for *_, n in ran] == [2] + [40] * (len(ran) - 1)
-    assert (plan.memory_format, plan.recompute, plan.samples) == ("as given", True, None)
+    assert (plan.memory_format, plan.samples) == ("as given", None)
 
 
 def test_as_many_samples_as_take_so_long(monkeypatch, threads):
     threads(1)
-    plan, _ = chosen(monkeypatch, 4.0, lambda form, again, n: n * 0.03, samples=40)
+    plan, _ = chosen(monkeypatch, 4.0, lambda form, n: n * 0.03, samples=40)
     assert plan.samples == 2 * math.ceil(train_choose.STEP / 0.06)
 
 
 def test_all_is_timed_where_time_has_no_end(monkeypatch):
-    _, ran = chosen(monkeypatch, math.inf, lambda form, again, n: 9.0 + again)
+    _, ran = chosen(monkeypatch, math.inf, lambda form, n: 9.0)
     assert {n for *_, n in ran} == {8}
-    # Two formats, then the faster one with and without activations: each once more than it is timed.
-    assert len(ran) == 3 + train_choose.ROUNDS * 4
+    # Two formats, each once more than it is timed.
+    assert len(ran) == 2 + train_choose.ROUNDS * 2
 
 
 def test_a_clear_difference_is_timed_once(monkeypatch):
-    _, ran = chosen(monkeypatch, 4.0, lambda form, again, n: 0.1 if form == "as given" else 0.2, 2, recompute=True)
+    _, ran = chosen(monkeypatch, 4.0, lambda form, n: 0.1 if form == "as given" else 0.2, 2)
     assert len(ran) == 4
     # A short step is timed again, as it may have been interrupted.
-    _, ran = chosen(monkeypatch, 4.0, lambda form, again, n: 0.01 if form == "as given" else 0.02, 2, recompute=True)
+    _, ran = chosen(monkeypatch, 4.0, lambda form, n: 0.01 if form == "as given" else 0.02, 2)
     assert len(ran) == 2 + 2 * train_choose.ROUNDS
-    _, ran = chosen(monkeypatch, 4.0, lambda form, again, n: 0.01 if form == "as given" else 0.0105, 2, recompute=True)
+    _, ran = chosen(monkeypatch, 4.0, lambda form, n: 0.01 if form == "as given" else 0.0105, 2)
     assert len(ran) == 2 + 2 * train_choose.ROUNDS
 
 

@@ -1,4 +1,4 @@
-// The operators groupwise::batch_norm_act and groupwise::batch_norm_act_backward, and parts of them, for float32 on the CPU. The first
+// The operators groupwise::batch_norm_act and groupwise::batch_norm_act_backward, for float32 on the CPU. The first
 // knows its gradient, which the second computes; its own gradient is in norm_gradient.cpp.
 #include <ATen/Parallel.h>
 #include <ATen/TensorSubclassLikeUtils.h>
@@ -29,65 +29,9 @@ constexpr const char* kBackward =
     "batch_norm_act_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor? kept, "
     "bool training, float eps, str activation, float slope, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)";
 
-constexpr const char* kAgain =
-    "batch_norm_act_again(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps, "
-    "str activation, float slope, Tensor(a!) sums) -> Tensor";
 constexpr const char* kTrack =
     "batch_norm_track(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor variance, float momentum, "
     "SymInt count) -> ()";
-constexpr const char* kFromSums =
-    "batch_norm_act_from_sums(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor sums, "
-    "bool training, float eps, str activation, float slope, Tensor(a!)? grad_x, Tensor(b!)? grad_weight, "
-    "Tensor(c!)? grad_bias) -> ()";
-
-Activation activation_of(std::string_view name) {
-  constexpr std::string_view kNames[kActivations] = {"none",      "relu",        "relu6",   "leaky_relu", "silu",
-                                                     "hardswish", "hardsigmoid", "sigmoid", "tanh"};
-  for (int i = 0; i < kActivations; i++)
-    if (kNames[i] == name) return static_cast<Activation>(i);
-  TORCH_CHECK(false, "groupwise: activation '", std::string(name), "' is not known");
-}
-
-void check(const Tensor& t, const char* name) {
-  TORCH_CHECK(t.scalar_type() == at::kFloat && t.layout() == at::kStrided && t.device().is_cpu(), "groupwise: ", name,
-              " must be a float32 tensor on the CPU");
-}
-
-// Returns a vector of one number a channel, or an undefined tensor.
-Tensor channel_vector(const OptionalTensor& t, const Tensor& x, const char* name) {
-  if (!t || !t->defined()) return {};
-  check(*t, name);
-  TORCH_CHECK(t->dim() == 1 && t->size(0) == x.size(1), "groupwise: ", name, " must have one number a channel");
-  return t->contiguous();
-}
-
-Tensor like(const Tensor& t, const Tensor& x, const char* name) {
-  check(t, name);
-  TORCH_CHECK(t.sizes() == x.sizes(), "groupwise: ", name, " must have the shape of x");
-  return t.contiguous(x.suggest_memory_format());
-}
-
-const float* read(const Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
-float* written(const Tensor& t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; }
-
-// PyTorch's batch_norm returns the memory format that its input suggests.
-Tensor new_like(const Tensor& x) { return at::empty_like(x, x.options(), x.suggest_memory_format()); }
-Tensor new_vector(const Tensor& x) { return at::empty_symint({x.sym_size(1)}, x.options()); }
-
-Norm norm_of(const Tensor& x, Activation activation, double slope) {
-  check(x, "x");
-  TORCH_CHECK(x.dim() >= 2 && x.numel() > 0, "groupwise: x must have samples, channels and at least one number");
-  Norm n;
-  const int64_t samples = x.size(0), channels = x.size(1), pixels = x.numel() / samples / channels;
-  const bool last = x.suggest_memory_format() != at::MemoryFormat::Contiguous;
-  // One channel is one plane in either format.
-  n.shape =
-      channels == 1 ? NormShape{1, 1, samples * pixels, false} : NormShape{samples, channels, pixels, last || pixels == 1};
-  n.split = split_of(n.shape);
-  n.activation = activation;
-  n.slope = static_cast<float>(slope);
-  return n;
-}
 
 // The numbers of 2 MiB.
 constexpr int64_t kFitsCache = 1 << 19;
@@ -145,50 +89,6 @@ Grads backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weight
                const Tensor& mean, const Tensor& variance, const OptionalTensor& kept, bool training, double eps,
                std::string_view activation, double slope, Wanted wanted) {
   return backward_from(grad, false, x, weight, bias, mean, variance, kept, training, eps, activation, slope, wanted);
-}
-
-double* sums_of(const Tensor& sums, const Tensor& x) {
-  TORCH_CHECK(sums.scalar_type() == at::kDouble && sums.is_contiguous() && sums.numel() == 2 * x.size(1),
-              "groupwise: sums must be two doubles a channel");
-  return sums.mutable_data_ptr<double>();
-}
-
-// The first sweep of a backward: returns y again, and adds to the sums.
-Tensor again(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& mean,
-             const Tensor& variance, double eps, std::string_view activation, double slope, const Tensor& sums) {
-  Norm n = norm_of(x, activation_of(activation), slope);
-  const Tensor from = x.contiguous(x.suggest_memory_format()), g = like(grad, x, "grad");
-  const Tensor w = channel_vector(weight, x, "weight"), b = channel_vector(bias, x, "bias");
-  const Tensor m = channel_vector(mean, x, "mean"), v = channel_vector(variance, x, "variance"), y = new_like(x);
-  n.x = read(from);
-  n.grad = read(g);
-  n.y = written(y);
-  norm_again(n, {read(w), read(b), written(m), written(v), eps}, sums_of(sums, x), {threads_here(), parallel_for});
-  return y;
-}
-
-// The second sweep of a backward. grad_x may be grad where a sweep may write over what it reads.
-void from_sums(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-               const Tensor& mean, const Tensor& variance, const Tensor& sums, bool training, double eps,
-               std::string_view activation, double slope, const OptionalTensor& grad_x, const OptionalTensor& grad_weight,
-               const OptionalTensor& grad_bias) {
-  Norm n = norm_of(x, activation_of(activation), slope);
-  const Tensor from = x.contiguous(x.suggest_memory_format()), g = like(grad, x, "grad");
-  const Tensor w = channel_vector(weight, x, "weight"), b = channel_vector(bias, x, "bias");
-  const Tensor m = channel_vector(mean, x, "mean"), v = channel_vector(variance, x, "variance");
-  const Tensor to = grad_x ? like(*grad_x, x, "grad_x") : Tensor();
-  TORCH_CHECK(!to.defined() || to.is_same(*grad_x), "groupwise: grad_x must have the memory format of x");
-  TORCH_CHECK(!to.defined() || to.data_ptr() != g.data_ptr() || rewritable(n.shape),
-              "groupwise: the gradient of x cannot be written over that of y");
-  n.x = read(from);
-  n.grad = read(g);
-  const auto vector = [&](const OptionalTensor& t) -> float* {
-    if (!t) return nullptr;
-    TORCH_CHECK(t->is_contiguous(), "groupwise: a gradient of one number a channel must be contiguous");
-    return written(channel_vector(t, x, "a gradient"));
-  };
-  norm_from_sums(n, {read(w), read(b), written(m), written(v), eps}, training, sums_of(sums, x),
-                 {written(to), vector(grad_weight), vector(grad_bias)}, {threads_here(), parallel_for});
 }
 
 // Moves running statistics towards those of a batch of `count` values a channel, of which the running variance is not biased.
@@ -348,15 +248,11 @@ Grads backward_autograd(const Tensor& grad, const Tensor& x, const OptionalTenso
 TORCH_LIBRARY_FRAGMENT(groupwise, m) {
   m.def(groupwise::kForward, {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
   m.def(groupwise::kBackward, {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
-  m.def(groupwise::kAgain, {at::Tag::flexible_layout});
-  m.def(groupwise::kFromSums, {at::Tag::flexible_layout});
   m.def(groupwise::kTrack, {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(groupwise, CPU, m) {
   m.impl("batch_norm_act", &groupwise::forward);
   m.impl("batch_norm_act_backward", &groupwise::backward);
-  m.impl("batch_norm_act_again", &groupwise::again);
-  m.impl("batch_norm_act_from_sums", &groupwise::from_sums);
   m.impl("batch_norm_track", &groupwise::track);
 }
 TORCH_LIBRARY_IMPL(groupwise, Meta, m) {

@@ -93,7 +93,7 @@ def optimize(
       (AVX512-BF16 or AMX), and float32 where `tune` measures the network to be faster in that. What the network takes
       and returns keeps the model's dtypes.
     - `recompute`: for training. True computes activations behind BatchNorms again in the backward, and so keeps less
-      memory; False keeps them. None does what costs at most 2 % of a step's time, as `tune` times it.
+      memory; False keeps them. None does so with the largest, until a step keeps 30 % less than PyTorch's.
 
     Raises `GroupwiseError` for what is no module, for a dtype that cannot be computed here, for a model in training
     mode, with hooks or on another device, and for inputs that the model refuses.

@@ -18,6 +18,7 @@ from groupwise.kernels.plan import Plan, record_plans
 from groupwise.rewrite.heap import keep, kept, mapped, release
 from groupwise.rewrite.samples import first_samples, samples_of
 from groupwise.rewrite.train_check import disagreement
+from groupwise.rewrite.train_memory import memory_of
 from groupwise.rewrite.train_network import Kernels, Timings, Trainable
 from groupwise.rewrite.train_region import Settings
 
@@ -28,8 +29,6 @@ STEP = 0.2
 # Each thread has a sample at least, and statistics need two. More are compared: of two values a normalisation makes
 # 1 and -1, whatever they are.
 LEAST_SAMPLES, COMPARED = 2, 3
-# Activations are computed again by default if a step takes at most so many times as long.
-MOST_SLOWER = 1.02
 # To measure the kernels of a convolution takes about as long as so many calls of PyTorch's.
 CALLS = 6
 # Sources of plans that no measuring would change, and those that tell PyTorch's time on this processor.
@@ -44,13 +43,14 @@ def for_training(
 ) -> Trainable:
     """Returns a `Trainable`, in the form that is fastest on the example, if that may take so many seconds; 0 for none.
 
-    `recompute` None computes activations again if that costs little, or if nothing may be timed.
+    `recompute` None computes as many activations again as `train_memory` asks for.
 
     If a table of this processor knows nothing of some layer, kernels are measured however long that takes.
     """
     ends = time.perf_counter() + seconds
-    settings = Settings(recompute=recompute is not False)
+    settings = Settings(least=math.inf if recompute is False else 0)
     timings, kernels = Timings(), Kernels()
+    kept_mib = None
     if (twin := _copied(model)) is not None:
         samples = samples_of(args, kwargs)
         few = samples if math.isinf(seconds) else min(samples, max(LEAST_SAMPLES, torch.get_num_threads()))
@@ -59,18 +59,21 @@ def for_training(
             tried, named = tree_map(_leaf, (args, dict(kwargs)))
             with mapped() if few == samples else kept(largest=True):
                 settings.distrusted = disagreement(twin, tried, named, max(few, COMPARED))
+                memory = None if settings.distrusted else memory_of(twin.train(), tried, named, recompute)
+            if memory is not None:
+                settings.least, kept_mib = memory.least, memory.mib
             if seconds and not settings.distrusted:
                 trial = _Trial(twin.train(), tried, named, few, ends)
-                timings = trial.choose(settings, recompute)
+                timings = trial.choose(settings)
                 if timings.ms:
-                    with kept(largest=not settings.recompute):
+                    with kept(largest=settings.least > 0):
                         kernels = trial.measured(settings, timings)
                 del trial
         # The copy, its gradients and its activations are no longer needed.
         del twin
         release()
-    network = Trainable(model, settings, timings, kernels)
-    keep(network, largest=not settings.recompute)
+    network = Trainable(model, settings, replace(timings, kept_mib=kept_mib), kernels)
+    keep(network, largest=settings.least > 0)
     vars(network)["_region"].prepare(args, kwargs)
     return network
 
@@ -111,8 +114,8 @@ class _Trial:
         self._count = min(few, self._samples)
         self._forms: dict[tuple[Any, ...], _Form] = {}
 
-    def choose(self, settings: Settings, recompute: bool | None) -> Timings:
-        """Chooses the memory format by time, then whether activations are computed again, unless the user did."""
+    def choose(self, settings: Settings) -> Timings:
+        """Chooses the memory format by time."""
         formats = {"as given": replace(settings)}
         if self._form(formats["as given"]).any_format:
             formats["channels_last"] = replace(settings, channels_last=True)
@@ -120,11 +123,6 @@ class _Trial:
         if not ms:
             return Timings()
         settings.channels_last = "channels_last" in ms and ms["channels_last"] < ms["as given"]
-        if recompute is None:
-            both = {"computed again": replace(settings, recompute=True), "kept": replace(settings, recompute=False)}
-            found = self._times(both)
-            settings.recompute = not found or found["computed again"] <= MOST_SLOWER * found["kept"]
-            ms |= found
         return Timings(ms, self._count if self._is_cut else None)
 
     def _times(self, asked: Mapping[str, Settings]) -> dict[str, float]:
@@ -182,7 +180,7 @@ class _Trial:
         return 0.0
 
     def _timed(self, settings: Settings) -> float:
-        with kept(largest=not settings.recompute):
+        with kept(largest=settings.least > 0):
             return self._step(self._form(settings))
 
     def _step(self, form: _Form) -> float:

@@ -27,8 +27,10 @@ _PRODUCTS = {operator.mul, torch.mul, "mul"}
 _FREE = {operator.add, torch.add, "add", torch.cat, torch.mean, "mean"}
 
 
-def keep_less(graph: Graph, modules: Modules) -> None:
+def keep_less(graph: Graph, modules: Modules, least: float) -> None:
     """Lets convolutions, products with a gate, squeezes and poolings compute again what a BatchNorm made.
+
+    They do so where that has at least so many numbers a sample.
 
     Where anything else keeps the output of the BatchNorm for its backward, nothing would be saved, and the graph stays.
     """
@@ -39,12 +41,12 @@ def keep_less(graph: Graph, modules: Modules) -> None:
         if node.target is not apply_norm:
             continue
         if (conv := _alone(node, modules)) is not None:
-            _join(graph, node, conv, norm_convolve, node.args)
+            _join(graph, node, conv, norm_convolve, (least, *node.args))
         elif _recomputed(node, modules, origins):
             kwargs = dict(node.kwargs)
             if "residual" in kwargs:
                 kwargs["residual_origin"] = origins[kwargs["residual"]]
-            made, origin = _pair(graph, node, train_origin.normalise, node.args, kwargs)
+            made, origin = _pair(graph, node, train_origin.normalise, (least, *node.args), kwargs)
             _hand_on(graph, made, origin, modules, origins)
 
 

@@ -9,6 +9,7 @@ import torch
 from groupwise.kernels.dispatch import switch_back, switched_on
 from groupwise.nn.functional import computed, takes
 from groupwise.nn.norm import arguments
+from groupwise.rewrite import train_origin
 from groupwise.rewrite.train_origin import (
     Origin,
     add_weight_gradients,
@@ -17,6 +18,7 @@ from groupwise.rewrite.train_origin import (
     differentiates,
     fits_scale,
     input_gradient,
+    is_large,
     options_of,
     scale,
     taken,
@@ -28,13 +30,13 @@ aten = torch.ops.aten
 
 
 def norm_convolve(
-    conv: Any, norm: Any, input: torch.Tensor, activation: str = "none", negative_slope: float = 0.01
+    conv: Any, least: float, norm: Any, input: torch.Tensor, activation: str = "none", negative_slope: float = 0.01
 ) -> torch.Tensor:
-    """Returns conv(activation(norm(input)))."""
+    """Returns conv(activation(norm(input))), which computes activations of `least` numbers a sample again."""
     given: Any = arguments(norm, input)
-    options = options_of(conv, input)
-    if options is None or not input.requires_grad or not takes(*(*given[:6], given[7], activation, None)):
-        y, origin = with_origin(given, activation, None, negative_slope, None)
+    options = options_of(conv, input) if input.requires_grad and is_large(input, least) else None
+    if options is None or not takes(*(*given[:6], given[7], activation, None)):
+        y, origin = with_origin(least, given, activation, None, negative_slope, None)
         return convolve(y, origin, conv)
     made: torch.Tensor = _NormConvolution.apply(  # type: ignore[no-untyped-call]
         input, *given[3:5], conv.weight, conv.bias, given, activation, negative_slope, options
@@ -92,33 +94,21 @@ def _differentiable(ctx: Any, grad: torch.Tensor) -> Any:
 
 def _gradients(ctx: Any, grad: torch.Tensor) -> Any:
     x, weight, bias, mean, variance, filters = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
-    numbers = (weight, bias, mean, variance)
-    grad_z = input_gradient(grad, x, filters, ctx.options) if any(wanted[:3]) else None
-    sums = torch.zeros(2, x.shape[1], dtype=torch.double)
-    others: list[torch.Tensor | None] = [None, None]
-    for samples in blocks(x):
-        part = taken(x, samples)
-        if grad_z is not None:
-            z = ops.batch_norm_act_again(taken(grad_z, samples), part, *numbers, *ctx.how, sums)
-        else:
-            z = ops.batch_norm_act(part, *numbers, None, False, *ctx.how)[0]
-        others = add_weight_gradients(others, taken(grad, samples), z, filters, ctx.options, wanted[3:5])
-    if grad_z is None:
-        return None, None, None, *others
-    grad_x = _place(x, grad_z) if wanted[0] else None
-    grad_weight, grad_bias = (torch.empty_like(mean) if want else None for want in wanted[1:3])
-    ops.batch_norm_act_from_sums(grad_z, x, *numbers, sums, ctx.batch, *ctx.how, grad_x, grad_weight, grad_bias)
-    return grad_x, grad_weight, grad_bias, *others
-
-
-def _place(x: torch.Tensor, grad_z: torch.Tensor) -> torch.Tensor:
-    """Returns the memory of the gradient of x: that of z, where a sweep may write over what it reads."""
-    last = torch.channels_last
-    rows = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=last)
-    if rows and x.shape[1] % 16 == 0 and grad_z.is_contiguous(memory_format=last):
-        return grad_z
-    return torch.empty_like(x, memory_format=torch._prims_common.suggest_memory_format(x))
+    offsets, stride, padding, dilation, _, _, groups = ctx.options
+    of_filters = (filters, offsets, stride, padding, dilation, groups)
+    return ops.norm_convolution_backward(
+        grad,
+        x,
+        weight,
+        bias,
+        mean,
+        variance,
+        *of_filters,
+        ctx.batch,
+        *ctx.how,
+        train_origin.BLOCK,
+        ctx.needs_input_grad[:5],
+    )
 
 
 def scale_convolve(conv: Any, z: torch.Tensor, origin: Origin | None, gate: torch.Tensor) -> torch.Tensor:

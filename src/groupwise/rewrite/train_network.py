@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,10 +26,12 @@ from groupwise.spec.legible import Printed, legible
 
 @dataclass(frozen=True)
 class Timings:
-    """The shortest time of a step in each form that was tried, in ms, and of how many samples if not of all."""
+    """What was measured of steps: the shortest time in each form that was tried, in ms, and of how many samples if not
+    of all; and what they keep, in MiB, here and in PyTorch."""
 
     ms: Mapping[str, float] = field(default_factory=dict)
     samples: int | None = None
+    kept_mib: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,23 @@ class TrainingPlan(Printed):
     memory_format: str
     """`channels_last` if images are changed to that at the input; `as given` if not."""
     ms: Mapping[str, float] = field(default_factory=dict)
-    """The shortest time of a step in each memory format, and with activations kept and computed again; empty if not
-    measured."""
+    """The shortest time of a step in each memory format; empty if not measured."""
     squeezed: tuple[str, ...] = ()
     """The first layers of the squeeze and excitations that are one operator."""
     kernels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """How many convolutions and linear layers each kernel runs, by direction, as measured on the example; empty if none
     was measured."""
-    recompute: bool = True
-    """Whether activations are computed again in the backward, and not kept."""
+    recompute_from: int | None = 0
+    """The activations of at least so many numbers a sample are computed again in the backward, and not kept: 0 for all
+    that can be, None for none."""
     unmeasured: int = 0
     """How many of these, forward and gradients each, there was no time to measure: their kernels are those that records
     of such processors expect to be the fastest."""
     samples: int | None = None
     """How many samples the steps of `ms` had, if fewer than the example."""
+    kept_mib: tuple[float, float] | None = None
+    """What a forward of the example keeps for its backward beside parameters, here and in PyTorch, in MiB; None if that
+    was not measured."""
 
     def __str__(self) -> str:
         activations = sum(it.activation != "none" for it in self.fused)
@@ -74,8 +80,8 @@ class TrainingPlan(Printed):
         samples = of_samples(self.samples)
         found = [
             f"{self.title}: {phrases.plural(len(self.fused), 'batch norm')} fused, {activations} with an activation "
-            f"and {sums} with a sum; images {self.memory_format}, activations "
-            f"{'computed again' if self.recompute else 'kept'}" + (f" (a step{samples}: {times})" if times else "")
+            f"and {sums} with a sum; images {self.memory_format}" + (f" (a step{samples}: {times})" if times else ""),
+            self._memory(),
         ]
         if self.fused:
             rows = [(legible(it.name), it.activation, legible(it.residual)) for it in self.fused]
@@ -98,6 +104,16 @@ class TrainingPlan(Printed):
             found += ["", "left as they are:"]
             found += [f"  {legible(it.name) or 'the model'}: {it.reason}" for it in self.left]
         return "\n".join(found)
+
+    def _memory(self) -> str:
+        """Says what is computed again, and what a step keeps."""
+        least = self.recompute_from
+        found = "activations " + ("kept" if least is None else "computed again in the backward")
+        if least:
+            found = f"activations of at least {least} numbers a sample computed again in the backward, others kept"
+        if self.kept_mib is not None:
+            found += "; for its backward a step keeps {:.1f} MiB, PyTorch's {:.1f}".format(*self.kept_mib)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field as plain JSON types."""
@@ -151,9 +167,10 @@ class Trainable(torch.nn.Module):
             timings.ms,
             notes.squeezed,
             kernels.counts,
-            region.settings.recompute,
+            None if math.isinf(region.settings.least) else int(region.settings.least),
             kernels.unmeasured,
             timings.samples,
+            timings.kept_mib,
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -201,7 +218,7 @@ class Trainable(torch.nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._adopt(state["_model"], state["_settings"], state["_timings"], state["_kernels"])
-        keep(self, largest=not state["_settings"].recompute)
+        keep(self, largest=state["_settings"].least > 0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainable:
         made = type(self).__new__(type(self))

@@ -99,6 +99,7 @@ class _Scaled:
 
 
 def normalise(
+    least: float,
     norm: Any,
     input: torch.Tensor,
     activation: str = "none",
@@ -106,11 +107,12 @@ def normalise(
     negative_slope: float = 0.01,
     residual_origin: Origin | None = None,
 ) -> tuple[torch.Tensor, Origin | None]:
-    """Returns what `apply_norm` does, and the origin of that, if it has one."""
-    return with_origin(arguments(norm, input), activation, residual, negative_slope, residual_origin)
+    """Returns what `apply_norm` does, and the origin of that, if it has one and `least` numbers a sample."""
+    return with_origin(least, arguments(norm, input), activation, residual, negative_slope, residual_origin)
 
 
 def with_origin(
+    least: float,
     given: Any,
     activation: str,
     residual: torch.Tensor | None,
@@ -120,7 +122,7 @@ def with_origin(
     """Does what `normalise` does, for the first arguments of `batch_norm_act`."""
     y, statistics = normalised(*(*given, activation, residual, negative_slope))
     lacks = residual is not None and not holds(residual_origin, residual)
-    if statistics is None or lacks or not y.requires_grad:
+    if statistics is None or lacks or not y.requires_grad or not is_large(y, least):
         return y, None
     tensors = (given[0], *given[3:5], *statistics)
     if residual_origin is None:
@@ -128,6 +130,11 @@ def with_origin(
     else:
         how, tensors = residual_origin.how, (*tensors, *residual_origin.tensors)
     return y, Origin(_Normalised(given[5], given[7], activation, negative_slope, how), tensors, y._version)
+
+
+def is_large(z: torch.Tensor, least: float) -> bool:
+    """Tells whether a tensor has so many numbers a sample."""
+    return z.dim() > 0 and z.numel() >= least * z.shape[0]
 
 
 def convolve(z: torch.Tensor, origin: Origin | None, conv: torch.nn.Module) -> torch.Tensor:
@@ -307,7 +314,10 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: Any, z: torch.Tensor, origin: Origin, options: Any) -> torch.Tensor:
         ctx.set_materialize_grads(False)
         y, places = aten.max_pool2d_with_indices(z, *options)
-        ctx.save_for_backward(places, origin.how.like(origin.tensors))
+        # Places within a plane of pixels are kept in as few bytes as hold them.
+        pixels = z.shape[-2] * z.shape[-1]
+        kept = next(dtype for dtype in (torch.int16, torch.int32, torch.int64) if pixels - 1 <= torch.iinfo(dtype).max)
+        ctx.save_for_backward(places.to(kept), origin.how.like(origin.tensors))
         ctx.options = options
         made: torch.Tensor = y
         return made
@@ -317,4 +327,4 @@ class _MaxPool(torch.autograd.Function):
         if grad is None:
             return None, None, None
         places, like = ctx.saved_tensors
-        return aten.max_pool2d_with_indices_backward(grad, like, *ctx.options, places), None, None
+        return aten.max_pool2d_with_indices_backward(grad, like, *ctx.options, places.long()), None, None

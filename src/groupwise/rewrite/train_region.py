@@ -5,6 +5,7 @@ A module that cannot be traced runs its own code, and its children are regions.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -35,8 +36,9 @@ class Settings:
 
     channels_last: bool = False
     fuse: bool = True
-    recompute: bool = True
-    """Whether activations are computed again in the backward, and not kept."""
+    least: float = 0
+    """Activations of at least so many numbers a sample are computed again in the backward, and not kept: 0 for all,
+    infinity for none."""
     distrusted: str = ""
     """Why the model's own traced form is not used; empty if it is."""
 
@@ -138,8 +140,8 @@ class Region:
             notes, squeezed = fuse_graph(graph, holder), fuse_squeezes(graph, holder)
         if self.settings.channels_last:
             _reshape_instead_of_view(graph)
-        if self.settings.fuse and self.settings.recompute:
-            keep_less(graph, modules)
+        if self.settings.fuse and not math.isinf(self.settings.least):
+            keep_less(graph, modules, self.settings.least)
         mark_convolutions(graph, modules)
         dispatch_linear(graph, modules)
         left = {it.name: it for it in (*(Left(path, reason) for path, reason in kept.items()), *notes.left)}
