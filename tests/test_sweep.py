@@ -299,9 +299,13 @@ def test_the_report():
     assert lines[5].startswith(told)
 
 
-def test_the_layers_of_steps_have_several_samples():
-    draws = [sweeping.draw(3, number, (1, 2), only=("steps",)) for number in range(120)]
-    assert {one.family for one in draws} == {"steps"}
+@pytest.mark.parametrize("name", sweeping.STEPS)
+def test_the_layers_of_steps_have_several_samples(name):
+    draws = [sweeping.draw(3, number, (1, 2), only=(name,)) for number in range(120)]
+    assert {one.family for one in draws} == {name}
     assert sum(one.batch >= 4 for one in draws) > 80
     for one in draws:
         assert sweeping.affordable(one.spec, one.size, one.batch, sweeping.LIMITS_OF_BIG)
+        if name == "products":
+            assert one.spec.kernel_size == (1, 1)
+            assert min(one.spec.in_channels, one.spec.out_channels) >= 64
