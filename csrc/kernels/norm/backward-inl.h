@@ -16,13 +16,13 @@ GW_INLINE Vec passed(const Norm& n, int64_t at, Width width, Vec centered, const
 }
 
 void norm_sums(const Norm& norm, int64_t index, int64_t piece) {
-  const Norm n = norm;
-  const int64_t next = ahead(n, 4);
-  const Chunk chunk(n, index);
-  alignas(64) float a[kMostChunk], b[kMostChunk];
-  Totals totals(chunk);
-  double *const first = totals.first, *const second = totals.second;
-  with(n.activation, [&](auto activation) {
+  with(norm.activation, [&](auto activation) {
+    // Copies in this function stay in registers: what a vector is stored to could be the original.
+    const Norm n = norm;
+    const int64_t next = ahead(n, 4);
+    const Chunk chunk(n, index);
+    alignas(64) float a[kMostChunk], b[kMostChunk];
+    Totals totals(chunk);
     const auto sum = [&](auto kind) GW_LAMBDA {
       in_blocks(n, chunk, piece, [&](Range block) {
         sum_vectors<4>(
@@ -33,25 +33,32 @@ void norm_sums(const Norm& norm, int64_t index, int64_t piece) {
               if constexpr (kind() != Kept::nothing) __builtin_prefetch(n.kept + at + next);
               const Vec centered = load_some(n.x + at, width) - s.mean;
               const Vec grad = passed<activation(), kind()>(n, at, width, centered, s), fresh = keep(grad, width);
-              if (n.passed) store_some(n.passed + at, grad, width);
-              if constexpr (kind() == Kept::nothing)
-                if (n.y) store_some(n.y + at, activate<activation()>(normalised(centered, s), n.slope), width);
+              if (n.passed) {
+                __builtin_prefetch(n.passed + at + next, 1);
+                store_some(n.passed + at, grad, width);
+              }
+              if constexpr (kind() == Kept::nothing) {
+                if (n.y) {
+                  __builtin_prefetch(n.y + at + next, 1);
+                  store_some(n.y + at, activate<activation()>(normalised(centered, s), n.slope), width);
+                }
+              }
               grads += fresh;
               products += fresh * centered;
             });
         for (int64_t i = 0; i < chunk.sums; i += 4) {
-          store_doubles(first + i, load_doubles(first + i) + doubles(a + i));
-          store_doubles(second + i, load_doubles(second + i) + doubles(b + i));
+          store_doubles(totals.first + i, load_doubles(totals.first + i) + doubles(a + i));
+          store_doubles(totals.second + i, load_doubles(totals.second + i) + doubles(b + i));
         }
       });
     };
     switch (n.kind) {
-      case Kept::nothing: return sum(std::integral_constant<Kept, Kept::nothing>{});
-      case Kept::residual: return sum(std::integral_constant<Kept, Kept::residual>{});
-      case Kept::output: return sum(std::integral_constant<Kept, Kept::output>{});
+      case Kept::nothing: sum(std::integral_constant<Kept, Kept::nothing>{}); break;
+      case Kept::residual: sum(std::integral_constant<Kept, Kept::residual>{}); break;
+      case Kept::output: sum(std::integral_constant<Kept, Kept::output>{}); break;
     }
+    put_moments(n, chunk, piece, totals);
   });
-  put_moments(n, chunk, piece, totals);
 }
 
 struct Centering {
@@ -61,10 +68,10 @@ struct Centering {
 
 // grad_x = scale * (grad - mean(grad) - (x - mean) * coefficient), or scale * grad with running statistics.
 void norm_grad(const Norm& norm, int64_t index, int64_t piece) {
-  const Norm n = norm;
-  const int64_t next = ahead(n, 4);
-  const Chunk chunk(n, index);
-  const auto sweep = [&](auto activation) GW_LAMBDA {
+  with(norm.activation, [&](auto activation) {
+    const Norm n = norm;
+    const int64_t next = ahead(n, 4);
+    const Chunk chunk(n, index);
     each_vector<4>(
         n, chunk, piece_of(n, piece),
         [&](const auto& place)
@@ -72,14 +79,14 @@ void norm_grad(const Norm& norm, int64_t index, int64_t piece) {
         [&](int64_t at, auto width, const Centering& c) GW_LAMBDA {
           __builtin_prefetch(n.x + at + next);
           __builtin_prefetch(n.grad + at + next);
+          __builtin_prefetch(n.grad_x + at + next, 1);
           const Vec centered = load_some(n.x + at, width) - c.scaled.mean;
           const Vec grad = passed<activation(), Kept::nothing>(n, at, width, centered, c.scaled);
           // A product with 0 would be NaN where x is not finite.
           const Vec kept = n.centers ? grad - c.mean_grad - centered * c.coefficient : grad;
           store_some(n.grad_x + at, kept * c.scaled.scale, width);
         });
-  };
-  with(n.activation, sweep);
+  });
 }
 
 }  // namespace groupwise::GW_TARGET

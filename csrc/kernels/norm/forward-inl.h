@@ -53,15 +53,17 @@ void norm_moments(const Norm& norm, int64_t index, int64_t piece) {
 }
 
 void norm_apply(const Norm& norm, int64_t index, int64_t piece) {
-  const Norm n = norm;
-  const Chunk chunk(n, index);
-  const int64_t next = ahead(n, 4);
-  with(n.activation, [&](auto activation) {
+  with(norm.activation, [&](auto activation) {
+    // Copies in this function stay in registers: what a vector is stored to could be the original.
+    const Norm n = norm;
+    const Chunk chunk(n, index);
+    const int64_t next = ahead(n, 4);
     const auto apply = [&](auto adds) GW_LAMBDA {
       each_vector<4>(
           n, chunk, piece_of(n, piece), [&](const auto& place) GW_LAMBDA { return scaled(n, place); },
           [&](int64_t at, auto width, const Scaled& s) GW_LAMBDA {
             __builtin_prefetch(n.x + at + next);
+            __builtin_prefetch(n.y + at + next, 1);
             if constexpr (adds()) __builtin_prefetch(n.residual + at + next);
             Vec z = normalised(load_some(n.x + at, width) - s.mean, s);
             if constexpr (adds()) z += load_some(n.residual + at, width);
