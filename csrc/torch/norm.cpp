@@ -35,7 +35,6 @@ constexpr const char* kTrack =
 
 // The numbers of 2 MiB.
 constexpr int64_t kFitsCache = 1 << 19;
-bool costly(Activation a) { return a == Activation::silu || a == Activation::sigmoid || a == Activation::tanh; }
 
 Outputs forward(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
                 const OptionalTensor& running_var, const OptionalTensor& residual, bool training, double eps,
@@ -72,9 +71,10 @@ Grads backward_from(const Tensor& grad, bool spent, const Tensor& x, const Optio
   const Tensor grad_x = wanted[0] ? (over ? g : new_like(x)) : Tensor(), grad_weight = wanted[1] ? new_vector(x) : Tensor();
   const Tensor grad_bias = wanted[2] ? new_vector(x) : Tensor();
   // The second sweep does not read what is kept, and needs the gradient behind the activation if there is something. To compute
-  // an exponential twice takes longer than to keep that gradient, as long as it stays in the cache.
-  const bool keeps_passed = keeps || (training && costly(n.activation) && x.numel() <= kFitsCache);
-  const Tensor passed = wanted[3] || (wanted[0] && keeps_passed) ? new_like(x) : Tensor();
+  // an exponential twice takes longer than to keep that gradient, in the place of the one before, or as long as it stays in the cache.
+  const bool keeps_passed = keeps || (training && costly(n.activation) && (over || x.numel() <= kFitsCache));
+  const bool passes = wanted[3] || (wanted[0] && keeps_passed);
+  const Tensor passed = passes ? (over && !wanted[3] ? g : new_like(x)) : Tensor();
   n.x = read(from);
   n.grad = read(g);
   n.kept = read(other);

@@ -29,6 +29,9 @@ inline Activation activation_of(std::string_view name) {
   TORCH_CHECK(false, "groupwise: activation '", std::string(name), "' is not known");
 }
 
+// Tells whether an activation computes an exponential.
+inline bool costly(Activation a) { return a == Activation::silu || a == Activation::sigmoid || a == Activation::tanh; }
+
 inline void check(const Tensor& t, const char* name) {
   TORCH_CHECK(t.scalar_type() == at::kFloat && t.layout() == at::kStrided && t.device().is_cpu(), "groupwise: ", name,
               " must be a float32 tensor on the CPU");

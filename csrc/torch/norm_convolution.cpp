@@ -72,6 +72,8 @@ Results backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weig
   const int64_t samples = x.size(0), bytes = static_cast<int64_t>(x.nbytes());
   const int64_t blocks = convolves ? std::min(samples, ceil_div(bytes, block)) : 1;
   std::vector<double> sums(2 * x.size(1));
+  // Nothing else holds the gradient of y. That behind the activation takes its place rather than an exponential is computed twice.
+  const bool over = rewritable(whole.shape), passes = over && costly(whole.activation);
   Tensor y;
   for (int64_t i = 0, first = 0; i < blocks; i++) {
     const int64_t last = (i + 1) * samples / blocks, count = last - first;
@@ -84,6 +86,7 @@ Results backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weig
       n.x = read(part);
       n.y = written(y);
       n.grad = read(grad_part);
+      if (passes && normalises) n.passed = written(grad_part);
       if (normalises) {
         norm_again(n, channels, sums.data(), run);
       } else {
@@ -101,12 +104,12 @@ Results backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weig
   Tensor grad_x, grad_weight, grad_bias;
   if (normalises) {
     RECORD_FUNCTION("groupwise::batch_norm_act_from_sums", c10::ArrayRef<const c10::IValue>{});
-    // Nothing else holds the gradient of y.
-    if (wanted[0]) grad_x = rewritable(whole.shape) ? grad_y : new_like(x);
+    if (wanted[0]) grad_x = over ? grad_y : new_like(x);
     if (wanted[1]) grad_weight = new_vector(x);
     if (wanted[2]) grad_bias = new_vector(x);
     whole.x = read(from);
     whole.grad = read(grad_y);
+    if (passes) whole.activation = Activation::none;
     norm_from_sums(whole, channels, training, sums.data(), {written(grad_x), written(grad_weight), written(grad_bias)}, run);
   }
   return {grad_x, grad_weight, grad_bias, grad_filters, grad_offsets};
