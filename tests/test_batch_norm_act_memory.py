@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groupwise.nn.functional import batch_norm_act
+from groupwise.nn.functional import PYTORCH, batch_norm_act
 from kernels import needs_kernels
 
 pytestmark = needs_kernels
@@ -22,10 +22,10 @@ def drawn(channels=48):
     return torch.randn(2, channels, 5, 7).contiguous(memory_format=CHANNELS_LAST).requires_grad_()
 
 
-def expected(x, wanted):
+def expected(x, wanted, activation="relu6"):
     """Returns the gradient of x by PyTorch in float64, for a gradient of what the layer returns."""
     exact = x.detach().double().requires_grad_()
-    z = torch.nn.functional.relu6(torch.nn.functional.batch_norm(exact, None, None, training=True))
+    z = PYTORCH[activation](torch.nn.functional.batch_norm(exact, None, None, training=True))
     return torch.autograd.grad(z, exact, wanted.double())[0]
 
 
@@ -33,25 +33,27 @@ def is_near(found, exact):
     return torch.allclose(found.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
 
 
-def allocated(channels):
+def allocated(channels, activation):
     """Returns how many tensors of the size of x the backward of the layer allocates."""
     x, wanted = drawn(channels), torch.randn(2, channels, 5, 7).contiguous(memory_format=CHANNELS_LAST)
-    total = (layer(x) * wanted).sum()
+    total = (layer(x, activation) * wanted).sum()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         total.backward()
-    assert is_near(x.grad, expected(x, wanted))
+    assert is_near(x.grad, expected(x, wanted, activation))
     counts = [
         event.cpu_memory_usage for event in profile.key_averages() if event.key == "groupwise::batch_norm_act_backward"
     ]
     return sum(counts) // (x.numel() * x.element_size())
 
 
-def test_a_gradient_that_nobody_reads_is_written_over():
-    assert allocated(48) == 0
+@pytest.mark.parametrize("activation", ["relu6", "silu", "sigmoid"])
+def test_a_gradient_that_nobody_reads_is_written_over(activation):
+    assert allocated(48, activation) == 0
 
 
-def test_a_gradient_whose_vectors_overlap_is_not():
-    assert allocated(51) == 1
+@pytest.mark.parametrize("activation", ["relu6", "silu"])
+def test_a_gradient_whose_vectors_overlap_is_not(activation):
+    assert allocated(51, activation) == 1
 
 
 def test_a_gradient_of_the_caller_stays():

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import groupwise
 from groupwise.rewrite import train_origin
@@ -67,8 +68,8 @@ def residual():
     return randomize(nn.Sequential(stem, nn.MaxPool2d(3, 2, 1), Bottleneck(), Bottleneck(), nn.Conv2d(16, 3, 1)))
 
 
-# The most bytes whose activations are computed again at once: sample by sample, and all samples.
-BLOCKS = [1, 1 << 30]
+# The most bytes whose activations are computed again at once: sample by sample, one and then two, and all samples.
+BLOCKS = [1, 4000, 1 << 30]
 MODELS = [residual, *(lambda act=act: mobile(act) for act in ACTS)]
 
 
@@ -280,6 +281,28 @@ def test_one_gradient_may_be_unwanted(unwanted):
     )
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 5])
+@pytest.mark.parametrize("act", [nn.SiLU, nn.ReLU])
+@pytest.mark.parametrize("frozen", ["", "1.weight", "0.1.weight"])
+def test_blocks_of_unequal_size(samples, act, frozen, monkeypatch):
+    monkeypatch.setattr(train_origin, "BLOCK", 2 * 16 * 7 * 6 * 4)  # two samples of what is computed again
+    model = randomize(nn.Sequential(normed(nn.Conv2d(3, 16, 3), act=act), nn.Conv2d(16, 4, 3, bias=False)))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name != frozen)
+    net = Trainable(copy.deepcopy(model), Settings(channels_last=True), {})
+    assert_as_exact(net, model, image(samples, 3, 9, 8), slack=2e-5)
+
+
+def test_a_mode_sees_the_gradient_of_a_convolution():
+    model, x = residual(), image(2, 3, 16, 16)
+    counts = []
+    for network in (model, Trainable(copy.deepcopy(model), Settings(), {})):
+        with FlopCounterMode(display=False) as counter:
+            network(x).sum().backward()
+        counts.append(counter.get_flop_counts()["Global"][torch.ops.aten.convolution_backward])
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("training", [False, True])

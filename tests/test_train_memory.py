@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
-from collections import Counter
+import weakref
 
 import pytest
+import torch
 from torch import nn
 
 import groupwise
-from groupwise.rewrite.train_memory import MOST_KEPT, memory_of, sizes_to_try
+from groupwise.rewrite.train_memory import MOST_KEPT, least_of, memory_of
 from groupwise.rewrite.train_network import Trainable
 from groupwise.rewrite.train_region import Settings
 from kernels import needs_kernels
@@ -18,31 +20,24 @@ from pairs import pairwise
 from test_train_keep import image, mobile, residual
 from training import assert_as_exact, kept_bytes
 
-# Bytes of a storage, and how many of it there are: 2400 bytes can be computed again.
-KEPT, AGAIN = Counter({1200: 1, 1600: 1, 400: 2}), Counter({1200: 1})
-
 
 @pytest.mark.parametrize(
-    ("most", "sizes"),
-    [
-        (3600, [math.inf, 1600, 400, 0]),
-        (3599, [1600, 400, 0]),
-        (2000, [1600, 400, 0]),
-        (1999, [400, 0]),
-        (1200, [400, 0]),
-        (1199, [0]),
-        (0, [0]),
-    ],
+    ("most", "least"), [(99, 0), (100, 3), (109, 3), (110, 7), (149, 7), (150, 8), (299, 8), (300, 20), (899, 20)]
 )
-def test_the_largest_are_computed_again_until_enough_is_saved(most, sizes):
-    assert sizes_to_try(KEPT, AGAIN, most) == sizes
-    found = sum(size * count for size, count in (KEPT - AGAIN).items() if size < sizes[0]) + 1200
-    assert found <= max(most, 1200)
+def test_the_largest_are_computed_again_until_enough_is_saved(most, least):
+    # What is kept if activations of a size and all larger ones are computed again.
+    kept = {3: 100, 7: 110, 8: 150, 20: 300, math.inf: 900}
+    assert least_of([3, 7, 8, 20], kept.__getitem__, most) == least
+
+
+def test_few_sizes_are_tried():
+    tried = []
+    assert least_of(range(1000), lambda size: tried.append(size) or size, 600) == 600
+    assert len(tried) <= 11
 
 
 def test_nothing_is_computed_again_where_nothing_can_be():
-    assert sizes_to_try(KEPT, KEPT, 100) == []
-    assert sizes_to_try(KEPT, KEPT, 4000) == [math.inf]
+    assert least_of([], {}.__getitem__, 0) == math.inf
 
 
 def test_the_user_decides():
@@ -107,17 +102,56 @@ def test_memory_is_that_of_all_samples():
     assert ten.mib == pytest.approx([5 * it for it in two.mib])
 
 
-def test_what_fails_on_few_samples_is_computed_again():
-    class Whole(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = mobile()
+class Batch(nn.Module):
+    """Takes batches of three alone."""
 
-        def forward(self, x):
-            return self.inner(x).view(3, 5)
+    def __init__(self):
+        super().__init__()
+        self.inner = mobile()
 
+    def forward(self, x):
+        return self.inner(x).view(3, 5)
+
+
+class Folded(nn.Module):
+    """Makes a sample of each of four parts of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = mobile()
+
+    def forward(self, x):
+        return self.inner(x.unflatten(2, (2, -1)).unflatten(4, (2, -1)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2))
+
+
+@needs_kernels
+def test_a_model_of_one_batch_size_is_measured_on_that():
     x = image(3, 3, 16, 16)
-    assert memory_of(Whole(), (x,), {}, None) is None
+    alone, other = (memory_of(model, (x,), {}, None) for model in (Batch(), mobile()))
+    assert alone.least == other.least > 0
+    assert alone.mib == pytest.approx(other.mib, rel=0.02)
+
+
+@needs_kernels
+def test_what_are_samples_inside_the_model_decides():
+    whole, folded = (memory_of(model, (image(2, 3, 32, 32),), {}, None) for model in (mobile(), Folded()))
+    assert 0 < folded.least < whole.least
+    assert folded.mib[0] <= MOST_KEPT * folded.mib[1]
+
+
+def test_what_cannot_be_measured_is_computed_again():
     assert memory_of(mobile(), (), {"x": "a word"}, None) is None
-    plan = groupwise.optimize(Whole(), x, train=True, tune=False).plan
-    assert (plan.recompute_from, plan.kept_mib) == (0, None)
+    model, x = Batch(), image(2, 3, 16, 16)
+    assert memory_of(model, (x,), {}, None) is None
+
+
+@needs_kernels
+def test_nothing_of_a_measurement_lives_on():
+    model = residual()
+    weights = [weakref.ref(p) for p in model.parameters()]
+    assert memory_of(model, (image(4, 3, 16, 16),), {}, None) is not None
+    del model
+    gc.collect()
+    assert not any(weight() is not None for weight in weights)
+    # Activations that their own nodes keep.
+    assert not any(type(it) is torch.Tensor and it.requires_grad and it.dim() == 4 for it in gc.get_objects())

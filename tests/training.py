@@ -129,9 +129,12 @@ def kept_bytes(model, x):
     def pack(tensor):
         if not isinstance(tensor, nn.Parameter):
             memory = tensor.untyped_storage()
-            found[memory.data_ptr()] = (memory.nbytes(), tensor)  # held, so that no other memory takes its place
-        return tensor
+            found[memory.data_ptr()] = memory.nbytes()
+        # A node that keeps its own output would never be freed.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    return sum(size for size, _ in found.values())
+        kept = model(x)
+    # Until here no other memory takes its place.
+    del kept
+    return sum(found.values())

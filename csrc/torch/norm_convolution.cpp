@@ -72,7 +72,7 @@ Results backward(const Tensor& grad, const Tensor& x, const OptionalTensor& weig
   const int64_t samples = x.size(0), bytes = static_cast<int64_t>(x.nbytes());
   const int64_t blocks = convolves ? std::min(samples, ceil_div(bytes, block)) : 1;
   std::vector<double> sums(2 * x.size(1));
-  // Nothing else holds the gradient of y. That behind the activation takes its place rather than an exponential is computed twice.
+  // Nothing else holds the gradient of y. That behind the activation overwrites it, so that no exponential is computed twice.
   const bool over = rewritable(whole.shape), passes = over && costly(whole.activation);
   Tensor y;
   for (int64_t i = 0, first = 0; i < blocks; i++) {

@@ -17,7 +17,7 @@ GW_INLINE Vec passed(const Norm& n, int64_t at, Width width, Vec centered, const
 
 void norm_sums(const Norm& norm, int64_t index, int64_t piece) {
   with(norm.activation, [&](auto activation) {
-    // Copies in this function stay in registers: what a vector is stored to could be the original.
+    // The compiler must take it that a store changes `norm`, and keeps a copy in registers.
     const Norm n = norm;
     const int64_t next = ahead(n, 4);
     const Chunk chunk(n, index);

@@ -54,7 +54,7 @@ void norm_moments(const Norm& norm, int64_t index, int64_t piece) {
 
 void norm_apply(const Norm& norm, int64_t index, int64_t piece) {
   with(norm.activation, [&](auto activation) {
-    // Copies in this function stay in registers: what a vector is stored to could be the original.
+    // The compiler must take it that a store changes `norm`, and keeps a copy in registers.
     const Norm n = norm;
     const Chunk chunk(n, index);
     const int64_t next = ahead(n, 4);

@@ -30,7 +30,7 @@ _FREE = {operator.add, torch.add, "add", torch.cat, torch.mean, "mean"}
 def keep_less(graph: Graph, modules: Modules, least: float) -> None:
     """Lets convolutions, products with a gate, squeezes and poolings compute again what a BatchNorm made.
 
-    They do so where that has at least so many numbers a sample.
+    They do so for outputs of at least `least` numbers a sample.
 
     Where anything else keeps the output of the BatchNorm for its backward, nothing would be saved, and the graph stays.
     """

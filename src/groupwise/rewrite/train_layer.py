@@ -72,7 +72,9 @@ class _NormConvolution(torch.autograd.Function):
             return (None,) * 9
         before = switched_on()
         try:
-            found = _differentiable(ctx, grad) if differentiates(grad) else _gradients(ctx, grad)
+            # A mode that counts operators, say, is to see the gradient of a convolution.
+            seen = differentiates(grad) or torch._C._len_torch_dispatch_stack() > 0
+            found = _differentiable(ctx, grad) if seen else _gradients(ctx, grad)
         finally:
             switch_back(before)
         return (*found, None, None, None, None)

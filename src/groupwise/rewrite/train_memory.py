@@ -1,12 +1,10 @@
-"""`Memory`: what steps keep for their backward, and which activations are computed again so that it is less."""
+"""`memory_of`: what steps keep for their backward, and which activations are computed again so that it is less."""
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from groupwise.kernels import dispatch
 from groupwise.rewrite.samples import first_samples, samples_of
+from groupwise.rewrite.train_origin import sizes_seen
 from groupwise.rewrite.train_region import Region, Settings
 from groupwise.rewrite.train_trace import quietly
 
@@ -27,9 +26,10 @@ SAMPLES = 2
 
 @dataclass(frozen=True)
 class Memory:
-    """From how many numbers a sample on activations are computed again, and what that makes of the memory."""
+    """The smallest activations that are computed again, and what that makes of the memory."""
 
     least: float
+    """Their numbers a sample: 0 for all that can be, infinity for none."""
     mib: tuple[float, float]
     """What a forward of the example keeps for its backward beside parameters and arguments, here and in PyTorch."""
 
@@ -40,70 +40,78 @@ def memory_of(
     """Chooses what is computed again, and measures what steps keep, on the first samples of the example.
 
     `recompute` True and False choose all and nothing; None keeps at most `MOST_KEPT` of what PyTorch keeps, if it can.
-    Returns None where the example has no samples, or the model fails on these.
+    Where the model takes no two samples, the whole example is run. Returns None if the model fails on that too.
     """
     samples = samples_of(args, kwargs)
     few = min(SAMPLES, samples)
-    if few == 0:
-        return None
-    args, kwargs = first_samples(args, kwargs, few)
+    for count in dict.fromkeys((few, samples)):
+        try:
+            least, here, pytorch = _measured(model, *first_samples(args, kwargs, count), recompute)
+        except Exception:
+            continue
+        # All that is kept is taken to grow with the samples.
+        scale = (samples / count if count else 1) / 2**20
+        return Memory(least, (here * scale, pytorch * scale))
+    return None
+
+
+def _measured(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], recompute: bool | None
+) -> tuple[float, int, int]:
+    """Returns the least that is computed again, and the bytes that are kept then, here and in PyTorch."""
     outside = [*model.parameters(), *model.buffers(), *tree_leaves((args, kwargs))]
 
-    def kept(run: Callable[..., Any]) -> Counter[int]:
+    def kept(run: Callable[..., Any]) -> int:
         with quietly(), dispatch.by_pytorch():
-            return _storages(lambda: run(*args, **kwargs), outside)
+            return _kept_bytes(lambda: run(*args, **kwargs), outside)
 
     @functools.cache
-    def here(least: float) -> Counter[int]:
+    def here(least: float) -> int:
         return kept(Region(model, "", Settings(least=least)))
 
-    try:
-        pytorch = kept(model)
-        least = 0 if recompute else math.inf
-        if recompute is None:
-            most = MOST_KEPT * _bytes(pytorch)
-            for size in sizes_to_try(here(math.inf), here(0), most):
-                # Float32 numbers of so many samples.
-                least = size / (4 * few)
-                if _bytes(here(least)) <= most:
-                    break
-        scale = samples / few / 2**20
-        return Memory(least, (_bytes(here(least)) * scale, _bytes(pytorch) * scale))
-    except Exception:
-        return None
+    pytorch = kept(model)
+    least = 0 if recompute else math.inf
+    if recompute is None and here(math.inf) > MOST_KEPT * pytorch:
+        with sizes_seen() as sizes:
+            here(0)
+        least = least_of(sorted(sizes), here, MOST_KEPT * pytorch)
+    return least, here(least), pytorch
 
 
-def sizes_to_try(kept: Counter[int], again: Counter[int], most: float) -> list[float]:
-    """Returns from how many bytes on activations are computed again, so that at most so many bytes are kept.
+def least_of(sizes: Sequence[float], kept: Callable[[float], int], most: float) -> float:
+    """Returns the largest size from which on activations are computed again so that at most so many bytes are kept.
 
-    `kept` says how many storages of each size a network keeps that computes nothing again, and `again` one that
-    computes all again. The largest size comes first that may do. It need not: a sum of two activations is computed
-    again only if both are, whatever their sizes.
+    `kept` says how many bytes that are, which grow with the size. Returns 0 if no size is small enough, and infinity if
+    there are none.
     """
-    sizes = sorted((kept - again).items())
-    totals = itertools.accumulate((size * count for size, count in sizes), initial=_bytes(again))
-    # Those below a size are kept.
-    least = [*(size for size, _ in sizes), math.inf]
-    return [size for size, total in zip(least, totals, strict=True) if total <= most][::-1] + ([0] if sizes else [])
+    if not sizes:
+        return math.inf
+    if kept(sizes[0]) > most:
+        return 0
+    enough, too_large = 0, len(sizes)
+    while too_large - enough > 1:
+        middle = (enough + too_large) // 2
+        if kept(sizes[middle]) <= most:
+            enough = middle
+        else:
+            too_large = middle
+    return sizes[enough]
 
 
-def _storages(run: Callable[[], Any], outside: Iterable[Any]) -> Counter[int]:
-    """Returns how many storages of each size the graph of a call keeps."""
+def _kept_bytes(run: Callable[[], Any], outside: Iterable[Any]) -> int:
+    """Returns the bytes that the graph of a call keeps, without those of the tensors outside it: each memory once."""
     found: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if type(tensor) is torch.Tensor:
             storage = tensor.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # An output that its own node keeps would hold that node, and the graph would never be freed.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         results = run()
     known = {it.untyped_storage().data_ptr() for it in outside if isinstance(it, torch.Tensor)}
     # Only now may a storage take the place of another.
     del results
-    return Counter(size for place, size in found.items() if place not in known)
-
-
-def _bytes(storages: Counter[int]) -> int:
-    return sum(size * count for size, count in storages.items())
+    return sum(size for place, size in found.items() if place not in known)

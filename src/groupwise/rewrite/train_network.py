@@ -70,8 +70,8 @@ class TrainingPlan(Printed):
     samples: int | None = None
     """How many samples the steps of `ms` had, if fewer than the example."""
     kept_mib: tuple[float, float] | None = None
-    """What a forward of the example keeps for its backward beside parameters, here and in PyTorch, in MiB; None if that
-    was not measured."""
+    """What a forward of the example keeps for its backward beside parameters and arguments, here and in PyTorch, in
+    MiB: so many times what two samples keep. None if that was not measured."""
 
     def __str__(self) -> str:
         activations = sum(it.activation != "none" for it in self.fused)

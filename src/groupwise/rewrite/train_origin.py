@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -134,7 +136,23 @@ def with_origin(
 
 def is_large(z: torch.Tensor, least: float) -> bool:
     """Tells whether a tensor has so many numbers a sample."""
-    return z.dim() > 0 and z.numel() >= least * z.shape[0]
+    if (sizes := _sizes.get()) is not None:
+        sizes.add(z.numel() // max(1, z.shape[0]))
+    return z.numel() >= least * z.shape[0]
+
+
+_sizes: ContextVar[set[float] | None] = ContextVar("_sizes", default=None)
+
+
+@contextmanager
+def sizes_seen() -> Iterator[set[float]]:
+    """Collects the numbers a sample of all activations that might be computed again, in this thread."""
+    found: set[float] = set()
+    before = _sizes.set(found)
+    try:
+        yield found
+    finally:
+        _sizes.reset(before)
 
 
 def convolve(z: torch.Tensor, origin: Origin | None, conv: torch.nn.Module) -> torch.Tensor:
