@@ -15,6 +15,7 @@ from groupwise.rewrite import train_check, train_choose
 from groupwise.rewrite.samples import first_samples, samples_of
 from kernels import needs_kernels
 from test_train_network import image, small
+from training import OneBatch
 
 
 def test_samples_are_what_all_tensors_have():
@@ -94,15 +95,7 @@ def test_a_clear_difference_is_timed_once(monkeypatch):
 
 
 def test_the_example_is_not_cut_for_a_model_of_one_batch_size():
-    class Whole(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = small()
-
-        def forward(self, x):
-            return self.inner(x).view(8, 4)
-
-    net = train_choose.for_training(Whole(), (image(8, 3, 8, 8),), {}, 0.0, None)
+    net = train_choose.for_training(OneBatch(small(), 8, 4), (image(8, 3, 8, 8),), {}, 0.0, None)
     assert not net.plan.left
     assert net(image(8, 3, 8, 8)).shape == (8, 4)
 

@@ -18,7 +18,7 @@ from groupwise.rewrite.train_region import Settings
 from kernels import needs_kernels
 from pairs import pairwise
 from test_train_keep import image, mobile, residual
-from training import assert_as_exact, kept_bytes
+from training import OneBatch, assert_as_exact, kept_bytes
 
 
 @pytest.mark.parametrize(
@@ -102,17 +102,6 @@ def test_memory_is_that_of_all_samples():
     assert ten.mib == pytest.approx([5 * it for it in two.mib])
 
 
-class Batch(nn.Module):
-    """Takes batches of three alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = mobile()
-
-    def forward(self, x):
-        return self.inner(x).view(3, 5)
-
-
 class Folded(nn.Module):
     """Makes a sample of each of four parts of an image."""
 
@@ -127,7 +116,7 @@ class Folded(nn.Module):
 @needs_kernels
 def test_a_model_of_one_batch_size_is_measured_on_that():
     x = image(3, 3, 16, 16)
-    alone, other = (memory_of(model, (x,), {}, None) for model in (Batch(), mobile()))
+    alone, other = (memory_of(model, (x,), {}, None) for model in (OneBatch(mobile(), 3, 5), mobile()))
     assert alone.least == other.least > 0
     assert alone.mib == pytest.approx(other.mib, rel=0.02)
 
@@ -141,7 +130,7 @@ def test_what_are_samples_inside_the_model_decides():
 
 def test_what_cannot_be_measured_is_computed_again():
     assert memory_of(mobile(), (), {"x": "a word"}, None) is None
-    model, x = Batch(), image(2, 3, 16, 16)
+    model, x = OneBatch(mobile(), 3, 5), image(2, 3, 16, 16)
     assert memory_of(model, (x,), {}, None) is None
 
 
