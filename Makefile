@@ -149,6 +149,7 @@ $(VENV)/venv.stamp:
 $(VENV)/base.stamp: $(VENV)/venv.stamp pyproject.toml constraints.txt CMakeLists.txt $(CORE) $(MODULES)
 	$(PIP) torch
 	$(PIP) scikit-build-core cmake ninja
+	$(if $(COMPILER),@echo "Compiling the kernels takes 5 to 20 minutes of two cores the first time.")
 	$(if $(COMPILER),GROUPWISE_REQUIRE_NATIVE=1 )$(EDITABLE) .
 	@$(BIN)/groupwise doctor > $(VENV)/doctor.txt || cat $(VENV)/doctor.txt
 	touch $@

@@ -78,6 +78,9 @@ REFUSED = {
         network(), torch.randn(2, 5, 10, 10)
     ),
     r'x is no argument.*kwargs=\{"x": x\}': lambda: groupwise.optimize(network(), x=source()),
+    r"did you mean recompute\? For the model": lambda: groupwise.optimize(network(), source(), recompte=True),
+    r"example, train=True\)$": lambda: groupwise.optimize(network(), train=True),
+    r"0×3×8×8 is empty.* give an example": lambda: groupwise.optimize(network(), torch.zeros(0, 3, 8, 8)),
     "no plan for these inputs": lambda: groupwise.optimize(network(), source()).plan_of({1, 2}),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import pathlib
@@ -157,6 +158,8 @@ def alone(capsys):
         finally:
             torch.set_num_threads(threads)
             if torch.distributed.is_initialized():
+                # As in alone.py.
+                gc.collect()
                 torch.distributed.destroy_process_group()
         said = capsys.readouterr()
         return status, said.out.splitlines(), said.err.splitlines()

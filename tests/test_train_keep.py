@@ -323,5 +323,7 @@ def y_gradients(network, x):
 def test_recompute_is_for_training():
     with pytest.raises(groupwise.GroupwiseError, match="recompute=True is for training"):
         groupwise.optimize(mobile().eval(), image(2, 3, 32, 32), recompute=True)
+    with pytest.raises(groupwise.GroupwiseError, match="recompute=1 is not known"):
+        groupwise.optimize(mobile(), image(2, 3, 32, 32), train=True, recompute=1)
     with pytest.raises(groupwise.GroupwiseError, match="recompute='x' is not known"):
         groupwise.optimize(mobile(), image(2, 3, 32, 32), train=True, recompute="x")

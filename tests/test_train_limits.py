@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import groupwise
+from alone import in_group_of_one
 from groupwise.kernels.dispatch import forced
 from groupwise.rewrite.train_network import Trainable
 from groupwise.rewrite.train_region import Settings
@@ -221,17 +222,17 @@ def test_a_compiled_network_runs_the_model():
 
 
 def test_distributed_data_parallel_of_one_process(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
-    try:
-        model = randomize(block())
+    model = randomize(block())
+    expected = step(copy.deepcopy(model), image())
+
+    def run():
         net = torch.nn.parallel.DistributedDataParallel(trainable(copy.deepcopy(model)))
-        expected = step(copy.deepcopy(model), image())
         found = {name.replace("module.", ""): value for name, value in step(net, image()).items()}
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3, msg=name)
         assert list(net.state_dict()) == [f"module.{name}" for name in model.state_dict()]
-    finally:
-        torch.distributed.destroy_process_group()
+
+    in_group_of_one(tmp_path, run)
 
 
 SHARDED = {
@@ -243,8 +244,7 @@ SHARDED = {
 
 @pytest.mark.parametrize("which", SHARDED)
 def test_fully_shard_of_one_process(tmp_path, which):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
-    try:
+    def run():
         mesh = torch.distributed.init_device_mesh("cpu", (1,))
         model = randomize(nn.Sequential(block(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU()))
         net = trainable(copy.deepcopy(model))
@@ -260,8 +260,8 @@ def test_fully_shard_of_one_process(tmp_path, which):
             torch.testing.assert_close(whole, theirs, rtol=1e-3, atol=1e-3, msg=name)
         fused = [it.name for it in net.plan.fused]
         assert fused == {"network": ["0.1", "0.4", "2"], "a module in it": ["2"], "its model": []}[which]
-    finally:
-        torch.distributed.destroy_process_group()
+
+    in_group_of_one(tmp_path, run)
 
 
 def test_dispatch_is_on_for_the_network_alone():

@@ -234,6 +234,47 @@ def test_arguments_that_are_not_traced_have_a_reason(give):
     assert net.plan.left
 
 
+class Branches(nn.Module):
+    """Control flow that depends on the input, so that the children alone are traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.other = small()[:4], nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.tail = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.tail(self.block(x) if x.shape[0] > 1 and x.mean() > -9 else self.other(x))
+
+
+@pytest.mark.parametrize("give", [lambda x: x, lambda x: [x, x], lambda x: {"a": x, "b": x}])
+def test_what_children_fuse_is_told_before_the_first_call(give):
+    model = Branches() if torch.is_tensor(give(image(1))) else Joins()
+    net, x = trainable(randomize(model), give(image(2, 3, 8, 8))), give(image(2, 3, 8, 8))
+    before = net.plan
+    assert before.fused
+    assert "nothing to fuse" not in str(before)
+    net(x)
+    assert net.plan.fused == before.fused
+    assert net.plan.left == before.left
+
+
+def test_what_no_copy_told_is_traced_later():
+    class Uncopied(Branches):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("there is one of this")
+
+    net = trainable(randomize(Uncopied()), image(2, 3, 8, 8))
+    assert {it.name for it in net.plan.left if "has not run" in it.reason} == {"block", "block.3", "other"}
+    assert "nothing to fuse" not in str(net.plan)
+    net(image(2, 3, 8, 8))
+    assert net.plan.fused[0].name == "block.1"
+
+
+def test_sums_are_named_by_modules():
+    names = [it.residual for it in trainable(small(), image(2, 3, 8, 8)).plan.fused]
+    assert names == ["", "", "2"]
+
+
 def test_nothing_to_fuse_is_said():
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), image(2, 3, 8, 8)
     net = trainable(model, x)

@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   groupwise explain resnext50_32x4d --layer layer1.0.conv2
   groupwise groups 96 64
   groupwise report resnext50_32x4d --image photo.jpg -o report.html
+  groupwise optimize resnext50_32x4d                    (--train for a network that trains)
 
 Every command has a --help of its own."""
 
@@ -208,7 +209,7 @@ def _add_tune(kinds: Any) -> None:
 
 def _add_optimize(kinds: Any) -> None:
     faster = _command(
-        kinds, "optimize", "rewrite a network for inference; show each step, and the times before and after"
+        kinds, "optimize", "rewrite a network for inference, or training; show each step, and times before and after"
     )
     faster.add_argument("target", metavar="MODEL", help=TARGET)
     source = faster.add_mutually_exclusive_group()

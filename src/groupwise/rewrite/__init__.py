@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from groupwise.errors import GroupwiseError
 from groupwise.rewrite.capture import reason_to_leave
 from groupwise.rewrite.choose import seconds_of
-from groupwise.rewrite.example import check_kwargs, refused
+from groupwise.rewrite.example import check_kwargs, refused, unknown_arguments
 from groupwise.rewrite.network import Optimized
 from groupwise.rewrite.plan import Left, Plan, Step
 from groupwise.rewrite.precision import check_dtype
@@ -37,6 +37,9 @@ __all__ = [
     "fuse_training",
     "optimize",
 ]
+
+
+OPTIONS = ("kwargs", "tune", "train", "dtype", "recompute")
 
 
 @overload
@@ -109,16 +112,13 @@ def optimize(
         torch.Size([1, 8, 14, 14])
     """
     if unknown:
-        named = ", ".join(f'"{name}": {name}' for name in unknown)
-        raise GroupwiseError(
-            f"{', '.join(unknown)} is no argument of groupwise.optimize; for the model, write kwargs={{{named}}}"
-        )
+        raise GroupwiseError(unknown_arguments(unknown, OPTIONS))
     if not isinstance(train, bool):
         raise GroupwiseError(f"train={train!r} is not known; choose one of: True, False")
     _check(model, inputs, kwargs, train)
     check_dtype(dtype)
     seconds = seconds_of(tune)
-    if recompute not in (None, True, False):
+    if recompute is not None and not isinstance(recompute, bool):
         raise GroupwiseError(f"recompute={recompute!r} is not known; choose one of: True, False, None")
     if recompute is not None and not train:
         raise GroupwiseError(f"recompute={recompute} is for training; leave it out, or write train=True")
@@ -156,7 +156,8 @@ def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None
         )
     check_kwargs(kwargs)
     if not inputs and not kwargs:
-        raise GroupwiseError("an example input is missing; write: groupwise.optimize(model, example)")
+        call = "groupwise.optimize(model, example" + ", train=True" * train
+        raise GroupwiseError(f"an example input is missing; write: {call})")
     if model.training and not train:
         raise GroupwiseError(
             "the model is in training mode; write: groupwise.optimize(model.eval(), example), "
@@ -172,6 +173,11 @@ def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None
     for leaf in tree_leaves((inputs, dict(kwargs or {}))):
         if isinstance(leaf, torch.Tensor):
             _check_device("an input", leaf)
+            if not leaf.numel():
+                raise GroupwiseError(
+                    f"an input of shape {'×'.join(map(str, leaf.shape))} is empty, and shows nothing of the network's "
+                    "work; give an example of the size that you will use"
+                )
 
 
 def _check_device(name: str, tensor: torch.Tensor) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,16 @@ def check_kwargs(kwargs: Any) -> None:
         )
 
 
+def unknown_arguments(given: Iterable[str], known: Iterable[str]) -> str:
+    """Says what arguments that `optimize` does not know may have meant: its own, or the model's."""
+    given = list(given)
+    near = {name: found[0] for name in given if (found := difflib.get_close_matches(name, known, n=1))}
+    meant = f"did you mean {' and '.join(near.values())}? For" if near else "for"
+    named = ", ".join(f'"{name}": {name}' for name in given)
+    words = "is no argument" if len(given) == 1 else "are no arguments"
+    return f"{', '.join(given)} {words} of groupwise.optimize; {meant} the model, write kwargs={{{named}}}"
+
+
 def refused(error: Exception, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], call: str) -> RefusedExample:
     """Returns the error for an example on which a model fails. `call` is how `optimize` is called rightly."""
     given = ", ".join([*map(_word, inputs), *(f"{name}={_word(value)}" for name, value in kwargs.items())])
@@ -35,8 +46,10 @@ def refused(error: Exception, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 
 def _reason(error: Exception) -> str:
-    """Returns all that an error says, in one line."""
-    return " ".join(str(error).split()).rstrip(".:") or type(error).__name__
+    """Returns what an error says, in one line."""
+    # PyTorch lists every form in which a function may be called.
+    said = str(error).split(", but expected one of:")[0]
+    return " ".join(said.split()).rstrip(".:") or type(error).__name__
 
 
 def _word(given: Any) -> str:

@@ -12,13 +12,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 from groupwise.kernels import dispatch
 from groupwise.rewrite.example import refused
 from groupwise.rewrite.samples import first_samples, samples_of
+from groupwise.rewrite.train_fuse import Notes
 from groupwise.rewrite.train_region import Region, Settings
 from groupwise.rewrite.train_switch import run_backward
 from groupwise.rewrite.train_trace import quietly
 
 
-def disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], samples: int) -> str:
-    """Says how the traced form differs from the model on the example; empty if it does not.
+def disagreement(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], samples: int
+) -> tuple[str, Notes | None]:
+    """Says how the traced form differs from the model on the example, empty if it does not, and what was done in it.
 
     Compares on the first `samples`, and on the whole example where the two differ on those or the model fails.
     Raises `RefusedExample` if the model fails on both.
@@ -29,8 +32,9 @@ def disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[
         # The model may keep something of them, which is of no use to the whole example.
         twins = copy.deepcopy(model), copy.deepcopy(model)
         try:
-            if not _difference(*twins, *first_samples(args, kwargs, samples)):
-                return ""
+            difference, notes = _difference(*twins, *first_samples(args, kwargs, samples))
+            if not difference:
+                return "", notes
         except Exception:
             # The model may accept no other number of samples than the example's.
             pass
@@ -41,8 +45,10 @@ def disagreement(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[
         raise refused(error, args, kwargs, "groupwise.optimize(model, x, train=True)") from error
 
 
-def _difference(model: torch.nn.Module, twin: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Says how the traced form of a model's twin differs; empty if it does not. Raises what the model raises."""
+def _difference(
+    model: torch.nn.Module, twin: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[str, Notes | None]:
+    """Does what `disagreement` does, for a model and its twin. Raises what the model raises."""
     state = torch.get_rng_state()
     with quietly(), dispatch.by_pytorch():
         expected = tree_leaves(model(*args, **kwargs))
@@ -53,20 +59,22 @@ def _difference(model: torch.nn.Module, twin: torch.nn.Module, args: tuple[Any, 
     torch.set_rng_state(state)
     try:
         with quietly(), dispatch.by_pytorch():
-            found = tree_leaves(Region(twin, "", Settings())(*args, **kwargs))
+            region = Region(twin, "", Settings())
+            found = tree_leaves(region(*args, **kwargs))
+            notes = region.notes()
             same = len(expected) == len(found) and all(map(_close, expected, found))
             if not same:
-                return "its traced form gives other values"
+                return "its traced form gives other values", None
             ours = None if gradients is None else _gradients(twin, found)
     except Exception as error:
-        return f"its traced form fails: {(str(error).splitlines() or [type(error).__name__])[0][:120]}"
+        return f"its traced form fails: {(str(error).splitlines() or [type(error).__name__])[0][:120]}", None
     if gradients is None or ours is None or _alike(gradients, ours):
-        return ""
+        return "", notes
     # A network may turn the last digit of its input into other gradients.
     with quietly(), dispatch.by_pytorch():
         torch.set_rng_state(state)
         nearby = _gradients(model, tree_leaves(model(*tree_map(_neighbour, args), **tree_map(_neighbour, kwargs))))
-    return "" if _alike(gradients, ours, nearby) else "its traced form gives other gradients"
+    return ("", notes) if _alike(gradients, ours, nearby) else ("its traced form gives other gradients", None)
 
 
 def _neighbour(value: Any) -> Any:

@@ -50,7 +50,7 @@ def for_training(
     ends = time.perf_counter() + seconds
     settings = Settings(least=math.inf if recompute is False else 0)
     timings, kernels = Timings(), Kernels()
-    kept_mib = None
+    kept_mib = notes = None
     if (twin := _copied(model)) is not None:
         samples = samples_of(args, kwargs)
         few = samples if math.isinf(seconds) else min(samples, max(LEAST_SAMPLES, torch.get_num_threads()))
@@ -58,7 +58,7 @@ def for_training(
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             tried, named = tree_map(_leaf, (args, dict(kwargs)))
             with mapped() if few == samples else kept(largest=True):
-                settings.distrusted = disagreement(twin, tried, named, max(few, COMPARED))
+                settings.distrusted, notes = disagreement(twin, tried, named, max(few, COMPARED))
                 memory = None if settings.distrusted else memory_of(twin.train(), tried, named, recompute)
             if memory is not None:
                 settings.least, kept_mib = memory.least, memory.mib
@@ -74,7 +74,7 @@ def for_training(
         release()
     network = Trainable(model, settings, replace(timings, kept_mib=kept_mib), kernels)
     keep(network, largest=settings.least > 0)
-    vars(network)["_region"].prepare(args, kwargs)
+    vars(network)["_region"].prepare(args, kwargs, notes)
     return network
 
 
@@ -206,7 +206,7 @@ class _Trial:
         ends = self._ends if all(plan.source in KNOWN for plan in plans) else math.inf
         left = ends - time.perf_counter() - whole
         if left <= 0:
-            return Kernels({}, sum(plan.source not in MEASURED for plan in plans))
+            return Kernels({}, _unmeasured(plans), len(plans))
         counts: dict[str, dict[str, int]] = {}
         is_late = False
         try:
@@ -225,7 +225,11 @@ class _Trial:
             of_direction = counts.setdefault(plan.direction, {})
             of_direction[plan.kernel] = of_direction.get(plan.kernel, 0) + 1
         # What is never measured, as PyTorch's kernel may do harm there, is not for want of time.
-        return Kernels(counts, sum(plan.source not in MEASURED for plan in plans) if is_late else 0)
+        return Kernels(counts, _unmeasured(plans) if is_late else 0, len(plans))
+
+
+def _unmeasured(plans: Iterable[Plan]) -> int:
+    return sum(plan.source not in MEASURED for plan in plans)
 
 
 def step(network: Trainable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:

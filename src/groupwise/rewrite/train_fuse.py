@@ -26,7 +26,7 @@ class Fused:
     activation: str
     """The activation that it computes too; `none` if there is none."""
     residual: str = ""
-    """What it adds before the activation: the node's name; empty if nothing."""
+    """What it adds before the activation: the module that made it, or the operator in its module; empty if nothing."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,18 @@ def _fuse(graph: Graph, node: Node, modules: dict[str, torch.nn.Module]) -> Fuse
     for gone in dict.fromkeys((last, place, node)):
         graph.erase_node(gone)
     name = str(node.target) if node.op == "call_module" else node.name
-    return Fused(name, activation, residual.name if residual is not None else "")
+    return Fused(name, activation, "" if residual is None else _name(residual))
+
+
+def _name(node: Node) -> str:
+    """Returns the name of what made a tensor: a module, or an operator or input with the module that it stands in."""
+    if node.op in ("call_module", "placeholder"):
+        return str(node.target)
+    if node.target is apply_norm:
+        return str(node.args[0].target)  # type: ignore[union-attr]
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    own = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
+    return ".".join(filter(None, (stack[-1][0] if stack else "", own)))
 
 
 _NAMES = {"input": "x"}

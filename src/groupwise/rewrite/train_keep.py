@@ -14,6 +14,7 @@ from groupwise.kernels import native
 from groupwise.nn.norm import apply_norm
 from groupwise.rewrite import train_origin
 from groupwise.rewrite.train_excite import squeeze, squeeze_convolve
+from groupwise.rewrite.train_filters import convolves, layer_of
 from groupwise.rewrite.train_fuse import KEEPS_RESIDUAL, can_move
 from groupwise.rewrite.train_layer import norm_convolve, scale_convolve
 from groupwise.rewrite.train_squeeze import apply_squeeze
@@ -21,7 +22,6 @@ from groupwise.rewrite.train_trace import reason_to_keep
 
 Modules = dict[str, torch.nn.Module]
 
-_CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 _PRODUCTS = {operator.mul, torch.mul, "mul"}
 # These keep nothing, and make new memory.
 _FREE = {operator.add, torch.add, "add", torch.cat, torch.mean, "mean"}
@@ -53,17 +53,15 @@ def keep_less(graph: Graph, modules: Modules, least: float) -> None:
 def _alone(node: Node, modules: Modules) -> Node | None:
     """Returns the convolution that alone reads a product, or a BatchNorm without a sum, if that can move to it."""
     reader = next(iter(node.users)) if len(node.users) == 1 else None
-    if reader is None or reader.op != "call_module" or "residual" in node.kwargs:
+    if reader is None or "residual" in node.kwargs or not convolves(reader, node, modules):
         return None
-    found = type(modules.get(str(reader.target))) in _CONVOLUTIONS and _reader(reader, node, modules) == "again"
-    return reader if found and can_move(node, reader, modules) else None
+    return reader if _reader(reader, node, modules) == "again" and can_move(node, reader, modules) else None
 
 
 def _join(graph: Graph, node: Node, conv: Node, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """Puts one call in the place of a node and of the convolution that reads it."""
     with graph.inserting_before(conv):
-        layer = graph.get_attr(str(conv.target))
-        made = graph.call_function(function, (layer, *args), dict(node.kwargs))
+        made = graph.call_function(function, (layer_of(graph, conv), *args), dict(node.kwargs))
     made.meta = dict(conv.meta)
     conv.replace_all_uses_with(made)
     graph.erase_node(conv)
@@ -89,10 +87,12 @@ def _reader(user: Node, node: Node, modules: Modules) -> str:
         # Only a call of the module runs its hooks and its own forward.
         if user.args != (node,) or user.kwargs or reason_to_keep(module):
             return "keeps"
-        if type(module) in _CONVOLUTIONS or type(module) is torch.nn.MaxPool2d:
+        if convolves(user, node, modules) or type(module) is torch.nn.MaxPool2d:
             return "again"
         averages = type(module) is torch.nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1))
         return "free" if averages else "keeps"
+    if convolves(user, node, modules):
+        return "again"
     if user.target in _PRODUCTS and len(user.args) == 2 and not user.kwargs and user.args[0] is not user.args[1]:
         return "again" if all(isinstance(arg, Node) for arg in user.args) else "keeps"
     if user.target is apply_squeeze:
@@ -123,12 +123,12 @@ def _hand_on(graph: Graph, made: Node, origin: Node, modules: Modules, origins: 
     """Gives the origin of a tensor to what reads the tensor."""
     origins[made] = origin
     for user in list(made.users):
-        if user.op == "call_module" and _reader(user, made, modules) == "again":
-            pools = isinstance(modules[str(user.target)], torch.nn.MaxPool2d)
+        if convolves(user, made, modules) or user.op == "call_module":
+            if _reader(user, made, modules) != "again":
+                continue
+            function = train_origin.convolve if convolves(user, made, modules) else train_origin.pool
             with graph.inserting_before(user):
-                module = graph.get_attr(str(user.target))
-                function = train_origin.pool if pools else train_origin.convolve
-                call = graph.call_function(function, (made, origin, module))
+                call = graph.call_function(function, (made, origin, layer_of(graph, user)))
             call.meta = dict(user.meta)
             user.replace_all_uses_with(call)
             graph.erase_node(user)

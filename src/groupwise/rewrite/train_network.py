@@ -36,10 +36,12 @@ class Timings:
 
 @dataclass(frozen=True)
 class Kernels:
-    """How many convolutions and linear layers each kernel runs, by direction, and how many were not measured."""
+    """How many convolutions and linear layers each kernel runs, by direction, and how many of how many passes were not
+    measured for want of time."""
 
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     unmeasured: int = 0
+    passes: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,10 @@ class TrainingPlan(Printed):
     """The activations of at least so many numbers a sample are computed again in the backward, and not kept: 0 for all
     that can be, None for none."""
     unmeasured: int = 0
-    """How many of these, forward and gradients each, there was no time to measure: their kernels are those that records
-    of such processors expect to be the fastest."""
+    """How many of their passes there was no time to measure: their kernels are those that records of such processors
+    expect to be the fastest."""
+    passes: int = 0
+    """How many passes a step has: the forward and two gradients of each of these layers."""
     samples: int | None = None
     """How many samples the steps of `ms` had, if fewer than the example."""
     kept_mib: tuple[float, float] | None = None
@@ -87,7 +91,8 @@ class TrainingPlan(Printed):
             rows = [(legible(it.name), it.activation, legible(it.residual)) for it in self.fused]
             found += ["", *text.rows([("batch norm", "activation", "sum with"), *rows], left=(0, 1, 2))]
         elif not self.squeezed:
-            found += ["", "nothing to fuse: the network computes as the model does"]
+            whole = "no batch norm is fused" if self.left else "nothing to fuse: the network computes as the model does"
+            found += ["", whole]
         if self.squeezed:
             names = ", ".join(map(legible, self.squeezed))
             found += ["", f"squeeze and excitations that are one operator, by their first layers: {names}"]
@@ -98,7 +103,8 @@ class TrainingPlan(Printed):
         if self.unmeasured:
             found += [
                 "",
-                f"not measured for want of time: {self.unmeasured} of the layers' passes; tune=True measures all",
+                f"not measured for want of time: {self.unmeasured} of {self.passes} passes (forward and gradients of "
+                "layers); tune=True measures all",
             ]
         if self.left:
             found += ["", "left as they are:"]
@@ -169,6 +175,7 @@ class Trainable(torch.nn.Module):
             kernels.counts,
             None if math.isinf(region.settings.least) else int(region.settings.least),
             kernels.unmeasured,
+            kernels.passes,
             timings.samples,
             timings.kept_mib,
         )

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from groupwise.kernels import native
 from groupwise.rewrite.capture import LOCK
 from groupwise.rewrite.plan import Left
-from groupwise.rewrite.train_fuse import Notes, fuse_graph, has_hooks
+from groupwise.rewrite.train_filters import FUNCTIONS, TRANSPOSED
+from groupwise.rewrite.train_fuse import Fused, Notes, fuse_graph, has_hooks
 from groupwise.rewrite.train_keep import keep_less
 from groupwise.rewrite.train_linear import dispatch_linear
 from groupwise.rewrite.train_squeeze import fuse_squeezes
@@ -80,13 +80,19 @@ class Region:
             return _run_in_channels_last(ready, tensors)
         return ready.forward(ready.holder, *tensors)
 
-    def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Traces the module for such arguments; tells whether it computes the same for any memory format."""
+    def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], expected: Notes | None = None) -> bool:
+        """Traces the module for such arguments; tells whether it computes the same for any memory format.
+
+        Children of a module that runs its own code are traced when it runs. Until then, `expected` says what is done.
+        """
         apart = take_apart(args, kwargs)
         if apart is None:
-            self._last = _not_traced(args, kwargs)
+            self._last = expected or _not_traced(args, kwargs)
             return False
         ready = self._last = self._prepare(apart[0])
+        if ready.regions:
+            untraced = (Left(region.name, "it has not run, and is traced when it does") for region in ready.regions)
+            self._last = expected or replace(ready.notes, left=(*ready.notes.left, *untraced))
         return ready.any_format
 
     def notes(self) -> Notes:
@@ -98,13 +104,17 @@ class Region:
         else:
             own, regions = self._last.notes, self._last.regions
         inner = [region.notes() for region in regions]
-        fused = [replace(it, name=_join(self.name, it.name)) for it in own.fused]
+        fused = [self._named(it) for it in own.fused]
         left = [Left(_join(self.name, it.name), it.reason) for it in own.left]
         return Notes(
             (*fused, *(it for notes in inner for it in notes.fused)),
             (*left, *(it for notes in inner for it in notes.left)),
             (*(_join(self.name, it) for it in own.squeezed), *(it for notes in inner for it in notes.squeezed)),
         )
+
+    def _named(self, fused: Fused) -> Fused:
+        residual = _join(self.name, fused.residual) if fused.residual else ""
+        return replace(fused, name=_join(self.name, fused.name), residual=residual)
 
     def _run_whole(self, args: Any, kwargs: Any) -> Any:
         """Runs the module's own code on regions as its children."""
@@ -152,7 +162,7 @@ class Region:
         graph.lint()
         forward = type(GraphModule(holder, graph)).forward
         named = Notes(
-            tuple(replace(it, name=_within(it.name)) for it in notes.fused),
+            tuple(replace(it, name=_within(it.name), residual=_within(it.residual)) for it in notes.fused),
             tuple(Left(_within(it.name), it.reason) for it in left.values()),
             tuple(map(_within, squeezed)),
         )
@@ -282,24 +292,12 @@ def _reshape_instead_of_view(graph: Graph) -> None:
             node.target = "reshape"
 
 
-_CONVOLUTIONS = {
-    F.conv1d,
-    F.conv2d,
-    F.conv_transpose1d,
-    F.conv_transpose2d,
-    torch.conv1d,
-    torch.conv2d,
-    torch.conv_transpose1d,
-    torch.conv_transpose2d,
-}
-
-
 def mark_convolutions(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> None:
     """Lets the backward of each convolution run with dispatch on, as the forward does."""
     if native.status().operators_problem is not None:
         return
     for node in list(graph.nodes):
-        found = node.op == "call_function" and node.target in _CONVOLUTIONS
+        found = node.op == "call_function" and node.target in FUNCTIONS | TRANSPOSED
         if node.op == "call_module":
             found = isinstance(modules.get(str(node.target)), torch.nn.modules.conv._ConvNd)
         if found:

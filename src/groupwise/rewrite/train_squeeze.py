@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
-from torch.nn.utils import parametrize
 
 from groupwise.nn.functional import PYTORCH, computes_here
+from groupwise.rewrite.train_filters import is_layer
 from groupwise.rewrite.train_fuse import activation_at, has_hooks, writes
+from groupwise.rewrite.train_trace import reason_to_keep
 
 _PRODUCTS = {operator.mul, torch.mul, torch.multiply}
 _PIXELS = ((2, 3), [2, 3], (-2, -1), [-2, -1])
@@ -106,10 +107,9 @@ def _gate(source: Any, factor: Any, product: Node, modules: dict[str, torch.nn.M
 
 def _is_small(module: torch.nn.Module) -> bool:
     """Tells whether a module is a product of its input, of one pixel, with one matrix."""
-    if type(module) is not torch.nn.Conv2d or has_hooks(module) or "forward" in vars(module):
+    if not isinstance(module, torch.nn.Conv2d) or not is_layer(module) or reason_to_keep(module):
         return False
-    plain = module.kernel_size == (1, 1) and module.groups == 1 and module.padding in ((0, 0), "valid")
-    return plain and not parametrize.is_parametrized(module)
+    return module.kernel_size == (1, 1) and module.groups == 1 and module.padding in ((0, 0), "valid")
 
 
 def _is_mean_of(node: Node, source: Node, modules: dict[str, torch.nn.Module]) -> bool:
