@@ -22,6 +22,8 @@ from groupwise.profile.measuring import Meter
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
+# What the processors of a class are called, as several report the same name.
+GENERATIONS = {"amd-25-1": "Zen 3", "amd-25-17": "Zen 4", "amd-26-2": "Zen 5", "intel-6-207": "Emerald Rapids"}
 WARM_UP = 3
 # A call of so many seconds needs none before it.
 LONG = 0.1

@@ -11,7 +11,7 @@ import pathlib
 
 from measuring import RECORDS, ROOT
 from whole_engines import ENGINES, TUNED
-from whole_tables import EAGER, PICTURE, Point, chosen, least, points, read, short
+from whole_tables import EAGER, PICTURE, Point, chosen, least, name_of, points, read, short
 
 from groupwise.draw.base.svg import Picture, colour, path, text_width
 
@@ -73,7 +73,7 @@ def chart(some: list[Point]) -> str:
     threads = f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}"
     commits = ", ".join(dict.fromkeys(point.facts["commit"] for point in some))
     measured = f"median of {least(some)} or more turns, interleaved; torch {facts['torch']}, commit {commits}"
-    machine = f"{facts['processor']} ({facts['isa']}), {threads}, {facts['dtype']}"
+    machine = f"{name_of(facts)}, {threads}, {facts['dtype']}"
     picture.caption([("machine", machine), ("measured", measured)])
     told = ["Speeds relative to eager PyTorch in its better memory format."]
     for point, found in zip(some, speeds, strict=True):

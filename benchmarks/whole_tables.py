@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from measuring import RECORDS, ROOT, machine_of, newest_machine, read_record, show_record
+from measuring import GENERATIONS, RECORDS, ROOT, machine_of, newest_machine, read_record, show_record
 from summary import BUSY, Table, geometric_mean, ratio, time
 from whole_engines import DTYPES, ENGINES, OURS, TUNED
 
@@ -61,7 +61,8 @@ def read(folder: pathlib.Path = RECORDS) -> list[list[Row]]:
     """Returns the rows of each record that share the machine and the torch of its newest, the largest record first."""
     found = []
     for path in sorted(folder.glob(f"*/{RECORD}")):
-        rows = [row for row in read_record(path) if row["benchmark"] == "whole"]
+        class_of_all = path.parent.name.rpartition("-")[0]
+        rows = [{**row, "class": class_of_all} for row in read_record(path) if row["benchmark"] == "whole"]
         newest = newest_machine(rows)
         found.append([row for row in rows if machine_of(row) == newest])
     return sorted(filter(None, found), key=len, reverse=True)
@@ -214,8 +215,9 @@ def readme_text(machines: Sequence[Sequence[Row]]) -> str:
 
 
 def name_of(facts: Row) -> str:
-    """Returns the processor's name and instruction set."""
-    return f"{facts['processor'].replace('(R)', '').removesuffix(' Processor')} ({facts['isa']})"
+    """Returns the processor's name, what its class is called, and the instruction set."""
+    kind = ", ".join(filter(None, (GENERATIONS.get(facts.get("class", "")), facts["isa"])))
+    return f"{facts['processor'].replace('(R)', '').removesuffix(' Processor')} ({kind})"
 
 
 def torchvision(some: Iterable[Point]) -> list[Point]:

@@ -74,6 +74,14 @@ def test_only_the_newest_machine_counts(tmp_path):
     assert [len(rows) for rows in tables.read(tmp_path)] == [len(record()), 8]
 
 
+def test_processors_of_one_name_are_told_apart(tmp_path):
+    for folder in ("amd-25-1-avx2", "amd-25-17-avx2", "other-1-2-avx2"):
+        measuring.write_record(tmp_path / folder / "whole.jsonl", [{**one, "processor": "E"} for one in record()], ())
+    said = tables.docs_text(tables.read(tmp_path))
+    headings = [line.removeprefix("## On ") for line in said.splitlines() if line.startswith("## On ")]
+    assert headings == ["E (Zen 3, avx2)", "E (Zen 4, avx2)", "E (avx2)"]
+
+
 def test_the_chart_is_legible():
     some = tables.chosen(tables.points(record()))
     assert [point.facts["network"] for point in some] == ["torchvision:a", "torchvision:b<", "timm:c"]
