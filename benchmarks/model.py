@@ -29,10 +29,10 @@ from measuring import RECORDS, ROOT, read_record
 from sweep import AGAIN, BOUNDS, PYTORCH, speedup
 
 from groupwise.kernels.plan import DIRECTIONS, KERNELS, MEMORY_FORMATS
+from groupwise.kernels.tables import FORMAT
 
 Row = dict[str, Any]
 OUTPUT = ROOT / "src" / "groupwise" / "kernels" / "policy" / "model.json"
-FORMAT = 1
 FEWEST = 10
 KINDS = ("depthwise", "below 8", "below 32", "wide", "dense")
 

@@ -11,7 +11,7 @@ even a low quantile exceeds a margin.
 
 Every target is log2(PyTorch's time / the kernel's time).
 
-- `format`: 1. `class`, `isa`, `processor`, `torch`, `commits`, `dates`: what was measured, and when
+- `format`: 2. `class`, `isa`, `processor`, `torch`, `commits`, `dates`: what was measured, and when
 - `rows`: measured rows that count. `left_out`: rows whose times differ from themselves
 - `features`: the names of `features.py`, in the order of a request's values. `kernels`, `directions`: as in the record
 - `margins`: for each of the `families` of layers, a kernel is taken if 2 ** (10 % quantile) exceeds 1 + margin
@@ -21,10 +21,10 @@ Every target is log2(PyTorch's time / the kernel's time).
   below `least` or above `most`. Features that only grow with the work are not bounded, as ratios level off.
 - `held_out`: what this policy does to layers that it was not made from, by cross-validation (`Quality`)
 - `tables`: one for each kernel, with `rows`, the measured rows in which the kernel could run; `least` and `most` of
-  each feature; and `trees`. A tree has `nodes`, four numbers each: feature, threshold, left, right. Node 0 is the root.
-  A request goes left if its value is at most the threshold. A negative child is a leaf: -1 is leaf 0, -2 leaf 1. A tree
-  without nodes is one leaf. `leaves` has three numbers each: how many measured rows are in it, the 10 % quantile and
-  the median of their targets, times 100. The estimate is the mean of each number over the trees.
+  each feature; and `trees`. A tree has `nodes`: for a node its feature and threshold, then all of its left side, then
+  all of its right side; for a leaf -1. A request goes left if its value is at most the threshold. `leaves` has three
+  numbers for each leaf, in the order of the nodes: how many measured rows are in it, the 10 % quantile and the median
+  of their targets, times 100. The estimate is the mean of each number over the trees.
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ from sweep import AGAIN, BOUNDS, PYTORCH, record_of, speedup
 from trees import Estimate, Numbers, Tree, estimate, grow
 
 from groupwise.kernels.plan import DIRECTIONS, KERNELS
-from groupwise.kernels.tables import KINDS
+from groupwise.kernels.tables import FORMAT, KINDS
 
 Row = dict[str, Any]
 Margins = list[float]
 POLICY = ROOT / "src" / "groupwise" / "kernels" / "policy"
-FORMAT = 1
 FOLDS = 5
 TREES = 12
 # The fewest rows of a leaf: the number that gains most on held-out rows, of those whose file is not too large. Small

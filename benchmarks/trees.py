@@ -6,6 +6,7 @@ happened to cut than a single tree with the best thresholds does.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -45,20 +46,38 @@ class Tree:
 
     def to_dict(self) -> dict[str, list[float]]:
         """Returns the numbers one after the other, hundredths of targets as integers."""
+        nodes: list[float] = []
+        coming = [0 if self.nodes else -1]
+        while coming:
+            at = coming.pop()
+            if at < 0:
+                nodes.append(-1)
+                continue
+            feature, threshold, left, right = self.nodes[at]
+            nodes += (feature, threshold)
+            coming += (right, left)
         leaves = [(leaf.count, round(100 * leaf.low), round(100 * leaf.median)) for leaf in self.leaves]
-        return {
-            "nodes": [number for node in self.nodes for number in node],
-            "leaves": [n for leaf in leaves for n in leaf],
-        }
+        return {"nodes": nodes, "leaves": [n for leaf in leaves for n in leaf]}
 
     @classmethod
     def of(cls, told: dict[str, list[float]]) -> Tree:
         """Reads what `to_dict` returned."""
-        nodes, leaves = told["nodes"], told["leaves"]
-        return cls(
-            [(int(nodes[i]), nodes[i + 1], int(nodes[i + 2]), int(nodes[i + 3])) for i in range(0, len(nodes), 4)],
-            [Estimate(leaves[i], leaves[i + 1] / 100, leaves[i + 2] / 100) for i in range(0, len(leaves), 3)],
+        nodes, leaves = iter(told["nodes"]), told["leaves"]
+        tree = cls(
+            [], [Estimate(leaves[i], leaves[i + 1] / 100, leaves[i + 2] / 100) for i in range(0, len(leaves), 3)]
         )
+        ends = itertools.count(-1, -1)
+
+        def read() -> int:
+            if (feature := int(next(nodes))) < 0:
+                return next(ends)
+            at, threshold = len(tree.nodes), next(nodes)
+            tree.nodes.append((feature, threshold, 0, 0))
+            tree.nodes[at] = (feature, threshold, read(), read())
+            return at
+
+        read()
+        return tree
 
 
 def grow(values: Numbers, targets: Numbers, least: int, chance: np.random.Generator) -> Tree:

@@ -36,9 +36,9 @@ def planar_is_fast(kind, most_threads=2.0**40):
     They know nothing of more threads than `most_threads`.
     """
     library, isa = native.library(), native.status().isa
-    leaf = {"nodes": [], "leaves": [9, 100, 200]}
+    leaf = {"nodes": [-1], "leaves": [9, 100, 200]}
     table = {"kernel": "planar", "least": [0], "most": [math.log2(most_threads)], "trees": [leaf]}
-    about = {"format": 1, "class": "some-1-2", "isa": isa, "torch": "2.13", "margin": 0.1, "bounded": [0]}
+    about = {"format": 2, "class": "some-1-2", "isa": isa, "torch": "2.13", "margin": 0.1, "bounded": [0]}
     tables.clear(library, isa)
     tables.give(library, isa + kind, {**about, "features": ["threads"], "tables": [table]})
     try:

@@ -142,16 +142,30 @@ def test_equal_rows_make_one_leaf():
     assert trees.Tree.of(tree.to_dict()).leaf([5.0, 5.0]) == (30, 2.9, 14.5)
 
 
+def behind(nodes, at):
+    """Returns the place behind a node or leaf and all that is below it, and how many leaves that are."""
+    if nodes[at] < 0:
+        return at + 1, 1
+    at, leaves = behind(nodes, at + 2)
+    end, more = behind(nodes, at)
+    return end, leaves + more
+
+
 def walk(told, values):
     """Reads the documented format with plain loops: the mean leaf of a table."""
     sums = [0, 0, 0]
     for tree in told["trees"]:
-        at = 0 if tree["nodes"] else -1
-        while at >= 0:
-            feature, threshold, left, right = tree["nodes"][4 * at : 4 * at + 4]
-            at = left if values[feature] <= threshold else right
+        nodes = tree["nodes"]
+        at = ends = 0
+        # A request that goes right passes over the nodes and leaves of the left side.
+        while nodes[at] >= 0:
+            feature, threshold = nodes[at : at + 2]
+            at += 2
+            if values[feature] > threshold:
+                at, passed = behind(nodes, at)
+                ends += passed
         for i in range(3):
-            sums[i] += tree["leaves"][3 * (-1 - at) + i]
+            sums[i] += tree["leaves"][3 * ends + i]
     count, low, median = (total / len(told["trees"]) for total in sums)
     return count, low / 100, median / 100
 

@@ -20,7 +20,6 @@ from kernels import ISAS, needs_kernels
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 from features import family as family_of
 from features import features
-from trees import Tree
 
 pytestmark = needs_kernels
 
@@ -83,15 +82,14 @@ NAMES = ["macs", "channels_last", "stride"]
 
 
 def made_up(margin=0.1, **medians):
-    """A file of two trees a kernel: in channels_last the first leaf, and in contiguous one of two by the products."""
+    """A file of two trees a kernel: in channels_last the last leaf, and in contiguous one of two by the products."""
     result = []
     for kernel, (last, small, large) in medians.items():
-        first = Tree([(1, 0.5, 1, -1), (0, 20.0, -2, -3)], [])
-        nodes = [number for node in first.nodes for number in node]
-        leaves = [5, 100 * last - 20, 100 * last, 7, 100 * small - 20, 100 * small, 9, 100 * large - 20, 100 * large]
-        trees = [{"nodes": nodes, "leaves": leaves}, {"nodes": [], "leaves": [3, 0, 0]}]
+        nodes = [1, 0.5, 0, 20.0, -1, -1, -1]
+        leaves = [7, 100 * small - 20, 100 * small, 9, 100 * large - 20, 100 * large, 5, 100 * last - 20, 100 * last]
+        trees = [{"nodes": nodes, "leaves": leaves}, {"nodes": [-1], "leaves": [3, 0, 0]}]
         result.append({"kernel": kernel, "least": [0, 0, 0], "most": [40, 1, 2], "trees": trees})
-    about = {"format": 1, "class": "some-1-2", "isa": ISAS[-1], "torch": "2.13", "margin": margin, "bounded": [2]}
+    about = {"format": 2, "class": "some-1-2", "isa": ISAS[-1], "torch": "2.13", "margin": margin, "bounded": [2]}
     return {**about, "features": NAMES, "tables": result}
 
 
@@ -104,7 +102,7 @@ def given():
 
 
 def test_a_table_tells_transposed_layers_with_a_bias_from_those_without(given):
-    tree = {"nodes": [0, 0.5, -1, -2], "leaves": [5, -120, -100, 5, 180, 200]}
+    tree = {"nodes": [0, 0.5, -1, -1], "leaves": [5, -120, -100, 5, 180, 200]}
     table = {"kernel": "planar", "least": [0], "most": [1], "trees": [tree]}
     given(made_up() | {"bounded": [], "features": ["biased"], "tables": [table]})
     with torch.no_grad(), enabled(tune=False), record_plans() as plans:
@@ -205,10 +203,12 @@ def test_a_gradient_that_ends_the_process_in_pytorch_stays_here(given, channels)
 
 def harm(told, how):
     tree = told["tables"][0]["trees"][0]
-    if how == "a circle":
-        tree["nodes"][2] = 0
-    elif how == "no such child":
-        tree["nodes"][6] = -9
+    if how == "a child too few":
+        tree["nodes"].pop()
+    elif how == "a child too many":
+        tree["nodes"].append(-1)
+    elif how == "a node that is none":
+        tree["nodes"][0] = -2
     elif how == "no such feature":
         tree["nodes"][0] = 3
     elif how == "too few numbers":
@@ -220,7 +220,18 @@ def harm(told, how):
 
 
 @pytest.mark.parametrize(
-    "how", ["a circle", "no such child", "no such feature", "too few numbers", "no leaf", "a number too many"]
+    "how",
+    [
+        *(
+            "a child too few",
+            "a child too many",
+            "a node that is none",
+            "no such feature",
+            "too few numbers",
+            "no leaf",
+        ),
+        "a number too many",
+    ],
 )
 def test_numbers_that_do_not_fit_together_are_refused(given, how):
     given(made_up(planar=(2, 2, 2)))
@@ -240,7 +251,7 @@ def test_a_table_says_from_how_many_products_threads_share_work_and_else_the_mod
     def shared(**numbers):
         known = {
             "model": a_model(pytorch=(0, 0.1), planar=(0, 0.9)),
-            "table": {**made_up(planar=(2, 2, 2)), "format": 1},
+            "table": {**made_up(planar=(2, 2, 2)), "format": 2},
         }
         for name, path in paths.items():
             number = {"shared_from": numbers[name] * per_output} if name in numbers else {}
@@ -260,7 +271,7 @@ def test_a_table_says_from_how_many_products_threads_share_work_and_else_the_mod
         tables.clear(native.library(), isa)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 2}', '{"format": 1, "tables": 3}'])
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 3}', '{"format": 2, "tables": 3}'])
 def test_a_file_that_cannot_be_read_warns_and_changes_nothing(monkeypatch, tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     monkeypatch.setattr(tables, "table_path", lambda isa: tmp_path / "x.json")
@@ -282,7 +293,7 @@ def a_model(**costs):
         name: {"overhead": overhead, "reached": [[[reached] * 5] * 2] * 3}
         for name, (overhead, reached) in costs.items()
     }
-    return {"format": 1, "classes": ["a-1"], "rows": 12, "spread": 1.25, "kernels": kernels}
+    return {"format": 2, "classes": ["a-1"], "rows": 12, "spread": 1.25, "kernels": kernels}
 
 
 @pytest.fixture

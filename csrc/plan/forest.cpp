@@ -1,6 +1,7 @@
 #include "plan/forest.h"
 
 #include <cmath>
+#include <utility>
 
 namespace groupwise {
 namespace {
@@ -33,34 +34,28 @@ class Numbers {
 
 Tree read_tree(Numbers* numbers, int64_t features) {
   Tree tree;
-  const int64_t nodes = numbers->next_whole(0, numbers->left() + 1);
-  for (int64_t i = 0; i < nodes && numbers->good(); i++) {
-    const int64_t feature = numbers->next_whole(0, features);
-    const double threshold = numbers->next();
-    // Children come after their node, so that every walk ends.
-    const auto child = [&] {
-      const int64_t at = numbers->next_whole(-nodes - 1, nodes);
-      return at < 0 || at > i ? at : nodes;
-    };
-    const int64_t left = child(), right = child();
-    tree.nodes.push_back({feature, threshold, left, right});
-  }
-  const int64_t leaves = numbers->next_whole(1, numbers->left() + 1);
+  int64_t ends = 0;
+  // The children that are still to come, the next one last: of which node, and whether the right one.
+  std::vector<std::pair<size_t, bool>> coming;
+  do {
+    const int64_t feature = numbers->next_whole(-1, features);
+    const size_t at = tree.nodes.size();
+    const int64_t child = feature < 0 ? -1 - ends++ : static_cast<int64_t>(at);
+    if (!coming.empty()) {
+      const auto [node, right] = coming.back();
+      coming.pop_back();
+      (right ? tree.nodes[node].right : tree.nodes[node].left) = child;
+    }
+    if (feature < 0) continue;
+    tree.nodes.push_back({feature, numbers->next(), 0, 0});
+    coming.insert(coming.end(), {{at, true}, {at, false}});
+  } while (!coming.empty() && numbers->good());
+  const int64_t leaves = numbers->next_whole(ends, ends + 1);
   for (int64_t i = 0; i < leaves && numbers->good(); i++) {
     const double count = numbers->next(), low = numbers->next(), median = numbers->next();
     tree.leaves.push_back({count, low / 100, median / 100});
   }
   return tree;
-}
-
-// Tells whether every child is there.
-bool whole(const Tree& tree) {
-  const auto there = [&](int64_t at) {
-    return at < 0 ? -1 - at < static_cast<int64_t>(tree.leaves.size()) : at < static_cast<int64_t>(tree.nodes.size());
-  };
-  for (const Tree::Node& node : tree.nodes)
-    if (!there(node.left) || !there(node.right)) return false;
-  return true;
 }
 
 const Estimate& leaf_of(const Tree& tree, const std::vector<double>& values) {
@@ -105,10 +100,7 @@ std::optional<Tables> read_tables(std::string record, const std::vector<std::str
     for (std::vector<double>* range : {&forest.least, &forest.most})
       for (int64_t i = 0; i < size; i++) range->push_back(from.next());
     const int64_t trees = from.next_whole(1, count + 1);
-    for (int64_t i = 0; i < trees && from.good(); i++) {
-      forest.trees.push_back(read_tree(&from, size));
-      if (!whole(forest.trees.back())) return std::nullopt;
-    }
+    for (int64_t i = 0; i < trees && from.good(); i++) forest.trees.push_back(read_tree(&from, size));
   }
   if (!from.good() || from.left() != 0) return std::nullopt;
   return tables;

@@ -46,8 +46,8 @@ struct Tables {
 };
 
 // Reads tables from numbers: the margins, the count of bounded features and each; for each of `kernels`: least and most of each
-// feature, the count of trees, and for each tree the count of nodes, four numbers each, and the count of leaves, three numbers
-// each. Returns nothing if they do not fit together.
+// feature, the count of trees, and for each tree the nodes, the count of leaves, and three numbers for each. For a node that are its
+// feature and threshold, then all of its left side, then all of its right side; for a leaf -1. Returns nothing if they do not fit together.
 std::optional<Tables> read_tables(std::string record, const std::vector<std::string>& features,
                                   const std::vector<std::string>& kernels, const double* numbers, int64_t count);
 

@@ -8,13 +8,20 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/hardsigmoid.h>
+#include <ATen/ops/hardsigmoid_backward.h>
 #include <ATen/ops/hardswish.h>
+#include <ATen/ops/hardswish_backward.h>
+#include <ATen/ops/hardtanh_backward.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/relu6.h>
 #include <ATen/ops/sigmoid.h>
+#include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/silu.h>
+#include <ATen/ops/silu_backward.h>
 #include <ATen/ops/tanh.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/threshold_backward.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -47,16 +54,26 @@ struct Named {
   std::string_view name;
   Activation activation;
   Tensor (*composed)(const Tensor&);
+  // Of the gradient of what it returned, of what it was given and of what it returned.
+  Tensor (*gradient)(const Tensor&, const Tensor&, const Tensor&);
 };
 constexpr std::array<Named, 8> kActivationsHere{{
-    {"none", Activation::none, [](const Tensor& t) { return t; }},
-    {"relu", Activation::relu, [](const Tensor& t) { return at::relu(t); }},
-    {"relu6", Activation::relu6, [](const Tensor& t) { return at::relu6(t); }},
-    {"silu", Activation::silu, [](const Tensor& t) { return at::silu(t); }},
-    {"hardswish", Activation::hardswish, [](const Tensor& t) { return at::hardswish(t); }},
-    {"hardsigmoid", Activation::hardsigmoid, [](const Tensor& t) { return at::hardsigmoid(t); }},
-    {"sigmoid", Activation::sigmoid, [](const Tensor& t) { return at::sigmoid(t); }},
-    {"tanh", Activation::tanh, [](const Tensor& t) { return at::tanh(t); }},
+    {"none", Activation::none, [](const Tensor& t) { return t; },
+     [](const Tensor& grad, const Tensor&, const Tensor&) { return grad; }},
+    {"relu", Activation::relu, [](const Tensor& t) { return at::relu(t); },
+     [](const Tensor& grad, const Tensor&, const Tensor& y) { return at::threshold_backward(grad, y, 0); }},
+    {"relu6", Activation::relu6, [](const Tensor& t) { return at::relu6(t); },
+     [](const Tensor& grad, const Tensor& t, const Tensor&) { return at::hardtanh_backward(grad, t, 0, 6); }},
+    {"silu", Activation::silu, [](const Tensor& t) { return at::silu(t); },
+     [](const Tensor& grad, const Tensor& t, const Tensor&) { return at::silu_backward(grad, t); }},
+    {"hardswish", Activation::hardswish, [](const Tensor& t) { return at::hardswish(t); },
+     [](const Tensor& grad, const Tensor& t, const Tensor&) { return at::hardswish_backward(grad, t); }},
+    {"hardsigmoid", Activation::hardsigmoid, [](const Tensor& t) { return at::hardsigmoid(t); },
+     [](const Tensor& grad, const Tensor& t, const Tensor&) { return at::hardsigmoid_backward(grad, t); }},
+    {"sigmoid", Activation::sigmoid, [](const Tensor& t) { return at::sigmoid(t); },
+     [](const Tensor& grad, const Tensor&, const Tensor& y) { return at::sigmoid_backward(grad, y); }},
+    {"tanh", Activation::tanh, [](const Tensor& t) { return at::tanh(t); },
+     [](const Tensor& grad, const Tensor&, const Tensor& y) { return at::tanh_backward(grad, y); }},
 }};
 
 const Named& named(std::string_view name) {
@@ -184,22 +201,39 @@ Tensor& forward_out_meta(const Tensor& x, const OptionalTensor& w1, const Option
   return out;
 }
 
-// Returns the factors of means, by PyTorch's operators.
-Tensor factors(const Tensor& mean, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
-               const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
-  const auto like_mean = [&](const OptionalTensor& t) { return there(t) ? OptionalTensor(t->to(mean.scalar_type())) : t; };
-  const auto gate = [&](const Tensor& in, const OptionalTensor& w, const OptionalTensor& b, std::string_view act) {
-    if (there(w)) return named(act).composed(at::linear(in, like_mean(w)->flatten(1), like_mean(b)));
-    return named(act).composed(there(b) ? in + *like_mean(b) : in);
-  };
-  return gate(gate(mean, w1, b1, act1), w2, b2, act2);
-}
+// One of the two small layers, by PyTorch's operators: what it reads, its product, and the activation of that.
+struct SmallLayer {
+  const Tensor in, weight, bias;
+  const Named& activation;
+  const Tensor sum, out;
+
+  SmallLayer(const Tensor& given, const OptionalTensor& w, const OptionalTensor& b, std::string_view act)
+      : in(given),
+        weight(there(w) ? w->to(given.scalar_type()).flatten(1) : Tensor()),
+        bias(there(b) ? b->to(given.scalar_type()) : Tensor()),
+        activation(named(act)),
+        sum(weight.defined() ? at::linear(in, weight, bias)
+            : bias.defined() ? in + bias
+                             : in),
+        out(activation.composed(sum)) {}
+
+  // Returns the gradients of the input, the weight and the bias that are wanted.
+  std::array<Tensor, 3> gradients(const Tensor& of_out, std::array<bool, 3> wants) const {
+    const Tensor grad = activation.gradient(of_out, sum, out);
+    std::array<Tensor, 3> found;
+    if (wants[0]) found[0] = weight.defined() ? grad.mm(weight) : grad;
+    if (wants[1]) found[1] = grad.t().mm(in);
+    if (wants[2]) found[2] = grad.sum(0);
+    return found;
+  }
+};
 
 Tensor composed(const Tensor& x, const OptionalTensor& w1, const OptionalTensor& b1, std::string_view act1,
                 const OptionalTensor& w2, const OptionalTensor& b2, std::string_view act2) {
   std::vector<int64_t> others;
   for (int64_t i = 2; i < x.dim(); i++) others.push_back(i);
-  Tensor factor = factors(x.mean(others), w1, b1, act1, w2, b2, act2);
+  const SmallLayer first(x.mean(others), w1, b1, act1);
+  Tensor factor = SmallLayer(first.out, w2, b2, act2).out;
   for (size_t i = 0; i < others.size(); i++) factor = factor.unsqueeze(-1);
   return x * factor;
 }
@@ -274,20 +308,22 @@ class SqueezeExcite : public torch::autograd::Function<SqueezeExcite> {
     Squeeze sums = squeeze_of(x, {});
     sums.other = grad.const_data_ptr<float>();
     squeeze_dots(sums, dots.mutable_data_ptr<float>(), run);
-    // The products are small: PyTorch computes them again and differentiates them, in float32 under autocast too.
+    // The products are small, and so computed again, in float32 under autocast too.
     const c10::impl::ExcludeDispatchKeyGuard exact(c10::autocast_dispatch_keyset);
-    Variables leaves{saved[5].detach().requires_grad_(wants_x)};
-    for (int i = 1; i < 5; i++)
-      leaves.push_back(saved[i].defined() ? saved[i].detach().requires_grad_(saved[i].requires_grad()) : Tensor());
-    Tensor gate;
-    Variables found;
-    {
-      const at::AutoGradMode on(true);
-      gate = factors(leaves[0], leaves[1], leaves[2], act1, leaves[3], leaves[4], act2);
-      found = gradients(gate, leaves, dots, false);
-    }
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const SmallLayer first(saved[5], saved[1], saved[2], act1), second(first.out, saved[3], saved[4], act2);
+    const auto wants = [&](int i) { return saved[i].defined() && saved[i].requires_grad(); };
+    const auto [of_first, weight2, bias2] = second.gradients(dots, {wants_x || wants(1) || wants(2), wants(3), wants(4)});
+    Variables found(5);
+    found[3] = wants(3) ? weight2.reshape(saved[3].sizes()) : Tensor();
+    found[4] = bias2;
+    if (!of_first.defined()) return found;
+    const auto [of_mean, weight1, bias1] = first.gradients(of_first, {wants_x, wants(1), wants(2)});
+    found[1] = wants(1) ? weight1.reshape(saved[1].sizes()) : Tensor();
+    found[2] = bias1;
     if (!wants_x) return found;
-    const Tensor added = found[0].div_(x.numel() / x.size(0) / x.size(1)).contiguous(), factor = gate.detach().contiguous();
+    // The gradient of a mean that no layer reads may be that of the sums.
+    const Tensor added = of_mean.div(x.numel() / x.size(0) / x.size(1)).contiguous(), factor = second.out.contiguous();
     found[0] = new_like(x);
     Squeeze pass = squeeze_of(grad, found[0]);
     pass.rows = sums.rows;

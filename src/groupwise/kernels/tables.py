@@ -19,7 +19,7 @@ from groupwise.kernels.processor import processor_class
 
 FOLDER = pathlib.Path(__file__).with_name("policy")
 MODEL = FOLDER / "model.json"
-FORMAT = 1
+FORMAT = 2
 # The dtypes beside float32.
 OTHER_DTYPES = ("bfloat16", "float16", "float64")
 # How many families of layers have a margin of their own (csrc/plan/features.h).
@@ -133,9 +133,7 @@ def flat(told: dict[str, Any]) -> array.array[float]:
     for table in told["tables"]:
         numbers.extend([*table["least"], *table["most"], len(table["trees"])])
         for tree in table["trees"]:
-            for name, size in (("nodes", 4), ("leaves", 3)):
-                numbers.append(len(tree[name]) // size)
-                numbers.extend(tree[name])
+            numbers.extend([*tree["nodes"], len(tree["leaves"]) // 3, *tree["leaves"]])
     return numbers
 
 
