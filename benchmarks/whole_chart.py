@@ -10,7 +10,7 @@ import math
 import pathlib
 
 from measuring import RECORDS, ROOT
-from whole_engines import ENGINES, TUNED
+from whole_engines import ENGINES, RECOMPUTED, TUNED
 from whole_tables import EAGER, PICTURE, Point, chosen, least, name_of, points, read, short
 
 from groupwise.draw.base.svg import Picture, colour, path, text_width
@@ -26,6 +26,7 @@ SHOWN = {
     "openvino": (6, "v"),
     "groupwise": (0, "g"),
     TUNED: (0, "t"),
+    RECOMPUTED: (0, "r"),
 }
 
 

@@ -217,6 +217,7 @@ def test_errors_against_float64():
 def test_what_is_missing(monkeypatch):
     assert engines.missing("eager", True, None) is None
     assert engines.missing("freezing", True, None) == "it does not train"
+    assert engines.missing(engines.RECOMPUTED, False, None) == "it is for training"
     monkeypatch.setattr(engines.shutil, "which", lambda name: None)
     assert engines.missing("torch.compile", False, None) == "there is no C++ compiler"
     monkeypatch.setattr(groupwise, "optimize", lambda model, *inputs: model)
