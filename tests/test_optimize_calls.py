@@ -80,7 +80,7 @@ REFUSED = {
     r'x is no argument.*kwargs=\{"x": x\}': lambda: groupwise.optimize(network(), x=source()),
     r"did you mean recompute\? For the model": lambda: groupwise.optimize(network(), source(), recompte=True),
     r"example, train=True\)$": lambda: groupwise.optimize(network(), train=True),
-    r"0×3×8×8 is empty.* give an example": lambda: groupwise.optimize(network(), torch.zeros(0, 3, 8, 8)),
+    r"0×3×8×8 is empty.* give one of the size": lambda: groupwise.optimize(network(), torch.zeros(0, 3, 8, 8)),
     "no plan for these inputs": lambda: groupwise.optimize(network(), source()).plan_of({1, 2}),
 }
 
@@ -89,6 +89,20 @@ REFUSED = {
 def test_refusals(message):
     with pytest.raises(GroupwiseError, match=message):
         REFUSED[message]()
+
+
+def test_one_of_several_inputs_may_be_empty():
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x, cache):
+            return torch.cat([cache, self.conv(x)])
+
+    model, x, cache = Cached().eval(), torch.randn(2, 3, 5, 5), torch.empty(0, 4, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(groupwise.optimize(model, x, cache)(x, cache), model(x, cache))
 
 
 def test_the_whole_reason_is_shown():

@@ -156,6 +156,52 @@ def values_of(layer, source, grad, able):
     return {"output": output.detach(), **dict(zip(wanted, found, strict=True))}
 
 
+# Planes of channels_last_3d that half an L2 cache does not hold: they are computed in bands of their rows.
+WIDE = [
+    (ConvSpec(64, 64, 3, padding=1, groups=64, dims=3), (4, 41, 96)),
+    (ConvSpec(64, 64, (2, 5, 3), (1, 2, 1), (1, 3, 0), (1, 1, 2), 64, dims=3), (3, 83, 90)),
+    (ConvSpec(64, 64, (3, 3, 1), (2, 1, 2), (0, 2, 0), (1, 2, 1), 8, dims=3), (4, 60, 90)),
+    (ConvSpec(64, 64, 3, (2, 1, 1), 1, groups=16, dims=3, transposed=True, bias=False), (2, 37, 64)),
+    (ConvSpec(64, 32, (2, 3, 1), padding=(0, 1, 0), dims=3), (3, 50, 80)),
+]
+
+
+@pytest.mark.parametrize("case", WIDE)
+@pytest.mark.parametrize("kernel", DIRECT)
+def test_bands_of_a_plane_are_as_exact(kernel, case):
+    spec, size = case
+    generator = torch.Generator().manual_seed(3)
+    torch.manual_seed(3)
+    layer = layer_of(spec, torch.float32).to(memory_format=torch.channels_last_3d)
+    source = laid_out((1, spec.in_channels, *size), "channels_last_3d", "plain", generator)
+    grad = torch.randn((1, spec.out_channels, *spec.output_size(size)), generator=generator)
+    with threads(2):
+        able = abilities(kernel, layer, source.shape, "channels_last_3d")
+        with forced(True, kernel), poisoned(), record_plans() as plans:
+            ours = values_of(layer, source, grad, able)
+        runs = runs_of(plans, layer.transposed)
+    check_values({name: ours[name] for name in ours if name in runs}, layer, source, grad, runs)
+    ran = [p for p in plans if p.kernel == kernel == "planar" and p.direction != "grad_weight"]
+    # The gradient of the input of a layer with a stride along the height is computed by whole planes.
+    assert [p.direction for p in ran if "band by band" not in p.tile] == ["grad_input"] * (
+        ran != [] and spec.stride[1] > 1
+    )
+
+
+def test_bands_of_doubles_are_as_exact():
+    spec, size = WIDE[0]
+    torch.manual_seed(4)
+    layer = layer_of(spec, torch.float64).to(memory_format=torch.channels_last_3d)
+    source = torch.randn(1, 64, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last_3d)
+    with forced(False):
+        exact = step(layer, source, torch.ones(layer(source).shape, dtype=torch.float64))
+    with forced(True, "planar"), record_plans() as plans:
+        ours = step(layer, source, torch.ones(layer(source).shape, dtype=torch.float64))
+    assert any("band by band" in p.tile for p in plans)
+    for value in ("output", "grad_input"):
+        torch.testing.assert_close(ours[value], exact[value], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("memory_format", list(FORMATS))
 @pytest.mark.parametrize("name", ["Conv3d", "ConvTranspose3d"])
 def test_results_have_the_format_that_pytorch_gives_them(name, memory_format):

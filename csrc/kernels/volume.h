@@ -2,11 +2,9 @@
 #pragma once
 
 #include "kernels/table.h"
+#include "kernels/volume/plane.h"
 
 namespace groupwise {
-
-// Returns the 2-D request of one plane, which one thread computes.
-Request plane_of(const Request& request);
 
 // Lays out a kernel for a float32 or float64 request of its directions, in 1-D to 3-D. Returns null if it cannot compute that,
 // where `why` says so, and if even the smallest block exceeds the scratch.

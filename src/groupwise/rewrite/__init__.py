@@ -170,14 +170,16 @@ def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None
         _check_device(name, tensor)
     if not train and (reason := reason_to_leave(model)):
         raise GroupwiseError(f"the model cannot be rewritten: {reason}; remove that, or optimize a part of the model")
-    for leaf in tree_leaves((inputs, dict(kwargs or {}))):
-        if isinstance(leaf, torch.Tensor):
-            _check_device("an input", leaf)
-            if not leaf.numel():
-                raise GroupwiseError(
-                    f"an input of shape {'×'.join(map(str, leaf.shape))} is empty, and shows nothing of the network's "
-                    "work; give an example of the size that you will use"
-                )
+    tensors = [leaf for leaf in tree_leaves((inputs, dict(kwargs or {}))) if isinstance(leaf, torch.Tensor)]
+    for tensor in tensors:
+        _check_device("an input", tensor)
+    # One of several may be empty, such as a cache at first.
+    if tensors and not any(tensor.numel() for tensor in tensors):
+        shape = "×".join(map(str, tensors[0].shape))
+        raise GroupwiseError(
+            f"the example of shape {shape} is empty, and shows nothing of the network's work; give one of the size that "
+            "you will use"
+        )
 
 
 def _check_device(name: str, tensor: torch.Tensor) -> None:
