@@ -177,8 +177,8 @@ def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None
     if tensors and not any(tensor.numel() for tensor in tensors):
         shape = "×".join(map(str, tensors[0].shape))
         raise GroupwiseError(
-            f"the example of shape {shape} is empty, and shows nothing of the network's work; give one of the size that "
-            "you will use"
+            f"the example of shape {shape} is empty, and shows nothing of the network's work; give one of the size "
+            "that you will use"
         )
 
 
