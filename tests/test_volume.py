@@ -156,11 +156,11 @@ def values_of(layer, source, grad, able):
     return {"output": output.detach(), **dict(zip(wanted, found, strict=True))}
 
 
-# Planes of channels_last_3d that half an L2 cache does not hold: they are computed in bands of their rows.
+# Planes of channels_last_3d that no half of an L2 cache holds, but a few of whose rows do: they are computed in bands of rows.
 WIDE = [
-    (ConvSpec(64, 64, 3, padding=1, groups=64, dims=3), (4, 41, 96)),
-    (ConvSpec(64, 64, (2, 5, 3), (1, 2, 1), (1, 3, 0), (1, 1, 2), 64, dims=3), (3, 83, 90)),
-    (ConvSpec(64, 64, (3, 3, 1), (2, 1, 2), (0, 2, 0), (1, 2, 1), 8, dims=3), (4, 60, 90)),
+    (ConvSpec(64, 64, 3, padding=1, groups=64, dims=3), (4, 41, 48)),
+    (ConvSpec(64, 64, (2, 5, 3), (1, 2, 1), (1, 3, 0), (1, 1, 2), 64, dims=3), (3, 83, 24)),
+    (ConvSpec(64, 64, (3, 3, 1), (2, 1, 2), (0, 2, 0), (1, 2, 1), 8, dims=3), (4, 60, 32)),
     (ConvSpec(64, 64, 3, (2, 1, 1), 1, groups=16, dims=3, transposed=True, bias=False), (2, 37, 64)),
     (ConvSpec(64, 32, (2, 3, 1), padding=(0, 1, 0), dims=3), (3, 50, 80)),
 ]
@@ -189,10 +189,10 @@ def test_bands_of_a_plane_are_as_exact(kernel, case):
 
 
 def test_bands_of_doubles_are_as_exact():
-    spec, size = WIDE[0]
+    spec, size = ConvSpec(32, 32, 3, padding=1, groups=32, dims=3), (4, 41, 48)
     torch.manual_seed(4)
     layer = layer_of(spec, torch.float64).to(memory_format=torch.channels_last_3d)
-    source = torch.randn(1, 64, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last_3d)
+    source = torch.randn(1, 32, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last_3d)
     with forced(False):
         exact = step(layer, source, torch.ones(layer(source).shape, dtype=torch.float64))
     with forced(True, "planar"), record_plans() as plans:

@@ -7,8 +7,6 @@
 namespace groupwise {
 
 std::vector<Band> bands_of(const Request& r, int64_t floats_each) {
-  // Fewer rows would read much more than they write: the kernel's rows around them.
-  constexpr int64_t kLeastRows = 4;
   const Problem& p = r.problem;
   const Axis& h = p.h;
   const bool forward = r.direction == Direction::forward;
@@ -17,9 +15,12 @@ std::vector<Band> bands_of(const Request& r, int64_t floats_each) {
   const int64_t x = p.groups * p.in_channels * p.w.in, y = p.groups * p.out_channels * p.w.out;
   const int64_t read = r.depth.axis.kernel * (forward ? x * h.stride : y) * floats_each,
                 written = (forward ? y : x) * floats_each;
-  const int64_t around = r.depth.axis.kernel * (forward ? x : y) * (h.kernel - 1) * h.dilation * floats_each;
-  const int64_t height = forward ? h.out : h.in;
-  const int64_t most = std::max(kLeastRows, (kScratchFloats - around) / (read + written)), count = ceil_div(height, most);
+  const int64_t halo = (h.kernel - 1) * h.dilation;
+  const int64_t around = r.depth.axis.kernel * (forward ? x : y) * halo * floats_each;
+  // Half of the L2 cache, or all of it where bands would read more rows around them than half of what they write.
+  const int64_t rows = std::max({(kScratchFloats - around) / (read + written), 2 * halo, int64_t{1}});
+  if (around + rows * (read + written) > 2 * kScratchFloats) return whole;
+  const int64_t height = forward ? h.out : h.in, count = ceil_div(height, rows);
   std::vector<Band> bands;
   for (int64_t i = 0; i < count; i++) {
     const Range made{i * height / count, (i + 1) * height / count};
@@ -28,9 +29,9 @@ std::vector<Band> bands_of(const Request& r, int64_t floats_each) {
                                         std::min(h.out, made.last + h.pad)};
     // One that sees padding alone is no problem of its own.
     if (reads.first >= reads.last) return whole;
-    const int64_t from = reads.first, size = reads.last - from, rows = made.last - made.first;
-    const Axis axis = forward ? Axis{size, rows, h.kernel, h.stride, from - (made.first * h.stride - h.pad), h.dilation}
-                              : Axis{rows, size, h.kernel, h.stride, made.first + h.pad - from, h.dilation};
+    const int64_t from = reads.first, size = reads.last - from, written_rows = made.last - made.first;
+    const Axis axis = forward ? Axis{size, written_rows, h.kernel, h.stride, from - (made.first * h.stride - h.pad), h.dilation}
+                              : Axis{written_rows, size, h.kernel, h.stride, made.first + h.pad - from, h.dilation};
     bands.push_back({made.first, from, axis});
   }
   return bands;
