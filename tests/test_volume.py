@@ -156,7 +156,7 @@ def values_of(layer, source, grad, able):
     return {"output": output.detach(), **dict(zip(wanted, found, strict=True))}
 
 
-# Planes of channels_last_3d that no half of an L2 cache holds, but a few of whose rows do: they are computed in bands of rows.
+# Planes of channels_last_3d that no half of an L2 cache holds, but a few of whose rows do: they are computed in bands.
 WIDE = [
     (ConvSpec(64, 64, 3, padding=1, groups=64, dims=3), (4, 41, 48)),
     (ConvSpec(64, 64, (2, 5, 3), (1, 2, 1), (1, 3, 0), (1, 1, 2), 64, dims=3), (3, 83, 24)),

@@ -322,8 +322,7 @@ class SqueezeExcite : public torch::autograd::Function<SqueezeExcite> {
     found[1] = wants(1) ? weight1.reshape(saved[1].sizes()) : Tensor();
     found[2] = bias1;
     if (!wants_x) return found;
-    // The gradient of a mean that no layer reads may be that of the sums.
-    const Tensor added = of_mean.div(x.numel() / x.size(0) / x.size(1)).contiguous(), factor = second.out.contiguous();
+    const Tensor added = of_mean.div_(x.numel() / x.size(0) / x.size(1)).contiguous(), factor = second.out.contiguous();
     found[0] = new_like(x);
     Squeeze pass = squeeze_of(grad, found[0]);
     pass.rows = sums.rows;

@@ -17,7 +17,7 @@ TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 
 
 def is_layer(module: torch.nn.Module | None) -> bool:
-    """Tells whether a module computes a convolution by the code of `torch.nn`: its own subclasses may do more."""
+    """Tells whether a module computes a convolution by the code of `torch.nn`: a subclass with its own may do more."""
     for kind in _LAYERS:
         if isinstance(module, kind):
             names = ("__call__", "forward", "_conv_forward")
