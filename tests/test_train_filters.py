@@ -114,6 +114,29 @@ def test_a_subclass_that_does_more_runs_its_own_code(kind):
     assert_as_exact(Trainable(copy.deepcopy(model), Settings()), model, image(3, 3, 10, 12), slack=2e-5)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_convolution_that_is_replaced_on_the_instance_runs(late):
+    """As image generators make tiles that join: by the part of the forward that the class calls."""
+
+    def patch(model):
+        def circular(x, weight, bias):
+            return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
+
+        model[3]._conv_forward = circular
+
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+    model, x = randomize(nn.Sequential(*layers)), image(3, 3, 10, 12)
+    ours = copy.deepcopy(model)
+    net = Trainable(ours, Settings())
+    if late:
+        net(x)
+        ours.load_state_dict(model.state_dict())
+    for each in (model, ours):
+        patch(each)
+    torch.testing.assert_close(net(x), model(x), rtol=1e-4, atol=1e-4)
+    assert [it.name for it in net.plan.left] == ["3"]
+
+
 def of_itself(z, weight):
     return F.conv2d(z, z[:4, :, :1, :1] + weight)
 

@@ -183,9 +183,35 @@ def test_bands_of_a_plane_are_as_exact(kernel, case):
     check_values({name: ours[name] for name in ours if name in runs}, layer, source, grad, runs)
     ran = [p for p in plans if p.kernel == kernel == "planar" and p.direction != "grad_weight"]
     # The gradient of the input of a layer with a stride along the height is computed by whole planes.
-    assert [p.direction for p in ran if "band by band" not in p.tile] == ["grad_input"] * (
-        ran != [] and spec.stride[1] > 1
-    )
+    assert ran or kernel != "planar" or spec.groups != spec.in_channels
+    by_planes = [p.direction for p in ran if "band by band" not in p.tile]
+    assert by_planes == (["grad_input"] if ran and spec.stride[1] > 1 else [])
+
+
+WHOLE = {
+    "rows that see padding alone": (
+        ConvSpec(64, 64, (3, 1, 3), 1, (1, 40, 1), groups=64, dims=3),
+        (4, 41, 48),
+        "planar",
+    ),
+    "more weights than the cache holds": (ConvSpec(128, 128, 3, padding=1, dims=3), (2, 30, 20), "dots"),
+}
+
+
+@pytest.mark.parametrize("why", WHOLE)
+def test_planes_without_bands(why):
+    spec, size, kernel = WHOLE[why]
+    torch.manual_seed(5)
+    layer = layer_of(spec, torch.float64)
+    source = torch.randn(1, spec.in_channels, *size).contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        exact = layer(source.double())
+        layer = layer.float().to(memory_format=torch.channels_last_3d)
+        with forced(True, kernel), poisoned(), record_plans() as plans:
+            found = layer(source)
+    assert plans[0].kernel == kernel
+    assert plans[0].tile.endswith("plane by plane")
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 def test_bands_of_doubles_are_as_exact():

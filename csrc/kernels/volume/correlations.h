@@ -35,7 +35,7 @@ class PlaneCorrelations : public Work {
   void run(const Tensors& tensors, ParallelFor parallel_for) const override {
     const TensorsOf<Real> t = named<Real>(tensors);
     const int64_t taps = r_.depth.axis.kernel, weights = r_.problem.groups / block_ * taps;
-    // Every plane meets the same weights: they are packed once.
+    // Every plane meets the same weights: they are packed once for each of the bands' problems.
     std::unique_ptr<Real[]> packed(packed_ > 0 ? new Real[packed_ * weights] : nullptr);
     for (const Part& part : parts_) {
       const int64_t floats = part.first ? part.work->packed_floats() : 0;

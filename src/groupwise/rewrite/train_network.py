@@ -70,7 +70,7 @@ class TrainingPlan(Printed):
     """How many of their passes there was no time to measure: their kernels are those that records of such processors
     expect to be the fastest."""
     passes: int = 0
-    """How many passes a step has: the forward and two gradients of each of these layers."""
+    """How many passes of these layers a step ran, forward and gradients."""
     samples: int | None = None
     """How many samples the steps of `ms` had, if fewer than the example."""
     kept_mib: tuple[float, float] | None = None

@@ -24,7 +24,7 @@ from groupwise.rewrite.train_keep import keep_less
 from groupwise.rewrite.train_linear import dispatch_linear
 from groupwise.rewrite.train_squeeze import fuse_squeezes
 from groupwise.rewrite.train_switch import dispatch_backward
-from groupwise.rewrite.train_trace import Form, Holder, is_plain, take_apart, trace
+from groupwise.rewrite.train_trace import Form, Holder, has_own_forward, is_plain, take_apart, trace
 
 # The most graphs that a region keeps: another makes it forget the oldest.
 MOST_GRAPHS = 8
@@ -128,7 +128,7 @@ class Region:
     def _state(self) -> tuple[Any, ...]:
         """Returns what a traced form depends on: modes, classes, hooks, own forwards and children of the modules."""
         return tuple(
-            (m.training, m.__class__, has_hooks(m) or "forward" in vars(m), *m._modules.values()) for m in self._modules
+            (m.training, m.__class__, has_hooks(m) or has_own_forward(m), *m._modules.values()) for m in self._modules
         )
 
     def _prepare(self, form: Form) -> _Ready:

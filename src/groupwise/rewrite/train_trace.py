@@ -98,9 +98,14 @@ def reason_to_keep(module: torch.nn.Module) -> str | None:
         return "it is parametrized"
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted"
-    if "forward" in vars(module):
+    if has_own_forward(module):
         return "its forward is set on the instance"
     return None
+
+
+def has_own_forward(module: torch.nn.Module) -> bool:
+    """Tells whether a forward, or the part of one that convolutions call, is set on the instance."""
+    return "forward" in vars(module) or "_conv_forward" in vars(module)
 
 
 class _Refused(Exception):
