@@ -13,8 +13,7 @@ std::vector<Band> bands_of(const Request& r, int64_t floats_each) {
   const std::vector<Band> whole{{0, 0, h}};
   if (!r.channels_last || r.depth.axis.kernel == 1 || (!forward && h.stride > 1)) return whole;
   // Each band reads all weights, and bands of other problems pack their own.
-  const int64_t weights =
-      p.groups * p.in_channels * p.out_channels * r.depth.axis.kernel * h.kernel * p.w.kernel * floats_each;
+  const int64_t weights = p.groups * p.in_channels * p.out_channels * r.depth.axis.kernel * h.kernel * p.w.kernel * floats_each;
   if (weights > kScratchFloats) return whole;
   const int64_t x = p.groups * p.in_channels * p.w.in, y = p.groups * p.out_channels * p.w.out;
   const int64_t read = r.depth.axis.kernel * (forward ? x * h.stride : y) * floats_each,
