@@ -28,8 +28,7 @@ std::vector<Band> bands_of(const Request& r, int64_t floats_each) {
   for (int64_t i = 0; i < count; i++) {
     const Range made{i * height / count, (i + 1) * height / count};
     const Range reads = forward ? rows_read(h, made)
-                                : Range{std::max<int64_t>(0, made.first + h.pad - (h.kernel - 1) * h.dilation),
-                                        std::min(h.out, made.last + h.pad)};
+                                : Range{std::max<int64_t>(0, made.first + h.pad - halo), std::min(h.out, made.last + h.pad)};
     // One that sees padding alone is no problem of its own.
     if (reads.first >= reads.last) return whole;
     const int64_t from = reads.first, size = reads.last - from, written_rows = made.last - made.first;

@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
+from groupwise.nn.forwards import known_forward
+
 _LAYERS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 _BY_DIMS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-FUNCTIONS = set(_BY_DIMS.values())
-TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+_FUNCTIONS = set(_BY_DIMS.values())
+FUNCTIONS = _FUNCTIONS | {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 
 
 def is_layer(module: torch.nn.Module | None) -> bool:
     """Tells whether a module computes a convolution by the code of `torch.nn`: a subclass with its own may do more."""
-    for kind in _LAYERS:
-        if isinstance(module, kind):
-            names = ("__call__", "forward", "_conv_forward")
-            return all(getattr(type(module), name) is getattr(kind, name) for name in names)
-    return False
+    if module is None or type(module).__call__ is not torch.nn.Module.__call__:
+        return False
+    return known_forward(module, _LAYERS)
 
 
 def convolves(node: Node, input: Node, modules: Mapping[str, torch.nn.Module]) -> bool:
@@ -31,7 +31,7 @@ def convolves(node: Node, input: Node, modules: Mapping[str, torch.nn.Module]) -
         return False
     if node.op == "call_module":
         return len(node.args) == 1 and not node.kwargs and is_layer(modules.get(str(node.target)))
-    return node.op == "call_function" and node.target in FUNCTIONS
+    return node.op == "call_function" and node.target in _FUNCTIONS
 
 
 def layer_of(graph: Graph, node: Node) -> Node:

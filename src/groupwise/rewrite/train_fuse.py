@@ -208,7 +208,8 @@ def _name(node: Node) -> str:
     if node.op in ("call_module", "placeholder"):
         return str(node.target)
     if node.target is apply_norm:
-        return str(node.args[0].target)  # type: ignore[union-attr]
+        # It reads the module first.
+        return str(node.all_input_nodes[0].target)
     stack = list(node.meta.get("nn_module_stack", {}).values())
     own = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
     return ".".join(filter(None, (stack[-1][0] if stack else "", own)))

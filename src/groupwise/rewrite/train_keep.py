@@ -123,10 +123,9 @@ def _hand_on(graph: Graph, made: Node, origin: Node, modules: Modules, origins: 
     """Gives the origin of a tensor to what reads the tensor."""
     origins[made] = origin
     for user in list(made.users):
-        if convolves(user, made, modules) or user.op == "call_module":
-            if _reader(user, made, modules) != "again":
-                continue
-            function = train_origin.convolve if convolves(user, made, modules) else train_origin.pool
+        convolution = convolves(user, made, modules)
+        if (convolution or user.op == "call_module") and _reader(user, made, modules) == "again":
+            function = train_origin.convolve if convolution else train_origin.pool
             with graph.inserting_before(user):
                 call = graph.call_function(function, (made, origin, layer_of(graph, user)))
             call.meta = dict(user.meta)

@@ -16,15 +16,16 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from groupwise.kernels import native
+from groupwise.nn.forwards import has_own_forward
 from groupwise.rewrite.capture import LOCK
 from groupwise.rewrite.plan import Left
-from groupwise.rewrite.train_filters import FUNCTIONS, TRANSPOSED
+from groupwise.rewrite.train_filters import FUNCTIONS
 from groupwise.rewrite.train_fuse import Fused, Notes, fuse_graph, has_hooks
 from groupwise.rewrite.train_keep import keep_less
 from groupwise.rewrite.train_linear import dispatch_linear
 from groupwise.rewrite.train_squeeze import fuse_squeezes
 from groupwise.rewrite.train_switch import dispatch_backward
-from groupwise.rewrite.train_trace import Form, Holder, has_own_forward, is_plain, take_apart, trace
+from groupwise.rewrite.train_trace import Form, Holder, is_plain, take_apart, trace
 
 # The most graphs that a region keeps: another makes it forget the oldest.
 MOST_GRAPHS = 8
@@ -297,7 +298,7 @@ def mark_convolutions(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> N
     if native.status().operators_problem is not None:
         return
     for node in list(graph.nodes):
-        found = node.op == "call_function" and node.target in FUNCTIONS | TRANSPOSED
+        found = node.op == "call_function" and node.target in FUNCTIONS
         if node.op == "call_module":
             found = isinstance(modules.get(str(node.target)), torch.nn.modules.conv._ConvNd)
         if found:

@@ -15,6 +15,7 @@ from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from groupwise.nn.forwards import has_own_forward
 from groupwise.rewrite.capture import LOCK
 from groupwise.rewrite.train_fuse import has_hooks
 
@@ -101,11 +102,6 @@ def reason_to_keep(module: torch.nn.Module) -> str | None:
     if has_own_forward(module):
         return "its forward is set on the instance"
     return None
-
-
-def has_own_forward(module: torch.nn.Module) -> bool:
-    """Tells whether a forward, or the part of one that convolutions call, is set on the instance."""
-    return "forward" in vars(module) or "_conv_forward" in vars(module)
 
 
 class _Refused(Exception):

@@ -14,10 +14,10 @@ from torch.nn.utils import parametrize
 from groupwise.choose.convert.axes import ChannelAxis, Parts, Use, add, join, pin, roots
 from groupwise.choose.convert.graph import ChannelFlow, Numbers, drops_samples
 from groupwise.errors import GroupwiseError
+from groupwise.nn.forwards import known_forward
 from groupwise.parallel.planning import operations as ops
 from groupwise.parallel.planning.axes import Axis
 from groupwise.parallel.planning.operations import does
-from groupwise.parallel.styles.base import known_forward
 from groupwise.parallel.styles.channelwise import STATELESS
 
 # These compute each channel alone, by numbers of its own or by none.

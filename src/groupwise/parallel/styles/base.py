@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from groupwise import nn
 from groupwise.errors import GroupwiseError, check_integer, list_some
+from groupwise.nn.forwards import known_forward
 from groupwise.parallel.styles import collectives
 from groupwise.parallel.styles.layer import LayerShard, ShardLayer, make_shard
 from groupwise.spec.partition import Partition
@@ -137,20 +138,6 @@ def partition_of(units: int | None, size: int, name: str, ranks: int) -> Partiti
         valid = [count for count in range(1, size + 1) if size % count == 0]
         raise GroupwiseError(f"{units} units must divide {size} {name}; valid: {list_some(valid, units)}")
     return Partition(units or size, ranks)
-
-
-def known_forward(module: torch.nn.Module, kinds: Iterable[type[torch.nn.Module]]) -> bool:
-    """Says whether the module computes what one of these classes does.
-
-    A forward of its own, on its class or on the module itself, makes it unknown.
-    """
-    own = [name for name in ("forward", "_conv_forward") if name in vars(module)]
-    return not own and any(_forwards(type(module)) == _forwards(kind) for kind in kinds)
-
-
-def _forwards(kind: type[torch.nn.Module]) -> tuple[Any, ...]:
-    """Returns the functions that compute a class: PyTorch's convolutions call their `_conv_forward`."""
-    return kind.forward, getattr(kind, "_conv_forward", None)
 
 
 def is_plain(module: torch.nn.Module) -> bool:

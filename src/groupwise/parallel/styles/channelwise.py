@@ -15,8 +15,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from groupwise.errors import GroupwiseError
 from groupwise.models.alexnet import LocalResponseNorm
+from groupwise.nn.forwards import known_forward
 from groupwise.parallel.styles import compute
-from groupwise.parallel.styles.base import LayerStyle, check, distribute, known_forward, partition_of
+from groupwise.parallel.styles.base import LayerStyle, check, distribute, partition_of
 from groupwise.parallel.styles.layer import End, LayerShard, make_whole
 
 # The attributes of layers with the number of channels, and with the number of units of channels.
