@@ -7,6 +7,7 @@
 #include "kernels/gemm/layout.h"
 #include "kernels/pack-inl.h"
 #include "kernels/typed.h"
+#include "simd/prefetch.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -21,6 +22,8 @@ struct GemmRun {
   const Real* added;  // as far apart as the outputs, which it may be; or null
   Real* y;
   int64_t y_pixel;
+  int64_t ahead;  // pixels ahead of a tile whose inputs and outputs are prefetched, or 0
+  bool fresh;     // no panel before this one has read the inputs
 };
 
 template <int PX, int OV>
@@ -37,18 +40,31 @@ GW_NOINLINE void gemm_run(const GemmRun& r, const Clamp* clamp) {
     const Real* base[kBases];
     unroll<kBases>([&](auto b) GW_LAMBDA { base[b] = x + 3 * b * step; });
     const Real* weight = r.weight;
-    for (const Real* end = weight + r.channels * OV * kLanes; weight != end; weight += OV * kLanes) {
-      Vec factor[OV];
-      unroll<OV>([&](auto v) GW_LAMBDA {
-        factor[v] = load(weight + v * kLanes);
-        pin(factor[v]);
-      });
-      unroll<PX>([&](auto p) GW_LAMBDA {
-        const Vec in = broadcast(base[p / 3][p % 3 * step]);
-        unroll<OV>([&](auto v) GW_LAMBDA { add_product(sum[p * OV + v], factor[v], in); });
-      });
-      unroll<kBases>([&](auto b) GW_LAMBDA { base[b]++; });
+    const Real* const end = weight + r.channels * OV * kLanes;
+    const auto products = [&](const Real* last) GW_LAMBDA {
+      for (; weight != last; weight += OV * kLanes) {
+        Vec factor[OV];
+        unroll<OV>([&](auto v) GW_LAMBDA {
+          factor[v] = load(weight + v * kLanes);
+          pin(factor[v]);
+        });
+        unroll<PX>([&](auto p) GW_LAMBDA {
+          const Vec in = broadcast(base[p / 3][p % 3 * step]);
+          unroll<OV>([&](auto v) GW_LAMBDA { add_product(sum[p * OV + v], factor[v], in); });
+        });
+        unroll<kBases>([&](auto b) GW_LAMBDA { base[b]++; });
+      }
+    };
+    if (r.ahead > 0) {
+      unroll<PX>([&](auto p) GW_LAMBDA { prefetch_numbers<OV * kLanes>(y + (r.ahead + p) * r.y_pixel); });
+      // A line of each pixel is asked for at a time, and its products come between.
+      while (r.fresh && end - weight > kLine * OV * kLanes) {
+        unroll<PX>([&](auto p) GW_LAMBDA { prefetch(base[p / 3] + p % 3 * step + r.ahead * step); });
+        products(weight + kLine * OV * kLanes);
+      }
+      if (r.fresh) unroll<PX>([&](auto p) GW_LAMBDA { prefetch(base[p / 3] + p % 3 * step + r.ahead * step); });
     }
+    products(end);
     if (added) {
       unroll<kSums>([&](auto i) GW_LAMBDA { sum[i] += load(added + i / OV * r.y_pixel + i % OV * kLanes); });
       added += PX * r.y_pixel;
@@ -84,13 +100,16 @@ struct GemmRow {
   const Real* bias;
   const Real* residual;  // what is added beside the bias, as far apart as the outputs, or null
   const Clamp* clamp;    // or null
+  bool far;              // the tensors do not stay in the L2 cache
+  bool fresh;            // no panel before this one has read the inputs
 };
 
 // Computes tiles of `pixels` pixels that follow each other, whose outputs fill the vectors. Sums of a run are added to those before,
 // which are in the outputs.
 inline void gemm_tiles(const GemmRow& t, int64_t tiles, int64_t pixels) {
   static constexpr Real kZeros[(kPanelVectors + 1) * kLanes] = {};
-  GemmRun r{tiles, t.x, t.x_pixel, t.weight, 0, t.bias, t.residual, t.y, t.y_pixel};
+  const int64_t ahead = t.far ? pixels * rows_ahead(pixels * t.x_pixel) : 0;
+  GemmRun r{tiles, t.x, t.x_pixel, t.weight, 0, t.bias, t.residual, t.y, t.y_pixel, ahead, t.fresh};
   for (int64_t from = 0; from < t.channels; from += t.run) {
     r.channels = std::min(t.run, t.channels - from);
     gemm_run_of(r, t.vectors, pixels, from + t.run < t.channels ? nullptr : t.clamp);
@@ -152,6 +171,7 @@ void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, in
   t.y_pixel = ys.w;
   t.channels = c.in_channels;
   t.run = even_run(c.in_channels, c.longest_run);
+  t.far = l.far;
   t.clamp = in_store && clamp.bounds() ? &clamp : nullptr;
   for (int64_t task = begin; task < end; task++) {
     const int64_t group = task % c.groups, block = task / c.groups % blocks, part = task / (c.groups * blocks);
@@ -166,6 +186,7 @@ void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, in
       const int64_t most = gemm_pixels(kLanes, panel.vectors), tiles = ceil_div(columns, most);
       t.weight = packed + group * l.weight_floats + panel.first * c.in_channels;
       t.vectors = panel.vectors;
+      t.fresh = number == 0;
       const int64_t width = panel.vectors * kLanes, outputs = std::min(width, c.out_channels - panel.first);
       alignas(Vec) Real bias[(kPanelVectors + 1) * kLanes] = {};
       if (c.bias) copy(bias, c.bias + group * c.out_channels + panel.first, outputs);

@@ -177,7 +177,7 @@ void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l,
             const auto run = [&](int64_t v, int64_t count) {
               const int64_t first = channel + runs.first(v);
               slide_block<Lanes>(h, w, x + first / p.out_channels, go + first, packed, scratch + v * packed.vector,
-                                 totals + v * kLanes, count);
+                                 totals + v * kLanes, count, l.ahead);
             };
             if (runs.whole > 0) run(0, runs.whole);
             if (runs.whole < runs.vectors) run(runs.whole, 1);

@@ -153,6 +153,9 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWe
     l->blocks = even_blocks(p.groups, least, &b.groups);
   }
   divide_positions(p, threads, l);
+  const int64_t floats_of_all =
+      p.batch * p.groups * (p.in_channels * p.h.in * p.w.in + p.out_channels * p.h.out * p.w.out);
+  l->ahead = floats_of_all > 3 * work.scratch;
   l->floats = floats(largest_block(p.groups, l->blocks, b.groups));
   return l->floats <= work.scratch;
 }

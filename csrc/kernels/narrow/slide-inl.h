@@ -8,6 +8,7 @@
 #include "kernels/pack-inl.h"
 #include "kernels/tiles.h"
 #include "kernels/typed.h"
+#include "simd/prefetch.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
@@ -21,8 +22,15 @@ struct Slide {
   int64_t first, last;  // the inputs of a row that lie in the image, counted from the first tap of the first output
   int64_t y_row, y_column, count;
   int64_t w_row, w_column, w_vector, bias_vector;
+  bool ahead;  // the next band is prefetched
   Clamp clamp;
 };
+
+// Prefetches a vector of the rows at p.
+template <int... I>
+GW_INLINE void prefetch_rows(const Real* p, int64_t row, std::integer_sequence<int, I...>) {
+  (prefetch(p + I * row), ...);
+}
 
 // Adds the input of row I of a column to the outputs of row O.
 template <int R, int S, bool Odd, int I, int O, int F, int N>
@@ -93,14 +101,16 @@ GW_NOINLINE void slide(const Slide& s, const Real* x, Real* y, uint32_t some, co
                        int64_t vectors) {
   // Output m meets column S * m + t of the inputs by tap t, so step m begins output m and ends output m - kOlder.
   constexpr int kOlder = 3 - S, kSums = (kOlder + 1) * R;
+  constexpr int kInputs = (R - 1) * S + 3;
   constexpr std::make_integer_sequence<int, R> rows;
   constexpr std::make_integer_sequence<int, kSums> sums;
+  constexpr std::make_integer_sequence<int, R * S> fresh;
   const int64_t x_row = s.x_row, x_column = s.x_column, y_row = s.y_row, y_column = s.y_column, count = s.count;
   const int64_t low = s.first, high = s.last, steps = count + kOlder;
   const int64_t from = std::min(steps, std::max<int64_t>(kOlder, ceil_div(low, S)));
   const int64_t to = std::max(from, std::min(S == 1 ? steps : count, high / S));
   const uint32_t there = All ? ~0u : some;
-  const bool clamps = s.clamp.bounds();
+  const bool clamps = s.clamp.bounds(), ahead = s.ahead;
   Vec factor[9], sum[kSums];
   for (; vectors > 0; vectors--, x += Lanes::kStep, y += kLanes, w += s.w_vector, bias += s.bias_vector) {
     load_factors(w, s.w_row, s.w_column, factor, std::make_integer_sequence<int, 9>{});
@@ -114,6 +124,11 @@ GW_NOINLINE void slide(const Slide& s, const Real* x, Real* y, uint32_t some, co
           store_column<kSums - R>(out, y_row, clamps, s.clamp, sum, rows);
           begin_outputs<R>(load(bias), sum, sums);
           if constexpr (S == 2) add_column<Lanes, R, S, true>(in + x_column, x_row, there, factor, sum);
+          if (ahead) {
+            prefetch_rows(in + kInputs * x_row, x_row, fresh);
+            if constexpr (S == 2) prefetch_rows(in + kInputs * x_row + x_column, x_row, fresh);
+            prefetch_rows(out + R * y_row, y_row, rows);
+          }
         }
         if (m == steps) break;
       }
@@ -150,7 +165,7 @@ constexpr int kSlideRows = slide_rows(kLanes);
 // Computes `rows` rows of outputs from `row` on, whose inputs are neighbours.
 template <class Lanes>
 inline void slide_band(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
-                       int64_t row, int64_t rows, const Clamp& clamp) {
+                       int64_t row, int64_t rows, bool ahead, const Clamp& clamp) {
   const Phase& s = c.w[0];
   const int64_t stride = s.stride, by_h = stride == 1 ? c.h.spacing : 1, by_w = stride == 1 ? s.spacing : 1;
   const int64_t columns = std::min(out.columns, s.out - out.column), at = out.at_row + row * stride;
@@ -171,6 +186,7 @@ inline void slide_band(const Correlation& c, const Image& image, const Packed& p
                   s.index_step * packed.column,
                   packed.vector,
                   v.bias_vector,
+                  ahead,
                   clamp};
     const Real* x = image.x + at * image.row + column * image.pixel;
     Real* y = v.y + row * out.y_row + start * out.y_pixel;
@@ -188,14 +204,14 @@ inline void slide_band(const Correlation& c, const Image& image, const Packed& p
 // Computes the outputs of a task for some vectors.
 template <class Lanes>
 inline void run_slides(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
-                       const Clamp& clamp) {
+                       bool ahead, const Clamp& clamp) {
   // Rows that are one tap apart share inputs, so a dilation is computed in as many turns.
   const int64_t apart = c.h.stride == 1 ? c.h.spacing : 1;
   for (int64_t turn = 0; turn < std::min(apart, out.rows); turn++) {
     const int64_t all = (out.rows - turn - 1) / apart + 1;
     for (int64_t row = 0, rows; row < all; row += rows) {
       rows = ceil_div(all - row, ceil_div(all - row, kSlideRows));
-      slide_band<Lanes>(c, image, packed, v, out, turn + row * apart, rows, clamp);
+      slide_band<Lanes>(c, image, packed, v, out, turn + row * apart, rows, ahead, clamp);
     }
   }
 }

@@ -39,7 +39,7 @@ GW_NOINLINE void slide_phases(const Slide& s, const Real* x, const SlidePhase& s
   // Between these every column exists and ends an output of both phases.
   const int64_t from = std::max(begin, std::min(end, std::max({s.first, single.low, pair.low + 1})));
   const int64_t to = std::max(from, std::min({end, s.last, single.low + single.count, pair.low + pair.count + 1}));
-  const bool clamps = s.clamp.bounds();
+  const bool clamps = s.clamp.bounds(), ahead = s.ahead;
   Vec factor[3 * K], sum[3 * R];
   for (int64_t v = 0; v < vectors; v++, x += kLanes, bias += s.bias_vector) {
     load_factors_of(w, v * s.w_vector, s.w_row, factor, std::make_integer_sequence<int, 3 * K>{});
@@ -56,6 +56,11 @@ GW_NOINLINE void slide_phases(const Slide& s, const Real* x, const SlidePhase& s
           store_column<2 * R>(two, y_row, clamps, s.clamp, sum, rows);
           store_column<R>(one, y_row, clamps, s.clamp, sum, rows);
           begin_pairs<R>(load(bias), sum, rows);
+          if (ahead) {
+            prefetch_rows(in + (R + K - 1) * x_row, x_row, rows);
+            prefetch_rows(one + R * y_row, y_row, rows);
+            prefetch_rows(two + R * y_row, y_row, rows);
+          }
         }
         if (j == end) break;
       }
@@ -70,7 +75,7 @@ GW_NOINLINE void slide_phases(const Slide& s, const Real* x, const SlidePhase& s
 
 // Computes the outputs of a task for some vectors.
 inline void run_phases(const Correlation& c, const Image& image, const Packed& packed, const Vectors& v, const Outputs& out,
-                       const Clamp& clamp) {
+                       bool ahead, const Clamp& clamp) {
   const Phase &single = c.w[0].taps == 1 ? c.w[0] : c.w[1], &pair = c.w[0].taps == 1 ? c.w[1] : c.w[0];
   const Real* w = v.w + c.h.index * packed.row;
   const Real* const taps[3] = {w + pair.index * packed.column, w + single.index * packed.column,
@@ -86,6 +91,7 @@ inline void run_phases(const Correlation& c, const Image& image, const Packed& p
                 0,
                 packed.vector,
                 v.bias_vector,
+                ahead,
                 clamp};
   for (int64_t row = 0, rows; row < out.rows; row += rows) {
     rows = ceil_div(out.rows - row, ceil_div(out.rows - row, kSlideRows));

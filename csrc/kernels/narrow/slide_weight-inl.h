@@ -76,10 +76,12 @@ GW_NOINLINE void slide_sums(const Slide& s, const Bands& bands, const Real* x, c
   constexpr std::make_integer_sequence<int, R> rows;
   constexpr std::make_integer_sequence<int, kOlder * R> older;
   constexpr std::make_integer_sequence<int, 9> taps;
+  constexpr std::make_integer_sequence<int, R * S> fresh;
   const int64_t x_row = s.x_row, x_column = s.x_column, go_row = s.y_row, go_column = s.y_column, count = s.count;
   const int64_t low = s.first, high = s.last, steps = count + kOlder;
   const int64_t from = std::min(steps, std::max<int64_t>(kOlder, ceil_div(low, S)));
   const int64_t to = std::max(from, std::min(count, high / S));
+  const bool ahead = s.ahead;
   Vec sum[9], out[(kOlder + 1) * R];
   for (; vectors > 0; vectors--, x += Lanes::kStep, go += kLanes, sums += s.w_vector, totals += kLanes) {
     // The totals add runs too, as long as those of the sums.
@@ -106,6 +108,11 @@ GW_NOINLINE void slide_sums(const Slide& s, const Bands& bands, const Real* x, c
               load_outputs<R>(grad, go_row, out, all, rows);
               add_column_of_taps<Lanes, R, S, S == 1 ? 7 : 5>(in, x_row, there, out, sum);
               if constexpr (S == 2) add_column_of_taps<Lanes, R, S, 2>(in + x_column, x_row, there, out, sum);
+              if (ahead) {
+                prefetch_rows(in + kInputRows * x_row, x_row, fresh);
+                if constexpr (S == 2) prefetch_rows(in + kInputRows * x_row + x_column, x_row, fresh);
+                prefetch_rows(grad + R * go_row, go_row, rows);
+              }
             }
             if (left == 0) {
               end_sums(sums, s.w_row, s.w_column, sum, taps);
@@ -145,7 +152,7 @@ GW_NOINLINE void slide_sums(const Slide& s, const Bands& bands, const Real* x, c
 // Adds the outputs of an image block to the sums, and to the totals, of `vectors` vectors.
 template <class Lanes>
 inline void slide_block(const Reading& h, const Reading& w, const Real* x, const Real* go, const Packed& slots, Real* sums,
-                        Real* totals, int64_t vectors) {
+                        Real* totals, int64_t vectors, bool ahead) {
   // Outputs that are one tap apart share inputs, so a dilation is computed in as many turns.
   const int64_t stride = h.stride, by_h = stride == 1 ? h.dilation : 1, by_w = stride == 1 ? w.dilation : 1;
   // Adds `count` bands of `rows` rows each, `row` being the first.
@@ -166,6 +173,7 @@ inline void slide_block(const Reading& h, const Reading& w, const Real* x, const
                     slots.column,
                     slots.vector,
                     0,
+                    ahead,
                     {}};
       const Real* from = x + row * h.x + start * w.x;
       const Real* grad = go + row * h.go + start * w.go;

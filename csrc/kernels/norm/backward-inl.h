@@ -19,27 +19,27 @@ void norm_sums(const Norm& norm, int64_t index, int64_t piece) {
   with(norm.activation, [&](auto activation) {
     // The compiler must take it that a store changes `norm`, and keeps a copy in registers.
     const Norm n = norm;
-    const int64_t next = ahead(n, 4);
+    const int64_t next = ahead(n);
     const Chunk chunk(n, index);
     alignas(64) float a[kMostChunk], b[kMostChunk];
     Totals totals(chunk);
     const auto sum = [&](auto kind) GW_LAMBDA {
       in_blocks(n, chunk, piece, [&](Range block) {
-        sum_vectors<4>(
+        sum_vectors<2>(
             n, chunk, block, a, b, [&](const auto& place) GW_LAMBDA { return scaled(n, place); },
             [&](int64_t at, auto width, const Scaled& s, Vec& grads, Vec& products) GW_LAMBDA {
-              __builtin_prefetch(n.x + at + next);
-              __builtin_prefetch(n.grad + at + next);
-              if constexpr (kind() != Kept::nothing) __builtin_prefetch(n.kept + at + next);
+              prefetch(n.x + at + next);
+              prefetch(n.grad + at + next);
+              if constexpr (kind() != Kept::nothing) prefetch(n.kept + at + next);
               const Vec centered = load_some(n.x + at, width) - s.mean;
               const Vec grad = passed<activation(), kind()>(n, at, width, centered, s), fresh = keep(grad, width);
               if (n.passed) {
-                __builtin_prefetch(n.passed + at + next, 1);
+                prefetch(n.passed + at + next);
                 store_some(n.passed + at, grad, width);
               }
               if constexpr (kind() == Kept::nothing) {
                 if (n.y) {
-                  __builtin_prefetch(n.y + at + next, 1);
+                  prefetch(n.y + at + next);
                   store_some(n.y + at, activate<activation()>(normalised(centered, s), n.slope), width);
                 }
               }
@@ -70,16 +70,16 @@ struct Centering {
 void norm_grad(const Norm& norm, int64_t index, int64_t piece) {
   with(norm.activation, [&](auto activation) {
     const Norm n = norm;
-    const int64_t next = ahead(n, 4);
+    const int64_t next = ahead(n);
     const Chunk chunk(n, index);
-    each_vector<4>(
+    each_vector(
         n, chunk, piece_of(n, piece),
         [&](const auto& place)
             GW_LAMBDA { return Centering{scaled(n, place), place.of_channel(n.mean_grad), place.of_channel(n.coefficient)}; },
         [&](int64_t at, auto width, const Centering& c) GW_LAMBDA {
-          __builtin_prefetch(n.x + at + next);
-          __builtin_prefetch(n.grad + at + next);
-          __builtin_prefetch(n.grad_x + at + next, 1);
+          prefetch(n.x + at + next);
+          prefetch(n.grad + at + next);
+          prefetch(n.grad_x + at + next);
           const Vec centered = load_some(n.x + at, width) - c.scaled.mean;
           const Vec grad = passed<activation(), Kept::nothing>(n, at, width, centered, c.scaled);
           // A product with 0 would be NaN where x is not finite.

@@ -14,20 +14,20 @@ void norm_moments(const Norm& norm, int64_t index, int64_t piece) {
   Totals totals(chunk);
   double *const first = totals.first, *const second = totals.second;
   bool begun = false;
-  const int64_t next = ahead(n, 8);
+  const int64_t next = ahead(n);
   in_blocks(n, chunk, piece, [&](Range block) {
     const auto count = static_cast<double>(block.last - block.first);
     if (!begun) {
-      sum_vectors<8>(
+      sum_vectors<4>(
           n, chunk, block, a, b, [](const auto&) GW_LAMBDA { return 0; },
           [&](int64_t at, auto width, int, Vec& sum, Vec&) GW_LAMBDA { sum += keep(load_some(n.x + at, width), width); });
       const auto share = static_cast<float>(1 / count);
       for (int64_t i = 0; i < chunk.sums; i += 4) store_four(mean + i, load_four(a + i) * share);
     }
-    sum_vectors<8>(
+    sum_vectors<4>(
         n, chunk, block, a, b, [&](const auto& place) GW_LAMBDA { return place.of_sums(mean); },
         [&](int64_t at, auto width, Vec middle, Vec& sum, Vec& squares) GW_LAMBDA {
-          __builtin_prefetch(n.x + at + next);
+          prefetch(n.x + at + next);
           const Vec from = keep(load_some(n.x + at, width) - middle, width);
           sum += from;
           squares += from * from;
@@ -57,14 +57,14 @@ void norm_apply(const Norm& norm, int64_t index, int64_t piece) {
     // The compiler must take it that a store changes `norm`, and keeps a copy in registers.
     const Norm n = norm;
     const Chunk chunk(n, index);
-    const int64_t next = ahead(n, 4);
+    const int64_t next = ahead(n);
     const auto apply = [&](auto adds) GW_LAMBDA {
-      each_vector<4>(
+      each_vector(
           n, chunk, piece_of(n, piece), [&](const auto& place) GW_LAMBDA { return scaled(n, place); },
           [&](int64_t at, auto width, const Scaled& s) GW_LAMBDA {
-            __builtin_prefetch(n.x + at + next);
-            __builtin_prefetch(n.y + at + next, 1);
-            if constexpr (adds()) __builtin_prefetch(n.residual + at + next);
+            prefetch(n.x + at + next);
+            prefetch(n.y + at + next);
+            if constexpr (adds()) prefetch(n.residual + at + next);
             Vec z = normalised(load_some(n.x + at, width) - s.mean, s);
             if constexpr (adds()) z += load_some(n.residual + at, width);
             store_some(n.y + at, activate<activation()>(z, n.slope), width);

@@ -46,7 +46,7 @@ struct NormSplit {
 NormSplit split_of(const NormShape& shape);
 
 // The most channels of a chunk.
-constexpr int64_t kMostChunk = 256;
+constexpr int64_t kMostChunk = 512;
 // Values that a pass sums in float32 before it goes on, or reads twice: they stay in the L1 cache.
 constexpr int64_t kNormBlock = 8192;
 

@@ -3,6 +3,7 @@
 #pragma once
 #include "kernels/activation-inl.h"
 #include "kernels/norm/norm.h"
+#include "simd/prefetch.h"
 #include "simd/simd.h"
 
 namespace groupwise::GW_TARGET {
@@ -48,11 +49,8 @@ struct Chunk {
   int64_t channel(int64_t vector) const { return first + std::min(vector * kLanes, last); }
 };
 
-// Returns how far ahead of a vector its tensors are prefetched: two tiles of rows, whose order a processor does not foresee (the
-// sums of a backward of 8 samples of 144 channels 56x56 in channels_last, one thread of Zen 5: 1.05 ms, 0.51 with it). What a sweep
-// writes is prefetched as well: a store to a line that is in no cache waits for it, and so do all stores behind it (the forward of
-// 512 channels 28x28 with running statistics, one thread of Zen 3: 1.40 ms, 1.15 with it).
-GW_INLINE int64_t ahead(const Norm& n, int64_t tile) { return n.shape.rows ? 2 * tile * n.shape.channels : 1024; }
+// Returns how many numbers ahead of a vector its tensors are prefetched, see `prefetch`: in the same channels of a later row.
+GW_INLINE int64_t ahead(const Norm& n) { return n.shape.rows ? rows_ahead(n.shape.channels) * n.shape.channels : kAhead; }
 
 // Sums in double, which begin as zeros.
 struct Totals {
@@ -132,15 +130,13 @@ GW_INLINE void in_rows(const Norm& n, const Chunk& chunk, Range values, Make&& m
   }
 }
 
-// Calls f(offset, width, numbers) for every vector of values [first, last), some of them twice. `numbers` is what make(place)
-// returns for the channels of the vector.
-template <int N, class Make, class F>
+// Calls f(offset, width, numbers) for every vector of values [first, last), some of them twice, in the order of memory, which a
+// processor foresees. `numbers` is what make(place) returns for the channels of the vector.
+template <class Make, class F>
 GW_INLINE void each_vector(const Norm& n, const Chunk& chunk, Range values, Make&& make, F&& f) {
-  const int64_t channels = n.shape.channels;
   if (n.shape.rows) {
-    in_rows<N>(n, chunk, values, make, [&](int64_t, int64_t at, auto width, const auto& numbers, auto tile) GW_LAMBDA {
-      unroll<tile()>([&](auto k) GW_LAMBDA { f(at + k * channels, width, numbers); });
-    });
+    in_rows<1>(n, chunk, values, make, [&](int64_t, int64_t at, auto width, const auto& numbers, auto)
+                                           GW_LAMBDA { f(at, width, numbers); });
     return;
   }
   const auto numbers = make(PlanePlace{chunk.first});

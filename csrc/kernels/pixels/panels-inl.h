@@ -2,6 +2,7 @@
 // tensors in place meets a few numbers of each of many pixels, which meet few sets of the L1 cache.
 #pragma once
 #include "kernels/pixels/grad_weight-inl.h"
+#include "simd/prefetch.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -45,6 +46,7 @@ GW_INLINE void copy_panels(const Real* from, const Strides& s, int64_t rows, int
   // All channels of a few pixels are read before those of the next. The few fill cache lines of every panel: panels lie as far apart
   // as pages do, so that the cache would not keep a line of each.
   constexpr int64_t kFew = 4;
+  const int64_t next = std::max(kFew, rows_ahead(s.w)) * s.w;
   for (int64_t r = 0; r < rows; r++)
     for (int64_t x = 0; x < columns; x += kFew) {
       const Real* pixel = from + r * s.h + x * s.w;
@@ -59,7 +61,7 @@ GW_INLINE void copy_panels(const Real* from, const Strides& s, int64_t rows, int
           for (int64_t k = 0; k < count; k++) copy_whole<width()>(panel + k * width(), pixel + k * s.w + first);
         } else {
           unroll<kFew>([&](auto k) GW_LAMBDA { copy_whole<width()>(panel + k * width(), pixel + k * s.w + first); });
-          unroll<kFew>([&](auto k) GW_LAMBDA { __builtin_prefetch(pixel + (kFew + k) * s.w + first); });
+          unroll<kFew>([&](auto k) GW_LAMBDA { prefetch_numbers<width()>(pixel + next + k * s.w + first); });
         }
       });
     }
