@@ -9,6 +9,7 @@
 #include "kernels/block_sum-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/typed.h"
+#include "simd/prefetch.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -128,6 +129,17 @@ GW_INLINE void sum_places(const GradWeight& work, const Reading& h, const Readin
   }
 }
 
+// Prefetches a vector of what the next block of rows reads and this one does not.
+inline void fetch_rows_below(const Reading& h, const Reading& w, int64_t taps, const Real* x, const Real* go) {
+  const int64_t row = h.x / h.stride, pixel = w.x / w.stride;
+  x += ((h.count - 1) * h.stride + (taps - 1) * h.dilation + 1) * row;
+  for (int64_t r = 0; r < h.count * h.stride; r++)
+    for (int64_t p = 0; p < w.count * w.stride; p++) prefetch(x + r * row + p * pixel);
+  go += h.count * h.go;
+  for (int64_t r = 0; r < h.count; r++)
+    for (int64_t p = 0; p < w.count; p++) prefetch(go + r * h.go + p * w.go);
+}
+
 // Runs tasks [begin, end), each of which sums a block of output channels over one part of the samples and positions.
 void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l, int64_t begin, int64_t end, Real* scratch,
                         Real* parts) {
@@ -192,6 +204,7 @@ void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l,
           const int64_t first = channel + runs.first(v);
           const Real* from = x + first / p.out_channels * p.in_channels;
           Real* sums = scratch + v * packed.vector;
+          if (l.ahead && v % kVectorsALine == 0) fetch_rows_below(h, w, p.h.kernel, from, go + first);
           if constexpr (Lanes::kChannels > 0) {
             sum_places<Lanes, Lanes::kChannels>(work, h, w, from, go + first, packed, sums);
           } else {

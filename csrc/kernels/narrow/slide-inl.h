@@ -110,9 +110,10 @@ GW_NOINLINE void slide(const Slide& s, const Real* x, Real* y, uint32_t some, co
   const int64_t from = std::min(steps, std::max<int64_t>(kOlder, ceil_div(low, S)));
   const int64_t to = std::max(from, std::min(S == 1 ? steps : count, high / S));
   const uint32_t there = All ? ~0u : some;
-  const bool clamps = s.clamp.bounds(), ahead = s.ahead;
+  const bool clamps = s.clamp.bounds();
   Vec factor[9], sum[kSums];
-  for (; vectors > 0; vectors--, x += Lanes::kStep, y += kLanes, w += s.w_vector, bias += s.bias_vector) {
+  for (int64_t v = 0; v < vectors; v++, x += Lanes::kStep, y += kLanes, w += s.w_vector, bias += s.bias_vector) {
+    const bool ahead = s.ahead && v % kVectorsALine == 0;
     load_factors(w, s.w_row, s.w_column, factor, std::make_integer_sequence<int, 9>{});
     fill(load(bias), sum, sums);
     for (int64_t m = 0; m < steps; m++) {

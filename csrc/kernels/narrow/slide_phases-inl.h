@@ -39,10 +39,11 @@ GW_NOINLINE void slide_phases(const Slide& s, const Real* x, const SlidePhase& s
   // Between these every column exists and ends an output of both phases.
   const int64_t from = std::max(begin, std::min(end, std::max({s.first, single.low, pair.low + 1})));
   const int64_t to = std::max(from, std::min({end, s.last, single.low + single.count, pair.low + pair.count + 1}));
-  const bool clamps = s.clamp.bounds(), ahead = s.ahead;
+  const bool clamps = s.clamp.bounds();
   Vec factor[3 * K], sum[3 * R];
   for (int64_t v = 0; v < vectors; v++, x += kLanes, bias += s.bias_vector) {
     load_factors_of(w, v * s.w_vector, s.w_row, factor, std::make_integer_sequence<int, 3 * K>{});
+    const bool ahead = s.ahead && v % kVectorsALine == 0;
     Real* const y_single = single.y + v * kLanes;
     Real* const y_pair = pair.y + v * kLanes;
     fill(load(bias), sum, sums);

@@ -81,9 +81,9 @@ GW_NOINLINE void slide_sums(const Slide& s, const Bands& bands, const Real* x, c
   const int64_t low = s.first, high = s.last, steps = count + kOlder;
   const int64_t from = std::min(steps, std::max<int64_t>(kOlder, ceil_div(low, S)));
   const int64_t to = std::max(from, std::min(count, high / S));
-  const bool ahead = s.ahead;
   Vec sum[9], out[(kOlder + 1) * R];
-  for (; vectors > 0; vectors--, x += Lanes::kStep, go += kLanes, sums += s.w_vector, totals += kLanes) {
+  for (int64_t v = 0; v < vectors; v++, x += Lanes::kStep, go += kLanes, sums += s.w_vector, totals += kLanes) {
+    const bool ahead = s.ahead && v % kVectorsALine == 0;
     // The totals add runs too, as long as those of the sums.
     Vec all = Vec{};
     const auto end_run = [&] {
