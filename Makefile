@@ -138,9 +138,13 @@ wheel-test:
 clean:
 	rm -rf $(VENV) .cache build dist docs/rendered site $(REPORT)
 
-# Made whole or not at all: a venv left half-made by an error would fail for ever after.
+# Made whole or not at all: a venv left half-made by an error would fail for ever after. One that make did not begin is its user's.
 $(VENV)/venv.stamp:
+	@test ! -e $(VENV) || test -e $(VENV)/begun.stamp || \
+	  { echo "$(VENV) is there, and make did not make it: rename it, or name another place, as in make VENV=.venv-make"; exit 1; }
 	rm -rf $(VENV)
+	mkdir -p $(VENV)
+	touch $(VENV)/begun.stamp
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 

@@ -198,6 +198,7 @@ def one_storage() -> nn.Module:
         (lambda: nn.Sequential(nn.Conv2d(4, 6, 1)), {"0": True}, "groups=True must divide"),
         (lambda: nn.Sequential(nn.Conv2d(4, 6, 1)), {"1": 2}, "no such layer; did you mean 0"),
         (lambda: nn.Conv2d(4, 6, 1), {"x": 2}, "no such layer"),
+        (lambda: nn.Sequential(nn.Conv2d(4, 6, 1)), {0: 2}, "names of layers are strings, and this is a int; write '0'"),
         (lambda: nn.Sequential(nn.Conv2d(4, 6, 1), nn.ReLU()), {"nope": 2}, "no such layer; its convolutions: 0"),
         (lambda: nn.Sequential(*[nn.Conv2d(4, 4, 1)] * 8), {"nope": 2}, "its convolutions: 0, 1, 2, 3, 4, 5, ..."),
     ],

@@ -10,6 +10,7 @@ import torch
 
 from commands import run, write_net
 from groupwise.choose.measure import run as measured
+from groupwise.cli.output import deliver
 
 TARGET = ["groupwise.examples.mnist:MnistNet", "--input-shape", "2,1,28,28"]
 LAYER = "blocks.1.conv2"
@@ -24,7 +25,8 @@ def test_from_a_sweep_to_a_saved_model(capsys, tmp_path):
     status, out, _ = run(capsys, "sweep", *TARGET, *sweep, "--format", "csv")
     assert status == 0
     assert [line.split(",")[:2] for line in out.splitlines()[1:]] == [[LAYER, "1"], [LAYER, "4"]]
-    assert run(capsys, "choose", *TARGET, *sweep, "--parameters", "137000", "-o", str(choice))[0] == 0
+    status, _, said = run(capsys, "choose", *TARGET, *sweep, "--parameters", "137000", "-o", str(choice))
+    assert (status, "1 layer changes: " in said) == (0, True)
     assert json.loads(choice.read_text())["layers"] == {LAYER: 4}
     for kind, said in (("csv", f"layer,groups,gather\n{LAYER},4,False\n"), ("markdown", f"| {LAYER} | 4 | False |\n")):
         status, out, _ = run(capsys, "choose", *TARGET, *sweep, "--parameters", "137000", "--format", kind)
@@ -176,3 +178,17 @@ def test_a_model_without_convolutions(capsys, tmp_path):
         status, out, said = run(capsys, command[0], f"{net}:Net", "--input-shape", "1,3,2,2", *command[1:])
         assert (status, out) == (2, "")
         assert "Net runs no convolution, so it has no groups to choose" in said
+
+
+@pytest.mark.parametrize("where", [(), ("facts",)])
+def test_a_file_of_times_of_a_busy_machine_is_not_written_in_silence(where, capsys, tmp_path):
+    class Made:
+        def __init__(self, busy):
+            self.facts = {"interference": {"busy": busy, "fraction": 0.65}}
+
+        def to_dict(self):
+            return {name: self.facts for name in where} or self.facts
+
+    for busy in (True, False):
+        deliver(Made(busy), "json", str(tmp_path / "made.json"))
+        assert ("other processes took 65 %" in capsys.readouterr().err) == busy

@@ -324,10 +324,15 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert main([*words, "--output", str(target)]) == 0
     assert "groups=2&" in target.read_text(encoding="utf-8")
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
     assert main(words) == 0
     assert opened[0].startswith("file://")
     assert opened[0].removeprefix("file://") in capsys.readouterr().err
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or False)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "no browser was found" in said
+    assert f"written to {opened[1].removeprefix('file://')}" in said
     assert main(["explore", "8", "4", "--groups", "3"]) == 2
     assert "valid groups: 1, 2, 4" in capsys.readouterr().err
 

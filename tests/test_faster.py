@@ -46,6 +46,12 @@ def test_a_gain_is_told_of_only_if_it_was_measured(optimized_ms, faster_in, gain
     assert all(("no gain was measured" in one) != gains for one in said)
 
 
+def test_both_dtypes_are_told_where_they_differ():
+    assert text.measured(made(1.0, 5).to_dict()).endswith("threads, float32")
+    low = text.measured(made(1.0, 5, dtype="bfloat16").to_dict())
+    assert low.endswith("threads, the model in float32, the optimized network in bfloat16")
+
+
 @pytest.mark.parametrize(
     ("labels", "told"),
     [

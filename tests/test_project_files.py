@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import subprocess
 
 import groupwise
 
@@ -40,3 +41,23 @@ def test_the_extras_in_the_docs_are_there():
     for page in pages:
         for names in re.findall(r'(?:groupwise|install "\.)\[([a-z,]+)\]', page.read_text(encoding="utf-8")):
             assert set(names.split(",")) <= known, page.name
+
+
+def test_make_leaves_an_environment_alone_that_it_did_not_make(tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "lib").mkdir(parents=True)
+    made = subprocess.run(
+        ["make", "--silent", f"VENV={mine}", f"{mine}/venv.stamp"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert made.returncode != 0
+    assert "make did not make it" in made.stdout
+    assert (mine / "lib").is_dir()
+    # One that it began and did not end is made anew.
+    (mine / "begun.stamp").touch()
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    subprocess.run(
+        ["make", "--silent", f"PYTHON={python}", f"VENV={mine}", f"{mine}/venv.stamp"], cwd=ROOT, check=True
+    )
+    assert sorted(path.name for path in mine.iterdir()) == ["begun.stamp", "venv.stamp"]

@@ -130,7 +130,7 @@ def test_kernels_that_there_was_no_time_to_measure_are_told(monkeypatch, own_cac
     net = train_choose.for_training(small(), (image(4, 3, 8, 8),), {}, 1e-9, None)
     assert net.plan.kernels == {}
     assert net.plan.unmeasured > 0
-    assert "tune=True measures all" in str(net.plan)
+    assert "tune=True, or --tune, measures all" in str(net.plan)
     assert groupwise.kernels.tuning.saved().seconds == {}
 
 

@@ -37,13 +37,13 @@ class Network(nn.Module):
             elif kind in ("norm", "norm_act"):
                 part = self._norm(draw, channels)
             elif kind == "act":
-                part = draw.choice(ACTS)()
+                part = draw.choice([*ACTS, nn.GELU])()
             elif kind == "cat":
                 part = nn.Conv2d(2 * channels, channels, 1)
             else:
                 part = Squeeze(channels) if kind == "squeeze" else nn.Identity()
             if kind == "norm_act":
-                act = draw.choice(ACTS)()
+                act = draw.choice([*ACTS, nn.GELU])()
                 # Only an activation whose backward needs its output may write over its input.
                 if isinstance(act, nn.ReLU | nn.ReLU6 | nn.SiLU | nn.Hardswish):
                     act.inplace = draw.random() < 0.5

@@ -19,6 +19,12 @@ GW_INLINE void prefetch_numbers(const Real* p) {
   unroll<(N + kLine - 1) / kLine>([&](auto i) GW_LAMBDA { prefetch(p + i * kLine); });
 }
 
+// Prefetches `count` numbers of each of `planes` planes, which are `step` numbers apart.
+inline void prefetch_planes(const Real* p, int64_t step, int64_t planes, int64_t count) {
+  for (int64_t plane = 0; plane < planes; plane++)
+    for (int64_t i = 0; i < count; i += kLine) prefetch(p + plane * step + i);
+}
+
 // How many numbers ahead: enough to compute until a line comes from memory, and few enough to stay in L2.
 constexpr int64_t kAhead = 8192 / sizeof(Real);
 // Returns how many rows of `length` numbers are about as many, at least one.

@@ -1,6 +1,7 @@
-// What operators share that PyTorch's operators differentiate where a gradient is wanted, and whose own kernels know none.
+// What operators share: those that PyTorch's operators differentiate where a gradient is wanted, and those that know their own.
 #pragma once
 
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -27,6 +28,12 @@ inline void check_no_gradient(const char* name, std::initializer_list<std::optio
 template <class F>
 auto operator_named(const char* name, const char* overload) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<F>();
+}
+
+// Tells whether nothing else holds a gradient that a node of the graph was given, nor its memory.
+inline bool is_spent(const at::Tensor& grad) {
+  return !at::GradMode::is_enabled() && grad.use_count() == 1 && !at::isTensorSubclassLike(grad) && !grad.is_neg() &&
+         grad.storage().use_count() == 1 && grad.storage().resizable();
 }
 
 // Counts a write below autograd, as PyTorch's own operators do.

@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "kernels/norm/norm.h"
+#include "torch/autograd.h"
 #include "torch/norm.h"
 #include "torch/pool.h"
 
@@ -141,12 +142,6 @@ Grads call_backward(const Tensor& grad, const Tensor& x, const OptionalTensor& w
 }
 
 OptionalTensor some(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
-
-// Tells whether nothing else holds a gradient that a node of the graph was given, nor its memory.
-bool is_spent(const Tensor& grad) {
-  return !at::GradMode::is_enabled() && grad.use_count() == 1 && !at::isTensorSubclassLike(grad) && !grad.is_neg() &&
-         grad.storage().use_count() == 1 && grad.storage().resizable();
-}
 
 bool needs_grad(const OptionalTensor& t) { return t && t->defined() && t->requires_grad(); }
 

@@ -22,8 +22,7 @@ struct GemmRun {
   const Real* added;  // as far apart as the outputs, which it may be; or null
   Real* y;
   int64_t y_pixel;
-  int64_t ahead;  // pixels ahead of a tile whose inputs and outputs are prefetched, or 0
-  bool fresh;     // no panel before this one has read the inputs
+  int64_t x_ahead, y_ahead;  // how many pixels ahead of a tile inputs and outputs are prefetched, or 0
 };
 
 template <int PX, int OV>
@@ -39,9 +38,18 @@ GW_NOINLINE void gemm_run(const GemmRun& r, const Clamp* clamp) {
     // x86 addresses have a base and one step times 1, 2 or 4, so a base reaches three pixels.
     const Real* base[kBases];
     unroll<kBases>([&](auto b) GW_LAMBDA { base[b] = x + 3 * b * step; });
+    if (r.y_ahead > 0) {
+      const int64_t next = r.y_ahead * r.y_pixel;
+      unroll<PX>([&](auto p) GW_LAMBDA { prefetch_numbers<OV * kLanes>(y + next + p * r.y_pixel); });
+      if (added) unroll<PX>([&](auto p) GW_LAMBDA { prefetch_numbers<OV * kLanes>(added + next + p * r.y_pixel); });
+    }
     const Real* weight = r.weight;
     const Real* const end = weight + r.channels * OV * kLanes;
-    const auto products = [&](const Real* last) GW_LAMBDA {
+    // Where inputs are prefetched, a line of each pixel is asked for at a time, and its products come between.
+    const int64_t part = r.x_ahead > 0 ? kLine * OV * kLanes : end - weight;
+    while (weight != end) {
+      if (r.x_ahead > 0) unroll<PX>([&](auto p) GW_LAMBDA { prefetch(base[p / 3] + (p % 3 + r.x_ahead) * step); });
+      const Real* const last = weight + std::min<int64_t>(part, end - weight);
       for (; weight != last; weight += OV * kLanes) {
         Vec factor[OV];
         unroll<OV>([&](auto v) GW_LAMBDA {
@@ -54,17 +62,7 @@ GW_NOINLINE void gemm_run(const GemmRun& r, const Clamp* clamp) {
         });
         unroll<kBases>([&](auto b) GW_LAMBDA { base[b]++; });
       }
-    };
-    if (r.ahead > 0) {
-      unroll<PX>([&](auto p) GW_LAMBDA { prefetch_numbers<OV * kLanes>(y + (r.ahead + p) * r.y_pixel); });
-      // A line of each pixel is asked for at a time, and its products come between.
-      while (r.fresh && end - weight > kLine * OV * kLanes) {
-        unroll<PX>([&](auto p) GW_LAMBDA { prefetch(base[p / 3] + p % 3 * step + r.ahead * step); });
-        products(weight + kLine * OV * kLanes);
-      }
-      if (r.fresh) unroll<PX>([&](auto p) GW_LAMBDA { prefetch(base[p / 3] + p % 3 * step + r.ahead * step); });
     }
-    products(end);
     if (added) {
       unroll<kSums>([&](auto i) GW_LAMBDA { sum[i] += load(added + i / OV * r.y_pixel + i % OV * kLanes); });
       added += PX * r.y_pixel;
@@ -100,16 +98,16 @@ struct GemmRow {
   const Real* bias;
   const Real* residual;  // what is added beside the bias, as far apart as the outputs, or null
   const Clamp* clamp;    // or null
-  bool far;              // the tensors do not stay in the L2 cache
-  bool fresh;            // no panel before this one has read the inputs
+  // Whether inputs come and outputs go beyond the L2 cache, so that they are prefetched.
+  bool x_far, y_far;
 };
 
 // Computes tiles of `pixels` pixels that follow each other, whose outputs fill the vectors. Sums of a run are added to those before,
 // which are in the outputs.
 inline void gemm_tiles(const GemmRow& t, int64_t tiles, int64_t pixels) {
   static constexpr Real kZeros[(kPanelVectors + 1) * kLanes] = {};
-  const int64_t ahead = t.far ? pixels * rows_ahead(pixels * t.x_pixel) : 0;
-  GemmRun r{tiles, t.x, t.x_pixel, t.weight, 0, t.bias, t.residual, t.y, t.y_pixel, ahead, t.fresh};
+  const int64_t ahead = pixels * rows_ahead(pixels * t.x_pixel);
+  GemmRun r{tiles, t.x, t.x_pixel, t.weight, 0, t.bias, t.residual, t.y, t.y_pixel, t.x_far ? ahead : 0, t.y_far ? ahead : 0};
   for (int64_t from = 0; from < t.channels; from += t.run) {
     r.channels = std::min(t.run, t.channels - from);
     gemm_run_of(r, t.vectors, pixels, from + t.run < t.channels ? nullptr : t.clamp);
@@ -117,6 +115,7 @@ inline void gemm_tiles(const GemmRow& t, int64_t tiles, int64_t pixels) {
     r.weight += r.channels * t.vectors * kLanes;
     r.start = kZeros;
     r.added = t.y;
+    r.y_ahead = 0;
   }
 }
 
@@ -128,8 +127,12 @@ GW_NOINLINE void gemm_part_tiles(GemmRow t, int64_t outputs, int64_t tiles, int6
   const Real* residual = t.residual;
   t.y = buffer;
   t.y_pixel = width;
+  const int64_t ahead = t.y_far ? pixels * rows_ahead(pixels * t.x_pixel) : 0;
+  t.y_far = false;
   if (residual) t.residual = buffer;
   for (int64_t tile = 0; tile < tiles; tile++) {
+    for (int64_t p = 0; p < pixels && ahead > 0; p++)
+      for (int64_t i = 0; i < outputs; i += kLine) prefetch(y + (ahead + p) * y_pixel + i);
     for (int64_t p = 0; p < pixels && residual; p++) copy(buffer + p * width, residual + p * y_pixel, outputs);
     gemm_tiles(t, 1, pixels);
     for (int64_t p = 0; p < pixels; p++) copy(y + p * y_pixel, buffer + p * width, outputs);
@@ -171,7 +174,7 @@ void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, in
   t.y_pixel = ys.w;
   t.channels = c.in_channels;
   t.run = even_run(c.in_channels, c.longest_run);
-  t.far = l.far;
+  t.y_far = l.far;
   t.clamp = in_store && clamp.bounds() ? &clamp : nullptr;
   for (int64_t task = begin; task < end; task++) {
     const int64_t group = task % c.groups, block = task / c.groups % blocks, part = task / (c.groups * blocks);
@@ -186,7 +189,8 @@ void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, in
       const int64_t most = gemm_pixels(kLanes, panel.vectors), tiles = ceil_div(columns, most);
       t.weight = packed + group * l.weight_floats + panel.first * c.in_channels;
       t.vectors = panel.vectors;
-      t.fresh = number == 0;
+      // A panel before this one has read the inputs.
+      t.x_far = l.far && number == 0;
       const int64_t width = panel.vectors * kLanes, outputs = std::min(width, c.out_channels - panel.first);
       alignas(Vec) Real bias[(kPanelVectors + 1) * kLanes] = {};
       if (c.bias) copy(bias, c.bias + group * c.out_channels + panel.first, outputs);

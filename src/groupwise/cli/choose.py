@@ -36,7 +36,10 @@ def run_choose(options: argparse.Namespace) -> None:
     if len(given) != 1:
         raise GroupwiseError("give one budget: --budget-ms, --macs or --parameters")
     with _swept(options, given) as (made, _):
-        _deliver(made.choose(**given), kind, options.output)
+        chosen = made.choose(**given)
+        _deliver(chosen, kind, options.output)
+        if options.output:
+            say(chosen.summary())
 
 
 def run_regroup(options: argparse.Namespace) -> None:

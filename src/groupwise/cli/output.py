@@ -8,10 +8,11 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import methodcaller
 from typing import Any
 
+from groupwise.draw.text.busy import warning
 from groupwise.errors import GroupwiseError
 from groupwise.explanation import Explanation
 from groupwise.spec.legible import legible
@@ -94,8 +95,20 @@ def write(document: str, output: str | None) -> None:
 
 
 def deliver(made: Any, kind: str, output: str | None) -> None:
-    """Writes a result in the format `kind`, one of `WRITERS`, to the file `output` or to stdout."""
+    """Writes a result in the format `kind`, one of `WRITERS`, to the file `output` or to stdout.
+
+    Says so if its times were measured on a busy machine, unless what it prints begins with that.
+    """
+    if output or kind != "text":
+        tell_if_busy(made.to_dict())
     write(WRITERS[kind](made), output)
+
+
+def tell_if_busy(facts: Mapping[str, Any]) -> None:
+    """Says so where the times of a result were measured on a busy machine."""
+    found = facts.get("interference") or facts.get("facts", {}).get("interference")
+    for sentence in warning(found, "its times are not to be trusted"):
+        say(sentence)
 
 
 def emit(explanation: Explanation, kind: str, view: str, output: str | None) -> None:

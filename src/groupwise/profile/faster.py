@@ -57,6 +57,8 @@ class Comparison(Printed):
     """Whether it is a training step: outputs, a loss and all gradients."""
     dtype: str = "float32"
     """What the layers of the network compute in."""
+    model_dtype: str = "float32"
+    """What the model computes in."""
     layers: tuple[LayerTimes, ...] = ()
     """The layers one by one, if you asked for them."""
     interference: Interference = UNKNOWN
@@ -144,6 +146,7 @@ def compare(
         labels=_labels(outputs[0][1], outputs[2][1]),
         train=train,
         dtype=str(_computed(network) or _dtype(outputs[0][1])).removeprefix("torch."),
+        model_dtype=_dtype(outputs[0][1]),
         layers=times,
         interference=interference,
     )

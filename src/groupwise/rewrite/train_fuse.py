@@ -38,6 +38,8 @@ class Notes:
     """The batch normalisations that stay as they are, and why."""
     squeezed: tuple[str, ...] = ()
     """The first layers of the squeeze and excitations that are one operator."""
+    gelus: tuple[str, ...] = ()
+    """The GELUs that are one sweep forward and one backward: modules, or the nodes in the graph."""
 
 
 def fuse_training(graph_module: GraphModule) -> tuple[GraphModule, Notes]:

@@ -76,6 +76,8 @@ class TrainingPlan(Printed):
     kept_mib: tuple[float, float] | None = None
     """What a forward of the example keeps for its backward beside parameters and arguments, here and in PyTorch, in
     MiB: so many times what two samples keep. None if that was not measured."""
+    gelus: tuple[str, ...] = ()
+    """The GELUs that are one sweep forward and one backward: modules, or the nodes in the graph."""
 
     def __str__(self) -> str:
         activations = sum(it.activation != "none" for it in self.fused)
@@ -90,12 +92,14 @@ class TrainingPlan(Printed):
         if self.fused:
             rows = [(legible(it.name), it.activation, legible(it.residual)) for it in self.fused]
             found += ["", *text.rows([("batch norm", "activation", "sum with"), *rows], left=(0, 1, 2))]
-        elif not self.squeezed:
+        elif not self.squeezed and not self.gelus:
             whole = "no batch norm is fused" if self.left else "nothing to fuse: the network computes as the model does"
             found += ["", whole]
         if self.squeezed:
             names = ", ".join(map(legible, self.squeezed))
             found += ["", f"squeeze and excitations that are one operator, by their first layers: {names}"]
+        if self.gelus:
+            found += ["", f"GELUs that are one sweep each way: {', '.join(map(legible, self.gelus))}"]
         if self.kernels:
             found += ["", "kernels of the convolutions and linear layers, as measured:"]
             for direction, counts in self.kernels.items():
@@ -104,7 +108,7 @@ class TrainingPlan(Printed):
             found += [
                 "",
                 f"not measured for want of time: {self.unmeasured} of {self.passes} passes (forward and gradients of "
-                "layers); tune=True measures all",
+                "layers); tune=True, or --tune, measures all",
             ]
         if self.left:
             found += ["", "left as they are:"]
@@ -178,6 +182,7 @@ class Trainable(torch.nn.Module):
             kernels.passes,
             timings.samples,
             timings.kept_mib,
+            notes.gelus,
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

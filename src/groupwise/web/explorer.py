@@ -76,13 +76,20 @@ class Explorer(Printed):
         return deliver(page(self.fragment), path)
 
     def open(self) -> pathlib.Path:
-        """Writes the page to a temporary file, opens it in the browser, and returns the file's path."""
+        """Writes the page to a temporary file, opens it in the browser, and returns the file's path.
+
+        Raises `GroupwiseError`, which names the file, where no browser opens.
+        """
         import tempfile
         import webbrowser
 
         target = pathlib.Path(tempfile.mkdtemp(prefix="groupwise-")) / "explorer.html"
         self.to_html(target)
-        webbrowser.open(target.as_uri())
+        if not webbrowser.open(target.as_uri()):
+            raise GroupwiseError(
+                f"no browser was found to open the page; it is written to {target}, or write it where you like: "
+                "groupwise explore -o explorer.html"
+            )
         return target
 
     def _repr_html_(self) -> str:

@@ -41,19 +41,22 @@ class Grouping(Printed, Tabular):
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Where it was measured, and what `risk` is."""
 
-    def __str__(self) -> str:
+    def summary(self) -> str:
+        """Returns a sentence: how many layers change, and what the network is expected to take and lose."""
         measured = "" if self.measured_ms is None else f", measured {self.measured_ms:.3g} ms"
         layers = f"{phrases.plural(len(self.groups), 'layer')} change{'s' if len(self.groups) == 1 else ''}"
-        head = (
+        return (
             f"{layers}: {self.ms:.3g} ms expected{measured}, "
             f"{numbers.count(self.macs)} MACs, {numbers.count(self.parameters)} parameters of convolutions, "
-            f"{self.facts.get('risk', 'risk')} {self.risk:.3g}"
+            f"{self.facts.get('risk', 'risk')} {self.risk:.3g} (the sum of the layers')"
         )
+
+    def __str__(self) -> str:
         rows = [("layer", "groups")]
         for name, value in self.groups.items():
             rows.append((legible(name), f"{value}, gathered" if name in self.gather else str(value)))
         first = busy.paragraph(self.facts.get("interference"))
-        return "\n".join([*first, *text.wrap(head), *(["", *text.rows(rows)] if self.groups else [])])
+        return "\n".join([*first, *text.wrap(self.summary()), *(["", *text.rows(rows)] if self.groups else [])])
 
     def columns(self) -> tuple[list[str], list[list[Any]]]:
         """Returns the column names, and a row for each layer that changes: its groups, and whether it gathers."""

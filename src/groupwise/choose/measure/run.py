@@ -187,6 +187,10 @@ class _Judge:
         return loss - self.loss, error
 
 
+def _divides(layer: Any, groups: Sequence[int]) -> bool:
+    return not set(groups).isdisjoint(valid_groups(layer.in_channels, layer.out_channels))
+
+
 def _candidates(
     model: nn.Module, names: Sequence[str], work: Mapping[str, int], groups: Sequence[int] | None, gather: bool
 ) -> tuple[dict[str, list[int]], dict[str, str], dict[str, Freedom]]:
@@ -200,6 +204,12 @@ def _candidates(
     # The layers of most work come first: where two exclude each other, the first one becomes grouped.
     by_work = sorted(layers, key=lambda name: -work[name])
     lossy = [name for name in by_work if layers[name].groups < min(layers[name].in_channels, layers[name].out_channels)]
+    if groups and layers and not any(_divides(layer, groups) for layer in layers.values()):
+        common = set.intersection(*(set(valid_groups(it.in_channels, it.out_channels)) for it in layers.values()))
+        raise GroupwiseError(
+            f"groups={list_some(list(groups))} divides the channels of no layer; valid for all layers: "
+            f"{list_some(sorted(common))}"
+        )
     values, exact = {}, {}
     for name, layer in layers.items():
         valid = valid_groups(layer.in_channels, layer.out_channels)

@@ -66,7 +66,10 @@ def outputs(made: dict[str, Any]) -> str:
 def measured(made: dict[str, Any]) -> str:
     """How the times were taken."""
     runs = f"median of {phrases.plural(made['repeats'], 'run')} in turn"
-    return f"{runs}, {phrases.plural(made['threads'], 'thread')}, {made['dtype']}"
+    dtype = made["dtype"]
+    if made["model_dtype"] != dtype:
+        dtype = f"the model in {made['model_dtype']}, the optimized network in {dtype}"
+    return f"{runs}, {phrases.plural(made['threads'], 'thread')}, {dtype}"
 
 
 def layer_cells(layer: dict[str, Any]) -> tuple[str, ...]:

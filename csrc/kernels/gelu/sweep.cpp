@@ -1,0 +1,1 @@
+#include "kernels/gelu/sweep-inl.h"
