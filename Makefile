@@ -36,7 +36,7 @@ WHEEL_PIP := build/wheel/env/bin/python -m pip install --quiet --disable-pip-ver
 # What a wheel takes from the torch beside it.
 OF_TORCH := --exclude libtorch_cpu.so --exclude libc10.so
 
-.PHONY: demo test style fuzz core core-library core-in-use core-aarch64 fuzz-core bench docs dist wheel wheel-test clean
+.PHONY: demo test style fuzz core core-library core-in-use core-aarch64 fuzz-core bench docs dist wheel wheel-test clean made-by-make
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -135,13 +135,16 @@ wheel-test:
 	build/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps dist/*-none-any.whl
 	cd build/wheel-test && bin/groupwise explain 8 4 --groups 4 > /dev/null && ! bin/groupwise doctor
 
-clean:
+clean: $(if $(wildcard $(VENV)),made-by-make)
 	rm -rf $(VENV) .cache build dist docs/rendered site $(REPORT)
 
-# Made whole or not at all: a venv left half-made by an error would fail for ever after. One that make did not begin is its user's.
-$(VENV)/venv.stamp:
-	@test ! -e $(VENV) || test -e $(VENV)/begun.stamp || \
-	  { echo "$(VENV) is there, and make did not make it: rename it, or name another place, as in make VENV=.venv-make"; exit 1; }
+# An environment that make did not begin is its user's.
+made-by-make:
+	@test -e $(VENV)/begun.stamp || test -e $(VENV)/venv.stamp || { echo "$(VENV) is there, and make did not make it: rename it," \
+	  "or name another place, as in make VENV=.venv-make" >&2; exit 1; }
+
+# Made whole or not at all: a venv left half-made by an error would fail for ever after.
+$(VENV)/venv.stamp: | $(if $(wildcard $(VENV)),made-by-make)
 	rm -rf $(VENV)
 	mkdir -p $(VENV)
 	touch $(VENV)/begun.stamp

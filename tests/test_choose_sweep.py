@@ -184,7 +184,10 @@ def test_a_sweep_of_training_and_of_choices_as_whole_networks():
         ({"groups": [0]}, "groups=0"),
         ({"groups": 3}, r"groups=3 is a int; give a list, such as groups=\[2, 4\]"),
         ({"groups": "24"}, "groups='24' is a str"),
-        ({"groups": [13, 17]}, "groups=13, 17 divides the channels of no layer; valid for all layers: 1"),
+        (
+            {"groups": [13, 17]},
+            r"groups=\[13, 17\]: none of them divides the channels of a layer; values that divide those of one: [2-9]",
+        ),
         ({"budget": 3}, "budget=3 is a int; give a mapping of one of budget_ms, macs, params"),
         ({"budget": {"ms": 3}}, "has 'ms'; a budget is one of budget_ms, macs, params"),
         ({"budget": {3: 3}}, "has 3; a budget is one of"),

@@ -187,7 +187,7 @@ def test_a_file_of_times_of_a_busy_machine_is_not_written_in_silence(where, caps
             self.facts = {"interference": {"busy": busy, "fraction": 0.65}}
 
         def to_dict(self):
-            return {name: self.facts for name in where} or self.facts
+            return dict.fromkeys(where, self.facts) or self.facts
 
     for busy in (True, False):
         deliver(Made(busy), "json", str(tmp_path / "made.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shutil
 import subprocess
 
 import groupwise
@@ -47,17 +48,24 @@ def test_make_leaves_an_environment_alone_that_it_did_not_make(tmp_path):
     mine = tmp_path / "mine"
     (mine / "lib").mkdir(parents=True)
     made = subprocess.run(
-        ["make", "--silent", f"VENV={mine}", f"{mine}/venv.stamp"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["make", "--silent", f"VENV={mine}", f"{mine}/venv.stamp"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert made.returncode != 0
-    assert "make did not make it" in made.stdout
+    assert "make did not make it" in made.stderr
+    assert (mine / "lib").is_dir()
+    # Not in the checkout, which a guard that fails would leave empty.
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    cleaned = subprocess.run(["make", f"VENV={mine}", "clean"], cwd=tmp_path, capture_output=True, check=False)
+    assert cleaned.returncode != 0
     assert (mine / "lib").is_dir()
     # One that it began and did not end is made anew.
     (mine / "begun.stamp").touch()
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 0\n")
     python.chmod(0o755)
-    subprocess.run(
-        ["make", "--silent", f"PYTHON={python}", f"VENV={mine}", f"{mine}/venv.stamp"], cwd=ROOT, check=True
-    )
+    subprocess.run(["make", "--silent", f"PYTHON={python}", f"VENV={mine}", f"{mine}/venv.stamp"], cwd=ROOT, check=True)
     assert sorted(path.name for path in mine.iterdir()) == ["begun.stamp", "venv.stamp"]

@@ -56,36 +56,19 @@ GW_INLINE Vec hyperbolic_tangent(Vec x) {
   return size < broadcast(0.625f) ? near : float_of(bits_of(far) | sign);
 }
 
-// Returns e**(-x**2 / 2), which is sqrt(2 pi) times the density of a normal deviate.
-GW_INLINE Vec bell(Vec x) { return exponential(x * x * broadcast(-0.5f)); }
-
-// Returns the probability that a normal deviate is below x, of which `b` is the bell. That of the tail is b times a polynomial of
+// Returns x times the probability that a normal deviate is below it. That of the tail is e**(-x**2 / 2) times a polynomial of
 // 1 / (1 + 0.35 |x|), so that it does not cancel; near 0, an odd polynomial of x rounds less.
-GW_INLINE Vec normal_probability(Vec x, Vec b) {
+GW_INLINE Vec gelu(Vec x) {
   const Vec square = x * x, size = float_of(bits_of(x) & 0x7fffffff);
   const Vec near = broadcast(0.5f) + x * polynomial(square, {0.3989422917366028f, -0.0664902999997139f, 0.009972365573048592f,
                                                              -0.0011813320452347398f, 0.00010298217966919765f});
   const Vec t = broadcast(1.0f) / (broadcast(1.0f) + size * broadcast(0.35f));
-  const Vec tail = b *
+  const Vec tail = exponential(square * broadcast(-0.5f)) *
                    (t * polynomial(t, {0.139621302485466f, 0.13986355066299438f, 0.11982106417417526f, 0.10555345565080643f,
                                        -0.02321472205221653f, 0.1593232899904251f, -0.25584226846694946f, 0.1440325528383255f,
                                        -0.029158229008316994f}));
   const Vec far = x < Vec{} ? tail : broadcast(1.0f) - tail;
-  return size < broadcast(0.7f) ? near : far;
-}
-
-GW_INLINE Vec gelu(Vec x) { return x * normal_probability(x, bell(x)); }
-
-// Returns the derivative of GELU, or of its approximation by tanh.
-template <Activation A>
-GW_INLINE Vec slope_of(Vec x) {
-  if constexpr (A == Activation::gelu_tanh) {
-    // y = x s(u), where s is the logistic function, u is as in `activate`, and s' is s (1 - s).
-    const Vec square = x * x, s = logistic((x + x * square * 0.044715f) * 1.5957691216f);
-    return s + x * s * (broadcast(1.0f) - s) * (broadcast(1.5957691216f) + square * 0.2140644488f);
-  }
-  const Vec b = bell(x);
-  return normal_probability(x, b) + x * b * 0.3989422804f;
+  return x * (size < broadcast(0.7f) ? near : far);
 }
 
 // Returns the activation of z. `first` and `second` are its numbers.

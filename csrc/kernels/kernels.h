@@ -13,7 +13,6 @@ namespace groupwise {
 
 struct Conversions;
 struct Gate;
-struct Gelu;
 struct Interleave;
 struct LowGrouped;
 struct LowProduct;
@@ -70,7 +69,6 @@ struct Kernels {
   void (*multiply_low)(const LowProduct&, Range pixels, Range blocks);
   void (*interleave_rows)(const Interleave&, int64_t begin, int64_t end);
   void (*max_pool_rows)(const MaxPool&, int64_t begin, int64_t end);
-  void (*gelu_sweep)(const Gelu&, Range range);
   // Sweeps over pieces of samples, and rows of a product.
   void (*squeeze_sums)(const Squeeze&, int64_t begin, int64_t end);
   void (*squeeze_gate)(const Gate&, Range samples, Range rows);

@@ -21,6 +21,16 @@ int64_t widest(const std::vector<Phase>& phases) {
   return out;
 }
 
+int64_t numbers_of(const CorrelationShape& c) {
+  const Phase& w = c.w.front();
+  return c.batch * c.groups * (c.in_channels * c.h.in * w.in + c.out_channels * c.h.out * c.h.step * widest(c.w) * w.step);
+}
+
+int64_t numbers_of(const GradWeightShape& work) {
+  const Problem& p = work.problem;
+  return p.batch * p.groups * (p.in_channels * p.h.in * p.w.in + p.out_channels * p.h.out * p.w.out);
+}
+
 bool few_pixels(const CorrelationShape& c, int64_t threads) {
   constexpr int64_t kMany = 64;
   return c.batch * c.h.out * widest(c.w) < kMany * threads;

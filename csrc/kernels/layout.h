@@ -47,6 +47,17 @@ int64_t reach(const std::vector<Phase>& phases);
 // Returns the most outputs of a row in any phase, and one where there are none.
 int64_t widest(const std::vector<Phase>& phases);
 
+// Returns how many numbers both tensors hold.
+int64_t numbers_of(const CorrelationShape& c);
+int64_t numbers_of(const GradWeightShape& work);
+
+// Tells whether they exceed the L2 cache, so that it pays to prefetch them. The scratch is half of that cache, and a tensor a little
+// larger still finds much of itself there.
+template <class Shape>
+bool beyond_cache(const Shape& shape) {
+  return numbers_of(shape) > 3 * shape.scratch;
+}
+
 // Tells whether samples follow each other as pixels do, channels side by side.
 bool one_image(const Strides& s, int64_t pixels);
 // Tells whether output i reads input i alone.

@@ -19,18 +19,12 @@ GW_INLINE void prefetch_numbers(const Real* p) {
   unroll<(N + kLine - 1) / kLine>([&](auto i) GW_LAMBDA { prefetch(p + i * kLine); });
 }
 
-// Prefetches `count` numbers of each of `planes` planes, which are `step` numbers apart.
-inline void prefetch_planes(const Real* p, int64_t step, int64_t planes, int64_t count) {
-  for (int64_t plane = 0; plane < planes; plane++)
-    for (int64_t i = 0; i < count; i += kLine) prefetch(p + plane * step + i);
-}
-
-// How many numbers ahead: enough to compute until a line comes from memory, and few enough to stay in L2.
+// Sweeps prefetch so many numbers ahead: enough to compute until a line comes from memory, and few enough to stay in L2.
 constexpr int64_t kAhead = 8192 / sizeof(Real);
 // Returns how many rows of `length` numbers are about as many, at least one.
 GW_INLINE int64_t rows_ahead(int64_t length) { return length < kAhead ? kAhead / std::max<int64_t>(1, length) : 1; }
 
-// How many vectors a cache line holds.
+// Every so many vectors, one begins a cache line.
 constexpr int kVectorsALine = kLanes < kLine ? kLine / kLanes : 1;
 
 }  // namespace groupwise::GW_TARGET

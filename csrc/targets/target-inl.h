@@ -1,5 +1,5 @@
 // The kernels of one instruction set. The build compiles csrc/kernels/**/correlate.cpp, grad_weight.cpp, finish.cpp, sum.cpp, peak.cpp,
-// low/multiply.cpp, converted/rows.cpp and the sweeps of norm/, squeeze/, gelu/, interleave/ and maxpool/ once for each set, every file by itself, since all in
+// low/multiply.cpp, converted/rows.cpp and the sweeps of norm/, squeeze/, interleave/ and maxpool/ once for each set, every file by itself, since all in
 // one take minutes; a target_*.cpp lists what they define.
 #pragma once
 #include GW_VECTORS
@@ -39,7 +39,6 @@ void correlate_low(const LowGrouped&, int64_t begin, int64_t end);
 void multiply_low(const LowProduct&, Range pixels, Range blocks);
 void interleave_rows(const Interleave&, int64_t begin, int64_t end);
 void max_pool_rows(const MaxPool&, int64_t begin, int64_t end);
-void gelu_sweep(const Gelu&, Range range);
 void squeeze_sums(const Squeeze&, int64_t begin, int64_t end);
 void squeeze_gate(const Gate&, Range samples, Range rows);
 void squeeze_scale(const Squeeze&, int64_t begin, int64_t end);
@@ -96,7 +95,6 @@ constexpr Kernels table(const char* isa, int number) {
           multiply_low,
           interleave_rows,
           max_pool_rows,
-          gelu_sweep,
           squeeze_sums,
           squeeze_gate,
           squeeze_scale,

@@ -33,7 +33,7 @@ auto operator_named(const char* name, const char* overload) {
 // Tells whether nothing else holds a gradient that a node of the graph was given, nor its memory.
 inline bool is_spent(const at::Tensor& grad) {
   return !at::GradMode::is_enabled() && grad.use_count() == 1 && !at::isTensorSubclassLike(grad) && !grad.is_neg() &&
-         grad.storage().use_count() == 1 && grad.storage().resizable();
+         !grad._fw_grad(0).defined() && grad.storage().use_count() == 1 && grad.storage().resizable();
 }
 
 // Counts a write below autograd, as PyTorch's own operators do.

@@ -38,18 +38,9 @@ GW_NOINLINE void gemm_run(const GemmRun& r, const Clamp* clamp) {
     // x86 addresses have a base and one step times 1, 2 or 4, so a base reaches three pixels.
     const Real* base[kBases];
     unroll<kBases>([&](auto b) GW_LAMBDA { base[b] = x + 3 * b * step; });
-    if (r.y_ahead > 0) {
-      const int64_t next = r.y_ahead * r.y_pixel;
-      unroll<PX>([&](auto p) GW_LAMBDA { prefetch_numbers<OV * kLanes>(y + next + p * r.y_pixel); });
-      if (added) unroll<PX>([&](auto p) GW_LAMBDA { prefetch_numbers<OV * kLanes>(added + next + p * r.y_pixel); });
-    }
     const Real* weight = r.weight;
     const Real* const end = weight + r.channels * OV * kLanes;
-    // Where inputs are prefetched, a line of each pixel is asked for at a time, and its products come between.
-    const int64_t part = r.x_ahead > 0 ? kLine * OV * kLanes : end - weight;
-    while (weight != end) {
-      if (r.x_ahead > 0) unroll<PX>([&](auto p) GW_LAMBDA { prefetch(base[p / 3] + (p % 3 + r.x_ahead) * step); });
-      const Real* const last = weight + std::min<int64_t>(part, end - weight);
+    const auto products = [&](const Real* last) GW_LAMBDA {
       for (; weight != last; weight += OV * kLanes) {
         Vec factor[OV];
         unroll<OV>([&](auto v) GW_LAMBDA {
@@ -62,7 +53,19 @@ GW_NOINLINE void gemm_run(const GemmRun& r, const Clamp* clamp) {
         });
         unroll<kBases>([&](auto b) GW_LAMBDA { base[b]++; });
       }
+    };
+    if (r.y_ahead > 0) unroll<PX>([&](auto p) GW_LAMBDA { prefetch_numbers<OV * kLanes>(y + (r.y_ahead + p) * r.y_pixel); });
+    if (r.x_ahead > 0) {
+      const int64_t next = r.x_ahead * step;
+      // A line of each pixel is asked for at a time, and its products come between. (One loop of products for both cases took twice
+      // as long: GCC 12 kept the sums in memory.)
+      while (end - weight > kLine * OV * kLanes) {
+        unroll<PX>([&](auto p) GW_LAMBDA { prefetch(base[p / 3] + p % 3 * step + next); });
+        products(weight + kLine * OV * kLanes);
+      }
+      unroll<PX>([&](auto p) GW_LAMBDA { prefetch(base[p / 3] + p % 3 * step + next); });
     }
+    products(end);
     if (added) {
       unroll<kSums>([&](auto i) GW_LAMBDA { sum[i] += load(added + i / OV * r.y_pixel + i % OV * kLanes); });
       added += PX * r.y_pixel;
@@ -96,10 +99,9 @@ struct GemmRow {
   const Real* weight;
   int64_t channels, run;
   const Real* bias;
-  const Real* residual;  // what is added beside the bias, as far apart as the outputs, or null
-  const Clamp* clamp;    // or null
-  // Whether inputs come and outputs go beyond the L2 cache, so that they are prefetched.
-  bool x_far, y_far;
+  const Real* residual;   // what is added beside the bias, as far apart as the outputs, or null
+  const Clamp* clamp;     // or null
+  bool fetch_x, fetch_y;  // whether inputs and outputs are prefetched
 };
 
 // Computes tiles of `pixels` pixels that follow each other, whose outputs fill the vectors. Sums of a run are added to those before,
@@ -107,7 +109,8 @@ struct GemmRow {
 inline void gemm_tiles(const GemmRow& t, int64_t tiles, int64_t pixels) {
   static constexpr Real kZeros[(kPanelVectors + 1) * kLanes] = {};
   const int64_t ahead = pixels * rows_ahead(pixels * t.x_pixel);
-  GemmRun r{tiles, t.x, t.x_pixel, t.weight, 0, t.bias, t.residual, t.y, t.y_pixel, t.x_far ? ahead : 0, t.y_far ? ahead : 0};
+  GemmRun r{
+      tiles, t.x, t.x_pixel, t.weight, 0, t.bias, t.residual, t.y, t.y_pixel, t.fetch_x ? ahead : 0, t.fetch_y ? ahead : 0};
   for (int64_t from = 0; from < t.channels; from += t.run) {
     r.channels = std::min(t.run, t.channels - from);
     gemm_run_of(r, t.vectors, pixels, from + t.run < t.channels ? nullptr : t.clamp);
@@ -127,8 +130,8 @@ GW_NOINLINE void gemm_part_tiles(GemmRow t, int64_t outputs, int64_t tiles, int6
   const Real* residual = t.residual;
   t.y = buffer;
   t.y_pixel = width;
-  const int64_t ahead = t.y_far ? pixels * rows_ahead(pixels * t.x_pixel) : 0;
-  t.y_far = false;
+  const int64_t ahead = t.fetch_y ? pixels * rows_ahead(pixels * t.x_pixel) : 0;
+  t.fetch_y = false;
   if (residual) t.residual = buffer;
   for (int64_t tile = 0; tile < tiles; tile++) {
     for (int64_t p = 0; p < pixels && ahead > 0; p++)
@@ -174,7 +177,7 @@ void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, in
   t.y_pixel = ys.w;
   t.channels = c.in_channels;
   t.run = even_run(c.in_channels, c.longest_run);
-  t.y_far = l.far;
+  t.fetch_y = l.ahead;
   t.clamp = in_store && clamp.bounds() ? &clamp : nullptr;
   for (int64_t task = begin; task < end; task++) {
     const int64_t group = task % c.groups, block = task / c.groups % blocks, part = task / (c.groups * blocks);
@@ -190,7 +193,7 @@ void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, in
       t.weight = packed + group * l.weight_floats + panel.first * c.in_channels;
       t.vectors = panel.vectors;
       // A panel before this one has read the inputs.
-      t.x_far = l.far && number == 0;
+      t.fetch_x = l.ahead && number == 0;
       const int64_t width = panel.vectors * kLanes, outputs = std::min(width, c.out_channels - panel.first);
       alignas(Vec) Real bias[(kPanelVectors + 1) * kLanes] = {};
       if (c.bias) copy(bias, c.bias + group * c.out_channels + panel.first, outputs);

@@ -12,7 +12,7 @@ void lay_out_gemm(const CorrelationShape& c, int64_t lanes, int64_t threads, Gem
   l->lanes = lanes;
   l->channels = round_up(c.out_channels, lanes);
   l->weight_floats = l->channels * c.in_channels;
-  l->far = c.batch * c.groups * c.h.out * columns * (c.in_channels + c.out_channels) > 3 * c.scratch;
+  l->ahead = beyond_cache(c);
   Block& b = l->block;
   b.groups = 1;
   const int64_t most = c.groups == 1 ? kPixels : kGroupedPixels;

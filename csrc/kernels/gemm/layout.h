@@ -25,7 +25,7 @@ struct GemmLayout {
   Block block;
   int64_t channels;  // output channels of a task: whole panels, but for the last task
   int64_t lanes;
-  bool far;               // the tensors do not stay in the L2 cache
+  bool ahead;             // tensors are fetched ahead
   int64_t weight_floats;  // of one group's packed weights
 
   // Returns the parts of a group's output channels, each of which is a task's, the panels of such a part, and of a group.

@@ -14,7 +14,7 @@ constexpr int64_t kSummedOutputs = 96;
 struct GradWeightNarrowLayout {
   Block block;
   bool slides;  // the sums of 3x3 taps (slide_weight-inl.h)
-  bool ahead;   // the next band of those, or the next block, is fetched ahead
+  bool ahead;   // the rows of the next band or block are fetched ahead
   int64_t blocks, parts, floats;
   int64_t tasks(const Problem&) const { return parts * blocks; }
 };

@@ -135,8 +135,8 @@ GW_INLINE void in_rows(const Norm& n, const Chunk& chunk, Range values, Make&& m
 template <class Make, class F>
 GW_INLINE void each_vector(const Norm& n, const Chunk& chunk, Range values, Make&& make, F&& f) {
   if (n.shape.rows) {
-    in_rows<1>(n, chunk, values, make, [&](int64_t, int64_t at, auto width, const auto& numbers, auto)
-                                           GW_LAMBDA { f(at, width, numbers); });
+    in_rows<1>(n, chunk, values, make,
+               [&](int64_t, int64_t at, auto width, const auto& numbers, auto) GW_LAMBDA { f(at, width, numbers); });
     return;
   }
   const auto numbers = make(PlanePlace{chunk.first});

@@ -9,7 +9,6 @@
 #include "kernels/planar/whole-inl.h"
 #include "kernels/planar/woven-inl.h"
 #include "kernels/typed.h"
-#include "simd/prefetch.h"
 
 namespace groupwise::GW_TARGET {
 
@@ -231,20 +230,7 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
   p.in_place = l.in_place;
   p.y_channel = l.staged ? l.stage.channel : c.output_strides.c;
   p.y_row = l.staged ? l.stage.row : c.output_strides.h * c.h.step;
-  // Asks for the planes that a task reads and writes.
-  const auto fetch = [&](int64_t task) {
-    const int64_t row = task / by_w % by_h * b.rows, group = task / (by_w * by_h) % by_g * b.groups;
-    const int64_t n = task / (by_w * by_h * by_g), groups = std::min(b.groups, c.groups - group);
-    const Strides &xs = c.input_strides, &ys = c.output_strides;
-    const int64_t low = row * c.h.stride + c.h.low;
-    const Span in = inside(low, c.h.in, 1, (b.rows - 1) * c.h.stride + c.h.span() + 1);
-    prefetch_planes(c.input + n * xs.n + group * c.in_channels * xs.c + (low + in.first) * xs.h, xs.c, groups * c.in_channels,
-                    (in.last - in.first) * xs.h);
-    prefetch_planes(c.output + n * ys.n + group * c.out_channels * ys.c + row * c.h.step * ys.h, ys.c, groups * c.out_channels,
-                    std::min(b.rows, c.h.out - row) * c.h.step * ys.h);
-  };
   for (int64_t task = begin; task < end; task++) {
-    if (l.far && task + 1 < end) fetch(task + 1);
     const int64_t column = task % by_w * b.columns, row = task / by_w % by_h * b.rows;
     const int64_t group = task / (by_w * by_h) % by_g * b.groups, n = task / (by_w * by_h * by_g);
     const int64_t groups = std::min(b.groups, c.groups - group), rows = std::min(b.rows, c.h.out - row);

@@ -8,7 +8,6 @@
 #include "kernels/pack-inl.h"
 #include "kernels/tiles.h"
 #include "kernels/typed.h"
-#include "simd/prefetch.h"
 #include "simd/simd.h"
 
 #include <type_traits>
@@ -229,12 +228,6 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
       const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
       const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
       const Real* input = work.input + n * xs.n + group * p.in_channels * xs.c;
-      // Whole planes of the next sample.
-      if (l.far && by_h * by_w == 1 && n + 1 < p.batch) {
-        prefetch_planes(input + xs.n, xs.c, groups * p.in_channels, p.h.in * xs.h);
-        prefetch_planes(work.grad_output + (n + 1) * gs.n + (group * p.out_channels + o) * gs.c, gs.c, groups * outputs,
-                        p.h.out * gs.h);
-      }
       // A block of several groups has all their outputs, which are then neighbours.
       const Real* output = work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c;
       if (work.sums)

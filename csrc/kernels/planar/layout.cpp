@@ -125,10 +125,6 @@ bool lay_out(const CorrelationShape& c, int64_t lanes, int64_t threads, Correlat
   const int64_t common = std::gcd(c.h.stride, c.h.spacing);
   l->sharing = {c.h.spacing / common, c.h.stride / common, c.h.spacing * c.h.stride / common};
   const bool channels_last = c.input_strides.w != 1 || c.output_strides.w != 1;
-  const int64_t floats_of_all =
-      c.batch * c.groups *
-      (c.in_channels * c.h.in * c.w.front().in + c.out_channels * c.h.out * c.h.step * widest(c.w) * c.w.front().step);
-  l->far = !channels_last && floats_of_all > 3 * c.scratch;
   l->strip = strip_of(c, lanes, l->sharing.apart);
   l->woven = takes_woven(c, l->strip);
   l->staged = !l->woven && (c.w.size() > 1 || c.output_strides.w != 1);
@@ -198,8 +194,6 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWe
   b = {p.h.out, p.w.out, 1};
   if (channels_last) b.groups = std::min(p.groups, std::max<int64_t>(1, 16 / std::max(p.in_channels, p.out_channels)));
   l->in_place = reads_in_place(work, lanes);
-  const int64_t floats_of_all = p.batch * p.groups * (p.in_channels * p.h.in * p.w.in + p.out_channels * p.h.out * p.w.out);
-  l->far = !channels_last && floats_of_all > 3 * work.scratch;
   l->clip = worth_clipping(forward_phase(p.h)) || worth_clipping(forward_phase(p.w));
   // Only tiles of one output channel load parts of vectors by masks. With a stride each row of taps would read the rows again, which
   // took up to 14 % more time.

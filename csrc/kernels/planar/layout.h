@@ -59,7 +59,6 @@ struct CorrelationLayout {
   Plane plane;
   bool woven;     // tiles compute all phases of the width and write whole rows (woven-inl.h)
   bool in_place;  // the tensor's rows are read where they are
-  bool far;       // contiguous tensors do not stay in the L2 cache, and are prefetched
   bool staged;
   Stage stage;
   int64_t input_floats, output_floats;
@@ -78,7 +77,6 @@ bool lay_out(const CorrelationShape& c, int64_t lanes, int64_t threads, Correlat
 struct GradWeightLayout {
   Block block;
   bool in_place;       // the one rows of both tensors are read where they are
-  bool far;            // contiguous tensors do not stay in the L2 cache, and are prefetched
   bool rows_in_place;  // the rows of grad_output are
   bool clip;           // the positions of each tile's taps are clipped to those inside the input
   int64_t outputs, parts;

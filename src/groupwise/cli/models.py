@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from groupwise.cli.failures import explaining_failure
-from groupwise.cli.output import allowing_fft, check_place, deliver, format_of, say, write
+from groupwise.cli.output import allowing_fft, check_place, deliver, format_of, say, tell_if_busy, write
 from groupwise.errors import GroupwiseError, check_integer
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ def run_optimize(options: argparse.Namespace) -> None:
             save(network, options.save)
         made = compare(model, network, (batch,), options.repeats, train=options.train)
     facts = {"plan": network.plan.to_dict(), "comparison": made.to_dict()}
+    if kind == "json" or options.output:
+        tell_if_busy(facts["comparison"])
     if kind == "json":
         write(json.dumps(facts, indent=2), options.output)
     else:

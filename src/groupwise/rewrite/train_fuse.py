@@ -39,7 +39,7 @@ class Notes:
     squeezed: tuple[str, ...] = ()
     """The first layers of the squeeze and excitations that are one operator."""
     gelus: tuple[str, ...] = ()
-    """The GELUs that are one sweep forward and one backward: modules, or the nodes in the graph."""
+    """The GELUs whose backward takes no memory of its own in float32: modules, or the nodes in the graph."""
 
 
 def fuse_training(graph_module: GraphModule) -> tuple[GraphModule, Notes]:

@@ -1,8 +1,9 @@
-"""GELUs of a training step: one sweep forward, and one backward that writes over the gradient it is given."""
+"""GELUs of a training step, whose backward writes over the gradient that it is given where nothing else holds that."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,9 @@ def dispatch_gelus(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> tupl
             node.target = gelu
             found.append(node.name)
         elif node.op == "call_module" and _is_gelu(node, modules):
-            module = modules[str(node.target)]
             with graph.inserting_before(node):
-                made = graph.call_function(gelu, node.args, {"approximate": module.approximate})
+                module = graph.get_attr(str(node.target))
+                made = graph.call_function(of_module, (module, *node.args))
             made.meta = dict(node.meta)
             node.replace_all_uses_with(made)
             graph.erase_node(node)
@@ -37,6 +38,11 @@ def _is_gelu(node: Node, modules: Mapping[str, torch.nn.Module]) -> bool:
     module = modules.get(str(node.target))
     # Only a call of the module runs its hooks and its own forward.
     return type(module) is torch.nn.GELU and not reason_to_keep(module) and len(node.args) == 1 and not node.kwargs
+
+
+def of_module(module: Any, input: torch.Tensor) -> torch.Tensor:
+    """Returns module(input) of a GELU."""
+    return gelu(input, approximate=module.approximate)
 
 
 def gelu(input: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:

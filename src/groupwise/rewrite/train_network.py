@@ -77,7 +77,7 @@ class TrainingPlan(Printed):
     """What a forward of the example keeps for its backward beside parameters and arguments, here and in PyTorch, in
     MiB: so many times what two samples keep. None if that was not measured."""
     gelus: tuple[str, ...] = ()
-    """The GELUs that are one sweep forward and one backward: modules, or the nodes in the graph."""
+    """The GELUs whose backward takes no memory of its own in float32: modules, or the nodes in the graph."""
 
     def __str__(self) -> str:
         activations = sum(it.activation != "none" for it in self.fused)
@@ -99,7 +99,7 @@ class TrainingPlan(Printed):
             names = ", ".join(map(legible, self.squeezed))
             found += ["", f"squeeze and excitations that are one operator, by their first layers: {names}"]
         if self.gelus:
-            found += ["", f"GELUs that are one sweep each way: {', '.join(map(legible, self.gelus))}"]
+            found += ["", f"GELUs whose backward takes no memory in float32: {', '.join(map(legible, self.gelus))}"]
         if self.kernels:
             found += ["", "kernels of the convolutions and linear layers, as measured:"]
             for direction, counts in self.kernels.items():

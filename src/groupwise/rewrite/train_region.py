@@ -21,8 +21,8 @@ from groupwise.rewrite.capture import LOCK
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_filters import FUNCTIONS
 from groupwise.rewrite.train_fuse import Fused, Notes, fuse_graph, has_hooks
-from groupwise.rewrite.train_keep import keep_less
 from groupwise.rewrite.train_gelu import dispatch_gelus
+from groupwise.rewrite.train_keep import keep_less
 from groupwise.rewrite.train_linear import dispatch_linear
 from groupwise.rewrite.train_squeeze import fuse_squeezes
 from groupwise.rewrite.train_switch import dispatch_backward

@@ -87,8 +87,8 @@ class Explorer(Printed):
         self.to_html(target)
         if not webbrowser.open(target.as_uri()):
             raise GroupwiseError(
-                f"no browser was found to open the page; it is written to {target}, or write it where you like: "
-                "groupwise explore -o explorer.html"
+                f"no browser was found; the page is written to {target}; to choose the place, write it by "
+                "to_html(path), or groupwise explore ... -o FILE"
             )
         return target
 

@@ -119,8 +119,8 @@ def _refusal(name: str, modules: Mapping[str, nn.Module], holders: Mapping[Hasha
     if module is None:
         known = [one for one, it in modules.items() if isinstance(it, _ConvNd)]
         near = difflib.get_close_matches(str(name), known)
-        if not isinstance(name, str):
-            return f"names of layers are strings, and this is a {type(name).__name__}; write {str(name)!r}"
+        if not isinstance(name, str) and str(name) in modules:
+            return f"names of layers are strings; write {str(name)!r}"
         if near:
             return f"the model has no such layer; did you mean {' or '.join(map(legible, near))}?"
         shown = ", ".join(map(legible, known[:_MOST_NAMES])) + ", ..." * (len(known) > _MOST_NAMES)

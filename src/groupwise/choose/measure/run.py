@@ -205,10 +205,10 @@ def _candidates(
     by_work = sorted(layers, key=lambda name: -work[name])
     lossy = [name for name in by_work if layers[name].groups < min(layers[name].in_channels, layers[name].out_channels)]
     if groups and layers and not any(_divides(layer, groups) for layer in layers.values()):
-        common = set.intersection(*(set(valid_groups(it.in_channels, it.out_channels)) for it in layers.values()))
+        known = {value for it in layers.values() for value in valid_groups(it.in_channels, it.out_channels)} - {1}
         raise GroupwiseError(
-            f"groups={list_some(list(groups))} divides the channels of no layer; valid for all layers: "
-            f"{list_some(sorted(common))}"
+            f"groups={list(groups)}: none of them divides the channels of a layer; values that divide those of one: "
+            f"{list_some(sorted(known)) or 'none above 1'}"
         )
     values, exact = {}, {}
     for name, layer in layers.items():

@@ -1,1 +1,0 @@
-#include "kernels/gelu/sweep-inl.h"
