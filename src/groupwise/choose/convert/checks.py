@@ -114,7 +114,7 @@ def _numbers(module: nn.Module) -> str:
     return f"its weight is {kind}; convert the model with .float(), and what becomes of it back"
 
 
-def _refusal(name: str, modules: Mapping[str, nn.Module], holders: Mapping[Hashable, set[str]]) -> str:
+def _refusal(name: Any, modules: Mapping[str, nn.Module], holders: Mapping[Hashable, set[str]]) -> str:
     module = modules.get(name)
     if module is None:
         known = [one for one, it in modules.items() if isinstance(it, _ConvNd)]
