@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 
 from groupwise.nn.functional import PYTORCH, batch_norm_act
 from kernels import needs_kernels
@@ -108,3 +109,15 @@ def test_the_output_that_is_kept_is_not_a_gradient_to_write_over():
     before = y.detach().clone()
     y.backward(y.detach())
     assert torch.equal(y, before)
+
+
+def test_a_gradient_with_a_tangent_keeps_it():
+    x, wanted, tangent = drawn(), torch.randn(2, 48, 5, 7), torch.randn(2, 48, 5, 7)
+    y = layer(x, "silu")
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(wanted.clone(memory_format=CHANNELS_LAST), tangent)
+        (found,) = torch.autograd.grad(y, x, dual)
+        value, moved = forward_ad.unpack_dual(found)
+    # A gradient is linear in the one behind it.
+    torch.testing.assert_close(value.double(), expected(x, wanted, "silu"), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moved.double(), expected(x, tangent, "silu"), rtol=1e-4, atol=1e-5)

@@ -37,7 +37,7 @@ static int64_t fill(const char* from, char* text, int64_t size) {
   return needed;
 }
 #ifndef API
-#define API 18
+#define API 17
 #endif
 int32_t groupwise_api_version(void) { return API; }
 int64_t groupwise_build(char* text, int64_t size) { return fill("{\"torch\": \"2.13.0\"}", text, size); }
@@ -275,7 +275,7 @@ def test_a_library_for_another_torch_is_never_opened(folder):
 def test_a_library_of_another_interface_is_never_opened(folder):
     record(folder, api=4)
     (folder / "_native.so").write_text("whoever opens this fails otherwise")
-    refused("of another version of groupwise .interface 4, and this one has 18.; rebuild it: REBUILD")
+    refused("of another version of groupwise .interface 4, and this one has 17.; rebuild it: REBUILD")
 
 
 def test_a_library_that_does_not_load(folder):
@@ -367,7 +367,7 @@ def test_an_instruction_set_that_cannot_run(folder, stub, monkeypatch):
 
 @pytest.mark.parametrize(
     ("definition", "message"),
-    [("API=7", "interface 7, and this one has 18"), ("NO_RECORDING", "cannot be loaded: .*groupwise_record_start")],
+    [("API=7", "interface 7, and this one has 17"), ("NO_RECORDING", "cannot be loaded: .*groupwise_record_start")],
 )
 def test_a_library_that_is_not_what_its_record_says(folder, stub, definition, message):
     stub(folder, definition)

@@ -9,7 +9,7 @@
 
 // Rises with every change of a signature below, of a text's keys, and of the operators and classes that Python calls by torch.ops and
 // torch.classes.
-#define GROUPWISE_API_VERSION 18
+#define GROUPWISE_API_VERSION 17
 
 GROUPWISE_API int32_t groupwise_api_version();
 

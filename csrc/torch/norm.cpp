@@ -227,8 +227,7 @@ Outputs forward_autograd(const Tensor& x, const OptionalTensor& weight, const Op
 Grads backward_autograd(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                         const Tensor& mean, const Tensor& variance, const OptionalTensor& kept, bool training, double eps,
                         std::string_view activation, double slope, Wanted wanted) {
-  if (at::GradMode::is_enabled() &&
-      (needs_grad(grad) || needs_grad(x) || needs_grad(weight) || needs_grad(bias) || needs_grad(kept)))
+  if (differentiates(grad) || differentiates(x) || differentiates(weight) || differentiates(bias) || differentiates(kept))
     return differentiable_backward(grad, x, weight, bias, mean, variance, kept, training, eps, activation_of(activation), slope,
                                    wanted);
   const at::AutoDispatchBelowADInplaceOrView below;

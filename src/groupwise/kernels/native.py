@@ -32,7 +32,7 @@ from groupwise.errors import GroupwiseError
 from groupwise.kernels import tables
 
 # GROUPWISE_API_VERSION of csrc/binding/c_api.h, as are the signatures below. It counts operators and classes too.
-API_VERSION = 18
+API_VERSION = 17
 
 # The environment variable that names the library to use, for tests and comparisons.
 BINDING, BINDINGS = "GROUPWISE_BINDING", ("exact", "stable")

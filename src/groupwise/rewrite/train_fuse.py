@@ -38,8 +38,6 @@ class Notes:
     """The batch normalisations that stay as they are, and why."""
     squeezed: tuple[str, ...] = ()
     """The first layers of the squeeze and excitations that are one operator."""
-    gelus: tuple[str, ...] = ()
-    """The GELUs whose backward takes no memory of its own in float32: modules, or the nodes in the graph."""
 
 
 def fuse_training(graph_module: GraphModule) -> tuple[GraphModule, Notes]:

@@ -76,8 +76,6 @@ class TrainingPlan(Printed):
     kept_mib: tuple[float, float] | None = None
     """What a forward of the example keeps for its backward beside parameters and arguments, here and in PyTorch, in
     MiB: so many times what two samples keep. None if that was not measured."""
-    gelus: tuple[str, ...] = ()
-    """The GELUs whose backward takes no memory of its own in float32: modules, or the nodes in the graph."""
 
     def __str__(self) -> str:
         activations = sum(it.activation != "none" for it in self.fused)
@@ -92,14 +90,12 @@ class TrainingPlan(Printed):
         if self.fused:
             rows = [(legible(it.name), it.activation, legible(it.residual)) for it in self.fused]
             found += ["", *text.rows([("batch norm", "activation", "sum with"), *rows], left=(0, 1, 2))]
-        elif not self.squeezed and not self.gelus:
+        elif not self.squeezed:
             whole = "no batch norm is fused" if self.left else "nothing to fuse: the network computes as the model does"
             found += ["", whole]
         if self.squeezed:
             names = ", ".join(map(legible, self.squeezed))
             found += ["", f"squeeze and excitations that are one operator, by their first layers: {names}"]
-        if self.gelus:
-            found += ["", f"GELUs whose backward takes no memory in float32: {', '.join(map(legible, self.gelus))}"]
         if self.kernels:
             found += ["", "kernels of the convolutions and linear layers, as measured:"]
             for direction, counts in self.kernels.items():
@@ -182,7 +178,6 @@ class Trainable(torch.nn.Module):
             kernels.passes,
             timings.samples,
             timings.kept_mib,
-            notes.gelus,
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -21,7 +21,6 @@ from groupwise.rewrite.capture import LOCK
 from groupwise.rewrite.plan import Left
 from groupwise.rewrite.train_filters import FUNCTIONS
 from groupwise.rewrite.train_fuse import Fused, Notes, fuse_graph, has_hooks
-from groupwise.rewrite.train_gelu import dispatch_gelus
 from groupwise.rewrite.train_keep import keep_less
 from groupwise.rewrite.train_linear import dispatch_linear
 from groupwise.rewrite.train_squeeze import fuse_squeezes
@@ -112,7 +111,6 @@ class Region:
             (*fused, *(it for notes in inner for it in notes.fused)),
             (*left, *(it for notes in inner for it in notes.left)),
             (*(_join(self.name, it) for it in own.squeezed), *(it for notes in inner for it in notes.squeezed)),
-            (*(_join(self.name, it) for it in own.gelus), *(it for notes in inner for it in notes.gelus)),
         )
 
     def _named(self, fused: Fused) -> Fused:
@@ -157,7 +155,6 @@ class Region:
             keep_less(graph, modules, self.settings.least)
         mark_convolutions(graph, modules)
         dispatch_linear(graph, modules)
-        gelus = dispatch_gelus(graph, modules) if self.settings.fuse else ()
         left = {it.name: it for it in (*(Left(path, reason) for path, reason in kept.items()), *notes.left)}
         regions: list[Region] = []
         for path in kept:
@@ -169,7 +166,6 @@ class Region:
             tuple(replace(it, name=_within(it.name), residual=_within(it.residual)) for it in notes.fused),
             tuple(Left(_within(it.name), it.reason) for it in left.values()),
             tuple(map(_within, squeezed)),
-            tuple(map(_within, gelus)),
         )
         return _Ready(holder, forward, named, regions, not kept and not _reads_memory(graph))
 
