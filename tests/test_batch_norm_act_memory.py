@@ -111,6 +111,7 @@ def test_the_output_that_is_kept_is_not_a_gradient_to_write_over():
     assert torch.equal(y, before)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_a_gradient_with_a_tangent_keeps_it():
     x, wanted, tangent = drawn(), torch.randn(2, 48, 5, 7), torch.randn(2, 48, 5, 7)
     y = layer(x, "silu")
