@@ -187,10 +187,6 @@ class _Judge:
         return loss - self.loss, error
 
 
-def _divides(layer: Any, groups: Sequence[int]) -> bool:
-    return not set(groups).isdisjoint(valid_groups(layer.in_channels, layer.out_channels))
-
-
 def _candidates(
     model: nn.Module, names: Sequence[str], work: Mapping[str, int], groups: Sequence[int] | None, gather: bool
 ) -> tuple[dict[str, list[int]], dict[str, str], dict[str, Freedom]]:
@@ -204,11 +200,11 @@ def _candidates(
     # The layers of most work come first: where two exclude each other, the first one becomes grouped.
     by_work = sorted(layers, key=lambda name: -work[name])
     lossy = [name for name in by_work if layers[name].groups < min(layers[name].in_channels, layers[name].out_channels)]
-    if groups and layers and not any(_divides(layer, groups) for layer in layers.values()):
-        known = {value for it in layers.values() for value in valid_groups(it.in_channels, it.out_channels)} - {1}
+    known = {value for it in layers.values() for value in valid_groups(it.in_channels, it.out_channels)}
+    if groups and layers and known.isdisjoint(groups):
         raise GroupwiseError(
             f"groups={list(groups)}: none of them divides the channels of a layer; values that divide those of one: "
-            f"{list_some(sorted(known)) or 'none above 1'}"
+            f"{list_some(sorted(known - {1})) or 'none above 1'}"
         )
     values, exact = {}, {}
     for name, layer in layers.items():
