@@ -42,8 +42,8 @@ def cases(draw):
     groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
     return {
         "groups": groups,
-        # More than a run of input channels, and all remainders of vectors of output channels.
-        "inputs": groups * draw(st.one_of(st.integers(8, 40), st.sampled_from([191, 192, 193, 400]))),
+        # More than a run of input channels, pixels whole pages apart, and all remainders of vectors of output channels.
+        "inputs": groups * draw(st.one_of(st.integers(8, 40), st.sampled_from([191, 192, 193, 400, 512, 1024]))),
         "outputs": groups * draw(st.integers(8, 120)),
         "samples": draw(st.integers(1, 3)),
         "size": (draw(st.integers(1, 15)), draw(st.integers(1, 15))),
@@ -132,6 +132,24 @@ def test_pixels_with_gaps_are_read_and_written_in_place():
     assert torch.equal(out.double(), functional.conv2d(x.double(), weight.double()).relu())
     out.fill_(7.0)
     assert (room == 7).all()
+
+
+def test_a_tile_has_no_more_pixels_than_a_set_of_the_cache_has_lines():
+    def tile(inputs, dtype):
+        spec = ConvSpec(inputs, 64, 1, bias=False)
+        with forced(True, "gemm"):
+            return int(plan(spec, (1, inputs, 14, 14), memory_format="channels_last", dtype=dtype).tile.split()[0])
+
+    assert tile(1024, torch.float32) == tile(2048, torch.float32) == min(8, tile(1008, torch.float32))
+    assert tile(512, torch.float64) == min(8, tile(504, torch.float64))
+    assert tile(512, torch.float32) == tile(504, torch.float32)
+
+
+def test_threads_get_as_many_blocks_of_pixels():
+    spec = ConvSpec(64, 64, 1, bias=False)
+    with forced(True, "gemm"), threads(2):
+        tasks = [plan(spec, (8, 64, size, size), memory_format="channels_last").tasks for size in range(12, 20)]
+    assert all(count % 2 == 0 for count in tasks), tasks
 
 
 def test_what_it_cannot_compute_is_told():

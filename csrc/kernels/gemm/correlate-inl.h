@@ -189,7 +189,7 @@ void correlate_gemm(const Correlation& c, const GemmLayout& l, int64_t begin, in
     const int64_t panels = l.panels(std::min(l.channels, c.out_channels - part * l.channels));
     for (int64_t number = 0; number < panels; number++) {
       const Panel panel = l.panel(c, part, number);
-      const int64_t most = gemm_pixels(kLanes, panel.vectors), tiles = ceil_div(columns, most);
+      const int64_t most = std::min<int64_t>(gemm_pixels(kLanes, panel.vectors), l.pixels), tiles = ceil_div(columns, most);
       t.weight = packed + group * l.weight_floats + panel.first * c.in_channels;
       t.vectors = panel.vectors;
       // A panel before this one has read the inputs.

@@ -13,22 +13,26 @@ void lay_out_gemm(const CorrelationShape& c, int64_t lanes, int64_t threads, Gem
   l->channels = round_up(c.out_channels, lanes);
   l->weight_floats = l->channels * c.in_channels;
   l->ahead = beyond_cache(c);
+  // Pixels whole pages apart share a set of the L1 cache, which holds 8 lines: a ninth would evict the first before its next input is
+  // read (1024 channels in, 512 out, 8 samples 14x14, AVX-512: 15.9 ms instead of 15.1).
+  constexpr int64_t kWays = 8;
+  const int64_t page = floats_worth(1024, c), apart = c.w.front().stride * c.input_strides.w;
+  l->pixels = apart % page == 0 ? kWays : gemm_pixels(lanes, kPanelVectors);
   Block& b = l->block;
   b.groups = 1;
   const int64_t most = c.groups == 1 ? kPixels : kGroupedPixels;
   b.columns = even_run(std::max<int64_t>(1, columns), most);
   b.rows = even_run(std::max<int64_t>(1, c.h.out), std::max<int64_t>(1, most / b.columns));
-  if (!uneven(l->tasks(c), threads)) return;
+  // Threads share the pixels of an image evenly, by rows where there are enough. (17 blocks on two threads took 5 % more than 18.)
   const int64_t pixels = c.h.out * columns;
-  if (pixels >= kLeastPixels * threads) {
-    // Threads share the pixels of an image evenly, by rows where there are enough.
-    if (c.h.out >= threads) {
-      b.rows = std::min(b.rows, ceil_div(c.h.out, round_up(ceil_div(c.h.out, b.rows), threads)));
-    } else {
+  if (pixels >= kLeastPixels * threads && l->tasks(c) % threads != 0) {
+    if (c.h.out < threads) {
       b.columns = ceil_div(columns, round_up(ceil_div(columns, b.columns), threads));
+    } else if (uneven(l->tasks(c), threads)) {
+      b.rows = std::min(b.rows, ceil_div(c.h.out, round_up(ceil_div(c.h.out, b.rows), threads)));
     }
-    if (!uneven(l->tasks(c), threads)) return;
   }
+  if (!uneven(l->tasks(c), threads)) return;
   // Each thread reads its own weights, and all pixels.
   if (c.out_channels >= panel * threads) l->channels = round_up(ceil_div(c.out_channels, threads), panel);
 }

@@ -25,6 +25,7 @@ struct GemmLayout {
   Block block;
   int64_t channels;  // output channels of a task: whole panels, but for the last task
   int64_t lanes;
+  int64_t pixels;         // the most of a tile
   bool ahead;             // tensors are fetched ahead
   int64_t weight_floats;  // of one group's packed weights
 

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/gemm/layout.h"
 #include "kernels/table.h"
 
@@ -26,8 +28,8 @@ class GemmWork : public PackedWork<GemmLayout, Real> {
     lay_out_gemm(c, lanes, this->facts.threads, &l);
     this->add(c, l, 0, executed_products(c, l));
     const int64_t vectors = l.panel(c, 0, 0).vectors;
-    this->facts.tile =
-        std::to_string(gemm_pixels(lanes, vectors)) + " pixels x " + std::to_string(vectors * lanes) + " channels";
+    this->facts.tile = std::to_string(std::min<int64_t>(gemm_pixels(lanes, vectors), l.pixels)) + " pixels x " +
+                       std::to_string(vectors * lanes) + " channels";
   }
 
   bool begins_with_residual() const override { return true; }
