@@ -141,6 +141,15 @@ struct CorrelationShape {
   int64_t scratch = kScratchFloats;  // the numbers that a thread's scratch holds
 };
 
+// The planes of a volume that one run sums, each with weights of its own: how far apart they, and their packed weights, lie. If
+// `ahead`, what the next output plane needs is prefetched: that plane, `y` further, and `fresh` planes of the input, the last of which
+// lies `next` behind the first that is summed.
+struct Planes {
+  int64_t count = 1, x = 0, w = 0;
+  bool ahead = false;
+  int64_t y = 0, fresh = 0, next = 0;
+};
+
 template <class Real>
 struct CorrelationOf : CorrelationShape {
   const Real* input;
@@ -149,6 +158,7 @@ struct CorrelationOf : CorrelationShape {
   Real* output;
   const EpilogueOf<Real>* epilogue;  // or null
   const Real* packed;                // the weight as the kernel packs it, or null
+  Planes planes;                     // what it sums, by kernels that can (`Work::sums_planes`)
 };
 using Correlation = CorrelationOf<float>;
 

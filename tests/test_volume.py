@@ -163,6 +163,10 @@ WIDE = [
     (ConvSpec(64, 64, (3, 3, 1), (2, 1, 2), (0, 2, 0), (1, 2, 1), 8, dims=3), (4, 60, 32)),
     (ConvSpec(64, 64, 3, (2, 1, 1), 1, groups=16, dims=3, transposed=True, bias=False), (2, 37, 64)),
     (ConvSpec(64, 32, (2, 3, 1), padding=(0, 1, 0), dims=3), (3, 50, 80)),
+    (ConvSpec(64, 64, 3, 2, 1, groups=64, dims=3), (7, 61, 48)),
+    (ConvSpec(64, 64, 3, 1, (2, 1, 1), (2, 1, 1), 64, dims=3), (6, 41, 48)),
+    (ConvSpec(64, 128, 3, padding=1, groups=64, dims=3), (3, 40, 48)),
+    (ConvSpec(64, 64, (7, 5, 7), padding=(3, 2, 3), groups=64, dims=3), (5, 30, 40)),
 ]
 
 

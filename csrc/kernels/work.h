@@ -28,6 +28,8 @@ struct TensorsOf {
   const Real* packed = nullptr;
   // For a grad_weight that sums it (`Work::sums_grad_output`): the sum of each channel of y, or null.
   Real* grad_bias = nullptr;
+  // For works that sum planes (`Work::sums_planes`), with weights that were packed for each: x, or y of a grad_input, is the first.
+  Planes planes{};
 };
 
 // What a work takes, whose numbers are floats in name only if the request's dtype is another.
@@ -45,7 +47,8 @@ TensorsOf<To> named(const TensorsOf<From>& t) {
             reinterpret_cast<const To*>(t.bias),
             reinterpret_cast<const EpilogueOf<To>*>(t.epilogue),
             reinterpret_cast<const To*>(t.packed),
-            reinterpret_cast<To*>(t.grad_bias)};
+            reinterpret_cast<To*>(t.grad_bias),
+            t.planes};
   }
 }
 
@@ -71,6 +74,8 @@ class Work {
   virtual void pack(const float*, float*, ParallelFor) const {}
   // Tells whether the sums begin with a residual that no activation precedes, so that it may be the output itself.
   virtual bool begins_with_residual() const { return false; }
+  // Tells whether a run sums several planes of a volume.
+  virtual bool sums_planes() const { return false; }
   // Tells whether a grad_weight sums the channels of y in the pass over them.
   virtual bool sums_grad_output() const { return false; }
   Facts facts{};
@@ -98,13 +103,14 @@ class Correlations : public Work {
     const TensorsOf<Real> t = named<Real>(tensors);
     int64_t packed = 0;
     for (const auto& [shape, layout] : parts_) {
-      CorrelationOf<Real> c{shape, {}, {}, {}, {}, {}, {}};
+      CorrelationOf<Real> c{shape, {}, {}, {}, {}, {}, {}, {}};
       c.input = forward_ ? t.x : t.y;
       c.output = forward_ ? t.y : t.x;
       c.weight = t.w;
       c.bias = t.bias;
       c.epilogue = t.epilogue;
       c.packed = t.packed ? t.packed + packed : nullptr;
+      c.planes = t.planes;
       packed += packed_floats_of(c, layout);
       run_part(c, layout, parallel_for);
     }
@@ -119,7 +125,7 @@ class Correlations : public Work {
   void pack(const float* weight, float* to, ParallelFor parallel_for) const override {
     Real* packed = reinterpret_cast<Real*>(to);
     for (const auto& [shape, layout] : parts_) {
-      CorrelationOf<Real> c{shape, {}, {}, {}, {}, {}, {}};
+      CorrelationOf<Real> c{shape, {}, {}, {}, {}, {}, {}, {}};
       c.weight = reinterpret_cast<const Real*>(weight);
       pack_part(c, layout, packed, parallel_for);
       packed += packed_floats_of(c, layout);

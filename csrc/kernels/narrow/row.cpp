@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/table.h"
 #include "kernels/narrow/layout.h"
 
@@ -30,6 +32,10 @@ template <class Real>
 class NarrowWork : public Correlations<ChannelsLayout, Real> {
  public:
   explicit NarrowWork(const Request& r) : Correlations<ChannelsLayout, Real>(r), bodies_(r.target->of<Real>()) {}
+
+  bool sums_planes() const override {
+    return std::none_of(this->parts().begin(), this->parts().end(), [](const auto& part) { return part.second.staged; });
+  }
 
  protected:
   void run_part(const CorrelationOf<Real>& c, const ChannelsLayout& l, ParallelFor parallel_for) const override {

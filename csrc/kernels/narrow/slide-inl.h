@@ -22,14 +22,29 @@ struct Slide {
   int64_t first, last;  // the inputs of a row that lie in the image, counted from the first tap of the first output
   int64_t y_row, y_column, count;
   int64_t w_row, w_column, w_vector, bias_vector;
-  bool ahead;  // the next band is prefetched
+  bool ahead;  // the next band is prefetched, or the same of the next plane
   Clamp clamp;
+  Planes planes;
 };
+
+// Tells whether sums go through planes: several of them, or one beside which the next are prefetched.
+GW_INLINE bool is_deep(const Planes& planes) { return planes.count > 1 || planes.ahead; }
+
+// Tells whether the inputs of several planes meet the same sums. (Others add planes by tiles, since each more instance takes seconds
+// to compile.)
+template <class Lanes>
+constexpr bool kSlidesPlanes = std::is_same_v<Lanes, LanesOfOne>;
 
 // Prefetches a vector of the rows at p.
 template <int... I>
 GW_INLINE void prefetch_rows(const Real* p, int64_t row, std::integer_sequence<int, I...>) {
   (prefetch(p + I * row), ...);
+}
+// Does that in the planes that the next output plane reads first.
+template <int... I>
+GW_INLINE void prefetch_planes(const Planes& planes, const Real* p, int64_t row, std::integer_sequence<int, I...> rows) {
+  p += planes.next;
+  for (int64_t i = 0; i < planes.fresh; i++, p -= planes.x) prefetch_rows(p, row, rows);
 }
 
 // Adds the input of row I of a column to the outputs of row O.
@@ -88,15 +103,35 @@ GW_INLINE void fill(Vec v, Vec (&sum)[N], std::integer_sequence<int, I...>) {
   ((sum[I] = v), ...);
 }
 
-template <int... T>
-GW_INLINE void load_factors(const Real* w, int64_t w_row, int64_t w_column, Vec (&factor)[9],
+// Loads taps T of three in each row.
+template <int F, int... T>
+GW_INLINE void load_factors(const Real* w, int64_t w_row, int64_t w_column, Vec (&factor)[F],
                             std::integer_sequence<int, T...>) {
   ((factor[T] = load(w + T / 3 * w_row + T % 3 * w_column), pin(factor[T])), ...);
 }
+// The taps that a column meets: all of them, and where outputs are two apart those in its turn.
+template <int S, bool Odd>
+using FactorsMet = std::conditional_t<
+    S == 1, std::make_integer_sequence<int, 9>,
+    std::conditional_t<Odd, std::integer_sequence<int, 1, 4, 7>, std::integer_sequence<int, 0, 2, 3, 5, 6, 8>>>;
+
+// Adds the inputs of one column in all planes, whose weights begin at w, or those of one plane with the weights in `factor`.
+template <class Lanes, int R, int S, bool Odd, bool Deep, int N>
+GW_INLINE void add_columns(const Slide& s, const Real* x, uint32_t there, const Real* w, Vec (&factor)[9], Vec (&sum)[N]) {
+  if constexpr (Deep) {
+    for (int64_t left = s.planes.count; left > 0; left--, x += s.planes.x, w += s.planes.w) {
+      Vec of_plane[9];
+      load_factors(w, s.w_row, s.w_column, of_plane, FactorsMet<S, Odd>{});
+      add_column<Lanes, R, S, Odd>(x, s.x_row, there, of_plane, sum);
+    }
+  } else {
+    add_column<Lanes, R, S, Odd>(x, s.x_row, there, factor, sum);
+  }
+}
 
 // Computes R rows of outputs that are S inputs apart, of one vector after the other. `some` has a bit for each row of inputs
-// in the image, unless All of them are.
-template <class Lanes, int R, int S, bool All>
+// in the image, unless All of them are. Deep sums have several planes.
+template <class Lanes, int R, int S, bool All, bool Deep>
 GW_NOINLINE void slide(const Slide& s, const Real* x, Real* y, uint32_t some, const Real* w, const Real* bias,
                        int64_t vectors) {
   // Output m meets column S * m + t of the inputs by tap t, so step m begins output m and ends output m - kOlder.
@@ -105,41 +140,48 @@ GW_NOINLINE void slide(const Slide& s, const Real* x, Real* y, uint32_t some, co
   constexpr std::make_integer_sequence<int, R> rows;
   constexpr std::make_integer_sequence<int, kSums> sums;
   constexpr std::make_integer_sequence<int, R * S> fresh;
+  constexpr std::make_integer_sequence<int, kInputs> inputs;
   const int64_t x_row = s.x_row, x_column = s.x_column, y_row = s.y_row, y_column = s.y_column, count = s.count;
   const int64_t low = s.first, high = s.last, steps = count + kOlder;
   const int64_t from = std::min(steps, std::max<int64_t>(kOlder, ceil_div(low, S)));
   const int64_t to = std::max(from, std::min(S == 1 ? steps : count, high / S));
   const uint32_t there = All ? ~0u : some;
   const bool clamps = s.clamp.bounds();
+  const int64_t next_y = Deep ? s.planes.y : R * y_row;
   Vec factor[9], sum[kSums];
   for (int64_t v = 0; v < vectors; v++, x += Lanes::kStep, y += kLanes, w += s.w_vector, bias += s.bias_vector) {
     const bool ahead = s.ahead && v % kVectorsALine == 0;
-    load_factors(w, s.w_row, s.w_column, factor, std::make_integer_sequence<int, 9>{});
+    if constexpr (!Deep) load_factors(w, s.w_row, s.w_column, factor, std::make_integer_sequence<int, 9>{});
     fill(load(bias), sum, sums);
     for (int64_t m = 0; m < steps; m++) {
       if (m == from) {
         const Real* in = x + S * m * x_column;
         Real* out = y + (m - kOlder) * y_column;
         for (; m < to; m++, in += S * x_column, out += y_column) {
-          add_column<Lanes, R, S, false>(in, x_row, there, factor, sum);
+          add_columns<Lanes, R, S, false, Deep>(s, in, there, w, factor, sum);
           store_column<kSums - R>(out, y_row, clamps, s.clamp, sum, rows);
           begin_outputs<R>(load(bias), sum, sums);
-          if constexpr (S == 2) add_column<Lanes, R, S, true>(in + x_column, x_row, there, factor, sum);
+          if constexpr (S == 2) add_columns<Lanes, R, S, true, Deep>(s, in + x_column, there, w, factor, sum);
           if (ahead) {
-            prefetch_rows(in + kInputs * x_row, x_row, fresh);
-            if constexpr (S == 2) prefetch_rows(in + kInputs * x_row + x_column, x_row, fresh);
-            prefetch_rows(out + R * y_row, y_row, rows);
+            if constexpr (Deep) {
+              prefetch_planes(s.planes, in, x_row, inputs);
+              if constexpr (S == 2) prefetch_planes(s.planes, in + x_column, x_row, inputs);
+            } else {
+              prefetch_rows(in + kInputs * x_row, x_row, fresh);
+              if constexpr (S == 2) prefetch_rows(in + kInputs * x_row + x_column, x_row, fresh);
+            }
+            prefetch_rows(out + next_y, y_row, rows);
           }
         }
         if (m == steps) break;
       }
       const int64_t j = S * m;
-      if (j >= low && j < high) add_column<Lanes, R, S, false>(x + j * x_column, x_row, there, factor, sum);
+      if (j >= low && j < high) add_columns<Lanes, R, S, false, Deep>(s, x + j * x_column, there, w, factor, sum);
       if (m >= kOlder) store_column<kSums - R>(y + (m - kOlder) * y_column, y_row, clamps, s.clamp, sum, rows);
       begin_outputs<R>(load(bias), sum, sums);
       if constexpr (S == 2)
         if (m < count && j + 1 >= low && j + 1 < high)
-          add_column<Lanes, R, S, true>(x + (j + 1) * x_column, x_row, there, factor, sum);
+          add_columns<Lanes, R, S, true, Deep>(s, x + (j + 1) * x_column, there, w, factor, sum);
     }
   }
 }
@@ -187,16 +229,21 @@ inline void slide_band(const Correlation& c, const Image& image, const Packed& p
                   s.index_step * packed.column,
                   packed.vector,
                   v.bias_vector,
-                  ahead,
-                  clamp};
+                  is_deep(c.planes) ? c.planes.ahead : ahead,
+                  clamp,
+                  c.planes};
     const Real* x = image.x + at * image.row + column * image.pixel;
     Real* y = v.y + row * out.y_row + start * out.y_pixel;
     const auto run = [&](auto together) {
       const bool all = there == (1u << inputs) - 1;
-      const auto tile = stride == 2 ? all ? slide<Lanes, together, 2, true> : slide<Lanes, together, 2, false>
-                        : all       ? slide<Lanes, together, 1, true>
-                                    : slide<Lanes, together, 1, false>;
-      tile(k, x, y, there, w, v.bias, v.count);
+      const auto tile = [&](auto deep) {
+        return stride == 2 ? all ? slide<Lanes, together, 2, true, deep> : slide<Lanes, together, 2, false, deep>
+               : all       ? slide<Lanes, together, 1, true, deep>
+                           : slide<Lanes, together, 1, false, deep>;
+      };
+      if constexpr (kSlidesPlanes<Lanes>)
+        if (is_deep(c.planes)) return tile(std::true_type{})(k, x, y, there, w, v.bias, v.count);
+      tile(std::false_type{})(k, x, y, there, w, v.bias, v.count);
     };
     with_rows<kSlideRows>(rows, run);
   }

@@ -19,6 +19,7 @@ struct Walk {
   bool add;
   int64_t fresh;  // rows of the kernel that no earlier output row has read, if they are prefetched, else 0
   Clamp clamp;
+  Planes planes;
 };
 
 // Returns a bit for each input at column, column + unit, ... that lies in the image.
@@ -45,9 +46,9 @@ constexpr int kInputs = S * (kPixelTile - 1) + KW;
 template <class Lanes>
 using TileSums = Vec[Lanes::kSums][kPixelTile];
 
-// Adds KW neighbouring taps of every row of the kernel.
+// Adds KW neighbouring taps of every row of the kernel in one plane.
 template <class Lanes, int KW, int S, Edge E>
-GW_INLINE void sum_taps(const Walk& k, const Real* x, const Real* w, uint32_t there, TileSums<Lanes>& sum) {
+GW_INLINE void sum_rows(const Walk& k, const Real* x, const Real* w, uint32_t there, TileSums<Lanes>& sum) {
   for (int64_t kh = 0; kh < k.rows; kh++, x += k.x_row, w += k.w_row) {
     const auto channel = [&](auto c, const Real* from, const Real* weights) GW_LAMBDA {
       Vec factor[KW];
@@ -73,6 +74,13 @@ GW_INLINE void sum_taps(const Walk& k, const Real* x, const Real* w, uint32_t th
       for (int64_t c = 0; c < k.channels; c++) channel(std::integral_constant<int, 0>{}, x + c, w + c * k.w_channel);
     }
   }
+}
+
+// Adds those of all planes.
+template <class Lanes, int KW, int S, Edge E>
+GW_INLINE void sum_taps(const Walk& k, const Real* x, const Real* w, uint32_t there, TileSums<Lanes>& sum) {
+  for (int64_t left = k.planes.count; left > 0; left--, x += k.planes.x, w += k.planes.w)
+    sum_rows<Lanes, KW, S, E>(k, x, w, there, sum);
 }
 
 // Adds the taps of a row in parts of at most kMost, as many as registers hold beside 8 sums and an input.

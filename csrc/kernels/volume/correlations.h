@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "kernels/table.h"
@@ -11,14 +12,17 @@
 
 namespace groupwise {
 
-// A forward or a grad_input. Each output plane is the sum over the taps of the depth of a 2-D correlation of one plane: the first
-// writes it, and each other adds to what is there as to a residual. Bands of its rows are computed one by one.
+// A forward or a grad_input. Each output plane is the sum over the taps of the depth of a 2-D correlation of one plane. A kernel sums
+// them all in one run where it can (`Work::sums_planes`); else the first writes the plane, and each other adds to what is there as to
+// a residual. Bands of its rows are computed one by one.
 template <class Real>
 class PlaneCorrelations : public Work {
  public:
   PlaneCorrelations(const Request& r, int64_t block) : r_(r), forward_(r.direction == Direction::forward), block_(block) {
     phases_ = forward_ ? std::vector<Phase>{forward_phase(r.depth.axis)} : grad_input_phases(r.depth.axis);
-    bands_ = bands_of(r, sizeof(Real) / sizeof(float));
+    constexpr int64_t kFloatsEach = sizeof(Real) / sizeof(float);
+    bands_ = bands_of(r, kFloatsEach);
+    ahead_ = std::max(r.depth.axis.in, r.depth.axis.out) * numbers_of(r.problem) * kFloatsEach > 3 * kScratchFloats;
   }
 
   // Returns false if the kernel cannot.
@@ -59,7 +63,7 @@ class PlaneCorrelations : public Work {
     Strides compact;
     int64_t packed;     // its packed weights, for each weight, lie behind so many others
     bool first = true;  // of those that share it
-    bool onto = false, direct = false;
+    bool whole = false, onto = false, direct = false;
   };
 
   bool lay_out_bands(const KernelRow& kernel) {
@@ -103,7 +107,8 @@ class PlaneCorrelations : public Work {
                          : OutputPlane{block_ * p.in_channels, p.h.in, p.w.in, one.x_strides};
     part->work = kernel.lay_out(one);
     if (!part->work) return false;
-    part->onto = part->work->begins_with_residual();
+    part->whole = part->work->sums_planes();
+    part->onto = part->whole || part->work->begins_with_residual();
     part->compact = dense_strides(1, part->out.channels, part->out.h, part->out.w, r_.channels_last);
     part->direct = r_.depth.axis.kernel == 1 || part->compact == part->out.strides;
     if (!part->onto && !part->direct) {
@@ -121,6 +126,27 @@ class PlaneCorrelations : public Work {
     return t.w + block * block_ * r_.w_strides.group + tap * r_.depth.w;
   }
 
+  // Returns the taps of the depth and, if there is one, the plane that an output plane reads last.
+  std::pair<Phase, int64_t> taps_of(int64_t at) const {
+    const auto count = static_cast<int64_t>(phases_.size());
+    const Phase taps = clipped(phases_[at % count], at / count, 1);
+    return {taps, at / count * taps.stride + taps.low + (taps.taps - 1) * taps.spacing};
+  }
+
+  // Returns what a run sums of output plane `at`, and what it prefetches for the next.
+  Planes planes_of(const Phase& taps, int64_t at, int64_t weights) const {
+    const int64_t x = forward_ ? r_.depth.x : r_.depth.y;
+    Planes planes{taps.taps, taps.spacing * x, weights};
+    planes.ahead = ahead_ && at + 1 < planes_;
+    if (!planes.ahead) return planes;
+    const auto [next, last] = taps_of(at + 1);
+    const int64_t further = next.taps > 0 ? last - taps_of(at).second : 0;
+    planes.y = forward_ ? r_.depth.y : r_.depth.x;
+    planes.fresh = std::max<int64_t>(0, std::min(further, next.taps));
+    planes.next = (further + (taps.taps - 1) * taps.spacing) * x;
+    return planes;
+  }
+
   void run_band(const TensorsOf<Real>& t, int64_t task, const Real* packed, Real* sums, ParallelFor parallel_for) const {
     const Problem& p = r_.problem;
     // A plane finds most of what it reads where the plane before it read it.
@@ -128,9 +154,8 @@ class PlaneCorrelations : public Work {
     const int64_t number = task / planes_ % bands, block = task / planes_ / bands % blocks, n = task / planes_ / bands / blocks;
     const Band& band = bands_[number];
     const Part& part = parts_[number];
-    const auto count = static_cast<int64_t>(phases_.size());
-    const Phase taps = clipped(phases_[at % count], at / count, 1);
-    const int64_t first = (at / count) * taps.stride + taps.low;
+    const auto [taps, last] = taps_of(at);
+    const int64_t first = last - (taps.taps - 1) * taps.spacing;
     const Strides &from = forward_ ? r_.x_strides : r_.y_strides, &to = forward_ ? r_.y_strides : r_.x_strides;
     const int64_t channel = block * block_;
     const Real* input = (forward_ ? t.x : t.y) + n * from.n + channel * (forward_ ? p.in_channels : p.out_channels) * from.c +
@@ -141,13 +166,14 @@ class PlaneCorrelations : public Work {
     const Real* bias = t.bias ? t.bias + out_channel : nullptr;
     if (taps.taps == 0) return fill_plane(part.out, bias, output);
     const int64_t floats = part.work->packed_floats(), weights = blocks * r_.depth.axis.kernel;
+    const int64_t plane_step = taps.spacing * (forward_ ? r_.depth.x : r_.depth.y);
     const Real* before = nullptr;
-    for (int64_t tap = 0; tap < taps.taps; tap++) {
+    for (int64_t tap = 0; tap < taps.taps; tap += part.whole ? taps.taps : 1) {
       const int64_t index = taps.index + tap * taps.index_step, left = taps.taps - 1 - tap;
       // What a kernel adds to after its sums lies elsewhere: two places take turns, of which the last is the output.
       Real* result = part.onto || (part.direct && left % 2 == 0) ? output : sums + left % 2 * sums_;
       const EpilogueOf<Real> add{{}, before, {}};
-      const Real* plane = input + (first + tap * taps.spacing) * (forward_ ? r_.depth.x : r_.depth.y);
+      const Real* plane = input + first * (forward_ ? r_.depth.x : r_.depth.y) + tap * plane_step;
       TensorsOf<Real> one{};
       one.x = forward_ ? const_cast<Real*>(plane) : result;
       one.y = forward_ ? result : const_cast<Real*>(plane);
@@ -155,6 +181,7 @@ class PlaneCorrelations : public Work {
       one.bias = before ? nullptr : bias;
       one.epilogue = before ? &add : nullptr;
       one.packed = floats > 0 ? packed + part.packed * weights + (block * r_.depth.axis.kernel + index) * floats : nullptr;
+      if (part.whole) one.planes = planes_of(taps, at, taps.index_step * floats);
       part.work->run(named<float>(one), parallel_for);
       before = result;
     }
@@ -163,6 +190,7 @@ class PlaneCorrelations : public Work {
 
   Request r_;
   bool forward_, outer_ = false;
+  bool ahead_;  // planes are prefetched: more are read and written than the L2 cache holds
   int64_t block_, planes_ = 0, tasks_ = 0;
   int64_t packed_ = 0, sums_ = 0;  // of all parts for one weight, and of the largest part that needs a place for its sums
   std::vector<Phase> phases_;

@@ -21,7 +21,7 @@ class PlaneGradWeights : public Work {
     const int64_t blocks = r_.problem.groups / block_;
     const int64_t threads = threads_worth(r_);
     facts.threads = threads;
-    outer_ = threads > 1 && a.kernel * blocks >= threads;
+    outer_ = threads > 1 && !uneven(a.kernel * blocks, threads);
     int64_t products = 0;
     for (int64_t tap = 0; tap < a.kernel; tap++) {
       const Range there = outputs_inside(tap * a.dilation - a.pad, 0, a.stride, a.out, a.in);
