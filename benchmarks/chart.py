@@ -11,7 +11,7 @@ import pathlib
 from typing import Any
 
 from layer_tables import read_dtype
-from measuring import RECORDS, ROOT, newest, payoffs, read_record
+from measuring import RECORDS, ROOT, name_of, newest, payoffs, read_record
 from shapes import DTYPES, KINDS, read
 from summary import Times, collect, geometric_mean
 
@@ -129,7 +129,7 @@ def _means(kind: str, speedups: dict[str, dict[str, float]], names: list[str]) -
 def _caption(picture: Picture, rows: list[dict[str, Any]], repeats: int) -> None:
     facts = rows[0]
     threads = f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}"
-    machine = f"{facts['processor']}, {threads}, {facts['dtype']}, batch {facts['batch']}"
+    machine = f"{name_of(facts)}, {threads}, {facts['dtype']}, batch {facts['batch']}"
     commits, dates = ([*dict.fromkeys(row[name] for row in rows)] for name in ("commit", "date"))
     versions = f"torch {facts['torch']}, commit{'s' * (len(commits) > 1)} {', '.join(commits)}, {', '.join(dates)}"
     picture.caption([("machine", machine), ("measured", f"median of {repeats} or more, interleaved; {versions}")])

@@ -25,8 +25,14 @@ NONE_YET = "No record is there yet: `python benchmarks/layers.py --dtype bfloat1
 
 
 def read_dtype(folder: pathlib.Path, dtype: str) -> list[Row]:
-    """Returns the rows of the machine that was measured last in a dtype, in any of the folders of processors."""
-    found = [newest(read_record(path)) for path in sorted(folder.glob(f"*/{record_name('layers', dtype)}"))]
+    """Returns the rows of the machine that was measured last in a dtype, in any of the folders of processors.
+
+    They have the class and the instruction set that the folder is named after.
+    """
+    found = []
+    for path in sorted(folder.glob(f"*/{record_name('layers', dtype)}")):
+        kind, _, isa = path.parent.name.rpartition("-")
+        found.append([{**row, "class": kind, "isa": isa} for row in newest(read_record(path))])
     return max(
         filter(None, found), key=lambda rows: max((row["date"], row.get("time", "")) for row in rows), default=[]
     )

@@ -200,6 +200,13 @@ def machine_of(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["processor"], row["torch"]
 
 
+def name_of(row: Mapping[str, Any]) -> str:
+    """Returns the processor's name and, as far as they are known, what its class is called and the instruction set."""
+    kind = ", ".join(filter(None, (GENERATIONS.get(row.get("class", "")), row.get("isa"))))
+    name = row["processor"].replace("(R)", "").removesuffix(" Processor")
+    return f"{name} ({kind})" if kind else name
+
+
 def payoffs(rows: Sequence[Mapping[str, Any]], implementation: str = "pytorch") -> list[dict[str, Any]]:
     """Returns the rows of `groups.py` of one implementation; rows that name none are PyTorch's."""
     ours = [row for row in rows if row["benchmark"] == "groups"]

@@ -9,9 +9,9 @@ import argparse
 import math
 import pathlib
 
-from measuring import RECORDS, ROOT
+from measuring import RECORDS, ROOT, name_of
 from whole_engines import ENGINES, RECOMPUTED, TUNED
-from whole_tables import EAGER, PICTURE, Point, chosen, least, name_of, points, read, short
+from whole_tables import EAGER, PICTURE, Point, chosen, least, points, read, short
 
 from groupwise.draw.base.svg import Picture, colour, path, text_width
 

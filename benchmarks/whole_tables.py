@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from measuring import GENERATIONS, RECORDS, ROOT, machine_of, newest_machine, read_record, show_record
+from measuring import RECORDS, ROOT, machine_of, name_of, newest_machine, read_record, show_record
 from summary import BUSY, Table, geometric_mean, ratio, time
 from whole_engines import DTYPES, ENGINES, OURS, TUNED
 
@@ -212,12 +212,6 @@ def readme_text(machines: Sequence[Sequence[Row]]) -> str:
         f"{listed} (geometric means; one image, {threads}, {facts['dtype']})."
     )
     return f"![How many times as fast as eager PyTorch each engine is](docs/pictures/{PICTURE})\n\n{said}"
-
-
-def name_of(facts: Row) -> str:
-    """Returns the processor's name, what its class is called, and the instruction set."""
-    kind = ", ".join(filter(None, (GENERATIONS.get(facts.get("class", "")), facts["isa"])))
-    return f"{facts['processor'].replace('(R)', '').removesuffix(' Processor')} ({kind})"
 
 
 def torchvision(some: Iterable[Point]) -> list[Point]:

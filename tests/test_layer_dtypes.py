@@ -254,5 +254,6 @@ def test_the_chart_of_a_dtype_has_its_dimensions(folder, monkeypatch):
     assert [path.name for path in folder.glob("*.svg")] == ["layers-bfloat16.svg"]
     words = " ".join(check_legible((folder / "layers-bfloat16.svg").read_text("utf-8")).itertext())
     assert "in bfloat16" in words
+    assert "(avx2), " in words
     heading = words.index("1-D: 4.0×, 2.0×")
     assert heading < words.index("mamba-conv1d", heading) < words.index("2-D: 9.0×, 0.5×")
