@@ -51,11 +51,12 @@ int64_t widest(const std::vector<Phase>& phases);
 int64_t numbers_of(const CorrelationShape& c);
 int64_t numbers_of(const GradWeightShape& work);
 
-// Tells whether they exceed the L2 cache, so that it pays to prefetch them. The scratch is half of that cache, and a tensor a little
+// Tells whether numbers exceed the L2 cache, so that it pays to prefetch them. The scratch is half of that cache, and a tensor a little
 // larger still finds much of itself there.
+inline bool beyond_cache(int64_t numbers, int64_t scratch) { return numbers > 3 * scratch; }
 template <class Shape>
 bool beyond_cache(const Shape& shape) {
-  return numbers_of(shape) > 3 * shape.scratch;
+  return beyond_cache(numbers_of(shape), shape.scratch);
 }
 
 // Tells whether samples follow each other as pixels do, channels side by side.

@@ -23,6 +23,8 @@ GW_INLINE void prefetch_numbers(const Real* p) {
 constexpr int64_t kAhead = 8192 / sizeof(Real);
 // Returns how many rows of `length` numbers are about as many, at least one.
 GW_INLINE int64_t rows_ahead(int64_t length) { return length < kAhead ? kAhead / std::max<int64_t>(1, length) : 1; }
+// Returns how far that is.
+GW_INLINE int64_t whole_rows_ahead(int64_t length) { return rows_ahead(length) * length; }
 
 // Every so many vectors, one begins a cache line.
 constexpr int kVectorsALine = kLanes < kLine ? kLine / kLanes : 1;

@@ -102,13 +102,16 @@ struct GemmRow {
   const Real* residual;   // what is added beside the bias, as far apart as the outputs, or null
   const Clamp* clamp;     // or null
   bool fetch_x, fetch_y;  // whether inputs and outputs are prefetched
+
+  // Returns how many pixels ahead of a tile that is.
+  int64_t ahead(int64_t tile) const { return tile * rows_ahead(tile * x_pixel); }
 };
 
 // Computes tiles of `pixels` pixels that follow each other, whose outputs fill the vectors. Sums of a run are added to those before,
 // which are in the outputs.
 inline void gemm_tiles(const GemmRow& t, int64_t tiles, int64_t pixels) {
   static constexpr Real kZeros[(kPanelVectors + 1) * kLanes] = {};
-  const int64_t ahead = pixels * rows_ahead(pixels * t.x_pixel);
+  const int64_t ahead = t.ahead(pixels);
   GemmRun r{
       tiles, t.x, t.x_pixel, t.weight, 0, t.bias, t.residual, t.y, t.y_pixel, t.fetch_x ? ahead : 0, t.fetch_y ? ahead : 0};
   for (int64_t from = 0; from < t.channels; from += t.run) {
@@ -130,7 +133,7 @@ GW_NOINLINE void gemm_part_tiles(GemmRow t, int64_t outputs, int64_t tiles, int6
   const Real* residual = t.residual;
   t.y = buffer;
   t.y_pixel = width;
-  const int64_t ahead = t.fetch_y ? pixels * rows_ahead(pixels * t.x_pixel) : 0;
+  const int64_t ahead = t.fetch_y ? t.ahead(pixels) : 0;
   t.fetch_y = false;
   if (residual) t.residual = buffer;
   for (int64_t tile = 0; tile < tiles; tile++) {

@@ -191,12 +191,11 @@ GW_INLINE void each_run(const Correlation& c, const Phase& s, int64_t rows, F&& 
     planes = even_run(all_planes, std::max<int64_t>(1, c.longest_run / std::max<int64_t>(1, channels * rows * s.taps)));
   for (int64_t plane = 0; plane < all_planes; plane += planes)
     for (int64_t channel = 0; channel < c.in_channels; channel += channels)
-      for (int64_t row = 0, some; row == 0 || row < rows; row += some) {
-        some = std::min(run_rows, rows - row);
+      for (int64_t row = 0; row == 0 || row < rows; row += std::max<int64_t>(1, run_rows)) {
+        const int64_t some = std::min(run_rows, rows - row);
         f(TapRun{channel, std::min(channels, c.in_channels - channel), row, some, plane, std::min(planes, all_planes - plane),
                  plane == 0 && channel == 0 && row == 0,
                  plane + planes >= all_planes && channel + channels >= c.in_channels && row + some == rows});
-        if (some == 0) break;
       }
 }
 

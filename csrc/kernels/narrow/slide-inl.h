@@ -29,6 +29,8 @@ struct Slide {
 
 // Tells whether sums go through planes: several of them, or one beside which the next are prefetched.
 GW_INLINE bool is_deep(const Planes& planes) { return planes.count > 1 || planes.ahead; }
+// Tells whether sums that slide prefetch, where those of one image do so if `ahead`.
+GW_INLINE bool fetches(const Planes& planes, bool ahead) { return is_deep(planes) ? planes.ahead : ahead; }
 
 // Tells whether the inputs of several planes meet the same sums. (Others add planes by tiles, since each more instance takes seconds
 // to compile.)
@@ -229,7 +231,7 @@ inline void slide_band(const Correlation& c, const Image& image, const Packed& p
                   s.index_step * packed.column,
                   packed.vector,
                   v.bias_vector,
-                  is_deep(c.planes) ? c.planes.ahead : ahead,
+                  fetches(c.planes, ahead),
                   clamp,
                   c.planes};
     const Real* x = image.x + at * image.row + column * image.pixel;

@@ -113,7 +113,7 @@ inline void run_phases(const Correlation& c, const Image& image, const Packed& p
                 0,
                 packed.vector,
                 v.bias_vector,
-                is_deep(c.planes) ? c.planes.ahead : ahead,
+                fetches(c.planes, ahead),
                 clamp,
                 c.planes};
   for (int64_t row = 0, rows; row < out.rows; row += rows) {

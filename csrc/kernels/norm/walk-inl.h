@@ -50,7 +50,7 @@ struct Chunk {
 };
 
 // Returns how many numbers ahead of a vector its tensors are prefetched, see `prefetch`: in the same channels of a later row.
-GW_INLINE int64_t ahead(const Norm& n) { return n.shape.rows ? rows_ahead(n.shape.channels) * n.shape.channels : kAhead; }
+GW_INLINE int64_t ahead(const Norm& n) { return n.shape.rows ? whole_rows_ahead(n.shape.channels) : kAhead; }
 
 // Sums in double, which begin as zeros.
 struct Totals {

@@ -38,7 +38,7 @@ GW_INLINE Vec summand(const T* x, const float* other, Width width) {
 template <bool Dots, class T>
 GW_INLINE void sum_rows(const T* x, const float* other, int64_t pixels, int64_t channels, float* sums) {
   std::fill(sums, sums + channels, 0.0f);
-  const int64_t next = rows_ahead(channels) * channels;
+  const int64_t next = whole_rows_ahead(channels);
   in_row_tiles(0, pixels, [&](int64_t pixel, auto tile) GW_LAMBDA {
     in_vectors(channels, [&](int64_t c, auto width) GW_LAMBDA {
       const auto of = [&](int64_t k) GW_LAMBDA {
@@ -165,7 +165,7 @@ GW_INLINE void scale_of(const Squeeze& given, int64_t begin, int64_t end) {
   const Squeeze s = given;
   const T* const x = static_cast<const T*>(s.x);
   T* const y = static_cast<T*>(s.y);
-  const int64_t next = rows_ahead(s.channels) * s.channels;
+  const int64_t next = whole_rows_ahead(s.channels);
   for (int64_t task = begin; task < end; task++) {
     const int64_t sample = task / s.pieces, first = task % s.pieces * s.piece, start = sample * s.channels * s.pixels;
     const float *gate = s.gate + sample * s.channels, *added = s.added ? s.added + sample * s.channels : nullptr;

@@ -22,7 +22,8 @@ class PlaneCorrelations : public Work {
     phases_ = forward_ ? std::vector<Phase>{forward_phase(r.depth.axis)} : grad_input_phases(r.depth.axis);
     constexpr int64_t kFloatsEach = sizeof(Real) / sizeof(float);
     bands_ = bands_of(r, kFloatsEach);
-    ahead_ = std::max(r.depth.axis.in, r.depth.axis.out) * numbers_of(r.problem) * kFloatsEach > 3 * kScratchFloats;
+    const int64_t planes = std::max(r.depth.axis.in, r.depth.axis.out);
+    ahead_ = beyond_cache(planes * numbers_of(r.problem) * kFloatsEach, kScratchFloats);
   }
 
   // Returns false if the kernel cannot.
@@ -126,6 +127,10 @@ class PlaneCorrelations : public Work {
     return t.w + block * block_ * r_.w_strides.group + tap * r_.depth.w;
   }
 
+  // Return how far apart planes of what is read lie, and of what is written.
+  int64_t read_step() const { return forward_ ? r_.depth.x : r_.depth.y; }
+  int64_t written_step() const { return forward_ ? r_.depth.y : r_.depth.x; }
+
   // Returns the taps of the depth and, if there is one, the plane that an output plane reads last.
   std::pair<Phase, int64_t> taps_of(int64_t at) const {
     const auto count = static_cast<int64_t>(phases_.size());
@@ -134,16 +139,15 @@ class PlaneCorrelations : public Work {
   }
 
   // Returns what a run sums of output plane `at`, and what it prefetches for the next.
-  Planes planes_of(const Phase& taps, int64_t at, int64_t weights) const {
-    const int64_t x = forward_ ? r_.depth.x : r_.depth.y;
-    Planes planes{taps.taps, taps.spacing * x, weights};
+  Planes planes_of(const Phase& taps, int64_t last, int64_t at, int64_t weights) const {
+    Planes planes{taps.taps, taps.spacing * read_step(), weights};
     planes.ahead = ahead_ && at + 1 < planes_;
     if (!planes.ahead) return planes;
-    const auto [next, last] = taps_of(at + 1);
-    const int64_t further = next.taps > 0 ? last - taps_of(at).second : 0;
-    planes.y = forward_ ? r_.depth.y : r_.depth.x;
+    const auto [next, next_last] = taps_of(at + 1);
+    const int64_t further = next.taps > 0 ? next_last - last : 0;
+    planes.y = written_step();
     planes.fresh = std::max<int64_t>(0, std::min(further, next.taps));
-    planes.next = (further + (taps.taps - 1) * taps.spacing) * x;
+    planes.next = (taps.taps - 1) * planes.x + further * read_step();
     return planes;
   }
 
@@ -161,19 +165,17 @@ class PlaneCorrelations : public Work {
     const Real* input = (forward_ ? t.x : t.y) + n * from.n + channel * (forward_ ? p.in_channels : p.out_channels) * from.c +
                         band.from * from.h;
     const int64_t out_channel = channel * (forward_ ? p.out_channels : p.in_channels);
-    Real* output =
-        (forward_ ? t.y : t.x) + n * to.n + out_channel * to.c + band.first * to.h + at * (forward_ ? r_.depth.y : r_.depth.x);
+    Real* output = (forward_ ? t.y : t.x) + n * to.n + out_channel * to.c + band.first * to.h + at * written_step();
     const Real* bias = t.bias ? t.bias + out_channel : nullptr;
     if (taps.taps == 0) return fill_plane(part.out, bias, output);
     const int64_t floats = part.work->packed_floats(), weights = blocks * r_.depth.axis.kernel;
-    const int64_t plane_step = taps.spacing * (forward_ ? r_.depth.x : r_.depth.y);
     const Real* before = nullptr;
     for (int64_t tap = 0; tap < taps.taps; tap += part.whole ? taps.taps : 1) {
       const int64_t index = taps.index + tap * taps.index_step, left = taps.taps - 1 - tap;
       // What a kernel adds to after its sums lies elsewhere: two places take turns, of which the last is the output.
       Real* result = part.onto || (part.direct && left % 2 == 0) ? output : sums + left % 2 * sums_;
       const EpilogueOf<Real> add{{}, before, {}};
-      const Real* plane = input + first * (forward_ ? r_.depth.x : r_.depth.y) + tap * plane_step;
+      const Real* plane = input + (first + tap * taps.spacing) * read_step();
       TensorsOf<Real> one{};
       one.x = forward_ ? const_cast<Real*>(plane) : result;
       one.y = forward_ ? result : const_cast<Real*>(plane);
@@ -181,7 +183,7 @@ class PlaneCorrelations : public Work {
       one.bias = before ? nullptr : bias;
       one.epilogue = before ? &add : nullptr;
       one.packed = floats > 0 ? packed + part.packed * weights + (block * r_.depth.axis.kernel + index) * floats : nullptr;
-      if (part.whole) one.planes = planes_of(taps, at, taps.index_step * floats);
+      if (part.whole) one.planes = planes_of(taps, last, at, taps.index_step * floats);
       part.work->run(named<float>(one), parallel_for);
       before = result;
     }
