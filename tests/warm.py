@@ -49,7 +49,8 @@ class Process:
     def __init__(self, *words, folder=None, environment=None):
         self.words = [str(word) for word in words]
         self.returncode = None
-        self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115  # closed at its end
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name, name).open("wb") for name in ("out", "err")]  # noqa: SIM115
         self._input, self._hold = os.pipe()
         given = os.environ if environment is None else environment
         environment = {name: str(value) for name, value in given.items()}
@@ -105,11 +106,9 @@ class Process:
 
     def output(self):
         """What it has written to stdout and stderr."""
-        texts = []
-        for file in self._files:
-            file.seek(0)
-            texts.append(file.read().decode())
-        return texts
+        # Each is opened anew: the files' position is also the process's, which would write its next word where this
+        # has read.
+        return [Path(file.name).read_text() for file in self._files]
 
     def first_line(self):
         """Waits for the first line of its output."""
@@ -136,6 +135,7 @@ class Process:
             self.said = self.output()
             for file in self._files:
                 file.close()
+            self._folder.cleanup()
             os.close(self._input)
             os.close(self._hold)
             self._hold = None
