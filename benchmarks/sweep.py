@@ -39,9 +39,11 @@ UNIT = ("benchmark", "class", "isa", "seed", "only")
 # A kernel whose least time is beyond this factor of that in a row, either way, takes another time now.
 CHANGED = 1.15
 PYTORCH, AGAIN = "pytorch", "pytorch again"
-# A pass that takes PyTorch longer (in seconds) is not timed. A kernel that takes so many times as long as PyTorch is
-# settled by the first rounds.
-SLOW, FAR_SLOWER, SETTLED = 0.06, 3.0, 3
+# A pass that takes PyTorch longer (in seconds) is not timed: the first bound is that of float32. In other dtypes it takes
+# up to 40 times as long for the same layer, which gets fewer rounds beyond the first bound.
+SLOW, SLOW_OTHERS, SLOW_ROUNDS = 0.06, 1.0, 2
+# A kernel that takes so many times as long as PyTorch is settled by the first rounds.
+FAR_SLOWER, SETTLED = 3.0, 3
 # An untimed call comes before each timed one that is quicker than this. A slower one fills the caches itself.
 QUICK = 2e-3
 # A row is timed this often at most, until its series agree within this factor.
@@ -188,7 +190,8 @@ def measure(one: Draw, pool: torch.Tensor, effort: Effort) -> dict[str, Any] | N
     torch.set_num_threads(one.threads)
     call = one.operator(pool)
     with torch.inference_mode():
-        if Case(call, ours=False).seconds() > 3 * SLOW or Case(call, ours=False).seconds() > SLOW:
+        slow = SLOW if pool.dtype == torch.float32 else SLOW_OTHERS
+        if Case(call, ours=False).seconds() > 3 * slow or Case(call, ours=False).seconds() > slow:
             return None
         with forced(True), groupwise.record_plans() as plans:
             call()
@@ -253,9 +256,10 @@ def times(cases: dict[str, Case], effort: Effort) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in cases}
     first = {name: case.seconds() for name, case in cases.items()}
     warm = {name: seconds < QUICK for name, seconds in first.items()}
+    least = SLOW_ROUNDS if first[PYTORCH] > SLOW else effort.least
     start = time.perf_counter()
     for number in range(effort.most):
-        if number >= effort.least and time.perf_counter() - start > effort.budget:
+        if number >= least and time.perf_counter() - start > effort.budget:
             break
         order = list(cases)
         turned = number % len(order)

@@ -154,10 +154,13 @@ def test_a_slow_case_is_settled_by_its_first_times():
             self.calls += 1
             return self.took
 
-    cases = {"pytorch": Stub(1.0), FIRST: Stub(3.5), "pytorch again": Stub(1.0)}
+    cases = {"pytorch": Stub(0.02), FIRST: Stub(0.07), "pytorch again": Stub(0.02)}
     found = sweep.times(cases, sweep.Effort(least=5, budget=0, most=9))
     assert {name: len(seconds) for name, seconds in found.items()} == {"pytorch": 5, FIRST: 3, "pytorch again": 5}
     assert cases["pytorch"].calls == 6, "a slow call needs no untimed one before it"
+    slow = {"pytorch": Stub(1.0), FIRST: Stub(0.1), "pytorch again": Stub(1.0)}
+    found = sweep.times(slow, sweep.Effort(least=5, budget=0, most=9))
+    assert {len(seconds) for seconds in found.values()} == {2}
     quick = {"pytorch": Stub(1e-3), "pytorch again": Stub(1e-3)}
     sweep.times(quick, sweep.Effort(least=5, budget=0, most=9))
     assert quick["pytorch"].calls == 11
