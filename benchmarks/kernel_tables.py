@@ -24,6 +24,8 @@ from groupwise.kernels.plan import DIRECTIONS, KERNELS
 
 Row = dict[str, Any]
 OURS = tuple(kernel for kernel in KERNELS if kernel != PYTORCH)
+# Of which record a kernel's layers are. Those that are not named compute float32 layers.
+RECORDS_OF = {"pairs": "sweep-bfloat16.jsonl"}
 RECORD = "sweep.jsonl"
 COLUMNS = ("processor", "direction", "layers", "fastest", "PyTorch's time / its", "most of these")
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
@@ -40,9 +42,15 @@ def main() -> None:
     """Writes the table of each kernel into its page."""
     parser = argparse.ArgumentParser(description="Write where each kernel was the fastest into its page of the docs.")
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
-    rows = read_record(parser.parse_args().records / RECORD)
+    records = parser.parse_args().records
     for kernel in OURS:
-        show_record(ROOT / "docs" / f"kernel-{kernel}.md", RECORD, told(kernel, rows))
+        name = record_of(kernel)
+        show_record(ROOT / "docs" / f"kernel-{kernel}.md", name, told(kernel, read_record(records / name)))
+
+
+def record_of(kernel: str) -> str:
+    """Returns the name of the record that has a kernel's layers."""
+    return RECORDS_OF.get(kernel, RECORD)
 
 
 def told(kernel: str, rows: Iterable[Row]) -> str:

@@ -39,8 +39,8 @@ UNIT = ("benchmark", "class", "isa", "seed", "only")
 # A kernel whose least time is beyond this factor of that in a row, either way, takes another time now.
 CHANGED = 1.15
 PYTORCH, AGAIN = "pytorch", "pytorch again"
-# A pass that takes PyTorch longer (in seconds) is not timed: the first bound is that of float32. In other dtypes it takes
-# up to 40 times as long for the same layer, which gets fewer rounds beyond the first bound.
+# A pass that takes PyTorch longer (in seconds) is not timed: the first bound is that of float32. In other dtypes it
+# takes up to 40 times as long for the same layer, which gets fewer rounds beyond the first bound.
 SLOW, SLOW_OTHERS, SLOW_ROUNDS = 0.06, 1.0, 2
 # A kernel that takes so many times as long as PyTorch is settled by the first rounds.
 FAR_SLOWER, SETTLED = 3.0, 3

@@ -17,4 +17,12 @@ inline Bfloat16 rounded(float number) {
   return {static_cast<uint16_t>((number == number ? word + 0x7fff + (word >> 16 & 1) : word | 0x400000) >> 16)};
 }
 
+inline float to_float(Bfloat16 number) {
+  const uint32_t word = static_cast<uint32_t>(number.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &word, sizeof wide);
+  return wide;
+}
+inline float to_float(float number) { return number; }
+
 }  // namespace groupwise

@@ -17,7 +17,7 @@ inline Dtype dtype_named(std::string_view name) {
   return Dtype::other;
 }
 
-// Tells whether numbers have 16 bits: kernels compute float32 copies of them.
+// Tells whether numbers have 16 bits: most kernels compute float32 copies of them.
 inline bool is_low(Dtype dtype) { return dtype == Dtype::bfloat16 || dtype == Dtype::float16; }
 
 }  // namespace groupwise

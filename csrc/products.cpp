@@ -35,6 +35,16 @@ int64_t axis_products(const Axis& a, int64_t block, bool clip, int64_t tile, int
   return products;
 }
 
+// Returns the pairs of an output and a tap that meets the input, of so many outputs.
+int64_t pairs_inside(const Axis& a, int64_t outputs) {
+  int64_t found = 0;
+  for (int64_t tap = 0; tap < a.kernel; tap++) {
+    const Range there = outputs_inside(tap * a.dilation - a.pad, 0, a.stride, outputs, a.in);
+    found += there.last - there.first;
+  }
+  return found;
+}
+
 }  // namespace
 
 int64_t executed_products(const CorrelationShape& c, const CorrelationLayout& l, int64_t lanes) {
@@ -141,6 +151,12 @@ int64_t executed_products(const GradWeightShape& work, const BrgemmGradLayout& l
   const Problem& p = work.problem;
   return p.batch * p.groups * p.in_channels * p.out_channels * p.w.kernel * p.w.out *
          axis_products(p.h, l.block.rows, true, 1, l.block.rows);
+}
+
+int64_t executed_products(const LowGrouped& c, int64_t lanes) {
+  const int64_t pixels = c.group == 1 ? low_pixels(lanes) : kGroupedPixels;
+  const int64_t outputs = c.group == 1 ? round_up(c.channels, 2 * lanes) : c.vectors(lanes) * lanes;
+  return c.batch * outputs * c.inputs * pairs_inside(c.h, c.h.out) * pairs_inside(c.w, round_up(c.w.out, pixels));
 }
 
 }  // namespace groupwise

@@ -212,6 +212,32 @@ TILES = {
             "28 vectors of sums stay in registers.",
         ],
     ),
+    "pairs": Tile(
+        "A tile of pairs",
+        "bfloat16, vectors of 16 output channels (AVX512-BF16): one pair of input channels, seven pixels, two vectors",
+        7,
+        (
+            Grid("input", (7, 16), "pixels × input channels", [(row, 4, 1, 2) for row in range(7)]),
+            Grid(
+                "weights of a tap",
+                (8, 64),
+                "pairs of input channels × output channels, two numbers each",
+                [(2, 0, 1, 32), (2, 32, 1, 32)],
+            ),
+            Grid(
+                "14 sums",
+                (7, 32),
+                "pixels × output channels",
+                [(r, 16 * v, 1, 16) for r in range(7) for v in range(2)],
+            ),
+        ),
+        [
+            "Two neighbouring input channels of each of seven pixels are broadcast as one pair.",
+            "Two vectors of pairs of weights, of 32 output channels, are loaded for all of them.",
+            "One instruction adds both products of each pair; fourteen vectors of float32 sums stay in registers.",
+        ],
+        "an outline is one vector of pairs or of sums, or one pair that is broadcast to a vector's lanes",
+    ),
     "fft": Tile(
         "The blocks of fft",
         "Overlap-save: a block's spectrum times the weight's is the spectrum of its outputs",

@@ -38,12 +38,12 @@ from scripts import load
 sound = load("sweeping").sound
 
 # Kernels whose error the sum of |x| |w| bounds; that of the FFT is relative to the norm of a row (tests/test_fft.py).
-DIRECT = tuple(name for name in KERNELS if name not in ("pytorch", "fft"))
+DIRECT = tuple(name for name in KERNELS if name not in ("pytorch", "fft", "pairs"))
 # What a case of each dtype forces. Only float32 has a choice, "": others fall back to PyTorch unless measured.
 DTYPES = {
     "float32": ("", *DIRECT),
     "float64": ("planar", "narrow", "groups", "pixels", "gemm"),
-    "bfloat16": DIRECT,
+    "bfloat16": (*DIRECT, "pairs"),
     "float16": DIRECT,
 }
 LAYOUTS = ("plain", "plain", "channels_last", "permuted", "sliced", "offset", "expanded", "overlapping")
@@ -362,7 +362,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare random convolutions with float64.")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31), help="by default a new one")
-    parser.add_argument("--kernel", choices=DIRECT, default="", help="the kernel to force, by default one of all")
+    parser.add_argument(
+        "--kernel",
+        choices=sorted({*DIRECT, *DTYPES["bfloat16"]}),
+        default="",
+        help="the kernel to force, by default one of all",
+    )
     parser.add_argument("--case", help="repeat this case, as a failure prints it")
     options = parser.parse_args()
     if problem := native.status().problem:

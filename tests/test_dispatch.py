@@ -321,7 +321,7 @@ def test_a_forced_kernel_is_that_of_the_innermost_block():
 
 @pytest.mark.parametrize("name", ["plannar", "Planar", " ", "group", None, 3])
 def test_an_unknown_kernel_is_refused(name):
-    known = "planar, narrow, groups, dots, pixels, gemm, brgemm, stem, fft, pytorch"
+    known = "planar, narrow, groups, dots, pixels, gemm, brgemm, stem, pairs, fft, pytorch"
     message = f"kernel=.* is not known; choose one of: {known}"
     with pytest.raises(GroupwiseError, match=message), dispatch.forced(True, name):
         pytest.fail("the block ran")
@@ -335,11 +335,12 @@ def test_every_kernel_can_be_forced():
     point = torch.nn.Conv2d(16, 16, 1).to(memory_format=torch.channels_last)
     long, first = torch.nn.Conv1d(4, 4, 64, groups=4), torch.nn.Conv1d(4, 16, 3)
     layers = {**dict.fromkeys(("groups", "dots", "brgemm"), wide), "gemm": point, "fft": long, "stem": first}
+    layers["pairs"] = copy.deepcopy(depthwise).bfloat16()
     for name in dispatch.KERNELS:
         layer = layers.get(name, depthwise)
-        given = source().requires_grad_() if isinstance(layer, torch.nn.Conv2d) else torch.randn(1, 4, 90)
+        given = source().to(layer.weight.dtype) if isinstance(layer, torch.nn.Conv2d) else torch.randn(1, 4, 90)
         with record_plans() as plans, dispatch.forced(True, name):
-            layer(given).sum().backward()
+            layer(given.requires_grad_()).sum().backward()
         assert name in kernels(plans) or name not in here()
 
 

@@ -1,4 +1,4 @@
-"""bfloat16 and float16 convolutions by the float32 kernels, against float64: the float32 error and one rounding."""
+"""bfloat16 and float16 convolutions against float64: the float32 error and one rounding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cases import layer_of, specs
 from groupwise import ConvSpec, plan, record_plans
 from groupwise.kernels import native, tables, tuning
 from groupwise.kernels.dispatch import forced
-from kernels import DIRECT, ISAS, needs_kernels, planar_is_fast
+from kernels import DIRECT_LOW, ISAS, needs_kernels, planar_is_fast
 from pairs import by_layer
 from tuned import Clock, lines
 
@@ -61,7 +61,7 @@ def check(spec, size, batch, dtype, kernel, memory_format="contiguous", expanded
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kernel", DIRECT)
+@pytest.mark.parametrize("kernel", DIRECT_LOW)
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     spec=specs(24).filter(lambda s: s.padding_mode == "zeros"),
@@ -223,3 +223,55 @@ def test_mixed_dtypes_are_pytorchs():
     source, weight = torch.randn(1, 4, 6, 6).bfloat16(), torch.randn(4, 1, 3, 3).half()
     with forced(True, "planar"), pytest.raises(RuntimeError):
         torch.nn.functional.conv2d(source, weight, groups=4)
+
+
+PAIRS = [
+    ("groups of 4", ConvSpec(64, 64, 3, padding=1, groups=16), (20, 23)),
+    ("groups of 8, stride", ConvSpec(40, 40, 3, stride=2, padding=1, groups=5), (21, 30)),
+    ("groups of 24, dilation", ConvSpec(72, 72, (3, 5), padding=2, dilation=(2, 1), groups=3), (17, 15)),
+    ("groups of 40 to 18", ConvSpec(80, 36, 3, stride=(1, 2), padding=1, groups=2), (9, 14)),
+    ("long sums", ConvSpec(460, 34, 3, padding=1), (7, 9)),
+    ("depthwise, stride", ConvSpec(72, 72, 5, stride=2, padding=2, groups=72), (19, 22)),
+    ("depthwise, of few channels", ConvSpec(7, 7, 7, padding=3, groups=7), (9, 40)),
+    ("patches", ConvSpec(24, 32, 4, stride=4), (17, 16)),
+    ("transposed", ConvSpec(32, 48, 4, stride=2, padding=1, groups=2, transposed=True), (9, 12)),
+    ("transposed, depthwise", ConvSpec(33, 33, 3, stride=3, groups=33, transposed=True), (6, 11)),
+    ("larger than the image", ConvSpec(32, 32, 9, padding=4, groups=2), (4, 5)),
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("spec", "size"), [row[1:] for row in PAIRS], ids=[row[0] for row in PAIRS])
+def test_pairs_computes_outputs_and_gradients_of_inputs(spec, size, workers, isa):
+    torch.manual_seed(0)
+    with threads(workers):
+        # A gradient of a weight, and outputs of groups that fill no vectors, stay PyTorch's.
+        assert "pairs" in check(spec, size, 3, torch.bfloat16, "pairs", "channels_last", isa=isa)
+
+
+def test_pairs_has_the_same_bits_on_any_number_of_threads():
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(72, 72, 3, 2, 1, groups=3).to(torch.bfloat16, memory_format=torch.channels_last)
+    source = torch.randn(2, 72, 15, 18).to(torch.bfloat16, memory_format=torch.channels_last)
+    grad = torch.randn(2, 72, 8, 9).bfloat16()
+    found = []
+    for workers in (1, 2, 3):
+        with threads(workers), forced(True, "pairs"), record_plans() as plans:
+            found.append(gradients(layer, source, grad)[:2])
+        assert [one.kernel for one in plans][:2] == ["pairs", "pairs"]
+    for value, *others in zip(*found, strict=True):
+        assert all(torch.equal(value, other) for other in others)
+
+
+def test_pairs_says_why_it_does_not_run():
+    def why(spec, dtype="bfloat16", memory_format="channels_last", size=(9, 9)):
+        return plan(spec, (1, spec.in_channels, *size), dtype=dtype, memory_format=memory_format).refused["pairs"]
+
+    layer = ConvSpec(32, 32, 3, groups=2)
+    assert why(layer, "float32") == why(layer, "float16") == why(layer, "float64") == "computes bfloat16 only"
+    assert why(layer, memory_format="contiguous").endswith("side by side in the tensors (channels_last)")
+    assert why(ConvSpec(6, 32, 3, groups=2)) == "it multiplies pairs of input channels of a group"
+    assert why(ConvSpec(8, 4, 3, groups=2)).startswith("its vectors need as many output channels of a group")
+    volume = ConvSpec(32, 32, 3, groups=2, dims=3)
+    assert why(volume, memory_format="channels_last_3d", size=(9, 9, 9)) == "computes 1-D and 2-D convolutions only"

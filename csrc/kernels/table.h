@@ -9,6 +9,9 @@
 
 namespace groupwise {
 
+// The numbers that a kernel computes. One of float32 computes copies of numbers of 16 bits (kernels/converted).
+enum class Computes { float32, float32_and_64, bfloat16 };
+
 struct KernelRow {
   const char* name;
   const char* documentation;       // a sentence: what runs along its vectors, and for which layers it is made
@@ -17,7 +20,7 @@ struct KernelRow {
   const char* (*refuses)(const Request& request);
   // Returns null if even the smallest block exceeds the scratch.
   std::unique_ptr<Work> (*lay_out)(const Request& request);
-  bool float64 = false;  // computes that dtype too, beside float32
+  Computes computes = Computes::float32;
   // Its error is relative to the norm of what it reads, and not to each result's own products: it is not chosen unless allowed.
   bool by_norm = false;
 };

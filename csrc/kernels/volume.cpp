@@ -61,7 +61,9 @@ std::unique_ptr<Work> planes(const Request& r, const KernelRow& kernel, int64_t 
 
 std::unique_ptr<Work> lay_out_volume(const KernelRow& kernel, const Request& r, const char** why) {
   const std::optional<Request> two = flat(r);
-  *why = kernel.by_norm ? "computes 1-D and 2-D convolutions only" : kernel.refuses(two ? *two : plane_of(r));
+  // A volume is a sum of planes, which is rounded once.
+  const bool flat_only = kernel.computes == Computes::bfloat16 && !two;
+  *why = kernel.by_norm || flat_only ? "computes 1-D and 2-D convolutions only" : kernel.refuses(two ? *two : plane_of(r));
   if (*why) return nullptr;
   if (two) return kernel.lay_out(*two);
   const Problem& p = r.problem;
@@ -76,7 +78,11 @@ std::unique_ptr<Work> lay_out_volume(const KernelRow& kernel, const Request& r, 
 }  // namespace
 
 std::unique_ptr<Work> lay_out(const KernelRow& kernel, const Request& r, const char** why) {
-  *why = r.dtype == Dtype::float64 && !kernel.float64 ? "computes no float64" : nullptr;
+  if (kernel.computes == Computes::bfloat16) {
+    *why = r.dtype == Dtype::bfloat16 ? nullptr : "computes bfloat16 only";
+  } else {
+    *why = r.dtype == Dtype::float64 && kernel.computes == Computes::float32 ? "computes no float64" : nullptr;
+  }
   if (*why) return nullptr;
   if (r.dimensions == 3) return lay_out_volume(kernel, r, why);
   *why = kernel.refuses(r);

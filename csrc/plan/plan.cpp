@@ -169,7 +169,8 @@ std::vector<Candidate> candidates_of(const Request& r, std::vector<std::pair<con
     if (!kernel->directions[static_cast<int>(r.direction)]) continue;
     const char* why = none;
     std::unique_ptr<Work> work;
-    if (!why) work = is_low(r.dtype) ? lay_out_converted(*kernel, r, &why) : lay_out(*kernel, r, &why);
+    const bool copies = is_low(r.dtype) && kernel->computes != Computes::bfloat16;
+    if (!why) work = copies ? lay_out_converted(*kernel, r, &why) : lay_out(*kernel, r, &why);
     if (work) {
       candidates.push_back({kernel, std::move(work)});
     } else {

@@ -42,10 +42,10 @@ class LowLayer : public torch::CustomClassHolder {
         group == 1 ? plain(weight) : group > 1 && weight.scalar_type() == at::kBFloat16 && weight.device().is_cpu(),
         "groupwise: a layer of bfloat16 takes the float32 weight of a depthwise convolution in 2-D, or the bfloat16 weight "
         "of one with groups");
-    TORCH_CHECK(group == 1 || (group % 2 == 0 && (kMostLanes % group == 0 || group % kMostLanes == 0) &&
+    TORCH_CHECK(group == 1 || (group % 2 == 0 && (kMostLanes % group == 0 || group > kMostLanes) &&
                                weight.size(0) % group == 0 && weight.size(0) >= kMostLanes),
-                "groupwise: a layer of bfloat16 takes groups that fill vectors of ", kMostLanes,
-                " channels, or some of which do, and so many channels or more");
+                "groupwise: a layer of bfloat16 takes groups of an even number of channels, which fill a vector of ",
+                kMostLanes, " or some of which do, and so many channels or more");
     TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
                 "groupwise: stride, padding and dilation must have two numbers");
     for (int i = 0; i < 2; i++)
@@ -56,7 +56,7 @@ class LowLayer : public torch::CustomClassHolder {
     work_.before = residual || before.kind != Activation::none ? before : after;
     work_.after = after;
     work_.channels = weight.size(0);
-    work_.group = group;
+    work_.group = work_.inputs = group;
     work_.h = {0, 0, weight.size(2), stride[0], padding[0], dilation[0]};
     work_.w = {0, 0, weight.size(3), stride[1], padding[1], dilation[1]};
     const Tensor dense = weight.detach().contiguous();
@@ -66,20 +66,22 @@ class LowLayer : public torch::CustomClassHolder {
                   "groupwise: a bias has one float32 an output channel");
       added = bias->detach().contiguous();
     }
-    const int64_t taps = weight.size(2) * weight.size(3);
+    const int64_t lanes = target_->lanes;
+    const WeightStrides strides =
+        dense_weight_strides(Problem{0, work_.channels / group, group, group, work_.h, work_.w}, false);
     if (group > 1) {
-      packed_ = at::empty({round_up(work_.channels, target_->lanes) * group * taps}, dense.options());
-      pack_low_pairs(target_->lanes, work_.channels, group, taps, static_cast<const Bfloat16*>(dense.const_data_ptr()),
+      packed_ = at::empty({packed_low_pairs(lanes, work_)}, dense.options());
+      pack_low_pairs(work_, lanes, static_cast<const Bfloat16*>(dense.const_data_ptr()), strides, {0, work_.vectors(lanes)},
                      static_cast<Bfloat16*>(packed_.mutable_data_ptr()));
       work_.pairs = static_cast<const Bfloat16*>(packed_.const_data_ptr());
-      bias_ = at::zeros({round_up(work_.channels, target_->lanes)}, dense.options().dtype(at::kFloat));
+      bias_ = at::zeros({round_up(work_.channels, lanes)}, dense.options().dtype(at::kFloat));
       if (added.defined()) bias_.narrow(0, 0, work_.channels).copy_(added);
       work_.bias = bias_.const_data_ptr<float>();
       return;
     }
-    packed_ = at::empty({packed_low_floats(target_->lanes, work_.channels, taps)}, dense.options());
-    pack_low(target_->lanes, work_.channels, taps, dense.const_data_ptr<float>(),
-             added.defined() ? added.const_data_ptr<float>() : nullptr, packed_.mutable_data_ptr<float>());
+    packed_ = at::empty({packed_low_floats(lanes, work_)}, dense.options());
+    pack_low(work_, lanes, dense.const_data_ptr<float>(), strides, added.defined() ? added.const_data_ptr<float>() : nullptr,
+             packed_.mutable_data_ptr<float>());
     work_.packed = packed_.const_data_ptr<float>();
   }
 

@@ -10,7 +10,7 @@
 
 #include "agreement.h"
 #include "converted_test.h"
-#include "float64_test.h"
+#include "numbers_test.h"
 #include "kernels/brgemm/product.h"
 #include "plan/plan.h"
 #include "sharing_test.h"
@@ -222,7 +222,8 @@ int main(int count, char** arguments) {
       std::printf("threads share work where that does not pay, or do not where it does\n");
       return 1;
     }
-    if (!Float64Test(on_threads(1), on_threads(2)).agrees(cases / 3)) return 1;
+    if (!NumbersTest<double>(on_threads(1), on_threads(2)).agrees(cases / 3)) return 1;
+    if (!NumbersTest<Bfloat16>(on_threads(1), on_threads(2)).agrees(cases / 3)) return 1;
     for (int64_t i = 0; i < cases; i++)
       if (!test_one(&ran)) return 1;
   }

@@ -132,12 +132,12 @@ inline bool low_kernels_agree(Random& random) {
   constexpr Axis kAxis{9, 9, 3, 1, 1, 1};
   const std::vector<float> weight = random_floats(channels * 9, random);
   const std::vector<Bfloat16> image = random_halves(2 * 81 * channels, random);
-  std::vector<float> packed(packed_low_floats(lanes, channels, 9));
-  pack_low(lanes, channels, 9, weight.data(), nullptr, packed.data());
   LowGrouped grouped{};
   grouped.batch = 2;
   grouped.channels = channels;
   grouped.h = grouped.w = kAxis;
+  std::vector<float> packed(packed_low_floats(lanes, grouped));
+  pack_low(grouped, lanes, weight.data(), WeightStrides{9, 9, 9, 3, 1}, nullptr, packed.data());
   grouped.x_strides = grouped.y_strides = dense_strides(2, channels, 9, 9, true);
   grouped.packed = packed.data();
   grouped.x = image.data();

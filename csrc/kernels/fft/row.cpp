@@ -122,7 +122,7 @@ const KernelRow kFft{
     {true, true, true},
     refuses,
     fft,
-    false,
+    Computes::float32,
     true};
 
 }  // namespace groupwise

@@ -50,6 +50,6 @@ const KernelRow kGemm{
     {true, true, false},
     refuses,
     gemm,
-    true};
+    Computes::float32_and_64};
 
 }  // namespace groupwise

@@ -51,6 +51,6 @@ const KernelRow kGroups{"groups",
                         {true, true, false},
                         refuses,
                         groups,
-                        true};
+                        Computes::float32_and_64};
 
 }  // namespace groupwise

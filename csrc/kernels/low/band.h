@@ -34,8 +34,14 @@ struct LowBand {
   }
 };
 
-// Groups of 8 channels or more fill tiles; below, half of a vector or more would be padding.
-inline bool fills_tiles(const LowGrouped& c) { return c.group >= 8 && c.h.out * c.w.out >= kBandPixels / 4; }
+// Groups of 8 channels or more fill tiles; below, half of a vector or more would be padding. The outputs of a band are all pixels of its
+// rows, side by side.
+inline bool fills_tiles(const LowGrouped& c) {
+  const bool whole = c.group == c.inputs && (c.group == 8 || c.group % kBandColumns == 0);
+  const bool dense = c.y_strides.w == c.channels && (c.h.out == 1 || c.y_strides.h == c.w.out * c.channels) &&
+                     (c.batch == 1 || c.y_strides.n == c.h.out * c.w.out * c.channels);
+  return whole && dense && std::min(c.h.pad, c.w.pad) >= 0 && c.h.out * c.w.out >= kBandPixels / 4;
+}
 
 // Returns how many rows of outputs a task computes by AMX: as many as stay in the L1 cache, and few enough for all threads to have tasks;
 // 0 where not even one row fits into scratch.

@@ -10,7 +10,7 @@
 
 namespace groupwise::GW_TARGET {
 
-constexpr int kLowPixels = kRegisters / 4;
+constexpr int kLowPixels = low_pixels(kLanes);
 
 // One tile of one block. `column` is that of the first input. Lanes [first, count) are stored, of `stored` pixels. Bit i of `there`
 // tells whether the input i columns further lies in the image.
@@ -99,7 +99,7 @@ GW_INLINE void pick_low_tile(const LowWalk& k, const LowTile& t, bool inside, bo
 // Computes a row of outputs of blocks [blocks.first, blocks.last).
 template <int KW, int S>
 inline void low_row(const LowGrouped& c, const LowWalk& k, const Bfloat16* x, Bfloat16* y, Range blocks) {
-  const int64_t taps = c.h.kernel * c.w.kernel;
+  const int64_t taps = c.taps();
   const int64_t inputs = S * (kLowPixels - 1) + KW;
   for (int64_t at = 0; at < c.w.out; at += kLowPixels) {
     LowTile t{};
@@ -122,12 +122,14 @@ inline void low_row(const LowGrouped& c, const LowWalk& k, const Bfloat16* x, Bf
   }
 }
 
-// Kernels 3, 5 and 7 columns wide have tiles of their own.
+// Kernels 3, 5 and 7 columns wide have tiles of their own; those of 1 and 2 are phases of a gradient with a stride, too.
 GW_INLINE void low_rows(const LowGrouped& c, const LowWalk& k, const Bfloat16* x, Bfloat16* y, Range blocks) {
   const auto run = [&](auto columns) GW_LAMBDA {
     if (c.w.stride == 1) return low_row<columns, 1>(c, k, x, y, blocks);
     low_row<columns, 2>(c, k, x, y, blocks);
   };
+  if (c.w.kernel == 1 && c.w.stride == 1) return low_row<1, 1>(c, k, x, y, blocks);
+  if (c.w.kernel == 2 && c.w.stride == 1 && c.w.dilation == 1) return low_row<2, 1>(c, k, x, y, blocks);
   const bool near = c.w.dilation == 1 && c.w.stride <= 2;
   if (near && c.w.kernel == 3) return run(std::integral_constant<int, 3>{});
   if (near && c.w.kernel == 5) return run(std::integral_constant<int, 5>{});
@@ -160,9 +162,9 @@ inline LowRow low_row_of(const LowGrouped& c, int64_t task) {
 
 template <bool Native>
 GW_INLINE void grouped_rows(const LowGrouped& c, int64_t begin, int64_t end) {
-  const int64_t vectors = ceil_div(c.channels, kLanes), part = round_up(ceil_div(vectors, c.parts), kGroupedVectors);
+  const int64_t vectors = c.vectors(kLanes), part = round_up(ceil_div(vectors, c.parts), kGroupedVectors);
   // Few weights stay in the cache, so that a row is read at once; of many, each vector's stay for all rows.
-  const bool few = c.channels * c.group * c.h.kernel * c.w.kernel <= 24 * 1024;
+  const bool few = c.channels * c.inputs * c.taps() <= 24 * 1024;
   const int64_t step = few ? part : kGroupedVectors;
   for (int64_t first = 0; first < part; first += step)
     for (int64_t task = begin; task < end; task++) {

@@ -10,42 +10,73 @@
 
 namespace groupwise {
 
-int64_t packed_low_floats(int64_t lanes, int64_t channels, int64_t taps) {
-  return ceil_div(channels, 2 * lanes) * 2 * lanes * (1 + taps);
+int64_t packed_low_floats(int64_t lanes, const LowGrouped& work) {
+  return round_up(work.channels, 2 * lanes) * (1 + work.taps());
 }
 
-void pack_low(int64_t lanes, int64_t channels, int64_t taps, const float* weight, const float* bias, float* packed) {
-  const int64_t block = 2 * lanes;
+template <class Number>
+void pack_low(const LowGrouped& work, int64_t lanes, const Number* weight, const WeightStrides& s, const float* bias,
+              float* packed) {
+  const int64_t channels = work.channels, block = 2 * lanes;
   for (int64_t first = 0; first < channels; first += block) {
     const int64_t from = std::max<int64_t>(0, std::min(first, channels - block));
-    for (int64_t tap = -1; tap < taps; tap++)
+    const auto fill = [&](auto&& value_of) {
       for (int64_t i = 0; i < block; i++) {
         const int64_t channel = from + i % lanes * 2 + i / lanes;
-        const bool there = channel < channels && (tap >= 0 || bias);
-        *packed++ = !there ? 0 : tap < 0 ? bias[channel] : weight[channel * taps + tap];
+        *packed++ = channel < channels ? value_of(channel) : 0.0f;
+      }
+    };
+    fill([&](int64_t channel) { return bias ? bias[channel] : 0.0f; });
+    for (int64_t kh = 0; kh < work.h.kernel; kh++)
+      for (int64_t kw = 0; kw < work.w.kernel; kw++) {
+        const Number* tap = weight + kh * s.h + kw * s.w;
+        fill([&](int64_t channel) { return to_float(tap[channel * s.group]); });
       }
   }
 }
+template void pack_low(const LowGrouped&, int64_t, const float*, const WeightStrides&, const float*, float*);
+template void pack_low(const LowGrouped&, int64_t, const Bfloat16*, const WeightStrides&, const float*, float*);
 
-void pack_low_pairs(int64_t lanes, int64_t channels, int64_t group, int64_t taps, const Bfloat16* weight, Bfloat16* packed) {
-  for (int64_t first = 0; first < channels; first += lanes) {
-    const int64_t from = std::min(first, channels - lanes);
-    for (int64_t tap = 0; tap < taps; tap++)
-      for (int64_t i = 0; i < group; i += 2)
-        for (int64_t o = from; o < from + lanes; o++)
-          for (int64_t k = i; k < i + 2; k++) *packed++ = weight[(o * group + k) * taps + tap];
+int64_t packed_low_pairs(int64_t lanes, const LowGrouped& work) {
+  return work.vectors(lanes) * lanes * work.inputs * work.taps();
+}
+
+void pack_low_pairs(const LowGrouped& work, int64_t lanes, const Bfloat16* weight, const WeightStrides& s, Range vectors,
+                    Bfloat16* packed) {
+  constexpr int64_t kMostLanes = 16;
+  packed += vectors.first * lanes * work.inputs * work.taps();
+  for (int64_t v = vectors.first; v < vectors.last; v++) {
+    const LowVector vector = vector_of(work, lanes, v);
+    const Bfloat16* outputs[kMostLanes];
+    for (int64_t lane = 0; lane < lanes; lane++) outputs[lane] = weight + begin_of(s, work.group, vector.channel + lane);
+    for (int64_t kh = 0; kh < work.h.kernel; kh++)
+      for (int64_t kw = 0; kw < work.w.kernel; kw++)
+        for (int64_t i = 0; i < work.inputs; i += 2, packed += 2 * lanes) {
+          const int64_t at = kh * s.h + kw * s.w + i * s.c;
+          if (s.c == 1) {
+            for (int64_t lane = 0; lane < lanes; lane++) std::memcpy(packed + 2 * lane, outputs[lane] + at, 2 * sizeof *packed);
+            continue;
+          }
+          for (int64_t lane = 0; lane < lanes; lane++) {
+            const Bfloat16 both[2] = {outputs[lane][at], outputs[lane][at + s.c]};
+            std::memcpy(packed + 2 * lane, both, sizeof both);
+          }
+        }
   }
 }
 
-void correlate_low(LowGrouped work, const Kernels& target, const NormRun& run) {
+void correlate_low(const LowGrouped& work, const Kernels& target, const NormRun& run) {
   const int64_t outputs = work.batch * work.channels * work.h.out * work.w.out;
-  const int64_t inputs = work.batch * work.channels * work.h.in * work.w.in;
-  const Share share{2.0 * static_cast<double>(outputs * work.group * work.h.kernel * work.w.kernel),
+  const int64_t inputs = work.batch * work.channels / work.group * work.inputs * work.h.in * work.w.in;
+  const Share share{2.0 * static_cast<double>(outputs * work.inputs * work.taps()),
                     static_cast<double>(inputs + outputs) * sizeof(Bfloat16)};
-  const bool threaded = worth_threads(share, run.threads, run.parallel_for);
-  work.blocks = ceil_div(work.channels, 2 * target.lanes);
-  if (fills_tiles(work) && target.lanes == kBandColumns && multiplies_tiles())
-    work.rows = band_rows(work, threaded ? run.threads : 1);
+  correlate_low_on(work, target, {worth_threads(share, run.threads, run.parallel_for) ? run.threads : 1, run.parallel_for});
+}
+
+void correlate_low_on(LowGrouped work, const Kernels& target, const NormRun& run) {
+  const bool threaded = run.threads > 1;
+  work.blocks = work.group > 1 ? work.vectors(target.lanes) : ceil_div(work.channels, 2 * target.lanes);
+  if (target.lanes == kBandColumns && fills_tiles(work) && multiplies_tiles()) work.rows = band_rows(work, run.threads);
   // Few rows share out evenly where their channels are halved.
   if (threaded && work.batch * work.h.out < 8 * run.threads && work.blocks > 1) work.parts = 2;
   run_tasks(work.tasks(), threaded, run.parallel_for,

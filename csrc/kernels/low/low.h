@@ -1,18 +1,21 @@
-// Convolutions of bfloat16 images in channels_last whose groups have as many outputs as inputs. Sums are float32, and each result is
-// rounded once, behind the epilogue.
+// Convolutions of bfloat16 images whose channels are neighbours in memory. Sums are float32, and each result is rounded once, behind
+// the epilogue.
 #pragma once
+
+#include <algorithm>
 
 #include "bfloat16.h"
 #include "kernels/norm/norm.h"
 
 namespace groupwise {
 
-// Channels are neighbours in memory. `packed` has, for each block of 2 * lanes channels, their bias and their taps, row by row; of
-// each the even channels come first. The last block begins early where it would end late. Groups of several channels have `pairs`
-// instead: for each vector of outputs and each tap [pair of inputs][output][2]; a group fills some vectors, or a vector holds some
-// groups, and the last one begins early too. The pairs of an output vector are the rows of AMX's tiles as well.
+// A depthwise layer's `packed` has, for each block of 2 * lanes channels, their bias and their taps, row by row; of each the even
+// channels come first. The last block begins early where it would end late. Groups of several channels have `pairs` instead: for each
+// vector of outputs and each tap [pair of inputs][output][2]. A group has some vectors of outputs, the last of which begins early where
+// it would end late; or a vector holds some groups of as many inputs as outputs, and the last of all vectors begins early. The pairs of
+// an output vector are the rows of AMX's tiles as well. The padding may be negative.
 struct LowGrouped {
-  int64_t batch, channels, group = 1;  // the channels of a group
+  int64_t batch, channels, group = 1, inputs = 1;  // the outputs of all groups, and of one; the inputs of one
   Axis h, w;
   Strides x_strides, y_strides;
   Activate before, after;
@@ -25,19 +28,51 @@ struct LowGrouped {
   int64_t blocks = 0, parts = 1;  // blocks of channels, and the parts that share them out
   int64_t rows = 0;               // of a band of outputs, which a task computes by AMX; 0: a task computes one row
 
+  int64_t taps() const { return h.kernel * w.kernel; }
+  // Vectors of outputs.
+  int64_t vectors(int64_t lanes) const {
+    return group >= lanes ? channels / group * ((group + lanes - 1) / lanes) : (channels + lanes - 1) / lanes;
+  }
   // A group, or a vector of groups.
   int64_t units() const { return group > 16 ? channels / group : (channels + 15) / 16; }
   int64_t tasks() const { return rows > 0 ? batch * units() * ((h.out + rows - 1) / rows) : batch * parts * h.out; }
 };
 
-// Returns how many floats the packed weights take, and fills them; the weight has [channel][row][column], and a bias may be null.
-int64_t packed_low_floats(int64_t lanes, int64_t channels, int64_t taps);
-void pack_low(int64_t lanes, int64_t channels, int64_t taps, const float* weight, const float* bias, float* packed);
-// The same of pairs, from a weight of [output][input][row][column]: as many numbers as that has with outputs in whole vectors. There
-// is a vector of outputs or more.
-void pack_low_pairs(int64_t lanes, int64_t channels, int64_t group, int64_t taps, const Bfloat16* weight, Bfloat16* packed);
+// How many neighbouring pixels a tile of one row computes: of 2 * lanes channels of a depthwise layer, and of groups of several. Images of
+// 7, 14, 28, 56 and 112 columns divide into tiles of 7.
+constexpr int low_pixels(int64_t lanes) { return lanes >= 16 ? 8 : 4; }
+constexpr int kGroupedPixels = 7, kGroupedVectors = 2;
+
+// Where the outputs of a vector, of groups of several channels, begin.
+struct LowVector {
+  int64_t channel, input;  // its first output of all, and the first input that it reads
+  int64_t skipped;         // the lanes that the vector before has
+};
+inline LowVector vector_of(const LowGrouped& c, int64_t lanes, int64_t v) {
+  if (c.group < lanes) {
+    const int64_t channel = std::min(v * lanes, c.channels - lanes);
+    return {channel, channel, v * lanes - channel};
+  }
+  const int64_t each = (c.group + lanes - 1) / lanes, group = v / each, first = v % each * lanes;
+  const int64_t channel = std::min(first, c.group - lanes);
+  return {group * c.group + channel, group * c.inputs, first - channel};
+}
+
+// Returns how many floats the packed weights of a depthwise layer take, and fills them; a bias may be null. Numbers are floats or
+// Bfloat16.
+int64_t packed_low_floats(int64_t lanes, const LowGrouped& work);
+template <class Number>
+void pack_low(const LowGrouped& work, int64_t lanes, const Number* weight, const WeightStrides& strides, const float* bias,
+              float* packed);
+// The same of pairs, of vectors [vectors.first, vectors.last) of those that `packed` begins with. There is a vector of outputs or more.
+int64_t packed_low_pairs(int64_t lanes, const LowGrouped& work);
+void pack_low_pairs(const LowGrouped& work, int64_t lanes, const Bfloat16* weight, const WeightStrides& strides, Range vectors,
+                    Bfloat16* packed);
 
 struct Kernels;
-void correlate_low(LowGrouped work, const Kernels& target, const NormRun& run);
+// Computes the work on run.threads threads, or on fewer where that takes less time.
+void correlate_low(const LowGrouped& work, const Kernels& target, const NormRun& run);
+// The same on exactly so many.
+void correlate_low_on(LowGrouped work, const Kernels& target, const NormRun& run);
 
 }  // namespace groupwise

@@ -88,6 +88,6 @@ const KernelRow kNarrow{"narrow",
                         {true, true, true},
                         refuses,
                         narrow,
-                        true};
+                        Computes::float32_and_64};
 
 }  // namespace groupwise

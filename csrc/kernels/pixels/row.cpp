@@ -87,6 +87,6 @@ const KernelRow kPixels{
     {false, false, true},
     refuses,
     pixels,
-    true};
+    Computes::float32_and_64};
 
 }  // namespace groupwise

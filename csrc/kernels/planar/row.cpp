@@ -55,6 +55,6 @@ const KernelRow kPlanar{"planar",
                         {true, true, true},
                         refuses,
                         planar,
-                        true};
+                        Computes::float32_and_64};
 
 }  // namespace groupwise

@@ -20,7 +20,7 @@ from groupwise.spec.cost import layer_and_input
 from groupwise.spec.effective import effective
 from groupwise.spec.legible import Printed
 
-KERNELS = ("planar", "narrow", "groups", "dots", "pixels", "gemm", "brgemm", "stem", "fft", "pytorch")
+KERNELS = ("planar", "narrow", "groups", "dots", "pixels", "gemm", "brgemm", "stem", "pairs", "fft", "pytorch")
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 MEMORY_FORMATS = ("contiguous", "channels_last")
 ALL_FORMATS = (*MEMORY_FORMATS, "channels_last_3d")

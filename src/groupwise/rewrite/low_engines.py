@@ -32,7 +32,7 @@ def _refuse_grouped(work: Work) -> str | None:
     if at is None or at.dims != 2 or at.transposed or not work.channels_last:
         return "it takes images in channels_last"
     outputs, inputs = work.weight[0] // at.groups, work.weight[1]
-    fits = inputs % 2 == 0 and (_LANES % inputs == 0 or inputs % _LANES == 0) and work.weight[0] >= _LANES
+    fits = inputs % 2 == 0 and (_LANES % inputs == 0 or inputs > _LANES) and work.weight[0] >= _LANES
     if at.groups == 1 or inputs != outputs or not (inputs == 1 or fits):
         return "it takes groups of as many outputs as inputs that fill vectors"
     return _refuse(work)

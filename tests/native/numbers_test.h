@@ -1,5 +1,5 @@
-// Tests convolutions of doubles in every kernel that has them, direction and format, against plain loops of long doubles. Each
-// tensor has memory of its own, so that AddressSanitizer sees what is read or written beyond it.
+// Tests convolutions of doubles, or of bfloat16 numbers, in every kernel that computes them as they are, direction and format, against
+// plain loops of long doubles. Each tensor has memory of its own, so that AddressSanitizer sees what is read or written beyond it.
 #pragma once
 
 #include <algorithm>
@@ -11,14 +11,39 @@
 #include <string>
 #include <vector>
 
+#include "bfloat16.h"
+#include "kernels/table.h"
 #include "plan/plan.h"
 
 namespace groupwise {
 
-// Computes random convolutions of doubles on one thread and on two.
-class Float64Test {
+// What tells numbers of one dtype apart: which kernels compute them, and how much a sum and a result may be off.
+template <class Number>
+struct Kind;
+template <>
+struct Kind<double> {
+  static constexpr Dtype dtype = Dtype::float64;
+  static constexpr Computes computes = Computes::float32_and_64;
+  static constexpr long double sum = 0x1p-53L, result = 0;
+  static constexpr bool epilogue = true;
+  static double of(double number) { return number; }
+  static double wide(double number) { return number; }
+};
+template <>
+struct Kind<Bfloat16> {
+  static constexpr Dtype dtype = Dtype::bfloat16;
+  static constexpr Computes computes = Computes::bfloat16;
+  static constexpr long double sum = 0x1p-23L, result = 0x1p-8L;
+  static constexpr bool epilogue = false;
+  static Bfloat16 of(double number) { return rounded(static_cast<float>(number)); }
+  static double wide(Bfloat16 number) { return to_float(number); }
+};
+
+// Computes random convolutions on one thread and on two.
+template <class Number>
+class NumbersTest {
  public:
-  Float64Test(ParallelFor serial, ParallelFor in_two) : serial_(serial), in_two_(in_two) {}
+  NumbersTest(ParallelFor serial, ParallelFor in_two) : serial_(serial), in_two_(in_two) {}
 
   bool agrees(int64_t cases) {
     for (int64_t i = 0; i < cases; i++)
@@ -26,14 +51,16 @@ class Float64Test {
     // Each direction of each kernel ran.
     int64_t expected = 0;
     for (const KernelRow* row : kernel_table())
-      for (const bool has : row->directions) expected += has && row->float64;
+      for (const bool has : row->directions) expected += has && row->computes == K::computes;
     if (cases < 100 || static_cast<int64_t>(ran_.size()) == expected) return true;
-    std::printf("%zu of %ld kernels and directions computed doubles\n", ran_.size(), static_cast<long>(expected));
+    std::printf("%zu of %ld kernels and directions computed %s\n", ran_.size(), static_cast<long>(expected), kName);
     return false;
   }
 
  private:
-  using Numbers = std::unique_ptr<double[]>;
+  using K = Kind<Number>;
+  using Numbers = std::unique_ptr<Number[]>;
+  static constexpr const char* kName = kDtypeNames[static_cast<int>(K::dtype)].data();
 
   int64_t pick(std::initializer_list<int64_t> values) {
     return values.begin()[std::uniform_int_distribution<size_t>(0, values.size() - 1)(generator_)];
@@ -54,9 +81,10 @@ class Float64Test {
   }
 
   Numbers numbers(int64_t size, bool random) {
-    Numbers made(new double[size]);
+    Numbers made(new Number[size]);
     std::uniform_real_distribution<double> distribution(-1, 1);
-    for (int64_t i = 0; i < size; i++) made[i] = random ? distribution(generator_) : std::numeric_limits<double>::quiet_NaN();
+    for (int64_t i = 0; i < size; i++)
+      made[i] = K::of(random ? distribution(generator_) : std::numeric_limits<double>::quiet_NaN());
     return made;
   }
 
@@ -97,17 +125,18 @@ class Float64Test {
       const Request r{direction,
                       p,
                       channels_last,
-                      Dtype::float64,
+                      K::dtype,
                       two ? 2 : 1,
                       2,
                       dense_strides(p.batch, p.groups * p.in_channels, p.h.in, p.w.in, channels_last),
                       dense_strides(p.batch, p.groups * p.out_channels, p.h.out, p.w.out, channels_last),
                       dense_weight_strides(p, weight_last)};
       for (const KernelRow* row : kernel_table()) {
+        if (row->computes != K::computes) continue;
         const std::shared_ptr<const Plan> plan = plan_of(r, row->name);
         if (!plan->work) continue;
         if (!agrees_by(*plan, two ? in_two_ : serial_)) {
-          std::printf("wrong in float64: %s\n", describe(*plan).c_str());
+          std::printf("wrong in %s: %s\n", kName, describe(*plan).c_str());
           return false;
         }
         const std::string name = std::string(row->name) + " " + kDirectionNames[static_cast<int>(direction)];
@@ -129,9 +158,9 @@ class Float64Test {
     Numbers bias = numbers(outputs, true), residual = numbers(size, true),
             grad_bias = numbers(p.groups * p.out_channels, false);
     const bool sums = written == 1 && plan.work->sums_grad_output() && pick({0, 1});
-    const bool biased = written != 1 && pick({0, 1}), adds = written != 1 && pick({0, 1});
-    const EpilogueOf<double> epilogue{{}, residual.get(), {}};
-    TensorsOf<double> t{x.get(), y.get(), w.get(), biased ? bias.get() : nullptr};
+    const bool biased = written != 1 && pick({0, 1}), adds = K::epilogue && written != 1 && pick({0, 1});
+    const EpilogueOf<Number> epilogue{{}, residual.get(), {}};
+    TensorsOf<Number> t{x.get(), y.get(), w.get(), biased ? bias.get() : nullptr};
     if (adds) t.epilogue = &epilogue;
     if (sums) t.grad_bias = grad_bias.get();
     const int64_t packed_size = plan.work->packed_floats();
@@ -145,9 +174,9 @@ class Float64Test {
     // Each sum, that of its absolute values, and how many products it has.
     std::vector<long double> sum(size), weight(size), count(size, 16);
     each_product(r, [&](int64_t i, int64_t j, int64_t k) {
-      const long double product = written == 0   ? static_cast<long double>(w[j]) * y[k]
-                                  : written == 1 ? static_cast<long double>(x[i]) * y[k]
-                                                 : static_cast<long double>(x[i]) * w[j];
+      const long double product = written == 0   ? static_cast<long double>(K::wide(w[j])) * K::wide(y[k])
+                                  : written == 1 ? static_cast<long double>(K::wide(x[i])) * K::wide(y[k])
+                                                 : static_cast<long double>(K::wide(x[i])) * K::wide(w[j]);
       const int64_t at = written == 0 ? i : written == 1 ? j : k;
       sum[at] += product;
       weight[at] += std::abs(product);
@@ -160,22 +189,24 @@ class Float64Test {
         for (int64_t h = 0; h < height; h++)
           for (int64_t v = 0; v < width; v++) {
             const int64_t at = n * s.n + c * s.c + h * s.h + v * s.w;
-            sum[at] += (biased ? bias[c] : 0.0) + static_cast<long double>(adds ? residual[at] : 0.0);
-            weight[at] += (biased ? std::abs(bias[c]) : 0.0) + (adds ? std::abs(residual[at]) : 0.0);
+            const double first = biased ? K::wide(bias[c]) : 0.0, second = adds ? K::wide(residual[at]) : 0.0;
+            sum[at] += first + static_cast<long double>(second);
+            weight[at] += std::abs(first) + std::abs(second);
           }
-    const double* result = written == 0 ? x.get() : written == 1 ? w.get() : y.get();
+    const Number* result = written == 0 ? x.get() : written == 1 ? w.get() : y.get();
     for (int64_t i = 0; i < size; i++)
-      if (!(std::abs(result[i] - sum[i]) <= count[i] * 0x1p-53L * weight[i])) return false;
+      if (!(std::abs(K::wide(result[i]) - sum[i]) <= count[i] * K::sum * weight[i] + K::result * std::abs(sum[i])))
+        return false;
     for (int64_t c = 0; sums && c < outputs; c++) {
       long double total = 0, most = 0;
       for (int64_t n = 0; n < p.batch; n++)
         for (int64_t h = 0; h < p.h.out; h++)
           for (int64_t v = 0; v < p.w.out; v++) {
-            const double one = y[n * r.y_strides.n + c * r.y_strides.c + h * r.y_strides.h + v * r.y_strides.w];
+            const double one = K::wide(y[n * r.y_strides.n + c * r.y_strides.c + h * r.y_strides.h + v * r.y_strides.w]);
             total += one;
             most += std::abs(one);
           }
-      if (!(std::abs(grad_bias[c] - total) <= (16 + p.batch * p.h.out * p.w.out) * 0x1p-53L * most)) return false;
+      if (!(std::abs(K::wide(grad_bias[c]) - total) <= (16 + p.batch * p.h.out * p.w.out) * 0x1p-53L * most)) return false;
     }
     return true;
   }
