@@ -187,6 +187,13 @@ def products(chance: random.Random) -> Numbers:
     return ConvSpec(*channels[:: chance.choice((1, -1))], 1, chance.choice((1, 1, 1, 1, 2))), (side, side)
 
 
+def ensemble(chance: random.Random) -> Numbers:
+    """Networks side by side, and samples with weights of their own: groups as wide as a layer of a small network."""
+    groups, inputs = between(chance, 2, 64), one_of(chance, (1, 3, 3, 8, 16, 32, 64, 128))
+    outputs, kernel = one_of(chance, (3, 8, 16, 32, 64, 128)), chance.choice((1, 3, 3, 3, 5))
+    return ConvSpec(groups * inputs, groups * outputs, kernel, 1, kernel // 2, 1, groups), image(chance)
+
+
 def big(chance: random.Random) -> Numbers:
     """Layers of which one takes milliseconds: without them the tables say nothing of what costs users most."""
     which = chance.choice(("rows", "rows", "depthwise", "grouped", "dense", "transposed"))
@@ -262,6 +269,7 @@ FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
     "pointwise": (0.0, pointwise),
     "steps": (0.0, steps),
     "products": (0.0, products),
+    "ensemble": (0.0, ensemble),
 }
 """The fraction of draws of each kind of layer."""
 
