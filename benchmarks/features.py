@@ -20,8 +20,9 @@ FAMILIES = ("depthwise", "strided", "dense", "narrow", "wide")
 # weights that was tried: tables made of layers with at most so many foresaw those with up to four times as many, of
 # which 2 in 1,689 ran below two thirds of PyTorch's speed (float32 of two classes, and the other dtypes of one).
 GROWING = frozenset(
-    "macs bytes macs_a_number weights positions sum batch samples_groups pixels_in pixels_out".split()
-    + ["written_h", "written_w"]
+    """
+    macs bytes macs_a_number weights positions sum batch samples_groups pixels_in pixels_out written_h written_w
+    """.split()
 )
 
 

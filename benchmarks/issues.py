@@ -83,7 +83,7 @@ def _table(key: tuple[Any, ...], rows: Sequence[dict[str, Any]]) -> Table:
         points[row["layer"], row["pass"]].append(row)
     cells = []
     for (name, which), sides in points.items():
-        ms = {(row["implementation"], row["memory_format"]): row["ms"] for row in sides}
+        ms = {(row["implementation"], row["memory_format"].removesuffix("_3d")): row["ms"] for row in sides}
         best = {side: min(value for (who, _), value in ms.items() if who == side) for side in ("pytorch", "groupwise")}
         shown = [time(ms[side]) if side in ms else "" for side in SIDES]
         used = max(row["busy"] or 0 for row in sides)

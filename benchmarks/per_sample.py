@@ -91,11 +91,11 @@ def main() -> None:
         keep_memory()
         write_record(options.output, measured(options), ("class", "isa", "threads", "seed"))
     rows = read_record(options.output)
-    rule = fit(rows)
-    print(told(rows, rule))
+    rules = fit_all(rows)
+    print(told(rows, rules))
     if options.fit:
-        products.RULE.write_text(json.dumps(rule, indent=1) + "\n", encoding="utf-8")
-        show_record(PAGE, RECORD, told(rows, rule))
+        products.RULE.write_text(json.dumps(rules, indent=1) + "\n", encoding="utf-8")
+        show_record(PAGE, RECORD, told(rows, rules))
 
 
 def measured(options: argparse.Namespace) -> list[Row]:
@@ -172,7 +172,19 @@ def timed(shape: Row, direction: str) -> Row:
     return {"least_ms": {str(name): float(f"{min(some) * 1e3:.4g}") for name, some in seconds.items()}}
 
 
-def fit(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+def fit_all(rows: Sequence[Row]) -> dict[str, products.Rule]:
+    """Returns the rule of each processor class and instruction set, and that of all rows for the others."""
+    names = sorted({name_of(row) for row in rows})
+    found = {name: fit([row for row in rows if name_of(row) == name]) for name in names}
+    return {**found, products.OTHERS: fit(rows)}
+
+
+def name_of(row: Row) -> str:
+    """Returns the name of the rule that a row is measured for."""
+    return products.key(row["class"], row["isa"])
+
+
+def fit(rows: Sequence[Row]) -> products.Rule:
     """Returns for each kind of layer and direction up to how many uses products are taken: what costs least time."""
     found: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -203,22 +215,22 @@ def cost(row: Row, bound: float) -> float:
     return math.log(ms[chosen(row, bound)] / min(ms[BMM], ms[GROUPED]))
 
 
-def told(rows: Sequence[Row], rule: dict[str, dict[str, float]]) -> str:
-    """Returns what the rule does to the measured layers, as Markdown."""
+def told(rows: Sequence[Row], rules: dict[str, products.Rule]) -> str:
+    """Returns what the rules do to the measured layers, as Markdown."""
     lines = [
         "| processor | threads | rows | the better of bmm and PyTorch / ours | least | below 0.95 | below 2/3 |",
         "|---|---|---|---|---|---|---|",
     ]
-    groups: dict[tuple[str, str, int], list[float]] = {}
+    groups: dict[tuple[str, int], list[float]] = {}
     for row in rows:
         ms = row["least_ms"]
-        ratio = min(ms[BMM], ms[PYTORCH]) / ms[chosen(row, rule[kind(row)][row["direction"]])]
-        groups.setdefault((row["class"], row["isa"], row["threads"]), []).append(ratio)
-    for (name, isa, threads), ratios in sorted(groups.items()):
+        ratio = min(ms[BMM], ms[PYTORCH]) / ms[chosen(row, rules[name_of(row)][kind(row)][row["direction"]])]
+        groups.setdefault((name_of(row), row["threads"]), []).append(ratio)
+    for (name, threads), ratios in sorted(groups.items()):
         below = [sum(ratio < bound for ratio in ratios) for bound in (0.95, 2 / 3)]
         mean = statistics.geometric_mean(ratios)
         lines.append(
-            f"| {name}, {isa} | {threads} | {len(ratios)} | {mean:.2f} | {min(ratios):.2f} | {below[0]} | {below[1]} |"
+            f"| {name} | {threads} | {len(ratios)} | {mean:.2f} | {min(ratios):.2f} | {below[0]} | {below[1]} |"
         )
     return "\n".join(lines)
 

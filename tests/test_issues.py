@@ -23,7 +23,7 @@ def test_every_layer_is_of_an_issue_on_the_page():
     listed = set(re.findall(r"^\| \[(\d+)\]", PAGE, re.M))
     found = {layer.source.split("#")[1].split()[0] for layer in shapes.read_file("issues.json")}
     assert found <= listed
-    assert listed - found == {"13716", "37406"}
+    assert listed - found == {"13716"}
 
 
 def test_the_ratio_compares_the_better_formats():

@@ -25,9 +25,23 @@ def all_directions(*args, **kwargs):
 
 def test_the_bound_is_where_products_stop_being_faster():
     rows = all_directions(16, 2.0, 1.0) + all_directions(64, 1.5, 1.0) + all_directions(128, 1.0, 1.5)
-    rule = script.fit(rows)
-    assert rule == {"unfolded": {"forward": 1.0, "grad_input": 1.0, "grad_weight": 1.0}}
-    assert script.told(rows, rule).splitlines()[2] == "| some-1, avx2 | 1 | 9 | 1.00 | 1.00 | 0 | 0 |"
+    rule = {"unfolded": {"forward": 1.0, "grad_input": 1.0, "grad_weight": 1.0}}
+    rules = script.fit_all(rows)
+    assert rules == {"some-1, avx2": rule, "others": rule}
+    assert script.told(rows, rules).splitlines()[2] == "| some-1, avx2 | 1 | 9 | 1.00 | 1.00 | 0 | 0 |"
+
+
+def test_a_processor_has_the_rule_of_its_class(monkeypatch):
+    slow, fast = all_directions(16, 1.0, 2.0), [{**one, "isa": "avx512"} for one in all_directions(16, 2.0, 1.0)]
+    rules = script.fit_all(slow + fast)
+    monkeypatch.setattr(products, "rules", lambda: rules)
+    monkeypatch.setattr(products, "processor_class", lambda: "some-1")
+    products.rule.cache_clear()
+    try:
+        assert products.rule("avx2") == rules["some-1, avx2"] != products.rule("avx512") == rules["some-1, avx512"]
+        assert products.rule("neon") == rules["others"]
+    finally:
+        products.rule.cache_clear()
 
 
 def test_kinds_have_bounds_of_their_own():
@@ -46,7 +60,7 @@ def test_a_drawn_layer_is_one_that_runs():
 
 def test_the_rule_and_the_docs_are_those_of_the_record():
     rows = measuring.read_record(measuring.RECORDS / script.RECORD)
-    rule = script.fit(rows)
-    assert json.loads(products.RULE.read_text("utf-8")) == rule, "run: python benchmarks/per_sample.py --fit"
+    rules = script.fit_all(rows)
+    assert json.loads(products.RULE.read_text("utf-8")) == rules, "run: python benchmarks/per_sample.py --fit"
     page = (ROOT / "docs" / "per-sample.md").read_text("utf-8")
-    assert measuring.with_block(page, script.RECORD, script.told(rows, rule)) == page
+    assert measuring.with_block(page, script.RECORD, script.told(rows, rules)) == page

@@ -3,7 +3,7 @@
 The grouped convolution has the batch as groups: N * groups of them. groupwise's kernels compute it where the planner
 chooses them, with or without `enable()`, and PyTorch's otherwise. PyTorch rearranges all weights for that, which is
 most of the work where an output has few pixels and many channels. `multiplies` says where products are faster, by
-`per_sample.json`, which `benchmarks/per_sample.py` fits to measured layers.
+`per_sample.json`, which `benchmarks/per_sample.py` fits to the layers that were measured on a processor class.
 """
 
 from __future__ import annotations
@@ -21,17 +21,34 @@ from torch import Tensor
 
 from groupwise.kernels import native
 from groupwise.kernels.dispatch import switch_back, switched_on
+from groupwise.kernels.processor import processor_class
 
 Ints = Sequence[int]
 
 RULE = pathlib.Path(__file__).with_name("per_sample.json")
 
 
+Rule = dict[str, dict[str, float]]
+# The rule of processors of which nothing was measured: that of all measured layers.
+OTHERS = "others"
+
+
 @functools.cache
-def rule() -> dict[str, dict[str, float]]:
-    """Returns the most uses of a weight's row with which products are faster, by kind of layer and direction."""
-    told: dict[str, dict[str, float]] = json.loads(RULE.read_text(encoding="utf-8"))
+def rules() -> dict[str, Rule]:
+    """Returns the rule of each processor class and instruction set, as `key` names them, and that of all others."""
+    told: dict[str, Rule] = json.loads(RULE.read_text(encoding="utf-8"))
     return told
+
+
+def key(processor: str, isa: str) -> str:
+    """Returns the name of the rule of a processor class and an instruction set."""
+    return f"{processor}, {isa}"
+
+
+@functools.cache
+def rule(isa: str) -> Rule:
+    """Returns the most uses of a weight's row with which products are faster here, by kind of layer and direction."""
+    return {**rules()[OTHERS], **rules().get(key(processor_class(), isa), {})}
 
 
 def kind(batch: int, kernel: Ints, stride: Ints, padding: Ints) -> str:
@@ -68,7 +85,8 @@ def multiplies(
     """
     if device != "cpu" or len(size) > 2:
         return False
-    return uses(batch, size, weights[1], groups) <= rule()[kind(batch, weights[3:], stride, padding)][direction]
+    bounds = rule(native.status().isa)[kind(batch, weights[3:], stride, padding)]
+    return uses(batch, size, weights[1], groups) <= bounds[direction]
 
 
 def output_size(size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> list[int]:
