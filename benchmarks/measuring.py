@@ -103,7 +103,10 @@ def keep_memory() -> bool:
 
 
 def interleaved(cases: Mapping[Hashable, Case], effort: Effort) -> dict[Hashable, list[float]]:
-    """Times every case in turn, so that a slow moment of the machine affects all alike; returns seconds."""
+    """Times every case in turn, so that a slow moment of the machine affects all alike; returns seconds.
+
+    Every other round is in reverse, so that no case always finds the caches as the same other one left them.
+    """
     keep_memory()
     first = {key: case.seconds(prepared=False) for key, case in cases.items()}
     times: dict[Hashable, list[float]] = {key: [once] if once > effort.slow else [] for key, once in first.items()}
@@ -118,9 +121,9 @@ def interleaved(cases: Mapping[Hashable, Case], effort: Effort) -> dict[Hashable
         if number >= effort.repeats and time.perf_counter() - start > effort.budget:
             break
         allowed = effort.slow * min(1, (number + 1) / effort.repeats)
-        for key, case in cases.items():
+        for key in list(cases)[:: -1 if number % 2 else 1]:
             if not times[key] or sum(times[key]) < allowed:
-                times[key].append(case.seconds(prepared[key]))
+                times[key].append(cases[key].seconds(prepared[key]))
     return times
 
 

@@ -249,7 +249,7 @@ def of(seconds: float) -> float:
 
 
 def times(cases: dict[str, Case], effort: Effort) -> dict[str, list[float]]:
-    """Times the cases in turn, each round begun by another; returns seconds.
+    """Times the cases in turn, each round begun by another and every other one in reverse; returns seconds.
 
     A case far slower than PyTorch is settled by its first times, so that the others have the rest of the budget.
     """
@@ -261,7 +261,7 @@ def times(cases: dict[str, Case], effort: Effort) -> dict[str, list[float]]:
     for number in range(effort.most):
         if number >= least and time.perf_counter() - start > effort.budget:
             break
-        order = list(cases)
+        order = list(cases)[:: -1 if number % 2 else 1]
         turned = number % len(order)
         for name in order[turned:] + order[:turned]:
             if number >= SETTLED and min(found[name]) > FAR_SLOWER * min(found[PYTORCH]):

@@ -67,11 +67,11 @@ GW_INLINE void add_tap(int64_t second, const Bfloat16* w, int64_t w_vector, Rang
   }
 }
 
-// A tap of a tile: where its first pixel's inputs are, and its weights.
+// A tap of a tile: where its first pixel's inputs are, and its weights. The others are `x_pixel` and `w_vector` further, and the inputs
+// of the second vector `second`.
 struct GroupedTap {
   const Bfloat16 *x, *w;
-  int64_t w_vector, x_pixel,
-      second;                   // from vector to vector of weights, from pixel to pixel, and to the second vector's inputs
+  int64_t w_vector, x_pixel, second;
   int64_t column, step, width;  // of the image
 };
 
@@ -129,10 +129,10 @@ GW_NOINLINE void grouped_tile(const LowGrouped& c, const LowWalk& k, const Group
         add_inputs<Native, V, G>(at, inside, Range{0, G}, sum);
       } else {
         for (int64_t first = 0; first < c.inputs; first += most) {
-          const int64_t last = std::min(c.inputs, first + most);
-          if (summed + last - first > kRun) end_run();
-          summed += last - first;
-          add_inputs<Native, V, G>(at, inside, Range{first, last}, sum);
+          const int64_t count = std::min(c.inputs - first, most);
+          if (summed + count > kRun) end_run();
+          summed += count;
+          add_inputs<Native, V, G>(at, inside, Range{first, first + count}, sum);
         }
       }
     }
