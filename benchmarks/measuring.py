@@ -105,7 +105,8 @@ def keep_memory() -> bool:
 def interleaved(cases: Mapping[Hashable, Case], effort: Effort) -> dict[Hashable, list[float]]:
     """Times every case in turn, so that a slow moment of the machine affects all alike; returns seconds.
 
-    Every other round is in reverse, so that no case always finds the caches as the same other one left them.
+    Every other round is in reverse, and each two begin with another case, so that no case always finds the caches as
+    the same other one left them.
     """
     keep_memory()
     first = {key: case.seconds(prepared=False) for key, case in cases.items()}
@@ -121,7 +122,9 @@ def interleaved(cases: Mapping[Hashable, Case], effort: Effort) -> dict[Hashable
         if number >= effort.repeats and time.perf_counter() - start > effort.budget:
             break
         allowed = effort.slow * min(1, (number + 1) / effort.repeats)
-        for key in list(cases)[:: -1 if number % 2 else 1]:
+        order = list(cases)[:: -1 if number % 2 else 1]
+        turned = number // 2 % len(order)
+        for key in order[turned:] + order[:turned]:
             if not times[key] or sum(times[key]) < allowed:
                 times[key].append(cases[key].seconds(prepared[key]))
     return times

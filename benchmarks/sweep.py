@@ -262,7 +262,7 @@ def times(cases: dict[str, Case], effort: Effort) -> dict[str, list[float]]:
         if number >= least and time.perf_counter() - start > effort.budget:
             break
         order = list(cases)[:: -1 if number % 2 else 1]
-        turned = number % len(order)
+        turned = number // 2 % len(order)
         for name in order[turned:] + order[:turned]:
             if number >= SETTLED and min(found[name]) > FAR_SLOWER * min(found[PYTORCH]):
                 continue

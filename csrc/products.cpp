@@ -154,6 +154,8 @@ int64_t executed_products(const GradWeightShape& work, const BrgemmGradLayout& l
 }
 
 int64_t executed_products(const LowGrouped& c, int64_t lanes) {
+  // AMX multiplies the padding too.
+  if (c.rows > 0) return c.batch * c.vectors(lanes) * lanes * c.inputs * c.taps() * c.h.out * c.w.out;
   const int64_t pixels = c.group == 1 ? low_pixels(lanes) : kGroupedPixels;
   const int64_t outputs = c.group == 1 ? round_up(c.channels, 2 * lanes) : c.vectors(lanes) * lanes;
   return c.batch * outputs * c.inputs * pairs_inside(c.h, c.h.out) * pairs_inside(c.w, round_up(c.w.out, pixels));

@@ -37,7 +37,8 @@ from scripts import load
 
 sound = load("sweeping").sound
 
-# Kernels whose error the sum of |x| |w| bounds; that of the FFT is relative to the norm of a row (tests/test_fft.py).
+# Kernels of float32 whose error the sum of |x| |w| bounds; that of the FFT is relative to the norm of a row
+# (tests/test_fft.py), and `pairs` computes bfloat16 alone.
 DIRECT = tuple(name for name in KERNELS if name not in ("pytorch", "fft", "pairs"))
 # What a case of each dtype forces. Only float32 has a choice, "": others fall back to PyTorch unless measured.
 DTYPES = {
@@ -125,6 +126,7 @@ def supported() -> list[tuple[str, int]]:
 def draw(seed: int, number: int, pairs: list[tuple[str, int]], kernel: str = "") -> Case:
     """Returns draw `number` of a seed: a layer that exists and is small enough for float64."""
     chance = random.Random(f"{seed} {number}")
+    pairs = [(dtype, dims) for dtype, dims in pairs if not kernel or kernel in DTYPES[dtype]]
     while True:
         dtype, dims = chance.choice(pairs)
 

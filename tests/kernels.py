@@ -15,11 +15,10 @@ from groupwise.kernels.plan import KERNELS
 from groupwise.profile import report as reporting
 from groupwise.profile import verify as checking
 
-# The kernels of groupwise, and the instruction sets of this machine.
-OURS = [name for name in KERNELS if name != "pytorch"]
-# Those whose error is bounded by the sum of |x| |w| of each output.
-DIRECT = [name for name in OURS if name not in ("fft", "pairs")]
-# The same in bfloat16.
+# The kernels of groupwise that compute float32, and the instruction sets of this machine.
+OURS = [name for name in KERNELS if name not in ("pairs", "pytorch")]
+# Those whose error is bounded by the sum of |x| |w| of each output, and with those that compute bfloat16 alone.
+DIRECT = [name for name in OURS if name != "fft"]
 DIRECT_LOW = [*DIRECT, "pairs"]
 ISAS = native.runnable() if native.status().problem is None else ()
 needs_kernels = pytest.mark.skipif(native.status().problem is not None, reason=str(native.status().problem))

@@ -341,7 +341,7 @@ def test_every_kernel_can_be_forced():
         given = source().to(layer.weight.dtype) if isinstance(layer, torch.nn.Conv2d) else torch.randn(1, 4, 90)
         with record_plans() as plans, dispatch.forced(True, name):
             layer(given.requires_grad_()).sum().backward()
-        assert name in kernels(plans) or name not in here()
+        assert name in kernels(plans) or (name == "brgemm" and name not in here())
 
 
 LAYERS = [

@@ -275,3 +275,22 @@ def test_pairs_says_why_it_does_not_run():
     assert why(ConvSpec(8, 4, 3, groups=2)).startswith("its vectors need as many output channels of a group")
     volume = ConvSpec(32, 32, 3, groups=2, dims=3)
     assert why(volume, memory_format="channels_last_3d", size=(9, 9, 9)) == "computes 1-D and 2-D convolutions only"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("groups", [1, 2, 3, 12, 48])
+@pytest.mark.parametrize("isa", ISAS)
+def test_pairs_hides_no_special_number(isa, groups, value):
+    # Groups of 48, 24, 16 and 4 channels, and a depthwise layer; the image is small and the padding wide.
+    layer = torch.nn.Conv2d(48, 48, 3, padding=2, groups=groups, bias=False)
+    layer = layer.to(torch.bfloat16, memory_format=torch.channels_last)
+    source = torch.randn(1, 48, 6, 7).to(torch.bfloat16, memory_format=torch.channels_last)
+    source[0, 5, 0, 3] = source[0, 40, 5, 6] = value
+    grad = torch.randn(1, 48, 8, 9).to(torch.bfloat16, memory_format=torch.channels_last)
+    grad[0, 17, 7, 0] = value
+    exact = oracle(layer, source, grad)
+    with forced(True, "pairs", isa), record_plans() as plans:
+        made = gradients(layer, source, grad)
+    assert [one.kernel for one in plans][:2] == ["pairs", "pairs"]
+    for name, found in zip(("output", "grad_input"), made, strict=False):
+        assert torch.equal(found.isfinite(), exact[name].isfinite()), name

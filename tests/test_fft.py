@@ -137,6 +137,18 @@ def test_values_that_are_not_finite_reach_only_what_sees_them(value, where, widt
         torch.testing.assert_close(result, theirs[name], rtol=1e-3, atol=1e-3, equal_nan=True, msg=name)
 
 
+def test_no_kernel_of_another_dtype_sums_them():
+    # Wide rows of taps, for which even the smallest block of most kernels exceeds the scratch.
+    layer = torch.nn.Conv2d(256, 16, (1, 1024)).to(memory_format=torch.channels_last)
+    source = torch.randn(1, 256, 1, 1030).contiguous(memory_format=torch.channels_last)
+    source[0, 3, 0, 1029] = torch.nan
+    with torch.no_grad(), forced(False):
+        theirs = layer(source)
+    with torch.no_grad(), forced(True, "fft"):
+        ours = layer(source)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
 def test_spectra_that_overflow_are_summed_directly():
     layer = torch.nn.Conv1d(2, 2, 64, groups=2, bias=False)
     layer.weight.data.zero_()

@@ -360,7 +360,7 @@ def test_every_kernel_runs_in_each_of_its_directions():
     plans = check(torch.nn.Conv2d(32, 40, 1).to(memory_format=last), source, grad, "gemm")
     seen |= {(p.kernel, p.direction) for p in plans if p.kernel != "pytorch"}
     rows = {(row["name"], direction) for row in native.build()["kernels"] for direction in row["directions"]}
-    assert seen == {row for row in rows if row[0] in here() and row[0] != "pairs"}
+    assert seen == {row for row in rows if row[0] in here()}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -146,8 +146,8 @@ def test_wrong_arguments():
     make = torch.classes.groupwise.LowLayer
     for arguments, message in (
         ((torch.randn(8, 2, 3, 3), None), "depthwise"),
-        ((torch.randn(8, 2, 3, 3).bfloat16(), None), "fill a vector of 16"),
-        ((torch.randn(16, 3, 3, 3).bfloat16(), None), "fill a vector of 16"),
+        ((torch.randn(8, 2, 3, 3).bfloat16(), None), "divides 16 or exceeds it"),
+        ((torch.randn(16, 3, 3, 3).bfloat16(), None), "divides 16 or exceeds it"),
         ((weight.double(), None), "float32 weight"),
         ((weight, torch.randn(7)), "one float32 an output channel"),
     ):

@@ -108,7 +108,7 @@ class Process:
         """What it has written to stdout and stderr."""
         # Each is opened anew: the files' position is also the process's, which would write its next word where this
         # has read.
-        return [Path(file.name).read_text() for file in self._files]
+        return [Path(file.name).read_bytes().decode() for file in self._files]
 
     def first_line(self):
         """Waits for the first line of its output."""

@@ -6,8 +6,8 @@
 
 namespace groupwise {
 
-// Lays out a kernel for a request of its directions whose numbers it computes as they are, in 1-D to 3-D. Returns null if it cannot compute that,
-// where `why` says so, and if even the smallest block exceeds the scratch.
+// Lays out a kernel for a request of its directions whose numbers it computes as they are, in 1-D to 3-D. Returns null if it cannot
+// compute that, where `why` says so, and if even the smallest block exceeds the scratch.
 std::unique_ptr<Work> lay_out(const KernelRow& kernel, const Request& request, const char** why);
 
 }  // namespace groupwise

@@ -29,7 +29,7 @@ using Numbers = std::vector<int64_t>;
 
 constexpr at::MemoryFormat kLast = at::MemoryFormat::ChannelsLast;
 
-// The floats of the widest vectors: what fills them fills the others.
+// The floats of the widest vectors: groups that fill them, or share them, do so with all others.
 constexpr int64_t kMostLanes = 16;
 
 class LowLayer : public torch::CustomClassHolder {
@@ -44,8 +44,8 @@ class LowLayer : public torch::CustomClassHolder {
         "of one with groups");
     TORCH_CHECK(group == 1 || (group % 2 == 0 && (kMostLanes % group == 0 || group > kMostLanes) &&
                                weight.size(0) % group == 0 && weight.size(0) >= kMostLanes),
-                "groupwise: a layer of bfloat16 takes groups of an even number of channels, which fill a vector of ",
-                kMostLanes, " or some of which do, and so many channels or more");
+                "groupwise: a layer of bfloat16 takes groups of an even number of channels that divides ", kMostLanes,
+                " or exceeds it, and so many channels or more in all");
     TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
                 "groupwise: stride, padding and dilation must have two numbers");
     for (int i = 0; i < 2; i++)

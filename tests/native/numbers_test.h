@@ -119,6 +119,12 @@ class NumbersTest {
       for (Axis* a : {&p.h, &p.w}) *a = {a->in, (a->in - 1) / a->stride + 1, 1, a->stride, 0, 1};
       p.in_channels = pick({8, 9, 20}), p.out_channels = pick({8, 16, 24});
     }
+    // Groups of some vectors, in small images.
+    if (pick({0, 0, 0, 1})) {
+      p.in_channels = p.out_channels = pick({16, 24, 32, 48});
+      for (Axis* a : {&p.h, &p.w})
+        if (a->in > 9) *a = {9, 9, 3, 1, 1, 1};
+    }
     while (products_of(p) > 400'000 && p.groups > 1) p.groups /= 2;
     const bool channels_last = pick({0, 1}), weight_last = channels_last && !depthwise(p) && pick({0, 1}), two = pick({0, 1});
     for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {

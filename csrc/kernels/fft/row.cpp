@@ -68,7 +68,9 @@ class FftWork : public Work {
 
 std::unique_ptr<Work> fft(const Request& r) {
   for (const KernelRow* row : kernel_table()) {
-    if (row == &kFft || !row->directions[static_cast<int>(r.direction)] || row->refuses(r)) continue;
+    // It computes float32.
+    if (row == &kFft || row->computes == Computes::bfloat16) continue;
+    if (!row->directions[static_cast<int>(r.direction)] || row->refuses(r)) continue;
     if (std::unique_ptr<Work> direct = row->lay_out(r)) return std::make_unique<FftWork>(r, std::move(direct));
   }
   return nullptr;

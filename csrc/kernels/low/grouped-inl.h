@@ -111,8 +111,8 @@ GW_NOINLINE void grouped_tile(const LowGrouped& c, const LowWalk& k, const Group
     summed = 0;
   };
   const int64_t w_tap = c.inputs / 2 * kLowBlock, w_vector = c.taps() * w_tap, most = even_run(c.inputs / 2, kRun / 2) * 2;
-  const int64_t last = t.column + (kGroupedPixels - 1) * k.step + (k.columns - 1) * k.tap;
-  const bool inside = t.column >= 0 && last < k.width;
+  const int64_t reach = (kGroupedPixels - 1) * k.step + (k.columns - 1) * k.tap;
+  const bool inside = t.column >= 0 && t.column + reach < k.width;
   for (int64_t row = 0; row < k.rows; row++)
     for (int64_t tap = 0; tap < k.columns; tap++) {
       const GroupedTap at{t.x + row * k.x_row + tap * k.tap * k.x_column,
@@ -128,11 +128,13 @@ GW_NOINLINE void grouped_tile(const LowGrouped& c, const LowWalk& k, const Group
         summed += G;
         add_inputs<Native, V, G>(at, inside, Range{0, G}, sum);
       } else {
+        // GCC 12 keeps the sums in registers as this loop is written. With a count of inputs in place of the last one it keeps them in
+        // memory, which takes twice the time.
         for (int64_t first = 0; first < c.inputs; first += most) {
-          const int64_t count = std::min(c.inputs - first, most);
-          if (summed + count > kRun) end_run();
-          summed += count;
-          add_inputs<Native, V, G>(at, inside, Range{first, first + count}, sum);
+          const int64_t last = std::min(c.inputs, first + most);
+          if (summed + last - first > kRun) end_run();
+          summed += last - first;
+          add_inputs<Native, V, G>(at, inside, Range{first, last}, sum);
         }
       }
     }

@@ -70,16 +70,20 @@ void correlate_low(const LowGrouped& work, const Kernels& target, const NormRun&
   const int64_t inputs = work.batch * work.channels / work.group * work.inputs * work.h.in * work.w.in;
   const Share share{2.0 * static_cast<double>(outputs * work.inputs * work.taps()),
                     static_cast<double>(inputs + outputs) * sizeof(Bfloat16)};
-  correlate_low_on(work, target, {worth_threads(share, run.threads, run.parallel_for) ? run.threads : 1, run.parallel_for});
+  const int64_t threads = worth_threads(share, run.threads, run.parallel_for) ? run.threads : 1;
+  correlate_low_on(shared_out(work, target, threads), target, {threads, run.parallel_for});
 }
 
-void correlate_low_on(LowGrouped work, const Kernels& target, const NormRun& run) {
-  const bool threaded = run.threads > 1;
+LowGrouped shared_out(LowGrouped work, const Kernels& target, int64_t threads) {
   work.blocks = work.group > 1 ? work.vectors(target.lanes) : ceil_div(work.channels, 2 * target.lanes);
-  if (target.lanes == kBandColumns && fills_tiles(work) && multiplies_tiles()) work.rows = band_rows(work, run.threads);
+  if (target.lanes == kBandColumns && fills_tiles(work) && multiplies_tiles()) work.rows = band_rows(work, threads);
   // Few rows share out evenly where their channels are halved.
-  if (threaded && work.batch * work.h.out < 8 * run.threads && work.blocks > 1) work.parts = 2;
-  run_tasks(work.tasks(), threaded, run.parallel_for,
+  if (threads > 1 && work.batch * work.h.out < 8 * threads && work.blocks > 1) work.parts = 2;
+  return work;
+}
+
+void correlate_low_on(const LowGrouped& work, const Kernels& target, const NormRun& run) {
+  run_tasks(work.tasks(), run.threads > 1, run.parallel_for,
             [&](int64_t begin, int64_t end) { target.correlate_low(work, begin, end); });
 }
 

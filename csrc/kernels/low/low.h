@@ -72,7 +72,9 @@ void pack_low_pairs(const LowGrouped& work, int64_t lanes, const Bfloat16* weigh
 struct Kernels;
 // Computes the work on run.threads threads, or on fewer where that takes less time.
 void correlate_low(const LowGrouped& work, const Kernels& target, const NormRun& run);
-// The same on exactly so many.
-void correlate_low_on(LowGrouped work, const Kernels& target, const NormRun& run);
+// The same on exactly so many, of a work that is shared out for them.
+void correlate_low_on(const LowGrouped& work, const Kernels& target, const NormRun& run);
+// Returns the work as so many threads share it, and with the rows of a band where AMX computes it.
+LowGrouped shared_out(LowGrouped work, const Kernels& target, int64_t threads);
 
 }  // namespace groupwise

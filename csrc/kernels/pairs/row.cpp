@@ -39,17 +39,13 @@ class Pairs : public Work {
     const Problem& p = r.problem;
     const std::vector<Phase> rows = forward_ ? std::vector<Phase>{forward_phase(p.h)} : grad_input_phases(p.h);
     const std::vector<Phase> columns = forward_ ? std::vector<Phase>{forward_phase(p.w)} : grad_input_phases(p.w);
+    facts.threads = threads_worth(r);
     for (const Phase& h : rows)
       for (const Phase& w : columns) add(r, h, w);
-    facts.threads = threads_worth(r);
     const LowGrouped& first = parts_.front().work;
-    const int64_t lanes = target_->lanes;
-    facts.block = {1, first.w.out, p.groups};
+    facts.block = {std::max<int64_t>(1, first.rows), first.w.out, p.groups};
     facts.tasks = first.tasks();
-    facts.tile = depthwise(p) ? std::to_string(low_pixels(lanes)) + " pixels x " + std::to_string(2 * lanes) + " channels"
-                              : std::to_string(kGroupedPixels) + " pixels x " +
-                                    std::to_string(std::min<int64_t>(kGroupedVectors, first.vectors(lanes)) * lanes) +
-                                    " output channels, by pairs of input channels";
+    facts.tile = tile_of(first);
   }
 
   void run(const Tensors& tensors, ParallelFor parallel_for) const override {
@@ -79,6 +75,15 @@ class Pairs : public Work {
   }
 
  private:
+  std::string tile_of(const LowGrouped& work) const {
+    const int64_t lanes = target_->lanes;
+    if (work.group == 1) return std::to_string(low_pixels(lanes)) + " pixels x " + std::to_string(2 * lanes) + " channels";
+    if (work.rows > 0) return "16 pixels x 16 output channels by AMX";
+    return std::to_string(kGroupedPixels) + " pixels x " +
+           std::to_string(std::min<int64_t>(kGroupedVectors, work.vectors(lanes)) * lanes) +
+           " output channels, by pairs of input channels";
+  }
+
   void add(const Request& r, const Phase& h, const Phase& w) {
     const Problem& p = r.problem;
     const int64_t lanes = target_->lanes;
@@ -102,6 +107,7 @@ class Pairs : public Work {
     const int64_t bytes = work.group == 1 ? packed_low_floats(lanes, work) * static_cast<int64_t>(sizeof(float))
                                           : packed_low_pairs(lanes, work) * static_cast<int64_t>(sizeof(Bfloat16));
     bytes_ += round_up(bytes, 64);
+    work = shared_out(work, *target_, facts.threads);
     facts.products += executed_products(work, lanes);
     parts_.push_back(part);
   }

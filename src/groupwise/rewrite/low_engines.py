@@ -11,7 +11,7 @@ from groupwise.rewrite.engines import CONVOLUTION, LINEAR, LOW, SOURCE, Engine, 
 from groupwise.rewrite.recipe import Operation, Recipe
 
 aten = torch.ops.aten
-# The floats of the widest vectors: what fills them fills the others.
+# The floats of the widest vectors: groups that fill them, or share them, do so with all others.
 _LANES = 16
 
 
@@ -32,9 +32,13 @@ def _refuse_grouped(work: Work) -> str | None:
     if at is None or at.dims != 2 or at.transposed or not work.channels_last:
         return "it takes images in channels_last"
     outputs, inputs = work.weight[0] // at.groups, work.weight[1]
-    fits = inputs % 2 == 0 and (_LANES % inputs == 0 or inputs > _LANES) and work.weight[0] >= _LANES
+    fits = inputs % 2 == 0 and (_LANES % inputs == 0 or inputs > _LANES)
+    if inputs > 1 and work.weight[0] < _LANES:
+        return f"its groups of several channels need {_LANES} in all"
     if at.groups == 1 or inputs != outputs or not (inputs == 1 or fits):
-        return "it takes groups of as many outputs as inputs that fill vectors"
+        return (
+            "it takes several groups of as many outputs as inputs: one, or an even number that divides 16 or exceeds it"
+        )
     return _refuse(work)
 
 
