@@ -68,6 +68,14 @@ def children(pid):
     return [int(word) for word in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def is_gone(pid):
+    """Tells whether a process has ended, and its locks with it, though its parent may not have asked how."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "XZ"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def test_workers_that_outlive_their_torchrun_are_named(tmp_path):
     process = torchrun(program=options(tmp_path, steps=500))
     workers = []
@@ -88,6 +96,10 @@ def test_workers_that_outlive_their_torchrun_are_named(tmp_path):
     words = f"groupwise: checkpoints in {tmp_path} are being written by process {holder['pid']} on host "
     assert sum(line.startswith(words) for line in err.splitlines()) == 1, err
     # What they hold goes with them, and the next run clears away what they left.
+    end = time.monotonic() + 60
+    while not all(map(is_gone, workers)):
+        assert time.monotonic() < end, "a killed worker is still there"
+        time.sleep(0.01)
     (tmp_path / "step-00000999.part").mkdir()
     newest = int(checkpoints(tmp_path)[-1].removeprefix("step-"))
     again = torchrun(program=(*options(tmp_path, steps=-(-newest // 22) + 1), "--resume"))
