@@ -43,9 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write where each kernel was the fastest into its page of the docs.")
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS)
     records = parser.parse_args().records
+    rows = {name: read_record(records / name) for name in {record_of(kernel) for kernel in OURS}}
     for kernel in OURS:
         name = record_of(kernel)
-        show_record(ROOT / "docs" / f"kernel-{kernel}.md", name, told(kernel, read_record(records / name)))
+        show_record(ROOT / "docs" / f"kernel-{kernel}.md", name, told(kernel, rows[name]))
 
 
 def record_of(kernel: str) -> str:

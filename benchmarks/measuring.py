@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import groupwise
 from groupwise.kernels import dispatch
@@ -27,6 +27,7 @@ GENERATIONS = {"amd-25-1": "Zen 3", "amd-25-17": "Zen 4", "amd-26-2": "Zen 5", "
 WARM_UP = 3
 # A call of so many seconds needs none before it.
 LONG = 0.1
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,19 @@ def keep_memory() -> bool:
     return bool(mallopt(mmap_threshold, 32 << 20)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
-def interleaved(cases: Mapping[Hashable, Case], effort: Effort) -> dict[Hashable, list[float]]:
-    """Times every case in turn, so that a slow moment of the machine affects all alike; returns seconds.
+def in_turn(keys: Iterable[Key], number: int) -> list[Key]:
+    """Returns the keys in the order of a round.
 
-    Every other round is in reverse, and each two begin with another case, so that no case always finds the caches as
-    the same other one left them.
+    Every other round is in reverse, and each two begin with another key, so that no case always finds the caches as the
+    same other one left them.
     """
+    order = list(keys)[:: -1 if number % 2 else 1]
+    turned = number // 2 % len(order)
+    return order[turned:] + order[:turned]
+
+
+def interleaved(cases: Mapping[Hashable, Case], effort: Effort) -> dict[Hashable, list[float]]:
+    """Times every case in turn, so that a slow moment of the machine affects all alike; returns seconds."""
     keep_memory()
     first = {key: case.seconds(prepared=False) for key, case in cases.items()}
     times: dict[Hashable, list[float]] = {key: [once] if once > effort.slow else [] for key, once in first.items()}
@@ -122,9 +130,7 @@ def interleaved(cases: Mapping[Hashable, Case], effort: Effort) -> dict[Hashable
         if number >= effort.repeats and time.perf_counter() - start > effort.budget:
             break
         allowed = effort.slow * min(1, (number + 1) / effort.repeats)
-        order = list(cases)[:: -1 if number % 2 else 1]
-        turned = number // 2 % len(order)
-        for key in order[turned:] + order[:turned]:
+        for key in in_turn(cases, number):
             if not times[key] or sum(times[key]) < allowed:
                 times[key].append(cases[key].seconds(prepared[key]))
     return times

@@ -24,7 +24,7 @@ from multiprocessing import connection
 from typing import Any
 
 import torch
-from measuring import RECORDS, Case, Forced, about, keep_memory, read_record, record_name, takes, write_record
+from measuring import RECORDS, Case, Forced, about, in_turn, keep_memory, read_record, record_name, takes, write_record
 from sweeping import FAMILIES, MOST_NUMBERS, Draw, draw
 
 import groupwise
@@ -249,7 +249,7 @@ def of(seconds: float) -> float:
 
 
 def times(cases: dict[str, Case], effort: Effort) -> dict[str, list[float]]:
-    """Times the cases in turn, each round begun by another and every other one in reverse; returns seconds.
+    """Times the cases in turn; returns seconds.
 
     A case far slower than PyTorch is settled by its first times, so that the others have the rest of the budget.
     """
@@ -261,9 +261,7 @@ def times(cases: dict[str, Case], effort: Effort) -> dict[str, list[float]]:
     for number in range(effort.most):
         if number >= least and time.perf_counter() - start > effort.budget:
             break
-        order = list(cases)[:: -1 if number % 2 else 1]
-        turned = number // 2 % len(order)
-        for name in order[turned:] + order[:turned]:
+        for name in in_turn(cases, number):
             if number >= SETTLED and min(found[name]) > FAR_SLOWER * min(found[PYTORCH]):
                 continue
             if warm[name]:

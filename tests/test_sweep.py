@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import multiprocessing
@@ -312,3 +313,12 @@ def test_the_layers_of_steps_have_several_samples(name):
         if name == "products":
             assert one.spec.kernel_size == (1, 1)
             assert min(one.spec.in_channels, one.spec.out_channels) >= 64
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_every_case_begins_a_round_and_follows_more_than_one(count):
+    rounds = [sweep.in_turn(range(count), number) for number in range(2 * count)]
+    assert all(sorted(order) == list(range(count)) for order in rounds)
+    assert {order[0] for order in rounds} == set(range(count))
+    pairs = {pair for order in rounds for pair in itertools.pairwise(order)}
+    assert {(second, first) for first, second in pairs} == pairs, "each two follow each other both ways"
