@@ -31,6 +31,23 @@ GW_INLINE PixelPositions within(const Problem& p, const PixelPositions& all, int
   return s;
 }
 
+// Calls f(positions) for runs of positions, of at most `most`.
+template <class F>
+GW_INLINE void each_run(const Problem& p, const PixelPositions& all, int64_t most, F&& f) {
+  const int64_t rows = std::max<int64_t>(1, most / all.pixels), pixels = even_run(all.pixels, most);
+  for (int64_t r = 0; r < all.rows; r += rows)
+    for (int64_t x = 0; x < all.pixels; x += pixels) {
+      PixelPositions s = all;
+      s.x += r * s.x_row + x * s.x_pixel;
+      s.go += r * s.go_row + x * s.go_pixel;
+      s.row += r * p.h.stride;
+      s.column += x * p.w.stride;
+      s.rows = std::min(rows, all.rows - r);
+      s.pixels = std::min(pixels, all.pixels - x);
+      f(s);
+    }
+}
+
 // Sums KH x KW taps of one vector of channels of a depthwise convolution, of which `lanes` exist.
 template <int KH, int KW>
 GW_INLINE void depthwise_tile(const PixelPositions& s, int64_t tap_row, int64_t tap_column, int64_t lanes, Real* sums,
@@ -190,21 +207,12 @@ void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout
         s.go_pixel = kChannelBlock;
       }
       // After kGradWeightRun products an accumulator is added to the block's sums and starts again.
-      const int64_t step = std::max<int64_t>(1, kGradWeightRun / columns), wide = std::min(columns, kGradWeightRun);
-      for (int64_t run = 0; run < ceil_div(rows, step) * ceil_div(columns, wide); run++) {
-        const int64_t r = run / ceil_div(columns, wide) * step, x = run % ceil_div(columns, wide) * wide;
-        PixelPositions at = s;
-        at.x += r * s.x_row + x * s.x_pixel;
-        at.go += r * s.go_row + x * s.go_pixel;
-        at.row += r * p.h.stride;
-        at.column += x * p.w.stride;
-        at.rows = std::min(step, rows - r);
-        at.pixels = std::min(wide, columns - x);
+      each_run(p, s, kGradWeightRun, [&](PixelPositions at) GW_LAMBDA {
         if (l.depthwise) {
           for (int64_t v = 0; v < channels; v += kLanes, at.x += kLanes, at.go += kLanes)
             depthwise_taps(p, l.clip, at, p.h.dilation * l.input.columns * l.input.width, p.w.dilation * l.input.width,
                            l.staged ? kLanes : std::min<int64_t>(kLanes, channels - v), sums + v);
-          continue;
+          return;
         }
         int64_t i = 0;
         if constexpr (kOuterOutputs > 4)
@@ -213,7 +221,7 @@ void grad_weight_channels(const GradWeight& work, const GradWeightChannelsLayout
         for (; i + 4 <= outputs; i += 4, at.go += 4 * gs.c) outer_slots<4>(p, l, at, sums + i * per_output, per_output);
         for (; i + 2 <= outputs; i += 2, at.go += 2 * gs.c) outer_slots<2>(p, l, at, sums + i * per_output, per_output);
         for (; i < outputs; i++, at.go += gs.c) outer_slots<1>(p, l, at, sums + i * per_output, per_output);
-      }
+      });
     }
     for (int64_t i = 0; i < outputs; i++) {
       const int64_t at = group * p.out_channels + o + i;

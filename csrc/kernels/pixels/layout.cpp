@@ -6,7 +6,7 @@ namespace groupwise {
 namespace {
 
 // With fewer output channels a copy is read too seldom to be worth its time.
-constexpr int64_t kLeastOutputs = 16, kFewOutputs = 32;
+constexpr int64_t kLeastOutputs = 16;
 
 }  // namespace
 
@@ -64,23 +64,39 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, Panels
   const bool shares = p.groups * by_c * blocks % threads != 0 && p.out_channels >= kLeastOutputs * even;
   l->outputs = round_up(ceil_div(p.out_channels, shares ? even : blocks), 8);
   l->channels = round_up(ceil_div(p.in_channels, by_c), lanes);
-  // Pixels a multiple of so many numbers apart lie in few sets of the L1 cache.
-  constexpr int64_t kApart = 128;
-  l->in_place = xs.c == 1 && p.out_channels <= kFewOutputs && p.in_channels % lanes == 0 && xs.w * p.w.stride % kApart != 0;
+  // Pixels are read in place where the L2 cache keeps a block of them and the next. The more positions, the less often sums pass by.
+  constexpr int64_t kManyPositions = 2 * kPositions, kWays = 8;
+  const int64_t cache = 2 * work.scratch, line = floats_worth(16, work);
+  // Tells whether pixels so far apart stay in a cache: those that are a power of two apart lie in few sets, of 8 ways.
+  const auto stays = [&](int64_t apart, int64_t positions, int64_t ways, int64_t way) {
+    return positions * std::min(apart & -apart, way) <= ways * way;
+  };
+  const auto in_place = [&](int64_t positions) {
+    if (xs.c != 1 || gs.c != 1 || 2 * positions * (l->outputs + l->channels) > cache) return false;
+    for (const int64_t apart : {xs.w * p.w.stride, gs.w}) {
+      if (!stays(apart, positions, kWays / 2, cache / kWays)) return false;
+      // Tiles of vectors that are shorter than a line read more lines for each product, which the L1 cache, of 4 KiB a way, must keep.
+      if (lanes < line && !stays(apart, kPositions, kWays, floats_worth(1024, work))) return false;
+    }
+    return true;
+  };
+  l->in_place = in_place(kPositions);
   Block& b = l->block;
   const auto positions = [&](int64_t most) {
     b = {1, even_run(p.w.out, most), 1};
     b.rows = even_run(p.h.out, std::max<int64_t>(1, most / b.columns));
   };
   const auto floats = [&] {
-    l->input_floats = l->in_place ? 0 : b.rows * b.columns * l->channels;
+    l->input_floats = l->in_place ? 0 : panel_pixels(b.rows * b.columns) * l->channels;
     // What a vector writes beyond the last output channel.
-    l->output_floats = b.rows * b.columns * l->outputs + lanes;
+    l->output_floats = l->in_place ? 0 : panel_pixels(b.rows * b.columns) * l->outputs + lanes;
     return l->floats = l->input_floats + l->output_floats;
   };
-  positions(l->in_place ? kGradWeightRun : kPositions);
+  positions(in_place(kManyPositions) ? kManyPositions : kPositions);
   if (floats() > work.scratch) positions(kGradWeightRun);
   floats();
+  // Longer runs round more, and so do more runs that are added to each other.
+  l->run = std::clamp(p.batch * p.h.out * p.w.out / 4, kGradWeightRun, kPositions);
   // The parts of the weight are fewer numbers than those that are read.
   const int64_t numbers = p.batch * p.groups * p.h.out * p.w.out * (p.in_channels + p.out_channels);
   const int64_t weights = p.groups * p.in_channels * p.out_channels;
@@ -90,6 +106,12 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, Panels
   // A few tasks that the threads cannot share evenly are divided once more.
   const int64_t tasks = l->tasks(p);
   if (tasks < 8 * threads) l->parts = std::min(threads / std::gcd(tasks, threads), most);
+  // Sums that are read again and again take a quarter of the L2 cache, or what the copies leave of the scratch. Where they do not fit,
+  // or would have tasks copy the same pixels, they pass by.
+  const int64_t room = std::min(cache / 4, work.scratch - l->floats), fit = std::min(room / l->sums_floats(), l->tasks(p));
+  l->inside = l->parts == 1 && fit > 0 && (l->in_place || fit == l->tasks(p));
+  l->together = l->inside ? fit : l->tasks(p);
+  if (l->inside) l->floats += l->together * l->sums_floats();
   return true;
 }
 

@@ -21,12 +21,19 @@ struct GradWeightChannelsLayout {
   }
 };
 
-// Sums one tap from copies of both tensors, or of the gradient alone, a block of positions at a time. A task sums `outputs` output
+// Returns how many pixels apart panels lie that hold so many: an odd number of fours, as copies write to all panels in turn, and
+// panels whole pages apart share a set of the L1 cache.
+inline int64_t panel_pixels(int64_t positions) { return ceil_div(positions, 4) / 2 * 8 + 4; }
+
+// Sums one tap, a block of positions at a time, from both tensors or copies of them. A task sums `outputs` output
 // channels x `channels` input channels of a group over a part of the positions.
 struct PanelsLayout {
   Block block;
-  bool in_place;  // the input is read where it is
+  bool in_place;  // both tensors are read where they are
   int64_t outputs, channels, parts;
+  int64_t run;       // positions at most that an accumulator sums
+  int64_t together;  // tasks at most that read a block of positions before the next
+  bool inside;       // their sums lie in the scratch
   int64_t input_floats, output_floats, floats;
   int64_t blocks(const Problem& p) const {
     return p.groups * ceil_div(p.out_channels, outputs) * ceil_div(p.in_channels, channels);

@@ -30,16 +30,15 @@ GW_INLINE void copy_whole(Real* to, const Real* from) {
   }
 }
 
-// Copies `channels` of rows x columns pixels to panels, each [pixel][width of the panel], of which the last may end with zeros.
-// each(f) calls f(first channel, std::integral_constant width) for every panel.
+// Copies `channels` of rows x columns pixels to panels, each [pixel][width of the panel], as far apart as `apart` pixels fill them; the
+// last may end with zeros. each(f) calls f(first channel, std::integral_constant width) for every panel.
 template <class Each>
 GW_INLINE void copy_panels(const Real* from, const Strides& s, int64_t rows, int64_t columns, int64_t channels, Real* to,
-                           Each&& each) {
-  const int64_t positions = rows * columns;
+                           int64_t apart, Each&& each) {
   if (s.c != 1 || s.w == 1) {
     each([&](int64_t first, auto width) GW_LAMBDA {
       pack_pixels({rows, columns, width()}, s, rows, columns, from + first * s.c, std::min<int64_t>(width(), channels - first),
-                  0, 0, to + first * positions);
+                  0, 0, to + first * apart);
     });
     return;
   }
@@ -52,7 +51,7 @@ GW_INLINE void copy_panels(const Real* from, const Strides& s, int64_t rows, int
       const Real* pixel = from + r * s.h + x * s.w;
       const int64_t at = r * columns + x, count = std::min(kFew, columns - x);
       each([&](int64_t first, auto width) GW_LAMBDA {
-        Real* panel = to + first * positions + at * width();
+        Real* panel = to + first * apart + at * width();
         if (first + width() > channels) {
           for (int64_t k = 0; k < count; k++)
             for (int64_t c = 0; c < width(); c++)
@@ -67,7 +66,7 @@ GW_INLINE void copy_panels(const Real* from, const Strides& s, int64_t rows, int
     }
 }
 
-// Writes the sums [output][width] to the weight.
+// Writes the sums [output][width] of neighbouring channels to the weight.
 inline void write_panel_sums(const Real* sums, int64_t width, int64_t outputs, int64_t channels, const WeightStrides& s,
                              Real* to) {
   if (s.c == 1) {
@@ -84,6 +83,7 @@ inline void write_panel_sums(const Real* sums, int64_t width, int64_t outputs, i
 // The channels that a block of sums is of.
 struct SumsBlock {
   int64_t group, o, c, outputs, channels;
+  int64_t last_tile, last_vector;  // where the last of them begin, counted from o and c
 
   SumsBlock(const Problem& p, const PanelsLayout& l, int64_t block) {
     const int64_t by_o = ceil_div(p.out_channels, l.outputs), by_c = ceil_div(p.in_channels, l.channels);
@@ -92,97 +92,171 @@ struct SumsBlock {
     group = block / (by_o * by_c);
     outputs = std::min(l.outputs, p.out_channels - o);
     channels = std::min(l.channels, p.in_channels - c);
+    // What is read in place starts early rather than end late.
+    last_tile = l.in_place ? std::min(rows(), p.out_channels - o) - kOuterOutputs : rows() - kOuterOutputs;
+    last_vector = l.in_place ? std::min(vectors() * kLanes, p.in_channels - c) - kLanes : (vectors() - 1) * kLanes;
   }
   int64_t vectors() const { return ceil_div(channels, kLanes); }
   // The sums, [panel][output][channel of the panel], of whole tiles.
   int64_t rows() const { return round_up(outputs, kOuterOutputs); }
+  // Returns the first output of a tile, and the first channel of a vector.
+  int64_t output(int64_t tile) const { return std::min(tile, last_tile); }
+  int64_t channel(int64_t vector) const { return std::min(vector * kLanes, last_vector); }
 };
 
-// Adds the parts of blocks of sums [begin, end), and writes them to the weight's gradient.
+// Adds the parts of blocks of sums [begin, end), the first of which lies at `sums`, and writes them to the weight's gradient.
 void write_panels(const GradWeight& work, const PanelsLayout& l, int64_t begin, int64_t end, Real* sums) {
   const Problem& p = work.problem;
   const WeightStrides& ws = work.weight_strides;
   const int64_t blocks = l.blocks(p);
   for (int64_t block = begin; block < end; block++) {
     const SumsBlock b(p, l, block);
-    Real* from = sums + block * l.sums_floats();
+    Real* from = sums + (block - begin) * l.sums_floats();
     for (int64_t part = 1; part < l.parts; part++) {
       const Real* other = from + part * blocks * l.sums_floats();
       for (int64_t i = 0; i < b.rows() * b.vectors() * kLanes; i += kLanes) store(from + i, load(from + i) + load(other + i));
     }
     Real* to = work.grad_weight + b.group * ws.group + b.o * ws.o + b.c * ws.c;
+    // Writes `channels` channels from one on, of all tiles.
+    const auto write = [&](const Real* panel, int64_t width, int64_t channel, int64_t channels) {
+      const int64_t whole = std::min(b.outputs, b.rows() - kOuterOutputs), first = b.output(b.rows() - kOuterOutputs);
+      write_panel_sums(panel, width, whole, channels, ws, to + channel * ws.c);
+      write_panel_sums(panel + (b.rows() - kOuterOutputs) * width, width, std::min<int64_t>(kOuterOutputs, b.outputs - first),
+                       channels, ws, to + first * ws.o + channel * ws.c);
+    };
     each_panel(b.vectors(), [&](int64_t first, auto count) GW_LAMBDA {
-      const int64_t width = count() * kLanes, channel = first * kLanes;
-      write_panel_sums(from + channel * b.rows(), width, b.outputs, std::min(width, b.channels - channel), ws,
-                       to + channel * ws.c);
+      const int64_t width = count() * kLanes, last = b.channel(first + count() - 1);
+      const Real* panel = from + first * kLanes * b.rows();
+      if constexpr (count() > 1) write(panel, width, first * kLanes, width - kLanes);
+      write(panel + width - kLanes, width, last, std::min<int64_t>(kLanes, b.channels - last));
     });
   }
 }
 
-// Runs tasks [begin, end), each of which sums a block of channels over a part of the positions. A thread copies a block of positions,
-// and adds its products to the sums of all its tasks, before it goes on to the next positions.
-void grad_weight_panels(const GradWeight& work, const PanelsLayout& l, int64_t begin, int64_t end, Real* scratch, Real* sums) {
+// The pixels of a tensor that a later task reads, or the rows of a weight that sums are written to. They are prefetched while tiles
+// compute.
+struct LaterPixels {
+  const Real* from = nullptr;
+  int64_t row = 0, pixel = 0, columns = 1, numbers = 0, count = 0, asked = 0;
+
+  int64_t lines() const { return count * ceil_div(numbers, kLine); }
+  // Asks for pixels until `share` of all `shares` are.
+  GW_INLINE void ask(int64_t share, int64_t shares) {
+    for (const int64_t until = count * share / shares; asked < until; asked++) {
+      const Real* at = from + asked / columns * row + asked % columns * pixel;
+      for (int64_t i = 0; i < numbers; i += kLine) prefetch(at + i);
+    }
+  }
+};
+
+// What a task reads of one block of positions.
+struct PanelsTask {
+  SumsBlock sums;
+  int64_t rows, columns;
+  const Real *x, *go;
+
+  PanelsTask(const GradWeight& work, const PanelsLayout& l, int64_t task, int64_t at) : sums(work.problem, l, task) {
+    const Problem& p = work.problem;
+    const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
+    const int64_t by_w = ceil_div(p.w.out, l.block.columns), by_h = ceil_div(p.h.out, l.block.rows);
+    const int64_t row = at / by_w % by_h * l.block.rows, column = at % by_w * l.block.columns, n = at / (by_w * by_h);
+    rows = std::min(l.block.rows, p.h.out - row);
+    columns = std::min(l.block.columns, p.w.out - column);
+    x = work.input + n * xs.n + (sums.group * p.in_channels + sums.c) * xs.c + row * p.h.stride * xs.h +
+        column * p.w.stride * xs.w;
+    go = work.grad_output + n * gs.n + (sums.group * p.out_channels + sums.o) * gs.c + row * gs.h + column * gs.w;
+  }
+  // Returns pixels of either tensor, if their channels are neighbours.
+  LaterPixels later(const Real* from, const Strides& s, int64_t channels) const {
+    if (s.c != 1 || s.w == 1) return {};
+    return {from, s.h, s.w, columns, channels, rows * columns};
+  }
+};
+
+// Runs tasks [begin, end), each of which sums a block of channels over a part of the positions. A thread adds the products of a block
+// of positions to the sums of several tasks before it goes on to the next positions. Those of one part lie in the scratch, or all in
+// `parts`.
+void grad_weight_panels(const GradWeight& work, const PanelsLayout& l, int64_t begin, int64_t end, Real* scratch, Real* parts) {
   const Problem& p = work.problem;
   const Strides& gs = work.grad_output_strides;
   const Strides xs{work.input_strides.n, work.input_strides.c, work.input_strides.h * p.h.stride,
                    work.input_strides.w * p.w.stride};
-  const int64_t by_w = ceil_div(p.w.out, l.block.columns), by_h = ceil_div(p.h.out, l.block.rows);
-  const int64_t image_blocks = p.batch * by_h * by_w, blocks = l.blocks(p);
+  const int64_t image_blocks = p.batch * ceil_div(p.w.out, l.block.columns) * ceil_div(p.h.out, l.block.rows);
+  const int64_t blocks = l.blocks(p);
+  const bool ahead = beyond_cache(work);
   Real* const gradients = scratch + l.input_floats;
-  int32_t slots[3];
-  for (int i = 0; i < 3; i++) slots[i] = i * kLanes;
   for (int64_t from = begin, until; from < end; from = until) {
-    const int64_t part = from / blocks, first_at = part * image_blocks / l.parts;
-    until = std::min(end, (part + 1) * blocks);
-    for (int64_t at = first_at; at < (part + 1) * image_blocks / l.parts; at++) {
-      const int64_t row = at / by_w % by_h * l.block.rows, column = at % by_w * l.block.columns, n = at / (by_w * by_h);
-      const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
-      const int64_t positions = rows * columns;
-      const Real* copied = nullptr;
+    const int64_t part = from / blocks, first_at = part * image_blocks / l.parts, last_at = (part + 1) * image_blocks / l.parts;
+    until = std::min({end, (part + 1) * blocks, from + l.together});
+    Real* const sums = parts ? parts + from * l.sums_floats() : gradients + l.output_floats;
+    for (int64_t at = first_at; at < last_at; at++) {
+      const Real* last_x = nullptr;
       for (int64_t task = from; task < until; task++) {
-        const SumsBlock b(p, l, task % blocks);
-        Real* to = sums + task * l.sums_floats();
-        if (at == first_at) zero(to, b.rows() * b.vectors() * kLanes);
-        const Real* x = work.input + n * xs.n + (b.group * p.in_channels + b.c) * xs.c + row * xs.h + column * xs.w;
-        const Real* go = work.grad_output + n * gs.n + (b.group * p.out_channels + b.o) * gs.c + row * gs.h + column * gs.w;
+        const PanelsTask t(work, l, task % blocks, at);
+        const SumsBlock& b = t.sums;
+        const int64_t positions = t.rows * t.columns, apart = panel_pixels(positions);
+        Real* to = sums + (task - from) * l.sums_floats();
         // Every block of input channels reads the same grad_output.
         if (work.sums && b.c == 0)
-          add_block(go, gs, rows, columns, b.outputs, work.sums + (part * p.groups + b.group) * p.out_channels + b.o);
-        if (!l.in_place && copied != x) {
-          copied = x;
-          copy_panels(x, xs, rows, columns, b.channels, scratch, [&](auto&& copy_one) GW_LAMBDA {
+          add_block(t.go, gs, t.rows, t.columns, b.outputs, work.sums + (part * p.groups + b.group) * p.out_channels + b.o);
+        if (!l.in_place && last_x != t.x)
+          copy_panels(t.x, xs, t.rows, t.columns, b.channels, scratch, apart, [&](auto&& copy_one) GW_LAMBDA {
             each_panel(b.vectors(), [&](int64_t first, auto count) GW_LAMBDA {
               copy_one(first * kLanes, std::integral_constant<int64_t, count() * kLanes>{});
             });
           });
+        last_x = t.x;
+        if (!l.in_place)
+          copy_panels(t.go, gs, t.rows, t.columns, b.outputs, gradients, apart, [&](auto&& copy_one) GW_LAMBDA {
+            for (int64_t i = 0; i < b.outputs; i += kOuterOutputs)
+              copy_one(i, std::integral_constant<int64_t, kOuterOutputs>{});
+          });
+        LaterPixels later_x, later_go, later_w;
+        const bool same = task + 1 < until, more = at + 1 < last_at;
+        if (ahead && (same || more || until < end)) {
+          const int64_t later = same ? task + 1 : more ? from : until;
+          const PanelsTask next(work, l, later % blocks, same ? at : more ? at + 1 : later / blocks * image_blocks / l.parts);
+          later_go = next.later(next.go, gs, next.sums.outputs);
+          if (next.x != last_x) later_x = next.later(next.x, xs, next.sums.channels);
         }
-        copy_panels(go, gs, rows, columns, b.outputs, gradients, [&](auto&& copy_one) GW_LAMBDA {
-          for (int64_t i = 0; i < b.outputs; i += kOuterOutputs) copy_one(i, std::integral_constant<int64_t, kOuterOutputs>{});
-        });
-        // After kGradWeightRun products an accumulator is added to the sums and starts again.
-        const int64_t run = l.in_place ? positions : even_run(positions, kGradWeightRun);
+        if (const WeightStrides& ws = work.weight_strides; ahead && !more && l.parts == 1 && ws.c == 1)
+          later_w = {work.grad_weight + b.group * ws.group + b.o * ws.o + b.c, 0, ws.o, b.outputs, b.channels, b.outputs};
+        // They are asked for before each tile of a run, unless there are so few tiles that this would hold up what these wait for.
+        constexpr int64_t kMostLines = 96;
+        const int64_t tiles = ceil_div(b.vectors(), 3) * ceil_div(b.outputs, kOuterOutputs), shares = tiles * positions;
+        const bool asks = (later_x.lines() + later_go.lines() + later_w.lines()) * l.run <= kMostLines * shares;
+        int64_t asked = 0;
         each_panel(b.vectors(), [&](int64_t first, auto count) GW_LAMBDA {
           const int64_t width = count() * kLanes;
-          PixelPositions s{x + first * kLanes,      gradients,     rows, columns, xs.h, xs.w,
-                           columns * kOuterOutputs, kOuterOutputs, 1,    0,       0};
-          if (!l.in_place) {
-            s.rows = 1;
-            s.x_pixel = width;
+          int32_t slots[count()];
+          for (int i = 0; i < count(); i++) slots[i] = static_cast<int32_t>(l.in_place ? b.channel(first + i) : i * kLanes);
+          PixelPositions all;
+          if (l.in_place) {
+            all = {t.x, t.go, t.rows, t.columns, xs.h, xs.w, gs.h, gs.w, 1, 0, 0};
+          } else {
+            all = {scratch + first * kLanes * apart, gradients, 1, positions, 0, width, 0, kOuterOutputs, 1, 0, 0};
           }
-          for (int64_t i = 0; i < b.rows(); i += kOuterOutputs, to += kOuterOutputs * width)
-            for (int64_t pixel = 0; pixel < positions; pixel += run) {
-              if (!l.in_place) {
-                s.x = scratch + first * kLanes * positions + pixel * width;
-                s.pixels = std::min(run, positions - pixel);
+          if (at == first_at) zero(to, b.rows() * width);
+          // After a run an accumulator is added to the sums and starts again. The panel's pixels of a run stay in the L1 cache.
+          each_run(p, all, l.run, [&](PixelPositions run) GW_LAMBDA {
+            const Real* const go = run.go;
+            for (int64_t i = 0; i < b.rows(); i += kOuterOutputs) {
+              run.go = go + (l.in_place ? b.output(i) : i * apart);
+              if (asks) {
+                asked += run.rows * run.pixels;
+                later_x.ask(asked, shares);
+                later_go.ask(asked, shares);
+                later_w.ask(asked, shares);
               }
-              s.go = gradients + i * positions + pixel * kOuterOutputs;
-              outer_tile<kOuterOutputs, count()>(s, slots, to, width);
+              outer_tile<kOuterOutputs, count()>(run, slots, to + i * width, width);
             }
+          });
+          to += b.rows() * width;
         });
       }
     }
+    if (l.parts == 1) write_panels(work, l, from, until, sums);
   }
-  if (l.parts == 1) write_panels(work, l, begin, end, sums);
 }
 
 }  // namespace groupwise::GW_TARGET

@@ -31,7 +31,7 @@ GradWeight along_more(const GradWeight& work, int64_t lanes) {
   return same && turns(p) && p.out_channels > p.in_channels ? exchanged(work) : work;
 }
 
-// Sums from panels, which all lie in one array before they are written.
+// Sums from panels, which all lie in one array before they are written, unless a thread's scratch holds those of its tasks.
 template <class Real>
 class PanelsWork : public GradWeightWork<PanelsLayout, Real> {
  public:
@@ -42,11 +42,12 @@ class PanelsWork : public GradWeightWork<PanelsLayout, Real> {
  protected:
   void run_parts(const GradWeightOf<Real>& work, ParallelFor parallel_for) const override {
     const PanelsLayout& l = this->layout();
+    if (l.inside) return this->run_each(work, parallel_for, nullptr);
     const std::unique_ptr<Real[]> sums(new Real[l.tasks(work.problem) * l.sums_floats()]);
     this->run_each(work, parallel_for, sums.get());
     if (l.parts > 1)
       run_tasks(l.blocks(work.problem), this->facts.threads > 1, parallel_for,
-                [&](int64_t begin, int64_t end) { write_(work, l, begin, end, sums.get()); });
+                [&](int64_t begin, int64_t end) { write_(work, l, begin, end, sums.get() + begin * l.sums_floats()); });
   }
 
  private:
@@ -66,7 +67,7 @@ std::unique_ptr<Work> pixels_of(const Request& r) {
   PanelsLayout layout;
   if (lay_out(panels, bodies.lanes, threads_worth(r), &layout)) {
     auto made = std::make_unique<PanelsWork<Real>>(r, panels, layout);
-    made->facts.tile = tile + ", from panels";
+    made->facts.tile = tile + (layout.in_place ? ", in place" : ", from panels");
     made->facts.products = executed_products(panels, layout, bodies.lanes);
     return made;
   }
