@@ -33,7 +33,9 @@ LAYERS = [
     ("pixels whole pages apart", 2048, 64, 1, 1, 1, (9, 15)),
     ("pixels whole pages apart, of the gradient", 64, 2048, 1, 1, 1, (9, 15)),
     ("more sums than the cache keeps", 1100, 700, 1, 1, 2, (5, 13)),
-    ("one channel in the last task", 5761, 16, 1, 1, 1, (2, 3)),
+    ("one channel in the last task of 16 lanes", 4897, 16, 1, 1, 1, (2, 3)),
+    ("one output in the last task of three threads", 72, 49, 1, 1, 2, (5, 7)),
+    ("groups with tiles that are left over", 111, 57, 3, 1, 2, (5, 6)),
     ("many short rows", 40, 33, 1, 1, 3, (37, 5)),
 ]
 IDS = [row[0] for row in LAYERS]

@@ -18,9 +18,10 @@ constexpr int64_t kRun = 192;
 // root mean square error, runs of 64 have 1.4 times. Shorter runs take 0-13 % more time with a stride, 0-20 % with a dilation,
 // and 20-35 % with neither, where PyTorch's own runs are as long.
 constexpr int64_t kGradInputRun = 64;
-// The same for a grad_weight of copied pixels. Where all products have one sign, runs of 192 had 3 times the error of PyTorch
-// on a processor with AVX-512. Runs of 64 take 0-3 % more time, of 32 up to 10 % for depthwise layers. Pixels that are read in
-// place keep runs of 192, since 64 take 5-15 % more time there (AMD EPYC, one core, 14x14 to 56x56, 1 and 8 samples).
+// The same for a grad_weight of `pixels`; of one tap it is the shortest run (`PanelsLayout::run`). Where all products have one sign,
+// runs of 192 had 3 times the error of PyTorch on a processor with AVX-512. Runs of 64 take 0-3 % more time, of 32 up to 10 % for
+// depthwise layers. `narrow`, which reads pixels in place, keeps runs of 192, since 64 take 5-15 % more time there (AMD EPYC, one core,
+// 14x14 to 56x56, 1 and 8 samples).
 constexpr int64_t kGradWeightRun = 64;
 // The most taps of a row that planar sums in a run. Runs of 4096 had 2.5 times PyTorch's root mean square error, in groups of 16
 // channels.

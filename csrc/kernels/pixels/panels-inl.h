@@ -1,5 +1,5 @@
-// The gradient of a weight of one tap, from copies of both tensors in the order in which a tile reads them. A tile that reads
-// tensors in place meets a few numbers of each of many pixels, which meet few sets of the L1 cache.
+// The gradient of a weight of one tap, from both tensors in place, or from copies in the order in which a tile reads them, where the
+// caches would not keep the pixels (`PanelsLayout::in_place`).
 #pragma once
 #include "kernels/pixels/grad_weight-inl.h"
 #include "simd/prefetch.h"
@@ -42,10 +42,8 @@ GW_INLINE void copy_panels(const Real* from, const Strides& s, int64_t rows, int
     });
     return;
   }
-  // All channels of a few pixels are read before those of the next. The few fill cache lines of every panel: panels lie as far apart
-  // as pages do, so that the cache would not keep a line of each.
+  // All channels of a few pixels are read before those of the next. The few fill cache lines of every panel.
   constexpr int64_t kFew = 4;
-  const int64_t next = std::max(kFew, rows_ahead(s.w)) * s.w;
   for (int64_t r = 0; r < rows; r++)
     for (int64_t x = 0; x < columns; x += kFew) {
       const Real* pixel = from + r * s.h + x * s.w;
@@ -60,7 +58,6 @@ GW_INLINE void copy_panels(const Real* from, const Strides& s, int64_t rows, int
           for (int64_t k = 0; k < count; k++) copy_whole<width()>(panel + k * width(), pixel + k * s.w + first);
         } else {
           unroll<kFew>([&](auto k) GW_LAMBDA { copy_whole<width()>(panel + k * width(), pixel + k * s.w + first); });
-          unroll<kFew>([&](auto k) GW_LAMBDA { prefetch_numbers<width()>(pixel + next + k * s.w + first); });
         }
       });
     }
@@ -117,18 +114,19 @@ void write_panels(const GradWeight& work, const PanelsLayout& l, int64_t begin, 
       for (int64_t i = 0; i < b.rows() * b.vectors() * kLanes; i += kLanes) store(from + i, load(from + i) + load(other + i));
     }
     Real* to = work.grad_weight + b.group * ws.group + b.o * ws.o + b.c * ws.c;
-    // Writes `channels` channels from one on, of all tiles.
+    // Writes `channels` channels from one on. What starts early begins with sums that another tile or vector has too.
+    const int64_t last_tile = b.rows() - kOuterOutputs, early = last_tile - b.output(last_tile);
     const auto write = [&](const Real* panel, int64_t width, int64_t channel, int64_t channels) {
-      const int64_t whole = std::min(b.outputs, b.rows() - kOuterOutputs), first = b.output(b.rows() - kOuterOutputs);
-      write_panel_sums(panel, width, whole, channels, ws, to + channel * ws.c);
-      write_panel_sums(panel + (b.rows() - kOuterOutputs) * width, width, std::min<int64_t>(kOuterOutputs, b.outputs - first),
-                       channels, ws, to + first * ws.o + channel * ws.c);
+      write_panel_sums(panel, width, last_tile, channels, ws, to + channel * ws.c);
+      write_panel_sums(panel + (last_tile + early) * width, width, b.outputs - last_tile, channels, ws,
+                       to + last_tile * ws.o + channel * ws.c);
     };
     each_panel(b.vectors(), [&](int64_t first, auto count) GW_LAMBDA {
-      const int64_t width = count() * kLanes, last = b.channel(first + count() - 1);
+      const int64_t width = count() * kLanes, vector = first + count() - 1, channel = vector * kLanes;
       const Real* panel = from + first * kLanes * b.rows();
       if constexpr (count() > 1) write(panel, width, first * kLanes, width - kLanes);
-      write(panel + width - kLanes, width, last, std::min<int64_t>(kLanes, b.channels - last));
+      write(panel + width - kLanes + channel - b.channel(vector), width, channel,
+            std::min<int64_t>(kLanes, b.channels - channel));
     });
   }
 }
@@ -140,9 +138,9 @@ struct LaterPixels {
   int64_t row = 0, pixel = 0, columns = 1, numbers = 0, count = 0, asked = 0;
 
   int64_t lines() const { return count * ceil_div(numbers, kLine); }
-  // Asks for pixels until `share` of all `shares` are.
-  GW_INLINE void ask(int64_t share, int64_t shares) {
-    for (const int64_t until = count * share / shares; asked < until; asked++) {
+  // Asks for pixels until `done` of `all` are.
+  GW_INLINE void ask(int64_t done, int64_t all) {
+    for (const int64_t until = count * done / all; asked < until; asked++) {
       const Real* at = from + asked / columns * row + asked % columns * pixel;
       for (int64_t i = 0; i < numbers; i += kLine) prefetch(at + i);
     }
@@ -216,16 +214,18 @@ void grad_weight_panels(const GradWeight& work, const PanelsLayout& l, int64_t b
         if (ahead && (same || more || until < end)) {
           const int64_t later = same ? task + 1 : more ? from : until;
           const PanelsTask next(work, l, later % blocks, same ? at : more ? at + 1 : later / blocks * image_blocks / l.parts);
-          later_go = next.later(next.go, gs, next.sums.outputs);
+          // The first tasks read all gradients of a block of positions.
+          if (!same || task + 1 - from < ceil_div(p.out_channels, l.outputs))
+            later_go = next.later(next.go, gs, next.sums.outputs);
           if (next.x != last_x) later_x = next.later(next.x, xs, next.sums.channels);
         }
         if (const WeightStrides& ws = work.weight_strides; ahead && !more && l.parts == 1 && ws.c == 1)
           later_w = {work.grad_weight + b.group * ws.group + b.o * ws.o + b.c, 0, ws.o, b.outputs, b.channels, b.outputs};
-        // They are asked for before each tile of a run, unless there are so few tiles that this would hold up what these wait for.
+        // Pixels are prefetched before each tile of a run. Where tiles are few, so many lines at once would hold up what a tile reads.
         constexpr int64_t kMostLines = 96;
-        const int64_t tiles = ceil_div(b.vectors(), 3) * ceil_div(b.outputs, kOuterOutputs), shares = tiles * positions;
-        const bool asks = (later_x.lines() + later_go.lines() + later_w.lines()) * l.run <= kMostLines * shares;
-        int64_t asked = 0;
+        const int64_t tiles = ceil_div(b.vectors(), 3) * ceil_div(b.outputs, kOuterOutputs), all_pixels = tiles * positions;
+        const bool asks = (later_x.lines() + later_go.lines() + later_w.lines()) * l.run <= kMostLines * all_pixels;
+        int64_t done = 0;
         each_panel(b.vectors(), [&](int64_t first, auto count) GW_LAMBDA {
           const int64_t width = count() * kLanes;
           int32_t slots[count()];
@@ -243,10 +243,10 @@ void grad_weight_panels(const GradWeight& work, const PanelsLayout& l, int64_t b
             for (int64_t i = 0; i < b.rows(); i += kOuterOutputs) {
               run.go = go + (l.in_place ? b.output(i) : i * apart);
               if (asks) {
-                asked += run.rows * run.pixels;
-                later_x.ask(asked, shares);
-                later_go.ask(asked, shares);
-                later_w.ask(asked, shares);
+                done += run.rows * run.pixels;
+                later_x.ask(done, all_pixels);
+                later_go.ask(done, all_pixels);
+                later_w.ask(done, all_pixels);
               }
               outer_tile<kOuterOutputs, count()>(run, slots, to + i * width, width);
             }

@@ -83,8 +83,8 @@ std::unique_ptr<Work> pixels(const Request& r) {
 extern const KernelRow kPixels;
 const KernelRow kPixels{
     "pixels",
-    "vectors along the input channels, which are copied pixel by pixel; for weights' gradients of depthwise "
-    "layers and of groups of 8 channels and more",
+    "vectors along the input channels, which are copied pixel by pixel, or read in place in 1x1 layers; for weights' gradients of "
+    "depthwise layers and of groups of 8 channels and more",
     {false, false, true},
     refuses,
     pixels,
