@@ -5,7 +5,7 @@
 namespace groupwise {
 namespace {
 
-// With fewer output channels a copy is read too seldom to be worth its time, and a tile in place too.
+// With fewer output channels what is copied, or prefetched, is read too seldom to be worth its time.
 constexpr int64_t kLeastOutputs = 16;
 
 }  // namespace

@@ -42,7 +42,8 @@ struct PanelsLayout {
   int64_t sums_floats() const { return outputs * channels; }  // of a task
 };
 
-// Returns false where more than one tap, or padding, is read, where a side has too few channels, or rows that are read with a stride.
+// Returns false where more than one tap, or padding, is read, where a side has too few channels, and where contiguous rows are read with
+// a stride.
 bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, PanelsLayout* layout);
 bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightChannelsLayout* layout);
 
