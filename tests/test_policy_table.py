@@ -246,6 +246,16 @@ def test_the_margin_of_a_family_is_the_smallest_that_holds():
     assert policy.margins_of(rows, [sure] * 96 + [unsure] * 2 + [sure] * 2) == [least, least, least, 0.2, least]
 
 
+def test_a_margin_weighs_slow_rows_more_than_what_they_lose():
+    unsure = {FIRST: trees.Estimate(9, math.log2(1.01), 3.0)}
+    # Five rows gain 14 % each, which is more than the slow one loses, and less than it weighs; ten gain as much again.
+    rows = [row(ours={FIRST: 7.0})] * 5 + [row(ours={FIRST: 9.0})]
+    assert policy.margins_of(rows, [unsure] * 6)[3] > 0.01
+    assert policy.margins_of(rows[:5] * 2 + rows[5:], [unsure] * 11)[3] == min(policy.MARGINS)
+    # A row of 0.97 is as fast as PyTorch, within what times differ by.
+    assert policy.margins_of([*rows[:5], row(ours={FIRST: 8.25})], [unsure] * 6)[3] == min(policy.MARGINS)
+
+
 def test_families_that_are_easy_to_foresee_have_smaller_margins():
     wide = {"in_channels": 64, "out_channels": 32}
     unsure = {FIRST: trees.Estimate(9, math.log2(1.17), 3.0)}
