@@ -187,6 +187,17 @@ def products(chance: random.Random) -> Numbers:
     return ConvSpec(*channels[:: chance.choice((1, -1))], 1, chance.choice((1, 1, 1, 1, 2))), (side, side)
 
 
+def deep(chance: random.Random) -> Numbers:
+    """Layers of the last stages of a network that sees one image or a few: many channels, and few positions."""
+    inputs, outputs = (one_of(chance, (256, 320, 448, 512, 768, 1024, 1280, 2048)) for _ in range(2))
+    side, stride = chance.choice((4, 6, 7, 7, 8, 10, 12, 14, 14, 16)), chance.choice((1, 1, 1, 2))
+    if chance.random() < 0.6:
+        return ConvSpec(inputs, outputs, 1, stride), (side * stride, side * stride)
+    groups = chance.choice((1, 1, 4, 16, 32))
+    width = max(8, min(inputs, outputs) // groups)
+    return ConvSpec(groups * width, groups * width, 3, stride, 1, 1, groups), (side * stride, side * stride)
+
+
 def ensemble(chance: random.Random) -> Numbers:
     """Networks side by side, and samples with weights of their own: groups as wide as a layer of a small network."""
     groups, inputs = between(chance, 2, 64), one_of(chance, (1, 3, 3, 8, 16, 32, 64, 128))
@@ -270,6 +281,7 @@ FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
     "steps": (0.0, steps),
     "products": (0.0, products),
     "ensemble": (0.0, ensemble),
+    "deep": (0.0, deep),
 }
 """The fraction of draws of each kind of layer."""
 

@@ -87,33 +87,47 @@ inline void begin_sums(float* to, int64_t row, int64_t rows, int64_t n, const fl
     }
 }
 
-// Computes pixels [first, first + columns) of all output channels of a group of planes.
-inline void correlate_planes(const Correlation& c, const BrgemmLayout& l, int64_t n, int64_t group, int64_t first,
-                             int64_t columns, const float* packed) {
+// A task's part of a group of planes: `rows` x `columns` outputs from (row, column) on, which follow each other in memory, of output
+// channels [first, last).
+struct PlanesPart {
+  int64_t n, group, first, last, row, rows, column, columns;
+};
+
+inline void correlate_planes(const Correlation& c, const BrgemmLayout& l, const PlanesPart& part, float* scratch,
+                             const float* packed) {
   const Multiply multiply = product().multiply;
+  const Phase& w = c.w.front();
   const Strides &xs = c.input_strides, &ys = c.output_strides;
-  const int64_t run = even_run(c.in_channels, c.longest_run);
-  const float* x = c.input + n * xs.n + group * c.in_channels * xs.c + first;
-  float* y = c.output + n * ys.n + group * c.out_channels * ys.c + first;
-  const float* weight = l.packs_weight ? packed + group * l.weight_floats : c.weight + group * c.weight_strides.group;
+  const int64_t run = even_run(c.in_channels, c.longest_run), columns = part.rows * part.columns;
+  const float* x = c.input + part.n * xs.n + part.group * c.in_channels * xs.c + (part.row * c.h.stride + c.h.low) * xs.h +
+                   part.column * w.stride + w.low;
+  int64_t x_channel = xs.c;
+  if (l.packs_input) {
+    for (int64_t k = 0; k < c.in_channels; k++)
+      copy_rows(scratch + k * columns, part.columns, x + k * xs.c, c.h.stride * xs.h, w.stride, part.columns, part.rows);
+    x = scratch;
+    x_channel = columns;
+  }
+  float* y = c.output + part.n * ys.n + part.group * c.out_channels * ys.c + part.row * w.out + part.column;
+  const float* weight = l.packs_weight ? packed + part.group * l.weight_floats : c.weight + part.group * c.weight_strides.group;
   const int64_t w_row = l.packs_weight ? c.in_channels : c.weight_strides.o;
   const float* residual = residual_of(c, l);
   for (int64_t p = 0; p < columns; p += kProductPixels) {
     const int64_t pixels = std::min(kProductPixels, columns - p);
-    for (int64_t o = 0; o < c.out_channels; o += l.outputs) {
-      const int64_t outputs = std::min(l.outputs, c.out_channels - o);
+    for (int64_t o = part.first; o < part.last; o += l.outputs) {
+      const int64_t outputs = std::min(l.outputs, part.last - o);
       float* to = y + o * ys.c + p;
       if (c.bias || residual)
         for (int64_t i = 0; i < outputs; i++) {
-          const Vec bias = broadcast(c.bias ? c.bias[group * c.out_channels + o + i] : 0.0f);
+          const Vec bias = broadcast(c.bias ? c.bias[part.group * c.out_channels + o + i] : 0.0f);
           float* row = to + i * ys.c;
           const float* from = residual ? residual + (row - c.output) : nullptr;
           for (int64_t j = 0; j < pixels; j += kLanes)
             store_some(row + j, from ? bias + load_some(from + j, std::min<int64_t>(kLanes, pixels - j)) : bias, pixels - j);
         }
       for (int64_t k = 0; k < c.in_channels; k += run)
-        multiply(outputs, pixels, std::min(run, c.in_channels - k), w_row, xs.c, ys.c, c.bias || residual || k > 0,
-                 weight + o * w_row + k, x + k * xs.c + p, to);
+        multiply(outputs, pixels, std::min(run, c.in_channels - k), w_row, x_channel, ys.c, c.bias || residual || k > 0,
+                 weight + o * w_row + k, x + k * x_channel + p, to);
       finish_runs(c, to, outputs, ys.c, pixels, {nullptr, !residual});
     }
   }
@@ -182,11 +196,12 @@ void correlate_brgemm(const Correlation& c, const BrgemmLayout& l, int64_t begin
     const int64_t n = task / (by_w * by_h) % c.batch, part = task / (by_w * by_h * c.batch);
     const int64_t group = part / by_o, first = part % by_o * l.task_outputs;
     const int64_t last = std::min(first + l.task_outputs, c.out_channels);
+    const int64_t rows = std::min(l.block.rows, c.h.out - row);
     if (l.planes) {
-      correlate_planes(c, l, n, group, column, std::min(l.block.columns, c.w.front().out - column), packed);
+      const int64_t columns = std::min(l.block.columns, c.w.front().out - column);
+      correlate_planes(c, l, {n, group, first, last, row, rows, column, columns}, scratch, packed);
       continue;
     }
-    const int64_t rows = std::min(l.block.rows, c.h.out - row);
     const Phase h = clipped(c.h, row, rows);
     const int64_t low_h = row * c.h.stride + h.low, low_w = column * stride + l.low_w;
     const float* input = c.input + n * xs.n + group * c.in_channels * xs.c;

@@ -11,6 +11,20 @@ GradWeight with_fewer_turned(const GradWeight& work) {
   return flat && pixels && p.in_channels < p.out_channels ? exchanged(work) : work;
 }
 
+namespace {
+
+// Tells whether outputs have one tap each and follow each other in memory, row after row, and fill the vectors that they are cut
+// into. Those of several samples that do not take longer than packing the weights once for all of them.
+bool gathers_planes(const CorrelationShape& c, int64_t lanes) {
+  const Phase &h = c.h, &w = c.w.front();
+  const bool follow = h.taps == 1 && w.taps == 1 && h.step == 1 && w.step == 1 && h.first == 0 && w.first == 0 &&
+                      (h.out == 1 || c.output_strides.h == w.out);
+  const int64_t pixels = h.out * w.out;
+  return follow && (c.batch == 1 || round_up(pixels, lanes) * 5 <= pixels * 6);
+}
+
+}  // namespace
+
 bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, BrgemmLayout* l) {
   // Rows of few pixels and output channels are joined: their products would be mostly the cost of the call. Elsewhere the
   // pixels between two rows cost more.
@@ -25,9 +39,10 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
     padded |= w.taps > 0 && (w.low < 0 || (w.out - 1) * w.stride + w.low >= w.in);
   }
   padded |= c.h.taps > 0 && (c.h.low < 0 || (c.h.out - 1) * c.h.stride + c.h.low >= c.h.in);
-  l->planes = c.h.out == 1 && c.w.size() == 1 && reads_once(c.h) && reads_once(front) && c.input_strides.w == 1 &&
-              c.output_strides.w == 1 && (c.input_strides.c != 1 || c.output_strides.c != 1);
-  l->packs_input = !l->planes && (!single || padded || c.input_strides.c != 1);
+  const bool in_place = c.h.out == 1 && reads_once(c.h) && reads_once(front);
+  l->planes = c.w.size() == 1 && c.input_strides.w == 1 && c.output_strides.w == 1 &&
+              (c.input_strides.c != 1 || c.output_strides.c != 1) && (in_place || (!padded && gathers_planes(c, lanes)));
+  l->packs_input = l->planes ? !in_place : !single || padded || c.input_strides.c != 1;
   l->packs_weight = l->planes ? c.weight_strides.c != 1 : !(single && c.weight_strides.o == 1);
   const bool pixels_out = c.output_strides.c == 1;
   l->joined = l->packs_input && c.w.size() == 1 && step == 1 && stride == 1 && c.h.stride == 1 && out_w < kWide &&
@@ -58,22 +73,25 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
   const auto floats = [&] {
     l->input = {(b.rows - 1) * c.h.stride + c.h.span() + 1, (b.columns - 1) * stride + reach(c.w) + 1, width};
     // A vector beyond the last pixel is for copies of whole vectors.
-    l->input_floats = l->packs_input ? round_up(l->input.rows * l->input.columns * width + lanes, 16) : 0;
+    const int64_t pixels = l->planes ? b.rows * b.columns * c.in_channels : l->input.rows * l->input.columns * width;
+    l->input_floats = l->packs_input ? round_up(pixels + lanes, 16) : 0;
     l->output = {b.rows, l->joined ? l->input.columns : b.columns * step, round_up(c.out_channels, lanes)};
     const int64_t output = l->staged ? l->output.rows * l->output.columns * l->output.width : 0;
     return l->floats = l->input_floats + output;
   };
-  while (floats() > kScratchFloats / 2 && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-  while (floats() > kScratchFloats / 2 && b.columns > 16) b.columns = ceil_div(b.columns, 2);
+  const int64_t most = l->planes ? kScratchFloats : kScratchFloats / 2;
+  while (floats() > most && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+  while (floats() > most && b.columns > 16) b.columns = ceil_div(b.columns, 2);
   if (floats() > kScratchFloats) return false;
-  if (threads > 1 && !l->planes && !l->staged && c.groups == 1 && c.out_channels >= kLeastOutputs * threads &&
-      few_pixels(c, threads)) {
+  const auto idle = [&] { return threads > 1 && uneven(l->tasks(c), threads); };
+  // Of planes, threads share the longer side of the weights and the pixels: what both of them read is the shorter one then.
+  const bool shared = l->planes ? idle() && c.out_channels > c.h.in * front.in : c.groups == 1 && few_pixels(c, threads);
+  if (threads > 1 && shared && !l->staged && c.out_channels >= kLeastOutputs * threads) {
     // Each thread reads its own weights, and all pixels.
     const int64_t each = round_up(ceil_div(c.out_channels, threads), kLine);
     take(each, round_up(even_run(each, many ? kManyOutputs : kProductChannels), kLine));
     return true;
   }
-  const auto idle = [&] { return threads > 1 && uneven(l->tasks(c), threads); };
   while (idle() && b.rows > 1) b.rows = ceil_div(b.rows, 2);
   if (idle() && c.h.out == 1 && b.columns == out_w && !l->planes && !l->staged && out_w >= kLeastPixels * threads) {
     // Threads share the pixels of an image evenly: where those are rows one after the other, each gets as many of them.

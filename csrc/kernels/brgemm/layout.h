@@ -13,8 +13,8 @@ constexpr int64_t kProductChannels = 64, kProductRows = 128, kProductPixels = 64
 // packed, and the outputs, if they are staged.
 struct BrgemmLayout {
   Block block;
-  // A product's rows are output channels and its columns pixels, both read in place: a 1x1 layer of contiguous tensors. Else its
-  // rows are pixels, and its columns output channels.
+  // A product's rows are output channels and its columns pixels: a 1x1 layer of contiguous tensors. Both are read in place, but for
+  // inputs between which a stride leaves others out (`packs_input`). Else its rows are pixels, and its columns output channels.
   bool planes;
   bool packs_input, packs_weight, staged;
   bool joined;           // the block's rows, with the padding between them, are one row of pixels
