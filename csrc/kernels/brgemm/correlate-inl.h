@@ -87,6 +87,18 @@ inline void begin_sums(float* to, int64_t row, int64_t rows, int64_t n, const fl
     }
 }
 
+// Sets `pixels` sums of each of `outputs` channels, from `channel` of all groups on, to the bias and the residual.
+inline void begin_plane_sums(const Correlation& c, float* to, int64_t channel, int64_t outputs, int64_t pixels,
+                             const float* residual) {
+  for (int64_t i = 0; i < outputs; i++) {
+    const Vec bias = broadcast(c.bias ? c.bias[channel + i] : 0.0f);
+    float* row = to + i * c.output_strides.c;
+    const float* from = residual ? residual + (row - c.output) : nullptr;
+    for (int64_t j = 0; j < pixels; j += kLanes)
+      store_some(row + j, from ? bias + load_some(from + j, std::min<int64_t>(kLanes, pixels - j)) : bias, pixels - j);
+  }
+}
+
 // A task's part of a group of planes: `rows` x `columns` outputs from (row, column) on, which follow each other in memory, of output
 // channels [first, last).
 struct PlanesPart {
@@ -101,34 +113,31 @@ inline void correlate_planes(const Correlation& c, const BrgemmLayout& l, const 
   const int64_t run = even_run(c.in_channels, c.longest_run), columns = part.rows * part.columns;
   const float* x = c.input + part.n * xs.n + part.group * c.in_channels * xs.c + (part.row * c.h.stride + c.h.low) * xs.h +
                    part.column * w.stride + w.low;
-  int64_t x_channel = xs.c;
-  if (l.packs_input) {
-    for (int64_t k = 0; k < c.in_channels; k++)
-      copy_rows(scratch + k * columns, part.columns, x + k * xs.c, c.h.stride * xs.h, w.stride, part.columns, part.rows);
-    x = scratch;
-    x_channel = columns;
-  }
   float* y = c.output + part.n * ys.n + part.group * c.out_channels * ys.c + part.row * w.out + part.column;
   const float* weight = l.packs_weight ? packed + part.group * l.weight_floats : c.weight + part.group * c.weight_strides.group;
   const int64_t w_row = l.packs_weight ? c.in_channels : c.weight_strides.o;
   const float* residual = residual_of(c, l);
-  for (int64_t p = 0; p < columns; p += kProductPixels) {
-    const int64_t pixels = std::min(kProductPixels, columns - p);
-    for (int64_t o = part.first; o < part.last; o += l.outputs) {
-      const int64_t outputs = std::min(l.outputs, part.last - o);
-      float* to = y + o * ys.c + p;
-      if (c.bias || residual)
-        for (int64_t i = 0; i < outputs; i++) {
-          const Vec bias = broadcast(c.bias ? c.bias[part.group * c.out_channels + o + i] : 0.0f);
-          float* row = to + i * ys.c;
-          const float* from = residual ? residual + (row - c.output) : nullptr;
-          for (int64_t j = 0; j < pixels; j += kLanes)
-            store_some(row + j, from ? bias + load_some(from + j, std::min<int64_t>(kLanes, pixels - j)) : bias, pixels - j);
-        }
-      for (int64_t k = 0; k < c.in_channels; k += run)
-        multiply(outputs, pixels, std::min(run, c.in_channels - k), w_row, x_channel, ys.c, c.bias || residual || k > 0,
-                 weight + o * w_row + k, x + k * x_channel + p, to);
-      finish_runs(c, to, outputs, ys.c, pixels, {nullptr, !residual});
+  const int64_t together = l.packs_input ? l.gathered : c.in_channels, x_channel = l.packs_input ? columns : xs.c;
+  for (int64_t begin = 0; begin < c.in_channels; begin += together) {
+    const int64_t end = std::min(begin + together, c.in_channels);
+    const float* from = x + begin * xs.c;
+    if (l.packs_input) {
+      for (int64_t k = 0; k < end - begin; k++)
+        copy_rows(scratch + k * columns, part.columns, from + k * xs.c, c.h.stride * xs.h, w.stride, part.columns, part.rows);
+      from = scratch;
+    }
+    for (int64_t p = 0; p < columns; p += kProductPixels) {
+      const int64_t pixels = std::min(kProductPixels, columns - p);
+      for (int64_t o = part.first; o < part.last; o += l.outputs) {
+        const int64_t outputs = std::min(l.outputs, part.last - o);
+        float* to = y + o * ys.c + p;
+        const bool begins = begin == 0 && (c.bias || residual);
+        if (begins) begin_plane_sums(c, to, part.group * c.out_channels + o, outputs, pixels, residual);
+        for (int64_t k = begin; k < end; k += run)
+          multiply(outputs, pixels, std::min(run, end - k), w_row, x_channel, ys.c, begins || k > 0, weight + o * w_row + k,
+                   from + (k - begin) * x_channel + p, to);
+        if (end == c.in_channels) finish_runs(c, to, outputs, ys.c, pixels, {nullptr, !residual});
+      }
     }
   }
 }

@@ -13,14 +13,14 @@ GradWeight with_fewer_turned(const GradWeight& work) {
 
 namespace {
 
-// Tells whether outputs have one tap each and follow each other in memory, row after row, and fill the vectors that they are cut
-// into. Those of several samples that do not take longer than packing the weights once for all of them.
-bool gathers_planes(const CorrelationShape& c, int64_t lanes) {
+// Tells whether outputs have one tap each and follow each other in memory, row after row, and whether their planes fill the vectors
+// of products. If not, several samples take less time as rows of pixels, for which the weights are packed once.
+bool suits_planes(const CorrelationShape& c, int64_t lanes) {
   const Phase &h = c.h, &w = c.w.front();
   const bool follow = h.taps == 1 && w.taps == 1 && h.step == 1 && w.step == 1 && h.first == 0 && w.first == 0 &&
                       (h.out == 1 || c.output_strides.h == w.out);
   const int64_t pixels = h.out * w.out;
-  return follow && (c.batch == 1 || round_up(pixels, lanes) * 5 <= pixels * 6);
+  return follow && (c.batch == 1 || round_up(pixels, lanes) * 10 <= pixels * 11);
 }
 
 }  // namespace
@@ -41,7 +41,7 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
   padded |= c.h.taps > 0 && (c.h.low < 0 || (c.h.out - 1) * c.h.stride + c.h.low >= c.h.in);
   const bool in_place = c.h.out == 1 && reads_once(c.h) && reads_once(front);
   l->planes = c.w.size() == 1 && c.input_strides.w == 1 && c.output_strides.w == 1 &&
-              (c.input_strides.c != 1 || c.output_strides.c != 1) && (in_place || (!padded && gathers_planes(c, lanes)));
+              (c.input_strides.c != 1 || c.output_strides.c != 1) && !padded && suits_planes(c, lanes);
   l->packs_input = l->planes ? !in_place : !single || padded || c.input_strides.c != 1;
   l->packs_weight = l->planes ? c.weight_strides.c != 1 : !(single && c.weight_strides.o == 1);
   const bool pixels_out = c.output_strides.c == 1;
@@ -73,8 +73,10 @@ bool lay_out_brgemm(const Correlation& c, int64_t lanes, int64_t threads, Brgemm
   const auto floats = [&] {
     l->input = {(b.rows - 1) * c.h.stride + c.h.span() + 1, (b.columns - 1) * stride + reach(c.w) + 1, width};
     // A vector beyond the last pixel is for copies of whole vectors.
-    const int64_t pixels = l->planes ? b.rows * b.columns * c.in_channels : l->input.rows * l->input.columns * width;
-    l->input_floats = l->packs_input ? round_up(pixels + lanes, 16) : 0;
+    const int64_t pixels = l->planes ? b.rows * b.columns : l->input.rows * l->input.columns;
+    const int64_t run = even_run(c.in_channels, c.longest_run), room = kScratchFloats - 2 * lanes;
+    l->gathered = std::min(c.in_channels, std::max<int64_t>(1, room / (pixels * run)) * run);
+    l->input_floats = l->packs_input ? round_up(pixels * (l->planes ? l->gathered : width) + lanes, 16) : 0;
     l->output = {b.rows, l->joined ? l->input.columns : b.columns * step, round_up(c.out_channels, lanes)};
     const int64_t output = l->staged ? l->output.rows * l->output.columns * l->output.width : 0;
     return l->floats = l->input_floats + output;

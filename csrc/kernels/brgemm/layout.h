@@ -17,6 +17,7 @@ struct BrgemmLayout {
   // inputs between which a stride leaves others out (`packs_input`). Else its rows are pixels, and its columns output channels.
   bool planes;
   bool packs_input, packs_weight, staged;
+  int64_t gathered;      // input channels of planes that are copied at a time: whole runs
   bool joined;           // the block's rows, with the padding between them, are one row of pixels
   int64_t outputs;       // output channels of a block of weights
   int64_t rows;          // pixels of a product
