@@ -4,6 +4,7 @@
 #pragma once
 #include "kernels/narrow/layout.h"
 #include "kernels/narrow/lanes-inl.h"
+#include "kernels/narrow/rows_weight-inl.h"
 #include "kernels/narrow/slide_weight-inl.h"
 #include "kernels/narrow/task-inl.h"
 #include "kernels/block_sum-inl.h"
@@ -100,6 +101,8 @@ GW_INLINE void sum_places(const GradWeight& work, const Reading& h, const Readin
                           const Packed& slots, Real* sums) {
   constexpr int kRows = IC == 1 ? 3 : IC == 2 ? 2 : 1;
   const Problem& p = work.problem;
+  if constexpr (kManyRegisters && std::is_same_v<Lanes, LanesOfOne>)
+    if (slides_past_rows(p)) return sum_rows_of_taps(p.h.kernel, p.w.kernel, h, w, x, go, slots, sums);
   for (int64_t kh = 0, rows; kh < p.h.kernel; kh += rows) {
     rows = ceil_div(p.h.kernel - kh, ceil_div(p.h.kernel - kh, kRows));
     Reading high = h;

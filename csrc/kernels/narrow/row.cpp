@@ -63,7 +63,7 @@ std::unique_ptr<Work> narrow_of(const Request& r) {
   const std::string lanes = std::to_string(bodies.lanes);
   if (r.direction == Direction::grad_weight)
     return lay_out_grad_weight<GradWeightNarrowLayout, Real>(r, grad_weight_of(r), bodies.grad_weight_narrow,
-                                                             "up to 12 sums x " + lanes + " output channels");
+                                                             "sums of up to 5 rows of taps x " + lanes + " output channels");
   const Problem& p = r.problem;
   auto work = std::make_unique<NarrowWork<Real>>(r);
   for (const Correlation& c : correlations_of(r)) {

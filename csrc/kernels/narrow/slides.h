@@ -1,4 +1,5 @@
-// Which layers the narrow kernel computes by sums that slide along the rows: those of 3x3 taps of one channel.
+// Which layers the narrow kernel computes by sums, or gradients, that slide along the rows: those of 3x3 taps of one channel, and the
+// weight's gradient of longer rows of taps.
 #pragma once
 
 #include "problem.h"
@@ -34,6 +35,15 @@ inline bool slides_in_phases(const CorrelationShape& c) {
   const Phase &h = c.h, &a = c.w[0], &b = c.w[1];
   return h.stride == 1 && h.spacing == 1 && (h.taps == 1 || h.taps == 2) && a.stride == 1 && a.spacing == 1 && b.spacing == 1 &&
          a.taps * b.taps == 2;
+}
+
+// The taps of a row that the gradients of a row of outputs slide past together.
+constexpr int kLeastRowTaps = 4, kMostRowTaps = 7;
+
+// Tells whether a weight's gradient can be summed so. (Of several outputs a channel it is not, since each more instance takes seconds to
+// compile.)
+inline bool slides_past_rows(const Problem& p) {
+  return depthwise(p) && p.w.kernel >= kLeastRowTaps && (p.w.stride == 1 || (p.w.stride == 2 && p.w.dilation == 1));
 }
 
 }  // namespace groupwise
