@@ -111,8 +111,9 @@ int64_t executed_products(const GradWeightShape& work, const PanelsLayout& l, in
 
 int64_t executed_products(const GradWeightShape& work, const GradWeightNarrowLayout& l, int64_t lanes) {
   const Problem& p = work.problem;
+  const int64_t taps = l.rows ? 1 : 3;
   return p.batch * p.in_channels * vectors_of(p.groups, p.out_channels, lanes) * lanes *
-         axis_products(p.h, l.block.rows, true, 3, 1) * axis_products(p.w, l.block.columns, true, 3, 1);
+         axis_products(p.h, l.block.rows, true, taps, 1) * axis_products(p.w, l.block.columns, true, taps, 1);
 }
 
 int64_t executed_products(const CorrelationShape& c, const BrgemmLayout& l) {

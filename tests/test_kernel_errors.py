@@ -70,6 +70,8 @@ DEEP = [
     ("depthwise", ConvSpec(16, 16, 3, padding=1, groups=16, bias=False), (60, 60)),
     ("depthwise, stride", ConvSpec(16, 16, 3, stride=2, padding=1, groups=16, bias=False), (61, 60)),
     ("depthwise 7x7", ConvSpec(16, 16, 7, padding=3, groups=16, bias=False), (30, 31)),
+    ("depthwise 5x5, wide dilation", ConvSpec(16, 16, 5, padding=16, dilation=8, groups=16, bias=False), (40, 40)),
+    ("depthwise 4x6, stride", ConvSpec(16, 16, (4, 6), stride=2, padding=(1, 2), groups=16, bias=False), (50, 41)),
     ("depthwise 31x31", ConvSpec(8, 8, 31, padding=15, groups=8, bias=False), (40, 40)),
     ("multiplier 3", ConvSpec(8, 24, 3, padding=1, groups=8, bias=False), (300, 3)),
     ("2 to 1, 9x9", ConvSpec(22, 11, 9, padding=4, groups=11, bias=False), (20, 20)),
@@ -105,9 +107,11 @@ def test_no_product_passes_through_more_roundings_than_the_bound_counts(spec, si
 
 @pytest.mark.parametrize("kernel", DIRECT)
 def test_many_small_images_pass_through_no_more_roundings_than_the_bound_counts(kernel):
-    for groups, memory_format in itertools.product((4, 16), FORMATS.values()):
-        layer = torch.nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=False).to(memory_format=memory_format)
-        source = torch.ones(300, 16, 3, 3).contiguous(memory_format=memory_format)
+    sizes = [(4, 3, 3), (16, 3, 3), (16, 5, 7)]
+    for (groups, taps, size), memory_format in itertools.product(sizes, FORMATS.values()):
+        layer = torch.nn.Conv2d(16, 16, taps, padding=taps // 2, groups=groups, bias=False)
+        layer = layer.to(memory_format=memory_format)
+        source = torch.ones(300, 16, size, size).contiguous(memory_format=memory_format)
         for name, (units, most) in deepest(layer, source, kernel).items():
             assert units <= most, (name, units, most)
 

@@ -99,40 +99,42 @@ inline void begin_plane_sums(const Correlation& c, float* to, int64_t channel, i
   }
 }
 
-// A task's part of a group of planes: `rows` x `columns` outputs from (row, column) on, which follow each other in memory, of output
-// channels [first, last).
-struct PlanesPart {
+// A block of outputs of planes: rows x columns pixels from (row, column) on, which follow each other in memory, of output channels
+// [first, last) of a group.
+struct PlanesBlock {
   int64_t n, group, first, last, row, rows, column, columns;
 };
 
-inline void correlate_planes(const Correlation& c, const BrgemmLayout& l, const PlanesPart& part, float* scratch,
+// Computes a block of outputs, the inputs of some runs of channels after the other where they are gathered.
+inline void correlate_planes(const Correlation& c, const BrgemmLayout& l, const PlanesBlock& block, float* scratch,
                              const float* packed) {
   const Multiply multiply = product().multiply;
   const Phase& w = c.w.front();
   const Strides &xs = c.input_strides, &ys = c.output_strides;
-  const int64_t run = even_run(c.in_channels, c.longest_run), columns = part.rows * part.columns;
-  const float* x = c.input + part.n * xs.n + part.group * c.in_channels * xs.c + (part.row * c.h.stride + c.h.low) * xs.h +
-                   part.column * w.stride + w.low;
-  float* y = c.output + part.n * ys.n + part.group * c.out_channels * ys.c + part.row * w.out + part.column;
-  const float* weight = l.packs_weight ? packed + part.group * l.weight_floats : c.weight + part.group * c.weight_strides.group;
+  const int64_t run = even_run(c.in_channels, c.longest_run), area = block.rows * block.columns;
+  const float* x = c.input + block.n * xs.n + block.group * c.in_channels * xs.c + (block.row * c.h.stride + c.h.low) * xs.h +
+                   block.column * w.stride + w.low;
+  float* y = c.output + block.n * ys.n + block.group * c.out_channels * ys.c + block.row * w.out + block.column;
+  const float* weight =
+      l.packs_weight ? packed + block.group * l.weight_floats : c.weight + block.group * c.weight_strides.group;
   const int64_t w_row = l.packs_weight ? c.in_channels : c.weight_strides.o;
   const float* residual = residual_of(c, l);
-  const int64_t together = l.packs_input ? l.gathered : c.in_channels, x_channel = l.packs_input ? columns : xs.c;
+  const int64_t together = l.packs_input ? l.gathered : c.in_channels, x_channel = l.packs_input ? area : xs.c;
   for (int64_t begin = 0; begin < c.in_channels; begin += together) {
     const int64_t end = std::min(begin + together, c.in_channels);
     const float* from = x + begin * xs.c;
     if (l.packs_input) {
       for (int64_t k = 0; k < end - begin; k++)
-        copy_rows(scratch + k * columns, part.columns, from + k * xs.c, c.h.stride * xs.h, w.stride, part.columns, part.rows);
+        copy_rows(scratch + k * area, block.columns, from + k * xs.c, c.h.stride * xs.h, w.stride, block.columns, block.rows);
       from = scratch;
     }
-    for (int64_t p = 0; p < columns; p += kProductPixels) {
-      const int64_t pixels = std::min(kProductPixels, columns - p);
-      for (int64_t o = part.first; o < part.last; o += l.outputs) {
-        const int64_t outputs = std::min(l.outputs, part.last - o);
+    for (int64_t p = 0; p < area; p += kProductPixels) {
+      const int64_t pixels = std::min(kProductPixels, area - p);
+      for (int64_t o = block.first; o < block.last; o += l.outputs) {
+        const int64_t outputs = std::min(l.outputs, block.last - o);
         float* to = y + o * ys.c + p;
         const bool begins = begin == 0 && (c.bias || residual);
-        if (begins) begin_plane_sums(c, to, part.group * c.out_channels + o, outputs, pixels, residual);
+        if (begins) begin_plane_sums(c, to, block.group * c.out_channels + o, outputs, pixels, residual);
         for (int64_t k = begin; k < end; k += run)
           multiply(outputs, pixels, std::min(run, end - k), w_row, x_channel, ys.c, begins || k > 0, weight + o * w_row + k,
                    from + (k - begin) * x_channel + p, to);

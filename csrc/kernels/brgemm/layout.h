@@ -9,12 +9,12 @@ namespace groupwise {
 // of such a tile stay in L1, and its factors in L2.
 constexpr int64_t kProductChannels = 64, kProductRows = 128, kProductPixels = 64;
 
-// A task computes a block of outputs of channels of a group, mostly of all. Its scratch holds the zero-padded input pixels, if they are
-// packed, and the outputs, if they are staged.
+// A task computes a block of outputs of channels of a group, mostly of all. Its scratch holds the zero-padded input pixels, or inputs
+// of planes, if they are packed, and the outputs, if they are staged.
 struct BrgemmLayout {
   Block block;
-  // A product's rows are output channels and its columns pixels: a 1x1 layer of contiguous tensors. Both are read in place, but for
-  // inputs between which a stride leaves others out (`packs_input`). Else its rows are pixels, and its columns output channels.
+  // A product's rows are output channels and its columns pixels: a 1x1 layer of contiguous tensors. Inputs that do not follow each
+  // other, as with a stride, are gathered first (`packs_input`). Else its rows are pixels, and its columns output channels.
   bool planes;
   bool packs_input, packs_weight, staged;
   int64_t gathered;      // input channels of planes that are copied at a time: whole runs

@@ -101,8 +101,6 @@ GW_INLINE void sum_places(const GradWeight& work, const Reading& h, const Readin
                           const Packed& slots, Real* sums) {
   constexpr int kRows = IC == 1 ? 3 : IC == 2 ? 2 : 1;
   const Problem& p = work.problem;
-  if constexpr (kManyRegisters && std::is_same_v<Lanes, LanesOfOne>)
-    if (slides_past_rows(p)) return sum_rows_of_taps(p.h.kernel, p.w.kernel, h, w, x, go, slots, sums);
   for (int64_t kh = 0, rows; kh < p.h.kernel; kh += rows) {
     rows = ceil_div(p.h.kernel - kh, ceil_div(p.h.kernel - kh, kRows));
     Reading high = h;
@@ -208,6 +206,11 @@ void grad_weight_narrow(const GradWeight& work, const GradWeightNarrowLayout& l,
           const Real* from = x + first / p.out_channels * p.in_channels;
           Real* sums = scratch + v * packed.vector;
           if (l.ahead && v % kVectorsALine == 0) fetch_rows_below(h, w, p.h.kernel, from, go + first);
+          if constexpr (kManyRegisters && std::is_same_v<Lanes, LanesOfOne>)
+            if (l.rows) {
+              sum_rows_of_taps<Lanes>(p, h, w, from, go + first, packed, sums);
+              continue;
+            }
           if constexpr (Lanes::kChannels > 0) {
             sum_places<Lanes, Lanes::kChannels>(work, h, w, from, go + first, packed, sums);
           } else {

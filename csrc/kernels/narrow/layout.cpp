@@ -128,6 +128,11 @@ bool slides_in_long_runs(const Problem& p, int64_t rows) {
 
 }  // namespace
 
+bool slides_past_rows(const GradWeightShape& work, int64_t lanes) {
+  // A vector of AVX-512 is a cache line.
+  return lanes == floats_worth(16, work) && may_slide_past_rows(work.problem);
+}
+
 bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightNarrowLayout* l) {
   // The sums stay in the L1 cache, beside the rows that are read.
   const int64_t kTarget = floats_worth(4 * 1024, work);
@@ -138,6 +143,7 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWe
   l->slides = may_slide({p.h.kernel, p.h.stride, p.h.dilation}, {p.w.kernel, p.w.stride, p.w.dilation}, p.in_channels,
                         p.out_channels, lanes) &&
               slides_in_long_runs(p, sliding_rows);
+  l->rows = slides_past_rows(work, lanes);
   const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel + l->slides;
   const auto floats = [&](int64_t groups) { return vectors_of(groups, p.out_channels, lanes) * lanes * slots; };
   Block& b = l->block;

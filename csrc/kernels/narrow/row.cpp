@@ -61,9 +61,12 @@ template <class Real>
 std::unique_ptr<Work> narrow_of(const Request& r) {
   const Bodies<Real>& bodies = r.target->of<Real>();
   const std::string lanes = std::to_string(bodies.lanes);
-  if (r.direction == Direction::grad_weight)
-    return lay_out_grad_weight<GradWeightNarrowLayout, Real>(r, grad_weight_of(r), bodies.grad_weight_narrow,
-                                                             "sums of up to 5 rows of taps x " + lanes + " output channels");
+  if (r.direction == Direction::grad_weight) {
+    const GradWeight work = grad_weight_of(r);
+    const std::string sums = slides_past_rows(work, bodies.lanes) ? "25" : "12";
+    return lay_out_grad_weight<GradWeightNarrowLayout, Real>(r, work, bodies.grad_weight_narrow,
+                                                             "up to " + sums + " sums x " + lanes + " output channels");
+  }
   const Problem& p = r.problem;
   auto work = std::make_unique<NarrowWork<Real>>(r);
   for (const Correlation& c : correlations_of(r)) {

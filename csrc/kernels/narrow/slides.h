@@ -1,5 +1,5 @@
-// Which layers the narrow kernel computes by sums, or gradients, that slide along the rows: those of 3x3 taps of one channel, and the
-// weight's gradient of longer rows of taps.
+// Which layers the narrow kernel computes by sums, or gradients, that slide along the rows: those of 3x3 taps of one channel, and
+// the weight's gradient of longer rows of taps.
 #pragma once
 
 #include "problem.h"
@@ -37,13 +37,13 @@ inline bool slides_in_phases(const CorrelationShape& c) {
          a.taps * b.taps == 2;
 }
 
-// The taps of a row that the gradients of a row of outputs slide past together.
+// The fewest taps of a row past which the gradients of a row of outputs slide, and the most that they slide past together.
 constexpr int kLeastRowTaps = 4, kMostRowTaps = 7;
 
-// Tells whether a weight's gradient can be summed so. (Of several outputs a channel it is not, since each more instance takes seconds to
-// compile.)
-inline bool slides_past_rows(const Problem& p) {
-  return depthwise(p) && p.w.kernel >= kLeastRowTaps && (p.w.stride == 1 || (p.w.stride == 2 && p.w.dilation == 1));
+// Tells whether a weight's gradient of such rows can be summed by them. Each turn of a dilation would end a run of sums, as in
+// 3x3 taps. (Several outputs a channel keep tiles, since each more instance takes seconds to compile.)
+inline bool may_slide_past_rows(const Problem& p) {
+  return depthwise(p) && p.w.kernel >= kLeastRowTaps && p.w.stride <= 2 && p.w.dilation == 1;
 }
 
 }  // namespace groupwise
