@@ -73,8 +73,9 @@ const std::initializer_list<int64_t> kSizes = {1, 2, 3, 5, 7, 8, 9, 14, 17, 25, 
 
 // Forward has four tiles of planar and grad_input five; both have narrow, groups and dots. grad_weight has two tiles of planar,
 // narrow, and two of pixels, one of them from panels and in place too. All have brgemm, forward and grad_input have gemm, and forward
-// has stem, whose tiles are of any size. Where two vectors hold a block of channels, groups has a second tile.
-size_t forms() { return 4 + 5 + 2 * 3 + 7 + 3 + 2 + 1 + (kernels().lanes >= 8 ? 2 : 0); }
+// has stem, whose tiles are of any size. Where two vectors hold a block of channels, groups has a second tile, and with 16 lanes
+// narrow has a second one of grad_weight.
+size_t forms() { return 4 + 5 + 2 * 3 + 7 + 3 + 2 + 1 + (kernels().lanes >= 8 ? 2 : 0) + (kernels().lanes >= 16); }
 
 bool of_any_size(const std::string& kernel) { return kernel == "brgemm" || kernel == "gemm" || kernel == "stem"; }
 
