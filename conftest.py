@@ -34,6 +34,13 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=native.runnable() if native.status().problem is None else ())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test with each instruction set of this machine: `pytest.mark.usefixtures("isa")`."""
+    with dispatch.forced(isa=request.param):
+        yield request.param
+
+
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test see what else runs on the machine: what a busy one changes is told to the tests that ask for it."""

@@ -16,14 +16,7 @@ from groupwise import record_plans
 from groupwise.kernels.dispatch import forced
 from kernels import ISAS, needs_kernels
 
-pytestmark = needs_kernels
-
-
-@pytest.fixture(params=ISAS, autouse=True)
-def isa(request):
-    """Every test runs with each instruction set of this machine."""
-    with forced(isa=request.param):
-        yield request.param
+pytestmark = [needs_kernels, pytest.mark.usefixtures("isa")]
 
 
 # PyTorch's function, and how far at most the result moves when its argument moves by one.

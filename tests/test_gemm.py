@@ -16,17 +16,10 @@ from groupwise import record_plans
 from groupwise.kernels.dispatch import forced
 from groupwise.kernels.plan import plan
 from groupwise.spec.convspec import ConvSpec
-from kernels import ISAS, needs_kernels
+from kernels import needs_kernels
 from test_layer import NONE, PLAIN, make
 
-pytestmark = needs_kernels
-
-
-@pytest.fixture(params=ISAS, autouse=True)
-def isa(request):
-    """Every test runs with each instruction set of this machine."""
-    with forced(isa=request.param):
-        yield request.param
+pytestmark = [needs_kernels, pytest.mark.usefixtures("isa")]
 
 
 def whole(generator, *shape):

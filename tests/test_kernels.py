@@ -18,14 +18,7 @@ from groupwise.kernels.dispatch import forced
 from groupwise.kernels.plan import DIRECTIONS
 from kernels import ISAS, OURS, here, needs_kernels
 
-pytestmark = needs_kernels
-
-
-@pytest.fixture(params=ISAS, autouse=True)
-def isa(request):
-    """Every test runs with each instruction set of this machine."""
-    with forced(isa=request.param):
-        yield request.param
+pytestmark = [needs_kernels, pytest.mark.usefixtures("isa")]
 
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -16,14 +16,7 @@ from accuracy import BESIDE, UNIT, poisoned, threads
 from groupwise.kernels.dispatch import forced
 from kernels import DIRECT, ISAS, here, needs_kernels
 
-pytestmark = needs_kernels
-
-
-@pytest.fixture(params=ISAS, autouse=True)
-def isa(request):
-    """Every test runs with each instruction set of this machine."""
-    with forced(isa=request.param):
-        yield request.param
+pytestmark = [needs_kernels, pytest.mark.usefixtures("isa")]
 
 
 # Name and numbers -> PyTorch's function, and how far at most the result moves when its argument moves by one.

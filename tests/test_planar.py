@@ -8,17 +8,9 @@ import torch
 from accuracy import check
 from cases import layer_of
 from groupwise import ConvSpec
-from groupwise.kernels.dispatch import forced
-from kernels import ISAS, needs_kernels
+from kernels import needs_kernels
 
-pytestmark = needs_kernels
-
-
-@pytest.fixture(params=ISAS, autouse=True)
-def isa(request):
-    """Every test runs with each instruction set of this machine."""
-    with forced(isa=request.param):
-        yield request.param
+pytestmark = [needs_kernels, pytest.mark.usefixtures("isa")]
 
 
 def among_nans(*shape):

@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 from accuracy import poisoned, threads
 from groupwise import record_plans
 from groupwise.kernels.dispatch import forced
-from kernels import ISAS, needs_kernels
+from kernels import needs_kernels
 
-pytestmark = needs_kernels
-
-
-@pytest.fixture(params=ISAS, autouse=True)
-def isa(request):
-    """Every test runs with each instruction set of this machine."""
-    with forced(isa=request.param):
-        yield request.param
+pytestmark = [needs_kernels, pytest.mark.usefixtures("isa")]
 
 
 def inside(tap, axis):
