@@ -34,6 +34,10 @@ GW_INLINE void store_some(Real* p, Vec v, int64_t count) {
   GW_512(mask_storeu)(p, first_lanes(count), v);
 }
 GW_INLINE Vec load_some(const Real* p, int64_t count) { return GW_512(maskz_loadu)(first_lanes(count), p); }
+// Loads lanes [first, last), and zeros, and touches no byte beside them.
+GW_INLINE Vec load_between(const Real* p, int64_t first, int64_t last) {
+  return GW_512(maskz_loadu)(static_cast<Mask>(first_lanes(last) & ~first_lanes(first)), p);
+}
 
 // Keeps the first `count` lanes and zeros the others, also where they are NaN, which a product with 0 would not.
 GW_INLINE Vec keep(Vec v, int64_t count) { return GW_512(maskz_mov)(first_lanes(count), v); }

@@ -1,6 +1,8 @@
 // Parts of a vector of 4 or 8 numbers, without masks. A vecN.h defines GW_REGISTERS and includes it after base.h.
 #pragma once
 
+#include <algorithm>
+
 namespace groupwise::GW_TARGET {
 
 // The vector registers, by which tiles have their sizes.
@@ -16,9 +18,10 @@ GW_NOINLINE void store_part(Real* p, Vec v, int64_t count) {
   if (count & 2) std::memcpy(p, from, 2 * sizeof(Real)), p += 2, from += 2;
   if (count & 1) *p = *from;
 }
-GW_NOINLINE Vec load_part(const Real* p, int64_t count) {
+// Loads `count` lanes from lane `first` on.
+GW_NOINLINE Vec load_part(const Real* p, int64_t count, int64_t first = 0) {
   alignas(Vec) Real lanes[kLanes] = {};
-  Real* to = lanes;
+  Real* to = lanes + first;
   if (kLanes > 4 && (count & 4)) std::memcpy(to, p, 4 * sizeof(Real)), p += 4, to += 4;
   if (count & 2) std::memcpy(to, p, 2 * sizeof(Real)), p += 2, to += 2;
   if (count & 1) *to = *p;
@@ -31,6 +34,13 @@ GW_INLINE void store_some(Real* p, Vec v, int64_t count) {
   store_part(p, v, count);
 }
 GW_INLINE Vec load_some(const Real* p, int64_t count) { return count >= kLanes ? load(p) : load_part(p, count); }
+
+// Loads lanes [first, last), and zeros, and touches no byte beside them.
+GW_INLINE Vec load_between(const Real* p, int64_t first, int64_t last) {
+  if (first <= 0 && last >= kLanes) return load(p);
+  const int64_t from = std::max<int64_t>(0, first), count = std::min<int64_t>(kLanes, last) - from;
+  return count > 0 ? load_part(p + from, count, from) : Vec{};
+}
 
 // Ones in all bits of the first kLanes numbers, and zeros in as many behind them.
 struct Ones {

@@ -3,6 +3,7 @@
 // broadcast weight fill the 16 registers, and 3 unaligned loads + 4 broadcasts for 12 FMAs stay under the two loads a cycle.
 #pragma once
 #include "kernels/pack-inl.h"
+#include "kernels/planar/few_taps-inl.h"
 #include "kernels/planar/task-inl.h"
 #include "kernels/planar/line-inl.h"
 #include "kernels/planar/single-inl.h"
@@ -237,7 +238,7 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
     const int64_t margin = (std::min(l.strip.rows, b.rows) - 1) * c.h.stride;
     const int64_t low = std::max(row * c.h.stride + c.h.low, -margin);
     const Real* input = c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c;
-    if (!l.in_place)
+    if (!l.in_place && !l.few_taps)
       pack(plane, c.input_strides, c.h.in, c.w.front().in, input, groups * c.in_channels, low,
            column * plane.stride + plane.low_w, scratch);
     Real* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c;
@@ -245,6 +246,11 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
       finish_block(c, {n, group * c.out_channels, groups * c.out_channels, row, rows, column * step,
                        std::min(b.columns * step, out_w - column * step)});
     };
+    if (l.few_taps) {
+      run_few_taps(c, b, groups, row, rows, column, group, input, output);
+      finish_task();
+      continue;
+    }
     if (l.woven) {
       run_woven(c, l, {row, column, rows, group, groups, low}, scratch, output);
       finish_task();

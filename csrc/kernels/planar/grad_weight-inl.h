@@ -6,6 +6,7 @@
 #include "kernels/planar/layout.h"
 #include "kernels/block_sum-inl.h"
 #include "kernels/pack-inl.h"
+#include "kernels/planar/few_taps_weight-inl.h"
 #include "kernels/tiles.h"
 #include "kernels/typed.h"
 #include "simd/simd.h"
@@ -21,27 +22,6 @@ struct PositionBlock {
   int64_t rows, vectors, rest;        // of grad_output; vectors are whole ones of a row, rest the floats after them
   int64_t x_row, go_row, go_channel;  // x_row: between the inputs of neighbouring output rows
 };
-
-// Adds the sum of the lanes of sum[i][j] to sums[i * row + j], four at a time.
-template <int I, int J>
-GW_INLINE void add_sums(const Vec (&sum)[I][J], Real* sums, int64_t row) {
-  unroll<ceil_div(I * J, 4)>([&](auto four) GW_LAMBDA {
-    Vec v[4];
-    unroll<4>([&](auto k) GW_LAMBDA {
-      constexpr int at = 4 * four + k;
-      if constexpr (at < I * J) {
-        v[k] = sum[at / J][at % J];
-      } else {
-        v[k] = Vec{};
-      }
-    });
-    const Four total = sum_lanes(v);
-    unroll<4>([&](auto k) GW_LAMBDA {
-      constexpr int at = 4 * four + k;
-      if constexpr (at < I * J) sums[at / J * row + at % J] += total[int{k}];
-    });
-  });
-}
 
 // Adds the sum over all positions of go[o] * x[slot] to sums[o][slot], for OC channels by N slots. `InPlace`: what follows
 // a row may be outside the tensor. Scratch is not loaded by masks, which takes a third more time.
@@ -214,7 +194,7 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
   const int64_t image_blocks = p.batch * by_h * by_w;
   Real* go = scratch + l.input_floats;
   Real* sums = go + l.output_floats;
-  if (l.input.wide && !l.in_place) zero(scratch, l.input_floats + l.output_floats);
+  if (l.input.wide && !l.in_place && !l.few_taps) zero(scratch, l.input_floats + l.output_floats);
   for (int64_t task = begin; task < end; task++) {
     const int64_t part = task % l.parts, o = task / l.parts % by_o * l.outputs;
     const int64_t group = task / (l.parts * by_o) % by_g * l.block.groups;
@@ -233,6 +213,10 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
       if (work.sums)
         add_block(output + row * gs.h + column * gs.w, gs, rows, columns, groups * outputs,
                   work.sums + (part * p.groups + group) * p.out_channels + o);
+      if (l.few_taps) {
+        sum_few_taps(work, {row, row + rows}, {column, column + columns}, groups, input, output, sums);
+        continue;
+      }
       if (!l.in_place) {
         pack(l.input, xs, p.h.in, p.w.in, input, groups * p.in_channels, row * p.h.stride - p.h.pad,
              column * p.w.stride - p.w.pad, scratch);

@@ -4,6 +4,8 @@
 namespace groupwise {
 namespace {
 
+std::string few_taps(const Request& r) { return "rows of few taps x " + std::to_string(lanes_of(r)) + " columns, in place"; }
+
 std::string tile(const Request& r) {
   const std::string lanes = std::to_string(lanes_of(r));
   const Problem& p = r.problem;
@@ -18,6 +20,7 @@ std::string tile(const Request& r, const CorrelationShape& c, const CorrelationL
   const std::string lanes = std::to_string(lanes_of(r));
   if (l.whole == Whole::sum) return "4 dot products x " + lanes + " taps";
   if (l.whole == Whole::spread) return lanes + " taps of a kernel";
+  if (l.few_taps) return few_taps(r);
   if (l.woven) return "all phases of the width x " + lanes + " columns";
   if (prefers_single(c, c.h) && takes_single(c, c.h, c.w.front(), l.block.rows))
     return std::to_string(kSingleRows) + " rows x " + lanes + " columns";
@@ -29,8 +32,11 @@ const char* refuses(const Request&) { return nullptr; }
 template <class Real>
 std::unique_ptr<Work> planar_of(const Request& r) {
   const Bodies<Real>& bodies = r.target->of<Real>();
-  if (r.direction == Direction::grad_weight)
-    return lay_out_grad_weight<GradWeightLayout, Real>(r, grad_weight_of(r), bodies.grad_weight_planar, tile(r));
+  if (r.direction == Direction::grad_weight) {
+    const GradWeight work = grad_weight_of(r);
+    return lay_out_grad_weight<GradWeightLayout, Real>(r, work, bodies.grad_weight_planar,
+                                                       takes_few_taps(work, lanes_of(r)) ? few_taps(r) : tile(r));
+  }
   auto work = lay_out_correlations<CorrelationLayout, Real>(
       r, bodies.correlate_planar,
       [&](const Correlation& c, int64_t threads, CorrelationLayout* l) { return lay_out(c, bodies.lanes, threads, l); },

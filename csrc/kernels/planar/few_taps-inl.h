@@ -1,0 +1,90 @@
+// Rows that few taps read and write where they are, each row by one row of taps. To copy them would take longer than the products.
+#pragma once
+#include "kernels/planar/layout.h"
+#include "kernels/typed.h"
+#include "simd/prefetch.h"
+#include "simd/simd.h"
+
+#include <type_traits>
+
+namespace groupwise::GW_TARGET {
+
+// Outputs [first, last) of a row; tap t of output i reads input i + low + t * spacing, if that is one of `in`.
+struct FewTaps {
+  int64_t low, spacing, in, first, last;
+  bool ahead;  // what follows is prefetched
+};
+
+// Calls several(i, V) for V vectors of outputs from i on whose taps lie inside the input, and edge(i, count) for the first `count`
+// lanes of a vector where some do not.
+template <int K, int V, class Several, class Edge>
+GW_INLINE void in_row(const FewTaps& t, Several&& several, Edge&& edge) {
+  const int64_t inside = std::min(t.last, t.in - t.low - (K - 1) * t.spacing);
+  int64_t i = t.first;
+  for (; i < std::min(t.last, -t.low); i += kLanes) edge(i, std::min<int64_t>(kLanes, t.last - i));
+  for (; i + V * kLanes <= inside; i += V * kLanes) several(i, std::integral_constant<int, V>{});
+  for (; i + kLanes <= inside; i += kLanes) several(i, std::integral_constant<int, 1>{});
+  for (; i < t.last; i += kLanes) edge(i, std::min<int64_t>(kLanes, t.last - i));
+}
+
+// Computes the outputs of one row of one channel by K taps, whose weights stay in registers.
+template <int K>
+GW_NOINLINE void few_taps_row(const FewTaps& t, const Real* x, const Real* w, int64_t w_column, const Real* bias, Real* y) {
+  Vec weight[K];
+  unroll<K>([&](auto k) GW_LAMBDA {
+    weight[k] = broadcast(w[k * w_column]);
+    pin(weight[k]);
+  });
+  const Vec start = bias ? broadcast(*bias) : Vec{};
+  const Real* from = x + t.low;
+  in_row<K, 4>(
+      t,
+      [&](int64_t i, auto vectors) GW_LAMBDA {
+        if (t.ahead) {
+          prefetch_numbers<vectors * kLanes>(from + i + kAhead);
+          prefetch_numbers<vectors * kLanes>(y + i + kAhead);
+        }
+        Vec sum[vectors];
+        unroll<vectors>([&](auto v) GW_LAMBDA { sum[v] = start; });
+        unroll<K>([&](auto k) GW_LAMBDA {
+          unroll<vectors>([&](auto v)
+                              GW_LAMBDA { add_product(sum[v], load(from + i + k * t.spacing + v * kLanes), weight[k]); });
+        });
+        unroll<vectors>([&](auto v) GW_LAMBDA { store(y + i + v * kLanes, sum[v]); });
+      },
+      [&](int64_t i, int64_t count) GW_LAMBDA {
+        Vec sum = start;
+        unroll<K>([&](auto k) GW_LAMBDA {
+          const int64_t at = i + t.low + k * t.spacing;
+          add_product(sum, load_between(x + at, -at, t.in - at), weight[k]);
+        });
+        store_some(y + i, sum, count);
+      });
+}
+
+// Calls f(K) with the number of taps as a constant.
+template <class F>
+GW_INLINE void with_few_taps(int64_t taps, F&& f) {
+  unroll<kFewTaps - 1>([&](auto n) GW_LAMBDA {
+    if (taps == n + 2) f(std::integral_constant<int, n + 2>{});
+  });
+}
+
+// Computes a block of rows of `groups` groups, whose outputs begin at `output`.
+inline void run_few_taps(const Correlation& c, const Block& b, int64_t groups, int64_t row, int64_t rows, int64_t column,
+                         int64_t group, const Real* input, Real* output) {
+  const Phase& w = c.w.front();
+  const WeightStrides& ws = c.weight_strides;
+  const FewTaps t{w.low, w.spacing, w.in, column, std::min(column + b.columns, w.out), beyond_cache(c)};
+  with_few_taps(w.taps, [&](auto taps) GW_LAMBDA {
+    for (int64_t g = 0; g < groups; g++)
+      for (int64_t r = row; r < row + rows; r++)
+        for (int64_t o = 0; o < c.out_channels; o++)
+          few_taps_row<taps>(t, input + g * c.input_strides.c + r * c.input_strides.h,
+                             c.weight + (group + g) * ws.group + o * ws.o + c.h.index * ws.h + w.index * ws.w,
+                             w.index_step * ws.w, c.bias ? c.bias + (group + g) * c.out_channels + o : nullptr,
+                             output + (g * c.out_channels + o) * c.output_strides.c + r * c.output_strides.h);
+  });
+}
+
+}  // namespace groupwise::GW_TARGET

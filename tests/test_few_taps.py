@@ -1,0 +1,93 @@
+"""Rows of few taps, which `planar` reads and writes where they are.
+
+Numbers are small and whole, so that every sum is exact, in any order. Rows lie between NaNs, which no result may show.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from accuracy import poisoned, threads
+from groupwise import record_plans
+from groupwise.kernels.dispatch import forced
+from kernels import needs_kernels
+
+pytestmark = [needs_kernels, pytest.mark.usefixtures("isa")]
+
+
+def between(values, value=torch.nan):
+    """Returns the same rows, each with a few of `value` before and behind it in memory."""
+    wide = torch.full((*values.shape[:-1], values.shape[-1] + 6), value, dtype=values.dtype)
+    wide[..., 3:-3] = values
+    return wide[..., 3:-3]
+
+
+def tap_by_tap(x, w, grad, padding, dilation):
+    """Returns the output and both gradients, in float64, of products that meet the image alone."""
+    x, w, grad = x.double(), w.double(), grad.double()
+    each = w.shape[0] // x.shape[1]
+    output, grad_x, grad_w = torch.zeros_like(grad), torch.zeros_like(x), torch.zeros_like(w)
+    for o in range(w.shape[0]):
+        for tap in range(w.shape[-1]):
+            shift = tap * dilation - padding
+            first, last = max(0, -shift), min(grad.shape[-1], x.shape[-1] - shift)
+            if first >= last:
+                continue
+            read, weight = x[:, o // each, :, first + shift : last + shift], w[o, 0, 0, tap]
+            output[:, o, :, first:last] += weight * read
+            grad_x[:, o // each, :, first + shift : last + shift] += weight * grad[:, o, :, first:last]
+            grad_w[o, 0, 0, tap] = (grad[:, o, :, first:last] * read).sum()
+    return output, grad_x, grad_w
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    taps=st.integers(2, 10),
+    dilation=st.sampled_from([1, 1, 1, 2, 5, 40]),
+    size=st.sampled_from([1, 7, 16, 50, 95, 96, 131, 200, 1024]),
+    after=st.integers(0, 9),
+    channels=st.sampled_from([1, 3, 40]),
+    multiplier=st.sampled_from([1, 1, 2, 3]),
+    rows=st.sampled_from([1, 1, 3]),
+    samples=st.integers(1, 3),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    workers=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 2**16),
+)
+@example(4, 1, 1024, 3, 40, 1, 1, 1, torch.float32, 2, 0)
+@example(9, 1, 50_000, 8, 1, 1, 1, 1, torch.float32, 3, 1)
+@example(3, 1, 5_000, 1, 3, 2, 1, 40, torch.float32, 2, 2)
+def test_rows_are_computed_in_place(
+    taps, dilation, size, after, channels, multiplier, rows, samples, dtype, workers, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    padding = min(after, dilation * (taps - 1))
+    if size + 2 * padding < dilation * (taps - 1) + 1:
+        return
+
+    def whole(*shape):
+        return torch.randint(-4, 5, shape, generator=generator).to(dtype)
+
+    x = between(whole(samples, channels, rows, size))
+    w = whole(channels * multiplier, 1, 1, taps)
+    grad = between(whole(samples, w.shape[0], rows, size + 2 * padding - dilation * (taps - 1)))
+    expected = tap_by_tap(x, w, grad, padding, dilation)
+    shape = [[1, 1], [0, padding], [1, dilation], False, [0, 0], channels]
+    with forced(True, "planar"), threads(workers), poisoned(), record_plans() as plans:
+        output = torch.ops.aten.convolution(x, w, None, *shape)
+        back = torch.ops.aten.convolution_backward(grad, x, w, None, *shape, [True, True, False])
+    assert [plan.kernel for plan in plans] == ["planar"] * 3
+    for name, found, exact in zip(("output", "grad_input", "grad_weight"), (output, *back), expected, strict=False):
+        assert torch.equal(found.double(), exact), name
+
+
+@pytest.mark.parametrize("columns", [200, 1000])
+def test_plans_tell_where_rows_are_computed_in_place(columns):
+    layer = torch.nn.Conv1d(12, 12, 4, padding=3, groups=12)
+    with forced(True, "planar"), record_plans() as plans:
+        layer(torch.randn(1, 12, columns, requires_grad=True)).sum().backward()
+    assert len(plans) == 3
+    assert all(plan.tile.startswith("rows of few taps x ") for plan in plans)
