@@ -162,4 +162,11 @@ int64_t executed_products(const LowGrouped& c, int64_t lanes) {
   return c.batch * outputs * c.inputs * pairs_inside(c.h, c.h.out) * pairs_inside(c.w, round_up(c.w.out, pixels));
 }
 
+int64_t executed_products(const LowGradient& g) {
+  const Problem& p = g.problem;
+  const int64_t vectors = ceil_div(g.shared ? p.groups * p.out_channels : p.out_channels, g.lanes);
+  const int64_t channels = (g.shared ? 1 : p.groups) * vectors * g.lanes * p.in_channels;
+  return p.batch * p.h.out * p.w.out * channels * g.taps();
+}
+
 }  // namespace groupwise

@@ -4,6 +4,7 @@
 #include "kernels/brgemm/layout.h"
 #include "kernels/channels_layout.h"
 #include "kernels/gemm/layout.h"
+#include "kernels/low/gradient.h"
 #include "kernels/low/low.h"
 #include "kernels/narrow/layout.h"
 #include "kernels/pixels/layout.h"
@@ -24,5 +25,6 @@ int64_t executed_products(const CorrelationShape& c, const GemmLayout& l);
 int64_t executed_products(const CorrelationShape& c, const StemLayout& l, int64_t lanes);
 int64_t executed_products(const GradWeightShape& work, const BrgemmGradLayout& l, int64_t lanes);
 int64_t executed_products(const LowGrouped& work, int64_t lanes);
+int64_t executed_products(const LowGradient& work);
 
 }  // namespace groupwise

@@ -237,17 +237,75 @@ PAIRS = [
     ("transposed", ConvSpec(32, 48, 4, stride=2, padding=1, groups=2, transposed=True), (9, 12)),
     ("transposed, depthwise", ConvSpec(33, 33, 3, stride=3, groups=33, transposed=True), (6, 11)),
     ("larger than the image", ConvSpec(32, 32, 9, padding=4, groups=2), (4, 5)),
+    ("1x1, stride", ConvSpec(70, 130, 1, stride=2), (12, 15)),
+    ("more inputs than a block", ConvSpec(200, 24, (1, 2), padding=(0, 1)), (5, 9)),
+    ("groups of 2", ConvSpec(50, 50, 5, padding=2, groups=25), (9, 12)),
+    ("an image", ConvSpec(3, 40, 7, stride=2, padding=3), (24, 31)),
+    ("depthwise, 7x7 and dilation", ConvSpec(70, 70, 7, padding=9, dilation=3, groups=70), (13, 11)),
+    ("a row", ConvSpec(32, 32, (1, 5), padding=(0, 2), groups=4), (1, 301)),
 ]
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize(("spec", "size"), [row[1:] for row in PAIRS], ids=[row[0] for row in PAIRS])
-def test_pairs_computes_outputs_and_gradients_of_inputs(spec, size, workers, isa):
+def test_pairs_computes_outputs_and_gradients(spec, size, batch, workers, isa):
     torch.manual_seed(0)
     with threads(workers):
-        # A gradient of a weight, and outputs of groups that fill no vectors, stay PyTorch's.
-        assert "pairs" in check(spec, size, 3, torch.bfloat16, "pairs", "channels_last", isa=isa)
+        # Outputs of groups that fill no vectors stay PyTorch's.
+        assert "pairs" in check(spec, size, batch, torch.bfloat16, "pairs", "channels_last", isa=isa)
+
+
+# Inputs and outputs of a group, and groups.
+CHANNELS = [
+    *[(1, 1, 37), (1, 1, 64), (2, 2, 9), (4, 4, 13), (8, 8, 5)],
+    *[(16, 16, 2), (24, 24, 3), (7, 20, 2), (1, 9, 3), (130, 70, 1)],
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    channels=st.sampled_from(CHANNELS),
+    kernel=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    more=st.tuples(st.integers(0, 17), st.integers(0, 130)),
+    padded=st.booleans(),
+    batch=st.integers(1, 4),
+    last_weight=st.booleans(),
+    workers=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 2**16),
+)
+def test_pairs_of_positions_sum_to_whole_numbers(
+    isa, channels, kernel, stride, dilation, more, padded, batch, last_weight, workers, seed
+):
+    # Inputs and gradients of -1, 0 and 1, and sums below 256, are exact in bfloat16.
+    inputs, outputs, groups = channels
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    padding = [r // 2 if padded else 0 for r in reach]
+    size = [r + 1 - 2 * p + m for r, p, m in zip(reach, padding, more, strict=True)]
+    out = [(n + 2 * p - r - 1) // s + 1 for n, p, r, s in zip(size, padding, reach, stride, strict=True)]
+    generator = torch.Generator().manual_seed(seed)
+
+    def whole(*shape):
+        # Few are not zero.
+        values = torch.randint(-1, 2, shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.3)
+        return values.bfloat16().to(memory_format=torch.channels_last)
+
+    x, grad = whole(batch, groups * inputs, *size), whole(batch, groups * outputs, *out)
+    weight = torch.zeros(groups * outputs, inputs, *kernel).bfloat16()
+    if last_weight:
+        weight = weight.to(memory_format=torch.channels_last)
+    shape = [list(stride), padding, list(dilation), False, [0, 0], groups, [False, True, False]]
+    exact = torch.ops.aten.convolution_backward(grad.double(), x.double(), weight.double(), None, *shape)[1]
+    with forced(True, "pairs", isa), threads(workers), poisoned(), record_plans() as plans:
+        found = torch.ops.aten.convolution_backward(grad, x, weight, None, *shape)[1]
+    neighbours = x.stride(1) == 1 and grad.stride(1) == 1
+    assert not neighbours or [one.kernel for one in plans] == ["pairs"] or inputs * outputs == 9
+    assert torch.equal(found, exact.bfloat16())
+    assert found.stride() == weight.stride()
 
 
 def test_pairs_has_the_same_bits_on_any_number_of_threads():
@@ -273,6 +331,9 @@ def test_pairs_says_why_it_does_not_run():
     assert why(layer, memory_format="contiguous").endswith("side by side in the tensors (channels_last)")
     assert why(ConvSpec(6, 32, 3, groups=2)) == "it multiplies pairs of input channels of a group"
     assert why(ConvSpec(8, 4, 3, groups=2)).startswith("its vectors need as many output channels of a group")
+    gradient = plan(ConvSpec(8, 6, 3, groups=2), (1, 8, 9, 9), direction="grad_weight", dtype="bfloat16",
+                    memory_format="channels_last")  # fmt: skip
+    assert gradient.refused["pairs"].startswith("its vectors need more than half as many output channels of a group")
     volume = ConvSpec(32, 32, 3, groups=2, dims=3)
     assert why(volume, memory_format="channels_last_3d", size=(9, 9, 9)) == "computes 1-D and 2-D convolutions only"
 
@@ -291,6 +352,6 @@ def test_pairs_hides_no_special_number(isa, groups, value):
     exact = oracle(layer, source, grad)
     with forced(True, "pairs", isa), record_plans() as plans:
         made = gradients(layer, source, grad)
-    assert [one.kernel for one in plans][:2] == ["pairs", "pairs"]
-    for name, found in zip(("output", "grad_input"), made, strict=False):
+    assert [one.kernel for one in plans] == ["pairs"] * 3
+    for name, found in zip(("output", "grad_input", "grad_weight"), made, strict=False):
         assert torch.equal(found.isfinite(), exact[name].isfinite()), name

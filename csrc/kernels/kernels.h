@@ -14,6 +14,7 @@ namespace groupwise {
 struct Conversions;
 struct Gate;
 struct Interleave;
+struct LowGradient;
 struct LowGrouped;
 struct LowProduct;
 struct MaxPool;
@@ -67,6 +68,8 @@ struct Kernels {
   void (*norm_grad)(const Norm&, int64_t chunk, int64_t piece);
   void (*correlate_low)(const LowGrouped&, int64_t begin, int64_t end);
   void (*multiply_low)(const LowProduct&, Range pixels, Range blocks);
+  void (*grad_weight_low)(const LowGradient&, int64_t begin, int64_t end, float* scratch);
+  void (*write_low_gradient)(const LowGradient&, int64_t begin, int64_t end);  // units
   void (*interleave_rows)(const Interleave&, int64_t begin, int64_t end);
   void (*max_pool_rows)(const MaxPool&, int64_t begin, int64_t end);
   // Sweeps over pieces of samples, and rows of a product.

@@ -37,6 +37,8 @@ void norm_grad(const Norm&, int64_t chunk, int64_t piece);
 
 void correlate_low(const LowGrouped&, int64_t begin, int64_t end);
 void multiply_low(const LowProduct&, Range pixels, Range blocks);
+void grad_weight_low(const LowGradient&, int64_t begin, int64_t end, float* scratch);
+void write_low_gradient(const LowGradient&, int64_t begin, int64_t end);
 void interleave_rows(const Interleave&, int64_t begin, int64_t end);
 void max_pool_rows(const MaxPool&, int64_t begin, int64_t end);
 void squeeze_sums(const Squeeze&, int64_t begin, int64_t end);
@@ -93,6 +95,8 @@ constexpr Kernels table(const char* isa, int number) {
           norm_grad,
           correlate_low,
           multiply_low,
+          grad_weight_low,
+          write_low_gradient,
           interleave_rows,
           max_pool_rows,
           squeeze_sums,

@@ -1,7 +1,9 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "kernels/low/gradient.h"
 #include "kernels/low/low.h"
+#include "kernels/pairs/gradient.h"
 #include "kernels/table.h"
 #include "products.h"
 
@@ -16,6 +18,7 @@ const char* refuses(const Request& r) {
   if (r.x_strides.c != 1 || r.y_strides.c != 1)
     return "its vectors along the channels need them side by side in the tensors (channels_last)";
   if (depthwise(p)) return nullptr;
+  if (r.direction == Direction::grad_weight) return refuses_low_gradient(p, lanes);
   if (in % 2 != 0) return "it multiplies pairs of input channels of a group";
   const bool shared = out < lanes && lanes % out == 0 && in == out && p.groups * out >= lanes;
   return out >= lanes || shared ? nullptr
@@ -118,17 +121,21 @@ class Pairs : public Work {
   std::vector<Part> parts_;
 };
 
-std::unique_ptr<Work> pairs(const Request& r) { return std::make_unique<Pairs>(r); }
+std::unique_ptr<Work> pairs(const Request& r) {
+  if (r.direction == Direction::grad_weight) return pairs_gradient(r);
+  return std::make_unique<Pairs>(r);
+}
 
 }  // namespace
 
 extern const KernelRow kPairs;
-const KernelRow kPairs{"pairs",
-                       "vectors along the channels of channels_last bfloat16 tensors, which it reads and writes as they are; "
-                       "products of pairs of input channels, by one instruction where the processor has AVX512-BF16 or AMX",
-                       {true, true, false},
-                       refuses,
-                       pairs,
-                       Computes::bfloat16};
+const KernelRow kPairs{
+    "pairs",
+    "vectors along the channels of channels_last bfloat16 tensors, which it reads and writes as they are; "
+    "products of pairs of input channels, or of positions, by one instruction where the processor has AVX512-BF16 or AMX",
+    {true, true, true},
+    refuses,
+    pairs,
+    Computes::bfloat16};
 
 }  // namespace groupwise

@@ -1,0 +1,1 @@
+#include "kernels/low/grad_weight-inl.h"
