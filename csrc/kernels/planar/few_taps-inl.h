@@ -1,6 +1,7 @@
 // Rows that few taps read and write where they are, each row by one row of taps. To copy them would take longer than the products.
 #pragma once
 #include "kernels/planar/layout.h"
+#include "kernels/planar/shifted-inl.h"
 #include "kernels/typed.h"
 #include "simd/prefetch.h"
 #include "simd/simd.h"
@@ -62,6 +63,31 @@ GW_NOINLINE void few_taps_row(const FewTaps& t, const Real* x, const Real* w, in
       });
 }
 
+// The same by many taps, `many` of them, that are neighbours.
+GW_NOINLINE void many_taps_row(const FewTaps& t, int64_t many, const Real* x, const Real* w, int64_t w_column, const Real* bias,
+                               Real* y) {
+  constexpr int kMost = 8;
+  const Vec start = bias ? broadcast(*bias) : Vec{};
+  const int64_t vectors = ceil_div(t.last - t.first, kLanes), step = even_run(vectors, kMost);
+  for (int64_t i = t.first; i < t.last; i += step * kLanes) {
+    const int64_t at = i + t.low, left = t.last - i;
+    if (t.ahead)
+      for (int64_t v = 0; v < step; v++) {
+        prefetch(x + at + v * kLanes + kAhead);
+        prefetch(y + i + v * kLanes + kAhead);
+      }
+    unroll<kMost>([&](auto n) GW_LAMBDA {
+      constexpr int count = n + 1;
+      if (ceil_div(std::min(left, step * kLanes), kLanes) != count) return;
+      Vec sum[count];
+      unroll<count>([&](auto v) GW_LAMBDA { sum[v] = start; });
+      add_shifted<count>(
+          many, w, w_column, [&](int64_t j) GW_LAMBDA { return load_between(x + at + j, -at - j, t.in - at - j); }, sum);
+      unroll<count>([&](auto v) GW_LAMBDA { store_some(y + i + v * kLanes, sum[v], left - v * kLanes); });
+    });
+  }
+}
+
 // Calls f(K) with the number of taps as a constant.
 template <class F>
 GW_INLINE void with_few_taps(int64_t taps, F&& f) {
@@ -76,15 +102,19 @@ inline void run_few_taps(const Correlation& c, const Block& b, int64_t groups, i
   const Phase& w = c.w.front();
   const WeightStrides& ws = c.weight_strides;
   const FewTaps t{w.low, w.spacing, w.in, column, std::min(column + b.columns, w.out), beyond_cache(c)};
-  with_few_taps(w.taps, [&](auto taps) GW_LAMBDA {
+  const auto each_row = [&](auto&& compute) GW_LAMBDA {
     for (int64_t g = 0; g < groups; g++)
       for (int64_t r = row; r < row + rows; r++)
         for (int64_t o = 0; o < c.out_channels; o++)
-          few_taps_row<taps>(t, input + g * c.input_strides.c + r * c.input_strides.h,
-                             c.weight + (group + g) * ws.group + o * ws.o + c.h.index * ws.h + w.index * ws.w,
-                             w.index_step * ws.w, c.bias ? c.bias + (group + g) * c.out_channels + o : nullptr,
-                             output + (g * c.out_channels + o) * c.output_strides.c + r * c.output_strides.h);
-  });
+          compute(t, input + g * c.input_strides.c + r * c.input_strides.h,
+                  c.weight + (group + g) * ws.group + o * ws.o + c.h.index * ws.h + w.index * ws.w, w.index_step * ws.w,
+                  c.bias ? c.bias + (group + g) * c.out_channels + o : nullptr,
+                  output + (g * c.out_channels + o) * c.output_strides.c + r * c.output_strides.h);
+  };
+  if (w.taps > kFewTaps)
+    return each_row([&](const FewTaps& t, const Real* x, const Real* w, int64_t w_column, const Real* bias, Real* y)
+                        GW_LAMBDA { many_taps_row(t, c.w.front().taps, x, w, w_column, bias, y); });
+  with_few_taps(w.taps, [&](auto taps) GW_LAMBDA { each_row(few_taps_row<taps>); });
 }
 
 }  // namespace groupwise::GW_TARGET

@@ -49,11 +49,16 @@ bool reads_in_place(const GradWeightShape& work, int64_t lanes) {
 // columns by 3 taps a third more time with AVX2, and of 200 half of it.
 bool worth_no_copy(int64_t columns, int64_t lanes) { return lanes >= 16 || columns >= 12 * lanes; }
 
+// Tells whether tiles read so many taps of a row in place: with masks for the ends many, too, if they are neighbours.
+bool takes_taps(int64_t taps, int64_t spacing, int64_t lanes) {
+  return taps <= kFewTaps || (lanes >= 16 && spacing == 1 && taps <= kLongestRow);
+}
+
 // Tells whether rows of one channel meet one row of few taps each, and are read where they are.
 bool takes_few_taps(const CorrelationShape& c, int64_t lanes) {
   const Phase &h = c.h, &w = c.w.front();
   const bool rows = h.taps == 1 && h.low == 0 && h.stride == 1 && h.step == 1 && h.out <= h.in;
-  const bool columns = c.w.size() == 1 && w.stride == 1 && w.step == 1 && w.taps >= 2 && w.taps <= kFewTaps;
+  const bool columns = c.w.size() == 1 && w.stride == 1 && w.step == 1 && w.taps >= 2 && takes_taps(w.taps, w.spacing, lanes);
   return rows && columns && worth_no_copy(w.out, lanes) && c.in_channels == 1 && c.out_channels < 4 && c.input_strides.w == 1 &&
          c.output_strides.w == 1;
 }

@@ -1,6 +1,7 @@
 // Correlation of one row of outputs with vectors along the width. Its sums share no input, so only their number keeps the FMA
 // units busy: two a cycle that take four cycles each need eight.
 #pragma once
+#include "kernels/planar/shifted-inl.h"
 #include "kernels/planar/task-inl.h"
 
 namespace groupwise::GW_TARGET {
@@ -36,15 +37,20 @@ inline void run_line(const PlanarTask& p, int64_t o, int64_t row) {
   const Real* bias = p.bias ? p.bias + o : nullptr;
   Real* y = p.y + o * p.y_channel + row * p.y_row;
   const int64_t vectors = ceil_div(p.columns, kLanes);
+  const Taps& t = p.taps;
+  const bool shifts = kMasks && t.columns >= kLeastShifted && t.column[t.columns - 1] - t.column[0] == t.columns - 1;
   // The last vector starts early rather than end late, as in `bundle`.
-  const bool early = !p.add && p.columns >= kLanes;
+  const bool early = !shifts && !p.add && p.columns >= kLanes;
   for (int64_t v = 0, taken; v < vectors; v += taken) {
     const int64_t left = vectors - v, x = v * kLanes;
     taken = ceil_div(left, ceil_div(left, kLineVectors));
     const int64_t last = early && taken == left ? p.columns - kLanes - x : (taken - 1) * kLanes;
     const int64_t stored = early ? taken * kLanes : p.columns - x;
     unroll<kLineVectors>([&](auto n) GW_LAMBDA {
-      if (taken == n + 1) line_tile<n + 1>(p.taps, in + x, last, w, bias, y + x, stored, p.add);
+      if (taken != n + 1) return;
+      if constexpr (kMasks)
+        if (shifts) return shifted_tile<n + 1>(t, in + x, w, bias, y + x, stored, p.add);
+      line_tile<n + 1>(p.taps, in + x, last, w, bias, y + x, stored, p.add);
     });
   }
 }
