@@ -274,12 +274,12 @@ CHANNELS = [
     more=st.tuples(st.integers(0, 17), st.integers(0, 130)),
     padded=st.booleans(),
     batch=st.integers(1, 4),
-    last_weight=st.booleans(),
+    weight_order=st.sampled_from([(0, 1, 2, 3), (0, 1, 2, 3), (0, 2, 3, 1), (2, 3, 1, 0), (0, 2, 1, 3), (1, 3, 0, 2)]),
     workers=st.sampled_from([1, 2, 3]),
     seed=st.integers(0, 2**16),
 )
 def test_pairs_of_positions_sum_to_whole_numbers(
-    isa, channels, kernel, stride, dilation, more, padded, batch, last_weight, workers, seed
+    isa, channels, kernel, stride, dilation, more, padded, batch, weight_order, workers, seed
 ):
     # Inputs and gradients of -1, 0 and 1, and sums below 256, are exact in bfloat16.
     inputs, outputs, groups = channels
@@ -295,11 +295,12 @@ def test_pairs_of_positions_sum_to_whole_numbers(
         return values.bfloat16().to(memory_format=torch.channels_last)
 
     x, grad = whole(batch, groups * inputs, *size), whole(batch, groups * outputs, *out)
-    weight = torch.zeros(groups * outputs, inputs, *kernel).bfloat16()
-    if last_weight:
-        weight = weight.to(memory_format=torch.channels_last)
+    # Its dimensions follow each other in memory in this order.
+    sizes = (groups * outputs, inputs, *kernel)
+    back = [weight_order.index(dimension) for dimension in range(4)]
+    weight = torch.zeros([sizes[dimension] for dimension in weight_order]).bfloat16().permute(back)
     shape = [list(stride), padding, list(dilation), False, [0, 0], groups, [False, True, False]]
-    exact = torch.ops.aten.convolution_backward(grad.double(), x.double(), weight.double(), None, *shape)[1]
+    exact = torch.ops.aten.convolution_backward(grad.double(), x.double(), weight.double().contiguous(), None, *shape)[1]
     with forced(True, "pairs", isa), threads(workers), poisoned(), record_plans() as plans:
         found = torch.ops.aten.convolution_backward(grad, x, weight, None, *shape)[1]
     neighbours = x.stride(1) == 1 and grad.stride(1) == 1

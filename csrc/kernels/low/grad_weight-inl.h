@@ -288,9 +288,10 @@ void grad_weight_low(const LowGradient& given, int64_t begin, int64_t end, float
   }
 }
 
-// A weight of an output: where its sum lies in a unit, and it itself behind the first one of the output.
+// A weight of an output: where its sum lies in a unit, and it itself behind the first one of the output; and how many from it on are
+// neighbours in memory.
 struct LowWeight {
-  int64_t sum, place;
+  int64_t sum, place, run;
 };
 
 // Writes units [begin, end) of the gradient: the sums of all parts, in their order. Weights of an output that are neighbours in memory
@@ -304,12 +305,21 @@ void write_low_gradient(const LowGradient& g, int64_t begin, int64_t end) {
     const LowUnit u = unit_of(g, unit);
     const int64_t first = g.shared ? 0 : u.input % p.in_channels, inputs = g.shared ? p.in_channels : u.inputs;
     weights.clear();
-    for (int64_t i = 0; i < inputs; i++)
+    const auto append = [&](int64_t i, int64_t tap) {
+      const int64_t place = (first + i) * s.c + tap / p.w.kernel * s.h + tap % p.w.kernel * s.w;
+      weights.push_back({(tap * g.inputs + i) * g.outputs, place, 1});
+    };
+    // In the order of memory: taps are neighbours, or inputs.
+    if (s.c < s.w) {
       for (int64_t tap = 0; tap < g.taps(); tap++)
-        weights.push_back(
-            {(tap * g.inputs + i) * g.outputs, (first + i) * s.c + tap / p.w.kernel * s.h + tap % p.w.kernel * s.w});
-    std::sort(weights.begin(), weights.end(), [](const LowWeight& a, const LowWeight& b) { return a.place < b.place; });
+        for (int64_t i = 0; i < inputs; i++) append(i, tap);
+    } else {
+      for (int64_t i = 0; i < inputs; i++)
+        for (int64_t tap = 0; tap < g.taps(); tap++) append(i, tap);
+    }
     const int64_t count = static_cast<int64_t>(weights.size());
+    for (int64_t i = count - 2; i >= 0; i--)
+      if (weights[i + 1].place == weights[i].place + 1) weights[i].run = weights[i + 1].run + 1;
     for (int64_t v = 0; v < u.outputs; v += kLanes) {
       const int64_t outputs = std::min<int64_t>(kLanes, u.outputs - v);
       const float* const from = g.sums + unit * g.sums_of_unit() + v;
@@ -321,7 +331,7 @@ void write_low_gradient(const LowGradient& g, int64_t begin, int64_t end) {
       Bfloat16* to[kLanes];
       for (int64_t lane = 0; lane < outputs; lane++) to[lane] = g.w + begin_of(s, p.out_channels, u.output + v + lane);
       for (int64_t i = 0; i < count;) {
-        if (count - i >= kLanes && weights[i + kLanes - 1].place - weights[i].place == kLanes - 1) {
+        if (weights[i].run >= kLanes) {
           Vec block[kLanes];
           for (int64_t k = 0; k < kLanes; k++) block[k] = total(i + k);
           transpose(block);

@@ -3,7 +3,7 @@
 // broadcast weight fill the 16 registers, and 3 unaligned loads + 4 broadcasts for 12 FMAs stay under the two loads a cycle.
 #pragma once
 #include "kernels/pack-inl.h"
-#include "kernels/planar/few_taps-inl.h"
+#include "kernels/planar/lone_rows-inl.h"
 #include "kernels/planar/task-inl.h"
 #include "kernels/planar/line-inl.h"
 #include "kernels/planar/single-inl.h"
@@ -238,7 +238,7 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
     const int64_t margin = (std::min(l.strip.rows, b.rows) - 1) * c.h.stride;
     const int64_t low = std::max(row * c.h.stride + c.h.low, -margin);
     const Real* input = c.input + n * c.input_strides.n + group * c.in_channels * c.input_strides.c;
-    if (!l.in_place && !l.few_taps)
+    if (!l.in_place && !l.lone_rows)
       pack(plane, c.input_strides, c.h.in, c.w.front().in, input, groups * c.in_channels, low,
            column * plane.stride + plane.low_w, scratch);
     Real* output = c.output + n * c.output_strides.n + group * c.out_channels * c.output_strides.c;
@@ -246,8 +246,8 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
       finish_block(c, {n, group * c.out_channels, groups * c.out_channels, row, rows, column * step,
                        std::min(b.columns * step, out_w - column * step)});
     };
-    if (l.few_taps) {
-      run_few_taps(c, b, groups, row, rows, column, group, input, output);
+    if (l.lone_rows) {
+      run_lone_rows(c, b, groups, row, rows, column, group, input, output);
       finish_task();
       continue;
     }

@@ -6,7 +6,7 @@
 #include "kernels/planar/layout.h"
 #include "kernels/block_sum-inl.h"
 #include "kernels/pack-inl.h"
-#include "kernels/planar/few_taps_weight-inl.h"
+#include "kernels/planar/lone_rows_weight-inl.h"
 #include "kernels/tiles.h"
 #include "kernels/typed.h"
 #include "simd/simd.h"
@@ -194,7 +194,7 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
   const int64_t image_blocks = p.batch * by_h * by_w;
   Real* go = scratch + l.input_floats;
   Real* sums = go + l.output_floats;
-  if (l.input.wide && !l.in_place && !l.few_taps) zero(scratch, l.input_floats + l.output_floats);
+  if (l.input.wide && !l.in_place && !l.lone_rows) zero(scratch, l.input_floats + l.output_floats);
   for (int64_t task = begin; task < end; task++) {
     const int64_t part = task % l.parts, o = task / l.parts % by_o * l.outputs;
     const int64_t group = task / (l.parts * by_o) % by_g * l.block.groups;
@@ -213,8 +213,8 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
       if (work.sums)
         add_block(output + row * gs.h + column * gs.w, gs, rows, columns, groups * outputs,
                   work.sums + (part * p.groups + group) * p.out_channels + o);
-      if (l.few_taps) {
-        sum_few_taps(work, {row, row + rows}, {column, column + columns}, groups, input, output, sums);
+      if (l.lone_rows) {
+        sum_lone_rows(work, {row, row + rows}, {column, column + columns}, groups, input, output, sums);
         continue;
       }
       if (!l.in_place) {

@@ -49,16 +49,17 @@ bool reads_in_place(const GradWeightShape& work, int64_t lanes) {
 // columns by 3 taps a third more time with AVX2, and of 200 half of it.
 bool worth_no_copy(int64_t columns, int64_t lanes) { return lanes >= 16 || columns >= 12 * lanes; }
 
-// Tells whether tiles read so many taps of a row in place: with masks for the ends many, too, if they are neighbours.
-bool takes_taps(int64_t taps, int64_t spacing, int64_t lanes) {
-  return taps <= kFewTaps || (lanes >= 16 && spacing == 1 && taps <= kLongestRow);
+// Tells whether tiles read the taps of a row in place: with masks for the ends many, too, if they are neighbours of which few meet
+// padding.
+bool takes_taps(const Phase& w, int64_t lanes) {
+  return w.taps <= kFewTaps || (lanes >= 16 && w.spacing == 1 && w.taps <= kLongestRow && !worth_clipping(w));
 }
 
 // Tells whether rows of one channel meet one row of few taps each, and are read where they are.
-bool takes_few_taps(const CorrelationShape& c, int64_t lanes) {
+bool takes_lone_rows(const CorrelationShape& c, int64_t lanes) {
   const Phase &h = c.h, &w = c.w.front();
   const bool rows = h.taps == 1 && h.low == 0 && h.stride == 1 && h.step == 1 && h.out <= h.in;
-  const bool columns = c.w.size() == 1 && w.stride == 1 && w.step == 1 && w.taps >= 2 && takes_taps(w.taps, w.spacing, lanes);
+  const bool columns = c.w.size() == 1 && w.stride == 1 && w.step == 1 && w.taps >= 2 && takes_taps(w, lanes);
   return rows && columns && worth_no_copy(w.out, lanes) && c.in_channels == 1 && c.out_channels < 4 && c.input_strides.w == 1 &&
          c.output_strides.w == 1;
 }
@@ -159,9 +160,10 @@ bool lay_out(const CorrelationShape& c, int64_t lanes, int64_t threads, Correlat
     l->input_floats = l->output_floats = 0;
     return true;
   }
-  l->few_taps = takes_few_taps(c, lanes);
-  if (l->few_taps) {
+  l->lone_rows = takes_lone_rows(c, lanes);
+  if (l->lone_rows) {
     l->input_floats = l->output_floats = 0;
+    l->strip = {b.rows, b.columns};
     while (2 * b.groups <= c.groups && b.groups * b.rows * b.columns <= floats_worth(kSmall, c) / 2 &&
            l->tasks(c) >= 16 * threads)
       b.groups *= 2;
@@ -213,7 +215,7 @@ bool lay_out(const CorrelationShape& c, int64_t lanes, int64_t threads, Correlat
   return true;
 }
 
-bool takes_few_taps(const GradWeightShape& work, int64_t lanes) {
+bool takes_lone_rows(const GradWeightShape& work, int64_t lanes) {
   const Problem& p = work.problem;
   return one_tap(p.h) && p.h.stride == 1 && p.w.stride == 1 && p.w.kernel >= 2 && p.w.kernel <= kFewTaps &&
          p.in_channels == 1 && p.out_channels < 4 && worth_no_copy(p.w.out, lanes) && work.input_strides.w == 1 &&
@@ -229,7 +231,7 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWe
   Block& b = l->block;
   b = {p.h.out, p.w.out, 1};
   if (channels_last) b.groups = std::min(p.groups, std::max<int64_t>(1, 16 / std::max(p.in_channels, p.out_channels)));
-  l->few_taps = takes_few_taps(work, lanes);
+  l->lone_rows = takes_lone_rows(work, lanes);
   l->in_place = reads_in_place(work, lanes);
   l->clip = worth_clipping(forward_phase(p.h)) || worth_clipping(forward_phase(p.w));
   // Only tiles of one output channel load parts of vectors by masks. With a stride each row of taps would read the rows again, which
@@ -259,7 +261,7 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWe
       in.channel = work.input_strides.c;
       l->output.channel = work.grad_output_strides.c;
     }
-    if (l->in_place || l->few_taps) l->input_floats = l->output_floats = 0;
+    if (l->in_place || l->lone_rows) l->input_floats = l->output_floats = 0;
     return l->floats = l->input_floats + l->output_floats + b.groups * l->outputs * slots;
   };
   while (!channels_last && 2 * b.groups <= p.groups && floats() <= floats_worth(kSmall, work) / 2 &&

@@ -51,12 +51,12 @@ constexpr int kWovenPhases = 4, kWovenTaps = 4;
 // whole rows of the image (a forward), or each input is spread over a whole image (its gradient). Both read in place.
 enum class Whole { no, sum, spread };
 
-// The most taps of a row that are read and written in place (few_taps-inl.h), which keeps their weights in registers.
+// The most taps of a row whose weights stay in registers, where rows are read and written in place.
 constexpr int kFewTaps = 9;
 
 struct CorrelationLayout {
   Whole whole;
-  bool few_taps;
+  bool lone_rows;  // each row meets one row of taps, and is read and written where it is (lone_rows-inl.h)
   Block block;
   Strip strip;
   RowSharing sharing;
@@ -80,7 +80,7 @@ bool lay_out(const CorrelationShape& c, int64_t lanes, int64_t threads, Correlat
 // csrc/kernels/work.cpp adds the parts.
 struct GradWeightLayout {
   Block block;
-  bool few_taps;
+  bool lone_rows;      // each row meets one row of few taps, and is read where it is
   bool in_place;       // the one rows of both tensors are read where they are
   bool rows_in_place;  // the rows of grad_output are
   bool clip;           // the positions of each tile's taps are clipped to those inside the input
@@ -92,8 +92,8 @@ struct GradWeightLayout {
   int64_t tasks(const Problem& p) const { return parts * ceil_div(p.out_channels, outputs) * ceil_div(p.groups, block.groups); }
 };
 
-// Tells whether it is that of few taps a row, whose rows are read where they are.
-bool takes_few_taps(const GradWeightShape& work, int64_t lanes);
+// Tells whether each row meets one row of few taps, and is read where it is.
+bool takes_lone_rows(const GradWeightShape& work, int64_t lanes);
 bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightLayout* layout);
 
 }  // namespace groupwise

@@ -20,7 +20,7 @@ std::string tile(const Request& r, const CorrelationShape& c, const CorrelationL
   const std::string lanes = std::to_string(lanes_of(r));
   if (l.whole == Whole::sum) return "4 dot products x " + lanes + " taps";
   if (l.whole == Whole::spread) return lanes + " taps of a kernel";
-  if (l.few_taps) return in_place(r);
+  if (l.lone_rows) return in_place(r);
   if (l.woven) return "all phases of the width x " + lanes + " columns";
   if (prefers_single(c, c.h) && takes_single(c, c.h, c.w.front(), l.block.rows))
     return std::to_string(kSingleRows) + " rows x " + lanes + " columns";
@@ -35,7 +35,7 @@ std::unique_ptr<Work> planar_of(const Request& r) {
   if (r.direction == Direction::grad_weight) {
     const GradWeight work = grad_weight_of(r);
     return lay_out_grad_weight<GradWeightLayout, Real>(r, work, bodies.grad_weight_planar,
-                                                       takes_few_taps(work, lanes_of(r)) ? in_place(r) : tile(r));
+                                                       takes_lone_rows(work, lanes_of(r)) ? in_place(r) : tile(r));
   }
   auto work = lay_out_correlations<CorrelationLayout, Real>(
       r, bodies.correlate_planar,

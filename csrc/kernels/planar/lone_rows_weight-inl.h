@@ -1,13 +1,13 @@
 // The gradient of few taps of a row, from rows that are read where they are.
 #pragma once
 #include "kernels/planar/add_sums-inl.h"
-#include "kernels/planar/few_taps-inl.h"
+#include "kernels/planar/lone_rows-inl.h"
 
 namespace groupwise::GW_TARGET {
 
 // Adds the sum over the outputs of one row of their gradient times what each of K taps reads.
 template <int K>
-GW_NOINLINE void few_taps_sums(const FewTaps& t, const Real* x, const Real* go, Real* sums) {
+GW_NOINLINE void few_taps_sums(const LoneRow& t, const Real* x, const Real* go, Real* sums) {
   // One vector's sums would wait for those of the vector before.
   constexpr int V = 2 * K + 4 <= kRegisters ? 2 : 1;
   Vec sum[V][K];
@@ -40,11 +40,11 @@ GW_NOINLINE void few_taps_sums(const FewTaps& t, const Real* x, const Real* go, 
 }
 
 // Adds the sums of a block of rows of `groups` groups, whose rows begin at `input` and at `grad_output`.
-inline void sum_few_taps(const GradWeight& work, const Range& rows, const Range& columns, int64_t groups, const Real* input,
-                         const Real* grad_output, Real* sums) {
+inline void sum_lone_rows(const GradWeight& work, const Range& rows, const Range& columns, int64_t groups, const Real* input,
+                          const Real* grad_output, Real* sums) {
   const Problem& p = work.problem;
   const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
-  const FewTaps t{-p.w.pad, p.w.dilation, p.w.in, columns.first, columns.last, beyond_cache(work)};
+  const LoneRow t{p.w.kernel, -p.w.pad, p.w.dilation, p.w.in, columns.first, columns.last, beyond_cache(work)};
   with_few_taps(p.w.kernel, [&](auto taps) GW_LAMBDA {
     for (int64_t g = 0; g < groups; g++)
       for (int64_t r = rows.first; r < rows.last; r++)

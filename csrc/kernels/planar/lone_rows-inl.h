@@ -1,4 +1,4 @@
-// Rows that few taps read and write where they are, each row by one row of taps. To copy them would take longer than the products.
+// Rows that each meet one row of taps, and are read and written where they are. To copy them takes longer than the products of few taps.
 #pragma once
 #include "kernels/planar/layout.h"
 #include "kernels/planar/shifted-inl.h"
@@ -10,16 +10,16 @@
 
 namespace groupwise::GW_TARGET {
 
-// Outputs [first, last) of a row; tap t of output i reads input i + low + t * spacing, if that is one of `in`.
-struct FewTaps {
-  int64_t low, spacing, in, first, last;
+// Outputs [first, last) of a row; tap t of `taps` of output i reads input i + low + t * spacing, if that is one of `in`.
+struct LoneRow {
+  int64_t taps, low, spacing, in, first, last;
   bool ahead;  // what follows is prefetched
 };
 
 // Calls several(i, V) for V vectors of outputs from i on whose taps lie inside the input, and edge(i, count) for the first `count`
 // lanes of a vector where some do not.
 template <int K, int V, class Several, class Edge>
-GW_INLINE void in_row(const FewTaps& t, Several&& several, Edge&& edge) {
+GW_INLINE void in_row(const LoneRow& t, Several&& several, Edge&& edge) {
   const int64_t inside = std::min(t.last, t.in - t.low - (K - 1) * t.spacing);
   int64_t i = t.first;
   for (; i < std::min(t.last, -t.low); i += kLanes) edge(i, std::min<int64_t>(kLanes, t.last - i));
@@ -30,7 +30,7 @@ GW_INLINE void in_row(const FewTaps& t, Several&& several, Edge&& edge) {
 
 // Computes the outputs of one row of one channel by K taps, whose weights stay in registers.
 template <int K>
-GW_NOINLINE void few_taps_row(const FewTaps& t, const Real* x, const Real* w, int64_t w_column, const Real* bias, Real* y) {
+GW_NOINLINE void few_taps_row(const LoneRow& t, const Real* x, const Real* w, int64_t w_column, const Real* bias, Real* y) {
   Vec weight[K];
   unroll<K>([&](auto k) GW_LAMBDA {
     weight[k] = broadcast(w[k * w_column]);
@@ -63,9 +63,8 @@ GW_NOINLINE void few_taps_row(const FewTaps& t, const Real* x, const Real* w, in
       });
 }
 
-// The same by many taps, `many` of them, that are neighbours.
-GW_NOINLINE void many_taps_row(const FewTaps& t, int64_t many, const Real* x, const Real* w, int64_t w_column, const Real* bias,
-                               Real* y) {
+// The same by any number of taps that are neighbours.
+GW_NOINLINE void many_taps_row(const LoneRow& t, const Real* x, const Real* w, int64_t w_column, const Real* bias, Real* y) {
   constexpr int kMost = 8;
   const Vec start = bias ? broadcast(*bias) : Vec{};
   const int64_t vectors = ceil_div(t.last - t.first, kLanes), step = even_run(vectors, kMost);
@@ -82,7 +81,7 @@ GW_NOINLINE void many_taps_row(const FewTaps& t, int64_t many, const Real* x, co
       Vec sum[count];
       unroll<count>([&](auto v) GW_LAMBDA { sum[v] = start; });
       add_shifted<count>(
-          many, w, w_column, [&](int64_t j) GW_LAMBDA { return load_between(x + at + j, -at - j, t.in - at - j); }, sum);
+          t.taps, w, w_column, [&](int64_t j) GW_LAMBDA { return load_between(x + at + j, -at - j, t.in - at - j); }, sum);
       unroll<count>([&](auto v) GW_LAMBDA { store_some(y + i + v * kLanes, sum[v], left - v * kLanes); });
     });
   }
@@ -97,11 +96,11 @@ GW_INLINE void with_few_taps(int64_t taps, F&& f) {
 }
 
 // Computes a block of rows of `groups` groups, whose outputs begin at `output`.
-inline void run_few_taps(const Correlation& c, const Block& b, int64_t groups, int64_t row, int64_t rows, int64_t column,
-                         int64_t group, const Real* input, Real* output) {
+inline void run_lone_rows(const Correlation& c, const Block& b, int64_t groups, int64_t row, int64_t rows, int64_t column,
+                          int64_t group, const Real* input, Real* output) {
   const Phase& w = c.w.front();
   const WeightStrides& ws = c.weight_strides;
-  const FewTaps t{w.low, w.spacing, w.in, column, std::min(column + b.columns, w.out), beyond_cache(c)};
+  const LoneRow t{w.taps, w.low, w.spacing, w.in, column, std::min(column + b.columns, w.out), beyond_cache(c)};
   const auto each_row = [&](auto&& compute) GW_LAMBDA {
     for (int64_t g = 0; g < groups; g++)
       for (int64_t r = row; r < row + rows; r++)
@@ -111,9 +110,8 @@ inline void run_few_taps(const Correlation& c, const Block& b, int64_t groups, i
                   c.bias ? c.bias + (group + g) * c.out_channels + o : nullptr,
                   output + (g * c.out_channels + o) * c.output_strides.c + r * c.output_strides.h);
   };
-  if (w.taps > kFewTaps)
-    return each_row([&](const FewTaps& t, const Real* x, const Real* w, int64_t w_column, const Real* bias, Real* y)
-                        GW_LAMBDA { many_taps_row(t, c.w.front().taps, x, w, w_column, bias, y); });
+  if constexpr (kMasks)
+    if (w.taps > kFewTaps) return each_row(many_taps_row);
   with_few_taps(w.taps, [&](auto taps) GW_LAMBDA { each_row(few_taps_row<taps>); });
 }
 
