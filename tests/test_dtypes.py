@@ -254,7 +254,11 @@ def test_pairs_computes_outputs_and_gradients(spec, size, batch, workers, isa):
     torch.manual_seed(0)
     with threads(workers):
         # Outputs of groups that fill no vectors stay PyTorch's.
-        assert "pairs" in check(spec, size, batch, torch.bfloat16, "pairs", "channels_last", isa=isa)
+        with record_plans() as plans:
+            check(spec, size, batch, torch.bfloat16, "pairs", "channels_last", isa=isa)
+        ran = {plan.direction for plan in plans if plan.kernel == "pairs"}
+        assert "grad_weight" in ran
+        assert len(ran) == 3 or spec.in_channels % 2 or 2 * spec.out_channels < 40 * spec.groups
 
 
 # Inputs and outputs of a group, and groups.
@@ -300,11 +304,12 @@ def test_pairs_of_positions_sum_to_whole_numbers(
     back = [weight_order.index(dimension) for dimension in range(4)]
     weight = torch.zeros([sizes[dimension] for dimension in weight_order]).bfloat16().permute(back)
     shape = [list(stride), padding, list(dilation), False, [0, 0], groups, [False, True, False]]
-    exact = torch.ops.aten.convolution_backward(grad.double(), x.double(), weight.double().contiguous(), None, *shape)[1]
+    wide = grad.double(), x.double(), weight.double().contiguous()
+    exact = torch.ops.aten.convolution_backward(*wide, None, *shape)[1]
     with forced(True, "pairs", isa), threads(workers), poisoned(), record_plans() as plans:
         found = torch.ops.aten.convolution_backward(grad, x, weight, None, *shape)[1]
     neighbours = x.stride(1) == 1 and grad.stride(1) == 1
-    assert not neighbours or [one.kernel for one in plans] == ["pairs"] or inputs * outputs == 9
+    assert not neighbours or [one.kernel for one in plans] == ["pairs"]
     assert torch.equal(found, exact.bfloat16())
     assert found.stride() == weight.stride()
 
@@ -334,7 +339,7 @@ def test_pairs_says_why_it_does_not_run():
     assert why(ConvSpec(8, 4, 3, groups=2)).startswith("its vectors need as many output channels of a group")
     gradient = plan(ConvSpec(8, 6, 3, groups=2), (1, 8, 9, 9), direction="grad_weight", dtype="bfloat16",
                     memory_format="channels_last")  # fmt: skip
-    assert gradient.refused["pairs"].startswith("its vectors need more than half as many output channels of a group")
+    assert gradient.refused["pairs"].startswith("its vectors need a group whose output channels fill more")
     volume = ConvSpec(32, 32, 3, groups=2, dims=3)
     assert why(volume, memory_format="channels_last_3d", size=(9, 9, 9)) == "computes 1-D and 2-D convolutions only"
 

@@ -89,6 +89,7 @@ DEEP = [
     ("long dot products, dilation", ConvSpec(4000, 32, (1, 2), dilation=2, groups=2, bias=False), (3, 5)),
     ("an image, 11x11", ConvSpec(5, 24, 11, stride=2, padding=2, bias=False), (30, 33)),
     ("128 taps", ConvSpec(48, 48, 128, padding=64, dims=1, bias=False), (300,)),
+    ("rows of three columns", ConvSpec(8, 8, (1, 3), padding=(0, 1), groups=8, bias=False), (1500, 3)),
     ("long 1-D", ConvSpec(8, 8, 5, padding=2, groups=8, dims=1, bias=False), (9000,)),
 ]
 

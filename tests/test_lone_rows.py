@@ -67,8 +67,7 @@ def test_rows_are_computed_in_place(
 ):
     generator = torch.Generator().manual_seed(seed)
     padding = min(after, dilation * (taps - 1))
-    if size + 2 * padding < dilation * (taps - 1) + 1:
-        return
+    size = max(size, dilation * (taps - 1) + 1 - 2 * padding)
 
     def whole(*shape):
         return torch.randint(-4, 5, shape, generator=generator).to(dtype)
@@ -86,10 +85,41 @@ def test_rows_are_computed_in_place(
         assert torch.equal(found.double(), exact), name
 
 
-@pytest.mark.parametrize("columns", [200, 1000])
-def test_plans_tell_where_rows_are_computed_in_place(columns):
-    layer = torch.nn.Conv1d(12, 12, 4, padding=3, groups=12)
+@pytest.mark.parametrize(("taps", "columns"), [(4, 200), (9, 1000), (31, 800)])
+def test_plans_tell_where_rows_are_computed_in_place(taps, columns):
+    layer = torch.nn.Conv1d(12, 12, taps, padding=taps // 2, groups=12)
     with forced(True, "planar"), record_plans() as plans:
         layer(torch.randn(1, 12, columns, requires_grad=True)).sum().backward()
     assert len(plans) == 3
-    assert all(plan.tile.startswith("rows of taps x ") for plan in plans)
+    # More taps need masks, and their gradient has tiles of its own.
+    expected = [taps < 10 or (plan.isa == "avx512" and plan.direction != "grad_weight") for plan in plans]
+    assert [plan.tile.startswith("rows of taps x ") for plan in plans] == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize("stride", [2, 3, 4, 5, 7, 9])
+def test_rows_of_many_taps_with_a_stride(stride, dilation, dtype):
+    # Where a stride deals taps to rows of their own, the first and the last may be as far apart as neighbours would be.
+    generator = torch.Generator().manual_seed(0)
+    for taps in range(10, 64):
+        for out in (5, 16, 31):
+            size = (out - 1) * stride + (taps - 1) * dilation + 1
+            x = torch.randint(-4, 5, (1, 2, size), generator=generator).to(dtype)
+            w = torch.randint(-4, 5, (1, 2, taps), generator=generator).to(dtype)
+            exact = torch.einsum("nclk,ock->nol", x.unfold(2, size - (out - 1) * stride, stride)[..., ::dilation], w)
+            with forced(True, "planar"):
+                assert torch.equal(torch.nn.functional.conv1d(x, w, stride=stride, dilation=dilation), exact), taps
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_taps_that_meet_padding_alone_are_left_out(value):
+    layer = torch.nn.Conv1d(20, 20, 3, padding=100, dilation=100, groups=20, bias=False)
+    layer.weight.data[:, :, [0, 2]] = value
+    source = torch.randn(1, 20, 96, requires_grad=True)
+    with forced(True, "planar"), record_plans() as plans:
+        output = layer(source)
+        output.backward(torch.full_like(output, value))
+    assert [plan.kernel for plan in plans] == ["planar"] * 3
+    assert torch.equal(output, layer.weight[None, :, 0, 1, None] * source)
+    assert torch.equal(layer.weight.grad[:, :, [0, 2]], torch.zeros(20, 1, 2))

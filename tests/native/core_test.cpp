@@ -71,7 +71,7 @@ Strides strides(int64_t batch, int64_t channels, const Axis& h, const Axis& w, b
 
 const std::initializer_list<int64_t> kSizes = {1, 2, 3, 5, 7, 8, 9, 14, 17, 25, 33};
 
-// Forward has four tiles of planar and grad_input five, and each direction one of few taps; both have narrow, groups and dots.
+// Forward has four tiles of planar and grad_input five, and each direction one of rows in place; both have narrow, groups and dots.
 // grad_weight has two tiles of planar, narrow, and two of pixels, one of them from panels and in place too. All have brgemm, forward and
 // grad_input have gemm, and forward has stem, whose tiles are of any size. Where two vectors hold a block of channels, groups has a
 // second tile, and with 16 lanes narrow has a second one of grad_weight.

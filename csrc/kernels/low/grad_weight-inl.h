@@ -17,7 +17,7 @@ constexpr int kGradientVectors = 2, kGradientInputs = kGradientSums / kGradientV
 // The most taps of a tile of groups of G channels. Groups of 8 need as many registers to spread their inputs.
 constexpr int gradient_taps(int G) { return std::min(kGradientTaps, (kManyRegisters && G >= 8 ? 16 : kGradientSums) / G); }
 
-// A run of pairs in scratch: x and y begin at the first, and rows and columns lie so many numbers apart.
+// A run of pairs in scratch: x and y begin at the first, and rows and columns are so many numbers apart.
 struct PairRun {
   const Bfloat16 *x, *y;
   int64_t rows, columns, x_row, x_column, y_row;
@@ -144,16 +144,27 @@ inline LowUnit unit_of(const LowGradient& g, int64_t unit) {
 
 constexpr int64_t kNumbersALine = 64 / sizeof(Bfloat16);
 
-// Where rows of a half lie, of which those outside of the image are null, and their columns, of which those outside are negative.
+// Where the rows of a half are, of which those outside of the image are null, and their columns, of which those outside are negative.
 struct HalfRows {
   const Bfloat16* start;
   int64_t row, height;
   std::vector<int64_t> columns;
+  void begin(const Bfloat16* first, int64_t apart, int64_t rows) {
+    start = first;
+    row = apart;
+    height = rows;
+    columns.clear();
+  }
   const Bfloat16* at(int64_t y) const { return start && y >= 0 && y < height ? start + y * row : nullptr; }
 };
 
-// Copies pairs of the pixels of two rows, either of which may be null; `next` is how far the pixels lie that are prefetched, or 0.
-GW_INLINE void pair_row(const Bfloat16* const (&rows)[2], const HalfRows (&halves)[2], int64_t columns, int64_t channels,
+// Those of a band's image and gradient, which a task keeps.
+struct BandRows {
+  HalfRows from[2], grad[2];
+};
+
+// Copies pairs of the pixels of two rows, either of which may be null; pixels `next` numbers further are prefetched, unless it is 0.
+GW_INLINE void pair_row(const Bfloat16* const (&rows)[2], const HalfRows* halves, int64_t columns, int64_t channels,
                         int64_t next, Bfloat16* to, int64_t pixel, int64_t plane) {
   for (int64_t q = 0; q < columns; q++, to += pixel) {
     const Bfloat16* at[2];
@@ -170,17 +181,17 @@ GW_INLINE void pair_row(const Bfloat16* const (&rows)[2], const HalfRows (&halve
 
 // Copies what a band reads to scratch. Its rows lie as closely as its columns allow.
 inline void pair_band(const LowGradient& g, const LowUnit& u, const LowHalf (&halves)[2], int64_t rows, int64_t columns,
-                      Bfloat16* x, Bfloat16* y) {
+                      BandRows* band, Bfloat16* x, Bfloat16* y) {
+  HalfRows *const from = band->from, *const grad = band->grad;
   const Problem& p = g.problem;
   const int64_t numbers = p.in_channels * p.h.in * p.w.in + p.out_channels * p.h.out * p.w.out;
   constexpr int64_t kPixels = 8;
   const int64_t ahead = beyond_cache(p.batch * p.groups * numbers / 2, kScratchFloats) ? kPixels : 0;
   const int64_t x_rows = g.reads(p.h, rows), x_columns = g.reads(p.w, columns), pixel = g.x_pixel();
-  HalfRows from[2], grad[2];
   for (int i = 0; i < 2; i++) {
     const LowHalf& h = halves[i];
-    from[i] = {h.there ? g.x + h.n * g.x_strides.n + u.input : nullptr, g.x_strides.h, p.h.in, {}};
-    grad[i] = {h.there ? g.y + h.n * g.y_strides.n + u.output : nullptr, g.y_strides.h, p.h.out, {}};
+    from[i].begin(h.there ? g.x + h.n * g.x_strides.n + u.input : nullptr, g.x_strides.h, p.h.in);
+    grad[i].begin(h.there ? g.y + h.n * g.y_strides.n + u.output : nullptr, g.y_strides.h, p.h.out);
     for (int64_t q = 0; q < columns; q++) grad[i].columns.push_back((h.column + q) * g.y_strides.w);
     for (int64_t q = 0; q < x_columns; q++) {
       const int64_t column = g.read_at(p.w, h.column, q);
@@ -253,15 +264,16 @@ void grad_weight_low(const LowGradient& given, int64_t begin, int64_t end, float
   const LowGradient g = given;
   const Problem& p = g.problem;
   Bfloat16* const x = reinterpret_cast<Bfloat16*>(scratch);
-  Bfloat16* const y = x + round_up(g.x_numbers(), 32);
+  Bfloat16* const y = x + g.y_begins();
   std::vector<int64_t> taps(g.taps());
+  BandRows band;
   for (int64_t task = begin; task < end; task++) {
     const int64_t unit = task % g.units(), part = task / g.units();
     const LowUnit u = unit_of(g, unit);
     float* const sums = g.sums + (part * g.units() + unit) * g.sums_of_unit();
     std::fill(sums, sums + g.sums_of_unit(), 0.0f);
     each_band(g, part, [&](const LowHalf& first, const LowHalf& second, int64_t rows, int64_t columns) {
-      pair_band(g, u, {first, second}, rows, columns, x, y);
+      pair_band(g, u, {first, second}, rows, columns, &band, x, y);
       const int64_t x_column = g.x_pixel(), x_row = g.reads(p.w, columns) * x_column, x_plane = g.reads(p.h, rows) * x_row;
       const int64_t y_row = columns * kLowBlock, y_plane = rows * y_row;
       for (int64_t tap = 0; tap < g.taps(); tap++)

@@ -48,10 +48,11 @@ struct LowGradient {
   int64_t x_pixel() const { return 2 * (shared ? lanes : round_up(inputs, lanes)); }
   int64_t x_planes() const { return shared ? outputs / lanes : 1; }
   int64_t x_numbers() const { return x_planes() * reads(problem.h, rows) * reads(problem.w, columns) * x_pixel(); }
-  int64_t y_numbers() const { return 2 * outputs * rows * columns; }
+  int64_t y_begins() const { return round_up(x_numbers(), 32); }
+  int64_t numbers() const { return y_begins() + 2 * outputs * rows * columns; }
 };
 
-// Where one half of a band lies: output `row` of sample n, from `column` on.
+// Where one half of a band begins: output `row` of sample n, and its `column`.
 struct LowHalf {
   int64_t n, row, column;
   bool there;  // false for the second half of a position that is left

@@ -23,7 +23,7 @@ class PairsGradient : public Work {
     facts.tile = (g.shared ? "taps x " + outputs : "input channels x vectors of " + outputs) + ", by pairs of positions";
     facts.block = {g.rows, g.columns, g.shared ? g.outputs / p.out_channels : 1};
     facts.tasks = g.tasks();
-    facts.floats = (g.x_numbers() + g.y_numbers()) / 2;
+    facts.floats = g.numbers() / 2;
     facts.products = executed_products(g);
     return true;
   }

@@ -45,8 +45,8 @@ bool reads_in_place(const GradWeightShape& work, int64_t lanes) {
          work.input_strides.w == 1 && work.grad_output_strides.w == 1;
 }
 
-// Tells whether rows are long enough to be read where they are. Without masks their ends take longer than a copy of a short row: of 50
-// columns by 3 taps a third more time with AVX2, and of 200 half of it.
+// Tells whether rows are long enough to be read where they are. Without masks, which vectors of 16 lanes are sure to have, their ends
+// take longer than a copy of a short row: of 50 columns by 3 taps a third more time with AVX2, and of 200 half of it.
 bool worth_no_copy(int64_t columns, int64_t lanes) { return lanes >= 16 || columns >= 12 * lanes; }
 
 // Tells whether tiles read the taps of a row in place: with masks for the ends many, too, if they are neighbours of which few meet
@@ -55,7 +55,7 @@ bool takes_taps(const Phase& w, int64_t lanes) {
   return w.taps <= kFewTaps || (lanes >= 16 && w.spacing == 1 && w.taps <= kLongestRow && !worth_clipping(w));
 }
 
-// Tells whether rows of one channel meet one row of few taps each, and are read where they are.
+// Tells whether rows of one channel meet one row of taps each, and are read where they are.
 bool takes_lone_rows(const CorrelationShape& c, int64_t lanes) {
   const Phase &h = c.h, &w = c.w.front();
   const bool rows = h.taps == 1 && h.low == 0 && h.stride == 1 && h.step == 1 && h.out <= h.in;
@@ -138,6 +138,7 @@ Whole takes_whole(const CorrelationShape& c) {
 }  // namespace
 
 bool lay_out(const CorrelationShape& c, int64_t lanes, int64_t threads, CorrelationLayout* l) {
+  *l = {};
   // A block may fill most of the L2 cache, so an image that fits a quarter of the scratch stays whole.
   const int64_t kTarget = c.scratch / 4;
   l->in_place = reads_in_place(c, lanes);
@@ -223,6 +224,7 @@ bool takes_lone_rows(const GradWeightShape& work, int64_t lanes) {
 }
 
 bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightLayout* l) {
+  *l = {};
   const int64_t kTarget = work.scratch / 8;
   const Problem& p = work.problem;
   const int64_t slots = p.in_channels * p.h.kernel * p.w.kernel;
@@ -233,7 +235,7 @@ bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWe
   if (channels_last) b.groups = std::min(p.groups, std::max<int64_t>(1, 16 / std::max(p.in_channels, p.out_channels)));
   l->lone_rows = takes_lone_rows(work, lanes);
   l->in_place = reads_in_place(work, lanes);
-  l->clip = worth_clipping(forward_phase(p.h)) || worth_clipping(forward_phase(p.w));
+  l->clip = !l->lone_rows && (worth_clipping(forward_phase(p.h)) || worth_clipping(forward_phase(p.w)));
   // Only tiles of one output channel load parts of vectors by masks. With a stride each row of taps would read the rows again, which
   // took up to 14 % more time.
   l->rows_in_place = work.grad_output_strides.w == 1 && (p.h.stride == 1 || p.h.kernel == 1) &&

@@ -38,7 +38,8 @@ inline void run_line(const PlanarTask& p, int64_t o, int64_t row) {
   Real* y = p.y + o * p.y_channel + row * p.y_row;
   const int64_t vectors = ceil_div(p.columns, kLanes);
   const Taps& t = p.taps;
-  const bool shifts = kMasks && t.columns >= kLeastShifted && t.column[t.columns - 1] - t.column[0] == t.columns - 1;
+  // Where two taps are neighbours all are: one stride apart in the image, they read one residue of it.
+  const bool shifts = kMasks && t.columns >= kLeastShifted && t.column[1] - t.column[0] == 1;
   // The last vector starts early rather than end late, as in `bundle`.
   const bool early = !shifts && !p.add && p.columns >= kLanes;
   for (int64_t v = 0, taken; v < vectors; v += taken) {

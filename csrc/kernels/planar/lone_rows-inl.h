@@ -6,6 +6,7 @@
 #include "simd/prefetch.h"
 #include "simd/simd.h"
 
+#include <algorithm>
 #include <type_traits>
 
 namespace groupwise::GW_TARGET {
@@ -87,20 +88,21 @@ GW_NOINLINE void many_taps_row(const LoneRow& t, const Real* x, const Real* w, i
   }
 }
 
-// Calls f(K) with the number of taps as a constant.
+// Calls f(K) with the number of taps as a constant, and not if there is none.
 template <class F>
 GW_INLINE void with_few_taps(int64_t taps, F&& f) {
-  unroll<kFewTaps - 1>([&](auto n) GW_LAMBDA {
-    if (taps == n + 2) f(std::integral_constant<int, n + 2>{});
+  unroll<kFewTaps>([&](auto n) GW_LAMBDA {
+    if (taps == n + 1) f(std::integral_constant<int, n + 1>{});
   });
 }
 
 // Computes a block of rows of `groups` groups, whose outputs begin at `output`.
 inline void run_lone_rows(const Correlation& c, const Block& b, int64_t groups, int64_t row, int64_t rows, int64_t column,
                           int64_t group, const Real* input, Real* output) {
-  const Phase& w = c.w.front();
+  const int64_t columns = std::min(b.columns, c.w.front().out - column);
+  const Phase w = clipped(c.w.front(), column, columns);
   const WeightStrides& ws = c.weight_strides;
-  const LoneRow t{w.taps, w.low, w.spacing, w.in, column, std::min(column + b.columns, w.out), beyond_cache(c)};
+  const LoneRow t{w.taps, w.low, w.spacing, w.in, column, column + columns, beyond_cache(c)};
   const auto each_row = [&](auto&& compute) GW_LAMBDA {
     for (int64_t g = 0; g < groups; g++)
       for (int64_t r = row; r < row + rows; r++)
@@ -110,6 +112,9 @@ inline void run_lone_rows(const Correlation& c, const Block& b, int64_t groups, 
                   c.bias ? c.bias + (group + g) * c.out_channels + o : nullptr,
                   output + (g * c.out_channels + o) * c.output_strides.c + r * c.output_strides.h);
   };
+  if (w.taps == 0)
+    return each_row([&](const LoneRow& t, const Real*, const Real*, int64_t, const Real* bias, Real* y)
+                        GW_LAMBDA { std::fill(y + t.first, y + t.last, bias ? *bias : Real{}); });
   if constexpr (kMasks)
     if (w.taps > kFewTaps) return each_row(many_taps_row);
   with_few_taps(w.taps, [&](auto taps) GW_LAMBDA { each_row(few_taps_row<taps>); });

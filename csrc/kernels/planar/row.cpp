@@ -57,7 +57,7 @@ std::unique_ptr<Work> planar(const Request& r) {
 extern const KernelRow kPlanar;
 const KernelRow kPlanar{"planar",
                         "vectors along the width; an image's rows are copied to zero-padded rows in the cache, so that any "
-                        "format, stride and dilation is read alike",
+                        "format, stride and dilation is read alike; those of 1-D depthwise layers are read in place",
                         {true, true, true},
                         refuses,
                         planar,

@@ -1,4 +1,4 @@
-// A row of many taps that are neighbours. A load that begins within a cache line takes as long as two, so each vector of inputs is loaded
+// A row of many taps that are neighbours. A load that crosses a cache line takes as long as two, so each vector of inputs is loaded
 // once, and shifted from tap to tap; a shift serves two taps that are a vector apart.
 #pragma once
 #include "kernels/planar/task-inl.h"
@@ -34,7 +34,7 @@ GW_INLINE void add_shifted(int64_t n, const Real* w, int64_t w_column, In&& in, 
   for (int64_t tap = 0; tap < n; tap += 2 * kLanes) {
     const int64_t left = n - tap;
     Vec some[NV + 2];
-    // What no tap reads may lie behind the scratch.
+    // What no tap reads may be behind the scratch.
     unroll<NV + 2>([&](auto v) GW_LAMBDA { some[v] = (v - NV) * kLanes < left - 1 ? in(tap + v * kLanes) : Vec{}; });
     unroll<kLanes>([&](auto first) GW_LAMBDA {
       constexpr int shift = first;
