@@ -25,7 +25,7 @@ def between(values, value=torch.nan):
     return wide[..., 3:-3]
 
 
-def tap_by_tap(x, w, grad, padding, dilation):
+def tap_by_tap(x, w, grad, padding, stride, dilation):
     """Returns the output and both gradients, in float64, of products that meet the image alone."""
     x, w, grad = x.double(), w.double(), grad.double()
     each = w.shape[0] // x.shape[1]
@@ -33,20 +33,22 @@ def tap_by_tap(x, w, grad, padding, dilation):
     for o in range(w.shape[0]):
         for tap in range(w.shape[-1]):
             shift = tap * dilation - padding
-            first, last = max(0, -shift), min(grad.shape[-1], x.shape[-1] - shift)
+            first = max(0, -(shift // stride))
+            last = min(grad.shape[-1], -((shift - x.shape[-1]) // stride))
             if first >= last:
                 continue
-            read, weight = x[:, o // each, :, first + shift : last + shift], w[o, 0, 0, tap]
-            output[:, o, :, first:last] += weight * read
-            grad_x[:, o // each, :, first + shift : last + shift] += weight * grad[:, o, :, first:last]
-            grad_w[o, 0, 0, tap] = (grad[:, o, :, first:last] * read).sum()
+            read = slice(first * stride + shift, (last - 1) * stride + shift + 1, stride)
+            output[:, o, :, first:last] += w[o, 0, 0, tap] * x[:, o // each, :, read]
+            grad_x[:, o // each, :, read] += w[o, 0, 0, tap] * grad[:, o, :, first:last]
+            grad_w[o, 0, 0, tap] = (grad[:, o, :, first:last] * x[:, o // each, :, read]).sum()
     return output, grad_x, grad_w
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=240, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     taps=st.one_of(st.integers(2, 10), st.sampled_from([11, 15, 16, 17, 31, 32, 33, 48, 70])),
     dilation=st.sampled_from([1, 1, 1, 2, 5, 40]),
+    stride=st.sampled_from([1, 1, 2, 2, 3, 3, 4, 4, 5]),
     size=st.sampled_from([1, 7, 16, 50, 95, 96, 131, 200, 1024]),
     after=st.one_of(st.integers(0, 9), st.sampled_from([15, 31, 69])),
     channels=st.sampled_from([1, 3, 40]),
@@ -57,13 +59,15 @@ def tap_by_tap(x, w, grad, padding, dilation):
     workers=st.sampled_from([1, 2, 3]),
     seed=st.integers(0, 2**16),
 )
-@example(4, 1, 1024, 3, 40, 1, 1, 1, torch.float32, 2, 0)
-@example(9, 1, 50_000, 8, 1, 1, 1, 1, torch.float32, 3, 1)
-@example(3, 1, 5_000, 1, 3, 2, 1, 40, torch.float32, 2, 2)
-@example(31, 1, 800, 15, 40, 1, 1, 2, torch.float32, 1, 3)
-@example(130, 1, 20, 129, 3, 1, 1, 1, torch.float32, 1, 4)
+@example(4, 1, 1, 1024, 3, 40, 1, 1, 1, torch.float32, 2, 0)
+@example(9, 1, 1, 50_000, 8, 1, 1, 1, 1, torch.float32, 3, 1)
+@example(3, 1, 1, 5_000, 1, 3, 2, 1, 40, torch.float32, 2, 2)
+@example(31, 1, 1, 800, 15, 40, 1, 1, 2, torch.float32, 1, 3)
+@example(130, 1, 1, 20, 129, 3, 1, 1, 1, torch.float32, 1, 4)
+@example(6, 1, 3, 95, 2, 40, 1, 1, 3, torch.float32, 2, 5)
+@example(9, 1, 4, 40_000, 4, 1, 1, 1, 1, torch.float32, 3, 6)
 def test_rows_are_computed_in_place(
-    taps, dilation, size, after, channels, multiplier, rows, samples, dtype, workers, seed
+    taps, dilation, stride, size, after, channels, multiplier, rows, samples, dtype, workers, seed
 ):
     generator = torch.Generator().manual_seed(seed)
     padding = min(after, dilation * (taps - 1))
@@ -74,9 +78,9 @@ def test_rows_are_computed_in_place(
 
     x = between(whole(samples, channels, rows, size))
     w = whole(channels * multiplier, 1, 1, taps)
-    grad = between(whole(samples, w.shape[0], rows, size + 2 * padding - dilation * (taps - 1)))
-    expected = tap_by_tap(x, w, grad, padding, dilation)
-    shape = [[1, 1], [0, padding], [1, dilation], False, [0, 0], channels]
+    grad = between(whole(samples, w.shape[0], rows, (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1))
+    expected = tap_by_tap(x, w, grad, padding, stride, dilation)
+    shape = [[1, stride], [0, padding], [1, dilation], False, [0, 0], channels]
     with forced(True, "planar"), threads(workers), poisoned(), record_plans() as plans:
         output = torch.ops.aten.convolution(x, w, None, *shape)
         back = torch.ops.aten.convolution_backward(grad, x, w, None, *shape, [True, True, False])
@@ -85,15 +89,18 @@ def test_rows_are_computed_in_place(
         assert torch.equal(found.double(), exact), name
 
 
-@pytest.mark.parametrize(("taps", "columns"), [(4, 200), (9, 1000), (31, 800)])
-def test_plans_tell_where_rows_are_computed_in_place(taps, columns):
-    layer = torch.nn.Conv1d(12, 12, taps, padding=taps // 2, groups=12)
+@pytest.mark.parametrize(
+    ("taps", "columns", "stride"), [(4, 200, 1), (9, 1000, 1), (31, 800, 1), (3, 200, 2), (6, 300, 3), (9, 800, 4)]
+)
+def test_plans_tell_where_rows_are_computed_in_place(taps, columns, stride):
+    layer = torch.nn.Conv1d(12, 12, taps, stride, padding=taps // 2, groups=12)
     with forced(True, "planar"), record_plans() as plans:
         layer(torch.randn(1, 12, columns, requires_grad=True)).sum().backward()
     assert len(plans) == 3
-    # More taps need masks, and their gradient has tiles of its own.
-    expected = [taps < 10 or (plan.isa == "avx512" and plan.direction != "grad_weight") for plan in plans]
-    assert [plan.tile.startswith("rows of taps x ") for plan in plans] == expected
+    # More taps need masks.
+    expected = [taps < 10 or plan.isa == "avx512" for plan in plans]
+    assert [plan.tile.endswith("columns, in place") for plan in plans] == expected
+    assert stride == 1 or plans[1].tile.startswith("all phases of the width x ")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -123,3 +130,18 @@ def test_taps_that_meet_padding_alone_are_left_out(value):
     assert [plan.kernel for plan in plans] == ["planar"] * 3
     assert torch.equal(output, layer.weight[None, :, 0, 1, None] * source)
     assert torch.equal(layer.weight.grad[:, :, [0, 2]], torch.zeros(20, 1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("taps", [2, 5, 9, 10, 16, 17, 31, 40])
+def test_inputs_that_no_output_reads_by_a_tap_add_nothing_to_its_gradient(taps, stride, dtype):
+    # Only the first tap reads the first input, and only the last tap the last one.
+    for out in (1, 15, 16, 17, 33, 100):
+        x = torch.ones(2, 3, (out - 1) * stride + taps, dtype=dtype)
+        x[..., 0] = x[..., -1] = torch.nan
+        weight = torch.ones(3, 1, taps, dtype=dtype, requires_grad=True)
+        with forced(True, "planar"), poisoned():
+            torch.nn.functional.conv1d(x, weight, stride=stride, groups=3).sum().backward()
+        assert torch.equal(weight.grad[..., 1:-1], torch.full((3, 1, taps - 2), 2.0 * out, dtype=dtype)), out
+        assert weight.grad[..., [0, -1]].isnan().all()

@@ -71,11 +71,11 @@ Strides strides(int64_t batch, int64_t channels, const Axis& h, const Axis& w, b
 
 const std::initializer_list<int64_t> kSizes = {1, 2, 3, 5, 7, 8, 9, 14, 17, 25, 33};
 
-// Forward has four tiles of planar and grad_input five, and each direction one of rows in place; both have narrow, groups and dots.
+// Forward has four tiles of planar and grad_input six, and each direction one of rows in place; both have narrow, groups and dots.
 // grad_weight has two tiles of planar, narrow, and two of pixels, one of them from panels and in place too. All have brgemm, forward and
 // grad_input have gemm, and forward has stem, whose tiles are of any size. Where two vectors hold a block of channels, groups has a
 // second tile, and with 16 lanes narrow has a second one of grad_weight.
-size_t forms() { return 4 + 5 + 3 + 2 * 3 + 7 + 3 + 2 + 1 + (kernels().lanes >= 8 ? 2 : 0) + (kernels().lanes >= 16); }
+size_t forms() { return 4 + 6 + 3 + 2 * 3 + 7 + 3 + 2 + 1 + (kernels().lanes >= 8 ? 2 : 0) + (kernels().lanes >= 16); }
 
 bool of_any_size(const std::string& kernel) { return kernel == "brgemm" || kernel == "gemm" || kernel == "stem"; }
 
@@ -145,9 +145,9 @@ bool test_one(Ran* ran) {
   if (pick({0, 0, 0, 1})) p.h = {1, 1, 1, 1, 0, 1};
   if (pick({0, 0, 0, 0, 0, 0, 0, 1})) {
     // Rows of taps that read rows in place.
-    Axis w{pick({95, 96, 130, 257}), 0, pick({2, 3, 4, 7, 9, 31}), 1, 0, pick({1, 1, 1, 2})};
+    Axis w{pick({95, 96, 130, 257, 400}), 0, pick({2, 3, 4, 7, 9, 31}), pick({1, 1, 2, 3, 4}), 0, pick({1, 1, 1, 2})};
     w.pad = pick({0, 1, w.dilation * (w.kernel - 1)});
-    w.out = w.in + 2 * w.pad - w.dilation * (w.kernel - 1);
+    w.out = (w.in + 2 * w.pad - w.dilation * (w.kernel - 1) - 1) / w.stride + 1;
     p.in_channels = 1;
     p.out_channels = pick({1, 1, 2, 3});
     p.h.kernel = p.h.stride = p.h.dilation = 1;

@@ -3,6 +3,7 @@
 // broadcast weight fill the 16 registers, and 3 unaligned loads + 4 broadcasts for 12 FMAs stay under the two loads a cycle.
 #pragma once
 #include "kernels/pack-inl.h"
+#include "kernels/planar/lone_phases-inl.h"
 #include "kernels/planar/lone_rows-inl.h"
 #include "kernels/planar/task-inl.h"
 #include "kernels/planar/line-inl.h"
@@ -247,7 +248,8 @@ void correlate_planar(const Correlation& c, const CorrelationLayout& l, int64_t 
                        std::min(b.columns * step, out_w - column * step)});
     };
     if (l.lone_rows) {
-      run_lone_rows(c, b, groups, row, rows, column, group, input, output);
+      const auto run = c.w.size() > 1 ? run_lone_phases : run_lone_rows;
+      run(c, b, groups, row, rows, column, group, input, output);
       finish_task();
       continue;
     }

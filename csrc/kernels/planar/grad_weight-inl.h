@@ -201,20 +201,22 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
     const int64_t groups = std::min(l.block.groups, p.groups - group), outputs = std::min(l.outputs, p.out_channels - o);
     const int64_t fours = outputs / 4 * 4;
     zero(sums, groups * outputs * slots);
-    for (int64_t image_block = part * image_blocks / l.parts; image_block < (part + 1) * image_blocks / l.parts;
-         image_block++) {
+    const int64_t end_block = (part + 1) * image_blocks / l.parts;
+    for (int64_t image_block = part * image_blocks / l.parts, taken; image_block < end_block; image_block += taken) {
       const int64_t column = image_block % by_w * l.block.columns, row = image_block / by_w % by_h * l.block.rows;
       const int64_t n = image_block / (by_w * by_h);
+      // Samples of one row each are summed as rows of a plane are.
+      taken = l.lone_rows && p.h.out == 1 && by_w == 1 ? end_block - image_block : 1;
       const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
       const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
       const Real* input = work.input + n * xs.n + group * p.in_channels * xs.c;
       // A block of several groups has all their outputs, which are then neighbours.
       const Real* output = work.grad_output + n * gs.n + (group * p.out_channels + o) * gs.c;
-      if (work.sums)
-        add_block(output + row * gs.h + column * gs.w, gs, rows, columns, groups * outputs,
+      for (int64_t i = 0; work.sums && i < taken; i++)
+        add_block(output + i * gs.n + row * gs.h + column * gs.w, gs, rows, columns, groups * outputs,
                   work.sums + (part * p.groups + group) * p.out_channels + o);
       if (l.lone_rows) {
-        sum_lone_rows(work, {row, row + rows}, {column, column + columns}, groups, input, output, sums);
+        sum_lone_rows(work, taken, {row, row + rows}, {column, column + columns}, groups, input, output, sums);
         continue;
       }
       if (!l.in_place) {

@@ -53,6 +53,8 @@ enum class Whole { no, sum, spread };
 
 // The most taps of a row whose weights stay in registers, where rows are read and written in place.
 constexpr int kFewTaps = 9;
+// The most that outputs of such rows, or the inputs of their gradients, may be apart.
+constexpr int kStrides = 4;
 
 struct CorrelationLayout {
   Whole whole;
@@ -80,7 +82,7 @@ bool lay_out(const CorrelationShape& c, int64_t lanes, int64_t threads, Correlat
 // csrc/kernels/work.cpp adds the parts.
 struct GradWeightLayout {
   Block block;
-  bool lone_rows;      // each row meets one row of few taps, and is read where it is
+  bool lone_rows;      // each row meets one row of taps, and is read where it is
   bool in_place;       // the one rows of both tensors are read where they are
   bool rows_in_place;  // the rows of grad_output are
   bool clip;           // the positions of each tile's taps are clipped to those inside the input
@@ -92,7 +94,7 @@ struct GradWeightLayout {
   int64_t tasks(const Problem& p) const { return parts * ceil_div(p.out_channels, outputs) * ceil_div(p.groups, block.groups); }
 };
 
-// Tells whether each row meets one row of few taps, and is read where it is.
+// Tells whether each row meets one row of taps, and is read where it is.
 bool takes_lone_rows(const GradWeightShape& work, int64_t lanes);
 bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightLayout* layout);
 

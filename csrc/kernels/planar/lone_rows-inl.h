@@ -2,6 +2,7 @@
 #pragma once
 #include "kernels/planar/layout.h"
 #include "kernels/planar/shifted-inl.h"
+#include "kernels/planar/strided-inl.h"
 #include "kernels/typed.h"
 #include "simd/prefetch.h"
 #include "simd/simd.h"
@@ -11,26 +12,27 @@
 
 namespace groupwise::GW_TARGET {
 
-// Outputs [first, last) of a row; tap t of `taps` of output i reads input i + low + t * spacing, if that is one of `in`.
+// Outputs [first, last) of a row; tap t of `taps` of output i reads input i * stride + low + t * spacing, if that is one of `in`.
 struct LoneRow {
   int64_t taps, low, spacing, in, first, last;
   bool ahead;  // what follows is prefetched
 };
 
 // Calls several(i, V) for V vectors of outputs from i on whose taps lie inside the input, and edge(i, count) for the first `count`
-// lanes of a vector where some do not.
-template <int K, int V, class Several, class Edge>
+// lanes of a vector where some do not. With a stride S the last lane of a tap's loads lies up to S - 1 numbers behind what it reads.
+template <int K, int S, int V, class Several, class Edge>
 GW_INLINE void in_row(const LoneRow& t, Several&& several, Edge&& edge) {
-  const int64_t inside = std::min(t.last, t.in - t.low - (K - 1) * t.spacing);
+  const int64_t begin = std::min(t.last, (S - 1 - t.low) / S);
+  const int64_t inside = std::min(t.last, (t.in - t.low - (K - 1) * t.spacing) / S);
   int64_t i = t.first;
-  for (; i < std::min(t.last, -t.low); i += kLanes) edge(i, std::min<int64_t>(kLanes, t.last - i));
+  for (; i < begin; i += kLanes) edge(i, std::min<int64_t>(kLanes, t.last - i));
   for (; i + V * kLanes <= inside; i += V * kLanes) several(i, std::integral_constant<int, V>{});
   for (; i + kLanes <= inside; i += kLanes) several(i, std::integral_constant<int, 1>{});
   for (; i < t.last; i += kLanes) edge(i, std::min<int64_t>(kLanes, t.last - i));
 }
 
-// Computes the outputs of one row of one channel by K taps, whose weights stay in registers.
-template <int K>
+// Computes the outputs of one row of one channel by K taps, whose weights stay in registers. With a stride S taps are neighbours.
+template <int K, int S>
 GW_NOINLINE void few_taps_row(const LoneRow& t, const Real* x, const Real* w, int64_t w_column, const Real* bias, Real* y) {
   Vec weight[K];
   unroll<K>([&](auto k) GW_LAMBDA {
@@ -39,27 +41,31 @@ GW_NOINLINE void few_taps_row(const LoneRow& t, const Real* x, const Real* w, in
   });
   const Vec start = bias ? broadcast(*bias) : Vec{};
   const Real* from = x + t.low;
-  in_row<K, 4>(
+  in_row<K, S, S == 1 ? 4 : 2>(
       t,
       [&](int64_t i, auto vectors) GW_LAMBDA {
         if (t.ahead) {
-          prefetch_numbers<vectors * kLanes>(from + i + kAhead);
+          prefetch_numbers<S * vectors * kLanes>(from + S * i + kAhead);
           prefetch_numbers<vectors * kLanes>(y + i + kAhead);
         }
         Vec sum[vectors];
         unroll<vectors>([&](auto v) GW_LAMBDA { sum[v] = start; });
-        unroll<K>([&](auto k) GW_LAMBDA {
-          unroll<vectors>([&](auto v)
-                              GW_LAMBDA { add_product(sum[v], load(from + i + k * t.spacing + v * kLanes), weight[k]); });
+        unroll<vectors>([&](auto v) GW_LAMBDA {
+          const Real* at = from + S * (i + v * kLanes);
+          each_tap<K, S>([&](auto k, int j) GW_LAMBDA { return load(at + k * t.spacing + j); },
+                         [&](auto k, Vec in) GW_LAMBDA { add_product(sum[v], in, weight[k]); });
         });
         unroll<vectors>([&](auto v) GW_LAMBDA { store(y + i + v * kLanes, sum[v]); });
       },
       [&](int64_t i, int64_t count) GW_LAMBDA {
         Vec sum = start;
-        unroll<K>([&](auto k) GW_LAMBDA {
-          const int64_t at = i + t.low + k * t.spacing;
-          add_product(sum, load_between(x + at, -at, t.in - at), weight[k]);
-        });
+        const int64_t first = S * i + t.low;
+        each_tap<K, S>(
+            [&](auto k, int j) GW_LAMBDA {
+              const int64_t at = first + k * t.spacing + j;
+              return load_between(x + at, -at, t.in - at);
+            },
+            [&](auto k, Vec in) GW_LAMBDA { add_product(sum, in, weight[k]); });
         store_some(y + i, sum, count);
       });
 }
@@ -88,11 +94,13 @@ GW_NOINLINE void many_taps_row(const LoneRow& t, const Real* x, const Real* w, i
   }
 }
 
-// Calls f(K) with the number of taps as a constant, and not if there is none.
+// Calls f(K, S) with the number of taps and the stride as constants, and not if there is no tap.
 template <class F>
-GW_INLINE void with_few_taps(int64_t taps, F&& f) {
+GW_INLINE void with_few_taps(int64_t taps, int64_t stride, F&& f) {
   unroll<kFewTaps>([&](auto n) GW_LAMBDA {
-    if (taps == n + 1) f(std::integral_constant<int, n + 1>{});
+    unroll<kStrides>([&](auto s) GW_LAMBDA {
+      if (taps == n + 1 && stride == s + 1) f(std::integral_constant<int, n + 1>{}, std::integral_constant<int, s + 1>{});
+    });
   });
 }
 
@@ -117,7 +125,7 @@ inline void run_lone_rows(const Correlation& c, const Block& b, int64_t groups, 
                         GW_LAMBDA { std::fill(y + t.first, y + t.last, bias ? *bias : Real{}); });
   if constexpr (kMasks)
     if (w.taps > kFewTaps) return each_row(many_taps_row);
-  with_few_taps(w.taps, [&](auto taps) GW_LAMBDA { each_row(few_taps_row<taps>); });
+  with_few_taps(w.taps, w.stride, [&](auto taps, auto stride) GW_LAMBDA { each_row(few_taps_row<taps, stride>); });
 }
 
 }  // namespace groupwise::GW_TARGET

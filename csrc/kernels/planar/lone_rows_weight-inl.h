@@ -1,4 +1,4 @@
-// The gradient of few taps of a row, from rows that are read where they are.
+// The gradient of a row of taps, from rows that are read where they are.
 #pragma once
 #include "kernels/planar/add_sums-inl.h"
 #include "kernels/planar/lone_rows-inl.h"
@@ -6,7 +6,7 @@
 namespace groupwise::GW_TARGET {
 
 // Adds the sum over the outputs of `rows` rows, x_row and go_row numbers apart, of their gradient times what each of K taps reads.
-template <int K>
+template <int K, int S>
 GW_NOINLINE void few_taps_sums(const LoneRow& t, int64_t rows, const Real* x, int64_t x_row, const Real* go, int64_t go_row,
                                Real* sums) {
   // One vector's sums would wait for those of the vector before.
@@ -30,48 +30,146 @@ GW_NOINLINE void few_taps_sums(const LoneRow& t, int64_t rows, const Real* x, in
     }
     summed += vectors;
     const Real* from = x + t.low;
-    in_row<K, V>(
+    in_row<K, S, V>(
         t,
         [&](int64_t i, auto several) GW_LAMBDA {
           if (t.ahead) {
-            prefetch_numbers<several * kLanes>(from + i + kAhead);
+            prefetch_numbers<S * several * kLanes>(from + S * i + kAhead);
             prefetch_numbers<several * kLanes>(go + i + kAhead);
           }
           unroll<several>([&](auto v) GW_LAMBDA {
             Vec out = load(go + i + v * kLanes);
             pin(out);
-            unroll<K>([&](auto k) GW_LAMBDA { add_product(sum[v][k], load(from + i + k * t.spacing + v * kLanes), out); });
+            const Real* at = from + S * (i + v * kLanes);
+            each_tap<K, S>([&](auto k, int j) GW_LAMBDA { return load(at + k * t.spacing + j); },
+                           [&](auto k, Vec in) GW_LAMBDA { add_product(sum[v][k], in, out); });
           });
         },
         [&](int64_t i, int64_t count) GW_LAMBDA {
           const Vec out = load_some(go + i, count);
-          unroll<K>([&](auto k) GW_LAMBDA {
-            const int64_t at = i + t.low + k * t.spacing;
-            add_product(sum[0][k], load_between(x + at, -at, std::min(count, t.in - at)), out);
-          });
+          const int64_t first = S * i + t.low;
+          each_tap<K, S>(
+              [&](auto k, int j) GW_LAMBDA {
+                const int64_t at = first + k * t.spacing + j;
+                // What lanes of no output would read may be NaN.
+                return load_between(x + at, -at, std::min(S * count - j, t.in - at));
+              },
+              [&](auto k, Vec in) GW_LAMBDA { add_product(sum[0][k], in, out); });
         });
   }
   flush();
 }
 
-// Adds the sums of a block of rows of `groups` groups, whose rows begin at `input` and at `grad_output`.
-inline void sum_lone_rows(const GradWeight& work, const Range& rows, const Range& columns, int64_t groups, const Real* input,
-                          const Real* grad_output, Real* sums) {
+// The same for N neighbouring taps, from `tap` on, of many; and, if `Both`, for as many a vector behind them. Each vector of inputs is
+// loaded once, and shifted from tap to tap; a shift serves the two taps by the gradients of two vectors. Sums are of N taps, then of N.
+template <int N, int Both>
+GW_NOINLINE void shifted_sums(const LoneRow& t, int64_t tap, int64_t rows, const Real* x, int64_t x_row, const Real* go,
+                              int64_t go_row, Real* sums) {
+  Vec sum[1 + Both][N] = {};
+  const int64_t vectors = ceil_div(t.last - t.first, kLanes), end = t.last - (vectors - 1) * kLanes - t.first;
+  for (int64_t r = 0, summed = 0; r < rows; r++, x += x_row, go += go_row) {
+    if (summed + vectors > kRun) {
+      add_sums(sum, sums, N);
+      unroll<1 + Both>([&](auto b) GW_LAMBDA { unroll<N>([&](auto n) GW_LAMBDA { sum[b][n] = Vec{}; }); });
+      summed = 0;
+    }
+    summed += vectors;
+    int64_t i = t.first;
+    const auto next = [&](int64_t i) GW_LAMBDA {
+      const int64_t at = i + t.low + tap;
+      return load_between(x + at, -at, t.in - at);
+    };
+    Vec one = next(i), two{}, before{}, out{};
+    // Adds to the sums of the first N taps by `out`, and to those of the others by `before`. Inputs of lanes behind the row's last output
+    // are left out: they may be NaN.
+    const auto add = [&](auto first, auto others, int64_t count) GW_LAMBDA {
+      unroll<N>([&](auto n) GW_LAMBDA {
+        Vec in = shifted<n>(one, two);
+        if constexpr (others) add_product(sum[Both][n], count < 0 ? keep(in, -count) : in, before);
+        if constexpr (first) add_product(sum[0][n], count > 0 ? keep(in, count) : in, out);
+      });
+      one = two;
+      before = out;
+    };
+    const std::integral_constant<int, 0> no;
+    const std::integral_constant<int, 1> yes;
+    const std::integral_constant<int, Both> both;
+    for (int64_t v = 0; v < vectors; v++, i += kLanes) {
+      if (t.ahead) {
+        prefetch(x + i + t.low + tap + kAhead);
+        prefetch(go + i + kAhead);
+      }
+      two = next(i + kLanes);
+      const bool last = v == vectors - 1;
+      out = load_some(go + i, last ? end : kLanes);
+      if (v == 0) {
+        if (last) {
+          add(yes, no, end);
+        } else {
+          add(yes, no, 0);
+        }
+      } else if (last) {
+        add(yes, both, end);
+      } else {
+        add(yes, both, 0);
+      }
+    }
+    if constexpr (Both) {
+      two = next(i + kLanes);
+      add(no, yes, -end);
+    }
+  }
+  add_sums(sum, sums, N);
+}
+
+// Adds the sums of any number of neighbouring taps.
+inline void many_taps_sums(const LoneRow& t, int64_t rows, const Real* x, int64_t x_row, const Real* go, int64_t go_row,
+                           Real* sums) {
+  // So many shifts, of two taps each, have their sums in registers.
+  constexpr int kMost = std::min(8, kLanes);
+  for (int64_t tap = 0; tap < t.taps;) {
+    const int64_t left = std::min<int64_t>(t.taps - tap, 2 * kLanes), step = even_run(std::min<int64_t>(left, kLanes), kMost);
+    unroll<kMost>([&](auto n) GW_LAMBDA {
+      constexpr int count = n + 1;
+      if (step != count) return;
+      for (int64_t first = 0; first < std::min<int64_t>(left, kLanes); first += count) {
+        const bool both = first + kLanes < left;
+        Real some[2 * count] = {};
+        (both ? shifted_sums<count, 1> : shifted_sums<count, 0>)(t, tap + first, rows, x, x_row, go, go_row, some);
+        for (int64_t i = 0; i < count; i++) {
+          if (first + i < std::min<int64_t>(left, kLanes)) sums[tap + first + i] += some[i];
+          if (first + i + kLanes < left) sums[tap + first + i + kLanes] += some[count + i];
+        }
+      }
+    });
+    tap += left;
+  }
+}
+
+// Adds the sums of a block of rows of `samples` samples of `groups` groups, whose rows begin at `input` and at `grad_output`.
+// Of several samples there is one row each.
+inline void sum_lone_rows(const GradWeight& work, int64_t samples, const Range& rows, const Range& columns, int64_t groups,
+                          const Real* input, const Real* grad_output, Real* sums) {
   const Problem& p = work.problem;
   const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
   // Taps that read padding alone are left out.
-  const int64_t low = columns.first - p.w.pad;
-  const Range taps = outputs_inside(low, columns.last - 1 - columns.first, p.w.dilation, p.w.kernel, p.w.in);
+  const int64_t low = columns.first * p.w.stride - p.w.pad, span = (columns.last - 1 - columns.first) * p.w.stride;
+  const Range inside = outputs_inside(low, span, p.w.dilation, p.w.kernel, p.w.in);
   const LoneRow t{
-      taps.last - taps.first, taps.first * p.w.dilation - p.w.pad, p.w.dilation, p.w.in, columns.first, columns.last,
+      inside.last - inside.first, inside.first * p.w.dilation - p.w.pad, p.w.dilation, p.w.in, columns.first, columns.last,
       beyond_cache(work)};
-  with_few_taps(t.taps, [&](auto count) GW_LAMBDA {
+  const int64_t count = samples * (rows.last - rows.first), x_row = samples > 1 ? xs.n : xs.h,
+                go_row = samples > 1 ? gs.n : gs.h;
+  const auto each_row = [&](auto&& add) GW_LAMBDA {
     for (int64_t g = 0; g < groups; g++)
       for (int64_t o = 0; o < p.out_channels; o++)
-        few_taps_sums<count>(t, rows.last - rows.first, input + g * xs.c + rows.first * xs.h, xs.h,
-                             grad_output + (g * p.out_channels + o) * gs.c + rows.first * gs.h, gs.h,
-                             sums + (g * p.out_channels + o) * p.w.kernel + taps.first);
-  });
+        add(t, count, input + g * xs.c + rows.first * xs.h, x_row,
+            grad_output + (g * p.out_channels + o) * gs.c + rows.first * gs.h, go_row,
+            sums + (g * p.out_channels + o) * p.w.kernel + inside.first);
+  };
+  if constexpr (kMasks)
+    if (t.taps > kFewTaps) return each_row(many_taps_sums);
+  with_few_taps(t.taps, p.w.stride, [&](auto taps, auto stride) GW_LAMBDA { each_row(few_taps_sums<taps, stride>); });
 }
 
 }  // namespace groupwise::GW_TARGET

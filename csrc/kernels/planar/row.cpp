@@ -20,8 +20,9 @@ std::string tile(const Request& r, const CorrelationShape& c, const CorrelationL
   const std::string lanes = std::to_string(lanes_of(r));
   if (l.whole == Whole::sum) return "4 dot products x " + lanes + " taps";
   if (l.whole == Whole::spread) return lanes + " taps of a kernel";
-  if (l.lone_rows) return in_place(r);
-  if (l.woven) return "all phases of the width x " + lanes + " columns";
+  const std::string phases = "all phases of the width x " + lanes + " columns";
+  if (l.lone_rows) return c.w.size() > 1 ? phases + ", in place" : in_place(r);
+  if (l.woven) return phases;
   if (prefers_single(c, c.h) && takes_single(c, c.h, c.w.front(), l.block.rows))
     return std::to_string(kSingleRows) + " rows x " + lanes + " columns";
   return tile(r);
