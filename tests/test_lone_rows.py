@@ -66,6 +66,8 @@ def tap_by_tap(x, w, grad, padding, stride, dilation):
 @example(130, 1, 1, 20, 129, 3, 1, 1, 1, torch.float32, 1, 4)
 @example(6, 1, 3, 95, 2, 40, 1, 1, 3, torch.float32, 2, 5)
 @example(9, 1, 4, 40_000, 4, 1, 1, 1, 1, torch.float32, 3, 6)
+@example(31, 1, 1, 2_000, 15, 3, 1, 1, 3, torch.float32, 1, 7)
+@example(5, 1, 2, 64, 2, 40, 1, 1, 70, torch.float32, 2, 8)
 def test_rows_are_computed_in_place(
     taps, dilation, stride, size, after, channels, multiplier, rows, samples, dtype, workers, seed
 ):
@@ -80,17 +82,35 @@ def test_rows_are_computed_in_place(
     w = whole(channels * multiplier, 1, 1, taps)
     grad = between(whole(samples, w.shape[0], rows, (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1))
     expected = tap_by_tap(x, w, grad, padding, stride, dilation)
-    shape = [[1, stride], [0, padding], [1, dilation], False, [0, 0], channels]
+    bias, grad_bias = (whole(w.shape[0]), grad.double().sum((0, 2, 3))) if seed % 2 else (None, None)
+    added = 0 if bias is None else bias[None, :, None, None]
+    axes = [1, stride], [0, padding], [1, dilation]
+    more = size - ((grad.shape[-1] - 1) * stride - 2 * padding + dilation * (taps - 1) + 1)
     with forced(True, "planar"), threads(workers), poisoned(), record_plans() as plans:
-        output = torch.ops.aten.convolution(x, w, None, *shape)
-        back = torch.ops.aten.convolution_backward(grad, x, w, None, *shape, [True, True, False])
-    assert [plan.kernel for plan in plans] == ["planar"] * 3
-    for name, found, exact in zip(("output", "grad_input", "grad_weight"), (output, *back), expected, strict=False):
-        assert torch.equal(found.double(), exact), name
+        output = torch.ops.aten.convolution(x, w, bias, *axes, False, [0, 0], channels)
+        # The gradient of the bias is summed beside that of the weight.
+        sizes, mask = None if bias is None else [w.shape[0]], [True, True, bias is not None]
+        back = torch.ops.aten.convolution_backward(grad, x, w, sizes, *axes, False, [0, 0], channels, mask)
+        # What comes back is what the transposed layer computes.
+        transposed = torch.ops.aten.convolution(grad, w, x.new_ones(channels), *axes, True, [0, more], channels)
+    assert [plan.kernel for plan in plans] == ["planar"] * 4
+    exact = (expected[0] + added, *expected[1:], grad_bias, expected[1] + 1)
+    names = ("output", "grad_input", "grad_weight", "grad_bias", "transposed")
+    for name, found, wanted in zip(names, (output, *back, transposed), exact, strict=True):
+        assert wanted is None or torch.equal(found.double(), wanted), name
+
+
+@pytest.mark.parametrize(("taps", "stride", "dilation"), [(5, 5, 1), (3, 2, 2), (10, 2, 1)])
+def test_rows_with_other_strides_are_copied(taps, stride, dilation):
+    layer = torch.nn.Conv1d(12, 12, taps, stride, dilation=dilation, groups=12)
+    with forced(True, "planar"), record_plans() as plans:
+        layer(torch.randn(1, 12, 900, requires_grad=True)).sum().backward()
+    assert not plans[0].tile.endswith("in place")
+    assert not plans[2].tile.endswith("in place")
 
 
 @pytest.mark.parametrize(
-    ("taps", "columns", "stride"), [(4, 200, 1), (9, 1000, 1), (31, 800, 1), (3, 200, 2), (6, 300, 3), (9, 800, 4)]
+    ("taps", "columns", "stride"), [(4, 200, 1), (9, 1000, 1), (31, 800, 1), (3, 400, 2), (6, 300, 3), (9, 800, 4)]
 )
 def test_plans_tell_where_rows_are_computed_in_place(taps, columns, stride):
     layer = torch.nn.Conv1d(12, 12, taps, stride, padding=taps // 2, groups=12)

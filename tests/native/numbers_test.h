@@ -119,6 +119,13 @@ class NumbersTest {
       for (Axis* a : {&p.h, &p.w}) *a = {a->in, (a->in - 1) / a->stride + 1, 1, a->stride, 0, 1};
       p.in_channels = pick({8, 9, 20}), p.out_channels = pick({8, 16, 24});
     }
+    // Rows by rows of taps, which may be read in place.
+    if (pick({0, 0, 0, 0, 0, 1})) {
+      Axis w{pick({96, 130, 257, 400}), 0, pick({2, 3, 6, 9, 17}), pick({1, 1, 2, 3, 4}), pick({0, 1, 2}), 1};
+      w.out = (w.in + 2 * w.pad - w.kernel) / w.stride + 1;
+      p.h = {1, 1, 1, 1, 0, 1}, p.w = w;
+      p.in_channels = 1, p.out_channels = pick({1, 1, 2});
+    }
     // Groups of some vectors, in small images.
     if (pick({0, 0, 0, 1})) {
       p.in_channels = p.out_channels = pick({16, 24, 32, 48});

@@ -205,8 +205,9 @@ void grad_weight_planar(const GradWeight& work, const GradWeightLayout& l, int64
     for (int64_t image_block = part * image_blocks / l.parts, taken; image_block < end_block; image_block += taken) {
       const int64_t column = image_block % by_w * l.block.columns, row = image_block / by_w % by_h * l.block.rows;
       const int64_t n = image_block / (by_w * by_h);
-      // Samples of one row each are summed as rows of a plane are.
-      taken = l.lone_rows && p.h.out == 1 && by_w == 1 ? end_block - image_block : 1;
+      // Samples of one row each are summed as rows of a plane are, up to a run of sums.
+      const bool merged = l.lone_rows && p.h.out == 1 && by_w == 1;
+      taken = merged ? std::min(end_block - image_block, std::max<int64_t>(1, kRun / ceil_div(p.w.out, kLanes))) : 1;
       const int64_t rows = std::min(l.block.rows, p.h.out - row), columns = std::min(l.block.columns, p.w.out - column);
       const Strides &xs = work.input_strides, &gs = work.grad_output_strides;
       const Real* input = work.input + n * xs.n + group * p.in_channels * xs.c;

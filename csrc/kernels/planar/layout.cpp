@@ -47,20 +47,23 @@ bool reads_in_place(const GradWeightShape& work, int64_t lanes) {
 }
 
 // Tells whether rows are long enough to be read where they are. Without masks, which vectors of 16 lanes are sure to have, their ends
-// take longer than a copy of a short row: of 50 columns by 3 taps a third more time with AVX2, and of 200 half of it.
-bool worth_no_copy(int64_t columns, int64_t lanes) { return lanes >= 16 || columns >= 12 * lanes; }
+// take longer than a copy of a short row: of 50 columns by 3 taps a third more time with AVX2, and of 200 half of it. With a stride of 2,
+// whose copies are fast, 9 taps of 130 outputs took a third more time with AVX2, and of 160 as much.
+bool worth_no_copy(int64_t columns, int64_t stride, int64_t lanes) {
+  return lanes >= 16 || columns >= (stride == 2 ? 20 : 12) * lanes;
+}
 
 // Tells whether tiles read the taps of a row in place: with masks for the ends many, too, if they are neighbours of which few meet
 // padding. Taps of a stride are dealt, and must be neighbours.
 bool takes_taps(const Phase& w, int64_t lanes) {
-  if (w.stride > 1) return w.stride <= kStrides && w.spacing == 1 && w.taps <= kFewTaps;
+  if (w.stride > 1) return w.stride <= kMostStride && w.spacing == 1 && w.taps <= kFewTaps;
   return w.taps <= kFewTaps || (lanes >= 16 && w.spacing == 1 && w.taps <= kLongestRow && !worth_clipping(w));
 }
 
 // Tells whether tiles weave the phases of the width where their rows are: all of them, of few neighbouring taps.
 bool takes_phases(const std::vector<Phase>& w) {
   const int64_t phases = static_cast<int64_t>(w.size());
-  return phases <= kStrides && phases == w.front().step &&
+  return phases <= kMostStride && phases == w.front().step &&
          std::ranges::all_of(w, [](const Phase& s) { return s.taps <= kFewTaps && s.spacing == 1; });
 }
 
@@ -69,8 +72,8 @@ bool takes_lone_rows(const CorrelationShape& c, int64_t lanes) {
   const Phase &h = c.h, &w = c.w.front();
   const bool rows = h.taps == 1 && h.low == 0 && h.stride == 1 && h.step == 1 && h.out <= h.in;
   const bool columns = c.w.size() == 1 ? w.step == 1 && w.taps >= 2 && takes_taps(w, lanes) : takes_phases(c.w);
-  return rows && columns && worth_no_copy(w.out, lanes) && c.in_channels == 1 && c.out_channels < 4 && c.input_strides.w == 1 &&
-         c.output_strides.w == 1;
+  return rows && columns && worth_no_copy(w.out, w.stride, lanes) && c.in_channels == 1 && c.out_channels < 4 &&
+         c.input_strides.w == 1 && c.output_strides.w == 1;
 }
 
 void measure(const CorrelationShape& c, int64_t lanes, CorrelationLayout* l) {
@@ -228,7 +231,8 @@ bool lay_out(const CorrelationShape& c, int64_t lanes, int64_t threads, Correlat
 bool takes_lone_rows(const GradWeightShape& work, int64_t lanes) {
   const Problem& p = work.problem;
   return one_tap(p.h) && p.h.stride == 1 && p.w.kernel >= 2 && takes_taps(forward_phase(p.w), lanes) && p.in_channels == 1 &&
-         p.out_channels < 4 && worth_no_copy(p.w.out, lanes) && work.input_strides.w == 1 && work.grad_output_strides.w == 1;
+         p.out_channels < 4 && worth_no_copy(p.w.out, p.w.stride, lanes) && work.input_strides.w == 1 &&
+         work.grad_output_strides.w == 1;
 }
 
 bool lay_out(const GradWeightShape& work, int64_t lanes, int64_t threads, GradWeightLayout* l) {

@@ -53,8 +53,8 @@ enum class Whole { no, sum, spread };
 
 // The most taps of a row whose weights stay in registers, where rows are read and written in place.
 constexpr int kFewTaps = 9;
-// The most that outputs of such rows, or the inputs of their gradients, may be apart.
-constexpr int kStrides = 4;
+// The largest stride of such rows.
+constexpr int kMostStride = 4;
 
 struct CorrelationLayout {
   Whole whole;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 namespace groupwise::GW_TARGET {
 
@@ -17,10 +18,11 @@ struct LonePhase {
   int64_t low, taps, w, w_step;
 };
 
-// A row of `in` inputs, and outputs [first, last) of each phase; phases behind the first may have one less. Output j of some phase reads
-// input j + low, and of some j + high. Those of whole vectors from `begin` to `inside` read none but inputs.
+// A row of `in` inputs, and outputs [first, last) of each phase; phases behind the first may have one less. `outputs` counts those of all
+// phases before `last`, from the row's start. Output j reads inputs j + low to j + high, each phase some of these. Vectors of outputs
+// within [begin, inside) read inputs alone.
 struct LonePhases {
-  LonePhase phase[kStrides];
+  LonePhase phase[kMostStride];
   int64_t in, first, last, outputs, low, high, begin, inside;
   bool ahead;  // what follows is prefetched
 };

@@ -98,7 +98,7 @@ GW_NOINLINE void many_taps_row(const LoneRow& t, const Real* x, const Real* w, i
 template <class F>
 GW_INLINE void with_few_taps(int64_t taps, int64_t stride, F&& f) {
   unroll<kFewTaps>([&](auto n) GW_LAMBDA {
-    unroll<kStrides>([&](auto s) GW_LAMBDA {
+    unroll<kMostStride>([&](auto s) GW_LAMBDA {
       if (taps == n + 1 && stride == s + 1) f(std::integral_constant<int, n + 1>{}, std::integral_constant<int, s + 1>{});
     });
   });

@@ -60,8 +60,9 @@ GW_NOINLINE void few_taps_sums(const LoneRow& t, int64_t rows, const Real* x, in
   flush();
 }
 
-// The same for N neighbouring taps, from `tap` on, of many; and, if `Both`, for as many a vector behind them. Each vector of inputs is
-// loaded once, and shifted from tap to tap; a shift serves the two taps by the gradients of two vectors. Sums are of N taps, then of N.
+// The same for N of many neighbouring taps, from `tap` on, and, if `Both`, for N taps that are a vector further. Each vector of inputs is
+// loaded once, and shifted from tap to tap; a shift serves two taps that are a vector apart, each by another gradient. `sums` has those of
+// the first N taps, then of the others.
 template <int N, int Both>
 GW_NOINLINE void shifted_sums(const LoneRow& t, int64_t tap, int64_t rows, const Real* x, int64_t x_row, const Real* go,
                               int64_t go_row, Real* sums) {
@@ -75,49 +76,46 @@ GW_NOINLINE void shifted_sums(const LoneRow& t, int64_t tap, int64_t rows, const
     }
     summed += vectors;
     int64_t i = t.first;
-    const auto next = [&](int64_t i) GW_LAMBDA {
-      const int64_t at = i + t.low + tap;
+    const auto inputs_of = [&](int64_t output) GW_LAMBDA {
+      const int64_t at = output + t.low + tap;
       return load_between(x + at, -at, t.in - at);
     };
-    Vec one = next(i), two{}, before{}, out{};
+    Vec one = inputs_of(i), two{}, before{}, out{};
     // Adds to the sums of the first N taps by `out`, and to those of the others by `before`. Inputs of lanes behind the row's last output
-    // are left out: they may be NaN.
-    const auto add = [&](auto first, auto others, int64_t count) GW_LAMBDA {
+    // are left out where `first_ends`, or `others_end`: they may be NaN.
+    const auto add = [&](auto first, auto first_ends, auto others, auto others_end) GW_LAMBDA {
+      two = inputs_of(i + kLanes);
       unroll<N>([&](auto n) GW_LAMBDA {
-        Vec in = shifted<n>(one, two);
-        if constexpr (others) add_product(sum[Both][n], count < 0 ? keep(in, -count) : in, before);
-        if constexpr (first) add_product(sum[0][n], count > 0 ? keep(in, count) : in, out);
+        const Vec in = shifted<n>(one, two);
+        if constexpr (others) add_product(sum[Both][n], others_end ? keep(in, end) : in, before);
+        if constexpr (first) add_product(sum[0][n], first_ends ? keep(in, end) : in, out);
       });
       one = two;
       before = out;
+      i += kLanes;
     };
     const std::integral_constant<int, 0> no;
     const std::integral_constant<int, 1> yes;
     const std::integral_constant<int, Both> both;
-    for (int64_t v = 0; v < vectors; v++, i += kLanes) {
+    for (int64_t v = 0; v < vectors - 1; v++) {
       if (t.ahead) {
         prefetch(x + i + t.low + tap + kAhead);
         prefetch(go + i + kAhead);
       }
-      two = next(i + kLanes);
-      const bool last = v == vectors - 1;
-      out = load_some(go + i, last ? end : kLanes);
+      out = load(go + i);
       if (v == 0) {
-        if (last) {
-          add(yes, no, end);
-        } else {
-          add(yes, no, 0);
-        }
-      } else if (last) {
-        add(yes, both, end);
+        add(yes, no, no, no);
       } else {
-        add(yes, both, 0);
+        add(yes, no, both, no);
       }
     }
-    if constexpr (Both) {
-      two = next(i + kLanes);
-      add(no, yes, -end);
+    out = load_some(go + i, end);
+    if (vectors == 1) {
+      add(yes, yes, no, no);
+    } else {
+      add(yes, yes, both, no);
     }
+    if constexpr (Both) add(no, no, yes, yes);
   }
   add_sums(sum, sums, N);
 }
@@ -125,19 +123,20 @@ GW_NOINLINE void shifted_sums(const LoneRow& t, int64_t tap, int64_t rows, const
 // Adds the sums of any number of neighbouring taps.
 inline void many_taps_sums(const LoneRow& t, int64_t rows, const Real* x, int64_t x_row, const Real* go, int64_t go_row,
                            Real* sums) {
-  // So many shifts, of two taps each, have their sums in registers.
+  // The shifts whose sums, of two taps each, fit the registers.
   constexpr int kMost = std::min(8, kLanes);
   for (int64_t tap = 0; tap < t.taps;) {
-    const int64_t left = std::min<int64_t>(t.taps - tap, 2 * kLanes), step = even_run(std::min<int64_t>(left, kLanes), kMost);
+    const int64_t left = std::min<int64_t>(t.taps - tap, 2 * kLanes), shifts = std::min<int64_t>(left, kLanes);
+    const int64_t step = even_run(shifts, kMost);
     unroll<kMost>([&](auto n) GW_LAMBDA {
       constexpr int count = n + 1;
       if (step != count) return;
-      for (int64_t first = 0; first < std::min<int64_t>(left, kLanes); first += count) {
+      for (int64_t first = 0; first < shifts; first += count) {
         const bool both = first + kLanes < left;
         Real some[2 * count] = {};
         (both ? shifted_sums<count, 1> : shifted_sums<count, 0>)(t, tap + first, rows, x, x_row, go, go_row, some);
         for (int64_t i = 0; i < count; i++) {
-          if (first + i < std::min<int64_t>(left, kLanes)) sums[tap + first + i] += some[i];
+          if (first + i < shifts) sums[tap + first + i] += some[i];
           if (first + i + kLanes < left) sums[tap + first + i + kLanes] += some[count + i];
         }
       }
@@ -147,7 +146,7 @@ inline void many_taps_sums(const LoneRow& t, int64_t rows, const Real* x, int64_
 }
 
 // Adds the sums of a block of rows of `samples` samples of `groups` groups, whose rows begin at `input` and at `grad_output`.
-// Of several samples there is one row each.
+// Several samples have one row each.
 inline void sum_lone_rows(const GradWeight& work, int64_t samples, const Range& rows, const Range& columns, int64_t groups,
                           const Real* input, const Real* grad_output, Real* sums) {
   const Problem& p = work.problem;

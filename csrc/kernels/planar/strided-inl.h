@@ -23,8 +23,9 @@ GW_INLINE Vec every(const Vec (&v)[S]) {
   return found;
 }
 
-// Calls use(k, vector) with what each of K neighbouring taps reads for a vector of outputs a stride S apart. The taps k to k + S - 1 are
-// dealt from the same S vectors, of which load(k, i) loads the one that begins i numbers behind what the first output reads by tap k.
+// Calls use(k, v) with what tap k of K reads for a vector of neighbouring outputs, for each tap. load(k, i) loads the vector that begins i
+// numbers behind what tap k reads for the first output. With a stride S above 1 taps must be neighbours: S of them, from tap k on, are taken
+// from the same S vectors.
 template <int K, int S, class Load, class Use>
 GW_INLINE void each_tap(Load&& load, Use&& use) {
   unroll<(K + S - 1) / S>([&](auto n) GW_LAMBDA {
