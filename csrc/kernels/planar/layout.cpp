@@ -60,11 +60,15 @@ bool takes_taps(const Phase& w, int64_t lanes) {
   return w.taps <= kFewTaps || (lanes >= 16 && w.spacing == 1 && w.taps <= kLongestRow && !worth_clipping(w));
 }
 
-// Tells whether tiles weave the phases of the width where their rows are: all of them, of few neighbouring taps.
-bool takes_phases(const std::vector<Phase>& w) {
+// Tells whether all phases of the width take turns in a row, and are few enough to be woven.
+bool weaves(const std::vector<Phase>& w) {
   const int64_t phases = static_cast<int64_t>(w.size());
-  return phases <= kMostStride && phases == w.front().step &&
-         std::ranges::all_of(w, [](const Phase& s) { return s.taps <= kFewTaps && s.spacing == 1; });
+  return phases > 1 && phases <= kWovenPhases && phases == w.front().step;
+}
+
+// Tells whether tiles weave phases of few neighbouring taps where their rows are.
+bool takes_phases(const std::vector<Phase>& w) {
+  return weaves(w) && std::ranges::all_of(w, [](const Phase& s) { return s.taps <= kFewTaps && s.spacing == 1; });
 }
 
 // Tells whether rows of one channel meet one row of taps each, and are read where they are.
@@ -128,9 +132,8 @@ Strip strip_of(const CorrelationShape& c, int64_t lanes, int64_t apart) {
 // Tells whether tiles can weave the phases of the width: those of one input channel, of few rows of taps, none of which is left
 // out for small parts of a row.
 bool takes_woven(const CorrelationShape& c, const Strip& strip) {
-  const int64_t phases = static_cast<int64_t>(c.w.size());
-  return phases > 1 && phases <= kWovenPhases && phases == c.w.front().step && c.output_strides.w == 1 && c.in_channels == 1 &&
-         c.out_channels < 4 && c.h.stride == 1 && c.h.spacing == 1 && c.h.taps <= kWovenTaps && strip.columns >= widest(c.w);
+  return weaves(c.w) && c.output_strides.w == 1 && c.in_channels == 1 && c.out_channels < 4 && c.h.stride == 1 &&
+         c.h.spacing == 1 && c.h.taps <= kWovenTaps && strip.columns >= widest(c.w);
 }
 
 // Tells whether rows of the image, and of the kernel, follow each other in memory and meet one another whole.

@@ -22,7 +22,7 @@ struct LonePhase {
 // phases before `last`, from the row's start. Output j reads inputs j + low to j + high, each phase some of these. Vectors of outputs
 // within [begin, inside) read inputs alone.
 struct LonePhases {
-  LonePhase phase[kMostStride];
+  LonePhase phase[kWovenPhases];
   int64_t in, first, last, outputs, low, high, begin, inside;
   bool ahead;  // what follows is prefetched
 };
