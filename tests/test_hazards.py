@@ -6,6 +6,8 @@ of these tests calls one, and none would hang if it did.
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 
 import groupwise
 from groupwise import ConvSpec, bench, plan, record_plans, report
-from groupwise.kernels import dispatch
+from groupwise.kernels import dispatch, native
 from groupwise.rewrite.engines import Work, hazard_of
 from groupwise.rewrite.steps import Epilogue, Geometry
 from kernels import needs_kernels
@@ -91,6 +93,61 @@ def test_a_gradient_alone_may_be_one():
     y64 = F.conv2d(x.double(), weight, layer.bias.detach().double(), stride=2)
     (wanted,) = torch.autograd.grad(y64, weight, y.detach().double())
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+DILATED = {
+    "grouped": (nn.Conv2d(8, 16, 3, padding=4, dilation=4, groups=4), (1, 8, 40, 31)),
+    "one row of taps": (nn.Conv2d(8, 4, (1, 3), padding=(0, 1), dilation=(2, 1), groups=2), (2, 8, 9, 29)),
+    "dense": (nn.Conv2d(24, 5, 2, padding=1, dilation=2), (2, 24, 8, 30)),
+    "strided columns": (nn.Conv2d(6, 6, (2, 3), stride=(1, 2), dilation=(3, 1), groups=3), (2, 6, 9, 61)),
+    "transposed": (nn.ConvTranspose2d(16, 6, 2, dilation=(2, 1), groups=2), (1, 16, 7, 33)),
+    "3-D": (nn.Conv3d(4, 4, 2, dilation=(1, 2, 1), groups=2), (1, 4, 4, 6, 31)),
+}
+SOUND = {
+    "short rows": (nn.Conv2d(8, 16, 3, padding=4, dilation=4, groups=4), (1, 8, 40, 28)),
+    "a vector of channels": (nn.Conv2d(64, 16, 3, padding=2, dilation=2, groups=2), (1, 64, 9, 31)),
+    "strided rows": (nn.Conv2d(8, 16, 3, stride=(2, 1), padding=2, dilation=2, groups=4), (1, 8, 9, 31)),
+    "dilated columns": (nn.Conv2d(8, 16, 3, padding=2, dilation=(1, 2), groups=4), (1, 8, 9, 31)),
+}
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", DILATED)
+def test_a_gradient_of_dilated_rows_in_bfloat16_is_not_pytorchs(name, memory_format):
+    """With AVX-512 its values are often wrong."""
+    layer, shape = DILATED[name]
+    memory_format += "_3d" * (len(shape) == 5 and memory_format == "channels_last")
+    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    x = inputs(shape, torch.bfloat16).contiguous(memory_format=formats.get(memory_format, torch.channels_last_3d))
+    asked = plan(layer, shape, memory_format=memory_format, direction="grad_weight", dtype=torch.bfloat16)
+    assert (asked.hazard == OUTSIDE) == ("avx512" in native.runnable())
+    if not asked.hazard:
+        return
+    layer = copy.deepcopy(layer).bfloat16()
+    with dispatch.by_pytorch(), record_plans() as plans:
+        y = layer(x)
+        (found,) = torch.autograd.grad(y, layer.weight, y)
+    assert [(one.direction, one.hazard) for one in plans] == [("grad_weight", OUTSIDE)]
+    assert plans[0].kernel != "pytorch"
+    wanted, sizes = (
+        torch.ops.aten.convolution_backward(
+            *(gradient, image, weight, None, layer.stride, layer.padding, layer.dilation, layer.transposed),
+            *(layer.output_padding, layer.groups, (False, True, False)),
+        )[1]
+        for weight in [layer.weight.double()]
+        for gradient, image in [(y.double(), x.double()), (y.double().abs(), x.double().abs())]
+    )
+    # float32 sums and one rounding.
+    assert ((found.double() - wanted).abs() <= 2**-8 * wanted.abs() + 2**-16 * sizes).all()
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_gradient_of_other_dilated_rows_may_be_pytorchs(name):
+    layer, shape = SOUND[name]
+    assert plan(layer, shape, direction="grad_weight", dtype=torch.bfloat16).hazard == ""
+    layer, shape = DILATED["grouped"]
+    for direction, dtype in [("grad_weight", "float32"), ("grad_weight", "float16"), ("forward", "bfloat16")]:
+        assert plan(layer, shape, direction=direction, dtype=dtype).hazard == ""
 
 
 @pytest.mark.parametrize("backward", [False, True])

@@ -55,9 +55,23 @@ bool never_compiles(const Request& r) {
          p.groups <= kChannels && p.w.kernel >= kLongRow && p.w.stride == 1 && p.w.dilation == 1 && has_avx512_fp16();
 }
 
-// Tells what PyTorch 2.13's kernel may do to the process, or returns null. Beside outputs that see only padding its memory is not
-// safe in one kind more: with AVX-512, oneDNN's gradient of a dense 1x1 weight with a stride, in channels_last, ends the process on
-// larger images if the input channels do not fill its vectors of 16.
+// With AVX-512, oneDNN's gradient of a dense 1x1 weight with a stride, in channels_last, ends the process on larger images if the
+// input channels do not fill its vectors of 16.
+bool strided_pointwise_gradient(const Request& r) {
+  const Problem& p = r.problem;
+  const bool strided = p.h.kernel * p.w.kernel == 1 && std::max(p.h.stride, p.w.stride) > 1;
+  return strided && r.channels_last && p.groups == 1 && p.in_channels % 16 != 0;
+}
+
+// With AVX-512, oneDNN's bfloat16 gradient of a weight with dilated rows of taps is wrong, or ends the process, if a row of outputs is
+// longer than its 28 registers and a group's input channels do not fill its vectors of 16, in either format. A dilation of one row
+// of taps, which moves nothing, counts too.
+bool dilated_rows_gradient(const Request& r) {
+  const Problem& p = r.problem;
+  return r.dtype == Dtype::bfloat16 && p.h.dilation > 1 && p.h.stride == 1 && p.w.out > 28 && p.in_channels % 16 != 0;
+}
+
+// Tells what PyTorch 2.13's kernel may do to the process, or returns null.
 const char* hazard_of(const Request& r) {
   constexpr const char* kOutside = "PyTorch's kernel may read outside its tensors here";
   // oneDNN has no float64.
@@ -71,9 +85,7 @@ const char* hazard_of(const Request& r) {
   if (r.direction == Direction::grad_weight && r.channels_last && depth.pad > 0 &&
       depth.dilation * (depth.kernel - 1) >= depth.in)
     return kOutside;
-  const bool strided = p.h.kernel * p.w.kernel == 1 && std::max(p.h.stride, p.w.stride) > 1;
-  if (r.direction != Direction::grad_weight || !strided || !r.channels_last || p.groups > 1 || p.in_channels % 16 == 0)
-    return nullptr;
+  if (r.direction != Direction::grad_weight || !(strided_pointwise_gradient(r) || dilated_rows_gradient(r))) return nullptr;
   return runnable_isas().back() == "avx512" ? kOutside : nullptr;
 }
 
