@@ -205,6 +205,21 @@ def ensemble(chance: random.Random) -> Numbers:
     return ConvSpec(groups * inputs, groups * outputs, kernel, 1, kernel // 2, 1, groups), image(chance)
 
 
+def signals(chance: random.Random) -> Numbers:
+    """1-D layers of language models (a few causal taps for each of thousands of channels) and of vocoders (transposed)."""
+    channels = one_of(chance, (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 5120, 8192))
+    if chance.random() < 0.5:
+        kernel = chance.choice((2, 3, 4, 4, 4, 5, 7))
+        size = one_of(chance, (1, 16, 64, 128, 256, 512, 1024, 2048, 4096))
+        return ConvSpec(channels, channels, kernel, 1, kernel - 1, 1, channels, dims=1), (size,)
+    channels = min(channels, 1024)
+    stride = chance.choice((2, 2, 2, 3, 4, 5, 8))
+    kernel = stride * chance.choice((1, 2, 2, 3)) + chance.choice((0, 0, 0, 1))
+    groups = channels if chance.random() < 0.75 else math.gcd(channels, chance.choice((1, 4, 16, 64)))
+    size = (one_of(chance, (8, 16, 32, 32, 50, 64, 100, 200, 256, 400, 1000)),)
+    return ConvSpec(channels, channels, kernel, stride, (kernel - stride) // 2, 1, groups, transposed=True, dims=1), size
+
+
 def big(chance: random.Random) -> Numbers:
     """Layers of which one takes milliseconds: without them the tables say nothing of what costs users most."""
     which = chance.choice(("rows", "rows", "depthwise", "grouped", "dense", "transposed"))
@@ -282,6 +297,7 @@ FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
     "products": (0.0, products),
     "ensemble": (0.0, ensemble),
     "deep": (0.0, deep),
+    "signals": (0.0, signals),
 }
 """The fraction of draws of each kind of layer."""
 
