@@ -94,6 +94,11 @@ GW_NOINLINE void many_taps_row(const LoneRow& t, const Real* x, const Real* w, i
   }
 }
 
+// The same without a tap.
+inline void no_taps_row(const LoneRow& t, const Real*, const Real*, int64_t, const Real* bias, Real* y) {
+  std::fill(y + t.first, y + t.last, bias ? *bias : Real{});
+}
+
 // Calls f(K, S) with the number of taps and the stride as constants, and not if there is no tap.
 template <class F>
 GW_INLINE void with_few_taps(int64_t taps, int64_t stride, F&& f) {
@@ -111,21 +116,17 @@ inline void run_lone_rows(const Correlation& c, const Block& b, int64_t groups, 
   const Phase w = clipped(c.w.front(), column, columns);
   const WeightStrides& ws = c.weight_strides;
   const LoneRow t{w.taps, w.low, w.spacing, w.in, column, column + columns, beyond_cache(c)};
-  const auto each_row = [&](auto&& compute) GW_LAMBDA {
-    for (int64_t g = 0; g < groups; g++)
-      for (int64_t r = row; r < row + rows; r++)
-        for (int64_t o = 0; o < c.out_channels; o++)
-          compute(t, input + g * c.input_strides.c + r * c.input_strides.h,
-                  c.weight + (group + g) * ws.group + o * ws.o + c.h.index * ws.h + w.index * ws.w, w.index_step * ws.w,
-                  c.bias ? c.bias + (group + g) * c.out_channels + o : nullptr,
-                  output + (g * c.out_channels + o) * c.output_strides.c + r * c.output_strides.h);
-  };
-  if (w.taps == 0)
-    return each_row([&](const LoneRow& t, const Real*, const Real*, int64_t, const Real* bias, Real* y)
-                        GW_LAMBDA { std::fill(y + t.first, y + t.last, bias ? *bias : Real{}); });
+  auto* compute = no_taps_row;
   if constexpr (kMasks)
-    if (w.taps > kFewTaps) return each_row(many_taps_row);
-  with_few_taps(w.taps, w.stride, [&](auto taps, auto stride) GW_LAMBDA { each_row(few_taps_row<taps, stride>); });
+    if (w.taps > kFewTaps) compute = many_taps_row;
+  with_few_taps(w.taps, w.stride, [&](auto taps, auto stride) GW_LAMBDA { compute = few_taps_row<taps, stride>; });
+  for (int64_t g = 0; g < groups; g++)
+    for (int64_t r = row; r < row + rows; r++)
+      for (int64_t o = 0; o < c.out_channels; o++)
+        compute(t, input + g * c.input_strides.c + r * c.input_strides.h,
+                c.weight + (group + g) * ws.group + o * ws.o + c.h.index * ws.h + w.index * ws.w, w.index_step * ws.w,
+                c.bias ? c.bias + (group + g) * c.out_channels + o : nullptr,
+                output + (g * c.out_channels + o) * c.output_strides.c + r * c.output_strides.h);
 }
 
 }  // namespace groupwise::GW_TARGET

@@ -159,16 +159,16 @@ inline void sum_lone_rows(const GradWeight& work, int64_t samples, const Range& 
       beyond_cache(work)};
   const int64_t count = samples * (rows.last - rows.first), x_row = samples > 1 ? xs.n : xs.h,
                 go_row = samples > 1 ? gs.n : gs.h;
-  const auto each_row = [&](auto&& add) GW_LAMBDA {
-    for (int64_t g = 0; g < groups; g++)
-      for (int64_t o = 0; o < p.out_channels; o++)
-        add(t, count, input + g * xs.c + rows.first * xs.h, x_row,
-            grad_output + (g * p.out_channels + o) * gs.c + rows.first * gs.h, go_row,
-            sums + (g * p.out_channels + o) * p.w.kernel + inside.first);
-  };
+  decltype(&many_taps_sums) add = nullptr;
   if constexpr (kMasks)
-    if (t.taps > kFewTaps) return each_row(many_taps_sums);
-  with_few_taps(t.taps, p.w.stride, [&](auto taps, auto stride) GW_LAMBDA { each_row(few_taps_sums<taps, stride>); });
+    if (t.taps > kFewTaps) add = many_taps_sums;
+  with_few_taps(t.taps, p.w.stride, [&](auto taps, auto stride) GW_LAMBDA { add = few_taps_sums<taps, stride>; });
+  if (!add) return;
+  for (int64_t g = 0; g < groups; g++)
+    for (int64_t o = 0; o < p.out_channels; o++)
+      add(t, count, input + g * xs.c + rows.first * xs.h, x_row,
+          grad_output + (g * p.out_channels + o) * gs.c + rows.first * gs.h, go_row,
+          sums + (g * p.out_channels + o) * p.w.kernel + inside.first);
 }
 
 }  // namespace groupwise::GW_TARGET
