@@ -2,7 +2,8 @@
 
 A training step is the forward and the gradients of input, weight and bias, in one call of autograd. All cases of one
 layer are timed in turn in one process. Before that, every result is compared with float64: a layer with a wrong one is
-not timed, its rows leave the record, and the run ends with status 1.
+not timed, its rows leave the record, and the run ends with status 1. Every layer is visited several times, minutes
+apart, and its medians are over all visits: other guests of a machine slow it for a minute or so.
 
 In other dtypes than float32 groupwise's float32 is timed beside the others. A memory format in which the first call
 does not return in time (PyTorch compiles some kernels of 16 bits for minutes) is left out, and its row says why.
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -106,11 +108,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=Effort.repeats, help="the least for each median")
     parser.add_argument("--budget", type=float, default=Effort.budget, help="seconds for more repeats of a quick layer")
+    parser.add_argument("--visits", type=int, default=3, help="over how many rounds of all layers the repeats are spread")
     parser.add_argument("--patience", type=float, default=10, help="seconds for a first call, beyond float32")
     parser.add_argument("--only", default="", help="layers whose name or network contains this")
     parser.add_argument("--held-out", action="store_true", help="the layers that nothing is tuned to")
     parser.add_argument("--output", type=pathlib.Path, help="default: as `record_of` names it, in the records")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.visits < 1:
+        parser.error(f"--visits {options.visits} must be at least 1")
+    return options
 
 
 def record_of(dtype: str, record: str = "layers") -> pathlib.Path:
@@ -122,29 +128,46 @@ def record_of(dtype: str, record: str = "layers") -> pathlib.Path:
 def run(dtype: str, output: pathlib.Path, options: argparse.Namespace) -> list[str]:
     """Measures the layers in a dtype; returns what was refused."""
     which = "held_out" if options.held_out else "listed"
-    effort = Effort(options.repeats, options.budget, max(options.repeats, Effort.most), SLOW)
+    effort = Effort(options.repeats, options.budget, max(options.repeats, Effort.most), SLOW).share(options.visits)
     plain = dtype == "float32"
-    peaks = {threads: floor.measure(threads) if plain else None for threads in options.threads}
-    refused = []
+    refused: dict[tuple[str, int], str] = {}
+    left_out: dict[tuple[str, int, str], dict[Key, str]] = defaultdict(dict)
+    known: dict[Key, Row] = {}
     with contextlib.ExitStack() as stack:
         ask = measure if plain else stack.enter_context(Watched(measure, options.patience)).ask
-        for batch, layer in itertools.product(options.batch, shapes.chosen(which, options.only)):
-            facts = {"set": which, "layer": layer.name, "batch": batch, "samples": layer.samples(batch)}
-            facts["busy"], start = busy(), time.perf_counter()
-            left_out: dict[str, dict[Key, str]] = {each: {} for each in PASSES}
-            try:
-                for threads, each in itertools.product(options.threads, PASSES):
-                    unit = Unit(layer, each, batch, threads, dtype, peaks[threads])
-                    for rows in whole(ask, unit, effort, left_out[each]):
-                        machine = {**about(dtype), "threads": threads}
-                        write_record(output, [{**facts, **row, **machine} for row in rows], UNIT)
-                print(f"{layer.name}, batch {batch}, {dtype}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
-            except checking.WrongResult as error:
-                refused.append(f"{error} ({dtype})")
-                forget(output, {"set": which, "layer": layer.name, "batch": batch, "dtype": dtype})
-                print(f"refused: {error} ({dtype})", file=sys.stderr)
+        for _ in range(options.visits):
+            peaks = {threads: floor.measure(threads) if plain else None for threads in options.threads}
+            for batch, layer in itertools.product(options.batch, shapes.chosen(which, options.only)):
+                if (layer.name, batch) in refused:
+                    continue
+                facts = {"set": which, "layer": layer.name, "batch": batch, "samples": layer.samples(batch)}
+                facts["busy"], start = busy(), time.perf_counter()
+                try:
+                    for threads, each in itertools.product(options.threads, PASSES):
+                        unit = Unit(layer, each, batch, threads, dtype, peaks[threads])
+                        for rows in whole(ask, unit, effort, left_out[layer.name, batch, each]):
+                            every = [{**facts, **row, **about(dtype), "threads": threads} for row in rows]
+                            write_record(output, [pooled(row, known) for row in every], UNIT)
+                    took = time.perf_counter() - start
+                    print(f"{layer.name}, batch {batch}, {dtype}: {took:.1f} s", file=sys.stderr)
+                except checking.WrongResult as error:
+                    refused[layer.name, batch] = f"{error} ({dtype})"
+                    forget(output, {"set": which, "layer": layer.name, "batch": batch, "dtype": dtype})
+                    print(f"refused: {error} ({dtype})", file=sys.stderr)
     print(f"wrote {output}; read it with: python benchmarks/summary.py")
-    return refused
+    return list(refused.values())
+
+
+def pooled(row: Row, known: dict[Key, Row]) -> Row:
+    """Returns a row with the figures of all visits so far, which `known` has by row, and the lowest floor."""
+    if (seconds := row.pop("seconds", None)) is None:
+        return row
+    before = known.setdefault(tuple(str(row.get(name)) for name in (*UNIT, "implementation", "memory_format")), {})
+    before["seconds"] = before.get("seconds", []) + seconds
+    for name, take in (("floor_ms", min), ("busy", max), ("error", max), ("error_of_pytorch", max)):
+        if name in row:
+            row[name] = before[name] = take(row[name], before.get(name, row[name]))
+    return row | figures(before["seconds"])
 
 
 def whole(
@@ -165,6 +188,7 @@ def whole(
 def measure(unit: Unit, effort: Effort, left_out: Mapping[Key, str]) -> Iterator[Trying | Returned | list[Row]]:
     """Yields the rows of a unit, in a list for each interleaved run, and before each first call that it is tried.
 
+    A row has the seconds of all its calls.
     Raises `WrongResult` if a result of groupwise is wrong.
     """
     layer, which = unit.layer, unit.which
@@ -187,7 +211,7 @@ def measure(unit: Unit, effort: Effort, left_out: Mapping[Key, str]) -> Iterator
         if unit.peak:
             shared["floor_ms"] = round(unit.peak.floor_ms(layer.cost(unit.batch), which == "training"), 6)
         for key, seconds in interleave(cases, which, effort).items():
-            row = {**shared, **named(key), **figures(seconds)}
+            row = {**shared, **named(key), "seconds": seconds}
             if key[0] == "groupwise":
                 row["kernels"] = kernels(given.in_format(key[1]), which)
                 row["error"], row["error_of_pytorch"] = (float(f"{error:.3g}") for error in errors)
@@ -292,7 +316,7 @@ def payoff(layer: Layer, given: Tensors, dense: Tensors, which: str, effort: Eff
     groups = {"dense": 1}
     return [
         {"benchmark": "payoff", "pass": which, "implementation": who, "groups": groups.get(who, layer.groups)}
-        | {"memory_format": name, **figures(seconds)}
+        | {"memory_format": name, "seconds": seconds}
         for (who, name), seconds in interleave(cases, which, effort).items()
     ]
 

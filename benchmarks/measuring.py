@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import json
+import math
 import pathlib
 import re
 import statistics
@@ -85,6 +86,11 @@ class Effort:
     budget: float = 1.5
     most: int = 100
     slow: float = float("inf")
+
+    def share(self, visits: int) -> Effort:
+        """Returns the effort of each of some visits, which are as many times in all, or a few more."""
+        counts = [math.ceil(count / visits) for count in (self.repeats, self.most)]
+        return Effort(counts[0], self.budget / visits, counts[1], self.slow / visits)
 
 
 @functools.cache

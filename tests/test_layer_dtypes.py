@@ -151,7 +151,7 @@ def test_a_case_that_got_stuck_is_left_out():
     *tried, rows = measured("bfloat16", why)
     assert tried == [*(watched.Trying(pair) for pair in PAIRS[1:]), watched.Returned()]
     assert rows[0]["problem"] == why["pytorch", "contiguous"]
-    assert sum("ms" in row for row in rows) == 5
+    assert sum("seconds" in row for row in rows) == 5
     both = why | {("pytorch", "channels_last"): "a call ended the process"}
     (rows,) = measured("bfloat16", both)
     assert [row["problem"] for row in rows] == list(both.values()), "without PyTorch there is nothing to compare"
@@ -179,6 +179,26 @@ def test_the_record_says_what_got_stuck(tmp_path, monkeypatch):
     assert [(row["threads"], row["pass"]) for row in rows[::2]] == list(itertools.product((1, 2), layers.PASSES))
     assert {row["dtype"] for row in rows} == {"float16"}
     assert [row.get("problem") for row in rows[:2]] == [None, "too slow"]
+
+
+def test_figures_are_over_all_visits(tmp_path, monkeypatch):
+    visits = iter([[3e-3, 1e-3], [5e-3], [7e-3, 9e-3]])
+    floors = iter([2.0, 1.0, 4.0])
+
+    def measure(unit, effort, left_out):
+        assert effort == measuring.Effort(2, 0.5, 34, layers.SLOW / 3)
+        row = {"benchmark": "layer", "pass": unit.which, "implementation": "pytorch", "memory_format": "contiguous"}
+        if unit.which == "forward":
+            yield [{**row, "seconds": next(visits), "floor_ms": next(floors)}]
+
+    monkeypatch.setattr(layers, "measure", measure)
+    monkeypatch.setattr(layers.floor, "measure", lambda threads: None)
+    words = "--held-out --only odd-width6 --threads 1 --repeats 5".split()
+    monkeypatch.setattr(sys, "argv", ["layers.py", *words, "--output", str(tmp_path / "layers.jsonl")])
+    layers.main()
+    (found,) = measuring.read_record(tmp_path / "layers.jsonl")
+    assert (found["ms"], found["repeats"], found["floor_ms"]) == (5.0, 5, 1.0)
+    assert "seconds" not in found
 
 
 def row(layer, who, ms, which="forward", name="contiguous", **more):
