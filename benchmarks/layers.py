@@ -159,13 +159,13 @@ def run(dtype: str, output: pathlib.Path, options: argparse.Namespace) -> list[s
 
 
 def pooled(row: Row, known: dict[Key, Row]) -> Row:
-    """Returns a row with the figures of all visits so far, which `known` has by row, and the lowest floor."""
+    """Returns a row with the figures of all visits so far, which `known` has by row: the lowest floor, the largest error."""
     if (seconds := row.pop("seconds", None)) is None:
         return row
     before = known.setdefault(tuple(str(row.get(name)) for name in (*UNIT, "implementation", "memory_format")), {})
     before["seconds"] = before.get("seconds", []) + seconds
     for name, take in (("floor_ms", min), ("busy", max), ("error", max), ("error_of_pytorch", max)):
-        if name in row:
+        if row.get(name) is not None:
             row[name] = before[name] = take(row[name], before.get(name, row[name]))
     return row | figures(before["seconds"])
 

@@ -172,7 +172,7 @@ def measure(tmp_path, monkeypatch):
     threads, path = torch.get_num_threads(), tmp_path / "layers.jsonl"
 
     def measure():
-        words = "--held-out --only odd-width6 --repeats 2 --budget 0 --threads 1".split()
+        words = "--held-out --only odd-width6 --repeats 2 --budget 0 --visits 1 --threads 1".split()
         monkeypatch.setattr(sys, "argv", ["layers.py", *words, "--output", str(path)])
         try:
             layers.main()
