@@ -206,7 +206,7 @@ def ensemble(chance: random.Random) -> Numbers:
 
 
 def signals(chance: random.Random) -> Numbers:
-    """1-D layers of language models (a few causal taps for each of thousands of channels) and of vocoders (transposed)."""
+    """1-D layers of language models (a few causal taps for each of many channels) and of vocoders (transposed)."""
     channels = one_of(chance, (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 5120, 8192))
     if chance.random() < 0.5:
         kernel = chance.choice((2, 3, 4, 4, 4, 5, 7))
@@ -216,8 +216,8 @@ def signals(chance: random.Random) -> Numbers:
     stride = chance.choice((2, 2, 2, 3, 4, 5, 8))
     kernel = stride * chance.choice((1, 2, 2, 3)) + chance.choice((0, 0, 0, 1))
     groups = channels if chance.random() < 0.75 else math.gcd(channels, chance.choice((1, 4, 16, 64)))
-    size = (one_of(chance, (8, 16, 32, 32, 50, 64, 100, 200, 256, 400, 1000)),)
-    return ConvSpec(channels, channels, kernel, stride, (kernel - stride) // 2, 1, groups, transposed=True, dims=1), size
+    spec = ConvSpec(channels, channels, kernel, stride, (kernel - stride) // 2, 1, groups, transposed=True, dims=1)
+    return spec, (one_of(chance, (8, 16, 32, 32, 50, 64, 100, 200, 256, 400, 1000)),)
 
 
 def big(chance: random.Random) -> Numbers:

@@ -108,7 +108,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=Effort.repeats, help="the least for each median")
     parser.add_argument("--budget", type=float, default=Effort.budget, help="seconds for more repeats of a quick layer")
-    parser.add_argument("--visits", type=int, default=3, help="over how many rounds of all layers the repeats are spread")
+    parser.add_argument("--visits", type=int, default=3, help="rounds of all layers, which share the repeats")
     parser.add_argument("--patience", type=float, default=10, help="seconds for a first call, beyond float32")
     parser.add_argument("--only", default="", help="layers whose name or network contains this")
     parser.add_argument("--held-out", action="store_true", help="the layers that nothing is tuned to")
@@ -159,7 +159,7 @@ def run(dtype: str, output: pathlib.Path, options: argparse.Namespace) -> list[s
 
 
 def pooled(row: Row, known: dict[Key, Row]) -> Row:
-    """Returns a row with the figures of all visits so far, which `known` has by row: the lowest floor, the largest error."""
+    """Returns a row with the figures of all visits so far, which `known` has: the lowest floor, the largest error."""
     if (seconds := row.pop("seconds", None)) is None:
         return row
     before = known.setdefault(tuple(str(row.get(name)) for name in (*UNIT, "implementation", "memory_format")), {})
