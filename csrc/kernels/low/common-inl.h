@@ -33,6 +33,13 @@ GW_INLINE void add_pairs(Vec& sum, Words x, Words w) {
   add_product(sum, a.odd, b.odd);
 }
 
+GW_INLINE Words rounded_pairs(bool native, const Pairs& pairs) {
+#if GW_LANES == 16
+  if (native) return joined_natively(pairs);
+#endif
+  return joined(pairs);
+}
+
 template <bool Native>
 GW_INLINE void store_low(Bfloat16* to, Vec v, int64_t count) {
 #if GW_LANES == 16
@@ -77,6 +84,7 @@ struct LowWalk {
   int64_t first_row, rows, columns, x_row, x_column, tap, step, width, y_pixel;
   const Activate *before, *after;
   bool residual;
+  bool native;  // whether the processor rounds to bfloat16 by one instruction
 };
 
 }  // namespace groupwise::GW_TARGET

@@ -39,7 +39,7 @@ GW_INLINE void finish_low(const LowWalk& k, const LowTile& t, Vec (&v)[2 * kLowP
   }
   unroll<kLowPixels>([&](auto p) GW_LAMBDA {
     if (p >= t.stored) return;
-    const Pairs made{v[2 * p], v[2 * p + 1]};
+    const Words made = rounded_pairs(k.native, {v[2 * p], v[2 * p + 1]});
     if (Whole && t.first == 0) {
       store_both(t.y + p * k.y_pixel, made);
     } else {
@@ -63,14 +63,20 @@ GW_NOINLINE void low_tile(const LowWalk& k, const LowTile& t) {
   const auto read = [&](const Bfloat16* from) GW_LAMBDA { return Whole ? load_both(from) : load_both_some(from, t.count); };
   for (int64_t row = 0; row < k.rows; row++, x += k.x_row, w += w_row) {
     if constexpr (KW > 0) {
+      Vec weight[2 * KW];
+      unroll<2 * KW>([&](auto i) GW_LAMBDA {
+        weight[i] = load(w + i * kLanes);
+        // Behind each question whether an input is there they would be loaded again.
+        if constexpr (!Inside && 2 * (kLowPixels + KW) + 3 <= kRegisters) pin(weight[i]);
+      });
       unroll<S*(kLowPixels - 1) + KW>([&](auto i) GW_LAMBDA {
         if (!Inside && !(t.there >> i & 1)) return;
         const Pairs in = read(x + i * k.x_column);
         unroll<KW>([&](auto tap) GW_LAMBDA {
           constexpr int p = (i - tap) / S;
           if constexpr (i >= tap && (i - tap) % S == 0 && p < kLowPixels) {
-            add_product(sum[2 * p], in.even, load(w + tap * kLowBlock));
-            add_product(sum[2 * p + 1], in.odd, load(w + tap * kLowBlock + kLanes));
+            add_product(sum[2 * p], in.even, weight[2 * tap]);
+            add_product(sum[2 * p + 1], in.odd, weight[2 * tap + 1]);
           }
         });
       });
@@ -150,12 +156,19 @@ inline LowRow low_row_of(const LowGrouped& c, int64_t task) {
   const int64_t at = row * c.h.stride - c.h.pad, spacing = c.h.dilation;
   const int64_t first = at >= 0 ? 0 : ceil_div(-at, spacing);
   const int64_t last = at >= c.h.in ? 0 : std::min(c.h.kernel, ceil_div(c.h.in - at, spacing));
-  const LowWalk walk{first,         std::max<int64_t>(0, last - first),
-                     c.w.kernel,    spacing * c.x_strides.h,
-                     c.x_strides.w, c.w.dilation,
-                     c.w.stride,    c.w.in,
-                     c.y_strides.w, &c.before,
-                     &c.after,      c.residual != nullptr};
+  const LowWalk walk{first,
+                     std::max<int64_t>(0, last - first),
+                     c.w.kernel,
+                     spacing * c.x_strides.h,
+                     c.x_strides.w,
+                     c.w.dilation,
+                     c.w.stride,
+                     c.w.in,
+                     c.y_strides.w,
+                     &c.before,
+                     &c.after,
+                     c.residual != nullptr,
+                     multiplies_pairs()};
   return {walk, c.x + n * c.x_strides.n + (at + first * spacing) * c.x_strides.h, c.y + n * c.y_strides.n + row * c.y_strides.h,
           part};
 }
