@@ -206,7 +206,7 @@ def ensemble(chance: random.Random) -> Numbers:
 
 
 def signals(chance: random.Random) -> Numbers:
-    """1-D layers of language models (a few causal taps for each of many channels) and of vocoders (transposed)."""
+    """1-D layers of language models (a few taps for each of many channels, padded on both sides) and of vocoders."""
     channels = one_of(chance, (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 5120, 8192))
     if chance.random() < 0.5:
         kernel = chance.choice((2, 3, 4, 4, 4, 5, 7))

@@ -2,8 +2,8 @@
 
 A training step is the forward and the gradients of input, weight and bias, in one call of autograd. All cases of one
 layer are timed in turn in one process. Before that, every result is compared with float64: a layer with a wrong one is
-not timed, its rows leave the record, and the run ends with status 1. Every layer is visited several times, minutes
-apart, and its medians are over all visits: other guests of a machine slow it for a minute or so.
+not timed, its rows leave the record, and the run ends with status 1. All layers are visited one after the other,
+several times, and medians are over all visits: other guests of a machine slow it for a minute or so.
 
 In other dtypes than float32 groupwise's float32 is timed beside the others. A memory format in which the first call
 does not return in time (PyTorch compiles some kernels of 16 bits for minutes) is left out, and its row says why.
@@ -195,6 +195,8 @@ def measure(unit: Unit, effort: Effort, left_out: Mapping[Key, str]) -> Iterator
     torch.set_num_threads(unit.threads)
     given, exact, of_oracle = values(layer, unit.batch, unit.dtype)
     every = cases_of(layer, given, which)
+    hazards = {("pytorch", name): hazard(unit, given.input.shape, name) for name in layer.memory_formats}
+    left_out = {key: why for key, why in hazards.items() if why} | dict(left_out)
     cases, found = {key: case for key, case in every.items() if key not in left_out}, {}
     shared: Row = {"benchmark": "layer", "pass": which}
     rows = [{**shared, **named(key), "problem": why} for key, why in left_out.items()]
@@ -219,6 +221,14 @@ def measure(unit: Unit, effort: Effort, left_out: Mapping[Key, str]) -> Iterator
     yield rows
     if layer.name in shapes.PAYOFF and unit.dtype == "float32":
         yield payoff(layer, given, layer.tensors(unit.batch, groups=1), which, effort)
+
+
+def hazard(unit: Unit, sizes: torch.Size, memory_format: str) -> str:
+    """Returns why PyTorch's kernels must not run a pass, and are no yardstick of its errors; empty if they may."""
+    directions = ("forward", "grad_input", "grad_weight") if unit.which == "training" else ("forward",)
+    asked = {"dtype": getattr(torch, unit.dtype), "memory_format": memory_format}
+    plans = (groupwise.plan(unit.layer.spec, sizes, direction=one, **asked) for one in directions)
+    return next((one.hazard for one in plans if one.hazard), "")
 
 
 def named(key: Key) -> Row:

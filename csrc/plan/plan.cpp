@@ -63,12 +63,13 @@ bool strided_pointwise_gradient(const Request& r) {
   return strided && r.channels_last && p.groups == 1 && p.in_channels % 16 != 0;
 }
 
-// With AVX-512, oneDNN's bfloat16 gradient of a weight with dilated rows of taps is wrong, or ends the process, if a row of outputs is
-// longer than its 28 registers and a group's input channels do not fill its vectors of 16, in either format. A dilation of one row
+// With AVX-512, oneDNN's bfloat16 gradient of a weight with dilated rows of taps, in channels_last, is often wrong, and sometimes ends
+// the process, if a row of outputs is longer than 28 and a group's input channels do not fill its vectors of 16. A dilation of one row
 // of taps, which moves nothing, counts too.
 bool dilated_rows_gradient(const Request& r) {
   const Problem& p = r.problem;
-  return r.dtype == Dtype::bfloat16 && p.h.dilation > 1 && p.h.stride == 1 && p.w.out > 28 && p.in_channels % 16 != 0;
+  return r.dtype == Dtype::bfloat16 && r.channels_last && p.h.dilation > 1 && p.h.stride == 1 && p.w.out > 28 &&
+         p.in_channels % 16 != 0;
 }
 
 // Tells what PyTorch 2.13's kernel may do to the process, or returns null.
@@ -85,8 +86,9 @@ const char* hazard_of(const Request& r) {
   if (r.direction == Direction::grad_weight && r.channels_last && depth.pad > 0 &&
       depth.dilation * (depth.kernel - 1) >= depth.in)
     return kOutside;
-  if (r.direction != Direction::grad_weight || !(strided_pointwise_gradient(r) || dilated_rows_gradient(r))) return nullptr;
-  return runnable_isas().back() == "avx512" ? kOutside : nullptr;
+  if (r.direction != Direction::grad_weight || runnable_isas().back() != "avx512") return nullptr;
+  if (dilated_rows_gradient(r)) return "PyTorch's kernel may compute wrong values here, or read outside its tensors";
+  return strided_pointwise_gradient(r) ? kOutside : nullptr;
 }
 
 void choose(const Candidate& candidate, Plan* plan) {

@@ -85,11 +85,6 @@ GW_INLINE Pairs dealt(Words words) {
 }
 GW_INLINE Words joined(const Pairs& pairs) { return nearest(pairs.even) >> 16 | (nearest(pairs.odd) & 0xffff0000); }
 
-GW_INLINE Pairs load_both(const Bfloat16* p) {
-  Words words;
-  std::memcpy(&words, p, sizeof words);
-  return dealt(words);
-}
 #if GW_LANES == 16
 // The same by an instruction of AVX512-BF16, which takes subnormal numbers for zeros.
 GW_INLINE Words joined_natively(const Pairs& pairs) {
@@ -104,6 +99,12 @@ GW_INLINE Words joined_natively(const Pairs& pairs) {
   return words;
 }
 #endif
+
+GW_INLINE Pairs load_both(const Bfloat16* p) {
+  Words words;
+  std::memcpy(&words, p, sizeof words);
+  return dealt(words);
+}
 GW_INLINE void store_both(Bfloat16* p, Words both) { std::memcpy(p, &both, sizeof both); }
 
 #if GW_LANES == 16

@@ -33,7 +33,7 @@ GW_INLINE void add_pairs(Vec& sum, Words x, Words w) {
   add_product(sum, a.odd, b.odd);
 }
 
-GW_INLINE Words rounded_pairs(bool native, const Pairs& pairs) {
+GW_INLINE Words rounded_pairs([[maybe_unused]] bool native, const Pairs& pairs) {
 #if GW_LANES == 16
   if (native) return joined_natively(pairs);
 #endif

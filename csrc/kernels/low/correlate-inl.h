@@ -63,20 +63,27 @@ GW_NOINLINE void low_tile(const LowWalk& k, const LowTile& t) {
   const auto read = [&](const Bfloat16* from) GW_LAMBDA { return Whole ? load_both(from) : load_both_some(from, t.count); };
   for (int64_t row = 0; row < k.rows; row++, x += k.x_row, w += w_row) {
     if constexpr (KW > 0) {
+      // Behind each question whether an input is there they would be loaded again, and GCC 12 loads them again for a lambda that returns one.
+      constexpr int kVectors = 2 * (kLowPixels + KW);
       Vec weight[2 * KW];
-      unroll<2 * KW>([&](auto i) GW_LAMBDA {
-        weight[i] = load(w + i * kLanes);
-        // Behind each question whether an input is there they would be loaded again.
-        if constexpr (!Inside && 2 * (kLowPixels + KW) + 3 <= kRegisters) pin(weight[i]);
-      });
+      if constexpr (kVectors <= kRegisters)
+        unroll<2 * KW>([&](auto i) GW_LAMBDA {
+          weight[i] = load(w + i * kLanes);
+          if constexpr (!Inside && kVectors + 3 <= kRegisters) pin(weight[i]);
+        });
       unroll<S*(kLowPixels - 1) + KW>([&](auto i) GW_LAMBDA {
         if (!Inside && !(t.there >> i & 1)) return;
         const Pairs in = read(x + i * k.x_column);
         unroll<KW>([&](auto tap) GW_LAMBDA {
           constexpr int p = (i - tap) / S;
           if constexpr (i >= tap && (i - tap) % S == 0 && p < kLowPixels) {
-            add_product(sum[2 * p], in.even, weight[2 * tap]);
-            add_product(sum[2 * p + 1], in.odd, weight[2 * tap + 1]);
+            if constexpr (kVectors <= kRegisters) {
+              add_product(sum[2 * p], in.even, weight[2 * tap]);
+              add_product(sum[2 * p + 1], in.odd, weight[2 * tap + 1]);
+            } else {
+              add_product(sum[2 * p], in.even, load(w + tap * kLowBlock));
+              add_product(sum[2 * p + 1], in.odd, load(w + tap * kLowBlock + kLanes));
+            }
           }
         });
       });

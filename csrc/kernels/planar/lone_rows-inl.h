@@ -116,7 +116,7 @@ inline void run_lone_rows(const Correlation& c, const Block& b, int64_t groups, 
   const Phase w = clipped(c.w.front(), column, columns);
   const WeightStrides& ws = c.weight_strides;
   const LoneRow t{w.taps, w.low, w.spacing, w.in, column, column + columns, beyond_cache(c)};
-  auto* compute = no_taps_row;
+  auto* compute = w.taps == 0 ? &no_taps_row : nullptr;
   if constexpr (kMasks)
     if (w.taps > kFewTaps) compute = many_taps_row;
   with_few_taps(w.taps, w.stride, [&](auto taps, auto stride) GW_LAMBDA { compute = few_taps_row<taps, stride>; });
