@@ -87,7 +87,7 @@ const char* hazard_of(const Request& r) {
       depth.dilation * (depth.kernel - 1) >= depth.in)
     return kOutside;
   if (r.direction != Direction::grad_weight || runnable_isas().back() != "avx512") return nullptr;
-  if (dilated_rows_gradient(r)) return "PyTorch's kernel may compute wrong values here, or read outside its tensors";
+  if (dilated_rows_gradient(r)) return "PyTorch's kernel may compute wrong values here, or end the process";
   return strided_pointwise_gradient(r) ? kOutside : nullptr;
 }
 
