@@ -109,7 +109,7 @@ def split(name: str, batch: int, tune: bool, peaks: floor.Peaks) -> dict[str, di
         "batch normalisation": 1e3 * 5 * normalised / peaks.copied_bytes,
     }
     shown = [*KINDS, REST]
-    return {kind: {"ms": round(scale * ms[kind], 2), "floor_ms": round(floors.get(kind, 0.0), 2)} for kind in shown}
+    return {kind: {"ms": round(scale * ms[kind], 4), "floor_ms": round(floors.get(kind, 0.0), 4)} for kind in shown}
 
 
 def kind_of(operator: str) -> str:
