@@ -1,12 +1,12 @@
-"""Regression trees with random thresholds (extremely randomised trees), whose leaves keep what was measured in them.
+"""Regression trees with random thresholds (extremely randomised trees), whose leaves keep the mean of their targets.
 
 Several such trees cut the space at different places, so that the mean of their leaves depends less on where one tree
-happened to cut than a single tree with the best thresholds does.
+happened to cut than a single tree with the best thresholds does. How far the leaves are from each other says how sure
+their mean is.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,29 +14,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-LOW, MEDIAN = 0.1, 0.5
 # How many features a node draws a threshold for, as a fraction of all.
 TRIED = 0.7
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Estimate(NamedTuple):
-    """What was measured in a leaf, or the mean over the leaves of several trees."""
+    """What several trees say of a target: the mean of their leaves, and the standard deviation."""
 
-    count: float
-    low: float
-    """The 10 % quantile of the targets."""
-    median: float
+    mean: float
+    spread: float
 
 
 @dataclass
 class Tree:
-    """A tree as flat lists of numbers; `policy.py` says what they are."""
+    """A tree: nodes of a feature, a threshold and two children, of which a negative one is the leaf -1 - child."""
 
     nodes: list[tuple[int, float, int, int]] = field(default_factory=list)
-    leaves: list[Estimate] = field(default_factory=list)
+    leaves: list[float] = field(default_factory=list)
 
-    def leaf(self, values: Sequence[float]) -> Estimate:
+    def leaf(self, values: Sequence[float]) -> float:
         """Returns the leaf that these values of the features reach."""
         at = 0 if self.nodes else -1
         while at >= 0:
@@ -44,36 +41,33 @@ class Tree:
             at = left if values[feature] <= threshold else right
         return self.leaves[-1 - at]
 
-    def to_dict(self) -> dict[str, list[float]]:
-        """Returns the numbers one after the other, hundredths of targets as integers."""
-        nodes: list[float] = []
+    def to_list(self) -> list[float]:
+        """Returns the tree as `policy.py` describes it, in hundredths of the targets."""
+        told: list[float] = []
         coming = [0 if self.nodes else -1]
         while coming:
             at = coming.pop()
             if at < 0:
-                nodes.append(-1)
+                told += (-1, round(100 * self.leaves[-1 - at]))
                 continue
             feature, threshold, left, right = self.nodes[at]
-            nodes += (feature, threshold)
+            told += (feature, threshold)
             coming += (right, left)
-        leaves = [(leaf.count, round(100 * leaf.low), round(100 * leaf.median)) for leaf in self.leaves]
-        return {"nodes": nodes, "leaves": [n for leaf in leaves for n in leaf]}
+        return told
 
     @classmethod
-    def of(cls, told: dict[str, list[float]]) -> Tree:
-        """Reads what `to_dict` returned."""
-        nodes, leaves = iter(told["nodes"]), told["leaves"]
-        tree = cls(
-            [], [Estimate(leaves[i], leaves[i + 1] / 100, leaves[i + 2] / 100) for i in range(0, len(leaves), 3)]
-        )
-        ends = itertools.count(-1, -1)
+    def of(cls, told: Sequence[float]) -> Tree:
+        """Reads what `to_list` returned."""
+        tree, numbers = cls(), iter(told)
 
         def read() -> int:
-            if (feature := int(next(nodes))) < 0:
-                return next(ends)
-            at, threshold = len(tree.nodes), next(nodes)
-            tree.nodes.append((feature, threshold, 0, 0))
-            tree.nodes[at] = (feature, threshold, read(), read())
+            feature, number = int(next(numbers)), next(numbers)
+            if feature < 0:
+                tree.leaves.append(number / 100)
+                return -len(tree.leaves)
+            at = len(tree.nodes)
+            tree.nodes.append((feature, number, 0, 0))
+            tree.nodes[at] = (feature, number, read(), read())
             return at
 
         read()
@@ -90,8 +84,7 @@ def grow(values: Numbers, targets: Numbers, least: int, chance: np.random.Genera
     def add(rows: Numbers) -> int:
         split = _split(values[rows], targets[rows], least, chance) if len(rows) >= 2 * least else None
         if split is None:
-            low, median = (round(float(one), 2) for one in np.quantile(targets[rows], (LOW, MEDIAN)))
-            tree.leaves.append(Estimate(len(rows), low, median))
+            tree.leaves.append(round(float(targets[rows].mean()), 2))
             return -len(tree.leaves)
         feature, threshold = split
         at = len(tree.nodes)
@@ -128,6 +121,7 @@ def _split(values: Numbers, targets: Numbers, least: int, chance: np.random.Gene
 
 
 def estimate(trees: Sequence[Tree], values: Sequence[float]) -> Estimate:
-    """Returns the mean over the trees of each number of the leaf that the values reach."""
+    """Returns what the trees say of a request with these values of the features."""
     leaves = [tree.leaf(values) for tree in trees]
-    return Estimate(*(sum(numbers) / len(leaves) for numbers in zip(*leaves, strict=True)))
+    mean = sum(leaves) / len(leaves)
+    return Estimate(mean, math.sqrt(sum((leaf - mean) ** 2 for leaf in leaves) / len(leaves)))

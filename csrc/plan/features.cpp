@@ -41,6 +41,12 @@ int family_of(const Problem& p) {
   return std::min(p.in_channels, p.out_channels) < 8 ? 3 : 4;
 }
 
+double bytes_of(const Request& r) {
+  Problem p = r.problem;
+  p.batch *= r.depth.axis.out;
+  return static_cast<double>(4 * numbers_of(p));
+}
+
 std::vector<std::pair<const char*, double>> features_of(const Request& r) {
   Problem p = r.problem;
   // A volume is as many planes, whose depth has features of its own.
@@ -65,7 +71,7 @@ std::vector<std::pair<const char*, double>> features_of(const Request& r) {
       {"dense", p.groups == 1},
       {"threads", log2_of(r.threads)},
       {"macs", log2_of(macs)},
-      {"bytes", log2_of(4 * numbers)},
+      {"bytes", std::log2(bytes_of(r))},
       {"macs_a_number", std::log2(static_cast<double>(macs) / static_cast<double>(numbers))},
       {"weights", log2_of(weights)},
       {"positions", log2_of(p.batch * h.out * w.out)},

@@ -14,6 +14,10 @@ namespace groupwise {
 constexpr int kFamilies = 5;
 int family_of(const Problem& problem);
 
+// Returns the bytes of the tensors and the weight, each number of which has 4. Of a volume each plane of outputs counts the planes that
+// it reads once.
+double bytes_of(const Request& request);
+
 // Returns each feature by its name. Channels are counted in one group, and `log2` is of a product of sizes.
 std::vector<std::pair<const char*, double>> features_of(const Request& request);
 

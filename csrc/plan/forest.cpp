@@ -23,6 +23,12 @@ class Numbers {
       good_ = false;
     return good_ ? static_cast<int64_t>(number) : low;
   }
+  // Returns a number above 0.
+  double next_rate() {
+    const double number = next();
+    if (!(number > 0 && std::isfinite(number))) good_ = false;
+    return number;
+  }
   int64_t left() const { return left_; }
   bool good() const { return good_; }
 
@@ -34,31 +40,29 @@ class Numbers {
 
 Tree read_tree(Numbers* numbers, int64_t features) {
   Tree tree;
-  int64_t ends = 0;
   // The children that are still to come, the next one last: of which node, and whether the right one.
   std::vector<std::pair<size_t, bool>> coming;
   do {
     const int64_t feature = numbers->next_whole(-1, features);
-    const size_t at = tree.nodes.size();
-    const int64_t child = feature < 0 ? -1 - ends++ : static_cast<int64_t>(at);
+    const double number = numbers->next();
+    const bool is_leaf = feature < 0;
     if (!coming.empty()) {
       const auto [node, right] = coming.back();
       coming.pop_back();
-      (right ? tree.nodes[node].right : tree.nodes[node].left) = child;
+      const auto leaf = -1 - static_cast<int64_t>(tree.leaves.size());
+      (right ? tree.nodes[node].right : tree.nodes[node].left) = is_leaf ? leaf : static_cast<int64_t>(tree.nodes.size());
     }
-    if (feature < 0) continue;
-    tree.nodes.push_back({feature, numbers->next(), 0, 0});
-    coming.insert(coming.end(), {{at, true}, {at, false}});
+    if (is_leaf) {
+      tree.leaves.push_back(number / 100);
+    } else {
+      coming.insert(coming.end(), {{tree.nodes.size(), true}, {tree.nodes.size(), false}});
+      tree.nodes.push_back({feature, number, 0, 0});
+    }
   } while (!coming.empty() && numbers->good());
-  const int64_t leaves = numbers->next_whole(ends, ends + 1);
-  for (int64_t i = 0; i < leaves && numbers->good(); i++) {
-    const double count = numbers->next(), low = numbers->next(), median = numbers->next();
-    tree.leaves.push_back({count, low / 100, median / 100});
-  }
   return tree;
 }
 
-const Estimate& leaf_of(const Tree& tree, const std::vector<double>& values) {
+double leaf_of(const Tree& tree, const std::vector<double>& values) {
   int64_t at = tree.nodes.empty() ? -1 : 0;
   while (at >= 0) {
     const Tree::Node& node = tree.nodes[at];
@@ -69,29 +73,31 @@ const Estimate& leaf_of(const Tree& tree, const std::vector<double>& values) {
 
 }  // namespace
 
-std::optional<Estimate> Tables::estimate(const std::string& kernel, const std::vector<double>& values) const {
+std::optional<Estimate> Tables::time(const std::string& kernel, const std::vector<double>& values, double products,
+                                     double bytes) const {
   const auto found = kernels.find(kernel);
   if (found == kernels.end()) return std::nullopt;
   const Forest& forest = found->second;
   // The tables round their range to three digits.
   for (const int64_t i : bounded)
     if (!(values[i] >= forest.least[i] - 1e-3 && values[i] <= forest.most[i] + 1e-3)) return std::nullopt;
-  Estimate mean{0, 0, 0};
   const auto trees = static_cast<double>(forest.trees.size());
-  for (const Tree& tree : forest.trees) {
-    const Estimate& leaf = leaf_of(tree, values);
-    mean.count += leaf.count / trees;
-    mean.low += leaf.low / trees;
-    mean.median += leaf.median / trees;
-  }
-  return mean;
+  std::vector<double> leaves;
+  double mean = 0, squares = 0;
+  for (const Tree& tree : forest.trees) leaves.push_back(leaf_of(tree, values));
+  for (const double leaf : leaves) mean += leaf / trees;
+  for (const double leaf : leaves) squares += (leaf - mean) * (leaf - mean) / trees;
+  const double shortest = products / roofline.products + bytes / roofline.bytes + roofline.seconds;
+  return Estimate{std::log2(shortest) - mean, std::sqrt(squares)};
 }
 
 std::optional<Tables> read_tables(std::string record, const std::vector<std::string>& features,
                                   const std::vector<std::string>& kernels, const double* numbers, int64_t count) {
   Numbers from(numbers, count);
-  Tables tables{std::move(record), {}, features, {}, {}};
+  Tables tables{std::move(record), {}, 0, {}, features, {}, {}};
   for (double& margin : tables.margins) margin = from.next();
+  tables.caution = from.next();
+  tables.roofline = {from.next_rate(), from.next_rate(), from.next_rate()};
   const auto size = static_cast<int64_t>(features.size());
   const int64_t bounded = from.next_whole(0, size + 1);
   for (int64_t i = 0; i < bounded; i++) tables.bounded.push_back(from.next_whole(0, size));

@@ -83,20 +83,24 @@ bool judge_by_tables(const Request& request, const std::vector<Candidate>& candi
       if (name == known) values.push_back(value);
   // Tables of a feature that this version lacks are another version's.
   if (values.size() != tables->features.size()) return false;
+  const auto time = [&](const char* kernel, int64_t products) {
+    const double each = static_cast<double>(products) / static_cast<double>(request.threads);
+    return tables->time(kernel, values, each, bytes_of(request));
+  };
+  const std::optional<Estimate> pytorch = time(kPyTorch, products_of(request));
+  if (!pytorch) return false;
   bool known = false;
   for (const Candidate& c : candidates) {
-    const std::optional<Estimate> estimate = tables->estimate(c.kernel->name, values);
-    known |= estimate.has_value();
-    if (!estimate) {
+    const std::optional<Estimate> own = time(c.kernel->name, c.work->facts.products);
+    known |= own.has_value();
+    if (!own) {
       judgement->speedups.push_back({0, 0, "no measured layer is like this"});
       continue;
     }
-    const double middle = std::exp2(estimate->median), low = std::exp2(estimate->low);
-    const long count = std::lround(estimate->count);
-    judgement->speedups.push_back({middle, low,
-                                   "of " + std::to_string(count) + " measured layers like this, half ran at " + times(middle) +
-                                       " PyTorch's speed or more and a tenth at " + times(low) + " or less (" + tables->record +
-                                       ")"});
+    const double middle = std::exp2(pytorch->mean - own->mean), spread = std::hypot(pytorch->spread, own->spread);
+    judgement->speedups.push_back({middle, middle / std::exp2(tables->caution * spread),
+                                   times(middle) + " PyTorch's speed by the table, give or take " + times(std::exp2(spread)) +
+                                       " (" + tables->record + ")"});
   }
   judgement->source = Source::table;
   judgement->least = 1 + tables->margins[family_of(request.problem)];

@@ -19,7 +19,7 @@ from groupwise.kernels.processor import processor_class
 
 FOLDER = pathlib.Path(__file__).with_name("policy")
 MODEL = FOLDER / "model.json"
-FORMAT = 2
+FORMAT = 3
 # The dtypes beside float32.
 OTHER_DTYPES = ("bfloat16", "float16", "float64")
 # How many families of layers have a margin of their own (csrc/plan/features.h).
@@ -117,7 +117,7 @@ def give(library: ctypes.CDLL, isa: str, told: dict[str, Any]) -> None:
     """Gives the core the contents of a file. Raises `ValueError` if its numbers do not fit together."""
     numbers = flat(told)
     given = (ctypes.c_double * len(numbers)).from_buffer(numbers)
-    record = f"{told['class']}, {told['isa']}, torch {told['torch']}"
+    record = f"{told['class']}, {told['isa']}, torch {told['torch']}: {told['rows']:,} timed passes"
     names = [",".join(told["features"]), ",".join(table["kernel"] for table in told["tables"])]
     if not library.groupwise_tables(
         isa.encode(), record.encode(), *(name.encode() for name in names), given, len(numbers)
@@ -127,13 +127,12 @@ def give(library: ctypes.CDLL, isa: str, told: dict[str, Any]) -> None:
 
 def flat(told: dict[str, Any]) -> array.array[float]:
     """Returns a file's numbers in the order in which csrc/plan/forest.h reads them."""
-    # A file without margins for the families has one for all.
-    margins = told.get("margins") or [told["margin"]] * FAMILIES
-    numbers = array.array("d", [*margins, len(told["bounded"]), *told["bounded"]])
+    numbers = array.array("d", [*told["margins"], told["caution"], *told["roofline"]])
+    numbers.extend([len(told["bounded"]), *told["bounded"]])
     for table in told["tables"]:
         numbers.extend([*table["least"], *table["most"], len(table["trees"])])
         for tree in table["trees"]:
-            numbers.extend([*tree["nodes"], len(tree["leaves"]) // 3, *tree["leaves"]])
+            numbers.extend(tree)
     return numbers
 
 
