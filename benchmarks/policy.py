@@ -61,7 +61,7 @@ FOLDS = 5
 # The fewest rows of a leaf: the number that gains most on held-out rows, of those whose file is not too large. Small
 # leaves tell more layers apart, and the mean of a large one is surer.
 LEAST = (2, 3, 4, 6, 9, 14, 27)
-MOST_BYTES = 2_500_000
+MOST_BYTES = 3_000_000
 # Kernels that run only where a user allows them: tables tell their speed, and no choice counts on it.
 UNASKED = ("fft",)
 # Each family of layers has one of these margins, and all have one caution: those that gain most while at most this
@@ -95,6 +95,11 @@ class Quality:
     """The geometric mean of PyTorch's time / the chosen kernel's."""
     kept: float
     """Which fraction is kept of the logarithm of the mean that the best kernel of each row would have."""
+
+    @property
+    def gained(self) -> float:
+        """The sum of log2(PyTorch's time / the chosen kernel's), where a row below 0.95 counts 1 less."""
+        return self.rows * math.log2(self.mean) - self.below_095
 
     @classmethod
     def of(cls, rows: Sequence[Row], choices: Sequence[str]) -> Quality:
@@ -196,7 +201,7 @@ def best(tried: Iterable[Made | None]) -> Made:
     """Returns the tables that gain most, of those with the fewest rows far below PyTorch's speed, or few enough."""
     made = [one for one in tried if one is not None]
     allowed = max(few(made[0][2].rows), min(quality.below_067 for *_, quality in made))
-    return max((one for one in made if one[2].below_067 <= allowed), key=lambda one: one[2].mean)
+    return max((one for one in made if one[2].below_067 <= allowed), key=lambda one: one[2].gained)
 
 
 def few(rows: int) -> int:

@@ -82,6 +82,9 @@ def test_of_several_sizes_of_leaves_the_one_that_gains_most_is_kept_unless_it_le
     assert policy.best([None, of(2.0, 2), of(2.1, 1), of(2.2, 3)])[2].mean == 2.1
     assert policy.best([of(2.0, 5), of(2.1, 4)])[2].mean == 2.1, "none keeps to two of 1000"
     assert policy.best([of(2.0, 1), of(1.9, 0)])[2].mean == 2.0
+    # Ten rows below 0.95 weigh more than 1000 that gain half a percent.
+    slower = [([], [], policy.Quality(1000, 1000, below, 1, mean, 1.0)) for mean, below in ((2.0, 0), (2.01, 10))]
+    assert policy.best(slower)[2].mean == 2.0
     assert [policy.few(rows) for rows in (40, 1000, 1001)] == [1, 2, 3]
 
 
