@@ -16,9 +16,10 @@ from groupwise.kernels.plan import DIRECTIONS
 BLOCK = 16
 # Kinds of layers whose speeds are foreseen more or less surely, in the order of csrc/plan/features.h.
 FAMILIES = ("depthwise", "strided", "dense", "narrow", "wide")
-# Features that grow with the work alone. Beyond the measured ones, times grow together and their ratio levels off. Of
-# weights that was tried: tables made of layers with at most so many foresaw those with up to four times as many, of
-# which 2 in 1,689 ran below two thirds of PyTorch's speed (float32 of two classes, and the other dtypes of one).
+# Features that grow with the work alone. Beyond the measured ones, the fraction of the roofline's speed levels off. Of
+# weights that was tried, with trees of the speed over PyTorch's: tables of layers with at most so many foresaw those
+# with up to four times as many, of which 2 in 1,689 ran below two thirds of PyTorch's speed (float32 of two classes,
+# and the other dtypes of one).
 GROWING = frozenset(
     """
     macs bytes macs_a_number weights positions sum batch samples_groups pixels_in pixels_out written_h written_w
@@ -39,6 +40,18 @@ def family(row: Mapping[str, Any]) -> int:
     return 3 if fewest < 8 else 4
 
 
+def bytes_moved(row: Mapping[str, Any]) -> int:
+    """Returns the bytes of the tensors and the weight, as if each number had 4.
+
+    A volume counts as many planes as it has outputs in depth, each of which reads one plane, and one plane of weights.
+    """
+    groups = row["groups"]
+    (in_h, in_w), (out_h, out_w), taps = row["input_size"][-2:], row["output_size"][-2:], row["kernel_size"][-2:]
+    planes = row["batch"] * math.prod(row["output_size"][:-2])
+    images = planes * (row["in_channels"] * in_h * in_w + row["out_channels"] * out_h * out_w)
+    return 4 * (images + row["in_channels"] * row["out_channels"] // groups * math.prod(taps))
+
+
 def features(row: Mapping[str, Any]) -> dict[str, float]:
     """Returns each feature of a row of the sweep's record, by its name."""
     batch, groups = row["batch"], row["groups"]
@@ -53,7 +66,7 @@ def features(row: Mapping[str, Any]) -> dict[str, float]:
     batch *= math.prod(out_d)
     macs = batch * groups * inputs * outputs * taps_h * taps_w * out_h * out_w
     weights = groups * inputs * outputs * taps_h * taps_w
-    images = batch * groups * (inputs * in_h * in_w + outputs * out_h * out_w)
+    numbers = bytes_moved(row) // 4
     # The tensor that the pass writes: its width fills vectors of `planar`, its channels those of the others.
     written_w, written_h = (in_w, in_h) if row["direction"] == "grad_input" else (out_w, out_h)
     written_channels = inputs if row["direction"] == "grad_input" else outputs
@@ -69,8 +82,8 @@ def features(row: Mapping[str, Any]) -> dict[str, float]:
         "dense": float(groups == 1),
         "threads": math.log2(row["threads"]),
         "macs": math.log2(macs),
-        "bytes": math.log2(4 * (images + weights)),
-        "macs_a_number": math.log2(macs / (images + weights)),
+        "bytes": math.log2(4 * numbers),
+        "macs_a_number": math.log2(macs / numbers),
         "weights": math.log2(weights),
         "positions": math.log2(batch * out_h * out_w),
         "sum": math.log2(summed),

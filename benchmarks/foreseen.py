@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from features import GROWING, features
+from features import GROWING, bytes_moved, features
 from sweep import AGAIN, PYTORCH, speedup
 from trees import Estimate, Numbers, Tree, estimate, grow
 
@@ -44,9 +44,10 @@ class Roofline(NamedTuple):
         numbers = peak / 2, bandwidth, min(min(row["least_ms"].values()) for row in rows) / 1e3
         return cls(*(float(f"{number:.3g}") for number in numbers))
 
-    def time(self, row: Row, kernel: str, moved: float) -> float:
-        """Returns log2 of the seconds that a kernel takes at the roofline, if it moves as many bytes."""
-        return math.log2(row["products"][kernel] / (self.products * row["threads"]) + moved / self.bytes + self.seconds)
+    def time(self, row: Row, kernel: str) -> float:
+        """Returns log2 of the seconds that a kernel takes at the roofline."""
+        computed = row["products"][kernel] / (self.products * row["threads"])
+        return math.log2(computed + bytes_moved(row) / self.bytes + self.seconds)
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,9 @@ class Record:
         """Reads rows."""
         told, roofline = [features(row) for row in rows], Roofline.of(rows)
         reached: dict[str, dict[int, float]] = {name: {} for name in (PYTORCH, *KERNELS)}
-        for i, (row, one) in enumerate(zip(rows, told, strict=True)):
+        for i, row in enumerate(rows):
             for name in (PYTORCH, *candidates(row)):
-                reached[name][i] = roofline.time(row, name, 2 ** one["bytes"]) - math.log2(seconds(row, name))
+                reached[name][i] = roofline.time(row, name) - math.log2(seconds(row, name))
         return cls(rows, list(told[0]), np.array([list(one.values()) for one in told]), roofline, reached)
 
     @property
@@ -146,8 +147,7 @@ def estimates_of(
     """Foresees log2(PyTorch's time / the kernel's) of each kernel that can run and that ran on requests like this."""
     some = (PYTORCH, *can_run)
     reached = {table.kernel: table.estimate(values, bounded) for table in tables if table.kernel in some}
-    moved = 2 ** features(row)["bytes"]
-    known = {name: (one, roofline.time(row, name, moved)) for name, one in reached.items() if one is not None}
+    known = {name: (one, roofline.time(row, name)) for name, one in reached.items() if one is not None}
     if PYTORCH not in known:
         return {}
     theirs, longest = known.pop(PYTORCH)

@@ -10,20 +10,22 @@ those that are faster than PyTorch's by a margin, even if both times are foresee
 ## The file
 
 A target is log2(the roofline's time / the kernel's time): how much of the roofline's speed a kernel reaches. So the
-trees need to foresee neither what more products cost nor how PyTorch's times vary with what no feature tells.
+trees need to foresee neither what more products cost, nor, for each kernel anew, where PyTorch is slow.
 
 - `format`: 3. `class`, `isa`, `processor`, `torch`, `commits`, `dates`: what was measured, and when
 - `rows`: measured rows that count. `left_out`: rows whose times differ from themselves
 - `features`: the names of `features.py`, in the order of a request's values. `kernels`, `directions`: as in the record
-- `roofline`: products a second of each thread, bytes a second, and seconds of a call. Its time is the sum of all three,
-  by the products that the kernel executes, those on padding and in empty lanes among them
+- `roofline`: products a second of each thread, bytes a second (4 of each number, whatever its dtype), and seconds of a
+  call. Its time is the sum of all three, by the products that the kernel executes, those on padding and in empty lanes
+  among them, and as if all threads computed
 - `caution`, `margins`: a kernel is taken if its speed over PyTorch's exceeds 1 + the margin of the layer's family (one
   of `families`) when it is less than foreseen by `caution` times the spread of the trees
 - `shared_from`: threads share work that gives each of them so many products for each lane of the vectors, if the record
   of `sharing.py` has enough rows of this class and instruction set; else the model's number holds
 - `bounded`: the features that tell kinds of layers apart. A table knows nothing of a request of which one of these is
   below `least` or above `most`. Features that only grow with the work are not bounded, as fractions level off.
-- `held_out`: what this policy does to layers that it was not made from, by cross-validation (`Quality`)
+- `held_out`: what this policy does to layers that its trees did not see, by cross-validation (`Quality`). The caution,
+  the margins and the size of the leaves were chosen by the same rows, so that it is a little better than for others.
 - `tables`: one for PyTorch and one for each kernel, with `rows`, the measured rows in which it could run; `least` and
   `most` of each feature; and `trees`. A tree is a list: for a node its feature and threshold, then all of its left
   side, then all of its right side; for a leaf -1 and the mean of its targets, times 100. A request goes left if its
@@ -111,9 +113,13 @@ class Quality:
             taken=sum(name != PYTORCH for name in choices),
             below_095=sum(2**gain < BOUNDS[1] for gain in gains),
             below_067=sum(2**gain < BOUNDS[0] for gain in gains),
-            mean=round(float(2 ** np.mean(gains)), 3),
-            kept=round(sum(gains) / sum(best), 3) if sum(best) else 1.0,
+            mean=float(2 ** np.mean(gains)),
+            kept=sum(gains) / sum(best) if sum(best) else 1.0,
         )
+
+    def to_dict(self) -> dict[str, float]:
+        """Returns the fields as the file holds them."""
+        return {**dataclasses.asdict(self), "mean": round(self.mean, 3), "kept": round(self.kept, 3)}
 
 
 def main() -> None:
@@ -141,9 +147,8 @@ def main() -> None:
         path.write_text(dumped(told), encoding="utf-8")
         rule = f"caution {told['caution']}, margins {told['margins']}"
         print(f"{path.name}: {path.stat().st_size // 1000} kB, {rule}, held out: {told['held_out']}")
-        print(
-            f"  what ran when it was measured: {dataclasses.asdict(Quality.of(rows, [row['chosen'] for row in rows]))}"
-        )
+        ran = Quality.of(rows, [row["chosen"] for row in rows])
+        print(f"  what ran when it was measured: {ran.to_dict()}")
 
 
 def groups_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -179,7 +184,7 @@ def made(rows: Sequence[Row]) -> dict[str, Any]:
         "caution": rule.caution,
         "margins": rule.margins,
         "bounded": record.bounded,
-        "held_out": dataclasses.asdict(quality),
+        "held_out": quality.to_dict(),
         "tables": tables,
     }
 

@@ -108,4 +108,4 @@ def _bars(picture: Picture, x: float, y: float) -> None:
             picture.curve(path("M", start + speed / spread * unit, y, "V", y + 18), 'class="gw-gap" stroke-width="2"')
         picture.label(start + speed * unit + 6, y + 9, f"{speed:.2f}×")
         y += 21
-    picture.label(x, y + 10, "the mean of 12 trees; gap: less their spread", ink="soft")
+    picture.label(x, y + 10, "speed by the table; gap: less its spread", ink="soft")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from groupwise.draw.text import lines
-from groupwise.rewrite.plan import Left, Plan, Step
+from groupwise.rewrite.plan import NO_TIME, Left, Plan, Step
 
 LONG = Step(
     name="features.block_with_a_long_name.0.depthwise_convolution.conv",
@@ -54,3 +56,9 @@ def test_a_model_with_nothing_to_rewrite_says_so():
     assert nothing in str(plan(Step(name="relu", kind="relu", engine="pytorch")))
     assert nothing not in str(plan(SHORT))
     assert nothing not in str(plan(left=(Left("0", "it has hooks"),)))
+
+
+def test_one_line_says_how_many_steps_no_time_was_left_for():
+    late = replace(LONG, reason=f"the planner takes it; {NO_TIME}")
+    assert str(plan(late, SHORT, late)).split("\n")[1] == "No time was left to time 2 steps; tune=True times all."
+    assert "No time was left" not in str(plan(LONG, SHORT))

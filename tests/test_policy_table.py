@@ -191,7 +191,27 @@ def test_a_roofline_by_hand():
     found = foreseen.Roofline.of(rows)
     assert found == (1.25e11, 2e10, 0.25e-3)
     one = row(products={FIRST: 5e9}, threads=2)
-    assert found.time(one, FIRST, 4e7) == pytest.approx(math.log2(0.02 + 0.002 + 0.00025))
+    moved = 4 * (2 * (24 * 180 + 8 * 85) + 24 * 8 // 4 * 12)
+    assert features.bytes_moved(one) == moved
+    assert found.time(one, FIRST) == pytest.approx(math.log2(0.02 + moved / 2e10 + 0.00025))
+
+
+def test_the_bytes_of_a_volume_by_hand():
+    deep = {"input_size": [5, 9, 20], "output_size": [3, 5, 17], "kernel_size": [3, 3, 4]}
+    assert features.bytes_moved(row(**deep)) == 4 * (2 * 3 * (24 * 180 + 8 * 85) + 24 * 8 // 4 * 12)
+
+
+def test_a_speedup_has_the_products_of_both_kernels():
+    def table(kernel, leaf):
+        return foreseen.Table(kernel, 9, [0.0], [1.0], [trees.Tree([], [leaf])])
+
+    tables, roofline = [table("pytorch", 1.0), table(FIRST, 3.0)], foreseen.Roofline(1e9, 1e30, 1e-30)
+    one = row(products={"pytorch": 1000, FIRST: 4000})
+    (found,) = foreseen.estimates_of(tables, roofline, [0], one, [0.5], [FIRST, SECOND]).values()
+    # Twice as much as PyTorch, of four times the products.
+    assert found == pytest.approx((math.log2(1000) - math.log2(4000) + 3 - 1, 0))
+    assert foreseen.estimates_of(tables[1:], roofline, [0], one, [0.5], [FIRST]) == {}
+    assert foreseen.estimates_of(tables, roofline, [0], one, [1.5], [FIRST]) == {}
 
 
 def test_what_kernels_reached_by_hand():
@@ -201,6 +221,18 @@ def test_what_kernels_reached_by_hand():
     assert record.reached["pytorch"] == pytest.approx({0: -3.0, 1: -2.0})
     assert record.reached[FIRST] == pytest.approx({0: 0.0, 1: -2.0}, abs=1e-9)
     assert record.reached[SECOND] == {}
+
+
+def test_a_file_s_caution_and_margins_leave_pytorchs(made):
+    rows, told = made
+    fast = [one for one in rows if one["memory_format"] == "contiguous"]
+    assert {policy.decide(told, one, [FIRST]) for one in fast} == {FIRST}
+    # Where the trees agree, no caution counts.
+    assert "pytorch" in {policy.decide(told | {"caution": 1e3}, one, [FIRST]) for one in fast}
+    one = fast[0]
+    assert policy.decide(told | {"margins": [4.5] * 5}, one, [FIRST]) == "pytorch"
+    assert policy.decide(told | {"margins": [3.2] * 5, "caution": 0}, one, [FIRST]) == "pytorch"
+    assert policy.decide(told | {"margins": [2.5] * 5, "caution": 0}, one, [FIRST]) == FIRST
 
 
 def test_a_kernel_is_taken_where_it_is_surely_faster(made):
@@ -249,7 +281,7 @@ def test_trees_see_the_rows_that_they_are_given():
 def test_a_table_knows_only_what_was_measured(made):
     rows, told = made
     one = next(one for one in rows if one["memory_format"] == "contiguous")
-    assert policy.decide(told, {**one, "batch": 512}, [FIRST]) == FIRST, "ratios of much work level off"
+    assert policy.decide(told, {**one, "batch": 512}, [FIRST]) == FIRST, "fractions level off with much work"
     for other in ({"threads": 2}, {"kernel_size": [9, 9]}, {"stride": [2, 2]}, {"transposed": True}, {"dims": 1}):
         assert policy.decide(told, {**one, **other}, [FIRST]) == "pytorch"
 

@@ -72,7 +72,7 @@ def test_a_step_is_split_and_recorded(monkeypatch, tmp_path, capsys, own_cache):
     (found,) = map(json.loads, output.read_text().splitlines())
     kinds = found["kinds"]
     assert set(kinds) == {*steps.KINDS, steps.REST}
-    assert kinds["batch normalisation"]["floor_ms"] == pytest.approx(1e3 * 5 * 4 * (4 * 8 * 100) / 1e8, abs=0.01)
+    assert kinds["batch normalisation"]["floor_ms"] == pytest.approx(1e3 * 5 * 4 * (4 * 8 * 100) / 1e8, abs=1e-4)
     for kind in ("convolutions and linear layers", "batch normalisation", "activations"):
         assert kinds[kind]["ms"] > 0, kind
     assert kinds["convolutions and linear layers"]["floor_ms"] > 0

@@ -266,6 +266,20 @@ def harm(told, how):
         told["tables"][1]["trees"] = []
     elif how == "a number too many":
         told["tables"][0]["most"].append(1)
+    elif how == "more trees than numbers":
+        told["tables"][1]["trees"] += [[-1, 0]] * 3
+        told["tables"].pop()
+        told["tables"][0]["trees"] = [[2.0**62]]
+    elif how == "a bound of no feature":
+        told["bounded"] = [3]
+    elif how == "a leaf that is no number":
+        tree[5] = math.inf
+    elif how == "no threshold":
+        tree[1] = math.nan
+    elif how == "no margin":
+        told["margins"][4] = math.nan
+    elif how == "a caution below 0":
+        told["caution"] = -0.5
     else:
         told["roofline"][1] = {"a rate of 0": 0, "no rate": math.nan}[how]
 
@@ -274,7 +288,8 @@ def harm(told, how):
     "how",
     [
         *("a child too few", "a child too many", "a node that is none", "no such feature", "a number too few"),
-        *("no tree", "a number too many", "a rate of 0", "no rate"),
+        *("no tree", "a number too many", "a rate of 0", "no rate", "more trees than numbers", "a caution below 0"),
+        *("a bound of no feature", "a leaf that is no number", "no threshold", "no margin"),
     ],
 )
 def test_numbers_that_do_not_fit_together_are_refused(given, how):

@@ -333,3 +333,23 @@ def test_without_tables_volumes_are_pytorchs():
     made = plan(ConvSpec(16, 16, 3, padding=1, groups=16, dims=3), (1, 16, 8, 8, 8))
     assert made.kernel == "pytorch"
     assert made.others["planar"].endswith("nothing was measured of it in 3-D")
+
+
+def test_without_tables_of_volumes_the_order_counts_the_taps_of_the_depth_on_both_sides():
+    library, isa = native.library(), native.status().isa
+    limits = {"least": [0], "most": [64]}
+    found = [{"kernel": name, **limits, "trees": [[-1, leaf]]} for name, leaf in (("pytorch", 0), ("planar", 100))]
+    told = {"class": "some-1-2", "isa": isa, "torch": "2.13", "rows": 9, "bounded": [0], "features": ["macs"]}
+    told |= {"margins": [0] * tables.FAMILIES, "caution": 0, "roofline": [1e9, 1e30, 1e-30], "tables": found}
+    tables.clear(library, isa)
+    tables.give(library, isa, told)
+    try:
+        ratios = []
+        for depth in (1, 3, 5):
+            # 16 columns fill vectors, so planar executes little more than PyTorch.
+            spec = ConvSpec(16, 16, (depth, 1, 1), groups=2, dims=3)
+            why = plan(spec, (1, 16, 8, 16, 16), threads=1).others["planar"]
+            ratios.append(float(why.removeprefix("as a 2-D convolution ").split("x")[0]))
+        assert ratios == [2.0] * 3
+    finally:
+        tables.clear(library, isa)

@@ -14,8 +14,8 @@ namespace groupwise {
 constexpr int kFamilies = 5;
 int family_of(const Problem& problem);
 
-// Returns the bytes of the tensors and the weight, each number of which has 4. Of a volume each plane of outputs counts the planes that
-// it reads once.
+// Returns the bytes of the tensors and the weight, as if each number had 4. A volume counts as many planes as it has outputs in
+// depth, each of which reads one plane, and one plane of weights.
 double bytes_of(const Request& request);
 
 // Returns each feature by its name. Channels are counted in one group, and `log2` is of a product of sizes.

@@ -1,17 +1,18 @@
 #include "plan/forest.h"
 
 #include <cmath>
+#include <limits>
 #include <utility>
 
 namespace groupwise {
 namespace {
 
-// Reads numbers one after the other; `good` ends where there are too few, or one is no count.
+// Reads finite numbers one after the other; `good` ends where there are too few, or one is none of its kind.
 class Numbers {
  public:
   Numbers(const double* numbers, int64_t count) : at_(numbers), left_(count) {}
   double next() {
-    if (left_ <= 0) good_ = false;
+    if (left_ <= 0 || !std::isfinite(*at_)) good_ = false;
     if (!good_) return 0;
     left_--;
     return *at_++;
@@ -23,10 +24,10 @@ class Numbers {
       good_ = false;
     return good_ ? static_cast<int64_t>(number) : low;
   }
-  // Returns a number above 0.
-  double next_rate() {
+  // Returns a number of `least` or more.
+  double next_from(double least) {
     const double number = next();
-    if (!(number > 0 && std::isfinite(number))) good_ = false;
+    if (number < least) good_ = false;
     return number;
   }
   int64_t left() const { return left_; }
@@ -96,8 +97,10 @@ std::optional<Tables> read_tables(std::string record, const std::vector<std::str
   Numbers from(numbers, count);
   Tables tables{std::move(record), {}, 0, {}, features, {}, {}};
   for (double& margin : tables.margins) margin = from.next();
-  tables.caution = from.next();
-  tables.roofline = {from.next_rate(), from.next_rate(), from.next_rate()};
+  tables.caution = from.next_from(0);
+  // What is no rate divides by 0.
+  constexpr double kLeast = std::numeric_limits<double>::min();
+  tables.roofline = {from.next_from(kLeast), from.next_from(kLeast), from.next_from(kLeast)};
   const auto size = static_cast<int64_t>(features.size());
   const int64_t bounded = from.next_whole(0, size + 1);
   for (int64_t i = 0; i < bounded; i++) tables.bounded.push_back(from.next_whole(0, size));

@@ -39,7 +39,8 @@ struct Roofline {
 
 struct Tables {
   std::string record;  // what was measured, as a plan names it
-  // A kernel runs only if its speedup, less than foreseen by `caution` times its spread, exceeds 1 by the margin of the layer's family.
+  // A kernel runs only if its speedup, less than foreseen by `caution` times its spread, exceeds 1 by the margin of the layer's
+  // family.
   std::array<double, kFamilies> margins;
   double caution;
   Roofline roofline;
@@ -47,15 +48,15 @@ struct Tables {
   std::vector<int64_t> bounded;           // the features that tell kinds of layers apart
   std::map<std::string, Forest> kernels;  // PyTorch's among them
 
-  // Foresees log2 of the seconds that a kernel takes with so many products and bytes, or nothing for a request unlike all that were
-  // measured. `values` are of `features`.
+  // Foresees log2 of the seconds that a kernel takes with so many products of each thread and bytes in all, or nothing for a request
+  // unlike all that were measured. `values` are of `features`.
   std::optional<Estimate> time(const std::string& kernel, const std::vector<double>& values, double products,
                                double bytes) const;
 };
 
-// Reads tables from numbers: the margins, the caution, the roofline, the count of bounded features and each; for each of `kernels`:
-// least and most of each feature, the count of trees, and the trees. A tree is for a node its feature and threshold, then all of its
-// left side, then all of its right side; for a leaf -1 and its number, times 100. Returns nothing if they do not fit together.
+// Reads tables from finite numbers: the margins, the caution, the roofline, the count of bounded features and each; for each of
+// `kernels`: least and most of each feature, the count of trees, and the trees. A tree is for a node its feature and threshold, then
+// all of its left side, then all of its right side; for a leaf -1 and its number, times 100. Returns nothing if they do not fit together.
 std::optional<Tables> read_tables(std::string record, const std::vector<std::string>& features,
                                   const std::vector<std::string>& kernels, const double* numbers, int64_t count);
 

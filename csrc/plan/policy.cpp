@@ -139,7 +139,8 @@ bool judge_by_model(const Request& request, const std::vector<Candidate>& candid
 // PyTorch's 3-D kernels take is not known, so that none is sure to be faster.
 Judgement judge_volume(const Request& request, const std::vector<Candidate>& candidates) {
   Request planes = plane_of(request);
-  planes.problem.batch = request.problem.batch * request.depth.axis.out;
+  // Each output in depth reads as many planes as there are taps: so the products are those of the volume.
+  planes.problem.batch = request.problem.batch * request.depth.axis.out * request.depth.axis.kernel;
   planes.threads = request.threads;
   Judgement judgement = judge(planes, candidates);
   judgement.source = Source::order;

@@ -22,8 +22,8 @@ struct Candidate {
   std::shared_ptr<const Work> work;
 };
 
-// How many times as fast as PyTorch's kernel a candidate is: as expected, and with the caution of the source. Both are the same if
-// it was measured. `why` is what a plan says of it.
+// How many times as fast as PyTorch's kernel a candidate is: as expected, and, as `low`, what is left of that with the caution of the
+// source. Both are the same if it was measured. `why` is what a plan says of it.
 struct Speedup {
   double middle, low;
   std::string why;

@@ -119,9 +119,8 @@ def give(library: ctypes.CDLL, isa: str, told: dict[str, Any]) -> None:
     given = (ctypes.c_double * len(numbers)).from_buffer(numbers)
     record = f"{told['class']}, {told['isa']}, torch {told['torch']}: {told['rows']:,} timed passes"
     names = [",".join(told["features"]), ",".join(table["kernel"] for table in told["tables"])]
-    if not library.groupwise_tables(
-        isa.encode(), record.encode(), *(name.encode() for name in names), given, len(numbers)
-    ):
+    texts = (name.encode() for name in (isa, record, *names))
+    if library.groupwise_tables(*texts, given, len(numbers)) != 1:
         raise ValueError("its numbers do not fit together")
 
 
@@ -145,7 +144,7 @@ def give_model(library: ctypes.CDLL, told: dict[str, Any]) -> None:
     given = (ctypes.c_double * len(numbers))(*numbers)
     count = len(told["classes"])
     record = f"from {told['rows']} layers on {count} " + ("processor" if count == 1 else "processors")
-    if not library.groupwise_model(record.encode(), ",".join(told["kernels"]).encode(), given, len(numbers)):
+    if library.groupwise_model(record.encode(), ",".join(told["kernels"]).encode(), given, len(numbers)) != 1:
         raise ValueError("its numbers do not fit together")
 
 

@@ -26,6 +26,7 @@ from groupwise.rewrite.engines import (
     kernel_of,
 )
 from groupwise.rewrite.low_engines import engines_of
+from groupwise.rewrite.plan import NO_TIME
 from groupwise.rewrite.recipe import Call
 from groupwise.rewrite.samples import cut, of_samples
 
@@ -104,7 +105,7 @@ def choose(
     Times nothing after the deadline, nor without one.
     """
     if deadline is None or deadline.is_over:
-        return _unmeasured(work, "" if deadline is None else "no time was left to time it; tune=True times all layers")
+        return _unmeasured(work, "" if deadline is None else NO_TIME)
     whole, (work, given) = work, _fewer(work, weight, bias, given, deadline)
     is_cut = work != whole
     slow = _slow(whole) if deadline.is_limited else ()

@@ -12,6 +12,10 @@ from groupwise.draw.text import lines as text
 from groupwise.spec.legible import Printed, legible
 
 
+# The end of the reason of a layer that nothing timed, because the time for measuring was over.
+NO_TIME = "no time was left to time it"
+
+
 @dataclass(frozen=True)
 class Step:
     """One operator call of an optimized network."""
@@ -94,6 +98,8 @@ class Plan(Printed):
         threads = f"{self.threads} thread" + "s" * (self.threads != 1)
         inputs = f" on {', '.join(self.inputs)}" if self.inputs else ""
         found = [f"{self.title}{inputs}, {threads}: {self._summary()}"]
+        if untimed := sum(step.reason.endswith(NO_TIME) for step in self.steps):
+            found += [f"No time was left to time {phrases.plural(untimed, 'step')}; tune=True times all."]
         if self.steps:
             # Two tables with the same steps: one would be too wide for most terminals.
             what = [("step", "kind", "groups", "output", "fused"), *map(_what, self.steps)]
