@@ -7,6 +7,7 @@ read outside their tensors there; none of these tests calls one, and none would 
 from __future__ import annotations
 
 import copy
+import pathlib
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from groupwise import ConvSpec, bench, plan, record_plans, report
 from groupwise.kernels import dispatch, native
 from groupwise.rewrite.engines import Work, hazard_of
 from groupwise.rewrite.steps import Epilogue, Geometry
-from kernels import needs_kernels
+from kernels import ISAS, needs_kernels
 
 pytestmark = needs_kernels
 OUTSIDE = "PyTorch's kernel may read outside its tensors here"
@@ -264,3 +265,21 @@ def test_what_has_no_hazard():
     empty = Work((0, 8, 9, 9), (0, 8, 11, 11), (8, 8, 1, 1), torch.float32, True, at, Epilogue(), False, False)
     linear = Work((2, 8), (2, 8), (8, 8), torch.float32, True, None, Epilogue(), False, False)
     assert hazard_of(empty) == hazard_of(linear) == ""
+
+
+CPUINFO = pathlib.Path("/proc/cpuinfo")
+HANGS = "avx512" in ISAS and CPUINFO.exists() and "avx512_fp16" in CPUINFO.read_text().split()
+
+
+@pytest.mark.skipif(not HANGS, reason="oneDNN hangs only with AVX512-FP16")
+def test_a_float16_layer_that_never_compiles_in_pytorch_stays_here():
+    spec = ConvSpec(8, 8, 31, dims=1, groups=8)
+    told = plan(spec, (1, 8, 100), dtype=torch.float16)
+    assert told.kernel != "pytorch"
+    assert told.evidence == "PyTorch's kernel may never end compiling here"
+    assert plan(spec, (1, 8, 100), dtype=torch.bfloat16).evidence != told.evidence
+    assert plan(ConvSpec(8, 8, 11, dims=1, groups=8), (1, 8, 100), dtype=torch.float16).evidence != told.evidence
+    for channels, hangs in ((1, False), (2, True), (32, True), (33, False)):
+        spec = ConvSpec(channels, channels, 31, dims=1, groups=channels)
+        evidence = plan(spec, (1, channels, 100), dtype=torch.float16).evidence
+        assert (evidence == told.evidence) is hangs, channels

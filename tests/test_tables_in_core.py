@@ -222,24 +222,6 @@ def test_a_layer_whose_outputs_see_padding_alone_never_goes_to_pytorch(given):
     assert told.evidence == "PyTorch's kernel may read outside its tensors here"
 
 
-CPUINFO = pathlib.Path("/proc/cpuinfo")
-HANGS = "avx512" in ISAS and CPUINFO.exists() and "avx512_fp16" in CPUINFO.read_text().split()
-
-
-@pytest.mark.skipif(not HANGS, reason="oneDNN hangs only with AVX512-FP16")
-def test_a_float16_layer_that_never_compiles_in_pytorch_stays_here():
-    spec = ConvSpec(8, 8, 31, dims=1, groups=8)
-    told = plan(spec, (1, 8, 100), dtype=torch.float16)
-    assert told.kernel != "pytorch"
-    assert told.evidence == "PyTorch's kernel may never end compiling here"
-    assert plan(spec, (1, 8, 100), dtype=torch.bfloat16).evidence != told.evidence
-    assert plan(ConvSpec(8, 8, 11, dims=1, groups=8), (1, 8, 100), dtype=torch.float16).evidence != told.evidence
-    for channels, hangs in ((1, False), (2, True), (32, True), (33, False)):
-        spec = ConvSpec(channels, channels, 31, dims=1, groups=channels)
-        evidence = plan(spec, (1, channels, 100), dtype=torch.float16).evidence
-        assert (evidence == told.evidence) is hangs, channels
-
-
 @pytest.mark.parametrize("channels", [8, 16])
 def test_a_gradient_that_ends_the_process_in_pytorch_stays_here(given, channels):
     given(made_up(planar=(-3, -3, -3), pixels=(-4, -4, -4)))
