@@ -220,6 +220,15 @@ def signals(chance: random.Random) -> Numbers:
     return spec, (one_of(chance, (8, 16, 32, 32, 50, 64, 100, 200, 256, 400, 1000)),)
 
 
+def speech(chance: random.Random) -> Numbers:
+    """1-D layers of encoders of speech: groups of many channels, and many taps."""
+    width, groups = one_of(chance, (8, 16, 24, 32, 48, 64, 96)), one_of(chance, (2, 4, 8, 16, 16, 32))
+    kernel = chance.choice((15, 19, 31, 32, 47, 64, 95, 128, 128, 192, 256))
+    padding = chance.choice((0, kernel // 2, kernel // 2, kernel - 1))
+    size = one_of(chance, (100, 128, 200, 256, 400, 512, 800, 1024, 1500))
+    return ConvSpec(groups * width, groups * width, kernel, 1, padding, 1, groups, dims=1), (size,)
+
+
 def big(chance: random.Random) -> Numbers:
     """Layers of which one takes milliseconds: without them the tables say nothing of what costs users most."""
     which = chance.choice(("rows", "rows", "depthwise", "grouped", "dense", "transposed"))
@@ -298,6 +307,7 @@ FAMILIES: dict[str, tuple[float, Callable[[random.Random], Numbers]]] = {
     "ensemble": (0.0, ensemble),
     "deep": (0.0, deep),
     "signals": (0.0, signals),
+    "speech": (0.0, speech),
 }
 """The fraction of draws of each kind of layer."""
 

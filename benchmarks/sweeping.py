@@ -82,7 +82,7 @@ def draw(seed: int, number: int, threads: tuple[int, ...], volumes: bool = False
         try:
             spec, size = families[family][1](chance)
             batch = chance.choice(BATCHES_OF_STEPS if family in STEPS else BATCHES)
-            limits = LIMITS_OF_BIG if family in ("big", *STEPS) else LIMITS_OF_VOLUMES if volumes else LIMITS
+            limits = LIMITS_OF_BIG if family in ("big", "speech", *STEPS) else LIMITS_OF_VOLUMES if volumes else LIMITS
             while batch > 1 and not affordable(spec, size, batch, limits):
                 batch //= 2
             if not affordable(spec, size, batch, limits) or not sound(spec, size):

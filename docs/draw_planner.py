@@ -38,7 +38,8 @@ def _picture() -> str:
             "A call becomes a request.",
             "The kernels narrow, planar and PyTorch's can run it, and groups cannot.",
             "Nothing was measured on this machine, so the table of the processor decides.",
-            f"It foresees {SPEEDS['narrow'][0]:.2f} times PyTorch's speed for narrow, and {SPEEDS['planar'][0]:.2f} times for planar.",
+            f"It foresees {SPEEDS['narrow'][0]:.2f} times PyTorch's speed for narrow, "
+            f"and {SPEEDS['planar'][0]:.2f} times for planar.",
             "The plan is narrow.",
         ]
     )

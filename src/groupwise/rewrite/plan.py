@@ -11,7 +11,6 @@ from groupwise.draw.base import phrases
 from groupwise.draw.text import lines as text
 from groupwise.spec.legible import Printed, legible
 
-
 # The end of the reason of a layer that nothing timed, because the time for measuring was over.
 NO_TIME = "no time was left to time it"
 
