@@ -25,8 +25,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import sharing
+from foreseen import seconds
 from measuring import RECORDS, ROOT, read_record
-from sweep import AGAIN, BOUNDS, PYTORCH, speedup
+from sweep import BOUNDS, PYTORCH, speedup
 
 from groupwise.kernels.plan import DIRECTIONS, KERNELS, MEMORY_FORMATS
 from groupwise.kernels.tables import FORMAT
@@ -126,12 +127,6 @@ def place(row: Row) -> tuple[int, int, int]:
     else:
         kind = 1 if widest < 8 else 2 if widest < 32 else 3
     return DIRECTIONS.index(row["direction"]), MEMORY_FORMATS.index(row["memory_format"]), kind
-
-
-def seconds(row: Row, kernel: str) -> float:
-    """Returns the least seconds of a kernel; PyTorch was timed twice."""
-    ms = row["least_ms"]
-    return float((ms[PYTORCH] * ms[AGAIN]) ** 0.5 if kernel == PYTORCH else ms[kernel]) / 1e3
 
 
 def roofline(row: Row, kernel: str) -> float:
