@@ -210,8 +210,8 @@ def best(tried: Iterable[Made | None]) -> Made:
 
 
 def few(rows: int) -> int:
-    """Returns how many of so many rows may be far below PyTorch's speed: `FAR_BELOW` of them, rounded up."""
-    return math.ceil(FAR_BELOW * rows)
+    """Returns how many of so many rows may be far below PyTorch's speed: at most `FAR_BELOW` of them."""
+    return math.floor(FAR_BELOW * rows)
 
 
 def dumped(told: dict[str, Any]) -> str:
