@@ -30,13 +30,15 @@ STEPS = {
     "engines": ["engines.py"],
     "peers": ["engines.py", "--dtype", "float32", *OTHER_DTYPES],
     "whole": ["whole.py"],
+    "steps": ["steps.py"],
 }
 # These run only if they are named: they need packages of others, or take long.
-BY_NAME = ("dtypes", "engines", "peers", "whole")
+BY_NAME = ("dtypes", "engines", "peers", "whole", "steps")
 AFTER = (
     ["chart.py"],
     ["whole_chart.py"],
     ["whole_tables.py", "--docs"],
+    ["step_tables.py"],
     ["layer_tables.py", "--docs"],
     ["summary.py"],
 )
@@ -70,7 +72,7 @@ def arguments(name: str, options: argparse.Namespace) -> list[str]:
     """Returns the arguments of a benchmark's script."""
     if name in ("peak", "errors"):
         return []
-    threads = options.threads if name != "groups" else [max(options.threads)]
+    threads = options.threads if name not in ("groups", "steps") else [max(options.threads)]
     more = ["--threads", *map(str, threads)]
     if name in ("engines", "peers", "whole") and options.envs:
         more += ["--envs", options.envs]

@@ -128,13 +128,18 @@ def floor_ms(plan: groupwise.Plan, peaks: floor.Peaks) -> float:
 
 
 def row(name: str, kinds: dict[str, dict[str, float]]) -> str:
-    """Returns a line for a page: the time and the floor of the step and of each kind of work."""
+    """Returns a line of a Markdown table: the time and the floor of the step and of each kind of work."""
+    return f"| {' | '.join(cells(name, kinds))} |"
+
+
+def cells(name: str, kinds: dict[str, dict[str, float]]) -> list[str]:
+    """Returns the network's name, and time and floor of the step and of each kind of work, in ms."""
     whole = {key: sum(one[key] for one in kinds.values()) for key in ("ms", "floor_ms")}
-    cells = [
+    shown = [
         f"{one['ms']:.0f} / {one['floor_ms']:.0f}" if one["floor_ms"] else f"{one['ms']:.0f}"
         for one in (whole, *kinds.values())
     ]
-    return "| " + " | ".join([name.rsplit(":", maxsplit=1)[-1], *cells]) + " |"
+    return [name.rsplit(":", maxsplit=1)[-1], *shown]
 
 
 if __name__ == "__main__":

@@ -342,7 +342,7 @@ def test_what_run_takes(monkeypatch, capsys):
     assert done[2] == ["layers.py", "--held-out", "--threads", "1", "2"]
     assert [words[0] for words in done] == (
         "groups.py layers.py layers.py peak.py errors.py networks.py chart.py whole_chart.py whole_tables.py "
-        "layer_tables.py summary.py"
+        "step_tables.py layer_tables.py summary.py"
     ).split()
     done.clear()
     monkeypatch.setattr(sys, "argv", ["run.py", "held-out", "--threads", "1", "--peers", "--envs", "made"])
@@ -356,6 +356,6 @@ def test_what_run_takes(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run.main()
     assert (
-        "speed is no benchmark; valid: groups, layers, held-out, dtypes, peak, errors, networks, engines, peers, whole"
-        in capsys.readouterr().err
+        "speed is no benchmark; valid: groups, layers, held-out, dtypes, peak, errors, networks, engines, peers, "
+        "whole, steps" in capsys.readouterr().err
     )

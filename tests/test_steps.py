@@ -15,7 +15,7 @@ from groupwise import ConvSpec
 from kernels import needs_kernels
 from scripts import load
 
-steps, floor = map(load, ("steps", "floor"))
+steps, floor, step_tables, measuring = map(load, ("steps", "floor", "step_tables", "measuring"))
 PEAKS = floor.Peaks(threads=1, flop=1e9, copied_bytes=1e8, flop_by="a test")
 
 
@@ -79,3 +79,35 @@ def test_a_step_is_split_and_recorded(monkeypatch, tmp_path, capsys, own_cache):
     said = capsys.readouterr().out
     assert said.startswith("| resnext50_32x4d | ")
     assert math.isclose(found["copied_gbs"], 0.1)
+
+
+def record_of(threads, **facts):
+    about = {"processor": "AMD EPYC", "isa": "avx2", "threads": threads, "torch": "2.13.0", "dtype": "float32"}
+    kinds = {kind: {"ms": 3.0, "floor_ms": 0.0} for kind in (*steps.KINDS, steps.REST)}
+    kinds["batch normalisation"] = {"ms": 50.4, "floor_ms": 20.2}
+    return {"batch": 8, **about, "commit": "abc", "gflops": 200.0, "copied_gbs": 40.0, "kinds": kinds, **facts}
+
+
+def test_tables_tell_each_machine_and_number_of_threads(tmp_path):
+    folder = tmp_path / "amd-25-1-avx2"
+    folder.mkdir()
+    rows = [
+        record_of(1, network="torchvision:small"),
+        record_of(1, network="timm:other", gflops=207.0),
+        record_of(2, network="torchvision:small"),
+    ]
+    (folder / "steps.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    said = step_tables.told(tmp_path)
+    assert said.count("### Steps on AMD EPYC (Zen 3, avx2), ") == 2
+    assert said.count("| small | 62 / 20 | 3 | 50 / 20 | 3 | 3 | 3 |") == 2
+    assert "8 images, 1 thread, float32, torch 2.13.0, commit abc. Peak: 200 to 207 GFLOP/s, copies at 40 GB/s." in said
+    assert said.index("| other |") < said.index(", 2 threads\n")
+
+
+def test_the_page_shows_the_record():
+    page = step_tables.PAGE.read_text("utf-8")
+    made = step_tables.told(step_tables.RECORDS)
+    assert measuring.with_block(page, step_tables.RECORD, made) == page, (
+        "out of date; run: python benchmarks/step_tables.py"
+    )
+    assert measuring.with_block(page, step_tables.RECORD, "| a \\1 |") != page
