@@ -174,6 +174,7 @@ inline void slide_block(const Reading& h, const Reading& w, const Real* x, const
                     slots.vector,
                     0,
                     ahead,
+                    {},
                     {}};
       const Real* from = x + row * h.x + start * w.x;
       const Real* grad = go + row * h.go + start * w.go;

@@ -114,8 +114,11 @@ void squeeze_sums(const Squeeze& s, int64_t begin, int64_t end) {
 }
 
 // Computes rows [rows.first, rows.last) of samples, before the activation: four rows at once, which share the loads of the input.
+// The four after them are prefetched: few samples read a weight so seldom that it comes from memory, in rows too short for the
+// processor's own prefetcher.
 template <class T>
 GW_INLINE void dots(const Gate& g, Range samples, Range rows) {
+  constexpr int64_t kStep = 2 * kLanes, kLineOf = 64 / sizeof(T);
   for (int64_t row = rows.first; row < rows.last; row += 4) {
     const int64_t count = std::min<int64_t>(4, rows.last - row);
     const T* w[4];
@@ -124,10 +127,14 @@ GW_INLINE void dots(const Gate& g, Range samples, Range rows) {
                   GW_LAMBDA { w[k] = static_cast<const T*>(g.weight) + std::min<int64_t>(row + k, rows.last - 1) * g.inputs; });
     for (int64_t sample = samples.first; sample < samples.last; sample++) {
       const float* in = g.in + sample * g.inputs;
+      const int64_t next = sample == samples.first ? 4 * g.inputs : 0;
       Vec even[4] = {}, odd[4] = {};
       int64_t i = 0;
-      for (; i + 2 * kLanes <= g.inputs; i += 2 * kLanes) {
+      for (; i + kStep <= g.inputs; i += kStep) {
         const Vec a = load(in + i), b = load(in + i + kLanes);
+        unroll<4>([&](auto k) GW_LAMBDA {
+          unroll<ceil_div(kStep, kLineOf)>([&](auto line) GW_LAMBDA { prefetch(w[k] + i + next + line * kLineOf); });
+        });
         unroll<4>([&](auto k) GW_LAMBDA { even[k] += load(w[k] + i) * a; });
         unroll<4>([&](auto k) GW_LAMBDA { odd[k] += load(w[k] + i + kLanes) * b; });
       }
