@@ -202,6 +202,8 @@ def test_pictures_and_page(tmp_path):
         assert float(part.attrib["width"]) <= float(whole.attrib["width"])
     assert y == pytest.approx(float(whole.attrib["height"]), abs=0.1)
     assert shown.to_svg("wiring") != shown.to_svg("weight")
+    with pytest.raises(GroupwiseError, match=r"as text and takes no path; write pathlib.Path\('a.svg'\).write_text"):
+        shown.to_svg("a.svg")
     assert shown._repr_html_().count("<svg") == 4
     assert shown.to_png(tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     for name, better in (("q.jpg", "q.png"), ("q", "q.png")):

@@ -250,4 +250,4 @@ def test_not_chosen_where_nothing_was_measured():
 def test_other_dtypes_are_refused():
     made = plan(ConvSpec(32, 32, 3, padding=1, groups=32), (1, 32, 14, 14), "complex64")
     assert made.kernel == "pytorch"
-    assert set(made.refused.values()) == {"computes float32, float64, bfloat16 and float16 only"}
+    assert set(made.refused.values()) == {"groupwise computes float32, float64, bfloat16 and float16 only"}

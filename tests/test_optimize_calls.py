@@ -74,8 +74,14 @@ REFUSED = {
     r"model\(None\) fails with TypeError.*optimize\(model, x\)": lambda: groupwise.optimize(network(), None),
     r"model\(a tuple\) fails.*one by one.*optimize\(model, x\)": lambda: groupwise.optimize(network(), (source(),)),
     r"model\(a list\) fails.*one by one": lambda: groupwise.optimize(network(), [source()]),
-    r"float32 tensor of 2×5×10×10\) fails with RuntimeError": lambda: groupwise.optimize(
-        network(), torch.randn(2, 5, 10, 10)
+    r"of that shape: x = torch.randn\(1, 3, 16, 16\); groupwise.optimize\(model, x\)$": lambda: groupwise.optimize(
+        network(), (1, 3, 16, 16)
+    ),
+    r"float64 tensor.* the model computes float32: give x.to\(torch.float32\)$": lambda: groupwise.optimize(
+        network(), source().double()
+    ),
+    r"float32 tensor of 2×5×10×10\) fails with RuntimeError.* with which you call the model": lambda: (
+        groupwise.optimize(network(), torch.randn(2, 5, 10, 10))
     ),
     r'x is no argument.*kwargs=\{"x": x\}': lambda: groupwise.optimize(network(), x=source()),
     r"did you mean recompute\? For the model": lambda: groupwise.optimize(network(), source(), recompte=True),

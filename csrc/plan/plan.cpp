@@ -20,7 +20,7 @@ constexpr double kMostProducts = 4503599627370496.0;
 // Returns why no kernel of ours computes the request, or null.
 const char* unfit(const Request& r) {
   const Problem& p = r.problem;
-  if (r.dtype == Dtype::other) return "computes float32, float64, bfloat16 and float16 only";
+  if (r.dtype == Dtype::other) return "groupwise computes float32, float64, bfloat16 and float16 only";
   if (p.batch < 1 || p.h.out < 1 || p.w.out < 1 || p.h.in < 1 || p.w.in < 1 || p.in_channels < 1 || p.out_channels < 1)
     return "nothing to compute";
   const char* extent = "supports strides and dilations to 1024, paddings and kernels to 65536 and sizes to 2**24";

@@ -116,8 +116,14 @@ class Explanation:
     def to_svg(self, view: str = "all") -> str:
         """Returns a picture as SVG; `view` is wiring, weight, cost, ranks or all.
 
-        `"all"` puts the first three one below the other, and the ranks if their number is given.
+        `"all"` puts the first three one below the other, and the ranks if their number is given. Raises
+        `GroupwiseError` for another view, such as the path of a file.
         """
+        if str(view).endswith(".svg"):
+            raise GroupwiseError(
+                "to_svg returns the picture as text and takes no path; "
+                f"write pathlib.Path({str(view)!r}).write_text(it.to_svg())"
+            )
         views: dict[str, Callable[[], str]] = {
             "ranks": lambda: ranks_svg(self.spec, self._ranks, self.cost),
             "wiring": lambda: wiring_svg(self.spec),

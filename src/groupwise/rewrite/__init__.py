@@ -141,7 +141,7 @@ def _try(network: Optimized, inputs: tuple[Any, ...], kwargs: Mapping[str, Any])
     except GroupwiseError:
         raise
     except Exception as error:
-        raise refused(error, inputs, kwargs, "groupwise.optimize(model, x)") from error
+        raise refused(error, network, inputs, kwargs, "groupwise.optimize(model, x)") from error
 
 
 def _check(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None, train: bool) -> None:

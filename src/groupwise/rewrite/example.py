@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from groupwise.errors import GroupwiseError, RefusedExample
 
@@ -34,15 +35,30 @@ def unknown_arguments(given: Iterable[str], known: Iterable[str]) -> str:
     return f"{', '.join(given)} {words} of groupwise.optimize; {meant} the model, write kwargs={{{named}}}"
 
 
-def refused(error: Exception, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], call: str) -> RefusedExample:
+def refused(
+    error: Exception, model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], call: str
+) -> RefusedExample:
     """Returns the error for an example on which a model fails. `call` is how `optimize` is called rightly."""
     given = ", ".join([*map(_word, inputs), *(f"{name}={_word(value)}" for name, value in kwargs.items())])
-    fix = f"give the arguments with which you call the model: {call}"
-    if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
-        fix = f"give the model's arguments one by one: {call}"
     return RefusedExample(
-        f"model({given}) fails with {type(error).__name__}: {_reason(error)}; it must accept its example; {fix}", error
+        f"model({given}) fails with {type(error).__name__}: {_reason(error)}; it must accept its example; "
+        f"{_fix(error, model, inputs, call)}",
+        error,
     )
+
+
+def _fix(error: Exception, model: nn.Module, inputs: tuple[Any, ...], call: str) -> str:
+    """Says what to give instead of an example on which a model fails."""
+    if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
+        if inputs[0] and all(type(size) is int for size in inputs[0]):
+            return f"give a tensor of that shape: x = torch.randn{tuple(inputs[0])}; {call}"
+        return f"give the model's arguments one by one: {call}"
+    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
+    # PyTorch's errors about dtypes speak of types. Behind others whole numbers may be right, as indices are.
+    alone = len(inputs) == 1 and isinstance(inputs[0], torch.Tensor) and "type" in str(error)
+    if alone and dtype is not None and inputs[0].dtype != dtype:
+        return f"the model computes {str(dtype).removeprefix('torch.')}: give x.to({dtype})"
+    return f"give the arguments with which you call the model: {call}"
 
 
 def _reason(error: Exception) -> str:

@@ -42,7 +42,7 @@ def disagreement(
     try:
         return _difference(model, twin, args, kwargs)
     except Exception as error:
-        raise refused(error, args, kwargs, "groupwise.optimize(model, x, train=True)") from error
+        raise refused(error, model, args, kwargs, "groupwise.optimize(model, x, train=True)") from error
 
 
 def _difference(

@@ -99,7 +99,8 @@ def read_choice(path: str | pathlib.Path) -> Chosen:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        missing = "there is no such file; groupwise choose MODEL -o FILE writes one"
+        reason = missing if isinstance(error, FileNotFoundError) else error
         raise GroupwiseError(f"{path} cannot be read as a choice of groups: {reason}") from None
     layers = found.get("layers") if isinstance(found, dict) and found.get("version", VERSION) == VERSION else None
     if not isinstance(layers, dict):
