@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from measuring import RECORDS, ROOT, newest, read_record, record_name, show_record
+from measuring import RECORDS, ROOT, newest, read_record, record_name, records_of, show_record
 from shapes import DTYPES, FLOAT32, KINDS, PASSES, read
 from summary import BUSY, Table, Times, collect, engine_table, geometric_mean, problem_table, ratio, slower_table
 
@@ -29,10 +29,7 @@ def read_dtype(folder: pathlib.Path, dtype: str) -> list[Row]:
 
     They have the class and the instruction set that the folder is named after.
     """
-    found = []
-    for path in sorted(folder.glob(f"*/{record_name('layers', dtype)}")):
-        kind, _, isa = path.parent.name.rpartition("-")
-        found.append([{**row, "class": kind, "isa": isa} for row in newest(read_record(path))])
+    found = map(newest, records_of(folder, record_name("layers", dtype)))
     return max(
         filter(None, found), key=lambda rows: max((row["date"], row.get("time", "")) for row in rows), default=[]
     )

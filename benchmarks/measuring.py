@@ -195,6 +195,18 @@ def read_record(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def records_of(folder: pathlib.Path, record: str) -> list[list[dict[str, Any]]]:
+    """Returns the rows of each record in the folders of processors, by the folders' names.
+
+    They have the class and the instruction set that the folder is named after.
+    """
+    found = []
+    for path in sorted(folder.glob(f"*/{record}")):
+        kind, _, isa = path.parent.name.rpartition("-")
+        found.append([{**row, "class": kind, "isa": isa} for row in read_record(path)])
+    return found
+
+
 def record_name(record: str, dtype: str) -> str:
     """Returns the name of a dtype's record."""
     return f"{record}.jsonl" if dtype == "float32" else f"{record}-{dtype}.jsonl"

@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 import steps
-from measuring import RECORDS, ROOT, by_machine, name_of, read_record, show_record
+from measuring import RECORDS, ROOT, by_machine, name_of, records_of, show_record
 from summary import Table
 
 Row = dict[str, Any]
@@ -26,12 +26,8 @@ def main() -> None:
 
 def told(records: pathlib.Path) -> str:
     """Returns a table for each processor, instruction set and number of threads."""
-    made = []
-    for path in sorted(records.glob(f"*/{RECORD}")):
-        class_of_all = path.parent.name.rpartition("-")[0]
-        for rows in by_machine(read_record(path)).values():
-            made.append(table([{**row, "class": class_of_all} for row in rows]).markdown())
-    return "\n\n".join(made)
+    machines = [rows for of_class in records_of(records, RECORD) for rows in by_machine(of_class).values()]
+    return "\n\n".join(table(rows).markdown() for rows in machines)
 
 
 def table(rows: list[Row]) -> Table:
@@ -39,14 +35,13 @@ def table(rows: list[Row]) -> Table:
     first = rows[0]
     threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
     commits = ", ".join(sorted({row["commit"] for row in rows}))
-    peaks = [f"{spread(rows, 'gflops')} GFLOP/s", f"copies at {spread(rows, 'copied_gbs')} GB/s"]
-    note = f"{first['batch']} images, {threads}, {first['dtype']}, torch {first['torch']}, commit {commits}. Peak: "
-    head = ["network", "step", *steps.KINDS, steps.REST]
+    where = f"{first['batch']} images, {threads}, {first['dtype']}, torch {first['torch']}, commit {commits}"
+    peaks = f"{spread(rows, 'gflops')} GFLOP/s, copies at {spread(rows, 'copied_gbs')} GB/s"
     return Table(
         f"Steps on {name_of(first)}, {threads}",
-        head,
+        ["network", "step", *steps.KINDS, steps.REST],
         [steps.cells(row["network"], row["kinds"]) for row in rows],
-        f"{note}{', '.join(peaks)}.",
+        f"{where}. Peak: {peaks}.",
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from measuring import RECORDS, ROOT, machine_of, name_of, newest_machine, read_record, show_record
+from measuring import RECORDS, ROOT, machine_of, name_of, newest_machine, records_of, show_record
 from summary import BUSY, Table, geometric_mean, ratio, time
 from whole_engines import DTYPES, ENGINES, OURS, TUNED
 
@@ -60,9 +60,8 @@ class Point:
 def read(folder: pathlib.Path = RECORDS) -> list[list[Row]]:
     """Returns the rows of each record that share the machine and the torch of its newest, the largest record first."""
     found = []
-    for path in sorted(folder.glob(f"*/{RECORD}")):
-        class_of_all = path.parent.name.rpartition("-")[0]
-        rows = [{**row, "class": class_of_all} for row in read_record(path) if row["benchmark"] == "whole"]
+    for rows_of_class in records_of(folder, RECORD):
+        rows = [row for row in rows_of_class if row["benchmark"] == "whole"]
         newest = newest_machine(rows)
         found.append([row for row in rows if machine_of(row) == newest])
     return sorted(filter(None, found), key=len, reverse=True)
