@@ -60,7 +60,10 @@ def test_from_a_sweep_to_a_saved_model(capsys, tmp_path):
         (["sweep", *TARGET, "--layer", "blocks.9.conv2"], "no such layer; did you mean"),
         (["sweep", *TARGET, "-o", "sweep.pdf"], "name a file that ends in one of"),
         (["sweep", *TARGET, "--data", "none.pt"], "--data none.pt cannot be read"),
-        (["regroup", TARGET[0], "none.json"], "there is no such file; groupwise choose MODEL -o FILE"),
+        (
+            ["regroup", TARGET[0], "none.json"],
+            "none.json cannot be read as a choice of groups: there is no such file; groupwise choose MODEL -o FILE",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(capsys, monkeypatch, words, said):

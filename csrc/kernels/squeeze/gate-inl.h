@@ -127,13 +127,12 @@ GW_INLINE void dots(const Gate& g, Range samples, Range rows) {
                   GW_LAMBDA { w[k] = static_cast<const T*>(g.weight) + std::min<int64_t>(row + k, rows.last - 1) * g.inputs; });
     for (int64_t sample = samples.first; sample < samples.last; sample++) {
       const float* in = g.in + sample * g.inputs;
-      const int64_t next = sample == samples.first ? 4 * g.inputs : 0;
       Vec even[4] = {}, odd[4] = {};
       int64_t i = 0;
       for (; i + kStep <= g.inputs; i += kStep) {
         const Vec a = load(in + i), b = load(in + i + kLanes);
         unroll<4>([&](auto k) GW_LAMBDA {
-          unroll<ceil_div(kStep, kLineOf)>([&](auto line) GW_LAMBDA { prefetch(w[k] + i + next + line * kLineOf); });
+          unroll<ceil_div(kStep, kLineOf)>([&](auto line) GW_LAMBDA { prefetch(w[k] + 4 * g.inputs + i + line * kLineOf); });
         });
         unroll<4>([&](auto k) GW_LAMBDA { even[k] += load(w[k] + i) * a; });
         unroll<4>([&](auto k) GW_LAMBDA { odd[k] += load(w[k] + i + kLanes) * b; });
