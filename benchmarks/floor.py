@@ -3,9 +3,10 @@
     floor = max(FLOP / peak, bytes once / copy rate)        a training step has three such passes
 
 The peak is the rate of a loop of fused multiply-adds on registers, which the C++ compiler makes of the lines below;
-without a compiler, it is the rate of torch's matrix product, some 15 % less. The copy rate counts the bytes that
-`tensor.copy_` reads and writes between tensors of 1 to 4 MiB, which stay in L3 on most machines. A method with less
-arithmetic (Winograd) can take less than the floor, and so can a small layer whose tensors stay in L2.
+without a compiler, it is the rate of torch's matrix product, some 15 % less. In bfloat16 it is the faster of such a
+loop, where the processor has AVX512-BF16, and of torch's matrix product, which may use AMX. The copy rate counts the
+bytes that `tensor.copy_` reads and writes between tensors of 1 to 4 MiB, which stay in L3 on most machines. A method
+with less arithmetic (Winograd) can take less than the floor, and so can a small layer whose tensors stay in L2.
 
     python benchmarks/floor.py [--threads 1 2]
 """
@@ -29,6 +30,9 @@ import torch
 from groupwise import Cost
 
 LOOP = r"""
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 #if defined(__AVX512F__)
 #define BYTES 64
 #elif defined(__AVX__)
@@ -48,6 +52,22 @@ extern "C" double burn(long rounds) {
   for (int i = 1; i < 12; i++) sums[0] += sums[i];
   // The sum is read, so that the compiler keeps the loop.
   return sums[0][0] < -1 ? 0 : 2.0 * 12 * (BYTES / 4) * rounds;
+}
+
+// The same of products of pairs of bfloat16 numbers; 0 where the processor has none.
+extern "C" double burn_bfloat16(long rounds) {
+#ifdef __AVX512BF16__
+  __m512 sums[12];
+  for (int i = 0; i < 12; i++) sums[i] = _mm512_set1_ps(float(i));
+  __m512bh factor = _mm512_cvtne2ps_pbh(_mm512_set1_ps(0.999f), _mm512_set1_ps(0.999f));
+  __m512bh term = _mm512_cvtne2ps_pbh(_mm512_set1_ps(0.001f), _mm512_set1_ps(0.001f));
+  for (long round = 0; round < rounds; round++)
+    for (int i = 0; i < 12; i++) sums[i] = _mm512_dpbf16_ps(sums[i], factor, term);
+  for (int i = 1; i < 12; i++) sums[0] = _mm512_add_ps(sums[0], sums[i]);
+  return _mm512_reduce_add_ps(sums[0]) < -1 ? 0 : 2.0 * 2 * 12 * 16 * rounds;
+#else
+  return 0;
+#endif
 }
 """
 FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-funroll-loops", "-shared", "-fPIC", "-x", "c++"]
@@ -69,12 +89,12 @@ class Peaks:
         return passes * 1e3 * max(2 * cost.macs.forward / self.flop, cost.bytes / self.copied_bytes)
 
 
-def measure(threads: int) -> Peaks:
-    """Measures the peaks with that many threads; torch keeps its own number afterwards."""
+def measure(threads: int, dtype: str = "float32") -> Peaks:
+    """Measures the peaks with that many threads, of float32 or bfloat16; torch keeps its own number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        flop, by = _flop(threads)
+        flop, by = _flop(threads, dtype)
         return Peaks(threads, flop, copy_rate(), by)
     finally:
         torch.set_num_threads(before)
@@ -89,30 +109,37 @@ def _best(call: Callable[[], object], runs: int) -> float:
     return best
 
 
-def _flop(threads: int) -> tuple[float, str]:
-    burn = _compiled()
-    if burn is None:
-        size = 1024
-        left, right, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
-        seconds = _best(lambda: torch.mm(left, right, out=out), 20)
-        return 2 * size**3 / seconds, "torch.mm"
+def _flop(threads: int, dtype: str) -> tuple[float, str]:
+    found = _compiled()
+    looped = 0.0 if found is None else _looped(threads, found[dtype])
+    if looped and dtype == "float32":
+        return looped, "multiply-add loop"
+    size = 1024
+    left, right, out = (torch.ones(size, size, dtype=getattr(torch, dtype)) for _ in range(3))
+    product = 2 * size**3 / _best(lambda: torch.mm(left, right, out=out), 20)
+    return max((looped, "loop of products of pairs"), (product, "torch.mm"))
+
+
+def _looped(threads: int, burn: Callable[[int], float]) -> float:
+    """Returns the FLOP per second of a loop in that many threads, 0 where the processor lacks its instruction."""
     rounds = 1_000_000
     # ctypes releases the interpreter's lock, so threads of Python run in parallel.
     with ThreadPoolExecutor(threads) as pool:
         seconds = _best(lambda: list(pool.map(burn, [rounds] * threads)), 100)
-    return threads * burn(rounds) / seconds, "multiply-add loop"
+    return threads * burn(rounds) / seconds
 
 
 def loop() -> Callable[[int], float]:
     """Returns the loop of multiply-adds for one thread: a function from a number of rounds to their FLOP."""
-    burn = _compiled()
-    if burn is None:
+    found = _compiled()
+    if found is None:
         raise SystemExit("the peak is that of a compiled loop: this needs c++, g++ or clang++")
-    return burn
+    return found["float32"]
 
 
 @cache
-def _compiled() -> Callable[[int], float] | None:
+def _compiled() -> dict[str, Callable[[int], float]] | None:
+    """Returns the loop of each dtype, or None without a compiler."""
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return None
@@ -121,9 +148,11 @@ def _compiled() -> Callable[[int], float] | None:
         made = subprocess.run([compiler, *FLAGS, "-", "-o", str(path)], input=LOOP, text=True, check=False)
         if made.returncode:
             return None
-        burn = ctypes.CDLL(str(path)).burn
-    burn.restype, burn.argtypes = ctypes.c_double, [ctypes.c_long]
-    return burn
+        library = ctypes.CDLL(str(path))
+    found = {"float32": library.burn, "bfloat16": library.burn_bfloat16}
+    for burn in found.values():
+        burn.restype, burn.argtypes = ctypes.c_double, [ctypes.c_long]
+    return found
 
 
 def copy_rate(sizes: Sequence[int] = COPIED_MIB, runs: int = 200) -> float:

@@ -31,9 +31,10 @@ STEPS = {
     "peers": ["engines.py", "--dtype", "float32", *OTHER_DTYPES],
     "whole": ["whole.py"],
     "steps": ["steps.py"],
+    "calls": ["call_steps.py"],
 }
 # These run only if they are named: they need packages of others, or take long.
-BY_NAME = ("dtypes", "engines", "peers", "whole", "steps")
+BY_NAME = ("dtypes", "engines", "peers", "whole", "steps", "calls")
 AFTER = (
     ["chart.py"],
     ["whole_chart.py"],
@@ -72,7 +73,7 @@ def arguments(name: str, options: argparse.Namespace) -> list[str]:
     """Returns the arguments of a benchmark's script."""
     if name in ("peak", "errors"):
         return []
-    threads = options.threads if name not in ("groups", "steps") else [max(options.threads)]
+    threads = options.threads if name not in ("groups", "steps", "calls") else [max(options.threads)]
     more = ["--threads", *map(str, threads)]
     if name in ("engines", "peers", "whole") and options.envs:
         more += ["--envs", options.envs]

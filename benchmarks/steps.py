@@ -42,6 +42,8 @@ KINDS = {
     "activations": re.compile(r"gelu|relu|silu|hardswish|hardsigmoid|sigmoid|tanh", re.IGNORECASE),
 }
 REST = "all else"
+# A step or call that takes less is told to a hundredth of a millisecond.
+SHORT_MS = 50
 STEPS, PROFILED = 7, 3
 # Caches do not hold such tensors.
 COPIED_MIB, COPIES = (32,), 20
@@ -133,13 +135,21 @@ def row(name: str, kinds: dict[str, dict[str, float]]) -> str:
 
 
 def cells(name: str, kinds: dict[str, dict[str, float]]) -> list[str]:
-    """Returns the network's name, and time and floor of the step and of each kind of work, in ms."""
+    """Returns the network's name, and time and floor of the step and of each kind of work, in ms.
+
+    Those of less than SHORT_MS altogether have two places.
+    """
     whole = {key: sum(one[key] for one in kinds.values()) for key in ("ms", "floor_ms")}
-    shown = [
-        f"{one['ms']:.0f} / {one['floor_ms']:.0f}" if one["floor_ms"] else f"{one['ms']:.0f}"
+    places = 2 if whole["ms"] < SHORT_MS else 0
+
+    def shown(ms: float) -> str:
+        return f"{ms:.{places}f}" if ms else "0"
+
+    times = [
+        f"{shown(one['ms'])} / {shown(one['floor_ms'])}" if one["floor_ms"] else shown(one["ms"])
         for one in (whole, *kinds.values())
     ]
-    return [name.rsplit(":", maxsplit=1)[-1], *shown]
+    return [name.rsplit(":", maxsplit=1)[-1], *times]
 
 
 if __name__ == "__main__":
