@@ -116,7 +116,8 @@ class Work:
         return 1e3 * max(2 * macs / self._peaks.flop, moved / self._peaks.copied_bytes)
 
     def _weight(self, name: str) -> torch.Tensor:
-        found: Any = self._modules[name]
+        # A step that computes in another dtype than its module has a name of its own, below the module's.
+        found: Any = self._modules[name if name in self._modules else name.rpartition(".")[0]]
         weight: torch.Tensor = found.weight
         return weight
 

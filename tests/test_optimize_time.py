@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,10 +15,11 @@ import groupwise
 from groupwise import record_plans
 from groupwise.errors import GroupwiseError
 from groupwise.kernels import dispatch
-from groupwise.rewrite import chain, choose, engines
+from groupwise.rewrite import chain, choose, engines, region
 from groupwise.rewrite.choose import Deadline, seconds_of
 from groupwise.rewrite.compiled import Compiled
 from groupwise.rewrite.plan import NO_TIME
+from groupwise.rewrite.precision import bfloat16_problem
 from groupwise.rewrite.steps import Activation, Epilogue, Geometry
 from kernels import OURS, needs_kernels
 from optimized import check, network, source
@@ -181,6 +183,58 @@ def test_a_long_call_that_is_clearly_slower_is_dropped_after_its_second(monkeypa
     # Short calls vary more, and without a first call nothing is known of it.
     assert len(timed({"fast": 9e-4, "slow": 9e-4}, fast=1e-4, slow=1.3e-4)["slow"]) > 1
     assert len(timed(None, fast=1e-3, slow=1.3e-3)["slow"]) > 1
+
+
+def test_the_last_that_is_left_is_timed_no_more(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(choose, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def takes(seconds):
+        def call(x):
+            now[0] += seconds
+            return x
+
+        return call
+
+    calls = {"fast": takes(0.001), "slow": takes(0.01)}
+    found = choose.time_calls(calls, [torch.zeros(1)])
+    assert {name: len(each) for name, each in found.items()} == {"fast": choose.SURE, "slow": choose.SURE}
+    assert list(calls) == ["fast"]
+    found = choose.time_calls({"fast": takes(0.001), "slow": takes(0.0015)}, [torch.zeros(1)], {"fast": 1, "slow": 1})
+    assert {name: len(each) for name, each in found.items()} == {"fast": 1, "slow": 1}
+    # By itself from the start, a call has all of its rounds.
+    assert len(choose.time_calls({"alone": takes(0.001)}, [torch.zeros(1)])["alone"]) > choose.LEAST
+
+
+def test_a_part_of_a_deadline_leaves_the_rest_to_others(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(choose, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    whole = Deadline(6.0)
+    now[0] = 12.0
+    part = whole.part(0.5)
+    assert part.is_limited
+    for now[0], over in ((13.9, (False, False)), (14.1, (True, False)), (16.1, (True, True))):
+        assert (part.is_over, whole.is_over) == over
+    assert not Deadline(math.inf).part(0.5).is_limited
+    assert whole.part(0.5).is_over
+
+
+@pytest.mark.skipif(bfloat16_problem() is not None, reason="optimize refuses bfloat16 here")
+def test_two_dtypes_share_the_time(monkeypatch):
+    seen, made = [], region.Program
+    monkeypatch.delenv("GROUPWISE_TUNE")
+    monkeypatch.setattr(choose, "SECONDS", 100.0)
+
+    def program(captured, deadline, dtype):
+        seen.append((dtype, deadline._ends - time.perf_counter()))
+        return made(captured, deadline, dtype)
+
+    monkeypatch.setattr(region, "Program", program)
+    groupwise.optimize(network(), source(), dtype=torch.bfloat16)
+    (low, first), (wide, second) = seen
+    assert (low, wide) == (torch.bfloat16, None)
+    assert first < region.ASKED * 100.0
+    assert 100.0 * region.ASKED < second < 100.0
 
 
 def test_optimize_plans_and_does_not_run(monkeypatch):
