@@ -22,7 +22,7 @@ import floor
 import torch
 import whole_networks
 from measuring import RECORDS, about, keep_memory, write_record
-from steps import REST, row
+from steps import REST, named, rates_of, row
 
 import groupwise
 from groupwise.kernels import native
@@ -47,9 +47,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=pathlib.Path, help="default: this processor's call_steps.jsonl")
     options = parser.parse_args()
-    names = [name for name in whole_networks.NETWORKS if any(part in name for part in options.networks)]
-    if not names:
-        raise SystemExit(f"no network has {options.networks} in its name")
+    names = named(options.networks)
     keep_memory()
     torch.set_num_threads(options.threads)
     peaks = floor.measure(options.threads, options.dtype)
@@ -59,7 +57,7 @@ def main() -> None:
         for name in names:
             kinds = split(name, batch, options.dtype, peaks)
             facts = {"benchmark": "call_steps", "network": name, "batch": batch, **about(options.dtype), "isa": isa}
-            facts |= {"gflops": round(peaks.flop / 1e9, 1), "copied_gbs": round(peaks.copied_bytes / 1e9, 1)}
+            facts |= rates_of(peaks)
             write_record(output, [{**facts, "kinds": kinds}], UNIT)
             print(row(name, kinds), flush=True)
 
@@ -70,7 +68,6 @@ def split(name: str, batch: int, dtype: str, peaks: floor.Peaks) -> dict[str, di
     number = getattr(torch, dtype)
     network = groupwise.optimize(model, images, **({} if dtype == "float32" else {"dtype": number}))
     work = Work(model, images, number.itemsize, peaks)
-    found: list[list[tuple[Step | None, float]]] = []
     with torch.inference_mode():
         for _ in range(WARM):
             network(images)

@@ -19,6 +19,7 @@ import re
 import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import floor
@@ -58,9 +59,7 @@ def main() -> None:
     parser.add_argument("--no-tune", action="store_true", help="run the kernels that the tables choose")
     parser.add_argument("--output", type=pathlib.Path, help="default: steps.jsonl of this processor in the records")
     options = parser.parse_args()
-    names = [name for name in whole_networks.NETWORKS if any(part in name for part in options.networks)]
-    if not names:
-        raise SystemExit(f"no network has {options.networks} in its name")
+    names = named(options.networks)
     keep_memory()
     torch.set_num_threads(options.threads)
     peaks = dataclasses.replace(floor.measure(options.threads), copied_bytes=floor.copy_rate(COPIED_MIB, COPIES))
@@ -69,9 +68,23 @@ def main() -> None:
     for name in names:
         kinds = split(name, options.batch, not options.no_tune, peaks)
         facts = {"benchmark": "steps", "network": name, "batch": options.batch, **about(), "isa": isa}
-        facts |= {"gflops": round(peaks.flop / 1e9, 1), "copied_gbs": round(peaks.copied_bytes / 1e9, 1)}
+        facts |= rates_of(peaks)
         write_record(output, [{**facts, "tune": not options.no_tune, "kinds": kinds}], UNIT)
         print(row(name, kinds), flush=True)
+
+
+def named(parts: Sequence[str]) -> list[str]:
+    """Returns the networks that have one of the parts in their names; ends the program if there is none."""
+    names = [name for name in whole_networks.NETWORKS if any(part in name for part in parts)]
+    if not names:
+        valid = ", ".join(whole_networks.NETWORKS)
+        raise SystemExit(f"no network has {' or '.join(parts)} in its name; valid: {valid}")
+    return names
+
+
+def rates_of(peaks: floor.Peaks) -> dict[str, float]:
+    """Returns the peaks as a record holds them."""
+    return {"gflops": round(peaks.flop / 1e9, 1), "copied_gbs": round(peaks.copied_bytes / 1e9, 1)}
 
 
 def split(name: str, batch: int, tune: bool, peaks: floor.Peaks) -> dict[str, dict[str, float]]:

@@ -237,6 +237,36 @@ def test_two_dtypes_share_the_time(monkeypatch):
     assert 100.0 * region.ASKED < second < 100.0
 
 
+@pytest.mark.parametrize(
+    ("low", "wide", "rounds"), [([0.1, 0.1, 0.001], 0.002, "many"), ([0.2], 0.3, "one"), ([0.3], 0.2, "one")]
+)
+def test_whole_networks_in_two_dtypes(monkeypatch, low, wide, rounds):
+    """Calls that are short get many rounds, so that one that is interrupted twice at first can still win."""
+    now, calls = [0.0], {"low": 0, "wide": 0}
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr(choose, "time", clock)
+    monkeypatch.setattr(region, "time", clock)
+
+    def ready(name, seconds):
+        def run(leaves):
+            now[0] += seconds[min(calls[name], len(seconds) - 1)]
+            calls[name] += 1
+
+        return region.Ready(*[None] * 4, SimpleNamespace(run=run), ())
+
+    programs = ready("low", low), ready("wide", [wide])
+    found = region._faster(*programs, [])
+    if low[-1] < wide:
+        assert found is programs[0]
+    else:
+        assert found.tape is programs[1].tape
+        assert found.widened.startswith("200.000 ms, bfloat16 300.000")
+    # Beside the first call of each.
+    assert (calls["low"] > 10) == (rounds == "many")
+    if rounds == "one":
+        assert calls == {"low": 2, "wide": 2}
+
+
 def test_optimize_plans_and_does_not_run(monkeypatch):
     ran, run = [], Compiled.run
     monkeypatch.setattr(Compiled, "run", lambda self, leaves: ran.append(1) or run(self, leaves))
